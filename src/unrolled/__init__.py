@@ -1,0 +1,24 @@
+"""Recurrent layers you can open: every number visible, any equation, full speed."""
+
+from unrolled import cells
+from unrolled.cell import Cell, Param
+from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from unrolled.layers import Recurrent
+from unrolled.trace import Trace, trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "GRUCell",
+    "LSTMCell",
+    "Param",
+    "RNNCell",
+    "Recurrent",
+    "Trace",
+    "cells",
+    "trace",
+]

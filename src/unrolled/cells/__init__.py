@@ -1,0 +1,7 @@
+"""The cells, one file each. A new cell is one file here and one line below."""
+
+from unrolled.cells.gru import GRU
+from unrolled.cells.lstm import LSTM
+from unrolled.cells.rnn import RNN
+
+__all__ = ["GRU", "LSTM", "RNN"]

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, relu, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class RNN(Cell):
+    """The simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN."""
+
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+
+    state = ("h",)
+    weight_ih = Param("hidden", "input")
+    weight_hh = Param("hidden", "hidden")
+    bias_ih = Param("hidden")
+    bias_hh = Param("hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        input_sum = linear(x, self.weight_ih, self.bias_ih)
+        hidden_sum = linear(h, self.weight_hh, self.bias_hh)
+        activation = tanh if self.nonlinearity == "tanh" else relu
+        h = activation(input_sum + hidden_sum)
+        return h

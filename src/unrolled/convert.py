@@ -1,0 +1,74 @@
+"""torch.nn's recurrent layers as ours, and ours as torch.nn's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from unrolled.cell import Cell
+from unrolled.drop_in import LAYERS, DropInLayer
+from unrolled.layers import Recurrent
+
+
+def drop_in_of(cell: type[Cell]) -> type[DropInLayer] | None:
+    """The drop-in layer that computes with exactly this cell, if torch.nn has one like it."""
+    return next((layer for layer in LAYERS if layer.cell_class is cell), None)
+
+
+def from_torch(module: nn.Module) -> Recurrent:
+    """Our layer with the very parameters of a torch.nn.RNN, LSTM or GRU, in its mode.
+
+    Raises:
+        TypeError: any other module, or a subclass that computes something of its own.
+    """
+    for ours in LAYERS:
+        if isinstance(module, ours.torch_class):
+            break
+    else:
+        names = ", ".join(f"torch.nn.{ours.torch_class.__name__}" for ours in LAYERS)
+        raise TypeError(
+            f"expected a recurrent layer, one of unrolled's or {names}, got {type(module).__name__}"
+        )
+    if type(module).forward is not ours.torch_class.forward:
+        raise TypeError(
+            f"{type(module).__name__} overrides the forward of torch.nn.{ours.torch_class.__name__}: "
+            "what it computes can't be read from its parameters"
+        )
+    layer = ours(**_arguments(module, ours), device="meta")
+    for name in [name for name, _ in layer.named_parameters()]:
+        delattr(layer, name)
+        setattr(layer, name, getattr(module, name))
+    return layer.train(module.training)
+
+
+def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> nn.RNNBase:
+    """The layer of torch.nn that computes the same, with copies of the parameters, in its mode.
+
+    Args:
+        layer: a layer whose cell torch.nn has.
+        weights: what to take in the place of the layer's own parameters, by name.
+
+    Raises:
+        ValueError: torch.nn has no such cell.
+    """
+    ours = drop_in_of(layer.cell)
+    if ours is None:
+        raise ValueError(f"torch.nn has no layer that computes {layer.cell.__name__}")
+    weights = weights or layer.state_dict()
+    like = next(iter(weights.values()))
+    twin = ours.torch_class(**_arguments(layer, ours), device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(weights[name])
+    return twin.train(layer.training)
+
+
+def _arguments(layer: nn.Module, ours: type[DropInLayer]) -> dict[str, object]:
+    names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+    arguments = {name: getattr(layer, name) for name in names}
+    for name in ours.cell_class.options():
+        chosen = layer.chosen_options() if isinstance(layer, Recurrent) else vars(layer)
+        arguments[name] = chosen[name]
+    return arguments

@@ -1,0 +1,217 @@
+"""torch.nn's recurrent classes by name: the same constructors, call signatures and attributes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from unrolled import cells
+from unrolled.cell import Cell
+from unrolled.layers import Recurrent, SingleStep, State
+
+
+class DropInLayer(Recurrent):
+    """A layer that takes the place of ``torch_class``; it computes with ``cell_class``.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: units of the hidden state.
+        num_layers: layers on top of each other.
+        bias: whether the layer has ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are ``(batch, time, features)``.
+        dropout: the probability of zeroing an output between two layers, in training.
+        bidirectional: a second direction runs from the last step to the first.
+        device, dtype: of the parameters.
+        options: options of the cell.
+
+    Raises:
+        TypeError, ValueError: an argument that can't be used, named.
+    """
+
+    cell_class: ClassVar[type[Cell]]
+    torch_class: ClassVar[type[nn.RNNBase]]
+    proj_size = 0
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        if "proj_size" in options and "proj_size" not in self.cell_class.options():
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(
+            self.cell_class,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+
+    @property
+    def mode(self) -> str:
+        """torch.nn's name for what the layer computes, such as ``"LSTM"`` or ``"RNN_TANH"``."""
+        return self.torch_class.__name__
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None, *, state: State | None = None
+    ) -> tuple[Any, Any]:
+        """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
+
+        ``state`` is another name for ``hx``, the one that every layer of this library takes.
+        """
+        if hx is not None and state is not None:
+            raise TypeError(f"{self._get_name()} got its initial state twice, as hx and as state")
+        return super().forward(input, state if hx is None else hx)
+
+
+class RNN(DropInLayer):
+    """Simple recurrent layer, a drop-in for :class:`torch.nn.RNN`: same arguments, same numbers.
+
+    Args:
+        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are those not named here.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    cell_class = cells.RNN
+    torch_class = nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **unknown: Any,
+    ) -> None:
+        flags = (bias, batch_first, dropout, bidirectional, device, dtype)
+        super().__init__(input_size, hidden_size, num_layers, *flags, nonlinearity=nonlinearity, **unknown)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def mode(self) -> str:
+        """``"RNN_TANH"`` or ``"RNN_RELU"``, as in torch.nn."""
+        return f"RNN_{self.nonlinearity.upper()}"
+
+    def _special_options(self) -> dict[str, Any]:
+        return {}  # the repr of torch.nn.RNN does not show its nonlinearity
+
+
+class LSTM(DropInLayer):
+    """Long short-term memory, a drop-in for :class:`torch.nn.LSTM`: same arguments, same numbers.
+
+    Args:
+        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are those not named here.
+        proj_size: above 0, the hidden state is projected to that many features.
+    """
+
+    cell_class = cells.LSTM
+    torch_class = nn.LSTM
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        **unknown: Any,
+    ) -> None:
+        flags = (bias, batch_first, dropout, bidirectional, device, dtype)
+        super().__init__(input_size, hidden_size, num_layers, *flags, proj_size=proj_size, **unknown)
+        self.proj_size = proj_size
+
+
+class GRU(DropInLayer):
+    """Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: same arguments, same numbers.
+
+    Args:
+        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are all others.
+    """
+
+    cell_class = cells.GRU
+    torch_class = nn.GRU
+
+
+class DropInCell(SingleStep):
+    """One step in the place of a torch.nn cell."""
+
+    cell_class: ClassVar[type[Cell]]
+
+    def forward(self, input: Tensor, hx: State | None = None) -> Any:
+        """Run one step: ``(batch, input)`` or ``(input,)``, and the state, to the new state."""
+        return super().forward(input, hx)
+
+
+class RNNCell(DropInCell):
+    """One step of :class:`RNN`, a drop-in for :class:`torch.nn.RNNCell`."""
+
+    cell_class = cells.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            self.cell_class,
+            input_size,
+            hidden_size,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            nonlinearity=nonlinearity,
+        )
+        self.nonlinearity = nonlinearity
+
+
+class _GatedCell(DropInCell):
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
+
+
+class LSTMCell(_GatedCell):
+    """One step of :class:`LSTM`, a drop-in for :class:`torch.nn.LSTMCell`."""
+
+    cell_class = cells.LSTM
+
+
+class GRUCell(_GatedCell):
+    """One step of :class:`GRU`, a drop-in for :class:`torch.nn.GRUCell`."""
+
+    cell_class = cells.GRU
+
+
+LAYERS: tuple[type[DropInLayer], ...] = (RNN, LSTM, GRU)

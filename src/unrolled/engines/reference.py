@@ -1,0 +1,60 @@
+"""The reference engine: the step as it is written, one time step after another, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unrolled.cell import Cell
+
+
+def run(
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    sizes: tuple[int, ...] | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a cell over a sequence.
+
+    Args:
+        cell: with its parameters bound.
+        x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
+        state: the initial states, each ``(batch, size)``.
+        sizes: how many rows have a step at each time, never growing; None: all of them.
+        reverse: from the last time step to the first.
+
+    Returns:
+        The first state after every step, laid out as ``x``, and each row's final states.
+
+    Raises:
+        TypeError, ValueError: the step returns something else than its states.
+    """
+    steps = x.unbind(0) if sizes is None else x.split(sizes)
+    outputs: list[Tensor] = [x] * len(steps)
+    for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
+        rows = len(steps[t])
+        running = tuple(whole[:rows] for whole in state) if rows < len(state[0]) else state
+        new = cell.step(steps[t], *running)
+        new = new if isinstance(new, tuple) else (new,)
+        if count == 0:
+            _check_step(cell, new, running)
+        outputs[t] = new[0]
+        if rows < len(state[0]):
+            new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
+        state = new
+    return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
+
+
+def _check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
+    step = f"{type(cell).__name__}.step"
+    names = ", ".join(cell.state)
+    if len(new) != len(old):
+        raise TypeError(f"{step} should return {len(old)} states ({names}), got {len(new)}")
+    for name, after, before in zip(cell.state, new, old, strict=True):
+        if not isinstance(after, Tensor):
+            raise TypeError(f"{step} should return tensors ({names}), got {type(after).__name__} for {name}")
+        if after.shape != before.shape:
+            raise ValueError(
+                f"{step} returned {name} of shape {tuple(after.shape)}, expected {tuple(before.shape)}"
+            )

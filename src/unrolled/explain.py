@@ -1,0 +1,205 @@
+"""The arithmetic behind one number of a step, as text with the numbers put in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_SUM, _PRODUCT, _ATOM = range(3)  # how tightly a text holds together
+_INFIX = {"add": (" + ", _SUM), "sub": (" - ", _SUM), "mul": ("·", _PRODUCT), "div": (" / ", _PRODUCT)}
+_SAME_AS = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
+_MOVES = frozenset(  # functions that only move elements
+    {"chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select", "index_select", "flip"}
+    | {"cat", "concat", "concatenate", "hstack", "stack", "expand", "expand_as", "repeat", "roll", "clone"}
+    | {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
+    | {"transpose", "swapaxes", "permute", "movedim", "t", "T", "mT"}
+)
+
+
+def number(value: float) -> str:
+    """A number to four decimal places; in scientific form where that would hide it."""
+    if not math.isfinite(value) or value == 0 or 5e-5 <= abs(value) < 1e5:
+        return f"{value:.4f}"
+    return f"{value:.3e}"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How a tensor came to be: a call and, where it returned several tensors, which one."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    which: int | None
+
+
+class Recording(TorchFunctionMode):
+    """While active, notes for every new tensor the torch function that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, _Made | None] = {}
+        self._alive: list[Any] = []  # an id stays valid as long as its tensor lives
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        several = isinstance(result, (tuple, list))
+        for which, tensor in enumerate(result if several else (result,)):
+            if isinstance(tensor, Tensor):
+                made = _Made(_name(func), func, args, kwargs or {}, which if several else None)
+                known = id(tensor) in self._made or any(tensor is argument for argument in args)
+                self._made[id(tensor)] = None if known else made  # None: changed in place, no one call
+                self._alive.append(tensor)
+        return result
+
+    def explain(self, tensor: Tensor, row: int, unit: int, named: Mapping[str, Tensor], terms: int) -> str:
+        """The arithmetic that made ``tensor[row, unit]``, down to the named tensors, and its value.
+
+        Args:
+            tensor: made while this was active.
+            row: of ``tensor``.
+            unit: of ``tensor``.
+            named: tensors that have a name in the step and are shown as numbers.
+            terms: a longer sum shows its largest terms, this many, and what the others add up to.
+        """
+        shown_as_number = {id(value) for value in named.values()} - {id(tensor)}
+        text, _ = _Writer(self._made, shown_as_number, terms).write(tensor, (row, unit))
+        return f"{text} = {number(tensor[row, unit].item())}"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    made: dict[int, _Made | None]
+    shown_as_number: set[int]
+    terms: int
+
+    def write(self, tensor: Any, index: tuple[int, ...]) -> tuple[str, int]:
+        """The text of one element, and how tightly it holds together."""
+        if not isinstance(tensor, Tensor):
+            return (f"{tensor:g}" if isinstance(tensor, float) else str(tensor)), _ATOM
+        made = self.made.get(id(tensor))
+        if made is None or id(tensor) in self.shown_as_number:
+            return number(tensor[index].item()), _ATOM
+        if made.name in _INFIX and len(made.args) == 2 and not made.kwargs:
+            return self._infix(made, tensor, index)
+        if made.name == "neg" and len(made.args) == 1:
+            return "-" + self._held(made.args[0], index, _ATOM), _PRODUCT
+        if made.name in ("linear", "matmul") and len(index) == 2:
+            return self._products(made, index)
+        if made.name in _MOVES:
+            return self._moved(made, index)
+        return self._call(made, tensor, index)
+
+    def _held(self, tensor: Any, index: tuple[int, ...], strength: int) -> str:
+        text, own = self.write(tensor, _broadcast(tensor, index))
+        return text if own >= strength else f"({text})"
+
+    def _infix(self, made: _Made, tensor: Tensor, index: tuple[int, ...]) -> tuple[str, int]:
+        sign, strength = _INFIX[made.name]
+        left, right = made.args
+        if made.function.__name__.strip("_") in ("rsub", "rdiv", "rtruediv"):
+            left, right = right, left
+        right_strength = strength if made.name in ("add", "mul") else strength + 1
+        return self._held(left, index, strength) + sign + self._held(right, index, right_strength), strength
+
+    def _products(self, made: _Made, index: tuple[int, ...]) -> tuple[str, int]:
+        """A weighted sum: every weight times what it weighs, and the bias."""
+        row, unit = index
+        given = dict(zip(("input", "weight", "bias"), made.args, strict=False)) | made.kwargs
+        if made.name == "linear":
+            left, right, bias = given["input"], given["weight"][unit], given.get("bias")
+        else:
+            left, right, bias = made.args[0], made.args[1][..., unit], None
+        weighed, weights = left[row].tolist(), right.tolist()
+        size = [
+            abs(w * v) if math.isfinite(w * v) else math.inf for w, v in zip(weights, weighed, strict=True)
+        ]
+        largest = sorted(sorted(range(len(size)), key=lambda k: -size[k])[: self.terms])
+        parts = [f"{number(weights[k])}·{number(weighed[k])}" for k in largest]
+        others = set(range(len(size))) - set(largest)
+        if others:
+            rest = math.fsum(weights[k] * weighed[k] for k in others)
+            parts.append(f"({len(others)} more terms: {number(rest)})")
+        if bias is not None:
+            parts.append(number(bias[unit].item()))
+        return " + ".join(parts), _SUM if len(parts) > 1 else _PRODUCT
+
+    def _moved(self, made: _Made, index: tuple[int, ...]) -> tuple[str, int]:
+        """Follow an element through a function that only moves elements: move their numbers."""
+        sources: list[Tensor] = []
+
+        def numbered(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(numbered(part) for part in value)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            start = sum(source.numel() for source in sources)
+            sources.append(value)
+            return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
+
+        moved = made.function(*map(numbered, made.args), **{k: numbered(v) for k, v in made.kwargs.items()})
+        place = int((moved if made.which is None else moved[made.which])[index])
+        for source in sources:
+            if place < source.numel():
+                where = torch.unravel_index(torch.tensor(place), source.shape)
+                return self.write(source, tuple(int(axis) for axis in where))
+            place -= source.numel()
+        raise AssertionError("an element came from nowhere")
+
+    def _call(self, made: _Made, tensor: Tensor, index: tuple[int, ...]) -> tuple[str, int]:
+        """Any other function: of the element's own numbers, or of whole rows."""
+        arguments = [*made.args, *made.kwargs.values()]
+        if made.which is None and self._is_elementwise(made, tensor, index):
+            texts = [self.write(value, _broadcast(value, index))[0] for value in arguments]
+            return f"{made.name}({', '.join(texts)})", _ATOM
+        row = index[0]
+        rows = [
+            _shortened((value[row] if value.dim() > 1 else value).flatten().tolist(), self.terms)
+            for value in arguments
+            if isinstance(value, Tensor) and value.dim() > 0
+        ]
+        return f"{made.name}({', '.join(rows)})[{index[-1]}]", _ATOM
+
+    @staticmethod
+    def _is_elementwise(made: _Made, tensor: Tensor, index: tuple[int, ...]) -> bool:
+        def one(value: Any) -> Any:
+            return value[_broadcast(value, index)].reshape(1, 1) if isinstance(value, Tensor) else value
+
+        try:
+            alone = made.function(*map(one, made.args), **{k: one(v) for k, v in made.kwargs.items()})
+            return torch.allclose(alone.reshape(()), tensor[index], equal_nan=True)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return False
+
+
+def _name(function: Any) -> str:
+    """``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__ alike."""
+    name = function.__name__.strip("_")
+    if name == "get":  # a property such as Tensor.T
+        return str(function.__self__.__name__)
+    if function.__name__.startswith("__r") and name[1:] in (*_INFIX, "truediv", "matmul"):
+        name = name[1:]
+    name = {"rsub": "sub"}.get(name, name)
+    return _SAME_AS.get(name, name)
+
+
+def _broadcast(value: Any, index: tuple[int, ...]) -> tuple[int, ...]:
+    """The index of the element of ``value`` that meets ``index`` under broadcasting."""
+    if not isinstance(value, Tensor):
+        return index
+    tail = index[len(index) - value.dim() :]
+    return tuple(0 if size == 1 else k for size, k in zip(value.shape, tail, strict=True))
+
+
+def _shortened(values: list[float], count: int) -> str:
+    texts = [number(value) for value in values[:count]]
+    return f"[{', '.join([*texts, '…'] if len(values) > count else texts)}]"

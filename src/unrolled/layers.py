@@ -1,0 +1,385 @@
+"""Layers of any cell: stacking, directions, dropout, initial states, torch.nn's parameter names."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence
+
+from unrolled import engines
+from unrolled.cell import Cell
+from unrolled.sequence import InputError, Sequence
+
+State = Tensor | tuple[Tensor, ...]
+Run = Callable[
+    [Cell, Tensor, tuple[Tensor, ...], tuple[int, ...] | None, bool], tuple[Tensor, tuple[Tensor, ...]]
+]
+
+
+class _CellModule(nn.Module):
+    """Owns the parameters of cells; a cell's names get a suffix such as ``_l0_reverse``."""
+
+    def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
+        super().__init__()
+        self._cells = cells
+        for suffix, cell in cells.items():
+            for name, shape in cell.shapes().items():
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                self.register_parameter(name + suffix, nn.Parameter(empty))
+        self.reset_parameters()
+
+    @property
+    def _first(self) -> Cell:
+        return next(iter(self._cells.values()))
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The value of every option of the cell."""
+        return self._first.chosen_options()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
+        for suffix, cell in self._cells.items():
+            params = cell.params()
+            for name in cell.shapes():
+                params[name].fill(getattr(self, name + suffix), cell.hidden)
+
+    def _bind(self, suffix: str) -> Cell:
+        cell = self._cells[suffix]
+        return cell.bind({name: getattr(self, name + suffix) for name in cell.shapes()})
+
+    def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
+        """What a user gave as state, as a tuple with a tensor for each state of the cell."""
+        names = tuple(self._first.state)
+        one = len(names) == 1
+        given = (state,) if one else state
+        expected = "a tensor" if one else f"a tuple of {len(names)} tensors"
+        if not isinstance(given, (tuple, list)) or not all(isinstance(part, Tensor) for part in given):
+            raise TypeError(
+                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {_describe(state)}"
+            )
+        if len(given) != len(names):
+            raise InputError(
+                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {len(given)}"
+            )
+        return tuple(given)
+
+    def _check(self, what: str, tensor: Tensor) -> None:
+        """Raise where a tensor's dtype or device is not that of the parameters."""
+        weight = next(self.parameters(), None)
+        if weight is None:
+            return
+        if tensor.device != weight.device:
+            raise InputError(
+                f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
+                f"one with .to({str(weight.device)!r})"
+            )
+        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise InputError(
+                f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({tensor.dtype})"
+            )
+
+
+class Recurrent(_CellModule):
+    """A recurrent layer of any cell, with the options and the parameter names of torch.nn.LSTM.
+
+    Shapes: T time steps, B rows (batch), I input features, H features of the output (the first
+    state), K = ``num_layers`` × directions.
+
+    Args:
+        cell: the class of the cell, a subclass of :class:`Cell`.
+        input_size: I, features of the input.
+        hidden_size: units of the hidden state.
+        num_layers: layers on top of each other, each reading the output of the one below.
+        bias: whether the parameters whose names begin with ``bias`` exist.
+        batch_first: input and output are ``(B, T, features)`` instead of ``(T, B, features)``.
+        dropout: the probability of zeroing an output between two layers, in training.
+        bidirectional: a second cell runs from the last step to the first; outputs are joined.
+        device, dtype: of the parameters.
+        cell_options: options of the cell.
+
+    Raises:
+        TypeError, ValueError: an argument or option that can't be used, named.
+    """
+
+    def __init__(
+        self,
+        cell: type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **cell_options: Any,
+    ) -> None:
+        if not (isinstance(cell, type) and issubclass(cell, Cell)):
+            raise TypeError(f"cell should be a subclass of unrolled.Cell, got {cell!r}")
+        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element "
+                f"being zeroed, got {dropout!r}"
+            )
+        for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+        if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+        if num_layers <= 0:
+            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+                f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
+                stacklevel=1 + _constructors(type(self)),
+            )
+        _check_options(type(self), cell, cell_options)
+        directions = ("", "_reverse") if bidirectional else ("",)
+        cells = {}
+        features = input_size
+        for k in range(num_layers):
+            for direction in directions:
+                made = cells[f"_l{k}{direction}"] = cell(features, hidden_size, bias=bias, **cell_options)
+            features = len(directions) * next(iter(made.state_sizes().values()))
+        super().__init__(cells, device, dtype)
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+
+    def forward(self, x: Tensor | PackedSequence, state: State | None = None) -> tuple[Any, Any]:
+        """Run the layer.
+
+        Args:
+            x: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` for one sequence, or a
+                ``torch.nn.utils.rnn.PackedSequence``.
+            state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
+                where the cell keeps several. None: zeros.
+
+        Returns:
+            The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
+            final state, laid out as ``state``.
+
+        Raises:
+            TypeError, ValueError: an input or state that doesn't fit, with what was expected.
+        """
+        return self.unroll(x, state, engines.run)
+
+    def unroll(
+        self, x: Tensor | PackedSequence, state: State | None, run: Run
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """:meth:`forward` with ``run`` in the place of the engine, once a layer and direction."""
+        name = self._get_name()
+        sequence = Sequence.of(x, self.batch_first, name)
+        self._check(f"{name} input", sequence.steps)
+        if sequence.steps.shape[-1] != self.input_size:
+            raise InputError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
+            )
+        initial = self._initial(state, sequence)
+        steps, final = sequence.steps, []
+        for k in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True)[: 1 + self.bidirectional]:
+                cell = self._bind(f"_l{k}_reverse" if reverse else f"_l{k}")
+                start = tuple(part[len(final)] for part in initial)
+                output, last = run(cell, steps, start, sequence.sizes, reverse)
+                outputs.append(output)
+                final.append(last)
+            steps = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
+            if self.training and self.dropout > 0 and k + 1 < self.num_layers:
+                steps = drop(steps, self.dropout)
+        states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
+        return sequence.output(steps), states if len(states) > 1 else states[0]
+
+    def flatten_parameters(self) -> None:
+        """Do nothing; torch.nn's layers have this method, and models call it."""
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of every layer and direction, as in torch.nn."""
+        return [
+            [getattr(self, name + suffix) for name in cell.shapes()] for suffix, cell in self._cells.items()
+        ]
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, in torch.nn's form."""
+        parts = [self.cell.__name__] if type(self) is Recurrent else []
+        parts += [str(self.input_size), str(self.hidden_size)]
+        parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
+        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        for name, default in shown.items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)}")
+        return ", ".join(parts)
+
+    def _special_options(self) -> dict[str, Any]:
+        """The options of the cell that differ from their defaults, for the repr."""
+        defaults = self.cell.options()
+        return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
+
+    def _initial(self, state: State | None, sequence: Sequence) -> tuple[Tensor, ...]:
+        count, batch = len(self._cells), sequence.batch
+        expected = {
+            state_name: (count, batch, size) for state_name, size in self._first.state_sizes().items()
+        }
+        if state is None:
+            return tuple(sequence.steps.new_zeros(shape) for shape in expected.values())
+        given = self._states(state, self._get_name())
+        for (state_name, shape), part in zip(expected.items(), given, strict=True):
+            if not sequence.batched:
+                shape = (shape[0], shape[2])
+            if part.dim() != len(shape):
+                kind = "batched 3-D" if sequence.batched else "unbatched 2-D"
+                every = " and ".join(f"{name}x" for name in expected)
+                ranks = ", ".join(f"{part.dim()}-D" for part in given)
+                raise InputError(
+                    f"For {kind} input, {every} should also be {len(shape)}-D but got "
+                    + (f"{ranks} tensor" if len(given) == 1 else f"({ranks}) tensors")
+                )
+            if tuple(part.shape) != shape:
+                raise InputError(
+                    f"Expected hidden size {shape}, got {list(part.shape)} for the state {state_name}"
+                )
+            self._check(f"{self._get_name()} state {state_name}", part)
+        return tuple(sequence.state_in(part) for part in given)
+
+
+class SingleStep(_CellModule):
+    """One step of any cell, as torch.nn.LSTMCell has it.
+
+    Args:
+        cell: the class of the cell, a subclass of :class:`Cell`.
+        input_size: features of the input.
+        hidden_size: units of the hidden state.
+        bias: whether the parameters whose names begin with ``bias`` exist.
+        device, dtype: of the parameters.
+        cell_options: options of the cell.
+    """
+
+    def __init__(
+        self,
+        cell: type[Cell],
+        input_size: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        **cell_options: Any,
+    ) -> None:
+        made = cell(input_size, hidden_size, bias=bias, **cell_options)
+        super().__init__({"": made}, device, dtype)
+        for name in made.params():
+            if name not in made.shapes():
+                self.register_parameter(name, None)
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+
+    def forward(self, x: Tensor, state: State | None = None) -> Any:
+        """Run one step.
+
+        Args:
+            x: ``(batch, input)``, or ``(input,)`` for one row.
+            state: ``(batch, hidden)`` or ``(hidden,)``; a tuple of such where the cell keeps several.
+                None: zeros.
+
+        Returns:
+            The new state, laid out as ``state``.
+
+        Raises:
+            TypeError, ValueError: an input or state that doesn't fit, with what was expected.
+        """
+        name, cell = self._get_name(), self._bind("")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
+        if x.dim() not in (1, 2):
+            raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
+        self._check(f"{name} input", x)
+        if x.shape[-1] != self.input_size:
+            raise InputError(
+                f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}"
+            )
+        rows = x if x.dim() == 2 else x.unsqueeze(0)
+        initial = self._initial(state, rows, batched=x.dim() == 2)
+        _, final = engines.run(cell, rows.unsqueeze(0), initial, None, False)
+        final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
+        return final if len(final) > 1 else final[0]
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, in torch.nn's form."""
+        parts = [str(self.input_size), str(self.hidden_size)]
+        if not self.bias:
+            parts.append("bias=False")
+        options, chosen = self.cell.options(), self.chosen_options()
+        parts += [f"{name}={chosen[name]}" for name in options if chosen[name] != options[name]]
+        return ", ".join(parts)
+
+    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...]:
+        name, sizes = self._get_name(), self._first.state_sizes()
+        if state is None:
+            return tuple(rows.new_zeros(len(rows), size) for size in sizes.values())
+        given = self._states(state, name)
+        for index, (part, size) in enumerate(zip(given, sizes.values(), strict=True)):
+            which = f"hx[{index}]" if len(given) > 1 else "hidden"
+            if part.dim() not in (1, 2):
+                raise InputError(f"{name}: Expected {which} to be 1D or 2D, got {part.dim()}D instead")
+            if part.dim() != 1 + batched:
+                raise InputError(
+                    f"{name}: Expected {which} to be {1 + batched}D as the input is, got {part.dim()}D"
+                )
+            self._check(f"{name} {which}", part)
+            if part.shape[-1] != size:
+                raise InputError(
+                    f"hidden{index} has inconsistent hidden_size: got {part.shape[-1]}, expected {size}"
+                )
+            if batched and len(part) != len(rows):
+                raise InputError(
+                    f"Input batch size {len(rows)} doesn't match hidden{index} batch size {len(part)}"
+                )
+        return given if batched else tuple(part.unsqueeze(0) for part in given)
+
+
+def _constructors(layer: type[Recurrent]) -> int:
+    """How many constructors stand between a user's call and Recurrent's own, that one included."""
+    above = layer.__mro__[: layer.__mro__.index(Recurrent) + 1]
+    return sum("__init__" in vars(base) for base in above)
+
+
+def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, Any]) -> None:
+    known = [
+        name
+        for name in inspect.signature(layer).parameters
+        if name not in ("cell", "cell_options", "options", "unknown")
+    ]
+    known += [name for name in cell.options() if name not in known]
+    for name in given:
+        if name not in cell.options():
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise TypeError(f"{layer.__name__} of {cell.__name__} has no option {name!r}: {hint}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
+    return f"a {type(value).__name__}"

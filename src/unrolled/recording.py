@@ -1,0 +1,103 @@
+"""The local variables of a cell's step, kept while an engine runs it."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from unrolled.cell import Cell
+from unrolled.sequence import Sequence
+
+
+class StepRecorder:
+    """Keeps the named quantities of every step that its ``cell`` runs."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell.bind({})
+        self.cell.__dict__["step"] = self._step
+        self._original = cell
+        self._kept: list[dict[str, Tensor]] = []
+        self._per_row: set[str] = set()
+
+    def values(self, steps: Sequence, reverse: bool) -> dict[str, Tensor]:
+        """Every quantity that each step has, ``(time, batch, size)``, zeros past the end of a row."""
+        along = self._kept[::-1] if reverse else self._kept
+        names = [name for name in along[0] if name in self._per_row]
+        names = [name for name in names if all(name in kept for kept in along)]
+        join = torch.stack if steps.sizes is None else torch.cat
+        return {name: steps.padded(join([kept[name] for kept in along])) for name in names}
+
+    def _step(self, x: Tensor, *state: Tensor) -> Any:
+        if not self._kept:
+            self._per_row = _names_per_row(self._original, x, *state)
+        new, named = run_with_names(self._original, x, *state)
+        self._kept.append({name: value.detach().clone() for name, value in named.items()})
+        return new
+
+
+def _names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
+    """The names whose tensors have a row for each row of the input, seen by giving one row more."""
+
+    def one_more(part: Tensor) -> Tensor:
+        return torch.cat((part, part.new_zeros(1, *part.shape[1:])))
+
+    with torch.random.fork_rng(cuda_devices(x)):
+        now = run_with_names(cell, x, *state)[1]
+        more = run_with_names(cell, one_more(x), *map(one_more, state))[1]
+    grown = {name for name in now if name in more and more[name].dim() and now[name].dim()}
+    return {name for name in grown if more[name].shape[0] == now[name].shape[0] + 1 == len(x) + 1}
+
+
+def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Run a step; what it returns, and its local tensors by name in the order of their lines."""
+    codes = [
+        inspect.unwrap(vars(base)["step"]).__code__
+        for base in reversed(type(cell).__mro__)
+        if issubclass(base, Cell) and "step" in vars(base)
+    ]
+    found: dict[str, Tensor] = {}
+
+    def at_return(frame: Any, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_code in codes:
+            local = frame.f_locals
+            names = [name for name in _assigned(frame.f_code) if isinstance(local.get(name), Tensor)]
+            found.update({name: local[name] for name in names})
+
+    previous = sys.getprofile()
+    sys.setprofile(at_return)
+    try:
+        new = cell.step(x, *state)
+    finally:
+        if hasattr(previous, "enable"):  # cProfile before Python 3.12 is switched on in its own way
+            previous.enable()
+        else:
+            sys.setprofile(previous)
+    returned = new if isinstance(new, tuple) else (new,)
+    if len(returned) == len(tuple(cell.state)):
+        found.update(zip(cell.state, returned, strict=True))
+    return new, {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _assigned(code: CodeType) -> list[str]:
+    """The local variables that a function assigns, in the order of their first assignment."""
+    names: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname.startswith(("STORE_FAST", "STORE_DEREF")):
+            stored = instruction.argval
+            if isinstance(stored, tuple):  # one instruction for two variables, from Python 3.13
+                stored = stored if instruction.opname == "STORE_FAST_STORE_FAST" else stored[:1]
+            names += stored if isinstance(stored, tuple) else (stored,)
+    return list(dict.fromkeys(names))
+
+
+def cuda_devices(x: Any) -> list[torch.device]:
+    """The devices beside the CPU whose random state a run on this input may change."""
+    data = x.data if isinstance(x, PackedSequence) else x
+    return [data.device] if isinstance(data, Tensor) and data.is_cuda else []
