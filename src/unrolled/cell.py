@@ -120,7 +120,8 @@ class Cell:
     ``state`` names the states in the order in which ``step`` takes and returns them; the first one
     is the output. Each is ``(batch, hidden)``; where a size differs, ``state`` is a mapping from name
     to size expression: ``{"h": "proj_size or hidden", "c": "hidden"}``. An annotated attribute is an
-    option that a layer takes by keyword. Local variables of ``step`` are the names in a trace.
+    option that a layer takes by keyword. Local variables of ``step`` are the names in a trace; a
+    section ``Quantities:`` of the docstring may say what each is, a line ``name: words`` for each.
 
     Args:
         input_size: features of the input of a step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,9 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
     return twin.train(layer.training)
 
 
-def _arguments(layer: nn.Module, ours: type[DropInLayer]) -> dict[str, object]:
+def _arguments(layer: nn.Module, ours: type[DropInLayer]) -> dict[str, Any]:
     names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
-    arguments = {name: getattr(layer, name) for name in names}
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
     for name in ours.cell_class.options():
         chosen = layer.chosen_options() if isinstance(layer, Recurrent) else vars(layer)
         arguments[name] = chosen[name]

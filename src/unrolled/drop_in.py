@@ -68,7 +68,7 @@ class DropInLayer(Recurrent):
         """torch.nn's name for what the layer computes, such as ``"LSTM"`` or ``"RNN_TANH"``."""
         return self.torch_class.__name__
 
-    def forward(
+    def forward(  # type: ignore[override]  # torch.nn's argument names
         self, input: Tensor | PackedSequence, hx: State | None = None, *, state: State | None = None
     ) -> tuple[Any, Any]:
         """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
@@ -76,7 +76,7 @@ class DropInLayer(Recurrent):
         ``state`` is another name for ``hx``, the one that every layer of this library takes.
         """
         if hx is not None and state is not None:
-            raise TypeError(f"{self._get_name()} got its initial state twice, as hx and as state")
+            raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
         return super().forward(input, state if hx is None else hx)
 
 

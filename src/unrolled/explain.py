@@ -183,7 +183,7 @@ class _Writer:
 
 def _name(function: Any) -> str:
     """``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__ alike."""
-    name = function.__name__.strip("_")
+    name = str(function.__name__).strip("_")
     if name == "get":  # a property such as Tensor.T
         return str(function.__self__.__name__)
     if function.__name__.startswith("__r") and name[1:] in (*_INFIX, "truediv", "matmul"):

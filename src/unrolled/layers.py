@@ -19,9 +19,7 @@ from unrolled.cell import Cell
 from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
-Run = Callable[
-    [Cell, Tensor, tuple[Tensor, ...], tuple[int, ...] | None, bool], tuple[Tensor, tuple[Tensor, ...]]
-]
+Run = Callable[[Cell, Tensor, tuple[Tensor, ...], list[int] | None, bool], tuple[Tensor, tuple[Tensor, ...]]]
 
 
 class _CellModule(nn.Module):
@@ -35,6 +33,11 @@ class _CellModule(nn.Module):
                 empty = torch.empty(shape, device=device, dtype=dtype)
                 self.register_parameter(name + suffix, nn.Parameter(empty))
         self.reset_parameters()
+
+    @property
+    def _label(self) -> str:
+        """The name of the class, for messages."""
+        return type(self).__name__
 
     @property
     def _first(self) -> Cell:
@@ -59,7 +62,7 @@ class _CellModule(nn.Module):
         """What a user gave as state, as a tuple with a tensor for each state of the cell."""
         names = tuple(self._first.state)
         one = len(names) == 1
-        given = (state,) if one else state
+        given: Any = (state,) if one else state
         expected = "a tensor" if one else f"a tuple of {len(names)} tensors"
         if not isinstance(given, (tuple, list)) or not all(isinstance(part, Tensor) for part in given):
             raise TypeError(
@@ -109,6 +112,15 @@ class Recurrent(_CellModule):
     Raises:
         TypeError, ValueError: an argument or option that can't be used, named.
     """
+
+    cell: type[Cell]
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
 
     def __init__(
         self,
@@ -185,7 +197,7 @@ class Recurrent(_CellModule):
         self, x: Tensor | PackedSequence, state: State | None, run: Run
     ) -> tuple[Tensor | PackedSequence, State]:
         """:meth:`forward` with ``run`` in the place of the engine, once a layer and direction."""
-        name = self._get_name()
+        name = self._label
         sequence = Sequence.of(x, self.batch_first, name)
         self._check(f"{name} input", sequence.steps)
         if sequence.steps.shape[-1] != self.input_size:
@@ -194,7 +206,7 @@ class Recurrent(_CellModule):
                 f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
             )
         initial = self._initial(state, sequence)
-        steps, final = sequence.steps, []
+        steps, final = sequence.steps, list[tuple[Tensor, ...]]()
         for k in range(self.num_layers):
             outputs = []
             for reverse in (False, True)[: 1 + self.bidirectional]:
@@ -242,23 +254,22 @@ class Recurrent(_CellModule):
         }
         if state is None:
             return tuple(sequence.steps.new_zeros(shape) for shape in expected.values())
-        given = self._states(state, self._get_name())
+        given = self._states(state, self._label)
         for (state_name, shape), part in zip(expected.items(), given, strict=True):
-            if not sequence.batched:
-                shape = (shape[0], shape[2])
-            if part.dim() != len(shape):
+            wanted = shape if sequence.batched else (shape[0], shape[2])
+            if part.dim() != len(wanted):
                 kind = "batched 3-D" if sequence.batched else "unbatched 2-D"
                 every = " and ".join(f"{name}x" for name in expected)
                 ranks = ", ".join(f"{part.dim()}-D" for part in given)
                 raise InputError(
-                    f"For {kind} input, {every} should also be {len(shape)}-D but got "
+                    f"For {kind} input, {every} should also be {len(wanted)}-D but got "
                     + (f"{ranks} tensor" if len(given) == 1 else f"({ranks}) tensors")
                 )
-            if tuple(part.shape) != shape:
+            if tuple(part.shape) != wanted:
                 raise InputError(
-                    f"Expected hidden size {shape}, got {list(part.shape)} for the state {state_name}"
+                    f"Expected hidden size {wanted}, got {list(part.shape)} for the state {state_name}"
                 )
-            self._check(f"{self._get_name()} state {state_name}", part)
+            self._check(f"{self._label} state {state_name}", part)
         return tuple(sequence.state_in(part) for part in given)
 
 
@@ -309,7 +320,7 @@ class SingleStep(_CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        name, cell = self._get_name(), self._bind("")
+        name, cell = self._label, self._bind("")
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
         if x.dim() not in (1, 2):
@@ -335,7 +346,7 @@ class SingleStep(_CellModule):
         return ", ".join(parts)
 
     def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...]:
-        name, sizes = self._get_name(), self._first.state_sizes()
+        name, sizes = self._label, self._first.state_sizes()
         if state is None:
             return tuple(rows.new_zeros(len(rows), size) for size in sizes.values())
         given = self._states(state, name)

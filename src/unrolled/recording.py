@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import dis
 import inspect
 import sys
@@ -75,7 +76,7 @@ def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str
     try:
         new = cell.step(x, *state)
     finally:
-        if hasattr(previous, "enable"):  # cProfile before Python 3.12 is switched on in its own way
+        if isinstance(previous, cProfile.Profile):  # before Python 3.12 it has a switch of its own
             previous.enable()
         else:
             sys.setprofile(previous)

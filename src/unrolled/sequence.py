@@ -26,7 +26,7 @@ class Sequence:
     """
 
     steps: Tensor
-    sizes: tuple[int, ...] | None = None
+    sizes: list[int] | None = None
     packed: PackedSequence | None = None
     batched: bool = True
     batch_first: bool = False
@@ -50,7 +50,7 @@ class Sequence:
                 raise InputError(
                     f"{layer}: packed data must have 2 dimensions (steps, features), got {x.data.dim()}"
                 )
-            return cls(x.data, tuple(x.batch_sizes.tolist()), packed=x)
+            return cls(x.data, x.batch_sizes.tolist(), packed=x)
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
@@ -95,7 +95,7 @@ class Sequence:
         if self.sizes is None:
             return steps
         full = steps.new_zeros(len(self.sizes), self.batch, *steps.shape[1:])
-        for t, alive in enumerate(steps.split(self.sizes)):
+        for t, alive in enumerate(torch.split(steps, self.sizes)):
             full[t, : len(alive)] = alive
         return self.to_user_order(full, 1)
 

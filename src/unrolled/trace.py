@@ -94,7 +94,8 @@ class LayerTrace:
             )
         unit = _index("unit", unit, values.shape[2])
         state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
-        with torch.no_grad(), torch.random.fork_rng([]), Recording() as recording:
+        recording = Recording()
+        with torch.no_grad(), torch.random.fork_rng([]), recording:
             _, named = run_with_names(self.cell, self.input[step, batch].unsqueeze(0), *state)
         return recording.explain(named[name], 0, unit, named, terms)
 
@@ -135,6 +136,8 @@ class Trace:
 
     Attributes:
         module: the module that was traced.
+        recurrent: the layer of this library that has its parameters; ``module`` itself if it is one.
+        input: what the module was given.
         output, final_state: what the module returns for this input.
         layers: every layer and direction, in the order in which they run.
     """
@@ -151,8 +154,8 @@ class Trace:
         self.module = module
         self.layers = tuple(layers)
         self.output, self.final_state = result
-        self._recurrent = recurrent
-        self._call = call
+        self.recurrent = recurrent
+        self.input, self._state = call
         self._random_state = random_state
 
     @property
@@ -221,11 +224,11 @@ class Trace:
             for part in self.layers
             for name in part.cell.shapes()
         }
-        twin = convert.to_torch(self._recurrent, weights)
+        twin = convert.to_torch(self.recurrent, weights)
         with torch.no_grad(), torch.random.fork_rng([]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
             torch.set_rng_state(self._random_state)
-            theirs = twin(*self._call)
+            theirs = twin(self.input, self._state)
         ours = _tensors((self.output, self.final_state))
         pairs = zip(ours, _tensors(theirs), strict=True)
         return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())

@@ -7,7 +7,16 @@ from unrolled.cell import Cell, Param
 
 
 class GRU(Cell):
-    """Gated recurrent unit (Cho et al., 2014), reset after the product, as in torch.nn.GRU."""
+    """Gated recurrent unit (Cho et al., 2014), reset after the product, as in torch.nn.GRU.
+
+    Quantities:
+        input_sum: weighted sums with the input: r, z, n
+        hidden_sum: what the previous hidden state adds
+        r: reset gate: how much old h enters n
+        z: update gate: how much old h stays
+        n: candidate for the new hidden state
+        h: hidden state
+    """
 
     state = ("h",)
     weight_ih = Param("3*hidden", "input")

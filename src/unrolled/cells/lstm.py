@@ -11,6 +11,16 @@ class LSTM(Cell):
 
     With ``proj_size`` above 0 the hidden state is projected to that many features (Sak et al., 2014,
     Long short-term memory based recurrent neural network architectures, section 2).
+
+    Quantities:
+        input_sum: weighted sums with the input: i, f, g, o
+        hidden_sum: what the previous hidden state adds
+        i: input gate: how much g enters
+        f: forget gate: how much old c stays
+        g: candidate: what could be written
+        o: output gate: how much of c is shown
+        c: cell state
+        h: hidden state
     """
 
     proj_size: int = 0

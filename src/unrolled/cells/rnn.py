@@ -9,7 +9,13 @@ from unrolled.cell import Cell, Param
 
 
 class RNN(Cell):
-    """The simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN."""
+    """The simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN.
+
+    Quantities:
+        input_sum: weighted sum with the input
+        hidden_sum: what the previous hidden state adds
+        h: hidden state
+    """
 
     nonlinearity: Literal["tanh", "relu"] = "tanh"
 

@@ -12,7 +12,7 @@ def run(
     cell: Cell,
     x: Tensor,
     state: tuple[Tensor, ...],
-    sizes: tuple[int, ...] | None = None,
+    sizes: list[int] | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a cell over a sequence.
@@ -30,7 +30,7 @@ def run(
     Raises:
         TypeError, ValueError: the step returns something else than its states.
     """
-    steps = x.unbind(0) if sizes is None else x.split(sizes)
+    steps = x.unbind(0) if sizes is None else torch.split(x, sizes)
     outputs: list[Tensor] = [x] * len(steps)
     for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
         rows = len(steps[t])

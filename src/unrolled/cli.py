@@ -1,0 +1,222 @@
+"""The command ``unrolled``: arguments in, text out."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+
+import unrolled
+from unrolled import files, show, walkthrough
+from unrolled.cell import Cell
+from unrolled.drop_in import LAYERS
+from unrolled.layers import Recurrent
+from unrolled.recognise import find_layers
+from unrolled.trace import trace
+
+CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
+
+
+class UsageError(Exception):
+    """What the user gave can't be used; told in one line, with exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code: 0, or 2 for bad usage or bad input."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without · × … shows ? in their place
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+        sys.stdout.flush()
+    except (UsageError, ValueError, TypeError, IndexError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if os.environ.get("UNROLLED_TRACEBACK"):
+            raise
+        print(f"unrolled: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="unrolled", description="Recurrent layers you can open.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"unrolled {unrolled.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    see = commands.add_parser(
+        "show",
+        help="every number of a recurrent layer, step by step",
+        description="Show every number of a recurrent layer: of a small example, or of your own weights.",
+        allow_abbrev=False,
+    )
+    see.add_argument("weights", nargs="?", type=Path, metavar="WEIGHTS", help=".safetensors, .pt or .pth")
+    see.add_argument(
+        "--input", type=Path, metavar="FILE", help="a sequence: .csv or .npy, rows as time steps"
+    )
+    see.add_argument("--layer", metavar="PREFIX", help="which layer of WEIGHTS, by the prefix of its keys")
+    see.add_argument("--cell", metavar="CELL", help=f"{', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS")
+    see.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the cell, such as nonlinearity=relu",
+    )
+    see.add_argument("--seed", type=int, default=0, help="for the weights of an example (default: 0)")
+    see.add_argument("--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all")
+    see.add_argument("--json", action="store_true", help="print JSON for programs")
+    see.set_defaults(run=_show)
+    return parser
+
+
+def _show(options: argparse.Namespace) -> None:
+    cell = _cell(options.cell) if options.cell else None
+    given = dict(_option(text) for text in options.option)
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    x = files.read_input(options.input) if options.input else None
+    if options.weights is None:
+        if options.layer is not None:
+            raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
+        layer, x = walkthrough.example(cell or LAYERS[0].cell_class, x, options.seed, given)
+    else:
+        layers = find_layers(files.read_weights(options.weights), [cell] if cell else [], given)
+        if not layers:
+            raise UsageError(f"{options.weights}: no recurrent layer among its keys")
+        if options.layer is not None or x is not None:
+            prefix, layer = _choose(layers, options.layer, options.weights)
+            layers = {prefix: layer}
+        if x is None:
+            _list(console, layers, options.json)
+            return
+        if not options.json:
+            show.found(console, layers)
+            _say_assumed(console, layer, given)
+        x = _fit(x, layer, options.input)
+    opened = trace(layer, x)
+    steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
+    if options.json:
+        print(json.dumps(show.as_data(opened, steps), indent=2))
+    else:
+        show.say(console, opened, steps)
+
+
+def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"layers": {prefix: repr(layer) for prefix, layer in layers.items()}}, indent=2))
+        return
+    show.found(console, layers)
+    console.print("\nGive a sequence with --input FILE to open a layer.")
+
+
+def _say_assumed(console: Console, layer: Recurrent, given: dict[str, Any]) -> None:
+    chosen = layer.chosen_options()
+    assumed = [f"{k}={v}" for k, v in chosen.items() if k not in given and type(v) is not int]
+    if assumed:
+        console.print(f"No weight tells {', '.join(assumed)}: that is the default, --option sets it.")
+    console.print()
+
+
+def _choose(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tuple[str, Recurrent]:
+    names = ", ".join(f"{name or '(no prefix)'}: {layer}" for name, layer in layers.items())
+    if prefix is None:
+        if len(layers) > 1:
+            raise UsageError(
+                f"{path} holds {len(layers)} recurrent layers ({names}): choose one with --layer"
+            )
+        return next(iter(layers.items()))
+    prefix = prefix.rstrip(".")
+    if prefix not in layers:
+        raise UsageError(f"{path} has no recurrent layer {prefix!r}: it has {names}")
+    return prefix, layers[prefix]
+
+
+def _fit(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
+    if x.shape[1] != layer.input_size:
+        raise UsageError(
+            f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features: {layer}"
+        )
+    return x.to(next(layer.parameters()).dtype)
+
+
+def _cell(text: str) -> type[Cell]:
+    if text in CELLS:
+        return CELLS[text]
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"--cell should be {', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS, got {text!r}")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(f"--cell: {place} can't be loaded ({type(error).__name__}: {error})") from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Cell)):
+        raise UsageError(f"--cell: {place} has no subclass of unrolled.Cell named {name!r}")
+    return found
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and typing look a class's module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--option should be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _steps(text: str) -> list[range] | None:
+    """``0,2-5`` as ranges; None for ``all``."""
+    if text == "all":
+        return [range(0, -1)]
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(ranges) < len(parts) or not all(ranges):
+        raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
+    return ranges
+
+
+def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:
+    if ranges is None:
+        return None
+    if ranges == [range(0, -1)]:
+        return list(range(length))
+    for part in ranges:
+        if part[-1] >= length:
+            raise UsageError(
+                f"--steps: there is no step {part[-1]}, the sequence has {length} counted from 0"
+            )
+    return [step for part in ranges for step in part]
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

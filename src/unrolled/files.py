@@ -1,0 +1,121 @@
+"""Weights and sequences from users' files, read without running code in them."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a ``.safetensors`` file or a ``.pt``/``.pth`` checkpoint, by its dotted key.
+
+    Checkpoints are read with ``weights_only=True``: nothing in them is run. Nested dictionaries are
+    joined: ``{"model": {"lstm.weight_ih_l0": ...}}`` gives ``model.lstm.weight_ih_l0``.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: another kind of file, a damaged one, or one that holds code.
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(
+            f"{path}: expected weights as .safetensors, .pt or .pth, got {path.suffix or path.name!r}"
+        )
+    with path.open("rb"):  # a missing or forbidden file is told before any format is
+        pass
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: damaged, cut short or no safetensors file ({error})") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path}: refused, since reading it would run code ({code[1]}): save model.state_dict() "
+                "in place of the model"
+            ) from None
+        raise ValueError(f"{path}: damaged, or no checkpoint of torch.save") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines() or ["nothing in it"]
+        raise ValueError(f"{path}: damaged, cut short or no checkpoint of torch.save ({first[0]})") from None
+    return dict(_tensors(content))
+
+
+def read_input(path: Path) -> Tensor:
+    """A sequence ``(time, features)`` from a ``.csv`` or ``.npy`` file, rows as time steps.
+
+    A first line of a CSV in which nothing is a number is taken as the names of the columns.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: another kind of file, or one that holds no such sequence, with line and column.
+    """
+    if path.suffix == ".csv":
+        return torch.tensor(_read_csv(path), dtype=torch.float64)
+    if path.suffix != ".npy":
+        raise ValueError(f"{path}: expected the input as .csv or .npy, got {path.suffix or path.name!r}")
+    with path.open("rb") as file:
+        try:
+            array = numpy.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: damaged, cut short or no array of numbers ({error})") from None
+    if not isinstance(array, numpy.ndarray) or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path}: expected one array of real numbers, got {getattr(array, 'dtype', 'an archive')}"
+        )
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{path}: expected an array (time, features), got the shape {array.shape}")
+    return torch.from_numpy(array.astype(numpy.float64))
+
+
+def _read_csv(path: Path) -> list[list[float]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV of numbers ({error})") from None
+    if lines and not any(_is_number(field) for field in lines[0][1]):
+        lines = lines[1:]
+    if not lines:
+        raise ValueError(f"{path}: expected a row of numbers for each time step, found none")
+    width = len(lines[0][1])
+    for number, row in lines:
+        if len(row) != width:
+            raise ValueError(
+                f"{path}, line {number}: expected {width} fields as in the rows before, got {len(row)}"
+            )
+        for column, field in enumerate(row, 1):
+            if not _is_number(field):
+                raise ValueError(f"{path}, line {number}, column {column}: expected a number, got {field!r}")
+    return [[float(field) for field in row] for _, row in lines]
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield prefix, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(key, str):
+                yield from _tensors(value, f"{prefix}.{key}" if prefix else key)

@@ -1,0 +1,251 @@
+"""A trace told from the top to the last digit: for a terminal, or as data for programs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from unrolled import convert
+from unrolled.cell import Cell
+from unrolled.layers import Recurrent
+from unrolled.tables import vector
+from unrolled.trace import LayerTrace, Trace
+
+ARGUMENTS = {
+    "input_size": "features of the input at each time step",
+    "hidden_size": "units: numbers in the hidden state",
+    "num_layers": "layers on top of each other, each reading the output of the one below",
+    "bias": "whether the sums have a constant term",
+    "batch_first": "the batch comes first, (batch, time, features), else the time",
+    "dropout": "share of the outputs between two layers that training sets to zero",
+    "bidirectional": "a second cell reads the sequence from its end",
+}
+PARAMETERS = {
+    "weight_ih": "weighs the input",
+    "weight_hh": "weighs the previous hidden state",
+    "bias_ih": "is added to the weighted input",
+    "bias_hh": "is added to the weighted hidden state",
+    "weight_hr": "projects the hidden state",
+}
+
+
+def equations(cell: type[Cell]) -> str:
+    """The body of the cell's step, as its author wrote it; empty where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(cell.step)))
+    except (OSError, TypeError):
+        return ""
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    body = [node for node in function.body if not _is_docstring(node)]
+    return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
+
+
+def meanings(cell: type[Cell]) -> dict[str, str]:
+    """What the docstring of a cell says of its quantities, in its section ``Quantities:``."""
+    section = re.search(r"^Quantities:\n((?:[ ]+.*\n?)+)", inspect.getdoc(cell) or "", re.MULTILINE)
+    lines = section[1].splitlines() if section else []
+    pairs = (line.strip().partition(": ") for line in lines)
+    return {name: words for name, _, words in pairs}
+
+
+def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> None:
+    """Print a trace of one row: the layer, its parameters, every step, and the check.
+
+    Args:
+        console: where to.
+        trace: its first row is shown.
+        steps: the time steps to show, negative from the end; None: all of a short sequence, the
+            first and the last of a long one.
+
+    Raises:
+        IndexError: there is no such step.
+    """
+    recurrent = trace.recurrent
+    cell = recurrent.cell
+    length = int(trace.layers[0].lengths[0])
+    chosen = _steps(steps, length)
+    console.print(Text(repr(trace.module), style="bold"))
+    for paragraph in _prose(cell):
+        console.print(Text(paragraph, style="dim"))
+    console.print()
+    console.print(_arguments(recurrent))
+    _heading(console, "Parameters")
+    console.print(_parameters(recurrent, console.width))
+    code = equations(cell)
+    if code:
+        _heading(console, "One step, as the code of the cell has it")
+        console.print(Padding(Text(code), (0, 0, 0, 2)))
+    x = trace.input
+    _heading(console, f"Input {_dimensions(x)}: {length} time steps of {recurrent.input_size} features")
+    for part in trace.layers:
+        for step in chosen:
+            _heading(console, f"Step {step}{_where(trace, part)}")
+            console.print(_step(part, step, console.width))
+        if len(chosen) < length:
+            console.print(f"\n  {length - len(chosen)} of {length} steps are not shown; --steps chooses.")
+    _heading(console, "Where a number comes from")
+    first = trace.layers[0]
+    for step in chosen[:2]:
+        console.print(f"  Step {step}, the first number of each:")
+        for name in first.names:
+            console.print(Padding(Text(f"{name}: {first.explain(name, step, 0)}"), (0, 0, 0, 4)))
+    _heading(console, "Output and final state")
+    console.print(f"  output {_dimensions(trace.output)}, final {_final(trace)}")
+    console.print(f"  {_verdict(trace)}")
+
+
+def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
+    """The same as plain data: numbers, strings, lists and dictionaries.
+
+    Args:
+        trace: its first row is taken.
+        steps: the time steps; None: all of them.
+
+    Raises:
+        IndexError: there is no such step.
+    """
+    length = int(trace.layers[0].lengths[0])
+    chosen = list(range(length)) if steps is None else _steps(steps, length)
+    final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
+    twin = convert.drop_in_of(trace.recurrent.cell)
+    return {
+        "layer": repr(trace.module),
+        "cell": trace.recurrent.cell.__name__,
+        "equations": equations(trace.recurrent.cell),
+        "parameters": {name: value.tolist() for name, value in trace.recurrent.state_dict().items()},
+        "input": trace.layers[0].input[:length, 0].tolist(),
+        "steps": [
+            {
+                "layer": part.layer,
+                "direction": part.direction,
+                "step": step,
+                "quantities": {name: part[name][step, 0].tolist() for name in part.names},
+                "explanations": {name: part.explain(name, step, 0) for name in part.names},
+            }
+            for part in trace.layers
+            for step in chosen
+        ],
+        "output": trace.output.tolist(),
+        "final_state": {
+            name: value.tolist() for name, value in zip(trace.recurrent.cell.state, final, strict=True)
+        },
+        "torch": f"torch.nn.{twin.torch_class.__name__}" if twin else None,
+        "largest_difference_from_torch": trace.check() if twin else None,
+    }
+
+
+def found(console: Console, layers: dict[str, Recurrent]) -> None:
+    """Print the recurrent layers of a file, with their parameters."""
+    for prefix, layer in layers.items():
+        dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
+        console.print(Text.assemble((prefix or "(no prefix)", "bold"), f": {layer}, {dtype}"))
+
+
+def _prose(cell: type[Cell]) -> list[str]:
+    """The paragraphs of a cell's docstring, without the section on its quantities."""
+    text = (inspect.getdoc(cell) or "") if cell.__doc__ else ""
+    paragraphs = text.split("\n\nQuantities:")[0].replace("``", "").split("\n\n")
+    return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph]
+
+
+def _arguments(recurrent: Recurrent) -> Table:
+    table = Table.grid(padding=(0, 2))
+    shown = {"input_size", "hidden_size", "batch_first"}
+    defaults = {"num_layers": 1, "bias": True, "dropout": 0.0, "bidirectional": False}
+    shown |= {name for name, default in defaults.items() if getattr(recurrent, name) != default}
+    for name, words in ARGUMENTS.items():
+        if name in shown:
+            table.add_row(f"  {name}={getattr(recurrent, name)}", words)
+    for name, value in recurrent.chosen_options().items():
+        table.add_row(f"  {name}={value}", "an option of the cell")
+    return table
+
+
+def _parameters(recurrent: Recurrent, width: int) -> Table:
+    table = Table.grid(padding=(0, 2))
+    directions = 1 + recurrent.bidirectional
+    params = recurrent.cell.params()
+    for index, tensors in enumerate(recurrent.all_weights):
+        suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
+        names = [name for name in params if hasattr(recurrent, name + suffix)]
+        for name, tensor in zip(names, tensors, strict=True):
+            symbols = " × ".join(map(str, params[name].shape))
+            shape = " × ".join(map(str, tensor.shape))
+            table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
+            if tensor.numel() <= 24:
+                for line in tensor.reshape(-1, tensor.shape[-1]):
+                    table.add_row("", "", Text(vector(line, _room(width, 40)), style="cyan"))
+    return table
+
+
+def _step(part: LayerTrace, step: int, width: int) -> Table:
+    words = {"x": "the input", **meanings(type(part.cell))}
+    output = next(iter(part.cell.state))
+    words[output] = f"{words.get(output, 'the new state')}, the output"
+    table = Table.grid(padding=(0, 2))
+    rows = {"x": part.input, **part.values}
+    name_width, words_width = (max(map(len, texts)) for texts in (rows, words.values()))
+    fit = _room(width, name_width + words_width + 6)
+    for name, values in rows.items():
+        row = values[step, 0].flatten()
+        table.add_row(f"  {name}", words.get(name, ""), Text(vector(row, fit), style="cyan", no_wrap=True))
+    return table
+
+
+def _where(trace: Trace, part: LayerTrace) -> str:
+    where = [f"layer {part.layer}"] if trace.recurrent.num_layers > 1 else []
+    where += [part.direction] if trace.recurrent.bidirectional else []
+    return f" ({', '.join(where)})" if where else ""
+
+
+def _verdict(trace: Trace) -> str:
+    ours = convert.drop_in_of(trace.recurrent.cell)
+    if ours is None:
+        return (
+            f"torch.nn has no layer that computes {trace.recurrent.cell.__name__}: nothing to compare with."
+        )
+    return f"largest difference from torch.nn.{ours.torch_class.__name__}: {trace.check():.1e}"
+
+
+def _final(trace: Trace) -> str:
+    final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
+    parts = zip(trace.recurrent.cell.state, final, strict=True)
+    return ", ".join(f"{name} {_dimensions(value)}" for name, value in parts)
+
+
+def _steps(steps: Sequence[int] | None, length: int) -> list[int]:
+    if steps is None:
+        return list(range(length)) if length <= 6 else [0, 1, 2, length - 1]
+    for step in steps:
+        if not -length <= step < length:
+            raise IndexError(f"there is no time step {step}: the sequence has {length}, counted from 0")
+    return [step % length for step in steps]
+
+
+def _dimensions(value: Tensor | PackedSequence | nn.Parameter) -> str:
+    return str(tuple(value.data.shape))
+
+
+def _room(width: int, taken: int) -> int:
+    """How many numbers fit beside a text of that width."""
+    return max(3, (width - taken - 5) // len(", -0.0000"))
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(Text(f"\n{text}", style="bold"))
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
