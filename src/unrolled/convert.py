@@ -59,7 +59,8 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
         raise ValueError(f"torch.nn has no layer that computes {layer.cell.__name__}")
     weights = weights or layer.state_dict()
     like = next(iter(weights.values()))
-    twin = ours.torch_class(**_arguments(layer, ours), device=like.device, dtype=like.dtype)
+    twin = ours.torch_class(**_arguments(layer, ours), device="meta", dtype=like.dtype)
+    twin = twin.to_empty(device=like.device)  # built without drawing random numbers
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             parameter.copy_(weights[name])

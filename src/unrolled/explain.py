@@ -71,15 +71,20 @@ class Recording(TorchFunctionMode):
             named: tensors that have a name in the step and are shown as numbers.
             terms: a longer sum shows its largest terms, this many, and what the others add up to.
         """
-        shown_as_number = {id(value) for value in named.values()} - {id(tensor)}
-        text, _ = _Writer(self._made, shown_as_number, terms).write(tensor, (row, unit))
+        names = {id(value): name for name, value in named.items() if value is not tensor}
+        writer = _Writer(self._made, names, terms)
+        source, index = writer.source(tensor, (row, unit))
+        if id(source) in names:  # a part of another quantity
+            text = f"{names[id(source)]}[{index[-1]}]"
+        else:
+            text, _ = writer.write(source, index)
         return f"{text} = {number(tensor[row, unit].item())}"
 
 
 @dataclass(frozen=True)
 class _Writer:
     made: dict[int, _Made | None]
-    shown_as_number: set[int]
+    names: Mapping[int, str]
     terms: int
 
     def write(self, tensor: Any, index: tuple[int, ...]) -> tuple[str, int]:
@@ -87,7 +92,7 @@ class _Writer:
         if not isinstance(tensor, Tensor):
             return (f"{tensor:g}" if isinstance(tensor, float) else str(tensor)), _ATOM
         made = self.made.get(id(tensor))
-        if made is None or id(tensor) in self.shown_as_number:
+        if made is None or id(tensor) in self.names:
             return number(tensor[index].item()), _ATOM
         if made.name in _INFIX and len(made.args) == 2 and not made.kwargs:
             return self._infix(made, tensor, index)
@@ -96,7 +101,7 @@ class _Writer:
         if made.name in ("linear", "matmul") and len(index) == 2:
             return self._products(made, index)
         if made.name in _MOVES:
-            return self._moved(made, index)
+            return self.write(*self.source(tensor, index))
         return self._call(made, tensor, index)
 
     def _held(self, tensor: Any, index: tuple[int, ...], strength: int) -> str:
@@ -133,8 +138,11 @@ class _Writer:
             parts.append(number(bias[unit].item()))
         return " + ".join(parts), _SUM if len(parts) > 1 else _PRODUCT
 
-    def _moved(self, made: _Made, index: tuple[int, ...]) -> tuple[str, int]:
-        """Follow an element through a function that only moves elements: move their numbers."""
+    def source(self, tensor: Tensor, index: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+        """Where an element came from through functions that only move elements: move their numbers."""
+        made = self.made.get(id(tensor))
+        if made is None or made.name not in _MOVES or id(tensor) in self.names:
+            return tensor, index
         sources: list[Tensor] = []
 
         def numbered(value: Any) -> Any:
@@ -151,7 +159,7 @@ class _Writer:
         for source in sources:
             if place < source.numel():
                 where = torch.unravel_index(torch.tensor(place), source.shape)
-                return self.write(source, tuple(int(axis) for axis in where))
+                return self.source(source, tuple(int(axis) for axis in where))
             place -= source.numel()
         raise AssertionError("an element came from nowhere")
 

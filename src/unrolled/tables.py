@@ -40,34 +40,35 @@ class StepTable(JupyterMixin):
         self._head, self._tail = (list(chosen), []) if chosen is not None else _ends(time, _STEPS)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        names = list(self._rows)
-        texts = {
-            step: [[number(value) for value in self._rows[name][step].tolist()] for name in names]
-            for step in [*self._head, *self._tail]
-        }
-        widest = max((len(row) for rows in texts.values() for row in rows), default=0)
-        units = self._units
-        if units is None:
-            column = 2 + max(
-                (len(text) for rows in texts.values() for row in rows for text in row), default=0
-            )
-            room = options.max_width - len("  step  ") - max(map(len, names)) - 4
-            units = max(2, room // column if widest <= room // column else (room - 3) // column)
-        table = Table(title=self._title or None, title_justify="left", box=box.SIMPLE_HEAD)
+        widest = max(values.shape[1] for values in self._rows.values())
+        units = self._units or max(2, min(widest, options.max_width // len(" 0.0000  ")))
+        table, unlimited = self._build(units), options.update_width(10_000)
+        while self._units is None and units > 2:
+            if console.measure(table, options=unlimited).maximum <= options.max_width:
+                break
+            units -= 1
+            table = self._build(units)
+        yield table
+
+    def _build(self, units: int) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+        table.title = self._title or None
         table.add_column("step", justify="right", no_wrap=True)
         table.add_column("quantity", no_wrap=True)
-        head, tail = _ends(widest, units)
+        head, tail = _ends(max(values.shape[1] for values in self._rows.values()), units)
         for unit in head + (["…"] if tail else []) + tail:
-            table.add_column(str(unit), justify="right", no_wrap=True, min_width=1)
-        for step, rows in texts.items():
+            table.add_column(str(unit), justify="right", no_wrap=True)
+        for step in [*self._head, *self._tail]:
             if self._tail and step == self._tail[0]:
-                table.add_row("…", f"({step - self._head[-1] - 1} steps more)")
+                table.add_row("…")
                 table.add_section()
-            for name, row in zip(names, rows, strict=True):
-                cells = _shorten(row, units) if len(row) > units else row
-                table.add_row(str(step) if name == names[0] else "", name, *cells)
+            for index, (name, values) in enumerate(self._rows.items()):
+                texts = [number(value) for value in values[step].tolist()]
+                table.add_row("" if index else str(step), name, *_shorten(texts, units))
             table.add_section()
-        yield table
+        if self._tail:
+            table.caption = f"{self._tail[0] - len(self._head)} steps are not shown"
+        return table
 
 
 def vector(values: Tensor, most: int) -> str:
@@ -99,11 +100,6 @@ def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: 
             )
         )
     return pandas.concat(frames, ignore_index=True)
-
-
-def _column(text: int) -> int:
-    """The width of a column for a text of that width, padding and the space between included."""
-    return text + 3
 
 
 def _ends(count: int, most: int) -> tuple[list[int], list[int]]:

@@ -15,14 +15,22 @@ INPUT = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]])
 """Four time steps of two features, ``(time, input)``."""
 
 WEIGHTS = {
-    "weight_ih_l0": torch.tensor([[0.5407, -0.1051], [0.1025, 0.3401], [-0.1288, 0.4972]]),
+    "weight_ih_l0": torch.tensor([[0.5406791, -0.1051374], [0.1025, 0.3400626], [-0.1288374, 0.4972]]),
     "weight_hh_l0": torch.tensor(
-        [[-0.2017, -0.4285, -0.0833], [0.4595, 0.3113, -0.0283], [-0.5705, -0.0535, -0.1654]]
+        [
+            [-0.2017374, -0.4285374, -0.0833374],
+            [0.4594626, 0.3112626, -0.0283374],
+            [-0.5705374, -0.0534767, -0.1654374],
+        ]
     ),
-    "bias_ih_l0": torch.tensor([-0.5645, 0.1087, -0.1245]),
-    "bias_hh_l0": torch.tensor([0.3875, 0.5334, -0.2906]),
+    "bias_ih_l0": torch.tensor([-0.5645044, 0.1087121, -0.1244626]),
+    "bias_hh_l0": torch.tensor([0.3875111, 0.5333741, -0.2905712]),
 }
-"""The weights of the simple layer with 2 inputs and 3 units, rounded to four places."""
+"""The weights of the simple layer with 2 inputs and 3 units.
+
+The walk-through prints weights, sums and outputs rounded to four places; sums of rounded weights
+differ from rounded sums in the last place. These weights give every printed digit of all of them.
+"""
 
 
 def example(

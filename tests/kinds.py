@@ -1,0 +1,68 @@
+"""torch.nn's recurrent layers and cells beside ours, and how two results are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import unrolled as ur
+
+LAYERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "rnn-tanh": (ur.RNN, nn.RNN, {}),
+    "rnn-relu": (ur.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (ur.LSTM, nn.LSTM, {}),
+    "lstm-proj": (ur.LSTM, nn.LSTM, {"proj_size": 3}),
+    "gru": (ur.GRU, nn.GRU, {}),
+}
+CELLS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "rnn-tanh": (ur.RNNCell, nn.RNNCell, {}),
+    "rnn-relu": (ur.RNNCell, nn.RNNCell, {"nonlinearity": "relu"}),
+    "lstm": (ur.LSTMCell, nn.LSTMCell, {}),
+    "gru": (ur.GRUCell, nn.GRUCell, {}),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7}
+
+
+def pair(kind: str, *sizes: int, table: dict[str, Any] = LAYERS, **arguments: Any) -> tuple[Any, Any]:
+    """Ours and torch.nn's, drawn with the same seed."""
+    made, theirs, special = table[kind]
+    seed = int(torch.randint(2**31, ()))
+    torch.manual_seed(seed)
+    first = made(*sizes, **special, **arguments)
+    torch.manual_seed(seed)
+    return first, theirs(*sizes, **special, **arguments)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor of an output and its states."""
+    if isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, Tensor):
+        yield value
+    elif value is not None:
+        for part in value:
+            yield from tensors(part)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Every tensor within ``tolerance`` times the largest magnitude of what is expected."""
+    for a, b in zip(tensors(actual), tensors(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if a.numel():
+            scale = max(float(b.detach().double().abs().max()), 1e-30)
+            error = float((a.detach().double() - b.detach().double()).abs().max())
+            assert error <= tolerance * scale, f"{error:.3e} > {tolerance:.0e} × {scale:.3e}"
+
+
+def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> list[Tensor]:
+    """Run, weigh every output with fixed random numbers, and return every gradient."""
+    leaves = [leaf for leaf in tensors((x, state)) if leaf.requires_grad]
+    parameters = list(module.parameters())
+    results = list(tensors(module(x, state)))
+    loss = sum((result * weight).sum() for result, weight in zip(results, weights, strict=True))
+    return list(torch.autograd.grad(loss, leaves + parameters))

@@ -1,0 +1,151 @@
+"""Declarations of a cell: sizes, options, states, and what a wrong declaration gets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import unrolled as ur
+from unrolled.cell import size_of
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
+def test_sizes_are_arithmetic(a: int, b: int, k: int) -> None:
+    names = {"a": a, "b": b}
+    assert size_of(f"{k}*a + (b - a)//{k}", names) == k * a + (b - a) // k
+    assert size_of("a or b", names) == (a or b)
+    assert size_of(k, names) == k
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["4*hiden", "hidden**2", "__import__('os')", "hidden.real", "2.5*hidden", "f(hidden)", "hidden +", ""],
+)
+def test_sizes_hold_nothing_else(expression: str) -> None:
+    with pytest.raises(ValueError, match="the size"):
+        size_of(expression, {"hidden": 3})
+
+
+def test_a_size_error_names_the_parameter() -> None:
+    class Misspelt(ur.Cell):
+        weight = ur.Param("hiden", "input")
+
+    with pytest.raises(ValueError, match="Misspelt.weight: the size 'hiden'.*names input, hidden"):
+        ur.Recurrent(Misspelt, 2, 3)
+
+
+class Optional(ur.Cell):
+    """A cell with options, conditional parameters and drawn ones."""
+
+    rank: int = 0
+    mode: Literal["a", "b"] = "a"
+    scale: float = 1.0
+
+    weight = ur.Param("hidden", "rank or input")
+    low = ur.Param("rank", "input", init=nn.init.ones_)
+    bias_only = ur.Param("hidden", init=nn.init.zeros_)
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+        x = x if self.low is None else x @ self.low.T
+        return self.scale * nn.functional.linear(x, self.weight, self.bias_only) + h
+
+
+def test_options_shape_the_parameters() -> None:
+    plain = ur.Recurrent(Optional, 4, 3)
+    assert {k: tuple(v.shape) for k, v in plain.named_parameters()} == {
+        "weight_l0": (3, 4),
+        "bias_only_l0": (3,),
+    }
+    low = ur.Recurrent(Optional, 4, 3, rank=2, bias=False, scale=0.5)
+    assert {k: tuple(v.shape) for k, v in low.named_parameters()} == {"weight_l0": (3, 2), "low_l0": (2, 4)}
+    assert repr(low) == "Recurrent(Optional, 4, 3, rank=2, scale=0.5, bias=False)"
+    assert torch.equal(low.low_l0, torch.ones(2, 4))
+    assert not plain.bias_only_l0.any()
+    x = torch.randn(1, 4)
+    expected = 0.5 * x @ low.low_l0.T @ low.weight_l0.T
+    assert torch.allclose(low(x)[0], expected)
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(ValueError, match="Unknown mode 'c'. Select from 'a' or 'b'"):
+        ur.Recurrent(Optional, 4, 3, mode="c")
+    with pytest.raises(TypeError, match="rank should be of type int, got: float"):
+        ur.Recurrent(Optional, 4, 3, rank=1.5)
+    with pytest.raises(ValueError, match="Optional.* would have the shape"):
+        ur.Recurrent(Optional, 4, 3, rank=-1)
+    with pytest.raises(TypeError, match="Optional has no option 'depth': its options are rank, mode, scale"):
+        Optional(4, 3, depth=1)
+
+    class Demanding(ur.Cell):
+        heads: int
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return h
+
+    with pytest.raises(TypeError, match="Demanding needs the option 'heads'"):
+        ur.Recurrent(Demanding, 4, 3)
+
+
+def test_wrong_declarations() -> None:
+    with pytest.raises(TypeError, match=r"state should be a tuple of names such as \('h',\)"):
+        type("Text", (ur.Cell,), {"state": "h"})
+    with pytest.raises(TypeError, match="state should be"):
+        type("Empty", (ur.Cell,), {"state": ()})
+    with pytest.raises(
+        TypeError, match=r"should take \(self, x, h, c\) to match its state, got \(self, x, h\)"
+    ):
+        type("Short", (ur.Cell,), {"state": ("h", "c"), "step": lambda self, x, h: h})
+    with pytest.raises(TypeError, match="Param needs the size of each axis"):
+        ur.Param()
+    with pytest.raises(NotImplementedError, match="Stepless has no step"):
+        ur.Recurrent(type("Stepless", (ur.Cell,), {}), 2, 3)(torch.randn(4, 2))
+
+
+def test_an_unbound_cell_says_how_to_bind() -> None:
+    with pytest.raises(AttributeError, match=r"Optional.weight has no tensor yet.*bind"):
+        _ = Optional(4, 3).weight
+
+
+def test_a_cell_runs_by_hand() -> None:
+    weights = {"weight": torch.randn(3, 4), "bias_only": torch.randn(3)}
+    bound = Optional(4, 3).bind(weights)
+    x = torch.randn(2, 4)
+    assert torch.equal(bound.step(x, torch.zeros(2, 3)), nn.functional.linear(x, *weights.values()))
+
+
+def test_states_of_several_sizes() -> None:
+    class Wide(ur.Cell):
+        state = {"h": "hidden", "memory": "2*hidden"}
+        weight = ur.Param("2*hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor, memory: torch.Tensor) -> Any:
+            memory = 0.5 * memory + x @ self.weight.T
+            return memory[:, : self.hidden], memory
+
+    layer = ur.Recurrent(Wide, 4, 3, num_layers=2, bidirectional=True, batch_first=True)
+    output, (h, memory) = layer(torch.randn(5, 7, 4))
+    assert (output.shape, h.shape, memory.shape) == ((5, 7, 6), (4, 5, 3), (4, 5, 6))
+    with pytest.raises(ValueError, match=r"Expected hidden size \(4, 5, 6\).*for the state memory"):
+        layer(torch.randn(5, 7, 4), (h, h))
+
+
+def test_a_cell_extends_another() -> None:
+    class Damped(ur.cells.LSTM):
+        rate: float = 0.9
+
+        def step(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Any:
+            h, c = super().step(x, h, c)
+            return self.rate * h, c
+
+    layer = ur.Recurrent(Damped, 4, 3, rate=1.0)
+    twin = nn.LSTM(4, 3)
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 2, 4)
+    assert torch.allclose(layer(x)[0], twin(x)[0], atol=1e-6)
+    t = ur.trace(layer, x)
+    assert {"input_sum", "hidden_sum", "i", "f", "g", "o", "c", "h"} <= set(t.names)

@@ -1,0 +1,355 @@
+"""The trace against torch.nn's outputs and the equations of torch.nn's documentation, in float64."""
+
+from __future__ import annotations
+
+import cProfile
+import re
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import LAYERS, assert_close, pair, tensors
+from rich.console import Console
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+
+import unrolled as ur
+from unrolled import walkthrough
+
+NAMES = {
+    "rnn-tanh": ("input_sum", "hidden_sum", "h"),
+    "lstm": ("input_sum", "hidden_sum", "i", "f", "g", "o", "c", "h"),
+    "gru": ("r", "z", "n", "h"),
+}
+
+
+def by_hand(kind: str, w: Any, x: torch.Tensor, state: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """One step by the equations of torch.nn's documentation, gate by gate."""
+    h = state[0]
+    a = x @ w("weight_ih").T + w("bias_ih")
+    b = h @ w("weight_hh").T + w("bias_hh")
+    if kind.startswith("rnn"):
+        act = torch.tanh if kind == "rnn-tanh" else torch.relu
+        return {"input_sum": a, "hidden_sum": b, "h": act(a + b)}
+    if kind == "gru":
+        (ar, az, an), (br, bz, bn) = a.chunk(3, -1), b.chunk(3, -1)
+        r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
+        n = torch.tanh(an + r * bn)
+        return {"input_sum": a, "hidden_sum": b, "r": r, "z": z, "n": n, "h": n + z * (h - n)}
+    i, f, g, o = (a + b).chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * state[1] + i * g
+    h = o * c.tanh()
+    h = h @ w("weight_hr").T if kind == "lstm-proj" else h
+    return {"input_sum": a, "hidden_sum": b, "i": i, "f": f, "g": g, "o": o, "c": c, "h": h}
+
+
+@pytest.mark.parametrize("torchs_own", [False, True], ids=["ours", "torchs"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_quantity_of_every_layer_and_direction(kind: str, torchs_own: bool) -> None:
+    ours, theirs = pair(kind, 4, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
+    module = theirs if torchs_own else ours
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    _, final = theirs(torch.randn(2, 3, 4, dtype=torch.float64))
+    state = tuple(part.detach() for part in final) if isinstance(final, tuple) else final.detach()
+    t = ur.trace(module, x, state)
+    assert_close((t.output, t.final_state), theirs(x, state), 1e-12)
+    initial = state if isinstance(state, tuple) else (state,)
+    below, index = x, 0
+    for k in range(2):
+        outputs = []
+        for direction in ("forward", "backward"):
+            suffix = f"_l{k}" + ("_reverse" if direction == "backward" else "")
+            part = t.layer(k, direction)
+            assert_close(part.input, below, 1e-12)
+            now = tuple(whole[index] for whole in initial)
+            for step in range(6)[:: -1 if direction == "backward" else 1]:
+                expected = by_hand(
+                    kind, lambda name, s=suffix: getattr(theirs, name + s).detach(), below[step], now
+                )
+                for name, value in expected.items():
+                    assert_close(part[name][step], value, 1e-12)
+                now = (expected["h"], expected["c"]) if "c" in expected else (expected["h"],)
+            outputs.append(part["h"])
+            index += 1
+        below = torch.cat(outputs, -1)
+    assert t.check() < 1e-14
+    assert set(NAMES["rnn-tanh" if "rnn" in kind else kind.split("-")[0]]) <= set(t.names)
+
+
+def test_names_are_the_locals_in_the_order_of_the_code() -> None:
+    assert ur.trace(ur.RNN(2, 3), torch.randn(4, 2)).names == NAMES["rnn-tanh"]
+    assert ur.trace(nn.LSTM(2, 3), torch.randn(4, 2)).names == NAMES["lstm"]
+
+
+def test_the_walk_through(walkthrough_layer: ur.RNN, walkthrough_input: torch.Tensor) -> None:
+    output = [
+        [0.2529, 0.7949, -0.0466],
+        [0.2971, 0.9556, 0.1416],
+        [0.5706, 0.9837, 0.4186],
+        [0.7589, 0.9947, 0.5448],
+    ]
+    sums = [
+        [-0.1290, 0.5513, 0.2439],
+        [0.3066, 0.9938, 0.6123],
+        [0.7421, 1.4364, 0.9806],
+        [1.1777, 1.8790, 1.3490],
+    ]
+    assert repr(walkthrough_layer) == "RNN(2, 3, batch_first=True)"
+    layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
+    assert torch.equal(x, walkthrough_input)
+    t = ur.trace(layer, x)
+    for name, rounded in walkthrough_layer.state_dict().items():
+        assert torch.equal(
+            torch.round(layer.state_dict()[name], decimals=4), torch.round(rounded, decimals=4)
+        )
+    torch.testing.assert_close(torch.round(t.output[0], decimals=4), torch.tensor(output), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        torch.round(t["input_sum"][:, 0], decimals=4), torch.tensor(sums), atol=1e-6, rtol=0
+    )
+    assert t.explain("input_sum", 0, 0) == "0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290"
+    t = ur.trace(walkthrough_layer, walkthrough_input)  # the rounded weights: as near as their rounding
+    assert t.output.shape == (1, 4, 3)
+    assert t.final_state.shape == (1, 1, 3)
+    torch.testing.assert_close(t.output[0], torch.tensor(output), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        t["input_sum"][:, 0], torch.tensor(sums), atol=2e-4 + 1e-6, rtol=0
+    )  # 1e-6: float32
+    torch.testing.assert_close(t.final_state[0], t.output[:, -1])
+    reference = nn.RNN(2, 3, batch_first=True)
+    reference.load_state_dict(walkthrough_layer.state_dict())
+    assert_close((t.output, t.final_state), reference(walkthrough_input), 1e-6)
+    lstm = ur.LSTM(2, 3, batch_first=True)
+    result = lstm(walkthrough_input[0])
+    assert [tuple(part.shape) for part in tensors(result)] == [(4, 3), (1, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("sorted_rows", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_packed(kind: str, sorted_rows: bool) -> None:
+    ours, theirs = pair(kind, 4, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
+    lengths = [6, 4, 1] if sorted_rows else [4, 1, 6]
+    rows = [torch.randn(length, 4, dtype=torch.float64) for length in lengths]
+    packed = pack_sequence(rows, enforce_sorted=sorted_rows)
+    t = ur.trace(ours, packed)
+    assert isinstance(t.output, PackedSequence)
+    assert_close((t.output, t.final_state), theirs(packed), 1e-12)
+    padded, _ = pad_packed_sequence(t.output)
+    assert torch.equal(torch.cat([t.layer(1, d)["h"] for d in ("forward", "backward")], -1), padded)
+    assert t.layers[0].lengths.tolist() == lengths
+    for row, alone in enumerate(rows):
+        single = ur.trace(ours, alone)
+        for part, other in zip(t.layers, single.layers, strict=True):
+            for name in part.names:
+                assert_close(part[name][: len(alone), row], other[name][:, 0], 1e-12)
+                assert not part[name][len(alone) :, row].any()
+            assert part.explain("h", -1, 2, batch=row) == other.explain("h", -1, 2)
+    with pytest.raises(IndexError, match="there is no time step 5: there are 4, counted from 0"):
+        t.explain("h", 5, 0, batch=lengths.index(4))
+    assert t.check() < 1e-14
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_leaves_everything_as_it_was(kind: str) -> None:
+    for module in pair(kind, 4, 5, num_layers=2, dropout=0.5):
+        calls: list[str] = []
+        module.register_forward_hook(lambda *_: calls.append("hook"))  # noqa: B023
+        module(torch.randn(3, 4))[0].sum().backward()
+        del calls[:]
+        gradients = [parameter.grad.clone() for parameter in module.parameters()]
+        values = [parameter.clone() for parameter in module.parameters()]
+        x = torch.randn(3, 2, 4, requires_grad=True)
+        random_state = torch.get_rng_state()
+        t = ur.trace(module, x)
+        t.check()
+        t.explain("h", 0, 0)
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert module.training
+        assert calls == []
+        assert x.grad is None
+        assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), gradients, strict=True))
+        assert all(torch.equal(p, v) for p, v in zip(module.parameters(), values, strict=True))
+        assert all(p.requires_grad for p in module.parameters())
+        assert not any(
+            value.requires_grad for value in tensors((t.output, t.final_state, *t.layers[0].values.values()))
+        )
+        assert_close(t.output, module(x)[0].detach(), 1e-5)  # the same masks of dropout
+
+
+def test_it_is_a_copy() -> None:
+    module, x = nn.LSTM(2, 3), torch.randn(4, 2)
+    t = ur.trace(module, x)
+    before = t.explain("input_sum", 1, 0), t.check()
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(9.0)
+        x.fill_(9.0)
+    assert (t.explain("input_sum", 1, 0), t.check()) == before
+
+
+def test_works_under_a_profiler() -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    t = ur.trace(ur.GRU(2, 3), torch.randn(4, 2))
+    sorted([3, 1, 2])
+    profiler.disable()
+    assert "r" in t.names
+    assert any("sorted" in str(entry.code) for entry in profiler.getstats())
+
+
+def test_a_local_that_is_not_per_row_is_left_out() -> None:
+    class Masked(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            doubled = 2 * self.weight  # (hidden, input): no row of the batch, whatever its size
+            gate = torch.sigmoid(x @ doubled.T)
+            strength = gate.mean(-1)
+            return gate * h + strength.unsqueeze(-1)
+
+    for batch in (1, 3):
+        t = ur.trace(ur.Recurrent(Masked, 3, 3), torch.randn(4, batch, 3))
+        assert t.names == ("gate", "strength", "h")
+        assert t["strength"].shape == (4, batch)
+    with pytest.raises(IndexError, match=r"only \(time, batch, size\) is explained"):
+        t.explain("strength", 0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(LAYERS)),
+    inputs=st.integers(1, 6),
+    step=st.integers(0, 4),
+    row=st.integers(0, 2),
+    backward=st.booleans(),
+    data=st.data(),
+)
+def test_explanations_are_true(
+    kind: str, inputs: int, step: int, row: int, backward: bool, data: Any
+) -> None:
+    """Read the text of an explanation back as arithmetic: it gives the number it ends with."""
+    layer, _ = pair(kind, inputs, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    part = ur.trace(layer, torch.randn(5, 3, inputs, dtype=torch.float64)).layer(
+        1, "backward" if backward else "forward"
+    )
+    name = data.draw(st.sampled_from(part.names))
+    unit = data.draw(st.integers(0, part[name].shape[2] - 1))
+    text, _, result = part.explain(name, step, unit, batch=row, terms=99).rpartition(" = ")
+    assert result == f"{part[name][step, row, unit]:.4f}"
+    scope: dict[str, Any] = {
+        f: lambda v, f=f: getattr(torch, f)(torch.tensor(v)).item() for f in ("tanh", "sigmoid", "relu")
+    }
+    scope |= {other: values[step, row].tolist() for other, values in part.values.items()}
+    value = eval(text.replace("·", "*"), {"__builtins__": {}}, scope)
+    assert abs(value - float(result)) < 2e-3  # the numbers in the text are rounded to four places
+
+
+def test_explain_shortens_long_sums() -> None:
+    t = ur.trace(ur.RNN(50, 3), torch.randn(2, 50))
+    text = t.explain("input_sum", 1, 0, terms=5)
+    assert text.count("·") == 5
+    rest = float(re.search(r"\(45 more terms: (-?[\d.]+)\)", text)[1])
+    shown = sum(float(a) * float(b) for a, b in re.findall(r"(-?[\d.]+)·(-?[\d.]+)", text))
+    bias = float(re.search(r"\) \+ (-?[\d.]+) =", text)[1])
+    assert abs(shown + rest + bias - float(text.rpartition("= ")[2])) < 1e-3
+
+
+def test_explain_speaks_of_any_function() -> None:
+    class Odd(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            product = x @ self.weight.T
+            kept = torch.where(product > 0, product, -h).clamp(-1, 1)
+            half = product / 2
+            power = half**2 - (half - 1)
+            norm = nn.functional.layer_norm(product, (self.hidden,))
+            weights = torch.softmax(norm, -1)
+            changed = half.clone()
+            changed += 1.0
+            return (kept - power) - (norm - weights) + torch.minimum(changed, half)
+
+    t = ur.trace(ur.Recurrent(Odd, 2, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
+    value = {name: t[name][1, 0, 1].item() for name in t.names}
+    n = {name: f"{v:.4f}" for name, v in value.items()}
+    rows = {name: "[" + ", ".join(f"{v:.4f}" for v in t[name][1, 0]) + "]" for name in t.names}
+    assert t.explain("half", 1, 1) == f"{n['product']} / 2 = {n['half']}"
+    assert t.explain("power", 1, 1) == f"pow({n['half']}, 2) - ({n['half']} - 1) = {n['power']}"
+    assert t.explain("weights", 1, 1) == f"softmax({rows['norm']})[1] = {n['weights']}"
+    assert t.explain("norm", 1, 1) == f"layer_norm({rows['product']})[1] = {n['norm']}"
+    assert t.explain("kept", 1, 1).startswith("clamp(where(")
+    assert t.explain("h", 1, 1) == (
+        f"{n['kept']} - {n['power']} - ({n['norm']} - {n['weights']}) + minimum({n['changed']}, {n['half']}) = {n['h']}"
+    )
+    assert t.explain("changed", 1, 1) == f"{n['changed']} = {n['changed']}"
+
+
+def test_table_shows_the_numbers_and_fits() -> None:
+    t = ur.trace(nn.LSTM(2, 300), torch.randn(40, 2))
+    for width in (60, 80, 200):
+        out = StringIO()
+        Console(file=out, width=width).print(t.table(["i", "c"]))
+        lines = out.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert f"{t['i'][0, 0, 0]:.4f}" in lines[4]
+        assert f"{t['i'][0, 0, -1]:.4f}" in lines[4]
+        assert "28 steps are not shown" in out.getvalue()
+        assert "…" not in re.sub(r" … ", "", out.getvalue())  # no number is cut
+    out = StringIO()
+    Console(file=out, width=100).print(t.table(["h"], steps=[5, -1], units=2))
+    assert f"{t['h'][39, 0, 299]:.4f}" in out.getvalue()
+    assert " 39 " in out.getvalue()
+
+
+def test_to_pandas_has_every_number_once() -> None:
+    rows = [torch.randn(length, 2) for length in (3, 5)]
+    t = ur.trace(ur.GRU(2, 4, num_layers=2, bidirectional=True), pack_sequence(rows, enforce_sorted=False))
+    frame = t.to_pandas()
+    assert list(frame.columns) == ["layer", "direction", "step", "batch", "name", "unit", "value"]
+    assert len(frame) == 4 * (3 + 5) * sum(t[name].shape[2] for name in t.names)
+    assert not frame.duplicated(list(frame.columns[:-1])).any()
+    for line in frame.sample(50, random_state=0).itertuples():
+        part = t.layer(line.layer, line.direction)
+        assert part[line.name][line.step, line.batch, line.unit].item() == line.value
+
+
+def test_bad_requests() -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
+    with pytest.raises(
+        KeyError, match="no quantity 'z' in this trace: it has input_sum, hidden_sum, i, f, g, o, c, h"
+    ):
+        t["z"]
+    with pytest.raises(IndexError, match="there is no unit 3: there are 3"):
+        t.explain("h", 0, 3)
+    with pytest.raises(IndexError, match="there is no row 1: there are 1"):
+        t.explain("h", 0, 0, batch=1)
+    with pytest.raises(TypeError, match="the time step should be a whole number, got 1.5"):
+        t.explain("h", 1.5, 0)
+    with pytest.raises(ValueError, match="direction should be 'forward', got 'backward'"):
+        t.layer(0, "backward")
+    with pytest.raises(IndexError, match="there is no layer 1: there are 1"):
+        t.layer(1)
+    with pytest.raises(TypeError, match=r"one of unrolled's or torch.nn.RNN.*, got Linear"):
+        ur.trace(nn.Linear(2, 3), torch.randn(4, 2))
+    with pytest.raises(ValueError, match="Expected 2, got 5"):
+        ur.trace(nn.LSTM(2, 3), torch.randn(4, 5))
+
+    class Own(nn.LSTM):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(2 * x)
+
+    with pytest.raises(TypeError, match="Own overrides the forward of torch.nn.LSTM"):
+        ur.trace(Own(2, 3), torch.randn(4, 2))
+
+
+def test_traces_what_parametrizations_and_nan_give() -> None:
+    module = nn.GRU(2, 3)
+    nn.utils.parametrizations.weight_norm(module, "weight_ih_l0")
+    with torch.no_grad():
+        module.bias_ih_l0[1] = torch.nan
+    t = ur.trace(module, torch.randn(4, 2))
+    torch.testing.assert_close(t.output, module(t.input)[0], equal_nan=True)
+    assert "nan" in t.explain("input_sum", 0, 1)
+    assert t["r"][0, 0, 1].isnan()
