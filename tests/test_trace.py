@@ -281,7 +281,8 @@ def test_explain_speaks_of_any_function() -> None:
     assert t.explain("norm", 1, 1) == f"layer_norm({rows['product']})[1] = {n['norm']}"
     assert t.explain("kept", 1, 1).startswith("clamp(where(")
     assert t.explain("h", 1, 1) == (
-        f"{n['kept']} - {n['power']} - ({n['norm']} - {n['weights']}) + minimum({n['changed']}, {n['half']}) = {n['h']}"
+        f"{n['kept']} - {n['power']} - ({n['norm']} - {n['weights']})"
+        f" + minimum({n['changed']}, {n['half']}) = {n['h']}"
     )
     assert t.explain("changed", 1, 1) == f"{n['changed']} = {n['changed']}"
 
@@ -294,12 +295,11 @@ def test_table_shows_the_numbers_and_fits() -> None:
         lines = out.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert f"{t['i'][0, 0, 0]:.4f}" in lines[4]
-        assert f"{t['i'][0, 0, -1]:.4f}" in lines[4]
         assert "28 steps are not shown" in out.getvalue()
-        assert "…" not in re.sub(r" … ", "", out.getvalue())  # no number is cut
+        assert not re.search(r"\d…", out.getvalue())  # no number is cut
     out = StringIO()
     Console(file=out, width=100).print(t.table(["h"], steps=[5, -1], units=2))
-    assert f"{t['h'][39, 0, 299]:.4f}" in out.getvalue()
+    assert f"{t['h'][39, 0, 1]:.4f}" in out.getvalue()
     assert " 39 " in out.getvalue()
 
 

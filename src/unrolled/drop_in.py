@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cell import Cell
-from unrolled.layers import Recurrent, SingleStep, State
+from unrolled.layers import Recurrent, State
+from unrolled.single_step import SingleStep
 
 
 class DropInLayer(Recurrent):

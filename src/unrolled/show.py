@@ -176,6 +176,7 @@ def _arguments(recurrent: Recurrent) -> Table:
 def _parameters(recurrent: Recurrent, width: int) -> Table:
     table = Table.grid(padding=(0, 2))
     directions = 1 + recurrent.bidirectional
+    left = 2 + max(len(name) for name, _ in recurrent.named_parameters()) + 2 + len("1000 × 1000") + 2
     params = recurrent.cell.params()
     for index, tensors in enumerate(recurrent.all_weights):
         suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
@@ -186,7 +187,7 @@ def _parameters(recurrent: Recurrent, width: int) -> Table:
             table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
             if tensor.numel() <= 24:
                 for line in tensor.reshape(-1, tensor.shape[-1]):
-                    table.add_row("", "", Text(vector(line, _room(width, 40)), style="cyan"))
+                    table.add_row("", "", Text(vector(line, width - left), style="cyan"))
     return table
 
 
@@ -194,13 +195,13 @@ def _step(part: LayerTrace, step: int, width: int) -> Table:
     words = {"x": "the input", **meanings(type(part.cell))}
     output = next(iter(part.cell.state))
     words[output] = f"{words.get(output, 'the new state')}, the output"
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 2), pad_edge=False)
     rows = {"x": part.input, **part.values}
     name_width, words_width = (max(map(len, texts)) for texts in (rows, words.values()))
-    fit = _room(width, name_width + words_width + 6)
+    room = max(width // 2, width - (2 + name_width + 2 + words_width + 2))
     for name, values in rows.items():
         row = values[step, 0].flatten()
-        table.add_row(f"  {name}", words.get(name, ""), Text(vector(row, fit), style="cyan", no_wrap=True))
+        table.add_row(f"  {name}", words.get(name, ""), Text(vector(row, room), style="cyan", no_wrap=True))
     return table
 
 
@@ -236,11 +237,6 @@ def _steps(steps: Sequence[int] | None, length: int) -> list[int]:
 
 def _dimensions(value: Tensor | PackedSequence | nn.Parameter) -> str:
     return str(tuple(value.data.shape))
-
-
-def _room(width: int, taken: int) -> int:
-    """How many numbers fit beside a text of that width."""
-    return max(3, (width - taken - 5) // len(", -0.0000"))
 
 
 def _heading(console: Console, text: str) -> None:

@@ -55,26 +55,35 @@ class StepTable(JupyterMixin):
         table.title = self._title or None
         table.add_column("step", justify="right", no_wrap=True)
         table.add_column("quantity", no_wrap=True)
-        head, tail = _ends(max(values.shape[1] for values in self._rows.values()), units)
-        for unit in head + (["…"] if tail else []) + tail:
+        widest = max(values.shape[1] for values in self._rows.values())
+        for unit in range(min(units, widest)):
             table.add_column(str(unit), justify="right", no_wrap=True)
+        if widest > units:
+            table.add_column("…")
         for step in [*self._head, *self._tail]:
             if self._tail and step == self._tail[0]:
                 table.add_row("…")
                 table.add_section()
             for index, (name, values) in enumerate(self._rows.items()):
-                texts = [number(value) for value in values[step].tolist()]
-                table.add_row("" if index else str(step), name, *_shorten(texts, units))
+                texts = [number(value) for value in values[step, :units].tolist()]
+                more = ["…"] if values.shape[1] > units else []
+                table.add_row("" if index else str(step), name, *texts, *more)
             table.add_section()
         if self._tail:
             table.caption = f"{self._tail[0] - len(self._head)} steps are not shown"
         return table
 
 
-def vector(values: Tensor, most: int) -> str:
-    """The numbers of a row as ``[0.2529, 0.7949, -0.0466]``, some left out as ``…`` above ``most``."""
+def vector(values: Tensor, width: int) -> str:
+    """The numbers of a row as ``[0.2529, 0.7949, -0.0466]``, some left out as ``…`` to fit the width."""
     texts = [number(value) for value in values.tolist()]
-    return f"[{', '.join(_shorten(texts, most))}]"
+    for most in range(min(len(texts), width), 1, -1):
+        head, tail = _ends(len(texts), most)
+        parts = [texts[k] for k in head] + ["…"] * bool(tail) + [texts[k] for k in tail]
+        line = f"[{', '.join(parts)}]"
+        if len(line) <= width or most == 2:
+            return line
+    return f"[{', '.join(texts)}]"
 
 
 def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: str) -> pandas.DataFrame:
@@ -108,8 +117,3 @@ def _ends(count: int, most: int) -> tuple[list[int], list[int]]:
         return list(range(count)), []
     last = max(1, most // 4)
     return list(range(most - last)), list(range(count - last, count))
-
-
-def _shorten(texts: Sequence[str], most: int) -> list[str]:
-    head, tail = _ends(len(texts), most)
-    return [texts[k] for k in head] + (["…"] if tail else []) + [texts[k] for k in tail]

@@ -113,7 +113,7 @@ class LayerTrace:
             steps: the time steps; None: all, shortened where there are many.
             batch: the row.
             units: columns at most; None: as many as the console has room for. Wider quantities
-                are shortened to their first and last units.
+                are cut after that many.
         """
         batch = _index("row", batch, self.input.shape[1])
         length = int(self.lengths[batch])
@@ -226,7 +226,7 @@ class Trace:
         }
         twin = convert.to_torch(self.recurrent, weights)
         with torch.no_grad(), torch.random.fork_rng([]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+            warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
             torch.set_rng_state(self._random_state)
             theirs = twin(self.input, self._state)
         ours = _tensors((self.output, self.final_state))

@@ -1,0 +1,40 @@
+# Each target sets up what it needs: a virtual environment in .venv, filled from pyproject.toml.
+PYTHON ?= python3
+BIN ?= .venv/bin
+READY ?= .venv/.ready
+RUNS ?= runs
+
+.PHONY: help demo test lint format bench clean
+
+help: ## what this Makefile can do
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## open a small layer, then train one on real data and open it too (under two minutes)
+	$(BIN)/unrolled show
+	$(BIN)/python examples/digits.py --runs $(RUNS)
+
+test: lint ## lint, types and all tests (under ten minutes)
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## time the layers beside torch.nn's, after checking that they agree
+	$(BIN)/python benchmarks/layers.py
+
+clean: ## remove the virtual environment, caches and runs
+	rm -rf .venv build dist $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "unrolled needs Python 3.11 or newer: set PYTHON, for instance make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
