@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import CELLS, LAYERS, assert_close
 from torch import nn
 
+from kinds import CELLS, LAYERS, assert_close
 from unrolled import files
 from unrolled.recognise import find_layers
 

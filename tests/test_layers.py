@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import CELLS, LAYERS, assert_close, pair
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import unrolled as ur
+from kinds import CELLS, LAYERS, assert_close, pair
 
 ARGUMENTS: list[dict[str, Any]] = [
     {},

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import CELLS, LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+
+from kinds import CELLS, LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
 
 FORMS = ["batched", "unbatched", "packed", "packed-unsorted"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import math
 import re
 from io import StringIO
 from typing import Any
@@ -11,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import LAYERS, assert_close, pair, tensors
 from rich.console import Console
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import unrolled as ur
+from kinds import LAYERS, assert_close, pair, tensors
 from unrolled import walkthrough
 
 NAMES = {
@@ -264,6 +265,7 @@ def test_explain_speaks_of_any_function() -> None:
             product = x @ self.weight.T
             kept = torch.where(product > 0, product, -h).clamp(-1, 1)
             half = product / 2
+            turned = -half * torch.exp(-x[:, :1])  # noqa: F841
             power = half**2 - (half - 1)
             norm = nn.functional.layer_norm(product, (self.hidden,))
             weights = torch.softmax(norm, -1)
@@ -277,6 +279,10 @@ def test_explain_speaks_of_any_function() -> None:
     rows = {name: "[" + ", ".join(f"{v:.4f}" for v in t[name][1, 0]) + "]" for name in t.names}
     assert t.explain("half", 1, 1) == f"{n['product']} / 2 = {n['half']}"
     assert t.explain("power", 1, 1) == f"pow({n['half']}, 2) - ({n['half']} - 1) = {n['power']}"
+    half = f"({n['half']})" if value["half"] < 0 else n["half"]
+    x = f"{t.layers[0].input[1, 0, 0]:.4f}"
+    x = f"({x})" if x.startswith("-") else x
+    assert t.explain("turned", 1, 1) == f"-{half}·exp(-{x}) = {n['turned']}"
     assert t.explain("weights", 1, 1) == f"softmax({rows['norm']})[1] = {n['weights']}"
     assert t.explain("norm", 1, 1) == f"layer_norm({rows['product']})[1] = {n['norm']}"
     assert t.explain("kept", 1, 1).startswith("clamp(where(")
@@ -327,6 +333,8 @@ def test_bad_requests() -> None:
         t.explain("h", 0, 0, batch=1)
     with pytest.raises(TypeError, match="the time step should be a whole number, got 1.5"):
         t.explain("h", 1.5, 0)
+    with pytest.raises(ValueError, match="a table needs at least one quantity"):
+        t.table(names=[])
     with pytest.raises(ValueError, match="direction should be 'forward', got 'backward'"):
         t.layer(0, "backward")
     with pytest.raises(IndexError, match="there is no layer 1: there are 1"):
@@ -342,6 +350,18 @@ def test_bad_requests() -> None:
 
     with pytest.raises(TypeError, match="Own overrides the forward of torch.nn.LSTM"):
         ur.trace(Own(2, 3), torch.randn(4, 2))
+
+
+def test_check_sees_nan_in_either() -> None:
+    layer = ur.LSTM(2, 3)
+    t = ur.trace(layer, torch.full((4, 2), torch.nan))
+    assert t.check() == 0.0  # NaN in the same places
+    t.output = torch.zeros_like(t.output)
+    assert math.isnan(t.check())
+    t = ur.trace(layer, torch.randn(4, 2))
+    t.output[3, 1] += 0.5
+    assert abs(t.check() - 0.5) < 1e-6
+    assert ur.trace(layer, torch.randn(4, 0, 2)).check() == 0.0
 
 
 def test_traces_what_parametrizations_and_nan_give() -> None:

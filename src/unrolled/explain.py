@@ -97,7 +97,8 @@ class _Writer:
         if made.name in _INFIX and len(made.args) == 2 and not made.kwargs:
             return self._infix(made, tensor, index)
         if made.name == "neg" and len(made.args) == 1:
-            return "-" + self._held(made.args[0], index, _ATOM), _PRODUCT
+            text = self._held(made.args[0], index, _ATOM)
+            return f"-({text})" if text.startswith("-") else f"-{text}", _PRODUCT
         if made.name in ("linear", "matmul") and len(index) == 2:
             return self._products(made, index)
         if made.name in _MOVES:

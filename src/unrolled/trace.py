@@ -116,6 +116,9 @@ class LayerTrace:
                 are cut after that many.
         """
         batch = _index("row", batch, self.input.shape[1])
+        names = None if names is None else list(names)
+        if names == []:
+            raise ValueError(f"a table needs at least one quantity: {', '.join(self.names)}")
         length = int(self.lengths[batch])
         chosen = None if steps is None else [_index("time step", step, length) for step in steps]
         quantities = {"x": self.input} if names is None else {}
@@ -231,7 +234,7 @@ class Trace:
             theirs = twin(self.input, self._state)
         ours = _tensors((self.output, self.final_state))
         pairs = zip(ours, _tensors(theirs), strict=True)
-        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
+        return float(torch.cat([_differences(a, b) for a, b in pairs]).max())
 
 
 def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = None) -> Trace:
@@ -279,6 +282,13 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
 
         result = recurrent.unroll(*call, run)
     return Trace(module, recurrent, parts, call, result, random_state)
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """The absolute differences in a row, after a 0; equal infinities and NaN in both differ by 0."""
+    a, b = a.double().flatten(), b.double().flatten()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.cat([a.new_zeros(1), (a - b).abs().masked_fill(same, 0)])
 
 
 def _index(what: str, index: int, size: int) -> int:
