@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import re
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import convert
-from unrolled.cell import Cell
+from unrolled.describe import equations, meanings, prose
 from unrolled.layers import Recurrent
 from unrolled.tables import vector
 from unrolled.trace import LayerTrace, Trace
@@ -40,26 +36,6 @@ PARAMETERS = {
 }
 
 
-def equations(cell: type[Cell]) -> str:
-    """The body of the cell's step, as its author wrote it; empty where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(cell.step)))
-    except (OSError, TypeError):
-        return ""
-    function = ast.parse(source).body[0]
-    assert isinstance(function, ast.FunctionDef)
-    body = [node for node in function.body if not _is_docstring(node)]
-    return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
-
-
-def meanings(cell: type[Cell]) -> dict[str, str]:
-    """What the docstring of a cell says of its quantities, in its section ``Quantities:``."""
-    section = re.search(r"^Quantities:\n((?:[ ]+.*\n?)+)", inspect.getdoc(cell) or "", re.MULTILINE)
-    lines = section[1].splitlines() if section else []
-    pairs = (line.strip().partition(": ") for line in lines)
-    return {name: words for name, _, words in pairs}
-
-
 def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> None:
     """Print a trace of one row: the layer, its parameters, every step, and the check.
 
@@ -77,7 +53,7 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
     length = int(trace.layers[0].lengths[0])
     chosen = _steps(steps, length)
     console.print(Text(repr(trace.module), style="bold"))
-    for paragraph in _prose(cell):
+    for paragraph in prose(cell):
         console.print(Text(paragraph, style="dim"))
     console.print()
     console.print(_arguments(recurrent))
@@ -151,13 +127,6 @@ def found(console: Console, layers: dict[str, Recurrent]) -> None:
     for prefix, layer in layers.items():
         dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
         console.print(Text.assemble((prefix or "(no prefix)", "bold"), f": {layer}, {dtype}"))
-
-
-def _prose(cell: type[Cell]) -> list[str]:
-    """The paragraphs of a cell's docstring, without the section on its quantities."""
-    text = (inspect.getdoc(cell) or "") if cell.__doc__ else ""
-    paragraphs = text.split("\n\nQuantities:")[0].replace("``", "").split("\n\n")
-    return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph]
 
 
 def _arguments(recurrent: Recurrent) -> Table:
@@ -241,7 +210,3 @@ def _dimensions(value: Tensor | PackedSequence | nn.Parameter) -> str:
 
 def _heading(console: Console, text: str) -> None:
     console.print(Text(f"\n{text}", style="bold"))
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
