@@ -1,0 +1,134 @@
+"""The examples, run as users run them: results, baselines, and what a kill at any moment costs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import statsmodels.api as sm
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def command(name: str, runs: Path, *arguments: object) -> list[str]:
+    return [sys.executable, str(EXAMPLES / name), "--runs", str(runs), *map(str, arguments)]
+
+
+def run(name: str, runs: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(name, runs, *arguments), capture_output=True, text=True)
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: Any) -> tuple[Path, str]:
+    """A run of ten epochs that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run("digits.py", runs, "--epochs", 10, "--hidden", 16)
+    assert done.returncode == 0, done.stderr
+    return runs, done.stdout
+
+
+def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> None:
+    runs, out = finished
+    result = json.loads((runs / "digits_lstm.json").read_text())
+    assert f"{result['accuracy']:.1%} by the layer" in out
+    assert f"{result['baseline']['logistic regression']:.1%} by logistic regression" in out
+    assert result["accuracy"] > 0.3
+    assert "the trained layer" in out.lower()
+    for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv"):
+        assert (runs / name).exists()
+        assert str(runs / name) in out
+
+
+def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]) -> None:
+    runs, out = finished
+    named = [line.split() for line in out.splitlines() if line.strip().startswith("unrolled show")]
+    shown = subprocess.run([sys.executable, "-m", *named[-1], "--json"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    data = json.loads(shown.stdout)
+    assert data["layer"] == "LSTM(8, 16)"
+    weights = checkpoint(runs / "digits_lstm.pt")["model"]
+    reference = torch.nn.LSTM(8, 16)
+    reference.load_state_dict(
+        {k.removeprefix("layer."): v for k, v in weights.items() if k.startswith("layer.")}
+    )
+    x = torch.tensor(numpy.loadtxt(runs / "digits_lstm_sample.csv", delimiter=","), dtype=torch.float32)
+    torch.testing.assert_close(torch.tensor(data["output"]), reference(x)[0])
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.13, 0.4])
+def test_killed_at_any_moment_nothing_is_lost(
+    finished: tuple[Path, str], tmp_path: Path, moment: float
+) -> None:
+    arguments = ("--epochs", 10, "--hidden", 16)
+    path = tmp_path / "digits_lstm.pt"
+    for _ in range(2):
+        before = checkpoint(path)["epoch"] if path.exists() else 0
+        process = subprocess.Popen(
+            command("digits.py", tmp_path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while process.poll() is None and (not path.exists() or checkpoint(path)["epoch"] == before):
+            time.sleep(0.005)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 0 < checkpoint(path)["epoch"] <= 10
+    done = run("digits.py", tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Going on after epoch" in done.stdout or "Nothing left to train" in done.stdout
+    whole = checkpoint(finished[0] / "digits_lstm.pt")["model"]
+    for name, value in checkpoint(path)["model"].items():
+        assert torch.equal(value, whole[name]), name
+    results = [json.loads((runs / "digits_lstm.json").read_text()) for runs in (tmp_path, finished[0])]
+    assert results[0] == results[1]
+
+
+def test_a_finished_run_says_so(finished: tuple[Path, str]) -> None:
+    done = run("digits.py", finished[0], "--epochs", 10, "--hidden", 16)
+    assert done.returncode == 0
+    assert "Nothing left to train" in done.stdout
+
+
+def test_a_checkpoint_that_cannot_be_used(finished: tuple[Path, str], tmp_path: Path) -> None:
+    whole = (finished[0] / "digits_lstm.pt").read_bytes()
+    for content, epochs, message in (
+        (whole[: len(whole) // 2], 10, "is damaged"),
+        (b"", 10, "is damaged"),
+        (whole, 12, "was made with another epochs"),
+    ):
+        (tmp_path / "digits_lstm.pt").write_bytes(content)
+        done = run("digits.py", tmp_path, "--epochs", epochs, "--hidden", 16)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "--restart" in done.stderr
+        assert done.stderr.count("\n") == 1
+    done = run("digits.py", tmp_path, "--epochs", 1, "--hidden", 16, "--restart")
+    assert done.returncode == 0
+    done = run("digits.py", tmp_path, "--epochs", 0)
+    assert done.returncode == 2
+    assert "expected a whole number above 0, got 0" in done.stderr
+
+
+def test_sunspots(tmp_path: Path) -> None:
+    done = run("sunspots.py", tmp_path, "--epochs", 60)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads((tmp_path / "sunspots.json").read_text())["mean_absolute_error"]
+    values = sm.datasets.sunspots.load_pandas().data["SUNACTIVITY"].to_numpy()
+    assert errors["same as last year"] == pytest.approx(numpy.abs(numpy.diff(values))[-60:].mean())
+    lagged = numpy.stack([values[9 - k : len(values) - k] for k in range(1, 10)], 1)
+    design = numpy.column_stack([numpy.ones(len(lagged)), lagged])
+    weights = numpy.linalg.lstsq(design[:-60], values[9:-60], rcond=None)[0]
+    expected = numpy.abs(design[-60:] @ weights - values[-60:]).mean()
+    assert errors["autoregression of 9 years"] == pytest.approx(expected)
+    assert errors["layer"] < errors["same as last year"]
