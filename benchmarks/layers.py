@@ -1,7 +1,7 @@
 """Our layers beside torch.nn's on this machine: checked against each other, then timed in turn.
 
 Run it alone on the machine. Every figure is a ratio of medians within one run, the two layers
-taking turns; above 1 ours is faster.
+taking turns; above 1 ours is faster. ``--engine`` chooses our engine: reference or native.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+import unrolled as ur
 from unrolled.drop_in import LAYERS
 
 SHAPES = [(1, 100, 16, 32), (1, 100, 256, 256), (32, 100, 256, 256)]  # batch, time, input, hidden
@@ -27,8 +28,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row and mode")
-    seconds = parser.parse_args().seconds
-    table = Table(title=f"ours against torch.nn {torch.__version__}, {torch.get_num_threads()} threads")
+    parser.add_argument("--engine", choices=("native", "reference"), default="native")
+    given = parser.parse_args()
+    seconds = given.seconds
+    ur.engine(given.engine)
+    title = f"ours ({given.engine} engine) against torch.nn {torch.__version__}"
+    table = Table(title=f"{title}, {torch.get_num_threads()} threads")
     for heading in ("layer", "batch", "time", "input", "hidden", "inference", "training", "difference"):
         table.add_column(heading, justify="right")
     rows = [(layer, *shape) for layer in LAYERS for shape in SHAPES]

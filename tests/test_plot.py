@@ -6,6 +6,7 @@ import importlib
 import io
 import itertools
 import math
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +92,16 @@ def place(ax: Axes, label: str) -> float:
     return found.get_position()[0]
 
 
+def beside(ax: Axes, label: str) -> list[str]:
+    """What stands above and below this label."""
+    return [text.get_text() for text in ax.texts if text.get_position()[0] == place(ax, label)]
+
+
+def rightwards(arrow: FancyArrowPatch) -> float:
+    start, _, tip = arrow.get_path().vertices[:3]
+    return float(tip[0] - start[0])
+
+
 def written(values: torch.Tensor) -> str:
     return "\n".join(f"{value:.4f}" for value in values.tolist())
 
@@ -146,6 +157,9 @@ def test_no_two_texts_of_the_drawings_overlap(trace: str, size: tuple[float, flo
         boxes = [(text.get_bbox_patch() or text).get_window_extent() for text in drawn.texts]
         for first, second in itertools.combinations(boxes, 2):
             assert not first.count_overlaps([second])
+        arrows = [patch for patch in drawn.patches if isinstance(patch, FancyArrowPatch)]
+        for arrow, box in itertools.product(arrows, boxes):
+            assert not arrow.get_window_extent().count_overlaps([box])
 
 
 def test_a_notebook_shows_the_figure(walkthrough: ur.Trace) -> None:
@@ -155,6 +169,11 @@ def test_a_notebook_shows_the_figure(walkthrough: ur.Trace) -> None:
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     assert width / height == pytest.approx(size["width"] / size["height"], rel=0.01)
     assert width > size["width"]
+
+
+def test_pyplot_is_not_even_imported() -> None:
+    code = "import sys, unrolled.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_matplotlib_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +192,8 @@ def test_a_box_for_each_step_and_an_arrow_for_each_thing_that_flows(walkthrough:
     assert count(ax, FancyArrowPatch) == 4 + 4 + 5  # inputs, outputs, and h from before to after
     assert [f"step {step}" for step in range(4)] == [text for text in texts(ax) if "step" in text]
     for step in range(4):
-        assert written(walkthrough["h"][step, 0]) in texts(ax)
-        assert written(walkthrough.layers[0].input[step, 0]) in texts(ax)
+        assert written(walkthrough["h"][step, 0]) in beside(ax, f"step {step}")
+        assert written(walkthrough.layers[0].input[step, 0]) in beside(ax, f"step {step}")
     assert "0.2529\n0.7949\n-0.0466" in texts(ax)
     assert place(ax, "initial h") < place(ax, "step 0") < place(ax, "final h")
 
@@ -184,10 +203,14 @@ def test_every_state_has_its_arrows_and_numbers(cell: type[ur.Cell]) -> None:
     t = traced(cell=cell)
     ax = plot.unrolled(t)
     assert count(ax, FancyArrowPatch) == 4 + 4 + 2 * 5
-    for name in cell.state:
-        assert {f"initial {name}", f"{name}₀", f"{name}₁", f"{name}₂", f"final {name}"} <= set(texts(ax))
-        for step in range(4):
-            assert written(t[name][step, 0]) in texts(ax)
+    output, other = cell.state
+    assert {f"initial {output}", f"{output}₀", f"{output}₁", f"{output}₂", f"final {output}"} <= set(
+        texts(ax)
+    )
+    assert beside(ax, f"initial {other}")[-1] == written(torch.zeros(3))
+    for step, label in enumerate((f"{other}₀", f"{other}₁", f"{other}₂", f"final {other}")):
+        assert written(t[other][step, 0]) in beside(ax, label)
+        assert written(t[output][step, 0]) in beside(ax, f"step {step}")
 
 
 def test_the_initial_state_is_the_one_that_was_given(walkthrough_layer: ur.RNN) -> None:
@@ -201,6 +224,9 @@ def test_time_runs_from_right_to_left_backwards() -> None:
     order = ["final h", "step 0", "step 1", "step 2", "step 3", "initial h"]
     assert [place(ax, label) for label in order] == sorted(place(ax, label) for label in order)
     assert "GRU, layer 0, backward" in texts(ax)
+    arrows = [rightwards(patch) for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+    assert sum(arrow < -0.5 for arrow in arrows) == 5
+    assert sum(arrow > 0.5 for arrow in arrows) == 0
 
 
 def test_a_long_sequence_is_shortened() -> None:
@@ -316,15 +342,15 @@ def test_quantities_of_any_width_may_be_chosen() -> None:
 
 def test_what_is_not_finite_has_a_colour_of_its_own() -> None:
     x = torch.ones(6, 2)
-    x[3] = math.nan
+    x[3], x[5, 0] = math.nan, math.inf
     t = ur.trace(ur.RNN(2, 3), x)
-    (panel,) = plot.gates(t, ["h"])
+    (panel,) = plot.gates(t, ["input_sum"])
     image = panel.images[0]
     colors = image.to_rgba(image.get_array())
-    is_nan = t["h"][:, 0].isnan().T.numpy()
-    assert is_nan.any()
-    np.testing.assert_array_equal((colors == to_rgba(plot.NAN_COLOR)).all(-1), is_nan)
-    assert np.isfinite(image.get_clim()).all()
+    finite = t["input_sum"][:, 0].isfinite().T.numpy()
+    assert finite.sum() == 3 * 4
+    np.testing.assert_array_equal((colors != to_rgba(plot.NAN_COLOR)).any(-1), finite)
+    assert image.get_clim()[1] == pytest.approx(float(t["input_sum"][0].abs().max()))
     (legend,) = panel.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["NaN or infinite"]
     assert not plot.gates(traced())[0].figure.legends

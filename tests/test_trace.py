@@ -309,6 +309,16 @@ def test_table_shows_the_numbers_and_fits() -> None:
     assert " 39 " in out.getvalue()
 
 
+def test_table_prints_and_takes_the_input_by_name() -> None:
+    t = ur.trace(ur.GRU(2, 3), torch.randn(4, 2))
+    text = str(t.table(["x", "h"]))
+    assert f"{t.layers[0].input[2, 0, 1]:.4f}" in text
+    assert f"{t['h'][2, 0, 1]:.4f}" in text
+    assert torch.equal(t["x"], t.layers[0].input)
+    with pytest.raises(ValueError, match="x is the input: no arithmetic stands behind it"):
+        t.explain("x", 0, 0)
+
+
 def test_to_pandas_has_every_number_once() -> None:
     rows = [torch.randn(length, 2) for length in (3, 5)]
     t = ur.trace(ur.GRU(2, 4, num_layers=2, bidirectional=True), pack_sequence(rows, enforce_sorted=False))

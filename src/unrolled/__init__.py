@@ -3,6 +3,7 @@
 from unrolled import cells
 from unrolled.cell import Cell, Param
 from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from unrolled.engines import engine
 from unrolled.layers import Recurrent
 from unrolled.trace import Trace, trace
 
@@ -20,5 +21,6 @@ __all__ = [
     "Recurrent",
     "Trace",
     "cells",
+    "engine",
     "trace",
 ]

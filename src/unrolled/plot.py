@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unrolled.describe import meanings
 from unrolled.explain import number
-from unrolled.trace import LayerTrace, Trace, _index
+from unrolled.trace import LayerTrace, Trace, position
 
 try:
     from matplotlib import colormaps, patches
@@ -290,14 +290,14 @@ def _part(trace: Trace | LayerTrace) -> LayerTrace:
 def _row(trace: Trace | LayerTrace, batch: int) -> tuple[LayerTrace, int, int]:
     """The layer, the row counted from 0, and the number of its steps."""
     part = _part(trace)
-    batch = _index("row", batch, part.input.shape[1])
+    batch = position("row", batch, part.input.shape[1])
     return part, batch, int(part.lengths[batch])
 
 
 def _shown(steps: Iterable[int] | None, length: int) -> list[int]:
     if steps is None:
         return list(range(length)) if length <= _STEPS else [0, 1, 2, length - 1]
-    shown = sorted({_index("time step", step, length) for step in steps})
+    shown = sorted({position("time step", step, length) for step in steps})
     if not shown:
         raise ValueError("steps is empty: there is no time step to draw")
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,12 @@ class StepTable(JupyterMixin):
         self._units = units
         self._rows = rows
         self._head, self._tail = (list(chosen), []) if chosen is not None else _ends(time, _STEPS)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO())
+        with console.capture() as text:
+            console.print(self)
+        return text.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widest = max(values.shape[1] for values in self._rows.values())

@@ -55,7 +55,9 @@ class LayerTrace:
         return tuple(self.values)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The quantity of this name, ``(time, batch, size)``."""
+        """The quantity of this name, ``(time, batch, size)``; ``"x"`` is the input."""
+        if name == "x" and name not in self.values:
+            return self.input
         if name not in self.values:
             raise KeyError(f"no quantity {name!r} in this trace: it has {', '.join(self.names)}")
         return self.values[name]
@@ -84,15 +86,18 @@ class LayerTrace:
         Raises:
             KeyError: there is no such quantity.
             IndexError: there is no such step, unit or row.
+            ValueError: the quantity is the input.
         """
         values = self[name]
-        batch = _index("row", batch, values.shape[1])
-        step = _index("time step", step, int(self.lengths[batch]))
+        batch = position("row", batch, values.shape[1])
+        step = position("time step", step, int(self.lengths[batch]))
+        if name not in self.values:
+            raise ValueError(f"{name} is the input: no arithmetic stands behind it")
         if values.dim() != 3:
             raise IndexError(
                 f"{name} has the shape {tuple(values.shape)}: only (time, batch, size) is explained"
             )
-        unit = _index("unit", unit, values.shape[2])
+        unit = position("unit", unit, values.shape[2])
         state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
         recording = Recording()
         with torch.no_grad(), torch.random.fork_rng([]), recording:
@@ -115,12 +120,12 @@ class LayerTrace:
             units: columns at most; None: as many as the console has room for. Wider quantities
                 are cut after that many.
         """
-        batch = _index("row", batch, self.input.shape[1])
+        batch = position("row", batch, self.input.shape[1])
         names = None if names is None else list(names)
         if names == []:
             raise ValueError(f"a table needs at least one quantity: {', '.join(self.names)}")
         length = int(self.lengths[batch])
-        chosen = None if steps is None else [_index("time step", step, length) for step in steps]
+        chosen = None if steps is None else [position("time step", step, length) for step in steps]
         quantities = {"x": self.input} if names is None else {}
         quantities |= {name: self[name] for name in (self.names if names is None else names)}
         rows = {name: values[:length, batch].flatten(1) for name, values in quantities.items()}
@@ -186,7 +191,7 @@ class Trace:
         if direction not in present:
             raise ValueError(f"direction should be {' or '.join(map(repr, present))}, got {direction!r}")
         count = len(self.layers) // len(present)
-        return self.layers[_index("layer", index, count) * len(present) + present.index(direction)]
+        return self.layers[position("layer", index, count) * len(present) + present.index(direction)]
 
     def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
         """:meth:`LayerTrace.explain` for the lowest layer, forward."""
@@ -291,7 +296,8 @@ def _differences(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a.new_zeros(1), (a - b).abs().masked_fill(same, 0)])
 
 
-def _index(what: str, index: int, size: int) -> int:
+def position(what: str, index: int, size: int) -> int:
+    """An index counted from 0; negative ones count from the end. Raises where there is no such one."""
     if not isinstance(index, int) or isinstance(index, bool):
         raise TypeError(f"the {what} should be a whole number, got {index!r}")
     if not -size <= index < size:

@@ -1,6 +1,122 @@
-"""Engines run a cell over time; all of them give the numbers of the reference engine."""
+"""Which engine runs a cell over time, and why. All of them give the numbers of the reference engine."""
 
-from unrolled.engines import reference
-from unrolled.engines.reference import run
+from __future__ import annotations
 
-__all__ = ["reference", "run"]
+import logging
+import os
+import warnings
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from unrolled.cell import Cell
+from unrolled.engines import native, reference
+
+__all__ = ["engine", "reference", "run"]
+
+_NAMES = ("auto", "native", "reference")
+_chosen: ContextVar[str] = ContextVar("engine", default="reference")
+_announced: set[str] = set()
+_log = logging.getLogger("unrolled.engine")
+if "engine" in os.environ.get("UNROLLED_LOG", "").split(","):
+    _log.addHandler(logging.StreamHandler())
+    _log.setLevel(logging.INFO)
+
+
+class engine:  # noqa: N801  # used as a function, and in a with statement
+    """Choose the engine that runs cells: from this call on, or inside a ``with`` statement.
+
+    ::
+
+        unrolled.engine("auto")               # from here on, in this thread
+        with unrolled.engine("native"):       # in this block
+            output, state = layer(x)
+
+    Args:
+        name: ``"reference"``: the step as it stands, the choice where nothing is chosen; ``"auto"``:
+            compiled loops where they can run, the reference engine elsewhere; ``"native"``:
+            compiled loops, and an error where they can't run.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in _NAMES:
+            raise ValueError(f"the engine should be {', '.join(map(repr, _NAMES))}, got {name!r}")
+        self._before = _chosen.get()
+        _chosen.set(name)
+
+    def __enter__(self) -> engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _chosen.set(self._before)
+
+
+def run(
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    sizes: list[int] | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a bound cell over a sequence on the engine that fits; see :func:`reference.run`.
+
+    Raises:
+        RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
+    """
+    choice = _chosen.get()
+    if choice == "reference":
+        return reference.run(cell, x, state, sizes, reverse)
+    why, surprising = _obstacle(cell, x, state, sizes), False
+    if why is None:
+        try:
+            compiled = native.compiled(cell, x.dtype)
+            _log.info("%s: native engine", type(cell).__name__)
+            return native.run(compiled, cell, x, state, reverse)
+        except (native.UnsupportedError, native.NoCompilerError) as error:
+            why, surprising = str(error), True
+    if choice == "native":
+        raise RuntimeError(f"{type(cell).__name__} can't run on the native engine: {why}")
+    _log.info("%s: reference engine (%s)", type(cell).__name__, why)
+    result = reference.run(cell, x, state, sizes, reverse)
+    if surprising:  # told once the step has run: a wrong step has raised its own error by now
+        _announce(f"{type(cell).__name__} runs on the reference engine, step by step: {why}")
+    return result
+
+
+def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...], sizes: list[int] | None) -> str | None:
+    """Why the native engine doesn't take a call, in words; None where it does."""
+    params = [getattr(cell, name) for name in cell.shapes()]
+    tensors: list[Any] = [x, *state, *params]
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "the call is being compiled by torch"
+    if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
+        return "a torch transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
+        return "its tensors are of a subclass of torch.Tensor"
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "its tensors are not on the CPU"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is active"
+    if x.dtype not in native.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
+        return f"it takes float32 and float64, not {x.dtype}"
+    if sizes is not None:
+        return "the sequence is packed"
+    return None
+
+
+def _announce(message: str) -> None:
+    if message not in _announced:
+        _announced.add(message)
+        warnings.warn(message, stacklevel=2)

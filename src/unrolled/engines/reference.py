@@ -38,7 +38,7 @@ def run(
         new = cell.step(steps[t], *running)
         new = new if isinstance(new, tuple) else (new,)
         if count == 0:
-            _check_step(cell, new, running)
+            check_step(cell, new, running)
         outputs[t] = new[0]
         if rows < len(state[0]):
             new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
@@ -46,7 +46,8 @@ def run(
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
 
-def _check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
+def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
+    """Raise where a step doesn't return its states in their shapes."""
     step = f"{type(cell).__name__}.step"
     names = ", ".join(cell.state)
     if len(new) != len(old):

@@ -1,0 +1,42 @@
+"""The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
+
+``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``run``
+calls it.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from unrolled.cell import Cell
+from unrolled.engines.native.build import NoCompilerError
+from unrolled.engines.native.graph import UnsupportedError
+from unrolled.engines.native.run import DTYPES, Compiled, run
+
+__all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
+
+_known: dict[object, Compiled | Exception] = {}
+_lock = threading.Lock()
+
+
+def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
+    """The compiled step of a cell with these sizes and options, made at its first use.
+
+    Raises:
+        UnsupportedError: the step holds what the compiler can't take.
+        NoCompilerError: there is no C++ compiler.
+    """
+    options = tuple(sorted((name, repr(value)) for name, value in cell.chosen_options().items()))
+    key = (type(cell), cell.input, cell.hidden, cell.bias, options, dtype)
+    with _lock:
+        if key not in _known:
+            try:
+                _known[key] = Compiled(cell, dtype)
+            except (UnsupportedError, NoCompilerError) as error:
+                _known[key] = error
+        found = _known[key]
+    if isinstance(found, Exception):
+        raise found
+    return found

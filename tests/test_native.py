@@ -1,0 +1,415 @@
+"""The compiled loops against the reference engine and torch.nn: numbers, bits, gradients, fallbacks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import linear
+
+import unrolled as ur
+from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
+from test_new_cell import MGU
+from unrolled.engines import native
+from unrolled.engines.native import build
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated"),
+]
+
+
+def made(kind: str, *sizes: int, **arguments: Any) -> Any:
+    if kind == "mgu":
+        return ur.Recurrent(MGU, *sizes, **arguments)
+    return pair(kind, *sizes, **arguments)[0]
+
+
+def both_engines(layer: Any, x: torch.Tensor, state: Any = None) -> None:
+    """Outputs, final states and every gradient on both engines."""
+    with ur.engine("reference"):
+        expected = layer(x, state)
+    weights = [torch.randn_like(part) for part in tensors(expected)]
+    with ur.engine("reference"):
+        expected_gradients = gradients(layer, x, state, weights)
+    with ur.engine("native"):
+        assert_close(layer(x, state), expected, TOLERANCE[x.dtype])
+        assert_close(gradients(layer, x, state, weights), expected_gradients, TOLERANCE[x.dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([*LAYERS, "mgu"]),
+    sizes=st.tuples(st.integers(1, 40), st.integers(4, 70)),
+    time=st.integers(1, 6),
+    batch=st.integers(1, 20),
+    bidirectional=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_size(
+    kind: str, sizes: tuple[int, int], time: int, batch: int, bidirectional: bool, dtype: torch.dtype
+) -> None:
+    layer = made(kind, *sizes, bidirectional=bidirectional, dtype=dtype)
+    both_engines(layer, torch.randn(time, batch, sizes[0], dtype=dtype).requires_grad_())
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
+def test_finite_differences(kind: str) -> None:
+    torch.manual_seed(4)
+    layer = made(kind, 2, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    with ur.engine("native"):
+        for function in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert function(lambda x, *_: tuple(tensors(layer(x))), (x, *layer.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
+def test_the_same_bits(kind: str, dtype: torch.dtype) -> None:
+    """Whatever batch a row stands in, wherever in it, and however the sequence is cut."""
+    layer = made(kind, 9, 37, dtype=dtype)
+    x = torch.randn(8, 23, 9, dtype=dtype)
+    with torch.no_grad(), ur.engine("native"):
+        whole, final = layer(x)
+        for batch, row in ((1, 0), (1, 22), (5, 3), (6, 17), (7, 9), (12, 11)):
+            part, _ = layer(x[:, row : row + batch])
+            assert torch.equal(part, whole[:, row : row + batch])
+        for cut in (1, 3, 7):
+            first, state = layer(x[:cut])
+            second, last = layer(x[cut:], state)
+            assert torch.equal(torch.cat([first, second]), whole)
+            assert all(torch.equal(a, b) for a, b in zip(tensors(last), tensors(final), strict=True))
+        assert torch.equal(layer(x)[0], whole)
+
+
+FUNCTIONS = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "exp": lambda v: torch.exp(-v.abs()),
+    "relu": torch.relu,
+    "softplus": nn.functional.softplus,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "abs": torch.abs,
+    "square": lambda v: v**2,
+    "rsqrt": lambda v: torch.rsqrt(1 + v * v),
+    "log": lambda v: torch.log(1.5 + torch.tanh(v)),
+    "where": lambda v: torch.where(v > 0.1, v, 0.5 * v),
+}
+
+
+ONLY_FORWARD = {"halves"}  # the native engine's vocabulary lacks what their backward needs
+
+
+@st.composite
+def programs(draw: Any) -> list[tuple[str, int, int]]:
+    """Steps of a random program: a function or an operation, and which earlier values it takes."""
+    length = draw(st.integers(1, 7))
+    names = [*FUNCTIONS, "add", "mul", "sub", "product", "halves"]
+    return [
+        (draw(st.sampled_from(names)), draw(st.integers(0, 3 + k)), draw(st.integers(0, 3 + k)))
+        for k in range(length)
+    ]
+
+
+@settings(max_examples=10, deadline=None)
+@given(program=programs(), batch=st.integers(1, 9), hidden=st.integers(1, 12).map(lambda n: 2 * n))
+def test_random_steps(program: list[tuple[str, int, int]], batch: int, hidden: int) -> None:
+    class Random(ur.Cell):
+        state = ("h", "c")
+        weight_ih = ur.Param("2*hidden", "input")
+        weight_hh = ur.Param("hidden", "hidden")
+        bias = ur.Param("2*hidden")
+        scale = ur.Param("hidden")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Any:
+            a, b = linear(x, self.weight_ih, self.bias).chunk(2, -1)
+            values = [h, c, a, b]
+            for name, i, j in program:
+                first, second = values[i], values[j]
+                if name == "product":
+                    value = torch.tanh(linear(first, self.weight_hh))
+                elif name == "halves":
+                    half = first.shape[-1] // 2
+                    value = torch.cat([first[:, half:], second[:, :half]], -1)
+                elif name in FUNCTIONS:
+                    value = FUNCTIONS[name](first)
+                else:
+                    value = getattr(torch, name)(first, second)
+                values.append(value)
+            used = 0.1 * torch.tanh(linear(h, self.weight_hh) + a - b)
+            return torch.tanh(values[-1] + h * self.scale + used), torch.tanh(values[-2] - 0.5 * c)
+
+    layer = ur.Recurrent(Random, 3, hidden, dtype=torch.float64)
+    x = torch.randn(4, batch, 3, dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        with ur.engine("reference"):
+            expected = layer(x)
+        with ur.engine("native"):
+            assert_close(layer(x), expected, 1e-12)
+    if not {name for name, _, _ in program} & ONLY_FORWARD:
+        both_engines(layer, x)
+
+
+def test_a_backward_that_cannot_be_compiled_is_told_before_it_runs() -> None:
+    class Turned(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return torch.cat([h[:, 1:], h[:, :1]], -1) + x
+
+    layer, x = ur.Recurrent(Turned, 4, 4), torch.randn(3, 2, 4, requires_grad=True)
+    with ur.engine("native"):
+        with torch.no_grad():
+            output = layer(x)[0]
+        with pytest.raises(RuntimeError, match="Turned can't run on the native engine: aten.slice_scatter"):
+            layer(x)
+    with ur.engine("auto"), pytest.warns(UserWarning, match="Turned runs on the reference engine"):
+        trained = layer(x)[0]
+    assert_close(output, trained, 1e-6)
+    trained.sum().backward()
+    assert x.grad is not None
+
+
+def test_vector_functions_are_within_two_units(tmp_path: Path) -> None:
+    """exp, sigmoid and tanh of floats of every magnitude and sign, specials included."""
+
+    class Each(ur.Cell):
+        weight = ur.Param("hidden", "hidden", init=nn.init.zeros_)
+        name: str = "exp"
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            functions = {"exp": torch.exp, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+            return functions[self.name](x + linear(h, self.weight))
+
+    bits = torch.arange(-(2**31), 2**31, 2**31 // 2**20 + 1, dtype=torch.int64).to(torch.int32)
+    specials = torch.tensor(
+        [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-45, 88.72, -103.9, -87.4, 9.01]
+    )
+    x = torch.cat([bits.view(torch.float32), specials, torch.linspace(-110, 100, 50_000)])
+    for name in ("exp", "sigmoid", "tanh"):
+        layer = ur.Recurrent(Each, 1, 1, name=name)
+        with torch.no_grad(), ur.engine("native"):
+            actual = layer(x.view(1, -1, 1))[0].flatten()
+        truth = getattr(torch, name)(x.double())
+        assert torch.equal(actual.isnan(), truth.isnan())
+        rounded = truth.float()
+        same = (actual == rounded) | truth.isnan()
+        up = torch.nextafter(rounded.abs(), torch.tensor(torch.inf)).double() - rounded.abs().double()
+        error = ((actual.double() - truth).abs() / up)[~same]
+        assert not len(error) or error.max() <= 2, (name, error.max(), x[~same][error.argmax()])
+
+
+def test_nan_and_infinity_travel_as_in_torch() -> None:
+    for kind in LAYERS:
+        ours, theirs = pair(kind, 4, 20)
+        x = torch.randn(5, 3, 4)
+        x[2, 1, 0], x[1, 2, 3] = torch.nan, torch.inf
+        with torch.no_grad(), ur.engine("native"):
+            torch.testing.assert_close(ours(x)[0], theirs(x)[0], equal_nan=True)
+
+
+def test_strides_zero_rows_and_frozen_parameters() -> None:
+    layer = ur.GRU(4, 5, batch_first=True)
+    x = torch.randn(6, 8, 8)[::2, ::2, ::2].requires_grad_()
+    with ur.engine("native"):
+        assert layer(torch.randn(0, 3, 4))[0].shape == (0, 3, 5)
+        both_engines(layer, x)
+        layer.weight_hh_l0.requires_grad_(False)
+        layer(x)[0].sum().backward()
+    assert layer.weight_hh_l0.grad is None
+    assert layer.weight_ih_l0.grad is not None
+
+
+def test_several_python_threads_at_once() -> None:
+    layer = ur.LSTM(16, 32)
+    inputs = [torch.randn(40, 3, 16) for _ in range(8)]
+    with torch.no_grad(), ur.engine("native"):
+        expected = [layer(x)[0] for x in inputs]
+    found: dict[int, bool] = {}
+
+    def work(k: int) -> None:
+        with torch.no_grad(), ur.engine("native"):
+            found[k] = all(torch.equal(layer(inputs[k])[0], expected[k]) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(8), True)
+
+
+def test_what_the_native_engine_leaves_to_the_reference() -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3)
+    expected = layer(x)[0]
+    with ur.engine("auto"):
+        assert_close(torch.vmap(layer.forward)(x.unsqueeze(0))[0].squeeze(0), expected, 1e-5)
+        assert_close(torch.func.jvp(lambda v: layer(v)[0], (x,), (x,))[0], expected, 1e-5)
+    packed = nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
+    with ur.engine("native"):
+        for call, why in (
+            (lambda: layer(packed), "the sequence is packed"),
+            (
+                lambda: ur.LSTM(3, 4, dtype=torch.bfloat16)(x.bfloat16()),
+                "float32 and float64, not torch.bfloat16",
+            ),
+            (lambda: torch.vmap(layer.forward)(x.unsqueeze(0)), "a torch transform is active"),
+        ):
+            with pytest.raises(RuntimeError, match=why):
+                call()
+
+
+def test_a_step_that_cannot_be_captured_is_announced_once() -> None:
+    class Branching(ur.Cell):
+        weight = ur.Param("hidden", "hidden")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return linear(h, self.weight) + x if h.sum() > -1e9 else h
+
+    class Sorting(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return torch.sort(h + x, -1)[0]
+
+    x = torch.randn(3, 2, 4)
+    for cell, why in ((Branching, "can't be captured"), (Sorting, "aten.sort")):
+        layer = ur.Recurrent(cell, 4, 4)
+        with ur.engine("auto"):
+            with pytest.warns(UserWarning, match=f"{cell.__name__} runs on the reference engine.*{why}"):
+                layer(x)
+            layer(x)  # no second warning: it would be an error here
+        with (
+            ur.engine("native"),
+            pytest.raises(RuntimeError, match=f"{cell.__name__} can't run on the native engine"),
+        ):
+            layer(x)
+
+
+def test_the_engine_is_chosen_for_a_block_or_from_here_on() -> None:
+    with pytest.raises(ValueError, match="should be 'auto', 'native', 'reference', got 'gpu'"):
+        ur.engine("gpu")
+    layer = ur.Recurrent(MGU, 3, 4, dtype=torch.bfloat16)
+    x = torch.randn(2, 3).bfloat16()
+    with ur.engine("native"):
+        with ur.engine("reference"):
+            layer(x)
+        with pytest.raises(RuntimeError, match="native engine"):
+            layer(x)
+    layer(x)
+
+
+def compile_in(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Make a library in a process of its own; prints how far native and reference are apart."""
+    code = (
+        "import torch, unrolled as ur\n"
+        "ur.engine('auto')\n"
+        "layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)\n"
+        "a = layer(x)[0]\n"
+        "with ur.engine('reference'): b = layer(x)[0]\n"
+        "print((a - b).abs().max().item() < 1e-6)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "UNROLLED_CACHE": str(cache), **environment},
+    )
+
+
+def test_the_cache_is_private_shared_by_processes_and_mends_itself(tmp_path: Path) -> None:
+    cache = tmp_path / "kernels"
+    running = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import torch, unrolled as ur; ur.engine('auto'); ur.GRU(3, 4)(torch.randn(5, 2, 3))",
+            ],
+            env={**os.environ, "UNROLLED_CACHE": str(cache)},
+        )
+        for _ in range(3)
+    ]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert cache.stat().st_mode & 0o077 == 0
+    libraries = list(cache.glob("*.so"))
+    assert libraries
+    assert not list(cache.glob("build-*"))
+    for damaged in (b"", b"not a library", libraries[0].read_bytes()[:5000]):
+        for library in libraries:
+            library.write_bytes(damaged)
+        done = compile_in(cache)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_without_a_compiler_the_reference_serves(tmp_path: Path) -> None:
+    done = compile_in(tmp_path / "empty", PATH="", CXX="")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert done.stderr.count("UserWarning") == 1
+    assert "GRU runs on the reference engine" in done.stderr
+    assert "install one, or the ziglang package" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = compile_in(tmp_path / "file" / "kernels")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_one_source_for_all_sizes() -> None:
+    def source(*sizes: int) -> str:
+        return native.compiled(ur.cells.LSTM(*sizes), torch.float32).training.emitted.source
+
+    assert source(3, 8) == source(50, 21)
+    for cell in (ur.cells.LSTM(3, 8), ur.cells.GRU(3, 8)):
+        assert len({native.compiled(cell, d).inference.emitted.source for d in native.DTYPES}) == 2
+    assert build.compiler()[0]
+
+
+def test_layers_still_copy_and_pickle_after_a_run() -> None:
+    layer, x = ur.GRU(3, 4), torch.randn(2, 3)
+    with ur.engine("native"):
+        expected = layer(x)[0]
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(x)[0], expected)
+
+
+def test_a_graph_is_used_twice_with_retain_graph() -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    with ur.engine("native"):
+        loss = layer(x)[0].square().sum()
+    first = torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *layer.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_in_place_changes_are_noticed() -> None:
+    layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)
+    with ur.engine("native"):
+        loss = layer(x)[0].sum()
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), list(itertools.product([1, 3], [False, True])))
+def test_stacks_train_like_torch(layers: int, bidirectional: bool) -> None:
+    ours, theirs = pair("lstm", 6, 10, num_layers=layers, bidirectional=bidirectional)
+    x, target = torch.randn(7, 4, 6), torch.randn(7, 4, 10 * (1 + bidirectional))
+    for layer in (ours, theirs):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        for _ in range(20):
+            optimizer.zero_grad()
+            with ur.engine("native"):
+                nn.functional.mse_loss(layer(x)[0], target).backward()
+            optimizer.step()
+    assert_close(list(ours.parameters()), list(theirs.parameters()), 1e-4)
