@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import unrolled as ur
-from training import Run, console, options, start, told, train
+from training import Run, console, options, say_how_to_open, start, told, train
 from unrolled.drop_in import LAYERS
 
 SHADES = " .:-=+*#%@"
@@ -101,8 +101,7 @@ def tell(run: Run, score: float, baseline: float, sample: Tensor) -> None:
     console.print(
         f"\nWritten: {run.checkpoint} (weights), {scores} (scores), {csv} (that digit).", soft_wrap=True
     )
-    console.print("Every number of the trained layer:")
-    console.print(f"  unrolled show {run.checkpoint} --input {csv}", soft_wrap=True)
+    say_how_to_open(run, csv)
 
 
 if __name__ == "__main__":

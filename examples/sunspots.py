@@ -16,7 +16,7 @@ from statsmodels.tsa.ar_model import AutoReg
 from torch import Tensor, nn
 
 import unrolled as ur
-from training import console, options, start, told, train
+from training import console, options, say_how_to_open, start, told, train
 
 YEARS = 33  # that a forecast sees
 HELD_OUT = 60  # the last years, which no model is fitted on
@@ -73,9 +73,7 @@ def main() -> None:
     console.print(
         f"\nWritten: {run.checkpoint} (weights), {scores} (scores), {csv} (those years).", soft_wrap=True
     )
-    console.print(
-        f"Every number of the trained layer:\n  unrolled show {run.checkpoint} --input {csv}", soft_wrap=True
-    )
+    say_how_to_open(run, csv)
 
 
 def open_layer(model: Forecaster, window: Tensor, years: Any) -> None:

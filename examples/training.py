@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,15 @@ def train(
             schedule.step()
             _save(run, parts, epoch + 1)
             progress.update(task, completed=epoch + 1, loss=total / len(inputs))
+
+
+def say_how_to_open(run: Run, sample: Path) -> None:
+    """Print the command that opens the trained layer on a sample."""
+    beside = Path(sys.executable).with_name("unrolled")  # in a virtual environment that is not active
+    active = shutil.which("unrolled") == str(beside) or not beside.exists()
+    command = "unrolled" if active else os.path.relpath(beside)
+    console.print("Every number of the trained layer:")
+    console.print(f"  {command} show {run.checkpoint} --input {sample}", soft_wrap=True)
 
 
 def told(main: Callable[[], None]) -> None:

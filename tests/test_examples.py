@@ -53,8 +53,10 @@ def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> No
 
 def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]) -> None:
     runs, out = finished
-    named = [line.split() for line in out.splitlines() if line.strip().startswith("unrolled show")]
-    shown = subprocess.run([sys.executable, "-m", *named[-1], "--json"], capture_output=True, text=True)
+    named = [line.split() for line in out.splitlines() if "unrolled show" in line]
+    shown = subprocess.run(
+        [sys.executable, "-m", "unrolled", *named[-1][1:], "--json"], capture_output=True, text=True
+    )
     assert shown.returncode == 0, shown.stderr
     data = json.loads(shown.stdout)
     assert data["layer"] == "LSTM(8, 16)"

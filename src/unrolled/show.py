@@ -164,10 +164,14 @@ def _step(part: LayerTrace, step: int, width: int) -> Table:
     words = {"x": "the input", **meanings(type(part.cell))}
     output = next(iter(part.cell.state))
     words[output] = f"{words.get(output, 'the new state')}, the output"
-    table = Table.grid(padding=(0, 2), pad_edge=False)
     rows = {"x": part.input, **part.values}
     name_width, words_width = (max(map(len, texts)) for texts in (rows, words.values()))
-    room = max(width // 2, width - (2 + name_width + 2 + words_width + 2))
+    whole = max(len(vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
+    room = min(whole, max(width // 2, width - (2 + name_width + 2 + words_width + 2)))
+    table = Table.grid(padding=(0, 2), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(width=max(8, min(words_width, width - room - name_width - 6)))
+    table.add_column(no_wrap=True, width=room)
     for name, values in rows.items():
         row = values[step, 0].flatten()
         table.add_row(f"  {name}", words.get(name, ""), Text(vector(row, room), style="cyan", no_wrap=True))
