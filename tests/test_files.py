@@ -98,8 +98,13 @@ def test_shapes_that_do_not_go_together_are_told() -> None:
 
 
 class Evil:
+    """What, unpickled, would run a command that leaves a file behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/unrolled-was-here",)
+        return os.system, (f"touch {self.file}",)
 
 
 def test_bad_weights(tmp_path: Path) -> None:
@@ -108,8 +113,9 @@ def test_bad_weights(tmp_path: Path) -> None:
             files.read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
 
-    torch.save(Evil(), tmp_path / "evil.pt")
+    torch.save(Evil(tmp_path / "was-here"), tmp_path / "evil.pt")
     bad("evil.pt", ValueError, r"refused, since reading it would run code \((posix|nt).system\)")
+    assert not (tmp_path / "was-here").exists()
     torch.save(nn.LSTM(2, 3), tmp_path / "whole.pt")
     bad("whole.pt", ValueError, r"would run code .*save model.state_dict\(\) in place of the model")
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "w.pt")
