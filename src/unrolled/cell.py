@@ -158,9 +158,15 @@ class Cell:
         self.bias = bias
         self._set_options(options)
         self.check()
-        for name, param in self.params().items():
-            if (name.startswith("bias") and not bias) or 0 in self._shape(param):
+        shapes = {name: self._shape(param) for name, param in self.params().items()}
+        for name, shape in shapes.items():
+            if (name.startswith("bias") and not bias) or 0 in shape:
                 self.__dict__[name] = None
+        self._shapes = {n: shape for n, shape in shapes.items() if self.__dict__.get(n, shape) is not None}
+        declared = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
+        chosen = tuple((name, repr(value)) for name, value in self.chosen_options().items())
+        self._identity = (type(self), self.input, self.hidden, bias, chosen)
+        self._state_sizes = {name: size_of(size, self._sizes()) for name, size in declared.items()}
 
     def check(self) -> None:
         """Raise ValueError where the sizes and options don't go together; a cell may override it."""
@@ -196,16 +202,15 @@ class Cell:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter that this cell has, by name."""
-        return {
-            name: self._shape(param)
-            for name, param in self.params().items()
-            if self.__dict__.get(name, param) is not None
-        }
+        return self._shapes
 
     def state_sizes(self) -> dict[str, int]:
         """The features of every state, by name; the first one is the output."""
-        declared = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
-        return {name: size_of(expression, self._sizes()) for name, expression in declared.items()}
+        return self._state_sizes
+
+    def identity(self) -> tuple[object, ...]:
+        """What makes two cells compute the same from the same tensors: class, sizes and options."""
+        return self._identity
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""

@@ -12,7 +12,7 @@ import torch
 
 from unrolled.cell import Cell
 from unrolled.engines.native.build import NoCompilerError
-from unrolled.engines.native.graph import UnsupportedError
+from unrolled.engines.native.program import UnsupportedError
 from unrolled.engines.native.run import DTYPES, Compiled, run
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
@@ -28,15 +28,16 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
         UnsupportedError: the step holds what the compiler can't take.
         NoCompilerError: there is no C++ compiler.
     """
-    options = tuple(sorted((name, repr(value)) for name, value in cell.chosen_options().items()))
-    key = (type(cell), cell.input, cell.hidden, cell.bias, options, dtype)
-    with _lock:
-        if key not in _known:
-            try:
-                _known[key] = Compiled(cell, dtype)
-            except (UnsupportedError, NoCompilerError) as error:
-                _known[key] = error
-        found = _known[key]
+    key = (cell.identity(), dtype)
+    found = _known.get(key)
+    if found is None:
+        with _lock:
+            if key not in _known:
+                try:
+                    _known[key] = Compiled(cell, dtype)
+                except (UnsupportedError, NoCompilerError) as error:
+                    _known[key] = error
+            found = _known[key]
     if isinstance(found, Exception):
         raise found
     return found

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import platformdirs
 
-HEADER = Path(__file__).parent / "include" / "unrolled.h"
-FLAGS = ["-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
+INCLUDE = Path(__file__).parent / "include"
+FLAGS = ["-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 
 
 class NoCompilerError(Exception):
@@ -32,8 +32,9 @@ def load(source: str) -> ctypes.CDLL:
         NoCompilerError: it is not in the cache and can't be compiled.
     """
     command, version = compiler()
+    headers = [path.read_text() for path in sorted(INCLUDE.glob("*.h"))]
     key = hashlib.sha256()
-    for part in (source, HEADER.read_text(), version, " ".join([*command, *FLAGS]), _processor()):
+    for part in (source, *headers, version, " ".join([*command, *FLAGS]), _processor()):
         key.update(part.encode() + b"\0")
     name = key.hexdigest()[:32]
     for folder in _folders():
@@ -73,7 +74,7 @@ def _compile(command: list[str], source: str, library: Path) -> None:
         code, built = Path(folder, "loop.cpp"), Path(folder, "loop.so")
         code.write_text(source)
         native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-        line = [*command, *FLAGS, native, "-I", str(HEADER.parent), str(code), "-o", str(built)]
+        line = [*command, *FLAGS, native, "-I", str(INCLUDE), str(code), "-o", str(built)]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             first = next((text for text in done.stderr.splitlines() if "error" in text), done.stderr[:200])

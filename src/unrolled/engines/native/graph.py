@@ -3,31 +3,28 @@
 The graph is torch's own: ``make_fx`` under fake tensors with core-ATen decompositions, and the backward
 from ``torch.func.vjp``. No derivative is written here. A node of the graph is computed
 
-* *before the loop* where it depends on no state: for all time steps at once, by torch;
-* *in the loop* where a state depends on it and it depends on a state;
-* *after the loop* where it depends on a state and no state on it: again for all steps at once.
+* *before the loop* where it is a product that depends on no state: for all time steps at once;
+* *after the loop* where it is a product or a sum over the batch that no state depends on: again at once;
+* *in the loop* otherwise.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unrolled.cell import Cell
 from unrolled.engines import reference
-
-ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
-
-
-class UnsupportedError(Exception):
-    """A step that the compiler can't take, and why."""
+from unrolled.engines.native.lower import lower
+from unrolled.engines.native.program import ROWS, UnsupportedError, per_row
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Captured:
         grad_output: the gradient of the output of this time step.
         new_states: what the step returns.
         grad_params, grad_x, grad_states: the gradients of its inputs, None where there is none.
+        constants: the tensors that the step itself makes.
     """
 
     graph: fx.Graph
@@ -53,14 +51,16 @@ class Captured:
     grad_params: list[fx.Node | None]
     grad_x: fx.Node | None
     grad_states: list[fx.Node | None]
+    constants: dict[fx.Node, Tensor]
 
 
-def capture(cell: Cell, dtype: torch.dtype) -> Captured:
+def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
     """Capture the step of a cell and its backward.
 
     Args:
         cell: with its options; its parameters need not be bound.
         dtype: of parameters, input and states.
+        training: whether to capture the backward too; without it every gradient is None.
 
     Raises:
         UnsupportedError: the step can't be captured: it branches on values, changes its inputs in place
@@ -76,6 +76,8 @@ def capture(cell: Cell, dtype: torch.dtype) -> Captured:
     def both(
         params: list[Tensor], x: Tensor, states: list[Tensor], carries: list[Tensor], grad_output: Tensor
     ) -> Any:
+        if not training:
+            return step(params, x, states), [None] * (len(params) + 1 + len(states))
         result: Any = torch.func.vjp(step, params, x, states)
         new, vjp = result
         return new, vjp((carries[0] + grad_output, *carries[1:]))
@@ -91,25 +93,53 @@ def capture(cell: Cell, dtype: torch.dtype) -> Captured:
         )
         try:
             reference.check_step(cell, step(arguments[0], arguments[1], rows), tuple(rows))
-            module = make_fx(both, decomposition_table=dict(core_aten_decompositions()))(*arguments)
+            module = make_fx(torch.func.functionalize(both), decomposition_table=_decompositions())(
+                *arguments
+            )
         except Exception as error:  # a step may hold any Python
             raise UnsupportedError(f"its step can't be captured ({_first_line(error)})") from error
-    graph = module.graph
-    graph.eliminate_dead_code()
-    return _roles(graph, len(names), len(sizes))
+        module.graph.eliminate_dead_code()
+        _refuse(module.graph)
+        flat: list[Tensor] = torch.utils._pytree.tree_leaves(arguments)
+        count = len(names) + 1
+        moving = [count <= k < len(flat) - 1 for k in range(len(flat))]
+        lowered = lower(module, flat, moving)
+    return _roles(lowered, len(names), len(sizes))
 
 
-def _roles(graph: fx.Graph, params: int, states: int) -> Captured:
-    given = [node for node in graph.nodes if node.op == "placeholder"]
-    output = next(node for node in graph.nodes if node.op == "output")
-    returned: list[Any] = list(output.args[0])
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch's own, and of the layers and functions that it leaves whole; bounds and sums stay as they are."""
+    table = {**core_aten_decompositions(), **get_decompositions(_WHOLE)}
+    for kept in (aten.clamp.default, aten.addmm.default, aten.hardtanh.default):
+        table.pop(kept, None)
+    return table
+
+
+def _refuse(graph: fx.Graph) -> None:
+    """Raise what can't be compiled and would be hard to name later."""
     for node in graph.nodes:
-        if node.op not in ("placeholder", "output", "call_function"):
+        if node.op == "get_attr" and any(
+            user.target is not aten.lift_fresh_copy.default for user in node.users
+        ):
             raise UnsupportedError(f"it uses a tensor of its own ({node.target}), which no parameter holds")
-        if node.op == "call_function" and node.target in _RANDOM:
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
+            node.target, "tags", ()
+        ):
             raise UnsupportedError(f"it draws random numbers ({node.target})")
         if node.op == "call_function" and _name(node).endswith("_"):
             raise UnsupportedError(f"it changes a tensor in place ({node.target})")
+
+
+def _roles(module: fx.GraphModule, params: int, states: int) -> Captured:
+    graph = module.graph
+    constants = {n: getattr(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    for node, value in constants.items():
+        node.meta["val"] = value
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(node for node in graph.nodes if node.op == "output")
+    returned: list[Any] = list(output.args[0])
+    needed = _ancestors(returned[:states])
     s = states
     return Captured(
         graph,
@@ -119,9 +149,13 @@ def _roles(graph: fx.Graph, params: int, states: int) -> Captured:
         carries=given[params + 1 + s : params + 1 + 2 * s],
         grad_output=given[params + 1 + 2 * s],
         new_states=returned[:s],
-        grad_params=returned[s : s + params],
+        grad_params=[
+            grad if param in needed else None  # as torch has it where a parameter is not used
+            for grad, param in zip(returned[s : s + params], given, strict=False)
+        ],
         grad_x=returned[s + params],
         grad_states=returned[s + params + 1 :],
+        constants=constants,
     )
 
 
@@ -166,10 +200,16 @@ def split(captured: Captured) -> tuple[Split, Split]:
     forward_loop = _ancestors(captured.new_states) & from_states
     anew = {n for n in wanted & from_states - from_gradients if n not in forward_loop}
     carried = _ancestors(back_new)
-    loop = {n for n in (carried & from_carries) | (carried & anew) if n.op == "call_function"}
-    after = {n for n in (wanted & (from_carries | from_gradients | anew)) - loop if n.op == "call_function"}
-    before = {n for n in after if n not in from_carries and n not in anew and n in _ancestors(loop)}
-    after -= before
+    loop = {n for n in carried & (from_carries | anew) if n.op == "call_function"}
+    rest = {n for n in wanted & (from_carries | from_gradients | anew) if n.op == "call_function"} - loop
+    early = {n for n in rest & _ancestors(loop) if n not in from_carries and n not in anew}
+    before = rest & _ancestors(n for n in early if _at_once(n)) & early
+    after: set[fx.Node] = set()
+    for node in in_order(rest - before):
+        if _at_once(node) or not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+        else:
+            loop.add(node)
     outside = {n for node in after for n in node.all_input_nodes} | set(gradients)
     backward = Split(
         before=in_order(before),
@@ -184,7 +224,8 @@ def split(captured: Captured) -> tuple[Split, Split]:
     # the forward: what its states need, and what the backward reads of it
     read_back = {n for n in _inputs([*loop, *after, *before]) if n not in from_gradients and n not in anew}
     nodes = [n for n in in_order(_ancestors([*captured.new_states, *read_back])) if n.op == "call_function"]
-    inside = {n for n in nodes if n in forward_loop}
+    hoisted = _ancestors(n for n in nodes if n not in forward_loop and _at_once(n))
+    inside = {n for n in nodes if n in forward_loop or (per_row(n) and n not in hoisted)}
     forward = Split(
         before=[n for n in nodes if n not in inside],
         loop=in_order(inside),
@@ -197,34 +238,16 @@ def split(captured: Captured) -> tuple[Split, Split]:
     return forward, backward
 
 
-def run_rows(nodes: Iterable[fx.Node], values: dict[fx.Node, Any], rows: int) -> None:
-    """Compute nodes with torch for ``rows`` rows at once; ``values`` has their inputs and gets them.
-
-    A node that reduces over the batch so reduces over all time steps as well.
-    """
-
-    def concrete(argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return values[argument]
-        return rows if isinstance(argument, int) and argument == ROWS else argument
-
-    for node in nodes:
-        assert callable(node.target)
-        arguments = fx.map_arg(node.args, values.__getitem__)
-        arguments = torch.utils._pytree.tree_map(concrete, arguments)
-        values[node] = node.target(*arguments, **node.kwargs)
+def _at_once(node: fx.Node) -> bool:
+    """Whether a node is better computed for all time steps at once: products, and sums over the batch."""
+    value = node.meta["val"]
+    return node.target is aten.mm.default or not (per_row(node) and value.shape[0] == ROWS)
 
 
 def needed_before(before: list[fx.Node], reads: list[fx.Node]) -> list[fx.Node]:
     """Of the nodes before a loop, those that the loop's own reads follow from."""
     wanted = _ancestors(reads)
     return [node for node in before if node in wanted]
-
-
-def per_row(node: fx.Node) -> bool:
-    """Whether a node has a row for each row of the batch (else it is made of parameters alone)."""
-    shape = node.meta["val"].shape if isinstance(node.meta["val"], Tensor) else node.meta["val"][0].shape
-    return ROWS in shape
 
 
 def _dependents(seeds: Iterable[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
@@ -236,7 +259,8 @@ def _dependents(seeds: Iterable[fx.Node], order: dict[fx.Node, int]) -> set[fx.N
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found, waiting = set(nodes), list(nodes)
+    waiting = list(nodes)
+    found = set(waiting)
     while waiting:
         for node in waiting.pop().all_input_nodes:
             if node not in found:
@@ -259,12 +283,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-_RANDOM = {
-    torch.ops.aten.bernoulli.default,
-    torch.ops.aten.bernoulli.p,
-    torch.ops.aten.native_dropout.default,
-    torch.ops.aten.rand.default,
-    torch.ops.aten.randn.default,
-    torch.ops.aten.rand_like.default,
-    torch.ops.aten.randn_like.default,
-}
+aten = torch.ops.aten
+_WHOLE = [
+    aten.native_layer_norm, aten.native_group_norm, aten._fused_rms_norm, aten._softmax, aten._log_softmax,
+    aten.logsumexp, aten.mean, aten.var, aten.var_mean, aten.std, aten.std_mean, aten.linalg_vector_norm,
+    aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
+    aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
+    aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.stack, aten.unbind,
+    aten.split,
+]  # fmt: skip

@@ -1,14 +1,21 @@
-"""What a loop is made of: phases, the products they accumulate, and the emitted source."""
+"""What the compiler's stages hand to one another: values of the batch, products, the emitted source."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
-from unrolled.engines.native.graph import UnsupportedError, per_row
+ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
+
+
+HEADER = 6  # the numbers of a call that stand before a loop's sizes (include/loop.h)
+
+
+class UnsupportedError(Exception):
+    """A step that the compiler can't take, and why."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +27,17 @@ class Product:
     offset: int
 
 
-@dataclass
-class Phase:
-    """A pass over the panels of one width: what it accumulates and what it stores."""
+@dataclass(frozen=True)
+class Pack:
+    """Products of one row that a phase accumulates side by side, packed together."""
 
+    products: tuple[Product, ...]
     width: int
-    stores: list[tuple[fx.Node, fx.Node, int]] = field(default_factory=list)  # what, into, from column
-    products: dict[fx.Node, list[Product]] = field(default_factory=dict)  # by the row that is read
+
+    @property
+    def depth(self) -> int:
+        """How many terms each sum has."""
+        return width(self.products[0].row)
 
 
 @dataclass(frozen=True)
@@ -36,31 +47,30 @@ class Emitted:
     Attributes:
         source: C++; the same for all sizes.
         sizes: widths and offsets, in the order in which the source reads them.
-        arrays: nodes whose arrays the loop is given, in order: those read of every step or of
-            parameters, the old states, the new states, those kept, and its scratch.
-        packs: for each group of products, the products and their common width.
+        strides: matrices, and where among the sizes their two strides stand.
+        pointers: what each pointer of a call is: its kind, and whose.
+        packs: the products that are packed together.
+        scalars: how many values of a row each thread keeps for itself.
     """
 
     source: str
     sizes: list[int]
-    arrays: list[fx.Node]
-    scratch: list[fx.Node]
-    packs: list[tuple[list[Product], int]]
+    strides: list[tuple[fx.Node, int]]
+    pointers: list[tuple[str, Any]]
+    packs: list[Pack]
+    scalars: int
+
+
+def per_row(node: fx.Node) -> bool:
+    """Whether a node has a row for each row of the batch (else it is made of parameters alone)."""
+    value = node.meta["val"]
+    return isinstance(value, Tensor) and ROWS in value.shape
 
 
 def width(node: fx.Node) -> int:
     """The columns of a value of the loop."""
     shape = node.meta["val"].shape
-    if per_row(node):
-        if len(shape) != 2 or shape[1] < 1:
-            raise UnsupportedError(f"{node.target} makes a value of {len(shape)} axes for each batch")
-        return int(shape[1])
-    return math.prod(shape)
-
-
-def args_of(node: fx.Node) -> tuple[Any, ...]:
-    """The arguments of an operation: nodes, numbers and lists of these."""
-    return node.args
+    return int(shape[1]) if per_row(node) else math.prod(shape)
 
 
 def literal(value: object) -> str:

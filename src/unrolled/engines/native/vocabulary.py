@@ -1,51 +1,82 @@
-"""The functions of one element that the compiler knows: torch's name to C++ on vectors."""
+"""The functions of one element that the compiler knows: torch's name to C++ on vectors.
+
+A truth value is 1 or 0 in the loop's own type.
+"""
 
 from __future__ import annotations
 
-import operator
-
 import torch
+from torch import fx
 
 aten = torch.ops.aten
-getitem = operator.getitem
 
 PLAIN: dict[object, str] = {
-    aten.exp.default: "exp({0})",
-    aten.sigmoid.default: "sigmoid({0})",
-    aten.tanh.default: "tanh({0})",
-    aten.relu.default: "relu({0})",
-    aten.log.default: "log({0})",
-    aten.log1p.default: "log1p({0})",
-    aten.expm1.default: "expm1({0})",
-    aten.sin.default: "sin({0})",
-    aten.cos.default: "cos({0})",
-    aten.erf.default: "erf({0})",
-    aten.sqrt.default: "sqrt({0})",
     aten.rsqrt.default: "(splat(1) / sqrt({0}))",
     aten.reciprocal.default: "(splat(1) / {0})",
     aten.neg.default: "(-{0})",
     aten.abs.default: "absolute({0})",
-    aten.sign.default: "sign({0})",
+    aten.sgn.default: "sign({0})",
     aten.clone.default: "{0}",
-    aten.alias.default: "{0}",
-    aten.detach.default: "{0}",
+    aten.expand.default: "{0}",
     aten.mul.Tensor: "({0} * {1})",
     aten.mul.Scalar: "({0} * {1})",
     aten.div.Tensor: "({0} / {1})",
     aten.div.Scalar: "({0} / {1})",
-    aten.maximum.default: "maximum({0}, {1})",
-    aten.minimum.default: "minimum({0}, {1})",
     aten.pow.Tensor_Scalar: "pow({0}, {1})",
     aten.pow.Tensor_Tensor: "pow({0}, {1})",
+    aten.pow.Scalar: "pow({0}, {1})",
+    aten.remainder.Scalar: "remainder({0}, {1})",
+    aten.remainder.Tensor: "remainder({0}, {1})",
+    aten.fmod.Scalar: "fmod({0}, {1})",
+    aten.fmod.Tensor: "fmod({0}, {1})",
     aten.where.self: "where({0}, {1}, {2})",
-    aten.gt.Scalar: "truth({0} > {1})",
-    aten.gt.Tensor: "truth({0} > {1})",
-    aten.ge.Scalar: "truth({0} >= {1})",
-    aten.ge.Tensor: "truth({0} >= {1})",
-    aten.lt.Scalar: "truth({0} < {1})",
-    aten.lt.Tensor: "truth({0} < {1})",
-    aten.le.Scalar: "truth({0} <= {1})",
-    aten.le.Tensor: "truth({0} <= {1})",
-    aten.eq.Scalar: "truth({0} == {1})",
-    aten.ne.Scalar: "truth({0} != {1})",
+    aten.isnan.default: "truth({0} != {0})",
+    aten.isinf.default: "truth(absolute({0}) == splat(INFINITY))",
+    aten.logical_not.default: "truth({0} == V{{}})",
+    aten.bitwise_not.default: "truth({0} == V{{}})",
+    aten.logical_and.default: "({0} * {1})",
+    aten.bitwise_and.Tensor: "({0} * {1})",
+    aten.logical_or.default: "maximum({0}, {1})",
+    aten.bitwise_or.Tensor: "maximum({0}, {1})",
+    aten.logical_xor.default: "truth({0} != {1})",
+    aten.bitwise_xor.Tensor: "truth({0} != {1})",
 }
+for _name in (
+    *(
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "sigmoid",
+        "tanh",
+        "relu",
+        "erf",
+        "erfc",
+    ),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    *("sign", "floor", "ceil", "round", "trunc"),
+):
+    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}})"
+for _name in ("maximum", "minimum", "atan2", "hypot"):
+    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}}, {{1}})"
+for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items():
+    for _kind in ("Scalar", "Tensor"):
+        PLAIN[getattr(getattr(aten, _name), _kind)] = f"truth({{0}} {_sign} {{1}})"
+
+SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
+
+# Reductions of a row: what is joined, and what leaves the result as it is.
+REDUCTIONS: dict[object, tuple[str, str]] = {
+    aten.sum.dim_IntList: ("({0} + {1})", "0"),
+    aten.amax.default: ("maximum({0}, {1})", "-INFINITY"),
+    aten.amin.default: ("minimum({0}, {1})", "INFINITY"),
+}
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a node is one number, the same for all rows and columns."""
+    return node.target is aten.full.default

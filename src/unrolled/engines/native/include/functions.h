@@ -1,76 +1,6 @@
-// What every generated loop stands on: vectors of the machine's width, and functions of them.
-//
-// T is the scalar (float or double), V a vector of L of them. Nothing is contracted by the compiler
-// (-ffp-contract=off): a fused multiply-add stands where fma() is written, so that a row gets the
-// same bits in whatever tile it is computed.
+// The functions of one element, on vectors: float32 within 2 units in the last place, float64 by libm.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, REGISTERS = 32;
-#elif defined(__AVX__)
-constexpr int BYTES = 32, REGISTERS = 16;
-#elif defined(__aarch64__)
-constexpr int BYTES = 16, REGISTERS = 32;
-#else
-constexpr int BYTES = 16, REGISTERS = 16;
-#endif
-
-template <class T> struct Int;
-template <> struct Int<float> { using type = int32_t; };
-template <> struct Int<double> { using type = int64_t; };
-
-using I = Int<T>::type;
-constexpr int L = BYTES / sizeof(T);
-typedef T V __attribute__((vector_size(BYTES)));
-typedef I VI __attribute__((vector_size(BYTES)));
-
-static inline V splat(T x) { return x - V{}; }
-
-static inline V load(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-// The first n of L elements, the others 0.
-static inline V load(const T* p, long n) {
-  if (__builtin_expect(n >= L, 1)) return load(p);
-  V v{};
-  for (long k = 0; k < n; k++) v[k] = p[k];
-  return v;
-}
-
-static inline void store(T* p, V v, long n) {
-  if (__builtin_expect(n >= L, 1)) {
-    std::memcpy(p, &v, sizeof v);
-    return;
-  }
-  for (long k = 0; k < n; k++) p[k] = v[k];
-}
-
-static inline V fma(V a, V b, V c) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined(__FMA__)
-  if constexpr (sizeof(T) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#elif defined(__aarch64__)
-  if constexpr (sizeof(T) == 4) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-  else return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-#else
-  return a * b + c;
-#endif
-}
+#include "vectors.h"
 
 template <class F> static inline V each(V x, F f) {
   V y;
@@ -144,20 +74,34 @@ static inline V tanh(V x) {
 
 static inline V relu(V x) { return x < V{} ? V{} : x; }
 static inline V sqrt(V x) { return each(x, [](T v) { return std::sqrt(v); }); }
-static inline V log(V x) { return each(x, [](T v) { return std::log(v); }); }
-static inline V log1p(V x) { return each(x, [](T v) { return std::log1p(v); }); }
-static inline V expm1(V x) { return each(x, [](T v) { return std::expm1(v); }); }
-static inline V sin(V x) { return each(x, [](T v) { return std::sin(v); }); }
-static inline V cos(V x) { return each(x, [](T v) { return std::cos(v); }); }
-static inline V erf(V x) { return each(x, [](T v) { return std::erf(v); }); }
-static inline V pow(V x, V y) { return each(x, y, [](T a, T b) { return std::pow(a, b); }); }
+
+#define EACH(name) \
+  static inline V name(V x) { return each(x, [](T v) { return std::name(v); }); }
+EACH(log) EACH(log1p) EACH(log2) EACH(log10) EACH(expm1) EACH(exp2) EACH(sin) EACH(cos) EACH(tan) EACH(asin)
+EACH(acos) EACH(atan) EACH(sinh) EACH(cosh) EACH(asinh) EACH(acosh) EACH(atanh) EACH(erf) EACH(erfc) EACH(floor)
+EACH(ceil) EACH(trunc)
+#undef EACH
+static inline V round(V x) { return each(x, [](T v) { return std::nearbyint(v); }); }
+
+#define EACH_PAIR(name) \
+  static inline V name(V x, V y) { return each(x, y, [](T a, T b) { return std::name(a, b); }); }
+EACH_PAIR(pow) EACH_PAIR(fmod) EACH_PAIR(atan2) EACH_PAIR(hypot)
+#undef EACH_PAIR
+// The sign of the divisor, as torch has it.
+static inline V remainder(V x, V y) {
+  return each(x, y, [](T a, T b) {
+    const T left = std::fmod(a, b);
+    return left != 0 && (b < 0) != (left < 0) ? left + b : left;
+  });
+}
 static inline V sign(V x) { return x > V{} ? splat(T(1)) : x < V{} ? splat(T(-1)) : x == x ? V{} : x; }
 static inline V maximum(V a, V b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 static inline V minimum(V a, V b) { return a != a ? a : b != b ? b : a < b ? a : b; }
 static inline V where(V c, V a, V b) { return c != V{} ? a : b; }
 static inline V truth(VI mask) { return mask ? splat(T(1)) : V{}; }
-static inline T total(V v, long n) {
-  T s = 0;
-  for (long k = 0; k < n && k < L; k++) s += v[k];
-  return s;
+// The first n lanes of a vector, and of another beyond them.
+static inline V first(long n, V v, V beyond) {
+  if (n >= L) return v;
+  for (long k = n; k < L; k++) v[k] = beyond[k];
+  return v;
 }

@@ -1,0 +1,78 @@
+// Vectors of the machine's width: T is the scalar (float or double), V a vector of L of them.
+//
+// Nothing is contracted by the compiler (-ffp-contract=off): a fused multiply-add stands where fma() is
+// written, so that a row gets the same bits in whatever tile it is computed.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, REGISTERS = 32;
+#else
+constexpr int BYTES = 16, REGISTERS = 16;
+#endif
+
+using I = std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
+constexpr int L = BYTES / sizeof(T);
+typedef T V __attribute__((vector_size(BYTES)));
+typedef I VI __attribute__((vector_size(BYTES)));
+
+static inline V splat(T x) { return x - V{}; }
+
+static inline V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The first n of L elements, the others 0.
+static inline V load(const T* p, long n) {
+  if (__builtin_expect(n >= L, 1)) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+  else return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+  V v{};
+  for (long k = 0; k < n; k++) v[k] = p[k];
+  return v;
+#endif
+}
+
+static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+static inline void store(T* p, V v, long n) {
+  if (__builtin_expect(n >= L, 1)) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+  for (long k = 0; k < n; k++) p[k] = v[k];
+#endif
+}
+
+static inline V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  if constexpr (sizeof(T) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(T) == 4) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  else return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}

@@ -1,0 +1,125 @@
+"""When each value of a loop is computed, and which are stored: levels, and the phases of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from unrolled.engines.native.graph import Split
+from unrolled.engines.native.program import UnsupportedError, per_row, width
+from unrolled.engines.native.vocabulary import PLAIN, REDUCTIONS, SUMS, is_number
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Phase:
+    """A pass over the panels of one width at one level: what it stores, into what, from which column."""
+
+    width: int
+    stores: list[tuple[fx.Node, fx.Node, int]] = field(default_factory=list)
+
+
+class Schedule:
+    """The levels of a loop.
+
+    What a product or a reduction reads whole was stored at an earlier level, and so was what a later
+    level would need a product for.
+
+    Attributes:
+        levels: of every value, the first at which it can be computed.
+        must: the values that are stored, in order.
+        scalars: values of one column that each thread computes and keeps for itself, numbered.
+
+    Raises:
+        UnsupportedError: an operation that is not in the compiler's vocabulary.
+    """
+
+    def __init__(self, loop: Split) -> None:
+        self.loop = loop
+        self.inside = set(loop.loop)
+        self.levels: dict[fx.Node, int] = {}
+        self.scalars: dict[fx.Node, int] = {}
+        wanted = dict.fromkeys([*self.loop.keeps, *self.loop.new])
+        unstored: set[fx.Node] = set()  # values that stand in registers with a product of their level
+        for node in self.loop.loop:
+            _check(node)
+            level, product = 0, node.target is aten.mm.default
+            is_scalar = node.target in REDUCTIONS or (
+                width(node) == 1
+                and node.target is not aten.cat.default
+                and any(n in self.scalars for n in node.all_input_nodes)
+            )
+            if is_scalar:
+                self.scalars[node] = len(self.scalars)
+            for given in node.all_input_nodes:
+                if given not in self.inside:
+                    continue
+                at = self.levels[given]
+                if product:
+                    whole = True
+                elif node.target in REDUCTIONS:
+                    whole = given in unstored
+                elif node.target is aten.cat.default or given in self.scalars:
+                    whole = False
+                else:  # one column for all, or for what each thread keeps for itself
+                    whole = width(given) == 1 and (width(node) > 1 or is_scalar)
+                if whole:
+                    wanted[given] = None
+                level = max(level, at + whole)
+            for given in node.all_input_nodes:
+                if given in unstored and self.levels[given] < level:
+                    wanted[given] = None
+            self.levels[node] = level
+            if product or (
+                not is_scalar and any(n in unstored and self.levels[n] == level for n in node.all_input_nodes)
+            ):
+                unstored.add(node)
+        self.must = [n for n in self.loop.loop if n in wanted]
+
+    def is_matrix(self, node: fx.Node) -> bool:
+        """Whether a value from outside is only what rows are multiplied with."""
+        return all(
+            user.target is aten.mm.default and user.args[1] is node
+            for user in node.users
+            if user in self.inside
+        )
+
+    def phases(self) -> list[list[Phase]]:
+        """The phases of each level."""
+        found: dict[tuple[int, int], Phase] = {}
+        for node in self.must:
+            if node in self.scalars:
+                continue
+            parts: list[tuple[fx.Node, int]] = [(node, 0)]
+            if node.target is aten.cat.default:
+                parts, column = [], 0
+                for part in node.args[0]:  # type: ignore[union-attr]
+                    parts.append((part, column))  # type: ignore[arg-type]
+                    column += width(part)  # type: ignore[arg-type]
+            for part, column in parts:
+                key = (self.levels[node], width(part))
+                found.setdefault(key, Phase(width(part))).stores.append((part, node, column))
+        count = 1 + max([0, *(level for level, _ in found), *(self.levels[n] for n in self.scalars)])
+        return [[found[key] for key in sorted(found) if key[0] == level] for level in range(count)]
+
+
+def _check(node: fx.Node) -> None:
+    target = node.target
+    if target in PLAIN or target in SUMS:
+        return
+    if target is aten.slice.Tensor and node.args[1] in (1, -1):
+        return
+    if target is aten.cat.default and node.args[1] in (1, -1):
+        return
+    if target in REDUCTIONS and node.args[1] in (1, [1]):
+        return
+    if target is aten.mm.default:
+        row, matrix = node.args
+        if per_row(row) and not per_row(matrix):  # type: ignore[arg-type]
+            return
+    if is_number(node):
+        return
+    raise UnsupportedError(f"{target} is not in the compiler's vocabulary")
