@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import unrolled as ur
 from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
 from test_new_cell import MGU
 from unrolled.engines import native
-from unrolled.engines.native import build
+from unrolled.engines.native import build, loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -34,6 +37,19 @@ def made(kind: str, *sizes: int, **arguments: Any) -> Any:
     if kind == "mgu":
         return ur.Recurrent(MGU, *sizes, **arguments)
     return pair(kind, *sizes, **arguments)[0]
+
+
+@contextlib.contextmanager
+def team(threads: int) -> Iterator[None]:
+    """So many threads, for the smallest work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_WORTH", 0)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def both_engines(layer: Any, x: torch.Tensor, state: Any = None) -> None:
@@ -64,6 +80,55 @@ def test_any_size(
     both_engines(layer, torch.randn(time, batch, sizes[0], dtype=dtype).requires_grad_())
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from([*LAYERS, "mgu"]),
+    hidden=st.integers(1, 40),
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_unequal_lengths(
+    kind: str, hidden: int, lengths: list[int], threads: int, dtype: torch.dtype
+) -> None:
+    layer = made(kind, 5, hidden + 4, num_layers=2, bidirectional=True, dtype=dtype)
+    x = torch.randn(max(lengths), len(lengths), 5, dtype=dtype).requires_grad_()
+
+    with team(threads):
+        both_engines(Padded(layer, lengths), x)
+
+
+class Padded(nn.Module):
+    """A layer on rows of unequal length, given and returned with padding."""
+
+    def __init__(self, layer: nn.Module, lengths: list[int]) -> None:
+        super().__init__()
+        self.layer, self.lengths = layer, lengths
+
+    def forward(self, x: torch.Tensor, *_: Any) -> Any:
+        packed = nn.utils.rnn.pack_padded_sequence(x, self.lengths, enforce_sorted=False)
+        output, state = self.layer(packed)
+        return nn.utils.rnn.pad_packed_sequence(output)[0], state
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
+def test_bfloat16_is_at_least_as_exact_as_the_reference(kind: str) -> None:
+    layer = made(kind, 9, 33, num_layers=2, dtype=torch.bfloat16)
+    x = torch.randn(12, 5, 9, dtype=torch.bfloat16)
+    exact = copy.deepcopy(layer).double()
+    weights = [torch.randn_like(part) for part in tensors(exact(x.double()))]
+    found = {}
+    for engine in ("native", "reference"):
+        with ur.engine(engine):
+            found[engine] = [*tensors(layer(x)), *gradients(layer, x, None, [w.bfloat16() for w in weights])]
+    truth = [*tensors(exact(x.double())), *gradients(exact, x.double(), None, weights)]
+    native, reference = (
+        [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found[engine], truth, strict=True)]
+        for engine in ("native", "reference")
+    )
+    assert all(a <= 1.1 * b + 2**-9 for a, b in zip(native, reference, strict=True)), (native, reference)
+
+
 @pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
 def test_finite_differences(kind: str) -> None:
     torch.manual_seed(4)
@@ -77,7 +142,7 @@ def test_finite_differences(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
 def test_the_same_bits(kind: str, dtype: torch.dtype) -> None:
-    """Whatever batch a row stands in, wherever in it, and however the sequence is cut."""
+    """For every number of threads, batch, place in it and cut of the sequence, and in every run."""
     layer = made(kind, 9, 37, dtype=dtype)
     x = torch.randn(8, 23, 9, dtype=dtype)
     with torch.no_grad(), ur.engine("native"):
@@ -90,7 +155,10 @@ def test_the_same_bits(kind: str, dtype: torch.dtype) -> None:
             second, last = layer(x[cut:], state)
             assert torch.equal(torch.cat([first, second]), whole)
             assert all(torch.equal(a, b) for a, b in zip(tensors(last), tensors(final), strict=True))
-        assert torch.equal(layer(x)[0], whole)
+        for threads in (1, 2, 3):
+            with team(threads):
+                assert torch.equal(layer(x)[0], whole)
+                assert torch.equal(layer(x[:, 7:9])[0], whole[:, 7:9])
 
 
 FUNCTIONS = {
@@ -258,14 +326,9 @@ def test_what_the_native_engine_leaves_to_the_reference() -> None:
     with ur.engine("auto"):
         assert_close(torch.vmap(layer.forward)(x.unsqueeze(0))[0].squeeze(0), expected, 1e-5)
         assert_close(torch.func.jvp(lambda v: layer(v)[0], (x,), (x,))[0], expected, 1e-5)
-    packed = nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
     with ur.engine("native"):
         for call, why in (
-            (lambda: layer(packed), "the sequence is packed"),
-            (
-                lambda: ur.LSTM(3, 4, dtype=torch.bfloat16)(x.bfloat16()),
-                "float32 and float64, not torch.bfloat16",
-            ),
+            (lambda: ur.LSTM(3, 4, dtype=torch.float16)(x.half()), "bfloat16, not torch.float16"),
             (lambda: torch.vmap(layer.forward)(x.unsqueeze(0)), "a torch transform is active"),
         ):
             with pytest.raises(RuntimeError, match=why):
@@ -300,8 +363,8 @@ def test_a_step_that_cannot_be_captured_is_announced_once() -> None:
 def test_the_engine_is_chosen_for_a_block_or_from_here_on() -> None:
     with pytest.raises(ValueError, match="should be 'auto', 'native', 'reference', got 'gpu'"):
         ur.engine("gpu")
-    layer = ur.Recurrent(MGU, 3, 4, dtype=torch.bfloat16)
-    x = torch.randn(2, 3).bfloat16()
+    layer = ur.Recurrent(MGU, 3, 4, dtype=torch.float16)
+    x = torch.randn(2, 3).half()
     with ur.engine("native"):
         with ur.engine("reference"):
             layer(x)
@@ -391,6 +454,19 @@ def test_a_graph_is_used_twice_with_retain_graph() -> None:
     first = torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True)
     second = torch.autograd.grad(loss, [x, *layer.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_an_output_may_be_changed_in_place() -> None:
+    layer, theirs = pair("lstm", 3, 4)
+    x = torch.randn(5, 2, 3)
+    with ur.engine("native"):
+        for module in (layer, theirs):
+            output, _ = module(x)
+            output.mul_(3).add_(1)
+            output.square().sum().backward()
+    assert_close(
+        [p.grad for p in layer.parameters()], [p.grad for p in theirs.parameters()], TOLERANCE[x.dtype]
+    )
 
 
 def test_in_place_changes_are_noticed() -> None:

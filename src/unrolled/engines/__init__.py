@@ -76,12 +76,12 @@ def run(
     choice = _chosen.get()
     if choice == "reference":
         return reference.run(cell, x, state, sizes, reverse)
-    why, surprising = _obstacle(cell, x, state, sizes), False
+    why, surprising = _obstacle(cell, x, state), False
     if why is None:
         try:
             compiled = native.compiled(cell, x.dtype)
             _log.info("%s: native engine", type(cell).__name__)
-            return native.run(compiled, cell, x, state, reverse)
+            return native.run(compiled, cell, x, state, sizes, reverse)
         except (native.UnsupportedError, native.NoCompilerError) as error:
             why, surprising = str(error), True
     if choice == "native":
@@ -93,7 +93,7 @@ def run(
     return result
 
 
-def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...], sizes: list[int] | None) -> str | None:
+def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> str | None:
     """Why the native engine doesn't take a call, in words; None where it does."""
     params = [getattr(cell, name) for name in cell.shapes()]
     tensors: list[Any] = [x, *state, *params]
@@ -110,9 +110,7 @@ def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...], sizes: list[int]
     if torch.is_autocast_enabled("cpu"):
         return "autocast is active"
     if x.dtype not in native.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
-        return f"it takes float32 and float64, not {x.dtype}"
-    if sizes is not None:
-        return "the sequence is packed"
+        return f"it takes float32, float64 and bfloat16, not {x.dtype}"
     return None
 
 

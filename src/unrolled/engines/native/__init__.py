@@ -28,6 +28,7 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
         UnsupportedError: the step holds what the compiler can't take.
         NoCompilerError: there is no C++ compiler.
     """
+    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # what it is computed in
     key = (cell.identity(), dtype)
     found = _known.get(key)
     if found is None:

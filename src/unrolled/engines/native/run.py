@@ -13,10 +13,11 @@ from unrolled.cell import Cell
 from unrolled.engines import reference
 from unrolled.engines.native.around import Around
 from unrolled.engines.native.graph import capture, needed_before, split
+from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.loop import Loop
 from unrolled.engines.native.program import UnsupportedError
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Compiled:
@@ -31,6 +32,7 @@ class Compiled:
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
         self._dtype = dtype
+        self._read_back = [*self._forward.keeps, *self._forward.before]
         needed = needed_before(self._forward.before, self._forward.reads)
         self._before = {False: Around(needed), True: Around(self._forward.before)}
         self.inference  # noqa: B018  # what the compiler can't take shows here, not in a later call
@@ -69,17 +71,24 @@ class Compiled:
         return Loop(self._backward, self._dtype)
 
     def run_forward(
-        self, params: list[Tensor], x: Tensor, states: tuple[Tensor, ...], back: bool, keep: bool
+        self,
+        params: list[Tensor],
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        layout: Layout,
+        back: bool,
+        keep: bool,
     ) -> tuple[list[Tensor], dict[fx.Node, Any]]:
         """The states of all steps, and the values that the backward reads."""
-        steps, batch = x.shape[:2]
         captured = self.captured
         values: dict[fx.Node, Any] = {**dict(zip(captured.params, params, strict=True)), **captured.constants}
-        values[captured.x] = x.reshape(steps * batch, x.shape[2])
+        values[captured.x] = x.flatten(0, -2)
+        self._before[keep](values, layout.rows)
         loop = self.training if keep else self.inference
-        self._before[keep](values, steps * batch)
-        whole = loop(values, states, steps, back, batch)
-        return [part.view(steps + 1, batch, part.shape[1]) for part in whole], values
+        whole = loop(values, states, layout.steps, back, layout.batch, layout.starts)
+        if keep:
+            values = {node: values[node] for node in self._read_back if node in values}
+        return whole, values
 
     def run_backward(
         self,
@@ -87,63 +96,88 @@ class Compiled:
         whole: list[Tensor],
         grad_output: Tensor,
         grad_final: tuple[Tensor, ...],
+        layout: Layout,
         back: bool,
-    ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
+    ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor]]:
         """The gradients of the parameters, of x and of the initial states."""
-        captured, part = self.captured, self.backward.part
-        steps, batch = grad_output.shape[:2]
+        captured, part = self.captured, self._backward
         for node, states in zip(captured.states, whole, strict=True):
-            values[node] = (states[1:] if back else states[:-1]).flatten(0, 1)
+            values[node] = layout.before(states, back)
         for node, states in zip(captured.new_states, whole, strict=True):
-            values.setdefault(node, (states[:-1] if back else states[1:]).flatten(0, 1))
-        values[captured.grad_output] = grad_output.flatten(0, 1)
-        before_back, after_back = self._around_backward
-        before_back(values, steps * batch)
-        carries = self.backward(values, grad_final, steps, not back, batch)
-        carries = [states.view(steps + 1, batch, states.shape[1]) for states in carries]
+            values.setdefault(node, layout.after(states, back))
+        values[captured.grad_output] = grad_output.flatten(0, -2)
+        before, after = self._around_backward
+        before(values, layout.rows)
+        carries = self.backward(values, grad_final, layout.steps, not back, layout.batch, layout.starts)
         for node, states in zip(captured.carries, carries, strict=True):
-            values[node] = (states[:-1] if back else states[1:]).flatten(0, 1)
+            values[node] = layout.before(states, not back)
         for node, states in zip(part.new, carries, strict=True):
-            values.setdefault(node, (states[1:] if back else states[:-1]).flatten(0, 1))
-        after_back(values, steps * batch)
+            values.setdefault(node, layout.after(states, not back))
+        after(values, layout.rows)
         gradients = [None if node is None else values[node] for node in captured.grad_params]
-        grad_x = None if captured.grad_x is None else values[captured.grad_x].unflatten(0, (steps, batch))
-        return gradients, grad_x, [states[-1 if back else 0] for states in carries]
+        grad_x = None if captured.grad_x is None else values[captured.grad_x]
+        return gradients, grad_x, [layout.last(states, not back) for states in carries]
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, cell: Cell, back: bool, x: Tensor, *rest: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        compiled: Compiled,
+        cell: Cell,
+        sizes: list[int] | None,
+        back: bool,
+        x: Tensor,
+        *rest: Tensor,
+    ) -> Any:
         count = len(cell.state)
         states, params = rest[:count], rest[count:]
-        whole, values = compiled.run_forward(list(params), x, states, back, keep=True)
+        layout = Layout.of(x, sizes)
+        whole, values = compiled.run_forward(list(params), x, states, layout, back, keep=True)
         ctx.save_for_backward(x, *rest)
-        ctx.made = (compiled, cell, back, whole, values)
-        return _results(whole, back)
+        output, *final = _results(whole, layout, x, back)
+        output = output.data  # no view, so that it may be changed in place; then it is computed anew
+        ctx.made = (compiled, cell, sizes, layout, back, whole, values, output.detach(), output._version)
+        return output, *final
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *grad_final: Tensor) -> Any:
-        compiled, cell, back, whole, values = ctx.made
+        compiled, cell, sizes, layout, back, whole, values, output, version = ctx.made
         x, *rest = ctx.saved_tensors
+        count = len(cell.state)
         if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
-            return None, None, None, *_reference_gradients(cell, back, x, rest, grad_output, grad_final)
+            gradients = _reference_gradients(cell, sizes, back, x, rest, grad_output, grad_final)
+            return None, None, None, None, *gradients
+        if output._version != version:
+            states, params = tuple(rest[:count]), rest[count:]
+            whole, values = compiled.run_forward(params, x, states, layout, back, keep=True)
+        captured = compiled.captured
+        kept = {**values, **captured.constants, **dict(zip(captured.params, rest[count:], strict=True))}
+        kept[captured.x] = x.flatten(0, -2)
         params, grad_x, grad_states = compiled.run_backward(
-            dict(values), whole, grad_output, grad_final, back
+            kept, whole, grad_output, grad_final, layout, back
         )
-        return None, None, None, grad_x, *grad_states, *params
+        return None, None, None, None, None if grad_x is None else grad_x.view(x.shape), *grad_states, *params
 
 
-def _results(whole: list[Tensor], back: bool) -> tuple[Tensor, ...]:
+def _results(whole: list[Tensor], layout: Layout, x: Tensor, back: bool) -> tuple[Tensor, ...]:
     """The output of every step, and each final state."""
-    return (whole[0][:-1] if back else whole[0][1:]), *(part[0 if back else -1].clone() for part in whole)
+    output = layout.after(whole[0], back).view(*x.shape[:-1], whole[0].shape[1])
+    return output, *(layout.last(part, back).clone() for part in whole)
 
 
 def _reference_gradients(
-    cell: Cell, back: bool, x: Tensor, rest: list[Tensor], grad_output: Tensor, grad_final: tuple[Tensor, ...]
+    cell: Cell,
+    sizes: list[int] | None,
+    back: bool,
+    x: Tensor,
+    rest: list[Tensor],
+    grad_output: Tensor,
+    grad_final: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     count = len(cell.state)
     bound = cell.bind(dict(zip(cell.shapes(), rest[count:], strict=True)))
-    output, final = reference.run(bound, x, tuple(rest[:count]), None, back)
+    output, final = reference.run(bound, x, tuple(rest[:count]), sizes, back)
     inputs = [tensor for tensor in (x, *rest) if tensor.requires_grad]
     found = iter(
         torch.autograd.grad(
@@ -154,15 +188,31 @@ def _reference_gradients(
 
 
 def run(
-    compiled: Compiled, cell: Cell, x: Tensor, state: tuple[Tensor, ...], reverse: bool
+    compiled: Compiled,
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    sizes: list[int] | None,
+    reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a bound cell over a dense sequence; as :func:`unrolled.engines.reference.run`."""
+    """Run a bound cell over a sequence; as :func:`unrolled.engines.reference.run`.
+
+    bfloat16 is computed in float32: it is widened before and narrowed after.
+    """
     params = [getattr(cell, name) for name in cell.shapes()]
+    given = x.dtype
+    if given is torch.bfloat16:
+        x, *rest = (tensor.float() for tensor in (x, *state, *params))
+        state, params = tuple(rest[: len(state)]), rest[len(state) :]
+        cell = cell.bind(dict(zip(cell.shapes(), params, strict=True)))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *params)):
         compiled.prepare_training()
         apply: Any = _Recurrence.apply
-        output, *final = apply(compiled, cell, reverse, x, *state, *params)
+        output, *final = apply(compiled, cell, sizes, reverse, x, *state, *params)
     else:
-        whole, _ = compiled.run_forward(params, x, state, reverse, keep=False)
-        output, *final = _results(whole, reverse)
+        layout = Layout.of(x, sizes)
+        whole, _ = compiled.run_forward(params, x, state, layout, reverse, keep=False)
+        output, *final = _results(whole, layout, x, reverse)
+    if given is torch.bfloat16:
+        return output.to(given), tuple(part.to(given) for part in final)
     return output, tuple(final)
