@@ -25,7 +25,7 @@ format: $(READY) ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## time the layers beside other runtimes, after checking that they agree (BENCH=--full: all)
+bench: $(READY) ## time the layers beside other runtimes (BENCH=--full for the whole grid)
 	$(BIN)/unrolled bench $(BENCH)
 
 clean: ## remove the virtual environment, caches and runs

@@ -58,7 +58,8 @@ def _apart(what: str, row: Row, runtime: str, environment: dict[str, str]) -> fl
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"not ready after {_PATIENCE} s") from None
     if done.returncode != 0:
-        raise RuntimeError(([*done.stderr.strip().splitlines(), "no word"][-2:][0])[:200])
+        words = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
+        raise RuntimeError(words[-1][:200])
     return float(done.stdout.splitlines()[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from unrolled.bench.limits import Limits
 from unrolled.bench.measure import measure
 from unrolled.bench.peers import OURS, PEERS, TORCH, chosen
 
+Task = tuple[str, Callable[[], None]]
+
 _SECONDS = {False: 0.2, True: 1.0}  # of timing for each row and runtime: quick, full
 _LONG = 1000  # time steps of the rows whose memory is measured
 _MEMORY = {False: (8, 256), True: (32, 256)}  # their batch and hidden units: quick, full
-_FIRST = {False: ("compile-step",), True: ("compile-step", "compile")}  # beside ours at the first use
+_FIRST = ("compile-step", "compile")  # beside ours at the first use, where they are timed too
 _FIRST_SIZES = (1, 100, 128)  # batch, time, hidden
 
 
@@ -37,7 +40,7 @@ def add(commands: Any) -> None:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few rows, in under a minute (the default)")
-    size.add_argument("--full", action="store_true", help="the whole grid, hours")
+    size.add_argument("--full", action="store_true", help="the whole grid but its largest corners: hours")
     parser.add_argument("--cells", type=_names(list(CELLS)), metavar="LIST", help=", ".join(CELLS))
     for name, what in (("batch", "rows of the batch"), ("hidden", "hidden units"), ("time", "time steps")):
         parser.add_argument(f"--{name}", type=_numbers, metavar="LIST", help=f"{what}, such as 1,32")
@@ -69,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
     if options.plot:
         picture.check(options.plot)
     planned = rows(options.full, options.cells, options.batch, options.hidden, options.time, options.mode)
+    if not planned:
+        raise ValueError("every row is too large for the grid: give --batch, --hidden and --time to time it")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or before)
@@ -98,16 +103,17 @@ def _run(
         if options.json:
             results.write(document, options.json)
 
+    def one(row: Row) -> None:
+        document["rows"].append(measure(row, peers, seconds, limits))
+
     keep()
-    tasks: list[tuple[str, Callable[[], None]]] = []
+    tasks: list[Task] = []
     for row in planned:
         if not results.done(kept, row):
             label = f"{row.cell} {row.batch}×{row.time}×{row.hidden} {row.mode}"
-            tasks.append(
-                (label, lambda row=row: document["rows"].append(measure(row, peers, seconds, limits)))
-            )
+            tasks.append((label, partial(one, row)))
     tasks += _memory(options, planned, document["memory"])
-    tasks += _first_use(options, planned, peers, document["first_use"])
+    tasks += _first_use(planned, peers, document["first_use"])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = Console(stderr=True)
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
@@ -125,9 +131,7 @@ def _run(
     console.print(f"Written: {', '.join(written)}" if written else "--json FILE and --plot FILE keep this.")
 
 
-def _memory(
-    options: argparse.Namespace, planned: list[Row], into: list[dict[str, Any]]
-) -> list[tuple[str, Callable[[], None]]]:
+def _memory(options: argparse.Namespace, planned: list[Row], into: list[dict[str, Any]]) -> list[Task]:
     """Tasks: peak memory in training, ours and torch's, for every cell that is trained."""
     batch, hidden = _MEMORY[options.full]
     batch, hidden = max(options.batch or [batch]), max(options.hidden or [hidden])
@@ -145,12 +149,10 @@ def _memory(
     cells = _trained(planned)
     if not options.full:
         cells = [cell for cell in cells if cell in STANDARD][-1:]
-    return [(f"memory, {cell}", lambda cell=cell: task(cell)) for cell in cells]  # type: ignore[misc]
+    return [(f"memory, {cell}", partial(task, cell)) for cell in cells]
 
 
-def _first_use(
-    options: argparse.Namespace, planned: list[Row], peers: dict[str, Any], into: list[dict[str, Any]]
-) -> list[tuple[str, Callable[[], None]]]:
+def _first_use(planned: list[Row], peers: dict[str, Any], into: list[dict[str, Any]]) -> list[Task]:
     """Tasks: what compiling takes at the first use, ours and torch.compile's, for every custom cell."""
 
     def task(row: Row, name: str) -> None:
@@ -160,13 +162,13 @@ def _first_use(
         except RuntimeError as error:
             into.append({**entry, "seconds": None, "trouble": str(error)})
 
-    found: list[tuple[str, Callable[[], None]]] = []
-    for cell in [cell for cell in _trained(planned) if cell not in STANDARD]:
-        batch, time, hidden = _FIRST_SIZES
-        row = Row(cell, batch, time, hidden, "training")
-        for name in (OURS, *_FIRST[options.full]):
-            found.append((f"first use, {cell}, {name}", lambda row=row, name=name: task(row, name)))  # type: ignore[misc]
-    return found
+    batch, time, hidden = _FIRST_SIZES
+    return [
+        (f"first use, {cell}, {name}", partial(task, Row(cell, batch, time, hidden, "training"), name))
+        for cell in _trained(planned)
+        if cell not in STANDARD
+        for name in (OURS, *(name for name in _FIRST if name in peers))
+    ]
 
 
 def _trained(planned: list[Row]) -> list[str]:

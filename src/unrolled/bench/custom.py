@@ -15,14 +15,14 @@ class Peephole(Cell):
     state = ("h", "c")
     weight_ih = Param("4*hidden", "input")
     weight_hh = Param("4*hidden", "hidden")
-    bias = Param("4*hidden")
+    bias_ih = Param("4*hidden")
     peep_i = Param("hidden")
     peep_f = Param("hidden")
     peep_o = Param("hidden")
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The gates i and f see the old cell state, o the new one."""
-        sums = linear(x, self.weight_ih, self.bias) + linear(h, self.weight_hh)
+        sums = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh)
         i, f, g, o = sums.chunk(4, -1)
         i = sigmoid(i + self.peep_i * c)
         f = sigmoid(f + self.peep_f * c)
@@ -37,7 +37,7 @@ class LayerNorm(Cell):
     state = ("h", "c")
     weight_ih = Param("4*hidden", "input")
     weight_hh = Param("4*hidden", "hidden")
-    bias = Param("4*hidden")
+    bias_ih = Param("4*hidden")
     gain_ih = Param("4*hidden", init=nn.init.ones_)
     gain_hh = Param("4*hidden", init=nn.init.ones_)
     gain_c = Param("hidden", init=nn.init.ones_)
@@ -46,7 +46,7 @@ class LayerNorm(Cell):
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Both weighted sums and the cell state are normalised over their features."""
         from_x, from_h = linear(x, self.weight_ih), linear(h, self.weight_hh)
-        from_x = layer_norm(from_x, from_x.shape[-1:], self.gain_ih, self.bias)
+        from_x = layer_norm(from_x, from_x.shape[-1:], self.gain_ih, self.bias_ih)
         from_h = layer_norm(from_h, from_h.shape[-1:], self.gain_hh)
         i, f, g, o = (from_x + from_h).chunk(4, -1)
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)

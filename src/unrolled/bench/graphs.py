@@ -29,9 +29,9 @@ def model(work: Work) -> bytes:
     }
     states = [f"final_{name}" for name in work.ours.cell(row.input, row.hidden).state]
     options = {"linear_before_reset": 1} if len(order) == 3 else {}
-    operator = work.theirs._get_name()
+    operator = type(work.theirs).__name__
     node = helper.make_node(operator, ["x", *held], ["output", *states], hidden_size=row.hidden, **options)
-    outputs = {"output": (row.time, 1, row.batch, row.hidden)}
+    outputs: dict[str, tuple[int, ...]] = {"output": (row.time, 1, row.batch, row.hidden)}
     outputs |= dict.fromkeys(states, (1, row.batch, row.hidden))
 
     def info(name: str, shape: tuple[int, ...]) -> Any:
@@ -59,7 +59,7 @@ def onnxruntime(work: Work) -> Call:
     options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to the next
     session = ort.InferenceSession(model(work), options, providers=["CPUExecutionProvider"])
     given = {"x": work.x.detach().numpy()}
-    return lambda: session.run(None, given)  # type: ignore[no-any-return]
+    return lambda: session.run(None, given)
 
 
 def openvino(work: Work) -> Call:

@@ -91,7 +91,11 @@ def rows(
 
     Args:
         full: the whole grid, or the quick one.
-        cells, batch, hidden, time, mode: in the place of the grid's.
+        cells: names of :data:`CELLS`.
+        batch: rows of the batch.
+        hidden: hidden units.
+        time: time steps.
+        mode: of :data:`MODES`.
 
     The largest rows are left out, unless batch, hidden and time are all given.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -62,7 +63,7 @@ def _checked(row: Row, peers: Mapping[str, Peer], found: dict[str, dict[str, Any
             found[name] = {"trouble": why, "refused": True}
             continue
         try:
-            call = quietly(lambda peer=peer: peer.prepare(work))
+            call: Call = quietly(functools.partial(peer.prepare, work))
             apart = difference(quietly(call), expected)
         except Exception as error:  # another library may raise anything
             found[name] = {"trouble": f"failed: {_first_line(error)}", "refused": False}

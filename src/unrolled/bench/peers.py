@@ -73,8 +73,10 @@ def _onednn(work: Work) -> Call:
     parameters = list(work.theirs.parameters())
     zeros = torch.zeros(1, row.batch, row.hidden)
 
+    run: Any = torch.mkldnn_rnn_layer
+
     def layer(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, h, c, _ = torch.mkldnn_rnn_layer(x, *parameters, zeros, zeros, False, [], *sizes)
+        output, h, c, _ = run(x, *parameters, zeros, zeros, False, [], *sizes)
         return output, (h, c)
 
     return work.call(layer, parameters)
@@ -109,7 +111,8 @@ class _TwoStates(nn.Module):
 def _torchscript(work: Work) -> Call:
     step = Step(work.ours)
     states = step.states(work.x)
-    traced = torch.jit.trace(step, (work.x[0].detach(), *states), check_trace=False)
+    trace: Any = torch.jit.trace
+    traced = trace(step, (work.x[0].detach(), *states), check_trace=False)
     loop = torch.jit.script((_OneState if len(states) == 1 else _TwoStates)(traced))
     return work.call(lambda x: loop(x, *states), work.ours.parameters())
 
@@ -131,7 +134,7 @@ def _short(row: Row) -> str | None:
 
 
 def _keeps_two_states(row: Row) -> str | None:
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return "this torch is built without it"
     two = len(CELLS[row.cell].state) == 2
     return _standard(row) or (None if two else "torch gives it no layer of this cell")
@@ -154,7 +157,8 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
     """The runtimes to time, ours and torch first, and the packages that others would need.
 
     Args:
-        names: of the runtimes; None: all that are installed, without the slow ones unless ``full``.
+        names: of the runtimes; None: all that are installed.
+        full: with those among all that take long to get ready.
 
     Raises:
         ValueError: a runtime that is named is not known or not installed.
@@ -163,8 +167,8 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
     for name in names or ():
         if name not in known:
             raise ValueError(f"--peers: there is no runtime {name!r}: there are {', '.join(known)}")
-        if missing := PEERS[name].missing():
-            raise ValueError(f"--peers: {name} needs {', '.join(missing)}: {INSTALL}")
+        if lacks := PEERS[name].missing():
+            raise ValueError(f"--peers: {name} needs {', '.join(lacks)}: {INSTALL}")
     wanted = [
         name for name in known if (names is None and (full or PEERS[name].quick)) or name in (names or ())
     ]

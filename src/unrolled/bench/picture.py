@@ -29,6 +29,7 @@ def check(path: Path) -> None:
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draw a panel for each cell and mode, a column for each row, and a mark for each runtime."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in document["rows"] if "seconds" in row["runtimes"].get(OURS, {})]
     panels = list(dict.fromkeys((row["cell"], row["mode"]) for row in rows))
@@ -39,7 +40,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     lines = -(-len(panels) // 2)
     figure = Figure((2 * max(3.5, _COLUMN * widest + 1), _PANEL * lines + 0.6), layout="constrained")
     figure.suptitle("How many times as long as ours: above 1 ours is faster", fontsize=11)
-    axes = figure.subplots(lines, min(2, len(panels)), squeeze=False).flat
+    axes = figure.subplots(lines, min(2, len(panels)), sharey=True, squeeze=False).flat
     for ax, panel in zip(axes, panels, strict=False):
         these = [row for row in rows if (row["cell"], row["mode"]) == panel]
         for place, name in enumerate(names):
@@ -55,8 +56,11 @@ def draw(document: dict[str, Any], path: Path) -> None:
         labels = [f"{row['batch']}×{row['time']}×{row['hidden']}" for row in these]
         ax.set_xticks(range(len(these)), labels, rotation=90 if len(these) > 4 else 0, fontsize=7)
         ax.set_xlim(-0.5, len(these) - 0.5)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
-    for ax in list(axes):
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_tick_params(labelleft=True)
+    for ax in figure.axes[len(panels) :]:
         ax.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from unrolled.bench.grid import MODES
 from unrolled.bench.peers import INSTALL, OURS, TORCH
 
 _MIB = 2**20
+_CAPTION = (
+    "Medians of a call on a batch of B sequences, T time steps, H hidden units. × torch, × best: how many "
+    "times as long as ours torch and the best other runtime take; for a custom cell torch is a Python "
+    "loop. limit: the share of what the machine allows that ours reaches.\n"
+)
 
 
 def say(console: Console, document: dict[str, Any]) -> None:
     """Print everything: the rows, the means, memory, first use, what disagreed, and what is missing."""
-    console.print(_rows(document))
-    console.print(_means(document["means"]))
+    console.print(_title(document["setup"]))
+    for mode in MODES:
+        if any(row["mode"] == mode for row in document["rows"]):
+            _tabled(console, _rows(document, mode))
+    console.print(_CAPTION)
+    _tabled(console, _means(document["means"]))
     if document["memory"]:
-        console.print(_memory(document["memory"]))
+        _tabled(console, _memory(document["memory"]))
     if document["first_use"]:
-        console.print(_first_use(document["first_use"]))
+        _tabled(console, _first_use(document["first_use"]))
     for line in troubles(document["rows"]):
         console.print(line)
     if document["missing"]:
@@ -55,28 +66,23 @@ def troubles(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _rows(document: dict[str, Any]) -> Table:
-    setup = document["setup"]
-    title = f"unrolled {setup['unrolled']} beside other runtimes: torch {setup['versions']['torch']}, "
-    caption = (
-        "Medians; × torch and × best: how many times as long as ours torch and the best other runtime take. "
-        "For a custom cell torch is a Python loop. Limit: the share of what the machine allows."
-    )
-    table = _table(f"{title}{setup['processor']}, {setup['threads']} threads", caption)
-    for heading in ("cell", "mode"):
-        table.add_column(heading)
-    for heading in ("batch", "time", "hidden", "ours", "torch", "best other", "× torch", "× best", "limit"):
-        table.add_column(heading, justify="right")
+def _rows(document: dict[str, Any], mode: str) -> Table:
+    table = _table(mode.capitalize())
+    table.add_column("cell", no_wrap=True)
+    for heading in ("B×T×H", "ours", "torch", "best other", "", "× torch", "× best", "limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
+        if row["mode"] != mode:
+            continue
         took = {name: entry.get("seconds") for name, entry in row["runtimes"].items()}
         best = row["best_other"]
         table.add_row(
             row["cell"],
-            row["mode"],
-            *(str(row[name]) for name in ("batch", "time", "hidden")),
+            "×".join(str(row[name]) for name in ("batch", "time", "hidden")),
             _time(took[OURS]),
             _time(took[TORCH]),
-            f"{best} {_time(took[best])}" if best else "–",
+            best or "–",
+            _time(took[best]) if best else "",
             _ratio(row["ratio_to_torch"]),
             _ratio(row["ratio_to_best_other"]),
             _share(row["share_of_limit"]),
@@ -119,8 +125,18 @@ def _first_use(entries: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _table(title: str, caption: str | None = None) -> Table:
-    return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+
+
+def _tabled(console: Console, table: Table) -> None:
+    console.print(table)
+    console.print()
+
+
+def _title(setup: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
+    return f"\nunrolled {setup['unrolled']} on {setup['processor']}, {setup['threads']} threads; {versions}\n"
 
 
 def _time(seconds: float | None) -> str:

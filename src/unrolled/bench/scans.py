@@ -36,7 +36,7 @@ def jax(work: Work) -> Call:
     x, held = library.numpy.asarray(work.x.detach().numpy()), [*map(library.numpy.asarray, work.weights())]
     if work.row.mode == "inference":
         infer = library.jit(run)
-        return lambda: library.block_until_ready(infer(x, held))  # type: ignore[no-any-return]
+        return lambda: library.block_until_ready(infer(x, held))
     train = library.jit(library.value_and_grad(lambda x, w: run(x, w)[0].sum(), argnums=(0, 1)))
 
     def call() -> list[Any]:

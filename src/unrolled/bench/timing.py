@@ -78,8 +78,8 @@ def _timing(taken: list[float]) -> Timing:
 
 
 def shortest(call: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls made in this many seconds, at least three, in seconds."""
-    end, taken = time.perf_counter() + seconds, [_seconds(call) for _ in range(3)]
+    """The shortest of the calls made in this many seconds, at least twenty, in seconds."""
+    end, taken = time.perf_counter() + seconds, [_seconds(call) for _ in range(20)]
     while time.perf_counter() < end:
         taken.append(_seconds(call))
     return min(taken)

@@ -41,7 +41,8 @@ class Work:
             self.x = torch.randn(row.time, row.batch, row.input)
             self.ours = _layer(row)
         if row.standard:
-            self.theirs: nn.Module = _DROP_IN[row.cell].torch_class(row.input, row.hidden)
+            torch_class: Callable[..., nn.Module] = _DROP_IN[row.cell].torch_class
+            self.theirs = torch_class(row.input, row.hidden)
             self.theirs.load_state_dict(self.ours.state_dict())
         else:
             self.theirs = Loop(Step(self.ours))
