@@ -22,7 +22,7 @@ from unrolled.bench.peers import OURS, PEERS, TORCH, chosen
 
 Task = tuple[str, Callable[[], None]]
 
-_SECONDS = {False: 0.2, True: 1.0}  # of timing for each row and runtime: quick, full
+_SECONDS = {False: 0.15, True: 1.0}  # of timing for each row and runtime: quick, full
 _LONG = 1000  # time steps of the rows whose memory is measured
 _MEMORY = {False: (8, 256), True: (32, 256)}  # their batch and hidden units: quick, full
 _FIRST = ("compile-step", "compile")  # beside ours at the first use, where they are timed too
