@@ -25,8 +25,8 @@ format: $(READY) ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## time the layers beside torch.nn's, after checking that they agree
-	$(BIN)/python benchmarks/layers.py
+bench: $(READY) ## time the layers beside other runtimes (BENCH=--full for the whole grid)
+	$(BIN)/unrolled bench $(BENCH)
 
 clean: ## remove the virtual environment, caches and runs
 	rm -rf .venv build dist $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

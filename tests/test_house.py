@@ -26,6 +26,7 @@ ON_TOP = {
     "tables",
     "explain",
     "recording",
+    "bench",
 }
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import unrolled
 from unrolled import files, show, walkthrough
+from unrolled.bench import command as bench
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     see.add_argument("--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all")
     see.add_argument("--json", action="store_true", help="print JSON for programs")
     see.set_defaults(run=_show)
+    bench.add(commands)
     return parser
 
 
