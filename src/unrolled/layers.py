@@ -19,7 +19,10 @@ from unrolled.cell import Cell
 from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
-Run = Callable[[Cell, Tensor, tuple[Tensor, ...], list[int] | None, bool], tuple[Tensor, tuple[Tensor, ...]]]
+States = tuple[Tensor, ...]
+Run = Callable[
+    [list[Cell], Tensor, list[States | None], list[int] | None], list[tuple[Tensor, States]]
+]
 
 
 class CellModule(nn.Module):
@@ -196,7 +199,7 @@ class Recurrent(CellModule):
     def unroll(
         self, x: Tensor | PackedSequence, state: State | None, run: Run
     ) -> tuple[Tensor | PackedSequence, State]:
-        """:meth:`forward` with ``run`` in the place of the engine, once a layer and direction."""
+        """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
         name = self._label
         sequence = Sequence.of(x, self.batch_first, name)
         self._check(f"{name} input", sequence.steps)
@@ -206,19 +209,23 @@ class Recurrent(CellModule):
                 f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
             )
         initial = self._initial(state, sequence)
-        steps, final = sequence.steps, list[tuple[Tensor, ...]]()
-        for k in range(self.num_layers):
-            outputs = []
-            for reverse in (False, True)[: 1 + self.bidirectional]:
-                cell = self._bind(f"_l{k}_reverse" if reverse else f"_l{k}")
-                start = tuple(part[len(final)] for part in initial)
-                output, last = run(cell, steps, start, sequence.sizes, reverse)
-                outputs.append(output)
-                final.append(last)
-            steps = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if self.training and self.dropout > 0 and k + 1 < self.num_layers:
+        directions = 1 + self.bidirectional
+        suffixes = list(self._cells)
+        steps, final = sequence.steps, list[States]()
+        for k in range(0, len(suffixes), directions):
+            cells = [self._bind(suffix) for suffix in suffixes[k : k + directions]]
+            starts = [
+                None if initial is None else tuple(part[k + d] for part in initial) for d in range(directions)
+            ]
+            results = run(cells, steps, starts, sequence.sizes)
+            final += [last for _, last in results]
+            steps = torch.cat([output for output, _ in results], -1) if directions > 1 else results[0][0]
+            if self.training and self.dropout > 0 and k + directions < len(suffixes):
                 steps = drop(steps, self.dropout)
-        states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
+        if len(final) == 1:
+            states = tuple(sequence.state_out(part.unsqueeze(0)) for part in final[0])
+        else:
+            states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
 
     def flatten_parameters(self) -> None:
@@ -247,13 +254,13 @@ class Recurrent(CellModule):
         defaults = self.cell.options()
         return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
 
-    def _initial(self, state: State | None, sequence: Sequence) -> tuple[Tensor, ...]:
+    def _initial(self, state: State | None, sequence: Sequence) -> States | None:
+        if state is None:
+            return None
         count, batch = len(self._cells), sequence.batch
         expected = {
             state_name: (count, batch, size) for state_name, size in self._first.state_sizes().items()
         }
-        if state is None:
-            return tuple(sequence.steps.new_zeros(shape) for shape in expected.values())
         given = self._states(state, self._label)
         for (state_name, shape), part in zip(expected.items(), given, strict=True):
             wanted = shape if sequence.batched else (shape[0], shape[2])

@@ -71,7 +71,7 @@ class SingleStep(CellModule):
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial(state, rows, batched=x.dim() == 2)
-        _, final = engines.run(cell, rows.unsqueeze(0), initial, None, False)
+        [(_, final)] = engines.run([cell], rows.unsqueeze(0), [initial])
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 
@@ -84,10 +84,10 @@ class SingleStep(CellModule):
         parts += [f"{name}={chosen[name]}" for name in options if chosen[name] != options[name]]
         return ", ".join(parts)
 
-    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...]:
-        name, sizes = self._label, self._first.state_sizes()
+    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:
-            return tuple(rows.new_zeros(len(rows), size) for size in sizes.values())
+            return None
+        name, sizes = self._label, self._first.state_sizes()
         given = self._states(state, name)
         for index, (part, size) in enumerate(zip(given, sizes.values(), strict=True)):
             which = f"hx[{index}]" if len(given) > 1 else "hidden"

@@ -264,26 +264,29 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         call = (_copy(x), _copy(state))
         steps = Steps.of(call[0], recurrent.batch_first, type(module).__name__)
 
-        def run(cell: Cell, rows: Tensor, start: tuple[Tensor, ...], sizes: Any, reverse: bool) -> Any:
+        def record(cell: Cell, rows: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
             recorder = StepRecorder(cell)
+            start = engines.reference.zeros(cell, rows, sizes) if start is None else start
             result = engines.reference.run(recorder.cell, rows, start, sizes, reverse)
-            initial = {
-                name: steps.to_user_order(part, 0).clone()
-                for name, part in zip(cell.state, start, strict=True)
-            }
-            directions = 1 + recurrent.bidirectional
             parts.append(
                 LayerTrace(
                     cell=cell.bind({name: getattr(cell, name).detach().clone() for name in cell.shapes()}),
-                    layer=len(parts) // directions,
-                    direction=DIRECTIONS[len(parts) % directions],
+                    layer=len(parts) // (1 + recurrent.bidirectional),
+                    direction=DIRECTIONS[reverse],
                     input=steps.padded(rows).clone(),
-                    initial_state=initial,
+                    initial_state={
+                        name: steps.to_user_order(part, 0).clone()
+                        for name, part in zip(cell.state, start, strict=True)
+                    },
                     values=recorder.values(steps, reverse),
                     lengths=steps.lengths,
                 )
             )
             return result
+
+        def run(cells: list[Cell], rows: Tensor, starts: list[Any], sizes: Any) -> Any:
+            directions = zip(cells, starts, (False, True), strict=False)
+            return [record(cell, rows, start, sizes, reverse) for cell, start, reverse in directions]
 
         result = recurrent.unroll(*call, run)
     return Trace(module, recurrent, parts, call, result, random_state)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cell import Cell
 from unrolled.engines import native, reference
 
 __all__ = ["engine", "reference", "run"]
+
+States = tuple[Tensor, ...]
 
 _NAMES = ("auto", "native", "reference")
 _chosen: ContextVar[str] = ContextVar("engine", default="reference")
@@ -62,55 +65,77 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
 
 
 def run(
-    cell: Cell,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    sizes: list[int] | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a bound cell over a sequence on the engine that fits; see :func:`reference.run`.
+    cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | None = None
+) -> list[tuple[Tensor, States]]:
+    """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
+
+    Args:
+        cells: the first runs from the first time step to the last, a second one back.
+        x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
+        states: the initial states of each cell, each ``(batch, size)``; None: zeros.
+        sizes: how many rows have a step at each time, never growing; None: all of them.
+
+    Returns:
+        For each cell the first state after every step, laid out as ``x``, and each row's final states.
 
     Raises:
         RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
     """
     choice = _chosen.get()
     if choice == "reference":
-        return reference.run(cell, x, state, sizes, reverse)
-    why, surprising = _obstacle(cell, x, state), False
+        return _by_reference(cells, x, states, sizes)
+    why, surprising = _obstacle(cells, x, states), False
     if why is None:
         try:
-            compiled = native.compiled(cell, x.dtype)
-            _log.info("%s: native engine", type(cell).__name__)
-            return native.run(compiled, cell, x, state, sizes, reverse)
+            result = native.run(cells, x, states, sizes)
+            _log.info("%s: native engine", type(cells[0]).__name__)
+            return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
             why, surprising = str(error), True
+    name = type(cells[0]).__name__
     if choice == "native":
-        raise RuntimeError(f"{type(cell).__name__} can't run on the native engine: {why}")
-    _log.info("%s: reference engine (%s)", type(cell).__name__, why)
-    result = reference.run(cell, x, state, sizes, reverse)
+        raise RuntimeError(f"{name} can't run on the native engine: {why}")
+    _log.info("%s: reference engine (%s)", name, why)
+    result = _by_reference(cells, x, states, sizes)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
-        _announce(f"{type(cell).__name__} runs on the reference engine, step by step: {why}")
+        _announce(f"{name} runs on the reference engine, step by step: {why}")
     return result
 
 
-def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> str | None:
+def _by_reference(
+    cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | None
+) -> list[tuple[Tensor, States]]:
+    return [
+        reference.run(cell, x, state, sizes, reverse)
+        for cell, state, reverse in zip(cells, states, (False, True), strict=False)
+    ]
+
+
+def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
     """Why the native engine doesn't take a call, in words; None where it does."""
-    params = [getattr(cell, name) for name in cell.shapes()]
-    tensors: list[Any] = [x, *state, *params]
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return "the call is being compiled by torch"
     if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
         return "a torch transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
-        return "its tensors are of a subclass of torch.Tensor"
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return "its tensors are not on the CPU"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is active"
-    if x.dtype not in native.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
-        return f"it takes float32, float64 and bfloat16, not {x.dtype}"
+    dtype = x.dtype
+    if dtype not in native.DTYPES:
+        return f"it takes float32, float64 and bfloat16, not {dtype}"
+    tensors = [x]
+    for cell, state in zip(cells, states, strict=True):
+        held = cell.__dict__
+        tensors += [held[name] for name in cell.shapes()]
+        tensors += state or ()
+    for tensor in tensors:
+        if type(tensor) is not Parameter and type(tensor) is not Tensor:
+            return "its tensors are of a subclass of torch.Tensor"
+        if not tensor.is_cpu:
+            return "its tensors are not on the CPU"
+        if tensor.dtype != dtype:
+            return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
     return None
 
 

@@ -11,7 +11,7 @@ from unrolled.cell import Cell
 def run(
     cell: Cell,
     x: Tensor,
-    state: tuple[Tensor, ...],
+    state: tuple[Tensor, ...] | None = None,
     sizes: list[int] | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -20,7 +20,7 @@ def run(
     Args:
         cell: with its parameters bound.
         x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
-        state: the initial states, each ``(batch, size)``.
+        state: the initial states, each ``(batch, size)``; None: zeros.
         sizes: how many rows have a step at each time, never growing; None: all of them.
         reverse: from the last time step to the first.
 
@@ -30,6 +30,7 @@ def run(
     Raises:
         TypeError, ValueError: the step returns something else than its states.
     """
+    state = zeros(cell, x, sizes) if state is None else state
     steps = x.unbind(0) if sizes is None else torch.split(x, sizes)
     outputs: list[Tensor] = [x] * len(steps)
     for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
@@ -44,6 +45,12 @@ def run(
             new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
         state = new
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
+
+
+def zeros(cell: Cell, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
+    """Initial states of zeros for a sequence, as :func:`run` takes it."""
+    rows = x.shape[1] if sizes is None else sizes[0]
+    return tuple(x.new_zeros(rows, size) for size in cell.state_sizes().values())
 
 
 def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:

@@ -1,19 +1,22 @@
 """The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
 
 ``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``run``
-calls it.
+calls it, ``autograd`` makes it differentiable.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from unrolled.cell import Cell
+from unrolled.engines.native import autograd
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
-from unrolled.engines.native.run import DTYPES, Compiled, run
+from unrolled.engines.native.run import DTYPES, Compiled
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
 
@@ -42,3 +45,22 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
     if isinstance(found, Exception):
         raise found
     return found
+
+
+def run(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[tuple[Tensor, ...] | None],
+    sizes: list[int] | None,
+) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Run bound cells over a sequence, the first one forward, a second one back.
+
+    Raises:
+        UnsupportedError: a step holds what the compiler can't take.
+        NoCompilerError: there is no C++ compiler.
+    """
+    lanes = [
+        autograd.Lane(compiled(cell, x.dtype), cell, state, back)
+        for cell, state, back in zip(cells, states, (False, True), strict=False)
+    ]
+    return autograd.run(lanes, x, sizes)

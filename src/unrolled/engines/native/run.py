@@ -1,27 +1,27 @@
-"""Run a cell's compiled loops, forward and backward, as one differentiable function."""
+"""A cell's compiled loops, forward and backward, and what is computed around them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from unrolled.cell import Cell
-from unrolled.engines import reference
-from unrolled.engines.native.around import Around
-from unrolled.engines.native.graph import capture, needed_before, split
+from unrolled.engines.native.around import Around, Values
+from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout
-from unrolled.engines.native.loop import Loop
-from unrolled.engines.native.program import UnsupportedError
+from unrolled.engines.native.loop import Job, Loop
+from unrolled.engines.native.program import UnsupportedError, per_row
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Compiled:
-    """A step compiled for one dtype: both loops, and what torch computes around them."""
+    """A step compiled for one dtype: both loops, and what is computed around them."""
 
     def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
         self._no_training: UnsupportedError | None = None
@@ -31,25 +31,24 @@ class Compiled:
             self._no_training = error
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
-        self._dtype = dtype
-        self._read_back = [*self._forward.keeps, *self._forward.before]
-        needed = needed_before(self._forward.before, self._forward.reads)
-        self._before = {False: Around(needed), True: Around(self._forward.before)}
+        self.dtype = dtype
+        self.widths = list(cell.state_sizes().values())
         self.inference  # noqa: B018  # what the compiler can't take shows here, not in a later call
 
     @functools.cached_property
     def inference(self) -> Loop:
         """The forward loop that keeps nothing."""
-        return Loop(dataclasses.replace(self._forward, keeps=[]), self._dtype)
-
-    @functools.cached_property
-    def _around_backward(self) -> tuple[Around, Around]:
-        return Around(self._backward.before), Around(self._backward.after)
+        return Loop(dataclasses.replace(self._forward, keeps=[]), self.dtype)
 
     @functools.cached_property
     def training(self) -> Loop:
         """The forward loop that keeps what the backward reads."""
-        return Loop(self._forward, self._dtype)
+        return Loop(self._forward, self.dtype, whole=self._read_back)
+
+    @functools.cached_property
+    def backward(self) -> Loop:
+        """The loop that goes back."""
+        return Loop(self._backward, self.dtype, shifted=self.captured.states)
 
     def prepare_training(self) -> None:
         """Compile what training needs, before anything is run.
@@ -65,154 +64,171 @@ class Compiled:
             self._no_training = error
             raise
 
-    @functools.cached_property
-    def backward(self) -> Loop:
-        """The loop that goes back."""
-        return Loop(self._backward, self._dtype)
+    # --- forward ---
 
-    def run_forward(
+    @functools.cached_property
+    def _read_back(self) -> set[fx.Node]:
+        """What the backward reads of the forward."""
+        part = self._backward
+        return {n for node in (*part.before, *part.loop, *part.after) for n in node.all_input_nodes}
+
+    @functools.cached_property
+    def keeps_states(self) -> list[bool]:
+        """For each state, whether the backward reads it of every step; the output is always kept."""
+        captured = self.captured
+        return [
+            k == 0 or old in self._read_back or new in self._read_back
+            for k, (old, new) in enumerate(zip(captured.states, captured.new_states, strict=True))
+        ]
+
+    @functools.cached_property
+    def _before_inference(self) -> Around:
+        return self._around(self._forward, self.inference, set())
+
+    @functools.cached_property
+    def _before_training(self) -> Around:
+        return self._around(self._forward, self.training, self._read_back)
+
+    @functools.cached_property
+    def _looped(self) -> set[fx.Node]:
+        return {*self._forward.loop, *self._backward.loop}
+
+    def _around(self, part: Split, loop: Loop, read_later: set[fx.Node]) -> Around:
+        """What is computed before a loop: what the loop reads, and what is read later."""
+        wanted = [*loop.needs, *(node for node in part.before if node in read_later)]
+        nodes = needed_before(part.before, wanted)
+        arrays = {node for node in wanted if per_row(node)}
+        return Around(nodes, [node for node in nodes if node in arrays], self._looped, self.dtype)
+
+    def forward(
         self,
         params: list[Tensor],
         x: Tensor,
-        states: tuple[Tensor, ...],
+        states: tuple[Tensor, ...] | None,
         layout: Layout,
         back: bool,
+        threads: int,
         keep: bool,
-    ) -> tuple[list[Tensor], dict[fx.Node, Any]]:
-        """The states of all steps, and the values that the backward reads."""
-        captured = self.captured
-        values: dict[fx.Node, Any] = {**dict(zip(captured.params, params, strict=True)), **captured.constants}
-        values[captured.x] = x.flatten(0, -2)
-        self._before[keep](values, layout.rows)
-        loop = self.training if keep else self.inference
-        whole = loop(values, states, layout.steps, back, layout.batch, layout.starts)
-        if keep:
-            values = {node: values[node] for node in self._read_back if node in values}
-        return whole, values
+    ) -> tuple[Job, list[Tensor | None], list[Tensor], Values]:
+        """A call of the forward loop.
 
-    def run_backward(
+        Returns:
+            The call; where it puts each state after every step (the output first; None: nowhere); where
+            it puts each row's final states; and the values that the backward reads.
+        """
+        values = self._given(params, x)
+        if keep:
+            self._before_training(values, layout.rows)
+        else:
+            self._before_inference(values, layout.rows)
+        rows, batch = layout.rows, layout.batch
+        keeps = self.keeps_states if keep else [k == 0 for k in range(len(self.widths))]
+        kept = [
+            x.new_empty(rows, size) if kept else None
+            for size, kept in zip(self.widths, keeps, strict=True)
+        ]
+        final = [x.new_empty(batch, size) for size in self.widths]
+        initial = states or [None] * len(self.widths)
+        loop = self.training if keep else self.inference
+        job = loop.job(values, initial, kept, final, x, layout, back, threads)
+        return job, kept, final, values
+
+    def read_back(self, values: Values) -> Values:
+        """Of the values that a forward call leaves, those that the backward reads."""
+        return {node: values[node] for node in self._held if node in values}
+
+    @functools.cached_property
+    def _held(self) -> set[fx.Node]:
+        return {*self._forward.keeps, *needed_before(self._forward.before, self._read_back)}
+
+    def _given(self, params: Iterable[Tensor], x: Tensor) -> Values:
+        captured = self.captured
+        values: Values = dict(captured.constants)
+        for node, param in zip(captured.params, params, strict=True):
+            values[node] = param if param.is_contiguous() else param.contiguous()
+        values[captured.x] = _rows(x)
+        return values
+
+    # --- backward ---
+
+    @functools.cached_property
+    def _read_after(self) -> set[fx.Node]:
+        """What is read once the backward loop is over."""
+        read = {n for node in self._backward.after for n in node.all_input_nodes}
+        return read | set(self._wanted)
+
+    @functools.cached_property
+    def _wanted(self) -> list[fx.Node]:
+        captured = self.captured
+        return [node for node in (*captured.grad_params, captured.grad_x) if node is not None]
+
+    @functools.cached_property
+    def _before_backward(self) -> Around:
+        return self._around(self._backward, self.backward, self._read_after)
+
+    @functools.cached_property
+    def _after_backward(self) -> Around:
+        part = self._backward
+        made = {*self._forward.before, *part.before, *self._looped}
+        nodes = [n for n in needed_before(list(self.captured.graph.nodes), [*part.after, *self._wanted])]
+        nodes = [n for n in nodes if n.op == "call_function" and n not in made]
+        return Around(nodes, self._wanted, self._looped, self.dtype)
+
+    @functools.cached_property
+    def keeps_carries(self) -> list[bool]:
+        """For each state, whether its gradient of every step is read once the loop is over."""
+        pairs = zip(self._backward.old, self._backward.new, strict=True)
+        return [old in self._read_after or new in self._read_after for old, new in pairs]
+
+    def back(
         self,
-        values: dict[fx.Node, Any],
-        whole: list[Tensor],
+        values: Values,
+        params: list[Tensor],
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        kept: list[Tensor | None],
         grad_output: Tensor,
-        grad_final: tuple[Tensor, ...],
+        grad_final: tuple[Tensor | None, ...],
         layout: Layout,
         back: bool,
-    ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor]]:
-        """The gradients of the parameters, of x and of the initial states."""
+        threads: int,
+    ) -> tuple[Job, list[Tensor], Values]:
+        """A call of the backward loop of a call of the forward loop that went ``back`` or not.
+
+        Returns:
+            The call; where it puts the gradients of the initial states; and the values that
+            :meth:`gradients` needs.
+        """
         captured, part = self.captured, self._backward
-        for node, states in zip(captured.states, whole, strict=True):
-            values[node] = layout.before(states, back)
-        for node, states in zip(captured.new_states, whole, strict=True):
-            values.setdefault(node, layout.after(states, back))
-        values[captured.grad_output] = grad_output.flatten(0, -2)
-        before, after = self._around_backward
-        before(values, layout.rows)
-        carries = self.backward(values, grad_final, layout.steps, not back, layout.batch, layout.starts)
-        for node, states in zip(captured.carries, carries, strict=True):
-            values[node] = layout.before(states, not back)
-        for node, states in zip(part.new, carries, strict=True):
-            values.setdefault(node, layout.after(states, not back))
-        after(values, layout.rows)
-        gradients = [None if node is None else values[node] for node in captured.grad_params]
-        grad_x = None if captured.grad_x is None else values[captured.grad_x]
-        return gradients, grad_x, [layout.last(states, not back) for states in carries]
+        values = {**values, **self._given(params, x)}
+        initial = states or [None] * len(self.widths)
+        for old, new, state, first in zip(captured.states, captured.new_states, kept, initial, strict=True):
+            if state is not None:
+                values.setdefault(new, state)
+                if old in self._read_back:
+                    values[old] = layout.before(state, first, back)
+        values[captured.grad_output] = _rows(grad_output)
+        self._before_backward(values, layout.rows)
+        carries = [
+            x.new_empty(layout.rows, size) if wanted else None
+            for size, wanted in zip(self.widths, self.keeps_carries, strict=True)
+        ]
+        final = [x.new_empty(layout.batch, size) for size in self.widths]
+        for old, new, carry, first in zip(part.old, part.new, carries, grad_final, strict=True):
+            if carry is not None:
+                values[old] = layout.before(carry, first, not back)
+                values.setdefault(new, carry)
+        job = self.backward.job(values, grad_final, carries, final, x, layout, not back, threads)
+        return job, final, values
+
+    def gradients(self, values: Values, rows: int) -> tuple[list[Tensor | None], Tensor | None]:
+        """The gradients of the parameters and of x, ``(rows, input)``, once the backward loop is over."""
+        self._after_backward(values, rows)
+        captured = self.captured
+        found = [None if node is None else values[node] for node in captured.grad_params]
+        return found, None if captured.grad_x is None else values[captured.grad_x]
 
 
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        compiled: Compiled,
-        cell: Cell,
-        sizes: list[int] | None,
-        back: bool,
-        x: Tensor,
-        *rest: Tensor,
-    ) -> Any:
-        count = len(cell.state)
-        states, params = rest[:count], rest[count:]
-        layout = Layout.of(x, sizes)
-        whole, values = compiled.run_forward(list(params), x, states, layout, back, keep=True)
-        ctx.save_for_backward(x, *rest)
-        output, *final = _results(whole, layout, x, back)
-        output = output.data  # no view, so that it may be changed in place; then it is computed anew
-        ctx.made = (compiled, cell, sizes, layout, back, whole, values, output.detach(), output._version)
-        return output, *final
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, *grad_final: Tensor) -> Any:
-        compiled, cell, sizes, layout, back, whole, values, output, version = ctx.made
-        x, *rest = ctx.saved_tensors
-        count = len(cell.state)
-        if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
-            gradients = _reference_gradients(cell, sizes, back, x, rest, grad_output, grad_final)
-            return None, None, None, None, *gradients
-        if output._version != version:
-            states, params = tuple(rest[:count]), rest[count:]
-            whole, values = compiled.run_forward(params, x, states, layout, back, keep=True)
-        captured = compiled.captured
-        kept = {**values, **captured.constants, **dict(zip(captured.params, rest[count:], strict=True))}
-        kept[captured.x] = x.flatten(0, -2)
-        params, grad_x, grad_states = compiled.run_backward(
-            kept, whole, grad_output, grad_final, layout, back
-        )
-        return None, None, None, None, None if grad_x is None else grad_x.view(x.shape), *grad_states, *params
-
-
-def _results(whole: list[Tensor], layout: Layout, x: Tensor, back: bool) -> tuple[Tensor, ...]:
-    """The output of every step, and each final state."""
-    output = layout.after(whole[0], back).view(*x.shape[:-1], whole[0].shape[1])
-    return output, *(layout.last(part, back).clone() for part in whole)
-
-
-def _reference_gradients(
-    cell: Cell,
-    sizes: list[int] | None,
-    back: bool,
-    x: Tensor,
-    rest: list[Tensor],
-    grad_output: Tensor,
-    grad_final: tuple[Tensor, ...],
-) -> tuple[Tensor | None, ...]:
-    count = len(cell.state)
-    bound = cell.bind(dict(zip(cell.shapes(), rest[count:], strict=True)))
-    output, final = reference.run(bound, x, tuple(rest[:count]), sizes, back)
-    inputs = [tensor for tensor in (x, *rest) if tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            (output, *final), inputs, (grad_output, *grad_final), create_graph=True, allow_unused=True
-        )
-    )
-    return tuple(next(found) if tensor.requires_grad else None for tensor in (x, *rest))
-
-
-def run(
-    compiled: Compiled,
-    cell: Cell,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    sizes: list[int] | None,
-    reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a bound cell over a sequence; as :func:`unrolled.engines.reference.run`.
-
-    bfloat16 is computed in float32: it is widened before and narrowed after.
-    """
-    params = [getattr(cell, name) for name in cell.shapes()]
-    given = x.dtype
-    if given is torch.bfloat16:
-        x, *rest = (tensor.float() for tensor in (x, *state, *params))
-        state, params = tuple(rest[: len(state)]), rest[len(state) :]
-        cell = cell.bind(dict(zip(cell.shapes(), params, strict=True)))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *params)):
-        compiled.prepare_training()
-        apply: Any = _Recurrence.apply
-        output, *final = apply(compiled, cell, sizes, reverse, x, *state, *params)
-    else:
-        layout = Layout.of(x, sizes)
-        whole, _ = compiled.run_forward(params, x, state, layout, reverse, keep=False)
-        output, *final = _results(whole, layout, x, reverse)
-    if given is torch.bfloat16:
-        return output.to(given), tuple(part.to(given) for part in final)
-    return output, tuple(final)
+def _rows(x: Tensor) -> Tensor:
+    """``(rows, features)`` of a sequence, its elements next to one another."""
+    return x.contiguous().view(-1, x.shape[-1])
