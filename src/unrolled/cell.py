@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -214,8 +213,8 @@ class Cell:
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""
-        bound = copy.copy(self)
-        bound.__dict__.update(tensors)
+        bound = object.__new__(type(self))
+        bound.__dict__ = {**self.__dict__, **tensors}
         return bound
 
     def _sizes(self) -> dict[str, int]:

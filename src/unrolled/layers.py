@@ -58,8 +58,12 @@ class CellModule(nn.Module):
                 params[name].fill(getattr(self, name + suffix), cell.hidden)
 
     def _bind(self, suffix: str) -> Cell:
-        cell = self._cells[suffix]
-        return cell.bind({name: getattr(self, name + suffix) for name in cell.shapes()})
+        cell, held = self._cells[suffix], self._parameters
+        tensors = {}
+        for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
+            found = held.get(name + suffix)
+            tensors[name] = getattr(self, name + suffix) if found is None else found
+        return cell.bind(tensors)
 
     def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
         """What a user gave as state, as a tuple with a tensor for each state of the cell."""
@@ -79,8 +83,10 @@ class CellModule(nn.Module):
 
     def _check(self, what: str, tensor: Tensor) -> None:
         """Raise where a tensor's dtype or device is not that of the parameters."""
-        weight = next(self.parameters(), None)
-        if weight is None:
+        weight = next(iter(self._parameters.values()), None)
+        if weight is None and (weight := next(self.parameters(), None)) is None:
+            return
+        if tensor.dtype == weight.dtype and tensor.device == weight.device:
             return
         if tensor.device != weight.device:
             raise InputError(

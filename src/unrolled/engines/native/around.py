@@ -67,6 +67,8 @@ class Around:
 
     def __call__(self, values: Values, rows: int) -> None:
         """Compute the nodes; ``values`` has their inputs and gets them and the results."""
+        if not self._steps and not self._results:
+            return
         pending = _Pending()
         for step in self._steps:
             step(values, rows, pending)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -28,10 +28,11 @@ class Layout:
     def of(cls, x: Tensor, sizes: list[int] | None) -> Layout:
         """That of ``(time, batch, features)``, or with ``sizes`` of ``(sum of sizes, features)``."""
         if sizes is None:
-            return cls(x.shape[0], x.shape[1])
+            steps, batch, _ = x.shape
+            return _regular(steps, batch)
         return cls(len(sizes), sizes[0], torch.tensor([0, *sizes]).cumsum(0))
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """The rows of all steps."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
@@ -65,6 +66,11 @@ class Layout:
         return torch.where(there, self.batch + ends[step + 1] + row, row)
 
 
+@lru_cache(maxsize=1000)
+def _regular(steps: int, batch: int) -> Layout:
+    return Layout(steps, batch)
+
+
 @dataclass(frozen=True)
 class Before:
     """A state before each step: the one after each step, moved by one, and the initial one (None: zeros)."""
@@ -74,9 +80,15 @@ class Before:
     batch: int
     back: bool
 
+    def first(self) -> Tensor:
+        """The initial one."""
+        if self.initial is not None:
+            return self.initial
+        return self.state.new_zeros(self.batch, self.state.shape[1])
+
     def whole(self) -> Tensor:
         """All of it as one tensor."""
-        first = self.state.new_zeros(self.batch, self.state.shape[1]) if self.initial is None else self.initial
+        first = self.first()
         kept = len(self.state) - self.batch
         if self.back:
             return torch.cat((self.state[self.batch :], first))

@@ -17,8 +17,8 @@ from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split
 from unrolled.engines.native.layout import Before, Layout
 from unrolled.engines.native.products import both, products
-from unrolled.engines.native.program import HEADER, per_row, width
-from unrolled.engines.native.views import Place, places
+from unrolled.engines.native.program import HEADER, THREADS, per_row, width
+from unrolled.engines.native.views import places
 
 _WORTH = 60_000  # multiplications in a step from which on threads pay
 _WORTH_BY_ROWS = 500_000  # in a call, where each thread keeps its own rows and they never meet
@@ -35,6 +35,7 @@ class Job:
 
     run: int
     sizes: array.array[int]
+    threads: int
     pointers: array.array[int]
     table: int
     alive: list[Any]
@@ -53,7 +54,7 @@ def execute(jobs: Sequence[Job]) -> None:
     Raises:
         MemoryError: there is no memory for what a loop keeps for itself.
     """
-    if len(jobs) == 2 and torch.get_num_threads() > 1 and jobs[0].sizes[3] == jobs[1].sizes[3] == 1:
+    if len(jobs) == 2 and jobs[0].threads == jobs[1].threads == 1 and torch.get_num_threads() > 1:
         done = both(jobs[0].arguments(), jobs[1].arguments())
     else:
         done = all([_function(job.run)(*job.arguments()[1:]) for job in jobs])
@@ -86,39 +87,43 @@ class Loop:
         self.part = part
         self.emitted = emitted = emit(part, dtype, shifted, whole)
         self._products = products(dtype)
-        library = build.load(emitted.source)
+        self._library = library = build.load(emitted.source)  # its code is called as long as this loop is
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
-        self._library = library  # its code is called as long as this loop is
-        self._item = dtype.itemsize
-        self._kept = [(place, node, width(node)) for place, (kind, node) in self._of("kept")]
-        self._arrays = [(place, node) for place, (_, node) in self._of("array")]
-        self._first = {node: place for place, (_, node) in self._of("first")}
-        self._matrices = [(place, node) for place, (_, node) in self._of("matrix")]
-        self._states = [
-            (place, *(next(p for p, (_, k) in self._of(kind) if k == number) for kind in ("states", "final")))
-            for place, (_, number) in self._of("initial")
-        ]
-        self._widths = [width(old) for old in part.old]
-        products_of = [(pack.products[0].row, len(pack.products) * pack.width * pack.depth) for pack in emitted.packs]
+        self._dtype = dtype
+        self._keeps = [(node, width(node)) for node in part.keeps]
         hoisted_rows = {node.args[0] for node in emitted.hoisted}
-        self._hoisted = sum(
-            len(pack.products) * pack.width for pack in emitted.packs if pack.products[0].row in hoisted_rows
-        )
-        self._weights = sum(work for _, work in products_of)
+        sums = [(pack, len(pack.products) * pack.width) for pack in emitted.packs]
+        self._hoisted = sum(many for pack, many in sums if pack.products[0].row in hoisted_rows)
+        self._weights = sum(many * pack.depth for pack, many in sums)
         self._work = self._weights + 5 * sum(width(node) for node in part.loop if per_row(node))
-        self._sizes: dict[tuple[Any, ...], array.array[int]] = {}
+        self._sizes: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
+        needs = [node for kind, node in emitted.pointers if kind in ("array", "matrix")]
+        self.needs = list(dict.fromkeys(needs))
+        self._places = places(node for node in self.needs if not per_row(node))
+        self._bases = list(dict.fromkeys(self._base(node) for node in self.needs))
+        self._shifted = [node for kind, node in emitted.pointers if kind == "first"]
+        self._recipe = [self._source(kind, what) for kind, what in emitted.pointers]
 
-    def _of(self, kind: str) -> list[tuple[int, tuple[str, Any]]]:
-        return [(place, pair) for place, pair in enumerate(self.emitted.pointers) if pair[0] == kind]
+    def _base(self, node: fx.Node) -> fx.Node:
+        return node if per_row(node) else self._places[node].base
 
-    @functools.cached_property
-    def needs(self) -> list[fx.Node]:
-        """What the loop reads from outside: nodes whose values, or whose bases' values, it is given."""
-        return [*(node for _, node in self._arrays), *(node for _, node in self._matrices)]
-
-    @functools.cached_property
-    def _places(self) -> dict[fx.Node, Place]:
-        return places(node for node in self.needs if not per_row(node))
+    def _source(self, kind: str, what: Any) -> tuple[int, int]:
+        """What a pointer points to: a place among the addresses of :meth:`job`, and bytes behind it."""
+        bases, states = len(self._bases), len(self.part.old)
+        match kind:
+            case "starts":
+                return 1, 0
+            case "array" | "matrix":
+                offset = 0 if per_row(what) else self._places[what].offset
+                return 2 + self._bases.index(self._base(what)), offset * self._dtype.itemsize
+            case "initial" | "states" | "final":
+                number = ("initial", "states", "final").index(kind)
+                return 2 + bases + number * states + what, 0
+            case "kept":
+                return 2 + bases + 3 * states + self.part.keeps.index(what), 0
+            case "first":
+                return 2 + bases + 3 * states + len(self._keeps) + self._shifted.index(what), 0
+        return 0, 0  # a pack: its matrices are packed anew in every call
 
     def job(
         self,
@@ -143,53 +148,40 @@ class Loop:
             back: from the last step to the first.
             threads: at most.
         """
-        pointers = array.array("q", bytes(8 * len(self.emitted.pointers)))
-        alive: list[Any] = [initial, kept, final, layout]
-        rows = layout.rows
-        if layout.starts is not None:
-            pointers[0] = layout.starts.data_ptr()
-        for k, (first, whole, last) in enumerate(self._states):
-            for place, tensor in ((first, initial[k]), (whole, kept[k]), (last, final[k])):
-                if tensor is not None:
-                    pointers[place] = tensor.data_ptr()
-        moved = 0
-        for place, node in self._arrays:
-            value = self._value(node, values)
-            if isinstance(value, Before):
-                moved = 1 if value.back else -1
-                start = value.initial
-                if start is None:
-                    start = value.state.new_zeros(value.batch, value.state.shape[1])
-                alive.append(start)
-                pointers[self._first[node]] = start.data_ptr()
+        addresses = [0, 0 if layout.starts is None else layout.starts.data_ptr()]
+        alive: list[Any] = [values, initial, kept, final, layout]
+        for node in self._bases:
+            value = values[node]
+            if type(value) is Before:
                 value = value.state
-            elif value.dtype != like.dtype or not value.is_contiguous():
-                value = value.to(like.dtype).contiguous()
-            alive.append(value)
-            pointers[place] = value.data_ptr()
-        for place, node in self._matrices:
-            pointers[place] = self._matrix(node, values)
-        for place, node, columns in self._kept:
-            made = values[node] = like.new_empty(rows, columns)
-            pointers[place] = made.data_ptr()
+            elif value.dtype is not self._dtype or not value.is_contiguous():
+                value = value.to(self._dtype).contiguous()
+                alive.append(value)
+            addresses.append(value.data_ptr())
+        for tensors in (initial, kept, final):
+            addresses += [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        for node, columns in self._keeps:
+            made = values[node] = like.new_empty(layout.rows, columns)
+            addresses.append(made.data_ptr())
+        moved = 0
+        for node in self._shifted:
+            value = values[node]
+            if type(value) is Before:
+                moved = 1 if value.back else -1
+                first = value.first()
+                alive.append(first)
+                addresses.append(first.data_ptr())
+            else:
+                addresses.append(0)
+        pointers = array.array("q", [addresses[k] + offset for k, offset in self._recipe])
         key = (layout.steps, layout.batch, layout.starts is None, back, threads, moved)
-        sizes = self._sizes.get(key)
-        if sizes is None:
+        found = self._sizes.get(key)
+        if found is None:
             if len(self._sizes) > 1000:  # lengths that always differ
                 self._sizes.clear()
-            sizes = self._sizes[key] = self._numbers(layout, back, threads, moved)
-        return Job(self._address, sizes, pointers, self._products.table, alive)
-
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        if per_row(node):
-            return values[node]
-        place = self._places[node]
-        return place.of(values[place.base], 0)
-
-    def _matrix(self, node: fx.Node, values: dict[fx.Node, Any]) -> int:
-        place = self._places[node]
-        base = values[place.base]
-        return int(base.data_ptr()) + place.offset * self._item
+            numbers = self._numbers(layout, back, threads, moved)
+            found = self._sizes[key] = numbers, numbers[THREADS]
+        return Job(self._address, *found, pointers, self._products.table, alive)
 
     def _numbers(self, layout: Layout, back: bool, threads: int, moved: int) -> array.array[int]:
         steps, rows = layout.steps, layout.batch
@@ -197,14 +189,14 @@ class Loop:
         by_rows = (
             threads > 1
             and layout.starts is None
-            and self._weights * self._item <= _SMALL
+            and self._weights * self._dtype.itemsize <= _SMALL
             and rows >= _FEW_ROWS * threads
             and self._work * rows * steps > _WORTH_BY_ROWS
         )
         if not by_rows and self._work * rows < _WORTH:
             threads = 1
         at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
-        most = _HOISTED * threads // max(1, rows * self._hoisted * self._item)
+        most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)
         hoisted = steps if direct else max(1, min(at_once, most))
         numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted])
         assert len(numbers) == HEADER

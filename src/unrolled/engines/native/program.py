@@ -11,7 +11,7 @@ from torch import Tensor, fx
 ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
 
 
-HEADER = 8  # the numbers of a call that stand before a loop's sizes (include/loop.h)
+HEADER, THREADS = 8, 3  # the numbers of a call before a loop's sizes, and one of them (include/loop.h)
 
 
 class UnsupportedError(Exception):

@@ -16,6 +16,7 @@ from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.loop import Job, Loop
 from unrolled.engines.native.program import UnsupportedError, per_row
+from unrolled.engines.native.vocabulary import is_number
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -95,7 +96,7 @@ class Compiled:
 
     def _around(self, part: Split, loop: Loop, read_later: set[fx.Node]) -> Around:
         """What is computed before a loop: what the loop reads, and what is read later."""
-        wanted = [*loop.needs, *(node for node in part.before if node in read_later)]
+        wanted = [*loop.needs, *(node for node in part.before if node in read_later and not is_number(node))]
         nodes = needed_before(part.before, wanted)
         arrays = {node for node in wanted if per_row(node)}
         return Around(nodes, [node for node in nodes if node in arrays], self._looped, self.dtype)
@@ -138,15 +139,16 @@ class Compiled:
         return {node: values[node] for node in self._held if node in values}
 
     @functools.cached_property
-    def _held(self) -> set[fx.Node]:
-        return {*self._forward.keeps, *needed_before(self._forward.before, self._read_back)}
+    def _held(self) -> list[fx.Node]:
+        before = needed_before(self._forward.before, self._read_back)
+        return [*self._forward.keeps, *(node for node in before if not is_number(node))]
 
     def _given(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
         values: Values = dict(captured.constants)
         for node, param in zip(captured.params, params, strict=True):
             values[node] = param if param.is_contiguous() else param.contiguous()
-        values[captured.x] = _rows(x)
+        values[captured.x] = x.contiguous()
         return values
 
     # --- backward ---
@@ -207,7 +209,7 @@ class Compiled:
                 values.setdefault(new, state)
                 if old in self._read_back:
                     values[old] = layout.before(state, first, back)
-        values[captured.grad_output] = _rows(grad_output)
+        values[captured.grad_output] = grad_output.contiguous()
         self._before_backward(values, layout.rows)
         carries = [
             x.new_empty(layout.rows, size) if wanted else None
@@ -228,7 +230,3 @@ class Compiled:
         found = [None if node is None else values[node] for node in captured.grad_params]
         return found, None if captured.grad_x is None else values[captured.grad_x]
 
-
-def _rows(x: Tensor) -> Tensor:
-    """``(rows, features)`` of a sequence, its elements next to one another."""
-    return x.contiguous().view(-1, x.shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -35,19 +36,16 @@ class Place:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether it is its base as it lies."""
-        return self.offset == 0 and self.shape == tuple(self.base.meta["val"].shape) and self._dense
-
-    @property
-    def _dense(self) -> bool:
-        return self.strides == torch.empty(self.shape, device="meta").stride()
+        dense = self.strides == torch.empty(self.shape, device="meta").stride()
+        return self.offset == 0 and self.shape == tuple(self.base.meta["val"].shape) and dense
 
     def of(self, base: Tensor, rows: int) -> Tensor:
-        """The view, once the base and the number of rows are known."""
+        """The view, once the base and the number of rows are known; a base may have its time axis apart."""
         if self.whole:
-            return base
+            return base if base.dim() == len(self.shape) else base.view(-1, base.shape[-1])
         shape = [rows if size == ROWS else size for size in self.shape]
         return base.as_strided(shape, self.strides, base.storage_offset() + self.offset)
 
