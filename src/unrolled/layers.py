@@ -88,6 +88,7 @@ class CellModule(nn.Module):
             return
         if tensor.dtype == weight.dtype and tensor.device == weight.device:
             return
+        what = f"{self._label} {what}"
         if tensor.device != weight.device:
             raise InputError(
                 f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
@@ -175,6 +176,8 @@ class Recurrent(CellModule):
                 made = cells[f"_l{k}{direction}"] = cell(features, hidden_size, bias=bias, **cell_options)
             features = len(directions) * next(iter(made.state_sizes().values()))
         super().__init__(cells, device, dtype)
+        suffixes = list(cells)
+        self._stack = [suffixes[k : k + len(directions)] for k in range(0, len(cells), len(directions))]
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -206,30 +209,28 @@ class Recurrent(CellModule):
         self, x: Tensor | PackedSequence, state: State | None, run: Run
     ) -> tuple[Tensor | PackedSequence, State]:
         """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
-        name = self._label
-        sequence = Sequence.of(x, self.batch_first, name)
-        self._check(f"{name} input", sequence.steps)
-        if sequence.steps.shape[-1] != self.input_size:
+        sequence = Sequence.of(x, self.batch_first, self._label)
+        steps = sequence.steps
+        self._check("input", steps)
+        if steps.shape[-1] != self.input_size:
             raise InputError(
                 "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
+                f"Expected {self.input_size}, got {steps.shape[-1]}"
             )
-        initial = self._initial(state, sequence)
-        directions = 1 + self.bidirectional
-        suffixes = list(self._cells)
-        steps, final = sequence.steps, list[States]()
-        for k in range(0, len(suffixes), directions):
-            cells = [self._bind(suffix) for suffix in suffixes[k : k + directions]]
-            starts = [
-                None if initial is None else tuple(part[k + d] for part in initial) for d in range(directions)
-            ]
+        initial = None if state is None else self._initial(state, sequence)
+        final = list[States]()
+        for suffixes in self._stack:
+            if len(final) and self.training and self.dropout > 0:
+                steps = drop(steps, self.dropout)
+            cells = [self._bind(suffix) for suffix in suffixes]
+            starts: list[States | None] = [None] * len(cells)
+            if initial is not None:
+                starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(cells))]
             results = run(cells, steps, starts, sequence.sizes)
             final += [last for _, last in results]
-            steps = torch.cat([output for output, _ in results], -1) if directions > 1 else results[0][0]
-            if self.training and self.dropout > 0 and k + directions < len(suffixes):
-                steps = drop(steps, self.dropout)
+            steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
-            states = tuple(sequence.state_out(part.unsqueeze(0)) for part in final[0])
+            states = tuple([sequence.state_out(part.unsqueeze(0)) for part in final[0]])
         else:
             states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
@@ -260,9 +261,7 @@ class Recurrent(CellModule):
         defaults = self.cell.options()
         return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
 
-    def _initial(self, state: State | None, sequence: Sequence) -> States | None:
-        if state is None:
-            return None
+    def _initial(self, state: State, sequence: Sequence) -> States:
         count, batch = len(self._cells), sequence.batch
         expected = {
             state_name: (count, batch, size) for state_name, size in self._first.state_sizes().items()
@@ -282,7 +281,7 @@ class Recurrent(CellModule):
                 raise InputError(
                     f"Expected hidden size {wanted}, got {list(part.shape)} for the state {state_name}"
                 )
-            self._check(f"{self._label} state {state_name}", part)
+            self._check(f"state {state_name}", part)
         return tuple(sequence.state_in(part) for part in given)
 
 

@@ -64,7 +64,7 @@ class SingleStep(CellModule):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
         if x.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-        self._check(f"{name} input", x)
+        self._check("input", x)
         if x.shape[-1] != self.input_size:
             raise InputError(
                 f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}"
@@ -97,7 +97,7 @@ class SingleStep(CellModule):
                 raise InputError(
                     f"{name}: Expected {which} to be {1 + batched}D as the input is, got {part.dim()}D"
                 )
-            self._check(f"{name} {which}", part)
+            self._check(which, part)
             if part.shape[-1] != size:
                 raise InputError(
                     f"hidden{index} has inconsistent hidden_size: got {part.shape[-1]}, expected {size}"

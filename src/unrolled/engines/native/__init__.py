@@ -16,7 +16,7 @@ from unrolled.cell import Cell
 from unrolled.engines.native import autograd
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
-from unrolled.engines.native.run import DTYPES, Compiled
+from unrolled.engines.native.step import DTYPES, Compiled
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
 
@@ -59,8 +59,10 @@ def run(
         UnsupportedError: a step holds what the compiler can't take.
         NoCompilerError: there is no C++ compiler.
     """
-    lanes = [
-        autograd.Lane(compiled(cell, x.dtype), cell, state, back)
-        for cell, state, back in zip(cells, states, (False, True), strict=False)
-    ]
+    lanes = []
+    for cell, state, back in zip(cells, states, (False, True), strict=False):
+        held = cell.__dict__
+        params = [held[name] for name in cell.shapes()]
+        params = [param if param.is_contiguous() else param.contiguous() for param in params]
+        lanes.append(autograd.Lane(compiled(cell, x.dtype), cell, params, state, back))
     return autograd.run(lanes, x, sizes)

@@ -166,10 +166,7 @@ def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, in
     if isinstance(a, Before) and isinstance(b, Before):
         return [(a.whole(), b.whole(), 0, 0, rows)]
     moved: Before = a if isinstance(a, Before) else b
-    if moved.initial is None and moved.batch == rows:
-        zeros = moved.whole()
-        return [(zeros, b, 0, 0, rows) if moved is a else (a, zeros, 0, 0, rows)]
     parts = []
     for tensor, at, there, many in moved.parts(rows):
         parts.append((tensor, b, there, at, many) if moved is a else (a, tensor, at, there, many))
-    return parts
+    return parts or [(moved.state, moved.state, 0, 0, 0)]

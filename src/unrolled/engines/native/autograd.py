@@ -13,30 +13,28 @@ from unrolled.cell import Cell
 from unrolled.engines import reference
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.loop import execute
-from unrolled.engines.native.run import Compiled
+from unrolled.engines.native.step import Compiled
 
 States = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lane:
     """A cell that runs over a sequence in one direction.
 
     Attributes:
         compiled: its loops.
         cell: bound to its parameters.
+        params: its parameters, in order, next to one another in memory each.
         state: its initial states, each ``(batch, size)``; None: zeros.
         back: from the last step to the first.
     """
 
     compiled: Compiled
     cell: Cell
+    params: list[Tensor]
     state: States | None
     back: bool
-
-    def params(self) -> list[Tensor]:
-        """Its parameters, in order."""
-        return [getattr(self.cell, name) for name in self.cell.shapes()]
 
 
 def run(lanes: Sequence[Lane], x: Tensor, sizes: list[int] | None) -> list[tuple[Tensor, States]]:
@@ -47,8 +45,10 @@ def run(lanes: Sequence[Lane], x: Tensor, sizes: list[int] | None) -> list[tuple
     given = x.dtype
     if given is torch.bfloat16:
         x, lanes = x.float(), [_widened(lane) for lane in lanes]
-    tensors = [t for lane in lanes for t in (*(lane.state or ()), *lane.params())]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
+    tensors: list[Tensor] = []
+    for lane in lanes:
+        tensors += (*(lane.state or ()), *lane.params)
+    if torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors)):
         for lane in lanes:
             lane.compiled.prepare_training()
         apply: Any = _Recurrence.apply
@@ -62,10 +62,10 @@ def run(lanes: Sequence[Lane], x: Tensor, sizes: list[int] | None) -> list[tuple
 
 
 def _widened(lane: Lane) -> Lane:
-    names = lane.cell.shapes()
-    cell = lane.cell.bind({name: getattr(lane.cell, name).float() for name in names})
+    params = [param.float() for param in lane.params]
     state = None if lane.state is None else tuple(part.float() for part in lane.state)
-    return Lane(lane.compiled, cell, state, lane.back)
+    cell = lane.cell.bind(dict(zip(lane.cell.shapes(), params, strict=True)))
+    return Lane(lane.compiled, cell, params, state, lane.back)
 
 
 def _threads(lanes: Sequence[object]) -> int:
@@ -75,15 +75,12 @@ def _threads(lanes: Sequence[object]) -> int:
 
 
 def _infer(lanes: Sequence[Lane], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
-    jobs, results = [], []
+    jobs, results, threads = [], list[tuple[Tensor, States]](), _threads(lanes)
     for lane in lanes:
         state = None if lane.state is None else tuple(part.contiguous() for part in lane.state)
-        job, kept, final, _ = lane.compiled.forward(
-            lane.params(), x, state, layout, lane.back, _threads(lanes), keep=False
-        )
+        job, output, final = lane.compiled.infer(lane.params, x, state, layout, lane.back, threads)
         jobs.append(job)
-        assert kept[0] is not None
-        results.append((kept[0].view(*x.shape[:-1], kept[0].shape[1]), tuple(final)))
+        results.append((output, final))
     if layout.rows:
         execute(jobs)
     return results
@@ -140,10 +137,10 @@ class _Recurrence(torch.autograd.Function):
         results: list[Tensor] = []
         outputs = []
         for kept, final, _ in made:
-            assert kept[0] is not None
-            output = kept[0].view(*x.shape[:-1], kept[0].shape[1]).data  # no view: it may be changed in place
-            outputs.append((output.detach(), output._version))
-            results += (output, *final)
+            outputs.append((kept[0].detach(), kept[0]._version))
+            results += (kept[0], *final)
+        for kept, _, _ in made:
+            kept[0] = kept[0].detach()  # the output itself would hold what holds it
         ctx.made = (kinds, sizes, layout, [(kept, values) for kept, _, values in made], outputs)
         return tuple(results)
 
@@ -181,11 +178,11 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _forward(kinds: Sequence[_Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
-    jobs, made = [], []
+    jobs, made, threads = [], [], _threads(kinds)
     for kind, (states, params) in zip(kinds, _dealt(kinds, tensors), strict=True):
         states = None if states is None else tuple(part.contiguous() for part in states)
         job, kept, final, values = kind.compiled.forward(
-            params, x, states, layout, kind.back, _threads(kinds), keep=True
+            params, x, states, layout, kind.back, threads, keep=True
         )
         jobs.append(job)
         made.append((kept, final, kind.compiled.read_back(values)))

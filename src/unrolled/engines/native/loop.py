@@ -29,7 +29,7 @@ _ROWS_AT_ONCE = 64  # of a product with the input: from these on its weights are
 _HOISTED = 2**18  # bytes of such products that a thread keeps, at most
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """A loop with all that it is called with: addresses, and the tensors behind them."""
 
@@ -57,7 +57,10 @@ def execute(jobs: Sequence[Job]) -> None:
     if len(jobs) == 2 and jobs[0].threads == jobs[1].threads == 1 and torch.get_num_threads() > 1:
         done = both(jobs[0].arguments(), jobs[1].arguments())
     else:
-        done = all([_function(job.run)(*job.arguments()[1:]) for job in jobs])
+        done = True
+        for job in jobs:
+            _, sizes, pointers, table = job.arguments()
+            done = _function(job.run)(sizes, pointers, table) and done
     if not done:
         raise MemoryError("no memory for what a loop over time keeps for itself")
 
@@ -100,7 +103,7 @@ class Loop:
         needs = [node for kind, node in emitted.pointers if kind in ("array", "matrix")]
         self.needs = list(dict.fromkeys(needs))
         self._places = places(node for node in self.needs if not per_row(node))
-        self._bases = list(dict.fromkeys(self._base(node) for node in self.needs))
+        self.bases = list(dict.fromkeys(self._base(node) for node in self.needs))
         self._shifted = [node for kind, node in emitted.pointers if kind == "first"]
         self._recipe = [self._source(kind, what) for kind, what in emitted.pointers]
 
@@ -109,13 +112,13 @@ class Loop:
 
     def _source(self, kind: str, what: Any) -> tuple[int, int]:
         """What a pointer points to: a place among the addresses of :meth:`job`, and bytes behind it."""
-        bases, states = len(self._bases), len(self.part.old)
+        bases, states = len(self.bases), len(self.part.old)
         match kind:
             case "starts":
                 return 1, 0
             case "array" | "matrix":
                 offset = 0 if per_row(what) else self._places[what].offset
-                return 2 + self._bases.index(self._base(what)), offset * self._dtype.itemsize
+                return 2 + self.bases.index(self._base(what)), offset * self._dtype.itemsize
             case "initial" | "states" | "final":
                 number = ("initial", "states", "final").index(kind)
                 return 2 + bases + number * states + what, 0
@@ -148,9 +151,9 @@ class Loop:
             back: from the last step to the first.
             threads: at most.
         """
-        addresses = [0, 0 if layout.starts is None else layout.starts.data_ptr()]
-        alive: list[Any] = [values, initial, kept, final, layout]
-        for node in self._bases:
+        addresses = []
+        alive: list[Any] = [values, initial, kept, final]
+        for node in self.bases:
             value = values[node]
             if type(value) is Before:
                 value = value.state
@@ -158,8 +161,8 @@ class Loop:
                 value = value.to(self._dtype).contiguous()
                 alive.append(value)
             addresses.append(value.data_ptr())
-        for tensors in (initial, kept, final):
-            addresses += [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        for tensor in (*initial, *kept, *final):
+            addresses.append(0 if tensor is None else tensor.data_ptr())
         for node, columns in self._keeps:
             made = values[node] = like.new_empty(layout.rows, columns)
             addresses.append(made.data_ptr())
@@ -173,14 +176,25 @@ class Loop:
                 addresses.append(first.data_ptr())
             else:
                 addresses.append(0)
-        pointers = array.array("q", [addresses[k] + offset for k, offset in self._recipe])
-        key = (layout.steps, layout.batch, layout.starts is None, back, threads, moved)
+        return self.call(addresses, layout, back, threads, moved, alive)
+
+    def call(
+        self, addresses: list[int], layout: Layout, back: bool, threads: int, moved: int, alive: list[Any]
+    ) -> Job:
+        """A call with the addresses of the bases, of the initial, kept and final states, and of the rest."""
+        key = (layout, back, threads, moved)
+        if layout.starts is not None:
+            key = (layout.steps, layout.batch, back, threads, moved)
+            alive.append(layout)
         found = self._sizes.get(key)
         if found is None:
             if len(self._sizes) > 1000:  # lengths that always differ
                 self._sizes.clear()
             numbers = self._numbers(layout, back, threads, moved)
             found = self._sizes[key] = numbers, numbers[THREADS]
+        starts = 0 if layout.starts is None else layout.starts.data_ptr()
+        all_of = [0, starts, *addresses]
+        pointers = array.array("q", [all_of[k] + offset for k, offset in self._recipe])
         return Job(self._address, *found, pointers, self._products.table, alive)
 
     def _numbers(self, layout: Layout, back: bool, threads: int, moved: int) -> array.array[int]:

@@ -34,6 +34,9 @@ class Compiled:
         self._forward, self._backward = split(self.captured)
         self.dtype = dtype
         self.widths = list(cell.state_sizes().values())
+        self._zeros: list[None] = [None] * len(self.widths)
+        self._no_addresses = [0] * (len(self.widths) - 1)
+        self._shapes_of_output = [self.widths[0], *self._zeros[1:]]
         self.inference  # noqa: B018  # what the compiler can't take shows here, not in a later call
 
     @functools.cached_property
@@ -74,13 +77,11 @@ class Compiled:
         return {n for node in (*part.before, *part.loop, *part.after) for n in node.all_input_nodes}
 
     @functools.cached_property
-    def keeps_states(self) -> list[bool]:
-        """For each state, whether the backward reads it of every step; the output is always kept."""
-        captured = self.captured
-        return [
-            k == 0 or old in self._read_back or new in self._read_back
-            for k, (old, new) in enumerate(zip(captured.states, captured.new_states, strict=True))
-        ]
+    def _shapes_kept(self) -> list[int | None]:
+        """The width of each state that the backward reads of every step, and of the output; else None."""
+        captured, read = self.captured, self._read_back
+        states = enumerate(zip(captured.states, captured.new_states, self.widths, strict=True))
+        return [size if k == 0 or old in read or new in read else None for k, (old, new, size) in states]
 
     @functools.cached_property
     def _before_inference(self) -> Around:
@@ -114,25 +115,50 @@ class Compiled:
         """A call of the forward loop.
 
         Returns:
-            The call; where it puts each state after every step (the output first; None: nowhere); where
-            it puts each row's final states; and the values that the backward reads.
+            The call; where it puts each state after every step (the output first, laid out as x; None:
+            nowhere); where it puts each row's final states; and the values that the backward reads.
         """
         values = self._given(params, x)
-        if keep:
-            self._before_training(values, layout.rows)
-        else:
-            self._before_inference(values, layout.rows)
-        rows, batch = layout.rows, layout.batch
-        keeps = self.keeps_states if keep else [k == 0 for k in range(len(self.widths))]
-        kept = [
-            x.new_empty(rows, size) if kept else None
-            for size, kept in zip(self.widths, keeps, strict=True)
-        ]
-        final = [x.new_empty(batch, size) for size in self.widths]
-        initial = states or [None] * len(self.widths)
+        (self._before_training if keep else self._before_inference)(values, layout.rows)
         loop = self.training if keep else self.inference
-        job = loop.job(values, initial, kept, final, x, layout, back, threads)
+        whole = self._shapes_kept if keep else self._shapes_of_output
+        kept = [None if size is None else x.new_empty(layout.rows, size) for size in whole]
+        kept[0] = x.new_empty(*x.shape[:-1], self.widths[0])
+        final = [x.new_empty(layout.batch, size) for size in self.widths]
+        job = loop.job(values, states or self._zeros, kept, final, x, layout, back, threads)
         return job, kept, final, values
+
+    @functools.cached_property
+    def _plain(self) -> list[int | None] | None:
+        """Where the loop that keeps nothing needs no more than x and parameters: their places, x as None."""
+        params = self.captured.params
+        bases = self.inference.bases
+        if all(base is self.captured.x or base in params for base in bases):
+            return [None if base is self.captured.x else params.index(base) for base in bases]
+        return None
+
+    def infer(
+        self,
+        params: list[Tensor],
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        layout: Layout,
+        back: bool,
+        threads: int,
+    ) -> tuple[Job, Tensor, tuple[Tensor, ...]]:
+        """A call of the forward loop that keeps nothing, where it puts the output, and the final states."""
+        if self._plain is None or not x.is_contiguous():
+            job, kept, final, _ = self.forward(params, x, states, layout, back, threads, keep=False)
+            assert kept[0] is not None
+            return job, kept[0], tuple(final)
+        output = x.new_empty(*x.shape[:-1], self.widths[0])
+        final = [x.new_empty(layout.batch, size) for size in self.widths]
+        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self._plain]
+        addresses += [0] * len(final) if states is None else [state.data_ptr() for state in states]
+        addresses += [output.data_ptr(), *self._no_addresses]
+        addresses += [state.data_ptr() for state in final]
+        alive = [x, params, states, output]
+        return self.inference.call(addresses, layout, back, threads, 0, alive), output, tuple(final)
 
     def read_back(self, values: Values) -> Values:
         """Of the values that a forward call leaves, those that the backward reads."""
@@ -145,9 +171,7 @@ class Compiled:
 
     def _given(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
-        values: Values = dict(captured.constants)
-        for node, param in zip(captured.params, params, strict=True):
-            values[node] = param if param.is_contiguous() else param.contiguous()
+        values: Values = {**captured.constants, **dict(zip(captured.params, params, strict=True))}
         values[captured.x] = x.contiguous()
         return values
 
@@ -203,12 +227,13 @@ class Compiled:
         """
         captured, part = self.captured, self._backward
         values = {**values, **self._given(params, x)}
-        initial = states or [None] * len(self.widths)
+        initial = states or self._zeros
         for old, new, state, first in zip(captured.states, captured.new_states, kept, initial, strict=True):
             if state is not None:
-                values.setdefault(new, state)
+                flat = state.view(-1, state.shape[-1])
+                values.setdefault(new, flat)
                 if old in self._read_back:
-                    values[old] = layout.before(state, first, back)
+                    values[old] = layout.before(flat, first, back)
         values[captured.grad_output] = grad_output.contiguous()
         self._before_backward(values, layout.rows)
         carries = [
