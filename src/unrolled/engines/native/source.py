@@ -107,6 +107,7 @@ namespace {{
 struct Step {{
   const int64_t* D;
   long rows;
+  bool turned;  // from the last strip to the first
   {lines(members, 2)}
 }};
 
@@ -178,6 +179,7 @@ void work(void* what, int id, int count) {{
     }}
     [[maybe_unused]] const long shift = first - known;
     s.rows = rows;
+    s.turned = step & 1;
     {lines(every, 4)}
     if (rows_last && rows_last < rows) h.meet();
     {lines(self.calls, 4)}

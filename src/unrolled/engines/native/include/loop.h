@@ -164,7 +164,8 @@ template <int N, int M> struct Phase {
     if (many <= 0) return;
     V here[(N ? N : 1) * SUMS];
     const V* hoisted[M ? M : 1];
-    for (long k = first; k < last; k++) {
+    for (long j = first; j < last; j++) {
+      const long k = s.turned ? last - 1 - (j - first) : j;  // what was read last is still in the cache
       const int wide = panels_of(k);
       if (h.direct)
         for (int g = 0; g < N; g++) sum(h, groups[g], k, x[g] + h.from * groups[g].depth, many, h.few);
