@@ -123,6 +123,8 @@ class Recurrent(CellModule):
         TypeError, ValueError: an argument or option that can't be used, named.
     """
 
+    _frozen: Callable[[Any, Any], tuple[Any, Any] | None] | None = None  # see unrolled.frozen
+
     cell: type[Cell]
     input_size: int
     hidden_size: int
@@ -203,6 +205,8 @@ class Recurrent(CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
+        if self._frozen is not None and (done := self._frozen(x, state)) is not None:
+            return done
         return self.unroll(x, state, engines.run)
 
     def unroll(

@@ -64,6 +64,11 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
         _chosen.set(self._before)
 
 
+def chosen() -> str:
+    """The engine that is chosen: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _chosen.get()
+
+
 def run(
     cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | None = None
 ) -> list[tuple[Tensor, States]]:
@@ -113,14 +118,8 @@ def _by_reference(
 
 def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
     """Why the native engine doesn't take a call, in words; None where it does."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return "the call is being compiled by torch"
-    if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
-        return "a torch transform is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is active"
+    if (why := transformed()) is not None:
+        return why
     dtype = x.dtype
     if dtype not in native.DTYPES:
         return f"it takes float32, float64 and bfloat16, not {dtype}"
@@ -136,6 +135,19 @@ def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None])
             return "its tensors are not on the CPU"
         if tensor.dtype != dtype:
             return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
+    return None
+
+
+def transformed() -> str | None:
+    """Which transform of torch is active that the native engine leaves to the reference; None if none is."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "the call is being compiled by torch"
+    if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
+        return "a torch transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is active"
     return None
 
 

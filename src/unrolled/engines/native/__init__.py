@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unrolled.cell import Cell
 from unrolled.engines.native import autograd
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
+from unrolled.engines.native.route import Weights
 from unrolled.engines.native.step import DTYPES, Compiled
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
@@ -66,3 +68,18 @@ def run(
         params = [param if param.is_contiguous() else param.contiguous() for param in params]
         lanes.append(autograd.Lane(compiled(cell, x.dtype), cell, params, state, back))
     return autograd.run(lanes, x, sizes)
+
+
+def weights(cell: Cell) -> Weights | None:
+    """The weights of a bound cell, to be packed once; None where its loop can't be called so."""
+    params = [cell.__dict__[name] for name in cell.shapes()]
+    if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
+        return None
+    dtype = params[0].dtype
+    if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):
+        return None
+    try:
+        step = compiled(cell, dtype)
+    except (UnsupportedError, NoCompilerError):
+        return None
+    return Weights(step, [param.contiguous() for param in params]) if step.plain is not None else None

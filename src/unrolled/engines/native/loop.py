@@ -60,13 +60,14 @@ def execute(jobs: Sequence[Job]) -> None:
         done = True
         for job in jobs:
             _, sizes, pointers, table = job.arguments()
-            done = _function(job.run)(sizes, pointers, table) and done
+            done = function(job.run)(sizes, pointers, table) and done
     if not done:
         raise MemoryError("no memory for what a loop over time keeps for itself")
 
 
 @functools.cache
-def _function(address: int) -> Any:
+def function(address: int) -> Any:
+    """A loop to call: with the addresses of its sizes, of its pointers and of the products."""
     return _call(address)
 
 
@@ -179,27 +180,52 @@ class Loop:
         return self.call(addresses, layout, back, threads, moved, alive)
 
     def call(
-        self, addresses: list[int], layout: Layout, back: bool, threads: int, moved: int, alive: list[Any]
+        self,
+        addresses: list[int],
+        layout: Layout,
+        back: bool,
+        threads: int,
+        moved: int,
+        alive: list[Any],
+        packed: bool = False,
     ) -> Job:
-        """A call with the addresses of the bases, of the initial, kept and final states, and of the rest."""
-        key = (layout, back, threads, moved)
+        """A call with the addresses of the bases, of the initial, kept and final states, and of the rest.
+
+        With ``packed`` the matrices are packed in memory of the caller's, see :meth:`packs`.
+        """
+        key = (layout, back, threads, moved, packed)
         if layout.starts is not None:
-            key = (layout.steps, layout.batch, back, threads, moved)
+            key = (layout.steps, layout.batch, *key[1:])
             alive.append(layout)
         found = self._sizes.get(key)
         if found is None:
             if len(self._sizes) > 1000:  # lengths that always differ
                 self._sizes.clear()
-            numbers = self._numbers(layout, back, threads, moved)
+            numbers = self._numbers(layout, back, threads, moved, packed)
             found = self._sizes[key] = numbers, numbers[THREADS]
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
-        all_of = [0, starts, *addresses]
-        pointers = array.array("q", [all_of[k] + offset for k, offset in self._recipe])
+        every = [0, starts, *addresses]
+        pointers = array.array("q", [every[k] + offset for k, offset in self._recipe])
         return Job(self._address, *found, pointers, self._products.table, alive)
 
-    def _numbers(self, layout: Layout, back: bool, threads: int, moved: int) -> array.array[int]:
+    def pointers_to(self, address: int) -> list[int]:
+        """The places of the pointers that lead to one of the addresses of :meth:`call`."""
+        return [place for place, (k, _) in enumerate(self._recipe) if k == 2 + address]
+
+    def packs(self) -> list[tuple[int, int]]:
+        """For each group of packed matrices its place among the pointers, and how many elements it has."""
+        lanes = self._products.lanes
+        return [
+            (place, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
+            for place, (kind, pack) in enumerate(self.emitted.pointers)
+            if kind == "pack"
+        ]
+
+    def _numbers(
+        self, layout: Layout, back: bool, threads: int, moved: int, packed: bool
+    ) -> array.array[int]:
         steps, rows = layout.steps, layout.batch
-        direct = steps <= _DIRECT
+        direct = steps <= _DIRECT and not packed
         by_rows = (
             threads > 1
             and layout.starts is None

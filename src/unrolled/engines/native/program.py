@@ -11,7 +11,8 @@ from torch import Tensor, fx
 ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
 
 
-HEADER, THREADS = 8, 3  # the numbers of a call before a loop's sizes, and one of them (include/loop.h)
+# The numbers of a call that stand before a loop's sizes: how many, and where some stand (include/loop.h).
+HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 8, 1, 3, 5, 6
 
 
 class UnsupportedError(Exception):

@@ -129,7 +129,7 @@ class Compiled:
         return job, kept, final, values
 
     @functools.cached_property
-    def _plain(self) -> list[int | None] | None:
+    def plain(self) -> list[int | None] | None:
         """Where the loop that keeps nothing needs no more than x and parameters: their places, x as None."""
         params = self.captured.params
         bases = self.inference.bases
@@ -147,13 +147,13 @@ class Compiled:
         threads: int,
     ) -> tuple[Job, Tensor, tuple[Tensor, ...]]:
         """A call of the forward loop that keeps nothing, where it puts the output, and the final states."""
-        if self._plain is None or not x.is_contiguous():
+        if self.plain is None or not x.is_contiguous():
             job, kept, final, _ = self.forward(params, x, states, layout, back, threads, keep=False)
             assert kept[0] is not None
             return job, kept[0], tuple(final)
         output = x.new_empty(*x.shape[:-1], self.widths[0])
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self._plain]
+        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self.plain]
         addresses += [0] * len(final) if states is None else [state.data_ptr() for state in states]
         addresses += [output.data_ptr(), *self._no_addresses]
         addresses += [state.data_ptr() for state in final]
