@@ -70,7 +70,12 @@ class DropInLayer(Recurrent):
         return self.torch_class.__name__
 
     def forward(  # type: ignore[override]  # torch.nn's argument names
-        self, input: Tensor | PackedSequence, hx: State | None = None, *, state: State | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        state: State | None = None,
+        checkpoint: int | None = None,
     ) -> tuple[Any, Any]:
         """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
 
@@ -78,7 +83,7 @@ class DropInLayer(Recurrent):
         """
         if hx is not None and state is not None:
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
-        return super().forward(input, state if hx is None else hx)
+        return super().forward(input, state if hx is None else hx, checkpoint=checkpoint)
 
 
 class RNN(DropInLayer):

@@ -78,7 +78,9 @@ class _Frozen:
         layer = self._layer
         if type(x) is not Tensor or x.dtype is not self._dtype or x.dim() != 3 or not x.is_cpu:
             return None
-        if (torch.is_grad_enabled() and (self._trains or x.requires_grad)) or engines.transformed() is not None:
+        if (
+            torch.is_grad_enabled() and (self._trains or x.requires_grad)
+        ) or engines.transformed() is not None:
             return None
         steps = x.transpose(0, 1) if layer.batch_first else x
         time, batch, features = steps.shape
@@ -94,7 +96,9 @@ class _Frozen:
             if not routes:
                 return None
             self._routes[key] = routes
-        initial = None if state is None else layer._initial(state, Sequence.of(x, layer.batch_first, layer._label))
+        initial = (
+            None if state is None else layer._initial(state, Sequence.of(x, layer.batch_first, layer._label))
+        )
         output, final = _run(routes, steps, initial)
         return output.transpose(0, 1) if layer.batch_first else output, final if len(final) > 1 else final[0]
 
@@ -114,7 +118,8 @@ class _Frozen:
         """The routes of an input shape; none where the native engine can't take them so."""
         if self._weights is None:
             self._weights = [
-                [native.weights(self._layer._bind(suffix)) for suffix in suffixes] for suffixes in self._layer._stack
+                [native.weights(self._layer._bind(suffix)) for suffix in suffixes]
+                for suffixes in self._layer._stack
             ]
         threads = torch.get_num_threads()
         every = [weights for row in self._weights for weights in row]
@@ -130,7 +135,9 @@ class _Frozen:
         ]
 
 
-def _run(routes: list[list[Route]], x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run(
+    routes: list[list[Route]], x: Tensor, initial: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     time, batch, _ = x.shape
     widths = routes[0][0].widths
     lanes = len(routes) * len(routes[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import numbers
 import warnings
@@ -20,9 +21,7 @@ from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
 States = tuple[Tensor, ...]
-Run = Callable[
-    [list[Cell], Tensor, list[States | None], list[int] | None], list[tuple[Tensor, States]]
-]
+Run = Callable[[list[Cell], Tensor, list[States | None], list[int] | None], list[tuple[Tensor, States]]]
 
 
 class CellModule(nn.Module):
@@ -123,6 +122,7 @@ class Recurrent(CellModule):
         TypeError, ValueError: an argument or option that can't be used, named.
     """
 
+    _stack: list[list[str]]  # the suffixes of each layer's cells: forward, then backward
     _frozen: Callable[[Any, Any], tuple[Any, Any] | None] | None = None  # see unrolled.frozen
 
     cell: type[Cell]
@@ -189,7 +189,9 @@ class Recurrent(CellModule):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
 
-    def forward(self, x: Tensor | PackedSequence, state: State | None = None) -> tuple[Any, Any]:
+    def forward(
+        self, x: Tensor | PackedSequence, state: State | None = None, *, checkpoint: int | None = None
+    ) -> tuple[Any, Any]:
         """Run the layer.
 
         Args:
@@ -197,6 +199,9 @@ class Recurrent(CellModule):
                 ``torch.nn.utils.rnn.PackedSequence``.
             state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
                 where the cell keeps several. None: zeros.
+            checkpoint: for long sequences in training: keep no more for the backward than the states
+                between segments of so many time steps, and compute each segment anew. Not for packed
+                sequences.
 
         Returns:
             The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
@@ -207,7 +212,10 @@ class Recurrent(CellModule):
         """
         if self._frozen is not None and (done := self._frozen(x, state)) is not None:
             return done
-        return self.unroll(x, state, engines.run)
+        if checkpoint is None:
+            return self.unroll(x, state, engines.run)
+        _check_checkpoint(checkpoint, x, self._label)
+        return self.unroll(x, state, functools.partial(engines.run, checkpoint=checkpoint))
 
     def unroll(
         self, x: Tensor | PackedSequence, state: State | None, run: Run
@@ -287,6 +295,15 @@ class Recurrent(CellModule):
                 )
             self._check(f"state {state_name}", part)
         return tuple(sequence.state_in(part) for part in given)
+
+
+def _check_checkpoint(checkpoint: Any, x: object, layer: str) -> None:
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
+        raise TypeError(f"{layer}: checkpoint should be a number of time steps, got {checkpoint!r}")
+    if checkpoint < 1:
+        raise ValueError(f"{layer}: checkpoint should be at least one time step, got {checkpoint}")
+    if isinstance(x, PackedSequence):
+        raise ValueError(f"{layer}: checkpoint takes no packed sequence; give a padded one")
 
 
 def _constructors(layer: type[Recurrent]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -70,7 +71,11 @@ def chosen() -> str:
 
 
 def run(
-    cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | None = None
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | None = None,
+    checkpoint: int | None = None,
 ) -> list[tuple[Tensor, States]]:
     """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
 
@@ -79,6 +84,8 @@ def run(
         x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
         states: the initial states of each cell, each ``(batch, size)``; None: zeros.
         sizes: how many rows have a step at each time, never growing; None: all of them.
+        checkpoint: keep no more for the backward than the states between segments of so many steps, and
+            run each segment forward anew; None: keep what the backward reads. Not with ``sizes``.
 
     Returns:
         For each cell the first state after every step, laid out as ``x``, and each row's final states.
@@ -88,11 +95,11 @@ def run(
     """
     choice = _chosen.get()
     if choice == "reference":
-        return _by_reference(cells, x, states, sizes)
+        return _by_reference(cells, x, states, sizes, checkpoint)
     why, surprising = _obstacle(cells, x, states), False
     if why is None:
         try:
-            result = native.run(cells, x, states, sizes)
+            result = native.run(cells, x, states, sizes, checkpoint)
             _log.info("%s: native engine", type(cells[0]).__name__)
             return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
@@ -101,17 +108,24 @@ def run(
     if choice == "native":
         raise RuntimeError(f"{name} can't run on the native engine: {why}")
     _log.info("%s: reference engine (%s)", name, why)
-    result = _by_reference(cells, x, states, sizes)
+    result = _by_reference(cells, x, states, sizes, checkpoint)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
         _announce(f"{name} runs on the reference engine, step by step: {why}")
     return result
 
 
 def _by_reference(
-    cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | None
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | None,
+    checkpoint: int | None,
 ) -> list[tuple[Tensor, States]]:
+    run = reference.run
+    if checkpoint is not None and torch.is_grad_enabled():
+        run = functools.partial(reference.run_in_segments, checkpoint)
     return [
-        reference.run(cell, x, state, sizes, reverse)
+        run(cell, x, state, sizes, reverse)
         for cell, state, reverse in zip(cells, states, (False, True), strict=False)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from unrolled.cell import Cell
 
@@ -45,6 +46,24 @@ def run(
             new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
         state = new
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
+
+
+def run_in_segments(
+    length: int,
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...] | None,
+    sizes: None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`run`, keeping for the backward no more than the states between segments of so many steps."""
+    state = zeros(cell, x) if state is None else state
+    outputs: list[Tensor] = []
+    parts = torch.split(x, length)
+    for part in reversed(parts) if reverse else parts:
+        output, state = checkpoint(run, cell, part, state, None, reverse, use_reentrant=False)
+        outputs.append(output)
+    return torch.cat(outputs[::-1] if reverse else outputs), state
 
 
 def zeros(cell: Cell, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
 
-``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``run``
-calls it, ``autograd`` makes it differentiable.
+``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``loop``
+calls it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiable, ``lanes`` takes a
+call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.cell import Cell
-from unrolled.engines.native import autograd
+from unrolled.engines.native import lanes
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
 from unrolled.engines.native.route import Weights
@@ -54,20 +55,21 @@ def run(
     x: Tensor,
     states: Sequence[tuple[Tensor, ...] | None],
     sizes: list[int] | None,
+    checkpoint: int | None = None,
 ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Run bound cells over a sequence, the first one forward, a second one back.
+    """Run bound cells over a sequence, the first one forward, a second one back; see :func:`engines.run`.
 
     Raises:
         UnsupportedError: a step holds what the compiler can't take.
         NoCompilerError: there is no C++ compiler.
     """
-    lanes = []
+    given = []
     for cell, state, back in zip(cells, states, (False, True), strict=False):
         held = cell.__dict__
         params = [held[name] for name in cell.shapes()]
         params = [param if param.is_contiguous() else param.contiguous() for param in params]
-        lanes.append(autograd.Lane(compiled(cell, x.dtype), cell, params, state, back))
-    return autograd.run(lanes, x, sizes)
+        given.append(lanes.Lane(compiled(cell, x.dtype), cell, params, state, back))
+    return lanes.run(given, x, sizes, checkpoint)
 
 
 def weights(cell: Cell) -> Weights | None:

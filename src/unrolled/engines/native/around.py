@@ -119,7 +119,19 @@ class Around:
 
         def step(values: Values, rows: int, pending: _Pending) -> None:
             out = values[node] = values[source.base].new_empty(width)
-            pending.numbers += (out.data_ptr(), 0, 0, 0, 0, values[source.base].data_ptr(), 0, 0, rows, width, 0)
+            pending.numbers += (
+                out.data_ptr(),
+                0,
+                0,
+                0,
+                0,
+                values[source.base].data_ptr(),
+                0,
+                0,
+                rows,
+                width,
+                0,
+            )
 
         return step
 

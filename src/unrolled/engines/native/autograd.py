@@ -18,97 +18,40 @@ from unrolled.engines.native.step import Compiled
 States = tuple[Tensor, ...]
 
 
-@dataclass
-class Lane:
-    """A cell that runs over a sequence in one direction.
+@dataclass(frozen=True)
+class Kind:
+    """A cell that runs over a sequence in one direction, without its tensors.
 
     Attributes:
         compiled: its loops.
         cell: bound to its parameters.
-        params: its parameters, in order, next to one another in memory each.
-        state: its initial states, each ``(batch, size)``; None: zeros.
+        stateful: whether initial states are given; else they are zeros.
         back: from the last step to the first.
     """
-
-    compiled: Compiled
-    cell: Cell
-    params: list[Tensor]
-    state: States | None
-    back: bool
-
-
-def run(lanes: Sequence[Lane], x: Tensor, sizes: list[int] | None) -> list[tuple[Tensor, States]]:
-    """The output and the final states of every lane; see :func:`unrolled.engines.reference.run`.
-
-    bfloat16 is computed in float32: it is widened before and narrowed after.
-    """
-    given = x.dtype
-    if given is torch.bfloat16:
-        x, lanes = x.float(), [_widened(lane) for lane in lanes]
-    tensors: list[Tensor] = []
-    for lane in lanes:
-        tensors += (*(lane.state or ()), *lane.params)
-    if torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors)):
-        for lane in lanes:
-            lane.compiled.prepare_training()
-        apply: Any = _Recurrence.apply
-        flat = apply(tuple(_Kind.of(lane) for lane in lanes), sizes, x, *tensors)
-        results = _unflattened(flat, lanes)
-    else:
-        results = _infer(lanes, x, Layout.of(x, sizes))
-    if given is torch.bfloat16:
-        return [(output.to(given), tuple(part.to(given) for part in final)) for output, final in results]
-    return results
-
-
-def _widened(lane: Lane) -> Lane:
-    params = [param.float() for param in lane.params]
-    state = None if lane.state is None else tuple(part.float() for part in lane.state)
-    cell = lane.cell.bind(dict(zip(lane.cell.shapes(), params, strict=True)))
-    return Lane(lane.compiled, cell, params, state, lane.back)
-
-
-def _threads(lanes: Sequence[object]) -> int:
-    """For each of the lanes: two that run at the same time have one each."""
-    threads = torch.get_num_threads()
-    return 1 if len(lanes) == 2 and threads == 2 else threads
-
-
-def _infer(lanes: Sequence[Lane], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
-    jobs, results, threads = [], list[tuple[Tensor, States]](), _threads(lanes)
-    for lane in lanes:
-        state = None if lane.state is None else tuple(part.contiguous() for part in lane.state)
-        job, output, final = lane.compiled.infer(lane.params, x, state, layout, lane.back, threads)
-        jobs.append(job)
-        results.append((output, final))
-    if layout.rows:
-        execute(jobs)
-    return results
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A lane without its tensors."""
 
     compiled: Compiled
     cell: Cell
     stateful: bool
     back: bool
 
-    @classmethod
-    def of(cls, lane: Lane) -> _Kind:
-        return cls(lane.compiled, lane.cell, lane.state is not None, lane.back)
-
     @property
     def states(self) -> int:
+        """How many initial states are given."""
         return len(self.cell.state) if self.stateful else 0
 
     @property
     def tensors(self) -> int:
+        """How many tensors it takes: initial states and parameters."""
         return self.states + len(self.cell.shapes())
 
 
-def _dealt(kinds: Sequence[_Kind], tensors: Sequence[Tensor]) -> list[tuple[States | None, list[Tensor]]]:
+def threads_of(lanes: Sequence[object]) -> int:
+    """For each of the lanes: two that run at the same time have one each."""
+    threads = torch.get_num_threads()
+    return 1 if len(lanes) == 2 and threads == 2 else threads
+
+
+def dealt(kinds: Sequence[Kind], tensors: Sequence[Tensor]) -> list[tuple[States | None, list[Tensor]]]:
     """The initial states and the parameters of each lane."""
     dealt, at = [], 0
     for kind in kinds:
@@ -119,7 +62,8 @@ def _dealt(kinds: Sequence[_Kind], tensors: Sequence[Tensor]) -> list[tuple[Stat
     return dealt
 
 
-def _unflattened(flat: Sequence[Tensor], lanes: Sequence[Lane | _Kind]) -> list[tuple[Tensor, States]]:
+def unflattened(flat: Sequence[Tensor], lanes: Sequence[Kind]) -> list[tuple[Tensor, States]]:
+    """The output and the final states of each lane, or their gradients."""
     found, at = [], 0
     for lane in lanes:
         count = len(lane.cell.state)
@@ -128,9 +72,14 @@ def _unflattened(flat: Sequence[Tensor], lanes: Sequence[Lane | _Kind]) -> list[
     return found
 
 
-class _Recurrence(torch.autograd.Function):
+class Recurrence(torch.autograd.Function):
+    """The lanes as one function of x and of their initial states and parameters."""
+
     @staticmethod
-    def forward(ctx: Any, kinds: tuple[_Kind, ...], sizes: list[int] | None, x: Tensor, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, kinds: tuple[Kind, ...], sizes: list[int] | None, x: Tensor, *tensors: Tensor
+    ) -> Any:
+        """The output and the final states of each lane, one after another."""
         layout = Layout.of(x, sizes)
         ctx.save_for_backward(x, *tensors)
         made = _forward(kinds, layout, x, tensors)
@@ -146,17 +95,17 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradients of x and of the tensors."""
         kinds, sizes, layout, made, outputs = ctx.made
         x, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
-            return None, None, *_reference_gradients(kinds, sizes, x, tensors, grads)
+            return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
         if any(output._version != version for output, version in outputs):  # computed anew
             made = [(kept, values) for kept, _, values in _forward(kinds, layout, x, tensors)]
         jobs, ends = [], []
-        threads = _threads(kinds)
-        dealt = _dealt(kinds, tensors)
+        threads = threads_of(kinds)
         for kind, (states, params), (kept, values), (grad, last) in zip(
-            kinds, dealt, made, _unflattened(grads, kinds), strict=True
+            kinds, dealt(kinds, tensors), made, unflattened(grads, kinds), strict=True
         ):
             states = None if states is None else tuple(part.contiguous() for part in states)
             last = tuple(part.contiguous() for part in last)
@@ -177,9 +126,9 @@ class _Recurrence(torch.autograd.Function):
         return None, None, None if of_x is None else of_x.view(x.shape), *results
 
 
-def _forward(kinds: Sequence[_Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
-    jobs, made, threads = [], [], _threads(kinds)
-    for kind, (states, params) in zip(kinds, _dealt(kinds, tensors), strict=True):
+def _forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
+    jobs, made, threads = [], [], threads_of(kinds)
+    for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
         states = None if states is None else tuple(part.contiguous() for part in states)
         job, kept, final, values = kind.compiled.forward(
             params, x, states, layout, kind.back, threads, keep=True
@@ -191,11 +140,12 @@ def _forward(kinds: Sequence[_Kind], layout: Layout, x: Tensor, tensors: Sequenc
     return made
 
 
-def _reference_gradients(
-    kinds: Sequence[_Kind], sizes: list[int] | None, x: Tensor, tensors: list[Tensor], grads: Sequence[Tensor]
+def reference_gradients(
+    kinds: Sequence[Kind], sizes: list[int] | None, x: Tensor, tensors: list[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
+    """The gradients by the reference engine, which can be differentiated again."""
     outputs: list[Tensor] = []
-    for kind, (states, params) in zip(kinds, _dealt(kinds, tensors), strict=True):
+    for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
         bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=True)))
         output, final = reference.run(bound, x, states, sizes, kind.back)
         outputs += (output, *final)

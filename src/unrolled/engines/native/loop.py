@@ -162,8 +162,8 @@ class Loop:
                 value = value.to(self._dtype).contiguous()
                 alive.append(value)
             addresses.append(value.data_ptr())
-        for tensor in (*initial, *kept, *final):
-            addresses.append(0 if tensor is None else tensor.data_ptr())
+        states = (*initial, *kept, *final)
+        addresses += [0 if state is None else state.data_ptr() for state in states]
         for node, columns in self._keeps:
             made = values[node] = like.new_empty(layout.rows, columns)
             addresses.append(made.data_ptr())
@@ -193,9 +193,9 @@ class Loop:
 
         With ``packed`` the matrices are packed in memory of the caller's, see :meth:`packs`.
         """
-        key = (layout, back, threads, moved, packed)
-        if layout.starts is not None:
-            key = (layout.steps, layout.batch, *key[1:])
+        regular = layout.starts is None
+        key = (layout.steps, layout.batch, regular, back, threads, moved, packed)
+        if not regular:
             alive.append(layout)
         found = self._sizes.get(key)
         if found is None:

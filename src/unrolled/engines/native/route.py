@@ -93,7 +93,9 @@ class Route:
         if initial is not None:
             for place, part, size in zip(self._initial, initial, self._sizes, strict=True):
                 pointers[place] = part.data_ptr() + lane * size
-        return Job(job.run, self._ready if self._there else job.sizes, job.threads, pointers, job.table, job.alive)
+        return Job(
+            job.run, self._ready if self._there else job.sizes, job.threads, pointers, job.table, job.alive
+        )
 
     def done(self) -> None:
         """A call is over: the packed matrices are there."""

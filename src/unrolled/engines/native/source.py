@@ -184,7 +184,8 @@ void work(void* what, int id, int count) {{
     if (rows_last && rows_last < rows) h.meet();
     {lines(self.calls, 4)}
     h.meet();
-    const long next = step + 1 < D[STEPS] ? D[BACK] ? start(t) - start(t - 1) : start(t + 2) - start(t + 1) : 0;
+    const long after = D[BACK] ? t - 1 : t + 1;
+    const long next = step + 1 < D[STEPS] ? start(after + 1) - start(after) : 0;
     {lines(finish, 4)}
     last = first;
     rows_last = rows;

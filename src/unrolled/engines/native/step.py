@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -196,7 +195,7 @@ class Compiled:
     def _after_backward(self) -> Around:
         part = self._backward
         made = {*self._forward.before, *part.before, *self._looped}
-        nodes = [n for n in needed_before(list(self.captured.graph.nodes), [*part.after, *self._wanted])]
+        nodes = needed_before(list(self.captured.graph.nodes), [*part.after, *self._wanted])
         nodes = [n for n in nodes if n.op == "call_function" and n not in made]
         return Around(nodes, self._wanted, self._looped, self.dtype)
 
@@ -254,4 +253,3 @@ class Compiled:
         captured = self.captured
         found = [None if node is None else values[node] for node in captured.grad_params]
         return found, None if captured.grad_x is None else values[captured.grad_x]
-
