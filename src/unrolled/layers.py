@@ -15,7 +15,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import engines
-from unrolled.cell import Cell
+from unrolled.cell import Cell, whole
 from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
@@ -84,11 +84,40 @@ class CellModule(nn.Module):
                 f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
                 f"one with .to({str(weight.device)!r})"
             )
-        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        number = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.dtype != weight.dtype and not (number and torch.is_autocast_enabled(weight.device.type)):
+            noun = "input" if what.endswith("input") else "state"
             raise InputError(
                 f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({tensor.dtype})"
+                f"Convert {noun}: {noun}.to({weight.dtype})"
+                + (f", or convert model: model.to({tensor.dtype})" if number else "")
             )
+
+    def _run(
+        self, run: Run, suffix: str, steps: Tensor, start: tuple[Tensor, ...], sizes: Any, reverse: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run a cell with the parameters of this suffix; what goes wrong in a step is told by its cause."""
+        cell = self._bind(suffix)
+        start = tuple(map(_counted, start))
+        versions = _versions(steps, *start)
+        try:
+            result = run(cell, steps, start, sizes, reverse)
+        except RuntimeError as error:
+            kinds: dict[tuple[Any, Any], str] = {}
+            for name in cell.shapes():
+                kinds.setdefault((getattr(cell, name).dtype, getattr(cell, name).device), name)
+            if len(kinds) == 1:
+                raise
+            named = " and ".join(f"{name}{suffix} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            raise InputError(
+                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
+            ) from error
+        if _versions(steps, *start) != versions:
+            raise ValueError(
+                f"{type(cell).__name__}.step changes its input or state in place, which earlier steps still "
+                "hold: write h = h * f in the place of h *= f"
+            )
+        return result
 
 
 class Recurrent(CellModule):
@@ -147,10 +176,7 @@ class Recurrent(CellModule):
         for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-        if not isinstance(num_layers, int) or isinstance(num_layers, bool):
-            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
-        if num_layers <= 0:
-            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        num_layers = whole("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
@@ -167,8 +193,8 @@ class Recurrent(CellModule):
             features = len(directions) * next(iter(made.state_sizes().values()))
         super().__init__(cells, device, dtype)
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = self._first.input
+        self.hidden_size = self._first.hidden
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
@@ -206,13 +232,14 @@ class Recurrent(CellModule):
                 f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
             )
         initial = self._initial(state, sequence)
-        steps, final = sequence.steps, list[tuple[Tensor, ...]]()
+        steps = sequence.steps
+        final: list[tuple[Tensor, ...]] = []
         for k in range(self.num_layers):
             outputs = []
             for reverse in (False, True)[: 1 + self.bidirectional]:
-                cell = self._bind(f"_l{k}_reverse" if reverse else f"_l{k}")
+                suffix = f"_l{k}_reverse" if reverse else f"_l{k}"
                 start = tuple(part[len(final)] for part in initial)
-                output, last = run(cell, steps, start, sequence.sizes, reverse)
+                output, last = self._run(run, suffix, steps, start, sequence.sizes, reverse)
                 outputs.append(output)
                 final.append(last)
             steps = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -290,7 +317,23 @@ def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, An
         if name not in cell.options():
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise TypeError(f"{layer.__name__} of {cell.__name__} has no option {name!r}: {hint}")
+            of = f" of {cell.__name__}" if "cell" in inspect.signature(layer).parameters else ""
+            raise TypeError(f"{layer.__name__}{of} has no option {name!r}: {hint}")
+
+
+def _counted(state: Tensor) -> Tensor:
+    """The state, as a tensor of which torch counts the changes in place, in inference mode too."""
+    if torch.compiler.is_compiling() or not state.is_inference():
+        return state
+    with torch.inference_mode(False):
+        return state.clone()
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each tensor was changed in place; nothing where torch doesn't count or is compiling."""
+    if torch.compiler.is_compiling():
+        return []
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _describe(value: object) -> str:
