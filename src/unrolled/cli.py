@@ -23,8 +23,8 @@ from unrolled.bench import command as bench
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
-from unrolled.recognise import find_layers
-from unrolled.trace import trace
+from unrolled.recognise import find_layers, parts_of_layers, takes
+from unrolled.trace import Trace, trace
 
 CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started the command
+            sys.stdout.flush()
     except (UsageError, ValueError, TypeError, IndexError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an option of the cell, such as nonlinearity=relu",
     )
-    see.add_argument("--seed", type=int, default=0, help="for the weights of an example (default: 0)")
+    see.add_argument("--seed", type=_seed, default=0, help="for the weights of an example (default: 0)")
     see.add_argument("--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all")
-    see.add_argument("--json", action="store_true", help="print JSON for programs")
+    see.add_argument("--json", action="store_true", help="print JSON for programs, NaN and infinity as text")
     see.set_defaults(run=_show)
     bench.add(commands)
     return parser
@@ -97,27 +98,64 @@ def _show(options: argparse.Namespace) -> None:
     if options.weights is None:
         if options.layer is not None:
             raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
-        layer, x = walkthrough.example(cell or LAYERS[0].cell_class, x, options.seed, given)
+        cell = cell or LAYERS[0].cell_class
+        _check_options(given, [cell])
+        layer, x = walkthrough.example(cell, x, options.seed, given)
     else:
-        layers = find_layers(files.read_weights(options.weights), [cell] if cell else [], given)
-        if not layers:
-            raise UsageError(f"{options.weights}: no recurrent layer among its keys")
+        layers = _read_layers(options.weights, [cell] if cell else [], given)
         if options.layer is not None or x is not None:
             prefix, layer = _choose(layers, options.layer, options.weights)
             layers = {prefix: layer}
+        _check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
             _list(console, layers, options.json)
             return
+        for name, value in layer.chosen_options().items():
+            if given.get(name, value) != value:
+                told = f"the weights of {layer} tell {name}={value}"
+                raise UsageError(f"--option {name}={given[name]}: {told}")
         if not options.json:
             show.found(console, layers)
             _say_assumed(console, layer, given)
         x = _fit(x, layer, options.input)
-    opened = trace(layer, x)
+    opened = _trace(layer, x)
     steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
     if options.json:
-        print(json.dumps(show.as_data(opened, steps), indent=2))
+        print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
         show.say(console, opened, steps)
+
+
+def _read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> dict[str, Recurrent]:
+    weights = files.read_weights(path)
+    layers = find_layers(weights, cells, given)
+    if not layers:
+        parts = parts_of_layers(weights, cells)
+        some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
+        raise UsageError(f"{path}: no recurrent layer among its keys{some}")
+    return layers
+
+
+def _check_options(given: dict[str, Any], cells: list[type[Cell]]) -> None:
+    """Raise where none of these cells can have a given option: it would do nothing."""
+    known = dict.fromkeys(name for cell in cells for name in cell.options())
+    for name, value in given.items():
+        if name not in known:
+            has = f"the options here are {', '.join(known)}" if known else "there are none here"
+            raise UsageError(f"--option {name}: no such option of {cells[0].__name__}, {has}")
+        if not any(takes(cell, name, value) for cell in cells):
+            next(cell for cell in cells if name in cell.options()).check_options({name: value})
+
+
+def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
+    try:
+        return trace(layer, x)
+    except Exception as error:  # the user's own code may raise anything
+        if layer.cell in CELLS.values():
+            raise
+        raise UsageError(
+            f"--cell: {layer.cell.__name__} can't be run ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
@@ -192,6 +230,16 @@ def _option(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2**63, got {text!r}")
+    return seed
 
 
 def _steps(text: str) -> list[range] | None:

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import engines
-from unrolled.cell import Cell
+from unrolled.cell import Cell, whole
 from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
@@ -93,11 +93,34 @@ class CellModule(nn.Module):
                 f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
                 f"one with .to({str(weight.device)!r})"
             )
-        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        number = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.dtype != weight.dtype and not (number and torch.is_autocast_enabled(weight.device.type)):
+            noun = "input" if what.endswith("input") else "state"
             raise InputError(
                 f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({tensor.dtype})"
+                f"Convert {noun}: {noun}.to({weight.dtype})"
+                + (f", or convert model: model.to({tensor.dtype})" if number else "")
             )
+
+    def _run(
+        self, run: Run, suffixes: list[str], steps: Tensor, starts: list[States | None], sizes: Any
+    ) -> list[tuple[Tensor, States]]:
+        """Run the cells of these suffixes; what goes wrong in a step is told by its cause."""
+        cells = [self._bind(suffix) for suffix in suffixes]
+        try:
+            return run(cells, steps, starts, sizes)
+        except RuntimeError as error:
+            kinds: dict[tuple[Any, Any], str] = {}
+            for cell, suffix in zip(cells, suffixes, strict=True):
+                for name in cell.shapes():
+                    held = getattr(cell, name)
+                    kinds.setdefault((held.dtype, held.device), name + suffix)
+            if len(kinds) == 1:
+                raise
+            named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            raise InputError(
+                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
+            ) from error
 
 
 class Recurrent(CellModule):
@@ -159,10 +182,7 @@ class Recurrent(CellModule):
         for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-        if not isinstance(num_layers, int) or isinstance(num_layers, bool):
-            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
-        if num_layers <= 0:
-            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        num_layers = whole("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
@@ -181,8 +201,8 @@ class Recurrent(CellModule):
         suffixes = list(cells)
         self._stack = [suffixes[k : k + len(directions)] for k in range(0, len(cells), len(directions))]
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = self._first.input
+        self.hidden_size = self._first.hidden
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
@@ -234,11 +254,10 @@ class Recurrent(CellModule):
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)
-            cells = [self._bind(suffix) for suffix in suffixes]
-            starts: list[States | None] = [None] * len(cells)
+            starts: list[States | None] = [None] * len(suffixes)
             if initial is not None:
-                starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(cells))]
-            results = run(cells, steps, starts, sequence.sizes)
+                starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(suffixes))]
+            results = self._run(run, suffixes, steps, starts, sequence.sizes)
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
@@ -323,7 +342,8 @@ def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, An
         if name not in cell.options():
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise TypeError(f"{layer.__name__} of {cell.__name__} has no option {name!r}: {hint}")
+            of = f" of {cell.__name__}" if "cell" in inspect.signature(layer).parameters else ""
+            raise TypeError(f"{layer.__name__}{of} has no option {name!r}: {hint}")
 
 
 def _describe(value: object) -> str:

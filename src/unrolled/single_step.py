@@ -41,8 +41,8 @@ class SingleStep(CellModule):
             if name not in made.shapes():
                 self.register_parameter(name, None)
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = made.input
+        self.hidden_size = made.hidden
         self.bias = bias
 
     def forward(self, x: Tensor, state: State | None = None) -> Any:
@@ -59,7 +59,7 @@ class SingleStep(CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        name, cell = self._label, self._bind("")
+        name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
         if x.dim() not in (1, 2):
@@ -71,7 +71,7 @@ class SingleStep(CellModule):
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial(state, rows, batched=x.dim() == 2)
-        [(_, final)] = engines.run([cell], rows.unsqueeze(0), [initial])
+        [(_, final)] = self._run(engines.run, [""], rows.unsqueeze(0), [initial], None)
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 

@@ -29,9 +29,12 @@ def run(
         The first state after every step, laid out as ``x``, and each row's final states.
 
     Raises:
-        TypeError, ValueError: the step returns something else than its states.
+        TypeError, ValueError: the step returns something else than its states, or changes them in place.
     """
     state = zeros(cell, x, sizes) if state is None else state
+    state = tuple(map(_counted, state))
+    begun = _versions(x, *state)
+    given = state
     steps = x.unbind(0) if sizes is None else torch.split(x, sizes)
     outputs: list[Tensor] = [x] * len(steps)
     for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
@@ -45,6 +48,11 @@ def run(
         if rows < len(state[0]):
             new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
         state = new
+    if _versions(x, *given) != begun:
+        raise ValueError(
+            f"{type(cell).__name__}.step changes its input or state in place, which earlier steps still "
+            "hold: write h = h * f in the place of h *= f"
+        )
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
 
@@ -85,3 +93,18 @@ def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> 
             raise ValueError(
                 f"{step} returned {name} of shape {tuple(after.shape)}, expected {tuple(before.shape)}"
             )
+
+
+def _counted(state: Tensor) -> Tensor:
+    """The state, as a tensor of which torch counts the changes in place, in inference mode too."""
+    if torch.compiler.is_compiling() or not state.is_inference():
+        return state
+    with torch.inference_mode(False):
+        return state.clone()
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each tensor was changed in place; nothing where torch doesn't count or is compiling."""
+    if torch.compiler.is_compiling():
+        return []
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
