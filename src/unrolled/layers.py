@@ -115,7 +115,7 @@ class CellModule(nn.Module):
                 for name in cell.shapes():
                     held = getattr(cell, name)
                     kinds.setdefault((held.dtype, held.device), name + suffix)
-            if len(kinds) == 1:
+            if len(kinds) <= 1:
                 raise
             named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
             raise InputError(
