@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -15,17 +12,12 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cell import Cell
-from unrolled.engines import native, reference
+from unrolled.engines import log, native, reference
 
-__all__ = ["engine", "reference", "run"]
+__all__ = ["chosen", "engine", "reference", "run", "which"]
 
 _NAMES = ("auto", "native", "reference")
 _chosen: ContextVar[str] = ContextVar("engine", default="reference")
-_announced: set[str] = set()
-_log = logging.getLogger("unrolled.engine")
-if "engine" in os.environ.get("UNROLLED_LOG", "").split(","):
-    _log.addHandler(logging.StreamHandler())
-    _log.setLevel(logging.INFO)
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
@@ -75,22 +67,57 @@ def run(
     """
     choice = _chosen.get()
     if choice == "reference":
+        log.engine.info("%s: reference engine (it is chosen)", type(cell).__name__)
         return reference.run(cell, x, state, sizes, reverse)
-    why, surprising = _obstacle(cell, x, state), False
+    why, surprising, of_the_step = _obstacle(cell, x, state), False, True
     if why is None:
         try:
             compiled = native.compiled(cell, x.dtype)
-            _log.info("%s: native engine", type(cell).__name__)
-            return native.run(compiled, cell, x, state, sizes, reverse)
+            result = native.run(compiled, cell, x, state, sizes, reverse)
+            log.engine.info(
+                "%s: native engine (%s is chosen, nothing is in its way)", type(cell).__name__, choice
+            )
+            return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
-            why, surprising = str(error), True
+            why, surprising, of_the_step = str(error), True, isinstance(error, native.UnsupportedError)
     if choice == "native":
         raise RuntimeError(f"{type(cell).__name__} can't run on the native engine: {why}")
-    _log.info("%s: reference engine (%s)", type(cell).__name__, why)
+    log.engine.info("%s: reference engine (%s)", type(cell).__name__, why)
     result = reference.run(cell, x, state, sizes, reverse)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
-        _announce(f"{type(cell).__name__} runs on the reference engine, step by step: {why}")
+        what = f"{type(cell).__name__} runs" if of_the_step else "recurrent layers run"
+        log.announce(f"{what} on the reference engine, step by step: {why}")
     return result
+
+
+def chosen() -> str:
+    """The engine that is chosen here: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _chosen.get()
+
+
+def which(cell: Cell, x: Tensor, state: tuple[Tensor, ...], training: bool) -> tuple[str, str]:
+    """Which engine ``"auto"`` gives a call to, and why; what the native one needs is compiled.
+
+    Args:
+        cell: with its parameters bound.
+        x: ``(time, batch, input)``.
+        state: the initial states, each ``(batch, size)``.
+        training: whether a gradient is wanted.
+
+    Returns:
+        ``"native"`` or ``"reference"``, and the reason in words.
+    """
+    why = _obstacle(cell, x, state)
+    if why is None:
+        try:
+            compiled = native.compiled(cell, x.dtype)
+            if training:
+                compiled.prepare_training()
+            else:
+                compiled.inference  # noqa: B018  # compiled at its first use
+        except (native.UnsupportedError, native.NoCompilerError) as error:
+            why = str(error)
+    return ("native", "its step is compiled") if why is None else ("reference", why)
 
 
 def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> str | None:
@@ -112,9 +139,3 @@ def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> str | None:
     if x.dtype not in native.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
         return f"it takes float32, float64 and bfloat16, not {x.dtype}"
     return None
-
-
-def _announce(message: str) -> None:
-    if message not in _announced:
-        _announced.add(message)
-        warnings.warn(message, stacklevel=2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unrolled.engines import log
 from unrolled.engines.native import build
 from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split
@@ -25,6 +26,7 @@ class Loop:
     def __init__(self, part: Split, dtype: torch.dtype) -> None:
         self.part = part
         self.emitted = emit(part, dtype)
+        log.emit.info("a loop in %s\n%s", dtype, self.emitted.source)
         self._products = products(dtype)
         self._run = build.load(self.emitted.source).run
         self._run.restype = None

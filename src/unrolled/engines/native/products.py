@@ -21,8 +21,7 @@ class Products:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        source = (build.INCLUDE / "products.cpp").read_text()
-        library = build.load(f"using T = {_SCALARS[dtype]};\n{source}")
+        library = build.load(_source(dtype))
         self.team = ctypes.cast(_team().team_run, ctypes.c_void_p)
         self.table = ctypes.create_string_buffer(64)
         library.products(self.table, self.team)
@@ -58,6 +57,19 @@ def products(dtype: torch.dtype) -> Products:
     return Products(dtype)
 
 
+def start(dtype: torch.dtype) -> None:
+    """Begin to compile the products of a dtype in the background."""
+    build.start(_source(dtype), _team_source())
+
+
+def _source(dtype: torch.dtype) -> str:
+    return f"using T = {_SCALARS[dtype]};\n{(build.INCLUDE / 'products.cpp').read_text()}"
+
+
 @functools.cache
 def _team() -> ctypes.CDLL:
-    return build.load((build.INCLUDE / "team.cpp").read_text())
+    return build.load(_team_source())
+
+
+def _team_source() -> str:
+    return (build.INCLUDE / "team.cpp").read_text()

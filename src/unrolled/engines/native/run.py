@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cell import Cell
-from unrolled.engines import reference
+from unrolled.engines import log, reference
+from unrolled.engines.native import build
 from unrolled.engines.native.around import Around
-from unrolled.engines.native.graph import capture, needed_before, split
+from unrolled.engines.native.emit import emit
+from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Loop
 from unrolled.engines.native.program import UnsupportedError
 
@@ -32,15 +35,20 @@ class Compiled:
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
         self._dtype = dtype
+        log.graph.info("%s", Listing(cell, dtype, self.captured, self._forward, self._backward))
         self._read_back = [*self._forward.keeps, *self._forward.before]
         needed = needed_before(self._forward.before, self._forward.reads)
         self._before = {False: Around(needed), True: Around(self._forward.before)}
-        self.inference  # noqa: B018  # what the compiler can't take shows here, not in a later call
+        emit(self._forward_alone, dtype)  # what the compiler can't take shows here, not in a later call
+
+    @property
+    def _forward_alone(self) -> Split:
+        return dataclasses.replace(self._forward, keeps=[])
 
     @functools.cached_property
     def inference(self) -> Loop:
         """The forward loop that keeps nothing."""
-        return Loop(dataclasses.replace(self._forward, keeps=[]), self._dtype)
+        return Loop(self._forward_alone, self._dtype)
 
     @functools.cached_property
     def _around_backward(self) -> tuple[Around, Around]:
@@ -60,6 +68,8 @@ class Compiled:
         if self._no_training is not None:
             raise self._no_training
         try:
+            if "backward" not in vars(self):  # the first time: both are compiled at once
+                build.start(*(emit(part, self._dtype).source for part in (self._forward, self._backward)))
             self.training, self.backward  # noqa: B018
         except UnsupportedError as error:
             self._no_training = error
