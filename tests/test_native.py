@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +22,7 @@ import unrolled as ur
 from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
 from test_new_cell import MGU
 from unrolled.engines import native
-from unrolled.engines.native import build, loop
+from unrolled.engines.native import loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -373,63 +370,6 @@ def test_the_engine_is_chosen_for_a_block_or_from_here_on() -> None:
     layer(x)
 
 
-def compile_in(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Make a library in a process of its own; prints how far native and reference are apart."""
-    code = (
-        "import torch, unrolled as ur\n"
-        "ur.engine('auto')\n"
-        "layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)\n"
-        "a = layer(x)[0]\n"
-        "with ur.engine('reference'): b = layer(x)[0]\n"
-        "print((a - b).abs().max().item() < 1e-6)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "UNROLLED_CACHE": str(cache), **environment},
-    )
-
-
-def test_the_cache_is_private_shared_by_processes_and_mends_itself(tmp_path: Path) -> None:
-    cache = tmp_path / "kernels"
-    running = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import torch, unrolled as ur; ur.engine('auto'); ur.GRU(3, 4)(torch.randn(5, 2, 3))",
-            ],
-            env={**os.environ, "UNROLLED_CACHE": str(cache)},
-        )
-        for _ in range(3)
-    ]
-    assert [process.wait() for process in running] == [0, 0, 0]
-    assert cache.stat().st_mode & 0o077 == 0
-    libraries = list(cache.glob("*.so"))
-    assert libraries
-    assert not list(cache.glob("build-*"))
-    for damaged in (b"", b"not a library", libraries[0].read_bytes()[:5000]):
-        for library in libraries:
-            library.write_bytes(damaged)
-        done = compile_in(cache)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-
-
-def test_without_a_compiler_the_reference_serves(tmp_path: Path) -> None:
-    done = compile_in(tmp_path / "empty", PATH="", CXX="")
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
-    assert done.stderr.count("UserWarning") == 1
-    assert "GRU runs on the reference engine" in done.stderr
-    assert "install one, or the ziglang package" in done.stderr
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    done = compile_in(tmp_path / "file" / "kernels")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-
-
 def test_one_source_for_all_sizes() -> None:
     def source(*sizes: int) -> str:
         return native.compiled(ur.cells.LSTM(*sizes), torch.float32).training.emitted.source
@@ -437,7 +377,6 @@ def test_one_source_for_all_sizes() -> None:
     assert source(3, 8) == source(50, 21)
     for cell in (ur.cells.LSTM(3, 8), ur.cells.GRU(3, 8)):
         assert len({native.compiled(cell, d).inference.emitted.source for d in native.DTYPES}) == 2
-    assert build.compiler()[0]
 
 
 def test_layers_still_copy_and_pickle_after_a_run() -> None:

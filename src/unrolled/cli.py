@@ -18,14 +18,16 @@ import torch
 from rich.console import Console
 
 import unrolled
-from unrolled import files, show, walkthrough
+from unrolled import ahead, doctor, files, show, walkthrough
 from unrolled.bench import command as bench
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
-from unrolled.recognise import find_layers, parts_of_layers, takes
+from unrolled.recognise import find_layers, new_layer, parts_of_layers, takes
 from unrolled.trace import Trace, trace
 
+DTYPES = ("float32", "float64", "bfloat16")
+_OPTION_HELP = "an option of the cell, such as nonlinearity=relu"
 CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 
 
@@ -80,20 +82,78 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the cell, such as nonlinearity=relu",
+        help=_OPTION_HELP,
     )
     see.add_argument("--seed", type=_seed, default=0, help="for the weights of an example (default: 0)")
     see.add_argument("--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all")
     see.add_argument("--json", action="store_true", help="print JSON for programs, NaN and infinity as text")
     see.set_defaults(run=_show)
     bench.add(commands)
+    look = commands.add_parser(
+        "doctor",
+        help="what this machine gives the compiled loops, and which engine a layer takes",
+        description="Say compiler, instruction set, threads and cache of this machine, and which engine each "
+        "layer of WEIGHTS or of CELL would take, and why.",
+        allow_abbrev=False,
+    )
+    _add_layers(look)
+    look.add_argument("--json", action="store_true", help="print JSON for programs")
+    look.set_defaults(run=_doctor)
+    make = commands.add_parser(
+        "build",
+        help="compile kernels ahead of time, for machines without a compiler",
+        description="Compile the kernels of the recurrent layers of WEIGHTS, or of CELL, into a folder to "
+        "ship. Where it runs, the environment variable UNROLLED_KERNELS names that folder.",
+        allow_abbrev=False,
+    )
+    _add_layers(make)
+    make.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where to put them")
+    make.add_argument(
+        "--arch",
+        type=_words,
+        default=[],
+        metavar="LIST",
+        help="instruction sets, such as x86-64-v3,x86-64-v4; the best that runs is taken "
+        "(default: native, this machine's own)",
+    )
+    make.add_argument("--inference", action="store_true", help="without what gradients need")
+    make.set_defaults(run=_build)
     return parser
+
+
+def _add_layers(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which layers."""
+    parser.add_argument(
+        "weights",
+        nargs="*",
+        type=Path,
+        metavar="WEIGHTS",
+        help=".safetensors, .pt or .pth, several if wished",
+    )
+    parser.add_argument(
+        "--cell",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help=f"{', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS; may be given again",
+    )
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=_OPTION_HELP)
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default=(16, 32),
+        metavar="INPUT,HIDDEN",
+        help="of a layer of CELL (default: 16,32; for most cells one kernel serves all sizes above 1)",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of a layer of CELL (default: float32)"
+    )
 
 
 def _show(options: argparse.Namespace) -> None:
     cell = _cell(options.cell) if options.cell else None
     given = dict(_option(text) for text in options.option)
-    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console = _console()
     x = files.read_input(options.input) if options.input else None
     if options.weights is None:
         if options.layer is not None:
@@ -156,6 +216,41 @@ def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
         raise UsageError(
             f"--cell: {layer.cell.__name__} can't be run ({type(error).__name__}: {error})"
         ) from error
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    data = doctor.examine(_layers(options))
+    if options.json:
+        print(json.dumps(data, indent=2))
+    else:
+        doctor.say(_console(), data)
+
+
+def _build(options: argparse.Namespace) -> None:
+    layers = _layers(options)
+    if not layers:
+        raise UsageError("nothing to build: give WEIGHTS or --cell")
+    ahead.save(layers, options.out, options.arch, not options.inference, _console())
+
+
+def _layers(options: argparse.Namespace) -> dict[str, Recurrent]:
+    """The layers of the files, or where there are none one of each cell."""
+    cells = {text: _cell(text) for text in options.cell}
+    given = dict(_option(text) for text in options.option)
+    _check_options(given, list(cells.values()) or list(CELLS.values()))
+    found: dict[str, Recurrent] = {}
+    for path in options.weights:
+        layers = _read_layers(path, list(cells.values()), given)
+        before = f"{path}: " if len(options.weights) > 1 else ""
+        found |= {f"{before}{prefix or '(no prefix)'}": layer for prefix, layer in layers.items()}
+    if not options.weights:
+        dtype = getattr(torch, options.dtype)
+        found = {text: new_layer(cell, *options.sizes, dtype=dtype, **given) for text, cell in cells.items()}
+    return found
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
@@ -251,6 +346,17 @@ def _steps(text: str) -> list[range] | None:
     if len(ranges) < len(parts) or not all(ranges):
         raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
     return ranges
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    sizes = re.fullmatch(r"(\d+),(\d+)", text)
+    if not sizes or not int(sizes[1]) or not int(sizes[2]):
+        raise argparse.ArgumentTypeError(f"expected INPUT,HIDDEN such as 16,32, got {text!r}")
+    return int(sizes[1]), int(sizes[2])
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -17,19 +14,14 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cell import Cell
-from unrolled.engines import native, reference
+from unrolled.engines import log, native, reference
 
-__all__ = ["engine", "reference", "run"]
+__all__ = ["chosen", "engine", "reference", "run", "which"]
 
 States = tuple[Tensor, ...]
 
 _NAMES = ("auto", "native", "reference")
 _chosen: ContextVar[str] = ContextVar("engine", default="reference")
-_announced: set[str] = set()
-_log = logging.getLogger("unrolled.engine")
-if "engine" in os.environ.get("UNROLLED_LOG", "").split(","):
-    _log.addHandler(logging.StreamHandler())
-    _log.setLevel(logging.INFO)
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
@@ -95,23 +87,50 @@ def run(
     """
     choice = _chosen.get()
     if choice == "reference":
+        log.engine.info("%s: reference engine (it is chosen)", type(cells[0]).__name__)
         return _by_reference(cells, x, states, sizes, checkpoint)
-    why, surprising = _obstacle(cells, x, states), False
+    why, surprising, of_the_step = _obstacle(cells, x, states), False, True
+    name = type(cells[0]).__name__
     if why is None:
         try:
             result = native.run(cells, x, states, sizes, checkpoint)
-            _log.info("%s: native engine", type(cells[0]).__name__)
+            log.engine.info("%s: native engine (%s is chosen, nothing is in its way)", name, choice)
             return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
-            why, surprising = str(error), True
-    name = type(cells[0]).__name__
+            why, surprising, of_the_step = str(error), True, isinstance(error, native.UnsupportedError)
     if choice == "native":
         raise RuntimeError(f"{name} can't run on the native engine: {why}")
-    _log.info("%s: reference engine (%s)", name, why)
+    log.engine.info("%s: reference engine (%s)", name, why)
     result = _by_reference(cells, x, states, sizes, checkpoint)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
-        _announce(f"{name} runs on the reference engine, step by step: {why}")
+        what = f"{name} runs" if of_the_step else "recurrent layers run"
+        log.announce(f"{what} on the reference engine, step by step: {why}")
     return result
+
+
+def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:
+    """Which engine ``"auto"`` gives a call to, and why; what the native one needs is compiled.
+
+    Args:
+        cell: with its parameters bound.
+        x: ``(time, batch, input)``.
+        state: the initial states, each ``(batch, size)``.
+        training: whether a gradient is wanted.
+
+    Returns:
+        ``"native"`` or ``"reference"``, and the reason in words.
+    """
+    why = _obstacle([cell], x, [state])
+    if why is None:
+        try:
+            compiled = native.compiled(cell, x.dtype)
+            if training:
+                compiled.prepare_training()
+            else:
+                compiled.inference  # noqa: B018  # compiled at its first use
+        except (native.UnsupportedError, native.NoCompilerError) as error:
+            why = str(error)
+    return ("native", "its step is compiled") if why is None else ("reference", why)
 
 
 def _by_reference(
@@ -163,9 +182,3 @@ def transformed() -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "autocast is active"
     return None
-
-
-def _announce(message: str) -> None:
-    if message not in _announced:
-        _announced.add(message)
-        warnings.warn(message, stacklevel=2)

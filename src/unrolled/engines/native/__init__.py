@@ -1,12 +1,13 @@
 """The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
 
-``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``loop``
-calls it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiable, ``lanes`` takes a
-call.
+``graph`` captures and splits the step, ``emit`` writes C++, ``build`` has it compiled (``compiler``), kept
+(``cache``) or taken from a folder that was compiled ahead of time (``ahead``, ``shipped``). ``loop`` calls
+it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiable, ``lanes`` takes a call.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.cell import Cell
-from unrolled.engines.native import lanes
+from unrolled.engines.native import lanes, products
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
 from unrolled.engines.native.route import Weights
@@ -40,6 +41,7 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
     if found is None:
         with _lock:
             if key not in _known:
+                products.start(dtype)  # while the step is captured
                 try:
                     _known[key] = Compiled(cell, dtype)
                 except (UnsupportedError, NoCompilerError) as error:
@@ -48,6 +50,15 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
     if isinstance(found, Exception):
         raise found
     return found
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that the child doesn't have may hold the other one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def run(

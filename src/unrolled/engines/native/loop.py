@@ -5,19 +5,19 @@ from __future__ import annotations
 import array
 import ctypes
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from unrolled.engines import log
 from unrolled.engines.native import build
-from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split
 from unrolled.engines.native.layout import Before, Layout
 from unrolled.engines.native.products import both, products
-from unrolled.engines.native.program import HEADER, THREADS, per_row, width
+from unrolled.engines.native.program import HEADER, THREADS, Emitted, per_row, width
 from unrolled.engines.native.views import places
 
 _WORTH = 60_000  # multiplications in a step from which on threads pay
@@ -76,20 +76,19 @@ class Loop:
 
     Args:
         part: the split.
+        emitted: its source.
         dtype: of all values.
-        shifted: states of another loop that are read as they were before each step.
-        whole: products that are computed before the loop since others read them too.
     """
 
     def __init__(
         self,
         part: Split,
+        emitted: Emitted,
         dtype: torch.dtype,
-        shifted: Collection[fx.Node] = (),
-        whole: Collection[fx.Node] = (),
     ) -> None:
         self.part = part
-        self.emitted = emitted = emit(part, dtype, shifted, whole)
+        self.emitted = emitted
+        log.emit.info("a loop in %s\n%s", dtype, emitted.source)
         self._products = products(dtype)
         self._library = library = build.load(emitted.source)  # its code is called as long as this loop is
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0

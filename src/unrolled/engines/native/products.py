@@ -22,8 +22,7 @@ class Products:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        source = (build.INCLUDE / "products.cpp").read_text()
-        library = build.load(f"using T = {_SCALARS[dtype]};\n{source}")
+        library = build.load(_source(dtype))
         team = _team()
         library.products.restype = ctypes.c_void_p
         library.products.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -52,10 +51,19 @@ def products(dtype: torch.dtype) -> Products:
     return Products(dtype)
 
 
+def start(dtype: torch.dtype) -> None:
+    """Begin to compile the products of a dtype in the background."""
+    build.start(_source(dtype), _team_source())
+
+
+def _source(dtype: torch.dtype) -> str:
+    return f"using T = {_SCALARS[dtype]};\n{(build.INCLUDE / 'products.cpp').read_text()}"
+
+
 @functools.cache
 def _team() -> ctypes.CDLL:
     """The team of threads; it takes the workers of torch's OpenMP runtime, where that can be found."""
-    library = build.load((build.INCLUDE / "team.cpp").read_text())
+    library = build.load(_team_source())
     try:
         loaded = ctypes.CDLL(None)
         entries = [loaded.GOMP_parallel, loaded.omp_get_thread_num, loaded.omp_get_num_threads]
@@ -63,6 +71,10 @@ def _team() -> ctypes.CDLL:
         return library
     library.team_join(*(ctypes.cast(entry, ctypes.c_void_p) for entry in entries))
     return library
+
+
+def _team_source() -> str:
+    return (build.INCLUDE / "team.cpp").read_text()
 
 
 def both(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:

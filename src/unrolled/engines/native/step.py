@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cell import Cell
+from unrolled.engines import log
+from unrolled.engines.native import build
 from unrolled.engines.native.around import Around, Values
+from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Job, Loop
-from unrolled.engines.native.program import UnsupportedError, per_row
+from unrolled.engines.native.program import Emitted, UnsupportedError, per_row
 from unrolled.engines.native.vocabulary import is_number
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -31,27 +35,39 @@ class Compiled:
             self._no_training = error
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
+        log.graph.info("%s", Listing(cell, dtype, self.captured, self._forward, self._backward))
         self.dtype = dtype
         self.widths = list(cell.state_sizes().values())
         self._zeros: list[None] = [None] * len(self.widths)
         self._no_addresses = [0] * (len(self.widths) - 1)
         self._shapes_of_output = [self.widths[0], *self._zeros[1:]]
-        self.inference  # noqa: B018  # what the compiler can't take shows here, not in a later call
+        self._alone = dataclasses.replace(self._forward, keeps=[])
+        self._emitted = emit(
+            self._alone, dtype
+        )  # what the compiler can't take shows here, not in a later call
 
     @functools.cached_property
     def inference(self) -> Loop:
         """The forward loop that keeps nothing."""
-        return Loop(dataclasses.replace(self._forward, keeps=[]), self.dtype)
+        return Loop(self._alone, self._emitted, self.dtype)
 
     @functools.cached_property
     def training(self) -> Loop:
         """The forward loop that keeps what the backward reads."""
-        return Loop(self._forward, self.dtype, whole=self._read_back)
+        return Loop(self._forward, self._emitted_to_train[0], self.dtype)
 
     @functools.cached_property
     def backward(self) -> Loop:
         """The loop that goes back."""
-        return Loop(self._backward, self.dtype, shifted=self.captured.states)
+        return Loop(self._backward, self._emitted_to_train[1], self.dtype)
+
+    @functools.cached_property
+    def _emitted_to_train(self) -> tuple[Emitted, Emitted]:
+        """The loops of training, that are compiled at the same time."""
+        forward = emit(self._forward, self.dtype, whole=self._read_back)
+        backward = emit(self._backward, self.dtype, shifted=self.captured.states)
+        build.start(forward.source, backward.source)
+        return forward, backward
 
     def prepare_training(self) -> None:
         """Compile what training needs, before anything is run.
