@@ -56,7 +56,9 @@ class CellModule(nn.Module):
 
     def _bind(self, suffix: str) -> Cell:
         cell = self._cells[suffix]
-        return cell.bind({name: getattr(self, name + suffix) for name in cell.shapes()})
+        bound = cell.bind({name: getattr(self, name + suffix) for name in cell.shapes()})
+        bound.training = self.training
+        return bound
 
     def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
         """What a user gave as state, as a tuple with a tensor for each state of the cell."""
