@@ -88,7 +88,7 @@ def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys:
     told = {entry["cell"]: (entry["inference"]["engine"], entry["training"]["engine"]) for entry in found}
     assert told == {
         "Plain(6, 6)": ("native", "native"),
-        "Turned(6, 6)": ("native", "reference"),
+        "Turned(6, 6)": ("native", "native"),
         "Sorting(6, 6)": ("reference", "reference"),
         "LSTM(6, 6)": ("native", "native"),
     }

@@ -124,6 +124,9 @@ class Cell:
     option that a layer takes by keyword. Local variables of ``step`` are the names in a trace; a
     section ``Quantities:`` of the docstring may say what each is, a line ``name: words`` for each.
 
+    In a step ``self.training`` says whether the layer is in training mode, as in torch.nn: for instance
+    ``dropout(h, 0.1, self.training)``. A tensor that is no parameter may be an attribute of the cell.
+
     Args:
         input_size: features of the input of a step.
         hidden_size: units of the hidden state.
@@ -135,6 +138,7 @@ class Cell:
     """
 
     state: ClassVar[tuple[str, ...] | Mapping[str, str | int]] = ("h",)
+    training = False  # in a step: whether its layer is in training mode
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,6 +147,8 @@ class Cell:
                 f"{cls.__name__}.state should be a tuple of names such as ('h',) or a mapping from "
                 f"name to size, got {cls.state!r}"
             )
+        if "training" in (*inspect.get_annotations(cls), *vars(cls)):
+            raise TypeError(f"{cls.__name__}.training is the mode of the layer: name the option otherwise")
         if "step" in cls.__dict__:
             taken = list(inspect.signature(cls.step).parameters)[2:]
             if taken != list(cls.state):

@@ -62,7 +62,9 @@ class CellModule(nn.Module):
         for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
             found = held.get(name + suffix)
             tensors[name] = getattr(self, name + suffix) if found is None else found
-        return cell.bind(tensors)
+        bound = cell.bind(tensors)
+        bound.training = self.training
+        return bound
 
     def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
         """What a user gave as state, as a tuple with a tensor for each state of the cell."""

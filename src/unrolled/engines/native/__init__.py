@@ -7,6 +7,8 @@ it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiabl
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -21,10 +23,13 @@ from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
 from unrolled.engines.native.route import Weights
 from unrolled.engines.native.step import DTYPES, Compiled
+from unrolled.engines.native.trial import own_values
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
 
 _known: dict[object, Compiled | Exception] = {}
+_variants: dict[object, tuple[Compiled, list[int], list[Tensor]]] = {}  # and versions of tensors, and those
+_MOST_VARIANTS = 1000
 _lock = threading.Lock()
 
 
@@ -36,20 +41,41 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
         NoCompilerError: there is no C++ compiler.
     """
     dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # what it is computed in
-    key = (cell.identity(), dtype)
+    key = (cell.identity(), cell.training, torch.get_default_dtype(), dtype)
     found = _known.get(key)
     if found is None:
         with _lock:
             if key not in _known:
                 products.start(dtype)  # while the step is captured
                 try:
-                    _known[key] = Compiled(cell, dtype)
+                    made = _known[key] = Compiled(cell, dtype)
+                    if made.captured.any_mode:
+                        _known[key[0], not cell.training, *key[2:]] = made
                 except (UnsupportedError, NoCompilerError) as error:
                     _known[key] = error
             found = _known[key]
     if isinstance(found, Exception):
         raise found
-    return found
+    return _with_own_tensors(found, cell, key) if found.captured.own else found
+
+
+def _with_own_tensors(step: Compiled, cell: Cell, key: object) -> Compiled:
+    """A compiled step with what the cell's own tensors hold now, which later changes leave alone."""
+    tensors = own_values(cell, step.captured.own)
+    versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+    place = (key, *map(id, tensors))
+    with _lock:
+        before = _variants.get(place)
+        if before is not None and before[1] == versions and -1 not in versions:
+            return before[0]
+        if len(_variants) > _MOST_VARIANTS:
+            _variants.clear()
+        values = [tensor.detach().clone() for tensor in tensors]
+        constants = {**step.captured.constants, **dict(zip(step.captured.own.values(), values, strict=True))}
+        made = copy.copy(step if before is None else before[0])
+        made.captured = dataclasses.replace(step.captured, constants=constants)
+        _variants[place] = made, versions, tensors
+    return made
 
 
 def _after_fork() -> None:

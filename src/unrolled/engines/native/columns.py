@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from unrolled.engines.native.program import ROWS, UnsupportedError
 aten = torch.ops.aten
 
 MOST_PIECES = 256  # of one value
+MOST_VALUES = 4000  # of one step, forward and backward: each is a few lines of C++ in one function
 Names = np.ndarray[Any, np.dtype[np.int64]]  # of columns
 _WIDTH = 1 << 24  # names of columns: the value's number times this, plus the column
 
@@ -36,9 +38,8 @@ class Row:
 
 @dataclass(frozen=True)
 class _Source:
-    value: Tensor | float  # (batch, width); or the elements of a parameter, in a row; or a constant
+    value: Tensor | float  # (batch, width); or the elements of a parameter or a constant, in a row
     moving: bool
-    real: Tensor | None = None  # the elements of a constant tensor
 
     @property
     def shared(self) -> bool:
@@ -48,13 +49,16 @@ class _Source:
 class Columns:
     """All columns by name, and what computes on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype  # of the step
         self.sources: list[_Source] = []
         self._elements: dict[int, tuple[Tensor, Names]] = {}
         self.node: fx.Node  # that is being lowered
 
     def _name(self, source: _Source, width: int) -> Names:
         self.sources.append(source)
+        if len(self.sources) > MOST_VALUES:
+            raise UnsupportedError(f"it cuts its features into more than {MOST_VALUES} pieces in all")
         return np.arange(width) + (len(self.sources) - 1) * _WIDTH
 
     def row(self, value: Tensor, moving: bool) -> Row:
@@ -74,15 +78,13 @@ class Columns:
         if not isinstance(value, Tensor):
             return self._name(_Source(float(value), False), 1).reshape(())  # type: ignore[arg-type]
         if id(value) not in self._elements:
-            real = None if isinstance(value, FakeTensor) else value
-            if real is not None and real.numel() == 1:
-                with _disable_current_modes():
-                    number = float(real)
-                names = self._name(_Source(number, False), 1).reshape(tuple(real.shape))
+            if isinstance(value, FakeTensor):
+                source = _Source(value.reshape(-1), False)
             else:
-                names = self._name(_Source(value.reshape(-1), False, real), value.numel()).reshape(
-                    tuple(value.shape)
-                )
+                with _disable_current_modes():
+                    flat = value.reshape(-1)
+                    source = _Source(flat if len(flat) != 1 else float(flat), False)
+            names = self._name(source, value.numel()).reshape(tuple(value.shape))
             self._elements[id(value)] = (value, names)  # the value is kept, so that its id stays its own
         return self._elements[id(value)][1]
 
@@ -105,6 +107,10 @@ class Columns:
             if pieces > MOST_PIECES:
                 raise UnsupportedError(f"it rearranges features into more than {MOST_PIECES} pieces")
 
+    def runs(self, names: Names) -> int:
+        """How many pieces columns are cut into."""
+        return 1 + int(np.count_nonzero(np.diff(names.reshape(-1)) != 1))
+
     def source(self, name: int) -> _Source:
         """The value that has a column."""
         return self.sources[name // _WIDTH]
@@ -118,7 +124,10 @@ class Columns:
         axis = value.dim() - 1
         if start == 0 and length == value.shape[axis]:
             return value
-        return value.narrow(axis, start, length)
+        if isinstance(value, FakeTensor):
+            return value.narrow(axis, start, length)
+        with _disable_current_modes():
+            return value.narrow(axis, start, length)
 
     def whole(self, names: Names) -> Tensor:
         """Columns as one value ``(batch, width)``."""
@@ -133,23 +142,22 @@ class Columns:
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the step."""
-        return next(s.value.dtype for s in self.sources if isinstance(s.value, Tensor))
-
     def pointwise(self, target: Any, *args: Any, **kwargs: Any) -> Row:
         """A function of the elements of rows, by its operation."""
         shapes = [small(a.shape) for a in args if isinstance(a, (Row, Tensor))]
         base = np.broadcast_shapes(*shapes)
         rows = [a for a in args if isinstance(a, Row)]
         shape = _with_batch(base, rows)
-        places = [k for k, a in enumerate(args) if isinstance(a, (Row, Tensor))]
-        if target in _SCALARS_TOO:
-            places = [k for k, a in enumerate(args) if isinstance(a, (Row, Tensor, int, float))]
+        schema = target._schema.arguments
+        places = [
+            k
+            for k, a in enumerate(args)
+            if isinstance(a, (Row, Tensor))
+            or (isinstance(a, (int, float)) and "Tensor" in str(schema[k].type))
+        ]
         operands = [np.broadcast_to(self.names(args[k]), base).reshape(-1) for k in places]
-        if target is aten.where.self and (known := self._known(operands[0])) is not None:
-            return Row(np.where(known, operands[1], operands[2]).reshape(base), shape)
+        if target is aten.where.self and (known := self.known(operands[0])) is not None:
+            return Row(np.where(known != 0, operands[1], operands[2]).reshape(base), shape)
         results = []
         for length, taken in self.pieces(operands):
             wide = 1 if all(same or length == 1 for _, same in taken) else length
@@ -166,14 +174,16 @@ class Columns:
 
     def _apply(self, target: Any, args: Any, kwargs: Any, pieces: dict[int, Any]) -> Any:
         """The operation on pieces: a tensor, a constant, or the place of the operand that it leaves alone."""
-        numbers = [isinstance(piece, float) for piece in pieces.values()]
         given = [pieces.get(k, a) for k, a in enumerate(args)]
-        if all(numbers):
+        if all(isinstance(piece, float) or not isinstance(piece, FakeTensor) for piece in pieces.values()):
             with _disable_current_modes():
                 real = [
-                    torch.tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
+                    torch.as_tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
                 ]
-                return float(target(*real, **kwargs))
+                found = target(*real, **kwargs)
+                if found.numel() == 1:
+                    return float(found)
+                return found.to(self.dtype) if found.is_floating_point() else found
         first, second = [*given, None, None][:2]
         if (target in _ZERO_ON_THE_RIGHT and _is(second, 0)) or (
             target in _ONE_ON_THE_RIGHT and _is(second, 1)
@@ -183,32 +193,44 @@ class Columns:
             target is aten.mul.Tensor and _is(first, 1)
         ):
             return (1,)
-        if target is aten.where.self:
-            return torch.where(*given)
         for k, piece in pieces.items():
             if isinstance(piece, float) and (k == 0 or target not in _SCALARS_RIGHT):
                 given[k] = torch.full((), piece, dtype=self.dtype)
         return target(*given, **kwargs)
 
-    def _known(self, names: Names) -> Names | None:
-        """The truth of each column, where all are constants."""
+    def known(self, names: Names) -> Names | None:
+        """The number in each column, where all are constants."""
         found = []
-        for name in names.tolist():
-            source = self.sources[name // _WIDTH]
-            if isinstance(source.value, float):
-                found.append(source.value != 0)
-            elif source.real is not None:
-                with _disable_current_modes():
-                    found.append(bool(source.real.reshape(-1)[name % _WIDTH]))
-            else:
+        for name in names.reshape(-1).tolist():
+            value = self.sources[name // _WIDTH].value
+            if isinstance(value, FakeTensor):
                 return None
-        return np.array(found)
+            if isinstance(value, Tensor):
+                with _disable_current_modes():
+                    value = float(value[name % _WIDTH])
+            found.append(value)
+        return np.array(found).reshape(names.shape)
+
+    def times(self, names: Names, matrix: Tensor) -> Row:
+        """Columns ``(k)`` with a matrix ``(k, n)`` that all rows share.
+
+        What moves in the loop is multiplied apart from the rest.
+        """
+        moving = [source.moving or source.shared for source in map(self.source, names.tolist())]
+        cuts = [0, *(k for k in range(1, len(names)) if moving[k] != moving[k - 1]), len(names)]
+        total = None
+        for start, end in itertools.pairwise(cuts):
+            rows = matrix if end - start == len(names) else matrix[start:end]
+            part = torch.mm(self.whole(names[start:end]), rows)
+            total = part if total is None else total + part
+        assert total is not None
+        return self.row(total, self.moving(names))
 
     def numbers(self, shape: Sequence[int], dim: int) -> Tensor:
         """0, 1, 2 … along an axis."""
         with _disable_current_modes():
             numbers = torch.arange(shape[dim], dtype=self.dtype)
-            return numbers.view([-1 if d == dim else 1 for d in range(len(shape))])
+            return numbers.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
 
     def reshape(self, row: Row, shape: Sequence[int]) -> Row:
         """The same columns in another shape."""
@@ -224,10 +246,6 @@ _ONE_ON_THE_RIGHT = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div
 
 
 _SCALARS_RIGHT = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
-_SCALARS_TOO = {
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self,
-    aten.maximum.default, aten.minimum.default, aten.pow.Tensor_Tensor, aten.le.Tensor,
-}  # fmt: skip
 
 
 def _runs(names: Names) -> tuple[list[int], list[int]]:

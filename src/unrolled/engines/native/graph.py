@@ -10,21 +10,30 @@ from ``torch.func.vjp``. No derivative is written here. A node of the graph is c
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from unrolled.cell import Cell
 from unrolled.engines import reference
+from unrolled.engines.native.decompose import traced
 from unrolled.engines.native.lower import lower
-from unrolled.engines.native.program import ROWS, UnsupportedError, per_row
+from unrolled.engines.native.program import ROWS, per_row
+from unrolled.engines.native.trial import (
+    BackwardPlaces,
+    Places,
+    captured_error,
+    examine,
+    own_tensors,
+)
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,18 @@ class Captured:
     Attributes:
         graph: placeholders are those below; every other node is an operation.
         params, x, states: the placeholders of the step.
+        own: the placeholders of other tensors of the cell that the step uses, by name.
         carries: for each state, the gradient that arrives from the time step after this one.
         grad_output: the gradient of the output of this time step.
         new_states: what the step returns.
         grad_params, grad_x, grad_states: the gradients of its inputs, None where there is none.
-        constants: the tensors that the step itself makes.
+        constants: the tensors that the step itself makes; and what those of the cell were.
+        any_mode: whether the step does the same in training and outside.
     """
 
     graph: fx.Graph
     params: list[fx.Node]
+    own: dict[str, fx.Node]
     x: fx.Node
     states: list[fx.Node]
     carries: list[fx.Node]
@@ -52,6 +64,7 @@ class Captured:
     grad_x: fx.Node | None
     grad_states: list[fx.Node | None]
     constants: dict[fx.Node, Tensor]
+    any_mode: bool
 
 
 def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
@@ -64,99 +77,135 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
 
     Raises:
         UnsupportedError: the step can't be captured: it branches on values, changes its inputs in place
-            or draws random numbers.
+            or draws random numbers; the operation, and its line.
     """
-    names = list(cell.shapes())
+    own = own_tensors(cell)
     sizes = list(cell.state_sizes().values())
+    places = Places(cell)
 
-    def step(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-        new = cell.bind(dict(zip(names, params, strict=True))).step(x, *states)
+    def step(
+        params: list[Tensor],
+        own_params: list[Tensor],
+        x: Tensor,
+        states: list[Tensor],
+        mode: bool = cell.training,
+    ) -> tuple[Tensor, ...]:
+        tensors = zip([*cell.shapes(), *own], [*params, *own_params], strict=True)
+        bound = cell.bind(dict(tensors))
+        bound.training = mode
+        with places:
+            new = bound.step(x, *states)
         return new if isinstance(new, tuple) else (new,)
 
     def both(
-        params: list[Tensor], x: Tensor, states: list[Tensor], carries: list[Tensor], grad_output: Tensor
+        params: list[Tensor],
+        own_params: list[Tensor],
+        x: Tensor,
+        states: list[Tensor],
+        carries: list[Tensor],
+        grad_output: Tensor,
     ) -> Any:
         if not training:
-            return step(params, x, states), [None] * (len(params) + 1 + len(states))
-        result: Any = torch.func.vjp(step, params, x, states)
+            return step(params, own_params, x, states), [None] * (len(params) + 1 + len(states))
+
+        def function(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
+            return step(params, own_params, x, states)
+
+        result: Any = torch.func.vjp(function, params, x, states)
         new, vjp = result
-        return new, vjp((carries[0] + grad_output, *carries[1:]))
+        with BackwardPlaces():  # type: ignore[no-untyped-call]
+            return new, vjp((carries[0] + grad_output, *carries[1:]))
+
+    def given(rows: int) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+        params = [torch.empty(shape, dtype=dtype) for shape in cell.shapes().values()]
+        x = torch.empty(rows, cell.input, dtype=dtype)
+        states = [torch.empty(rows, size, dtype=dtype) for size in sizes]
+        return params, [torch.empty_like(tensor) for tensor in own.values()], x, states
+
+    def trial(rows: int, mode: bool) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+        params, own_params, x, states = tensors = given(rows)
+        named = zip([*cell.shapes(), *own, "x", *cell.state], tree_leaves(tensors), strict=True)
+        return dict(named), lambda: reference.check_step(
+            cell, step(params, own_params, x, states, mode), tuple(states)
+        )
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        rows = [torch.empty(ROWS, size, dtype=dtype) for size in sizes]
-        arguments: tuple[Any, ...] = (
-            [torch.empty(shape, dtype=dtype) for shape in cell.shapes().values()],
-            torch.empty(ROWS, cell.input, dtype=dtype),
-            rows,
-            [torch.empty_like(row) for row in rows],
-            torch.empty_like(rows[0]),
-        )
+        params, own_params, x, states = given(ROWS)
+        carries = [torch.empty_like(row) for row in states]
+        arguments = (params, own_params, x, states, carries, torch.empty_like(states[0]))
         try:
-            reference.check_step(cell, step(arguments[0], arguments[1], rows), tuple(rows))
-            module = make_fx(torch.func.functionalize(both), decomposition_table=_decompositions())(
-                *arguments
-            )
+            any_mode = examine(trial, cell.training, places)
+            module = traced(both, arguments)
         except Exception as error:  # a step may hold any Python
-            raise UnsupportedError(f"its step can't be captured ({_first_line(error)})") from error
-        module.graph.eliminate_dead_code()
-        _refuse(module.graph)
-        flat: list[Tensor] = torch.utils._pytree.tree_leaves(arguments)
-        count = len(names) + 1
+            raise captured_error(error, places) from error
+        flat: list[Tensor] = tree_leaves(arguments)
+        count = len(params) + len(own) + 1
         moving = [count <= k < len(flat) - 1 for k in range(len(flat))]
-        lowered = lower(module, flat, moving)
-    return _roles(lowered, len(names), len(sizes))
+        lowered = lower(module, flat, moving, dtype)
+    return _roles(lowered, len(params), own, len(sizes), any_mode)
 
 
-@functools.cache
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch's own, and of the layers and functions that it leaves whole; bounds and sums stay as they are."""
-    table = {**core_aten_decompositions(), **get_decompositions(_WHOLE)}
-    for kept in (aten.clamp.default, aten.addmm.default, aten.hardtanh.default):
-        table.pop(kept, None)
-    return table
-
-
-def _refuse(graph: fx.Graph) -> None:
-    """Raise what can't be compiled and would be hard to name later."""
-    for node in graph.nodes:
-        if node.op == "get_attr" and any(
-            user.target is not aten.lift_fresh_copy.default for user in node.users
-        ):
-            raise UnsupportedError(f"it uses a tensor of its own ({node.target}), which no parameter holds")
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
-            node.target, "tags", ()
-        ):
-            raise UnsupportedError(f"it draws random numbers ({node.target})")
-        if node.op == "call_function" and _name(node).endswith("_"):
-            raise UnsupportedError(f"it changes a tensor in place ({node.target})")
-
-
-def _roles(module: fx.GraphModule, params: int, states: int) -> Captured:
+def _roles(
+    module: fx.GraphModule, params: int, own: dict[str, Tensor], states: int, any_mode: bool
+) -> Captured:
     graph = module.graph
     constants = {n: getattr(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     for node, value in constants.items():
         node.meta["val"] = value
-    given = [node for node in graph.nodes if node.op == "placeholder"]
+    given = iter([node for node in graph.nodes if node.op == "placeholder"])
+    counts = {"params": params, "own": len(own), "x": 1, "states": states, "carries": states, "grad": 1}
+    taken = {role: list(itertools.islice(given, count)) for role, count in counts.items()}
     output = next(node for node in graph.nodes if node.op == "output")
-    returned: list[Any] = list(output.args[0])
+    returned: list[Any] = tree_leaves(output.args[0])
+    order = {node: k for k, node in enumerate(graph.nodes)}
+    new_states, grad_states = (
+        _in_the_loop(graph, output, part, _dependents(old, order))
+        for part, old in (
+            (returned[:states], taken["states"]),
+            (returned[states + params + 1 :], taken["carries"]),
+        )
+    )
     needed = _ancestors(returned[:states])
-    s = states
+    used = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
+    constants |= {node: own[name].detach().clone() for name, node in used.items()}
+    [x] = taken["x"]
+    gradients = [  # as torch has it where a parameter is not used
+        grad if given in needed else None
+        for grad, given in zip(returned[states : states + params + 1], [*taken["params"], x], strict=True)
+    ]
     return Captured(
         graph,
-        params=given[:params],
-        x=given[params],
-        states=given[params + 1 : params + 1 + s],
-        carries=given[params + 1 + s : params + 1 + 2 * s],
-        grad_output=given[params + 1 + 2 * s],
-        new_states=returned[:s],
-        grad_params=[
-            grad if param in needed else None  # as torch has it where a parameter is not used
-            for grad, param in zip(returned[s : s + params], given, strict=False)
-        ],
-        grad_x=returned[s + params],
-        grad_states=returned[s + params + 1 :],
+        params=taken["params"],
+        own=used,
+        x=x,
+        states=taken["states"],
+        carries=taken["carries"],
+        grad_output=taken["grad"][0],
+        new_states=new_states,
+        grad_params=gradients[:-1],
+        grad_x=gradients[-1],
+        grad_states=grad_states,
         constants=constants,
+        any_mode=any_mode,
     )
+
+
+def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: set[fx.Node]) -> list[Any]:
+    """What a loop hands on to its next step, each computed in it: a copy where it is not."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, fx.Node) and (value.op != "call_function" or value not in inside):
+            # columns side by side are stored part by part, never read as one
+            same = value.target is aten.cat.default
+            with graph.inserting_before(output):
+                if same:
+                    copied = graph.call_function(aten.cat.default, value.args)
+                else:
+                    copied = graph.call_function(aten.clone.default, (value,))
+            copied.meta["val"] = value.meta["val"]
+            value = copied
+        found.append(value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -200,7 +249,7 @@ def split(captured: Captured) -> tuple[Split, Split]:
     forward_loop = _ancestors(captured.new_states) & from_states
     anew = {n for n in wanted & from_states - from_gradients if n not in forward_loop}
     carried = _ancestors(back_new)
-    loop = {n for n in carried & (from_carries | anew) if n.op == "call_function"}
+    loop = {n for n in carried & (from_carries | anew) if n.op == "call_function"} | set(back_new)
     rest = {n for n in wanted & (from_carries | from_gradients | anew) if n.op == "call_function"} - loop
     early = {n for n in rest & _ancestors(loop) if n not in from_carries and n not in anew}
     before = rest & _ancestors(n for n in early if _at_once(n)) & early
@@ -210,6 +259,10 @@ def split(captured: Captured) -> tuple[Split, Split]:
             after.add(node)
         else:
             loop.add(node)
+    made = loop | before | after
+    for node in in_order(_ancestors(n for n in gradients if n not in made)):  # they are constants
+        if node.op == "call_function" and node not in made and node not in from_states:
+            after.add(node)
     outside = {n for node in after for n in node.all_input_nodes} | set(gradients)
     backward = Split(
         before=in_order(before),
@@ -271,24 +324,3 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _inputs(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return {found for node in nodes for found in node.all_input_nodes}
-
-
-def _name(node: fx.Node) -> str:
-    target: Callable[..., Any] | str = node.target
-    packet = getattr(target, "overloadpacket", target)
-    return str(getattr(packet, "__name__", packet))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-aten = torch.ops.aten
-_WHOLE = [
-    aten.native_layer_norm, aten.native_group_norm, aten._fused_rms_norm, aten._softmax, aten._log_softmax,
-    aten.logsumexp, aten.mean, aten.var, aten.var_mean, aten.std, aten.std_mean, aten.linalg_vector_norm,
-    aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
-    aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
-    aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.stack, aten.unbind,
-    aten.split,
-]  # fmt: skip

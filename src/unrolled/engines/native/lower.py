@@ -9,7 +9,6 @@ written anew, run of columns by run of columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,26 +22,32 @@ from torch.utils._pytree import tree_map
 
 from unrolled.engines.native.columns import Columns, Row, small
 from unrolled.engines.native.common import join
+from unrolled.engines.native.moves import MOVES, PLACES, move
 from unrolled.engines.native.program import ROWS, UnsupportedError
+from unrolled.engines.native.reductions import REDUCTIONS
 from unrolled.engines.native.rules import RULES
+from unrolled.engines.native.trial import Marked
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 
 
-def lower(module: fx.GraphModule, arguments: Sequence[Tensor], moving: Sequence[bool]) -> fx.GraphModule:
+def lower(
+    module: fx.GraphModule, arguments: Sequence[Tensor], moving: Sequence[bool], dtype: torch.dtype
+) -> fx.GraphModule:
     """The graph in terms of values of two axes.
 
     Args:
         module: a graph of torch's small operations.
         arguments: fake tensors for its placeholders; those of the batch are ``(ROWS, width)``.
         moving: for each argument, whether it changes in the loop: a product with what doesn't is kept apart.
+        dtype: what the loop computes in.
 
     Raises:
         UnsupportedError: an operation that mixes rows of the batch, or has no such form.
     """
 
     def run(*values: Tensor) -> Any:
-        return _Lowering(module, moving).lower(values)
+        return _Lowering(module, moving, dtype).lower(values)
 
     lowered = make_fx(run)(*arguments)
     lowered.graph.eliminate_dead_code()
@@ -50,11 +55,10 @@ def lower(module: fx.GraphModule, arguments: Sequence[Tensor], moving: Sequence[
     return lowered
 
 
-class _Lowering(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, moving: Sequence[bool]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.extra_traceback = False
-        self.columns = Columns()
+class _Lowering(Marked):
+    def __init__(self, module: fx.GraphModule, moving: Sequence[bool], dtype: torch.dtype) -> None:
+        super().__init__(module)
+        self.columns = Columns(dtype)
         self.seeds = list(moving)
 
     def lower(self, values: Sequence[Tensor]) -> Any:
@@ -66,9 +70,9 @@ class _Lowering(fx.Interpreter):
         result = self.run(*given, enable_io_processing=False)
         return tree_map(lambda v: columns.whole(v.columns.flatten()) if isinstance(v, Row) else v, result)
 
-    def run_node(self, node: fx.Node) -> Any:
-        self.columns.node = node
-        return super().run_node(node)
+    def run_node(self, n: fx.Node) -> Any:
+        self.columns.node = n
+        return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         values: list[Any] = []
@@ -81,101 +85,86 @@ class _Lowering(fx.Interpreter):
                 with _disable_current_modes():
                     return target(*args, **kwargs)
             return target(*args, **kwargs)
-        if target in RULES:
-            return RULES[target](self.columns, *args, **kwargs)
-        if target in _MOVES:
-            return self._move(target, args, kwargs, value)
+        dtypes = self._dtypes(target, values)
+        if target in _RULES:
+            return _RULES[target](self.columns, *args, **kwargs)
+        if target in MOVES:
+            return move(self.columns, target, args, kwargs)
         if torch.Tag.pointwise in getattr(target, "tags", ()):
+            if target is aten.add.Tensor and dtypes == {torch.bool}:
+                target = aten.logical_or.default
             return self.columns.pointwise(target, *args, **kwargs)
         raise UnsupportedError(f"{target} is not in the compiler's vocabulary")
 
+    def _dtypes(self, target: Any, values: list[Any]) -> set[torch.dtype]:
+        """What a value of the batch is kept in: the loop has one type, so whole numbers must be small.
+
+        Raises:
+            UnsupportedError: the loop's type can't hold them.
+        """
+        made = self.columns.node.meta.get("val")
+        kinds = made if isinstance(made, (tuple, list)) else [made]
+        dtypes = {v.dtype for v in kinds if isinstance(v, Tensor)}
+        for dtype in dtypes - {self.columns.dtype, torch.bool, torch.int64}:
+            if not self._is_truth_for_a_moment():
+                raise UnsupportedError(f"{target} changes to {dtype} in the step")
+        whole = torch.int64 in dtypes and torch.Tag.pointwise in getattr(target, "tags", ())
+        large = any(isinstance(v, int) and abs(v) > _LARGE for v in values)
+        if (whole and (large or target not in _WHOLE_NUMBERS)) or (
+            target in _BITWISE and dtypes != {torch.bool}
+        ):
+            raise UnsupportedError(f"{target} computes with whole numbers")
+        return dtypes
+
+    def _is_truth_for_a_moment(self) -> bool:
+        """Whether a truth value becomes 0 or 1 of another type, which every use makes the loop's own."""
+        node, users = self.columns.node, list(self.columns.node.users)
+        given = node.args[0]
+        return (
+            isinstance(given, fx.Node)
+            and given.meta["val"].dtype is torch.bool
+            and node.target in (aten._to_copy.default, prims.convert_element_type.default)
+            and all(getattr(user.meta.get("val"), "dtype", None) is self.columns.dtype for user in users)
+        )
+
     def _filled(self, target: Any, args: Any, value: Tensor) -> Row:
-        """A constant for every row of the batch."""
-        if target in (aten.full.default, aten.full_like.default):
-            return self.columns.constant(args[1], tuple(value.shape))
-        if target in (aten.zeros.default, aten.empty.memory_format, aten.empty_permuted.default):
-            return self.columns.constant(0, tuple(value.shape))
-        if target is aten.ones.default:
-            return self.columns.constant(1, tuple(value.shape))
+        """A constant, or what parameters alone make, for every row of the batch."""
+        shape = tuple(value.shape)
+        if target in _CONSTANTS:
+            fill = _CONSTANTS[target]
+            return self.columns.constant(args[fill[0]] if isinstance(fill, list) else fill, shape)
+        if target is aten.repeat.default:
+            times = [size // ROWS if size % ROWS == 0 else size for size in args[1]]
+            return Row(np.tile(self.columns.names(args[0]), times), shape)
         if target in (aten.expand.default, aten.view.default, aten.clone.default):
-            return Row(np.broadcast_to(self.columns.names(args[0]), small(value.shape)), tuple(value.shape))
+            return Row(np.broadcast_to(self.columns.names(args[0]), small(shape)), shape)
         raise UnsupportedError(f"{target} makes a value for the whole batch")
 
-    def _move(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Torch's own operation on the names of the columns."""
-        first = next(
-            v for v in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(v, Row)
-        )
-        _check_axis(target, first, args, value)
 
-        def names(argument: Any) -> Any:
-            if isinstance(argument, (Row, Tensor)) and not (
-                target is aten.index_select.default and argument is args[2]
-            ):
-                return torch.from_numpy(np.ascontiguousarray(self.columns.names(argument)).copy())
-            if isinstance(argument, int) and argument and argument % ROWS == 0:
-                return argument // ROWS
-            return argument
-
-        with _disable_current_modes():
-            if target is aten.constant_pad_nd.default:
-                fill = self.columns.names(args[2] if len(args) > 2 else 0)
-                moved = target(names(args[0]), args[1], -1)
-                moved = torch.where(moved < 0, torch.tensor(int(fill)), moved)
-            else:
-                moved = target(*tree_map(names, args, is_leaf=lambda v: isinstance(v, Row)), **kwargs)
-            if isinstance(moved, (tuple, list)):
-                return [Row(part.numpy(), tuple(v.shape)) for part, v in zip(moved, value, strict=True)]
-            return Row(moved.numpy(), tuple(value.shape))
-
-
-def _check_axis(target: Any, row: Row, args: Any, value: Any) -> None:
-    """Raise where rows of the batch would be moved."""
-    rank, axis = len(row.shape), row.axis
-    if target in _AXIS:
-        place = _AXIS[target]
-        given = args[place] if len(args) > place else 0
-        moved = given if isinstance(given, (list, tuple)) else [given]
-        free = target is aten.slice.Tensor and args[2:] and args[2] in (0, None) and args[3] >= ROWS
-        if (not moved or axis in [m % rank for m in moved]) and not free:
-            raise UnsupportedError(f"{target} mixes rows of the batch")
-    if target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
-        new = tuple(value.shape)
-        at = next((k for k, size in enumerate(new) if size and size % ROWS == 0), None)
-        if at is None or math.prod(new[:at]) != math.prod(row.shape[:axis]):
-            raise UnsupportedError(f"{target} mixes rows of the batch")
-    if target is aten.constant_pad_nd.default and any(args[1][2 * (rank - 1 - axis) : 2 * (rank - axis)]):
-        raise UnsupportedError(f"{target} adds rows to the batch")
-    if target is aten.repeat.default and args[1][len(args[1]) - rank + axis] != 1:
-        raise UnsupportedError(f"{target} repeats rows of the batch")
-
-
-_AXIS = {
-    aten.slice.Tensor: 1,
-    aten.select.int: 1,
-    aten.flip.default: 1,
-    aten.roll.default: 2,
-    aten.index_select.default: 1,
-    aten.split_with_sizes.default: 2,
-    aten.cat.default: 1,
-    aten.unbind.int: 1,
-    aten.slice_scatter.default: 2,
-    aten.select_scatter.default: 2,
-}
-_MOVES = {
-    *_AXIS,
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.repeat.default,
-    aten.constant_pad_nd.default,
-    aten.diagonal.default,
+_RULES = {**RULES, **REDUCTIONS, **PLACES}
+_LARGE = 2**20
+_WHOLE_NUMBERS = {
+    aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.neg.default, aten.abs.default,
+    aten.where.self, aten.maximum.default, aten.minimum.default, aten.clone.default, aten.sgn.default,
+    aten.remainder.Scalar, aten.div.Tensor_mode,
+}  # fmt: skip
+_BITWISE = {
+    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.bitwise_not.default,
+}  # fmt: skip
+_CONSTANTS: dict[Any, float | list[int]] = {  # by what; or the argument that says by what
+    aten.full.default: [1],
+    aten.full_like.default: [1],
+    aten.new_full.default: [2],
+    aten.zeros.default: 0.0,
+    aten.new_zeros.default: 0.0,
+    aten.zeros_like.default: 0.0,
+    aten.ones.default: 1.0,
+    aten.new_ones.default: 1.0,
+    aten.ones_like.default: 1.0,
+    aten.empty.memory_format: 0.0,
+    aten.empty_permuted.default: 0.0,
+    aten.empty_strided.default: 0.0,
+    aten.new_empty.default: 0.0,
+    aten.new_empty_strided.default: 0.0,
+    aten.empty_like.default: 0.0,
 }

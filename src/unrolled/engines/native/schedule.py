@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from unrolled.engines.native.graph import Split
-from unrolled.engines.native.program import UnsupportedError, per_row, width
-from unrolled.engines.native.vocabulary import PLAIN, REDUCTIONS, SUMS, is_number
+from unrolled.engines.native.program import width
+from unrolled.engines.native.vocabulary import REDUCTIONS, check
 
 aten = torch.ops.aten
 
@@ -45,7 +45,7 @@ class Schedule:
         wanted = dict.fromkeys([*self.loop.keeps, *self.loop.new])
         unstored: set[fx.Node] = set()  # values that stand in registers with a product of their level
         for node in self.loop.loop:
-            _check(node)
+            check(node)
             level, product = 0, node.target is aten.mm.default
             is_scalar = node.target in REDUCTIONS or (
                 width(node) == 1
@@ -104,22 +104,3 @@ class Schedule:
                 found.setdefault(key, Phase(width(part))).stores.append((part, node, column))
         count = 1 + max([0, *(level for level, _ in found), *(self.levels[n] for n in self.scalars)])
         return [[found[key] for key in sorted(found) if key[0] == level] for level in range(count)]
-
-
-def _check(node: fx.Node) -> None:
-    target = node.target
-    if target in PLAIN or target in SUMS:
-        return
-    if target is aten.slice.Tensor and node.args[1] in (1, -1):
-        return
-    if target is aten.cat.default and node.args[1] in (1, -1):
-        return
-    if target in REDUCTIONS and node.args[1] in (1, [1]):
-        return
-    if target is aten.mm.default:
-        row, matrix = node.args
-        if per_row(row) and not per_row(matrix):  # type: ignore[arg-type]
-            return
-    if is_number(node):
-        return
-    raise UnsupportedError(f"{target} is not in the compiler's vocabulary")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from unrolled.engines.native.program import per_row
+from unrolled.engines.native.trial import place_of, refused
+
 aten = torch.ops.aten
 
 PLAIN: dict[object, str] = {
@@ -29,6 +32,10 @@ PLAIN: dict[object, str] = {
     aten.remainder.Tensor: "remainder({0}, {1})",
     aten.fmod.Scalar: "fmod({0}, {1})",
     aten.fmod.Tensor: "fmod({0}, {1})",
+    aten.fmax.default: "where(truth({0} != {0}), {1}, where(truth({1} != {1}), {0}, maximum({0}, {1})))",
+    aten.fmin.default: "where(truth({0} != {0}), {1}, where(truth({1} != {1}), {0}, minimum({0}, {1})))",
+    aten.copysign.Tensor: "sign_of(absolute({0}), {1})",
+    aten.signbit.default: "truth(sign_of(splat(1), {0}) < V{{}})",
     aten.where.self: "where({0}, {1}, {2})",
     aten.isnan.default: "truth({0} != {0})",
     aten.isinf.default: "truth(absolute({0}) == splat(INFINITY))",
@@ -72,6 +79,7 @@ SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.s
 # Reductions of a row: what is joined, and what leaves the result as it is.
 REDUCTIONS: dict[object, tuple[str, str]] = {
     aten.sum.dim_IntList: ("({0} + {1})", "0"),
+    aten.prod.dim_int: ("({0} * {1})", "1"),
     aten.amax.default: ("maximum({0}, {1})", "-INFINITY"),
     aten.amin.default: ("minimum({0}, {1})", "INFINITY"),
 }
@@ -80,3 +88,23 @@ REDUCTIONS: dict[object, tuple[str, str]] = {
 def is_number(node: fx.Node) -> bool:
     """Whether a node is one number, the same for all rows and columns."""
     return node.target is aten.full.default
+
+
+def check(node: fx.Node) -> None:
+    """Raise where an operation of a loop is not in the vocabulary.
+
+    Raises:
+        UnsupportedError: the operation, and the line of the step that it belongs to.
+    """
+    target = node.target
+    if target in PLAIN or target in SUMS or is_number(node):
+        return
+    if target in (aten.slice.Tensor, aten.cat.default) and node.args[1] in (1, -1):
+        return
+    if target in REDUCTIONS and node.args[1] in (1, [1]):
+        return
+    if target is aten.mm.default:
+        row, matrix = node.args
+        if per_row(row) and not per_row(matrix):  # type: ignore[arg-type]
+            return
+    raise refused(f"{target} is not in the compiler's vocabulary", place_of(node))

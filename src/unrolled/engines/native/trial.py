@@ -1,0 +1,358 @@
+"""Whether a step is what the compiler takes: a pure function of a row; and where its lines stand.
+
+A captured graph holds what one run of the step did, for one size of the batch. So the step is first run on
+tensors without data, for several sizes, and what it did is compared: a branch on the size of the batch, a
+number that differs from run to run, an input that is changed, a tensor from outside are refused here, by
+operation and line, and never compiled into something that is right for one call only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from unrolled.cell import Cell
+from unrolled.engines.native.program import ROWS, UnsupportedError
+
+aten = torch.ops.aten
+
+OTHER_SIZES = (ROWS, 2, 61)  # of the batch, beside ROWS: the same again, and small ones
+_INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A torch function that a step calls, and the line that calls it."""
+
+    function: Any
+    file: str
+    line: int
+    backward: bool = False
+
+    def __str__(self) -> str:
+        name = resolve_name(self.function) or getattr(self.function, "__name__", str(self.function))
+        return f"{'the backward of ' * self.backward}{name}, {self.file}:{self.line}"
+
+
+def refused(reason: str, place: Place | None) -> UnsupportedError:
+    """The error for what a step does at a place."""
+    return UnsupportedError(reason if place is None else f"{reason} ({place})")
+
+
+def place_of(node: fx.Node) -> Place | None:
+    """The place whose operation, or whose backward, a node of a captured graph belongs to."""
+    waiting, seen, backward = [node], {node}, False
+    for candidate in waiting:
+        place: Place | None = candidate.meta.get("place")
+        if place is not None:
+            return dataclasses.replace(place, backward=backward or place.backward)
+        backward = True
+        waiting += [n for n in candidate.all_input_nodes if n not in seen]
+        seen.update(candidate.all_input_nodes)
+    return None
+
+
+@contextmanager
+def marking(place: Place | None) -> Iterator[None]:
+    """Nodes that are traced meanwhile belong to a place."""
+    mode = get_proxy_mode()
+    nodes = None if mode is None else mode.tracer.graph.nodes
+    before = 0 if nodes is None else len(nodes)
+    try:
+        yield
+    finally:
+        if nodes is not None and place is not None:
+            for node, _ in zip(reversed(nodes), range(len(nodes) - before), strict=False):
+                node.meta.setdefault("place", place)
+
+
+class Marked(fx.Interpreter):
+    """Runs a captured graph; what is traced meanwhile belongs to the places of its nodes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node.
+
+        Raises:
+            UnsupportedError: it can't be compiled; with its place.
+        """
+        place = place_of(n) if n.op == "call_function" else None
+        with marking(place):
+            try:
+                return super().run_node(n)
+            except UnsupportedError as error:
+                raise refused(str(error), place) from error
+
+
+class Places(TorchFunctionMode):
+    """Knows where in a step torch is called, and marks the nodes that are traced for each call.
+
+    A product with a matrix that all rows share is written so that the rows stay rows: torch would copy the
+    matrix for each of them.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self._code: CodeType | None = getattr(inspect.unwrap(type(cell).step), "__code__", None)
+        self.now: Place | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        file, line = self._line()
+        self.now = Place(func, file, line)
+        with marking(self.now):
+            if func in _PRODUCTS and _shared_matrix(*args):
+                result = torch.einsum("b...ij,...jk->b...ik", *args)
+            else:
+                result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._sign(tensor.grad_fn)
+        return result
+
+    def _sign(self, made: Any) -> None:
+        """Leave the place in torch's own nodes of the backward, which are new since the last call."""
+        waiting = [made]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and _PLACE not in node.metadata:
+                node.metadata[_PLACE] = self.now
+                waiting += [following for following, _ in node.next_functions]
+
+    def _line(self) -> tuple[str, int]:
+        """The line of the step; of whatever stands outside torch where the step has no code of its own."""
+        frame: FrameType | None = sys._getframe(1)
+        outside = None
+        while frame is not None:
+            if frame.f_code is self._code:
+                return frame.f_code.co_filename, frame.f_lineno
+            if outside is None and not frame.f_code.co_filename.startswith(_INSIDE):
+                outside = frame
+            frame = frame.f_back
+        return ("", 0) if outside is None else (outside.f_code.co_filename, outside.f_lineno)
+
+
+_PLACE = "unrolled.place"
+
+
+class BackwardPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Marks what is traced of a backward with the places whose backward it is."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        running = torch._C._current_autograd_node()
+        place: Place | None = None if running is None else running.metadata.get(_PLACE)  # type: ignore[attr-defined]
+        with marking(place and dataclasses.replace(place, backward=True)):
+            return func(*args, **(kwargs or {}))
+
+
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+
+
+def _shared_matrix(left: Any, right: Any, *_: Any) -> bool:
+    return isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() > right.dim() > 2
+
+
+def own_tensors(cell: Cell) -> dict[str, Tensor]:
+    """The tensors that a cell holds beside its parameters, as attributes, by name."""
+    names = dict.fromkeys(
+        name for owner in (*reversed(type(cell).__mro__), cell) for name in getattr(owner, "__dict__", {})
+    )
+    static = {name: inspect.getattr_static(cell, name, None) for name in names if name not in cell.shapes()}
+    return {name: value for name, value in static.items() if isinstance(value, Tensor)}
+
+
+def own_values(cell: Cell, own: dict[str, fx.Node]) -> list[Tensor]:
+    """What the tensors that a compiled step uses beside its parameters are now.
+
+    Raises:
+        UnsupportedError: one of them is of another shape, dtype or device than the step was compiled for, or
+            wants a gradient.
+    """
+    values = []
+    for name, node in own.items():
+        value, expected = getattr(cell, name), node.meta["val"]
+        if not isinstance(value, Tensor) or (value.shape, value.dtype) != (expected.shape, expected.dtype):
+            kind = f"{expected.dtype} of shape {tuple(expected.shape)}"
+            raise UnsupportedError(f"its {name} should be {kind}, as when its step was compiled")
+        if value.requires_grad:
+            raise UnsupportedError(f"its tensor {name} wants a gradient, which only a Param gets")
+        if not value.is_cpu:
+            raise UnsupportedError(f"its tensor {name} is not on the CPU")
+        values.append(value)
+    return values
+
+
+@dataclass
+class _Entry:
+    """What one operation was given and made."""
+
+    operation: Any
+    given: list[tuple[Any, bool]]  # and whether it may be a size
+    shapes: list[tuple[int, ...]]
+    place: Place | None
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down what a step does with tensors that have no data."""
+
+    def __init__(self, places: Places, inputs: dict[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries: list[_Entry] = []
+        self._places = places
+        self._inputs = {tensor.untyped_storage()._cdata: name for name, tensor in inputs.items()}
+        self._numbers = {id(tensor): number for number, tensor in enumerate(inputs.values())}
+        self._alive = list(inputs.values())  # so that no other tensor gets the id of one of these
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = self._places.now
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise refused(f"it draws random numbers: {func}", place)
+        for argument, value in _arguments(func, args, kwargs or {}):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, Tensor):
+                name = self._inputs.get(value.untyped_storage()._cdata)
+                if name is not None:
+                    raise refused(f"it changes its input {name} in place: {func}", place)
+        given = [
+            (self._known(func, leaf, place), "int" in str(argument.type).lower())
+            for argument, value in _arguments(func, args, kwargs or {})
+            for leaf in tree_leaves(value)
+        ]
+        result = func(*args, **(kwargs or {}))
+        made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        for tensor in made:
+            self._alive.append(tensor)
+            self._numbers.setdefault(id(tensor), len(self._numbers))
+        self.entries.append(_Entry(func, given, [tuple(tensor.shape) for tensor in made], place))
+        return result
+
+    def _known(self, func: Any, value: Any, place: Place | None) -> Any:
+        """An argument in a form that can be compared between runs."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self._numbers:
+            return self._numbers[id(value)], "tensor"
+        if isinstance(value, FakeTensor):
+            raise refused("it uses a tensor that another run of the step has made", place)
+        if func in _FRESH:  # a tensor that the step makes from numbers
+            with _disable_current_modes():
+                return tuple(value.shape), value.dtype, value.flatten().tolist()
+        kind = f"{value.dtype} of shape {tuple(value.shape)}"
+        raise refused(
+            f"it uses a tensor from outside ({kind}): make it in the step, or keep it as an attribute of the "
+            "cell",
+            place,
+        )
+
+
+def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    """Every argument of the schema that was given, with its value."""
+    schema = func._schema.arguments
+    return [
+        *zip(schema, args, strict=False),
+        *((argument, kwargs[argument.name]) for argument in schema if argument.name in kwargs),
+    ]
+
+
+_FRESH = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
+
+
+Trial = Callable[[int, bool], tuple[dict[str, Tensor], Callable[[], Any]]]
+
+
+def examine(trial: Trial, training: bool, places: Places) -> bool:
+    """Run a step for several sizes of the batch, without data.
+
+    Args:
+        trial: for a size of the batch and a mode, the inputs by name, and what runs the step on them.
+        training: the mode.
+        places: where the step is.
+
+    Returns:
+        Whether the step does the same in the other mode.
+
+    Raises:
+        UnsupportedError: what it does is not the same for all sizes, or can't be captured; the operation and
+            the line.
+    """
+    first = _recorded(trial(ROWS, training), places)
+    for rows in OTHER_SIZES:
+        again = _recorded(trial(rows, training), places)
+        different, at = _difference(first, again, rows)
+        if different:
+            why = "it depends on the size of the batch" if rows != ROWS else "it differs from run to run"
+            raise refused(why, at)
+    try:
+        return not _difference(first, _recorded(trial(ROWS, not training), places), ROWS)[0]
+    except UnsupportedError:
+        return False
+
+
+def _recorded(trial: tuple[dict[str, Tensor], Callable[[], Any]], places: Places) -> list[_Entry]:
+    inputs, run = trial
+    recorder = _Recorder(places, inputs)
+    with recorder, places:
+        run()
+    return recorder.entries
+
+
+def _difference(first: list[_Entry], again: list[_Entry], rows: int) -> tuple[bool, Place | None]:
+    """Whether two runs did something else, and where."""
+    for a, b in zip(first, again, strict=False):
+        if not _same(a, b, rows):
+            return True, b.place
+    if len(first) != len(again):
+        return True, max(first, again, key=len)[min(len(first), len(again))].place
+    return False, None
+
+
+def _same(first: _Entry, again: _Entry, rows: int) -> bool:
+    """Whether two runs did the same, but for the size of the batch."""
+
+    def sized(size: Any) -> Any:
+        whole = type(size) is int and size and size % ROWS == 0
+        return size // ROWS * rows if whole else size
+
+    return (
+        first.operation is again.operation
+        and len(first.given) == len(again.given)
+        and all(
+            _equal(a, b) or (size and _equal(sized(a), b))
+            for (a, size), (b, _) in zip(first.given, again.given, strict=True)
+        )
+        and [tuple(map(sized, shape)) for shape in first.shapes] == again.shapes
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def captured_error(error: Exception, places: Places) -> UnsupportedError:
+    """What to say of an error that was raised while a step was captured."""
+    if isinstance(error, UnsupportedError):
+        return error
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return refused("its step can't be captured, it asks for values of a tensor", places.now)
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return refused(f"its step can't be captured: {first}", places.now)
