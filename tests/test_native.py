@@ -424,3 +424,12 @@ def test_stacks_train_like_torch(layers: int, bidirectional: bool) -> None:
                 nn.functional.mse_loss(layer(x)[0], target).backward()
             optimizer.step()
     assert_close(list(ours.parameters()), list(theirs.parameters()), 1e-4)
+
+
+def test_no_two_gradients_share_their_memory() -> None:
+    """Both biases have the same gradient, and each its own tensor: one may be changed in place."""
+    layer, x = ur.RNN(3, 4), torch.randn(5, 2, 3)
+    with ur.engine("native"):
+        found = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    assert torch.equal(found[2], found[3])
+    assert len({part.data_ptr() for part in found}) == 4

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from unrolled.bench import graphs, scans
 from unrolled.bench.grid import CELLS, Row
 from unrolled.bench.work import Call, Loop, Step, Work
 
-OURS, FROZEN, TORCH = "unrolled", "frozen", "torch"
+OURS, FROZEN, CHECKPOINT, TORCH = "unrolled", "frozen", "checkpoint", "torch"
+OWN = (OURS, FROZEN, CHECKPOINT, TORCH)  # always there: not for a user to choose
 _UNROLLED_STEPS = 100  # the longest loop that torch.compile is given: it unrolls, minutes beyond
 
 
@@ -55,6 +57,12 @@ def _frozen(work: Work) -> Call:
     layer = copy.deepcopy(work.ours)
     unrolled.frozen(layer).__enter__()  # for as long as the call is used
     return work.call(layer, ())
+
+
+def _checkpoint(work: Work) -> Call:
+    unrolled.engine("native")
+    length = max(1, math.isqrt(work.row.time))
+    return work.call(functools.partial(work.ours, checkpoint=length), work.ours.parameters())
 
 
 def _torch(work: Work) -> Call:
@@ -151,6 +159,7 @@ def _keeps_two_states(row: Row) -> str | None:
 PEERS: dict[str, Peer] = {
     OURS: Peer(_ours),
     FROZEN: Peer(_frozen, lambda row: "inference only" if row.mode == "training" else None),
+    CHECKPOINT: Peer(_checkpoint, lambda row: "for memory only"),
     TORCH: Peer(_torch),
     "compile": Peer(_compile, _short, quick=False),
     "compile-step": Peer(_compile_step, _custom, quick=False),
@@ -172,7 +181,7 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
     Raises:
         ValueError: a runtime that is named is not known or not installed.
     """
-    known = [name for name in PEERS if name not in (OURS, FROZEN, TORCH)]
+    known = [name for name in PEERS if name not in OWN]
     for name in names or ():
         if name not in known:
             raise ValueError(f"--peers: there is no runtime {name!r}: there are {', '.join(known)}")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unrolled.bench.grid import MODES
-from unrolled.bench.peers import FROZEN, INSTALL, OURS, TORCH
+from unrolled.bench.peers import CHECKPOINT, FROZEN, INSTALL, OURS, TORCH
 
 _MIB = 2**20
 _CAPTION = (
@@ -107,13 +107,13 @@ def _means(means: list[dict[str, Any]]) -> Table:
 
 def _memory(entries: list[dict[str, Any]]) -> Table:
     table = _table("Peak memory of a training step")
-    for heading in ("cell", "batch", "time", "hidden", "ours", "torch", "ours / torch"):
+    for heading in ("cell", "batch", "time", "hidden", "ours", "in segments", "torch", "ours / torch"):
         table.add_column(heading, justify="left" if heading == "cell" else "right")
     for entry in entries:
         ours, theirs = entry[f"{OURS}_bytes"], entry[f"{TORCH}_bytes"]
         ratio = f"{ours / theirs:.2f}" if ours and theirs else "–"
         sizes = [str(entry[name]) for name in ("cell", "batch", "time", "hidden")]
-        table.add_row(*sizes, _mib(ours), _mib(theirs), ratio)
+        table.add_row(*sizes, _mib(ours), _mib(entry.get(f"{CHECKPOINT}_bytes")), _mib(theirs), ratio)
     return table
 
 

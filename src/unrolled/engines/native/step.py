@@ -267,5 +267,10 @@ class Compiled:
         """The gradients of the parameters and of x, ``(rows, input)``, once the backward loop is over."""
         self._after_backward(values, rows)
         captured = self.captured
-        found = [None if node is None else values[node] for node in captured.grad_params]
+        found: list[Tensor | None] = []
+        seen: set[fx.Node] = set()
+        for node in captured.grad_params:
+            same = node in seen  # two parameters with the same gradient get a tensor each
+            found.append(None if node is None else values[node].clone() if same else values[node])
+            seen |= {node} if node is not None else set()
         return found, None if captured.grad_x is None else values[captured.grad_x]
