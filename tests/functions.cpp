@@ -87,9 +87,13 @@ static Exact minimum(Exact x, Exact y) { return smaller(x, y); }
 }  // namespace libm
 
 #define X(name) \
-  {#name, 1, [](Exact* to, const T* x, const T*, long n) { for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i]); }},
+  {#name, 1, [](Exact* to, const T* x, const T*, long n) { \
+     for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i]); \
+   }},
 #define Y(name) \
-  {#name, 2, [](Exact* to, const T* x, const T* y, long n) { for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i], (Exact)y[i]); }},
+  {#name, 2, [](Exact* to, const T* x, const T* y, long n) { \
+     for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i], (Exact)y[i]); \
+   }},
 static const Function functions[] = {ONE(X) TWO(Y)};
 #undef X
 #undef Y
@@ -123,26 +127,22 @@ static Exact per_unit(double value) {
 }
 
 static void compare(Found& found, T actual, Exact truth, T x, T y) {
+  constexpr T most = std::numeric_limits<T>::max();
+  const Exact end = SINGLE ? (Exact)0x1p128 : std::ldexp((Exact)1, 1024);  // where infinity begins
   const T rounded = (T)truth;
-  if (actual == rounded && actual != 0 && !std::isinf(actual)) {
-    const double error = (double)(std::fabs(actual - truth) * per_unit((double)truth));
-    if (error > found.error) found.error = error, found.x = x, found.y = y;
-    return;
+  bool wrong;
+  if (actual != actual || truth != truth) {
+    wrong = (actual != actual) != (truth != truth);
+  } else if (std::isinf(actual) != std::isinf(rounded)) {  // one of them is the largest number
+    wrong = std::fabs(actual) < most || std::fabs(rounded) < most || (actual < 0) != (truth < 0);
+  } else {
+    wrong = (actual != 0 || rounded == 0) && std::signbit(actual) != std::signbit(rounded);
   }
-  if (actual == rounded ? actual != 0 || std::signbit(actual) == std::signbit(truth) : actual != actual && truth != truth)
-    return;
-  constexpr Exact most = std::numeric_limits<T>::max();
-  const bool near_end = std::isinf(actual) != std::isinf(rounded) && std::fabs(actual) >= most && std::fabs(truth) >= most * (Exact)0.9999998;
-  if (actual != actual || truth != truth || (std::isinf(actual) != std::isinf(rounded) && !near_end) ||
-      (actual != 0 && truth != 0 && std::signbit(actual) != std::signbit(truth)) || (actual == 0 && rounded == 0)) {
-    if (!found.wrong++) found.wrong_x = x, found.wrong_y = y;
-    return;
-  }
-  const Exact end = SINGLE ? (Exact)0x1p128 : std::ldexp((Exact)1, 1024);
-  const Exact given = std::isinf(actual) ? std::copysign(end, (Exact)actual) : (Exact)actual;
-  const Exact wanted = std::isinf((double)truth) ? std::copysign(end, truth) : truth;
-  const double at = (double)std::min(std::fabs(wanted), most);
-  const double error = (double)(std::fabs(given - wanted) * per_unit(at));
+  if (wrong && !found.wrong++) found.wrong_x = x, found.wrong_y = y;
+  if (wrong || truth != truth) return;
+  const auto finite = [end](Exact v) { return std::isinf((T)v) ? std::copysign(end, v) : v; };
+  const double at = (double)std::min(std::fabs(truth), (Exact)most);
+  const double error = (double)(std::fabs(finite(actual) - finite(truth)) * per_unit(at));
   if (error > found.error) found.error = error, found.x = x, found.y = y;
 }
 
@@ -170,9 +170,9 @@ int main(int, char** given) {
   const long random = std::atol(given[5]);                             // how many random arguments besides
 
   std::vector<T> specials;
-  const double corners[] = {0, 1, 0.5, 2, 3, 1.5, 2.5, 4, 0.25, 9.01, 17.33, 88.72284, 88.7229, 87.4, 103.9, 104, 126, 127, 128,
-                            149, 150, 709.79, 745.2, 4194303.5, 8388607.5, 8388608, 8388609, 16777215, 16777216, 65536,
-                            1.57079637, 3.14159274, 10.05, 3.83, INFINITY, NAN};
+  const double corners[] = {0, 1, 0.5, 2, 3, 1.5, 2.5, 4, 0.25, 9.01, 17.33, 88.72284, 88.7229, 87.4, 103.9, 104,
+                            126, 127, 128, 149, 150, 709.79, 745.2, 4194303.5, 8388607.5, 8388608, 8388609, 16777215,
+                            16777216, 65536, 1.57079637, 3.14159274, 10.05, 3.83, INFINITY, NAN};
   for (double c : corners)
     for (T s : {T(1), T(-1)})
       for (T d : {-std::numeric_limits<T>::infinity(), T(0), std::numeric_limits<T>::infinity()})
@@ -200,12 +200,20 @@ int main(int, char** given) {
     }
     truth.resize(n);
     f.of(truth.data(), x.data(), y.data(), n);
-    for (int k = 0; k < COUNT; k++)
+    for (int k = 0; k < COUNT; k++) {
+      // a first pass without branches; the bits of errors are ordered as the errors are, NaN above all
+      uint64_t most = 0, zeros = 0;
       for (long i = 0; i < n; i++) {
-        const T actual = results[k][i];
-        const double error = (double)(std::fabs(actual - truth[i]) * per_unit((double)truth[i]));
-        if (!(error <= found[k].error) || actual == 0) compare(found[k], actual, truth[i], x[i], y[i]);
+        const double error = (double)(std::fabs(results[k][i] - truth[i]) * per_unit((double)truth[i]));
+        uint64_t bits;
+        std::memcpy(&bits, &error, sizeof bits);
+        most = std::max(most, bits), zeros |= results[k][i] == 0;
       }
+      double error;
+      std::memcpy(&error, &most, sizeof error);
+      if (!zeros && error <= found[k].error) continue;
+      for (long i = 0; i < n; i++) compare(found[k], results[k][i], truth[i], x[i], y[i]);
+    }
     x.clear(), y.clear();
   };
   const auto add = [&](T a, T b) {
@@ -225,20 +233,27 @@ int main(int, char** given) {
     for (T s : specials) add(s, 0);
     const double all = SINGLE ? 0x1p32 : 0x1p64;
     const uint64_t first = (uint64_t)(from * all), count = (uint64_t)((to - from) * all / (double)stride);
-    for (uint64_t i = 0; i < count; i++) add(as_number((first + i * stride) << (SINGLE ? 32 : 0)), 0);
+    flush();
+    for (uint64_t at = 0; at < count; at += 4096) {
+      x.resize(std::min<uint64_t>(count - at, 4096));
+      for (size_t i = 0; i < x.size(); i++) x[i] = as_number((first + (at + i) * stride) << (SINGLE ? 32 : 0));
+      flush();
+    }
   } else {
     for (T s : specials)
       for (T r : specials) add(s, r);
   }
   for (long i = 0; i < random; i++) {
-    const T a = i % 4 == 0 ? as_number(random_bits()) : i % 4 == 1 ? between(-3, 3) : i % 4 == 2 ? between(-110, 110) : between(-750, 750);
+    const double reach[] = {0, 3, 110, 750};
+    const T a = i % 4 ? between(-reach[i % 4], reach[i % 4]) : as_number(random_bits());
     add(a, f.arguments == 1 ? T(0) : partner(a));
   }
   flush();
 
   // The same numbers in other lanes, beside others, have the same bits.
   long moved = 0;
-  std::vector<T> some(1 << 12), turned(some.size()), out(some.size()), out_turned(some.size()), other(some.size(), T(0.75));
+  const size_t size = 1 << 12;
+  std::vector<T> some(size), turned(size), out(size), out_turned(size), other(size, T(0.75));
   for (auto& v : some) v = random_bits() % 8 ? between(-100, 100) : specials[random_bits() % specials.size()];
   for (int k = 0; k < COUNT; k++)
     for (long shift = 1; shift < 16; shift++) {
@@ -251,7 +266,7 @@ int main(int, char** given) {
       }
     }
   for (int k = 0; k < COUNT; k++)
-    std::printf("%s %s %.4f %a %a %ld %a %a %ld\n", f.name, kernels[k].name, found[k].error, (double)found[k].x, (double)found[k].y,
-                found[k].wrong, (double)found[k].wrong_x, (double)found[k].wrong_y, moved);
+    std::printf("%s %s %.4f %a %a %ld %a %a %ld\n", f.name, kernels[k].name, found[k].error, (double)found[k].x,
+                (double)found[k].y, found[k].wrong, (double)found[k].wrong_x, (double)found[k].wrong_y, moved);
 }
 #endif

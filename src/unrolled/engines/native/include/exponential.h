@@ -9,7 +9,7 @@
 #include "plain.h"
 
 constexpr T LOG2_E = 1.4426950408889634, LN_2 = 0.69314718055994531;
-// ln 2 in two parts, a multiple of the first exact: fdlibm, e_logf.c;, e_exp.c.
+// ln 2 in two parts, a multiple of the first exact: fdlibm, e_logf.c and e_exp.c.
 constexpr T LN_2_HIGH = SINGLE ? 0.693145751953125 : 6.93147180369123816490e-01;
 constexpr T LN_2_LOW = SINGLE ? 1.42860682030941723e-6 : 1.90821492927058770002e-10;
 
@@ -33,13 +33,13 @@ static inline V little_rest(V r) {
 
 static inline V little_expm1(V r) { return fma(r * r, little_rest(r), r); }
 
-// The same of r = x - n ln 2, with what r lost in rounding.
+// e^(x - n ln 2) - 1, with what the difference loses in rounding.
 static inline V exact_expm1(V x, V n) {
   const V most = fma(n, -LN_2_HIGH, x), low = n * splat(-LN_2_LOW), r = most + low;
   return r + fma(r * r, little_rest(r), (most - r) + low);
 }
 
-// The same rounded once more, where that does no harm, in a shorter chain.
+// little_expm1 rounded once more, where that does no harm, in a shorter chain.
 static inline V quick_expm1(V r) {
   if constexpr (!SINGLE) return little_expm1(r);
   const V r2 = r * r, high = fma(r2, splat(0.001393585), fma(r, 0.00836653728, 0.0416664556));

@@ -56,7 +56,7 @@ static inline V at_least(V x, T bottom) {
 #endif
 }
 
-// Of equal ones the first, as in torch; b > a is false where a is NaN.
+// Of equal ones the first; b > a is false where a is NaN.
 static inline V maximum(V a, V b) { return b != b ? b : b > a ? b : a; }
 static inline V minimum(V a, V b) { return b != b ? b : b < a ? b : a; }
 static inline V relu(V x) { return at_least(x, 0); }
