@@ -106,7 +106,7 @@ class CellModule(nn.Module):
             kinds: dict[tuple[Any, Any], str] = {}
             for name in cell.shapes():
                 kinds.setdefault((getattr(cell, name).dtype, getattr(cell, name).device), name)
-            if len(kinds) == 1:
+            if len(kinds) < 2:
                 raise
             named = " and ".join(f"{name}{suffix} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
             raise InputError(
