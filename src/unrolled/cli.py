@@ -94,6 +94,7 @@ def _show(options: argparse.Namespace) -> None:
     cell = _cell(options.cell) if options.cell else None
     given = dict(_option(text) for text in options.option)
     console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console.width = console.width or 80  # some environments have a terminal of no columns
     x = files.read_input(options.input) if options.input else None
     if options.weights is None:
         if options.layer is not None:
