@@ -72,6 +72,10 @@ def test_the_walk_through() -> None:
         assert re.search(line, out), line
 
 
+def test_a_terminal_of_no_columns_is_taken_for_one_of_80() -> None:
+    assert run("show", columns=0) == run("show", columns=80)
+
+
 def test_the_lstm_shows_its_gates_and_both_states() -> None:
     code, out, _ = run("show", "--cell", "lstm")
     assert code == 0

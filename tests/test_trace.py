@@ -203,7 +203,7 @@ def test_works_under_a_profiler() -> None:
 def test_works_under_torchs_profiler() -> None:
     layer, x = ur.GRU(2, 3), torch.randn(4, 2)
     expected = ur.trace(layer, x)
-    with torch.profiler.profile(with_stack=True):
+    with torch.profiler.profile(with_stack=True, acc_events=True):
         t = ur.trace(layer, x)
     assert t.names == expected.names
     assert all(torch.equal(t[name], expected[name]) for name in t.names)

@@ -250,7 +250,9 @@ def _layers(options: argparse.Namespace) -> dict[str, Recurrent]:
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console.width = console.width or 80  # some environments have a terminal of no columns
+    return console
 
 
 def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
