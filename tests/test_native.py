@@ -168,6 +168,7 @@ FUNCTIONS = {
     "cos": torch.cos,
     "erf": torch.erf,
     "abs": torch.abs,
+    "copysign": lambda v: torch.copysign(v, 0.1 - v),
     "square": lambda v: v**2,
     "rsqrt": lambda v: torch.rsqrt(1 + v * v),
     "log": lambda v: torch.log(1.5 + torch.tanh(v)),
