@@ -136,7 +136,8 @@ def test_float64_is_within_two_units(programs: Programs, function: str) -> None:
 
 def test_all_functions_of_the_vocabulary_are_compared() -> None:
     called = {name for text in PLAIN.values() for name in re.findall(r"(\w+)\(", text)}
-    unlike = {"splat", "truth", "where", "absolute", "sign_of"}  # no arithmetic: the tests of the steps compare them
+    # no arithmetic: the tests of the steps compare them
+    unlike = {"splat", "truth", "where", "absolute", "sign_of"}
     assert called - unlike <= {*ONE, *TWO}
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -434,3 +437,44 @@ def test_no_two_gradients_share_their_memory() -> None:
         found = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
     assert torch.equal(found[2], found[3])
     assert len({part.data_ptr() for part in found}) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_has_a_team_of_its_own() -> None:
+    """The workers of the parent's OpenMP runtime are not there in the child, and must not be waited for."""
+    layer, x = ur.LSTM(9, 40), torch.randn(20, 6, 9)
+    with team(2), torch.no_grad(), ur.engine("native"):
+        expected = layer(x)[0]
+        child = os.fork()
+        if child == 0:
+            same = all(torch.equal(layer(x)[0], expected) for _ in range(3))  # too small for torch's threads
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(layer(x)[0], expected)
+
+
+def test_the_team_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
+    """Where torch's OpenMP runtime can't be found, threads of our own take its place."""
+    code = (
+        "import ctypes, sys, torch, unrolled as ur\n"
+        "from unrolled.engines.native import loop, products\n"
+        "loop._WORTH = 0\n"
+        "torch.set_num_threads(3)\n"
+        "if sys.argv[1] == 'own':\n"
+        "    products._team().team_join(None, None, None)\n"
+        "torch.manual_seed(0)\n"
+        "ur.engine('native')\n"
+        "layer, x = ur.GRU(9, 40, bidirectional=True), torch.randn(12, 6, 9)\n"
+        "for _ in range(3):\n"
+        "    output = layer(x)[0]\n"
+        "    gradients = torch.autograd.grad(output.square().sum(), list(layer.parameters()))\n"
+        "torch.save([output.detach(), *gradients], sys.argv[2])\n"
+    )
+    found = []
+    for who in ("own", "torch's"):
+        path = tmp_path / f"{who}.pt"
+        subprocess.run([sys.executable, "-c", code, who, str(path)], check=True, timeout=120)
+        found.append(torch.load(path))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
