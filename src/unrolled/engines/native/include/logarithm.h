@@ -44,11 +44,12 @@ static inline V log(V x) {
   return logarithm(x, fma(k, LN_2_HIGH, fma(k, LN_2_LOW, little_log(f)) + f));
 }
 
-// The multiple of f in two parts, the first of them exact: little is left to round.
+// The multiple of f in two parts, the first of them exact and next to k's: near 3/4, where k is -1 and f 1/2, the
+// two cancel without a loss, and little is left to round.
 static inline V log2(V x) {
   if constexpr (!SINGLE) return each(x, [](T v) { return std::log2(v); });
   const auto [k, f] = parts(x);
-  return logarithm(x, k + (f + fma(f, LOG2_E - 1, little_log(f) * splat(LOG2_E))));
+  return logarithm(x, (k + f) + fma(f, LOG2_E - 1, little_log(f) * splat(LOG2_E)));
 }
 
 static inline V log10(V x) {
@@ -56,7 +57,7 @@ static inline V log10(V x) {
   constexpr T LOG10_E = 0.43429448190325183, LOG10_2_HIGH = 0.30078125, LOG10_2_LOW = 2.4874566398119521e-4;
   const auto [k, f] = parts(x);
   const V rest = fma(f, LOG10_E - 0.5, little_log(f) * splat(LOG10_E));
-  return logarithm(x, fma(k, LOG10_2_HIGH, fma(k, LOG10_2_LOW, fma(f, 0.5, rest))));
+  return logarithm(x, fma(k, LOG10_2_HIGH, f * splat(0.5)) + fma(k, LOG10_2_LOW, rest));
 }
 
 static inline V log1p(V x) {
