@@ -459,6 +459,19 @@ def test_without_a_compiler_the_reference_serves(folder: Path) -> None:
     )
 
 
+def test_without_a_compiler_frozen_layers_run_on_the_reference_too(folder: Path) -> None:
+    code = """
+    import torch, unrolled as ur
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad(), ur.engine("auto"), ur.frozen(layer):
+        output, _ = layer(x)
+    print(torch.equal(output, layer(x)[0]))
+    """
+    done = python(code, PATH="")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert done.stderr.count("UserWarning:") == 1
+
+
 def test_a_compiler_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no-such-compiler", "/dev/null"):
         monkeypatch.setenv("CXX", name)
