@@ -477,7 +477,7 @@ def test_the_next_compiler_is_tried_where_the_first_fails(tmp_path: Path, told: 
     pytest.importorskip("ziglang")
     broken = tmp_path / "c++"
     broken.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exec echo broken 1.0\necho "error: no headers" >&2\nexit 1\n'
+        '#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit\necho "error: no headers" >&2\nexit 1\n'
     )
     broken.chmod(0o755)
     done = python(ASK.format(source=ANSWER), PATH=str(tmp_path), UNROLLED_LOG="build")

@@ -167,7 +167,7 @@ def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     for arguments, message in (
         (["--cell", "lstn"], "should be rnn, lstm, gru, FILE.py:CLASS or MODULE:CLASS, got 'lstn'"),
         (["--cell", "lstm", "--option", "proj_size=64"], "has to be smaller than hidden_size=32, got 64"),
-        (["--cell", "lstm", "--option", "no=1"], "has no option 'no'"),
+        (["--cell", "lstm", "--option", "no"], "--option should be NAME=VALUE, got 'no'"),
         (["--sizes", "a,b"], "expected INPUT,HIDDEN such as 16,32, got 'a,b'"),
         ([str(tmp_path / "none.pt")], "none.pt: No such file or directory"),
         ([str(tmp_path / "linear.pt")], "no recurrent layer among its keys"),
