@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kinds import NEEDS_COMPILER
+
+pytestmark = NEEDS_COMPILER
 CODE = """
 import torch, unrolled as ur
 class Branching(ur.Cell):

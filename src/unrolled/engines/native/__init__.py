@@ -119,6 +119,7 @@ def weights(cell: Cell) -> Weights | None:
         return None
     try:
         step = compiled(cell, dtype)
+        plain = step.plain  # its loop is compiled here
     except (UnsupportedError, NoCompilerError):
         return None
-    return Weights(step, [param.contiguous() for param in params]) if step.plain is not None else None
+    return Weights(step, [param.contiguous() for param in params]) if plain is not None else None

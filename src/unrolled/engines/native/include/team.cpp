@@ -5,18 +5,14 @@
 
 #include <pthread.h>
 
-#include <condition_variable>
 #include <cstdlib>
-#include <mutex>
 #include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace {
 
 constexpr int SPINS = 20000;              // of an idle worker, some 100 to 300 microseconds
 constexpr int PATIENCE = 4000;            // of a caller, for a worker to come
+constexpr int MOST = 4096;                // workers
 constexpr size_t KEPT = size_t(32) << 20; // bytes that a thread keeps between calls, at most
 
 struct Work {
@@ -55,21 +51,28 @@ void part(void* given) {
 
 // --- a team of our own ---
 
+// Of C++ the headers alone are used: a compiler may have to build its library before it can link to it.
+template <class E> E* made() {
+  void* place = std::aligned_alloc(alignof(E), (sizeof(E) + alignof(E) - 1) / alignof(E) * alignof(E));
+  return place ? new (place) E : nullptr;
+}
+
 struct Worker {
   alignas(64) std::atomic<Work*> given{nullptr};
   std::atomic<bool> asleep{false};
-  std::mutex mutex;
-  std::condition_variable called;
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t called = PTHREAD_COND_INITIALIZER;
 
   void live() {
     for (;;) {
       Work* work = nullptr;
       for (int k = 0; k < SPINS && !given.load(std::memory_order_relaxed); k++) relax();
       if (!given.load()) {
-        std::unique_lock<std::mutex> lock(mutex);
+        pthread_mutex_lock(&mutex);
         asleep.store(true);
-        called.wait(lock, [&] { return given.load() != nullptr; });
+        while (!given.load()) pthread_cond_wait(&called, &mutex);
         asleep.store(false);
+        pthread_mutex_unlock(&mutex);
       }
       if (!(work = take())) continue;
       work->follow(work->joined.fetch_add(1));
@@ -83,29 +86,36 @@ struct Worker {
   void give(Work* work) {
     given.store(work);
     if (asleep.load()) {
-      std::lock_guard<std::mutex> lock(mutex);
-      called.notify_one();
+      pthread_mutex_lock(&mutex);
+      pthread_cond_signal(&called);
+      pthread_mutex_unlock(&mutex);
     }
   }
 };
 
 struct Team {
-  std::mutex busy;
-  std::vector<Worker*> workers;
+  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;
+  Worker* workers[MOST];
+  int count = 0;
 
   // As many workers as are wanted, or as the system gives.
   int grow(int wanted) {
-    while ((int)workers.size() < wanted) {
-      Worker* worker = new Worker;
-      try {
-        std::thread([worker] { worker->live(); }).detach();
-      } catch (const std::system_error&) {
-        delete worker;
+    if (wanted > MOST) wanted = MOST;
+    while (count < wanted) {
+      Worker* worker = made<Worker>();
+      const auto live = [](void* worker) -> void* {
+        ((Worker*)worker)->live();
+        return nullptr;
+      };
+      pthread_t thread;
+      if (!worker || pthread_create(&thread, nullptr, live, worker)) {
+        std::free(worker);
         break;
       }
-      workers.push_back(worker);
+      pthread_detach(thread);
+      workers[count++] = worker;
     }
-    return (int)workers.size() < wanted ? (int)workers.size() : wanted;
+    return count < wanted ? count : wanted;
   }
 
   // Workers that don't come in time, since others keep the cores busy, are left out.
@@ -124,11 +134,19 @@ struct Team {
 };
 
 // Never deleted: its threads live as long as the process. A forked child starts with a team of its own.
-Team* team = new Team;
-const int forks = pthread_atfork(nullptr, nullptr, [] {
-  team = new Team;
+Team* team = made<Team>();
+
+void forked() {
+  team = made<Team>();
   parallel = nullptr;
-});
+}
+
+#ifdef __GLIBC__  // what its pthread_atfork, which no shared library holds, calls
+extern "C" int __register_atfork(void (*)(), void (*)(), void (*)(), void*);
+const int forks = __register_atfork(nullptr, nullptr, forked, nullptr);
+#else
+const int forks = pthread_atfork(nullptr, nullptr, forked);
+#endif
 
 struct Room {
   char* kept = nullptr;
@@ -142,9 +160,13 @@ struct Room {
     }
     return kept;
   }
-
-  ~Room() { std::free(kept); }
 };
+
+pthread_key_t rooms;  // each thread's own
+const int no_rooms = pthread_key_create(&rooms, [](void* room) {
+  std::free(((Room*)room)->kept);
+  std::free(room);
+});
 
 }  // namespace
 
@@ -153,22 +175,29 @@ extern "C" void team_join(void* start, void* number, void* count) {
 }
 
 extern "C" char* team_room(size_t bytes) {
-  static thread_local Room room;
-  return room.grow(bytes ? bytes : 1);
+  static thread_local Room* room = nullptr;
+  if (!room && (no_rooms || !(room = made<Room>()) || pthread_setspecific(rooms, room))) {
+    std::free(room);
+    room = nullptr;
+    return nullptr;
+  }
+  return room->grow(bytes ? bytes : 1);
 }
 
 extern "C" bool team_run(int wanted, bool (*prepare)(void*, int), void (*run)(void*, int, int), void* what) {
   Work work{prepare, run, what};
   Team* mine = team;
-  std::unique_lock<std::mutex> lock(mine->busy, std::defer_lock);
-  if (wanted <= 1 || !lock.try_lock()) {
+  if (wanted <= 1 || !mine || pthread_mutex_trylock(&mine->busy)) {
     work.lead(1);
-  } else if (parallel) {
-    parallel(part, &work, (unsigned)wanted, 0);
   } else {
-    const int came = mine->gather(work, wanted - 1);
-    work.lead(came + 1);
-    spin([&] { return work.left.load(std::memory_order_acquire) <= 0; });
+    if (parallel) {
+      parallel(part, &work, (unsigned)wanted, 0);
+    } else {
+      const int came = mine->gather(work, wanted - 1);
+      work.lead(came + 1);
+      spin([&] { return work.left.load(std::memory_order_acquire) <= 0; });
+    }
+    pthread_mutex_unlock(&mine->busy);
   }
   return work.count.load(std::memory_order_relaxed) > 0;
 }
