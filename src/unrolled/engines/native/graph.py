@@ -208,6 +208,10 @@ def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: se
     return found
 
 
+_CHEAP = {aten.neg.default}
+_CHEAP |= {op for name in ("add", "sub", "mul") for op in (getattr(aten, name).Tensor, getattr(aten, name).Scalar)}
+
+
 @dataclass(frozen=True)
 class Split:
     """A graph around its loop, forward or backward.
@@ -259,6 +263,9 @@ def split(captured: Captured) -> tuple[Split, Split]:
             after.add(node)
         else:
             loop.add(node)
+    twice = _twice(in_order(forward_loop - set(captured.new_states)), loop, before | after)
+    loop |= twice
+    anew |= twice
     made = loop | before | after
     for node in in_order(_ancestors(n for n in gradients if n not in made)):  # they are constants
         if node.op == "call_function" and node not in made and node not in from_states:
@@ -284,11 +291,25 @@ def split(captured: Captured) -> tuple[Split, Split]:
         loop=in_order(inside),
         after=[],
         reads=in_order(_inputs(inside) - inside - set(captured.states)),
-        keeps=in_order(read_back & inside),
+        keeps=in_order(read_back & inside - set(captured.new_states)),  # those are stored anyway
         old=captured.states,
         new=captured.new_states,
     )
     return forward, backward
+
+
+def _twice(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]) -> set[fx.Node]:
+    """Of the nodes of the forward loop, those that the backward loop had better compute again than read.
+
+    That is one operation on values that it reads anyway, or on what is the same in every row.
+    """
+    read = _inputs(loop)
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node in read and node.target in _CHEAP and around.isdisjoint(node.users):
+            if all((n in read and n not in found) or not per_row(n) for n in node.all_input_nodes):
+                found.add(node)
+    return found
 
 
 def _at_once(node: fx.Node) -> bool:
