@@ -23,7 +23,7 @@ States = tuple[Tensor, ...]
 _is_compiling, _autocasting = torch.compiler.is_compiling, torch.is_autocast_enabled
 _tracing, _functorch = torch._C._get_tracing_state, torch._C._functorch.peek_interpreter_stack
 _NAMES = ("auto", "native", "reference")
-_chosen: ContextVar[str] = ContextVar("engine", default="reference")
+_chosen: ContextVar[str] = ContextVar("engine", default="auto")
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement

@@ -25,6 +25,7 @@ from unrolled.engines import reference
 from unrolled.engines.native.decompose import traced
 from unrolled.engines.native.lower import lower
 from unrolled.engines.native.program import ROWS, per_row
+from unrolled.engines.native.sharing import share
 from unrolled.engines.native.trial import (
     BackwardPlaces,
     Places,
@@ -157,6 +158,9 @@ def _roles(
     taken = {role: list(itertools.islice(given, count)) for role, count in counts.items()}
     output = next(node for node in graph.nodes if node.op == "output")
     returned: list[Any] = tree_leaves(output.args[0])
+    carried = [*returned[:states], *returned[states + params + 1 :]]
+    share(graph, _ancestors(node for node in carried if isinstance(node, fx.Node)))
+    returned = tree_leaves(output.args[0])
     order = {node: k for k, node in enumerate(graph.nodes)}
     new_states, grad_states = (
         _in_the_loop(graph, output, part, _dependents(old, order))
@@ -208,8 +212,10 @@ def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: se
     return found
 
 
-_CHEAP = {aten.neg.default}
-_CHEAP |= {op for name in ("add", "sub", "mul") for op in (getattr(aten, name).Tensor, getattr(aten, name).Scalar)}
+_CHEAP = {
+    aten.neg.default, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
+    aten.mul.Tensor, aten.mul.Scalar,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -306,9 +312,9 @@ def _twice(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]) -> se
     read = _inputs(loop)
     found: set[fx.Node] = set()
     for node in nodes:
-        if node in read and node.target in _CHEAP and around.isdisjoint(node.users):
-            if all((n in read and n not in found) or not per_row(n) for n in node.all_input_nodes):
-                found.add(node)
+        cheap = node in read and node.target in _CHEAP and around.isdisjoint(node.users)
+        if cheap and all((n in read and n not in found) or not per_row(n) for n in node.all_input_nodes):
+            found.add(node)
     return found
 
 

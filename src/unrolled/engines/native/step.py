@@ -265,8 +265,10 @@ class Compiled:
 
     def gradients(self, values: Values, rows: int) -> tuple[list[Tensor | None], Tensor | None]:
         """The gradients of the parameters and of x, ``(rows, input)``, once the backward loop is over."""
-        self._after_backward(values, rows)
         captured = self.captured
+        if captured.grad_output not in self._read_after:
+            del values[captured.grad_output]  # it may be a copy
+        self._after_backward(values, rows)
         found: list[Tensor | None] = []
         seen: set[fx.Node] = set()
         for node in captured.grad_params:
