@@ -77,7 +77,7 @@ def test_the_machine_as_data(folder: Path) -> None:
     assert data["cache"]["writable"] is True
     assert data["shipped"] is None
     assert data["variables"] == {cache.VARIABLE: str(folder), "OMP_NUM_THREADS": "1"}
-    assert data["engine"] == "reference"
+    assert data["engine"] == "auto"
     assert data["layers"] == []
 
 
@@ -145,7 +145,7 @@ def test_the_report_for_a_reader(folder: Path) -> None:
         f"  processor  {processor.name()}, {processor.system()}",
         f"instruction set native: vectors of {lanes} float32 or {lanes // 2} float64",
         "it is this user's own and can be written to",
-        "reference, where nothing else is chosen",
+        "auto, where nothing else is chosen",
         "  gru: GRU(16, 32), float32: native",
     ):
         assert words in done.stdout, words

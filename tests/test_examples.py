@@ -100,6 +100,7 @@ def test_ctrl_c_is_told_in_a_line(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
     )  # fmt: skip
     while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
         time.sleep(0.01)

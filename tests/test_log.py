@@ -19,9 +19,9 @@ class Branching(ur.Cell):
     def step(self, x, h):
         return h + x if h.sum() > -1 else x
 for layer in (ur.GRU(7, 5), ur.Recurrent(Branching, 5, 5)):
-    with ur.engine("auto"):
-        layer(torch.randn(2, 3, layer.input_size))[0].sum().backward()
-ur.GRU(7, 5)(torch.randn(2, 3, 7))
+    layer(torch.randn(2, 3, layer.input_size))[0].sum().backward()
+with ur.engine("reference"):
+    ur.GRU(7, 5)(torch.randn(2, 3, 7))
 """
 
 
@@ -60,7 +60,7 @@ def test_every_stage_prints_itself(cache: Path) -> None:
     assert "carries h <- " in inside
     assert "tanh" in inside
     assert re.search(r"mm\(cat\w*, permute_\w+\) +\(B, 5\)\n", loop)
-    assert re.search(r"mm\(t\w*, h\) +\(15, 5\)\n", after)  # the gradient of weight_hh, all steps at once
+    assert re.search(r"mm\(slice\w*, h\) +\(10, 5\)\n", after)  # of weight_hh's gradient, all steps at once
     assert "1000003" not in graph
 
     assert told["emit"].count('#include "loop.h"') == 2  # forward and backward

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from torch.nn.functional import linear
 import unrolled as ur
 from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
 from test_new_cell import MGU
+from unrolled.bench import apart
+from unrolled.bench.grid import Row
 from unrolled.engines import native
 from unrolled.engines.native import loop
 
@@ -478,3 +481,30 @@ def test_the_team_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, who, str(path)], check=True, timeout=120)
         found.append(torch.load(path))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="there is one core")
+def test_threads_give_way_where_others_keep_the_cores_busy() -> None:
+    """Threads that meet in every step would wait for one another to get a core: one alone is faster."""
+    layer, x = ur.RNN(256, 256), torch.randn(100, 1, 256)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        took = {}
+        for threads in (1, 2):
+            with team(threads), torch.no_grad(), ur.engine("native"):
+                layer(x)
+                began = time.perf_counter()
+                for _ in range(200):
+                    layer(x)
+                took[threads] = time.perf_counter() - began
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert took[2] < 5 * took[1]
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_the_peak_of_training_is_no_more_than_that_of_torch(kind: str) -> None:
+    row = Row(kind, 32, 1000, 256, "training")
+    assert apart.peak_memory(row, "unrolled") <= apart.peak_memory(row, "torch")

@@ -31,14 +31,14 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
 
     ::
 
-        unrolled.engine("auto")               # from here on, in this thread
+        unrolled.engine("reference")          # from here on, in this thread
         with unrolled.engine("native"):       # in this block
             output, state = layer(x)
 
     Args:
-        name: ``"reference"``: the step as it stands, the choice where nothing is chosen; ``"auto"``:
-            compiled loops where they can run, the reference engine elsewhere; ``"native"``:
-            compiled loops, and an error where they can't run.
+        name: ``"auto"``, the choice where nothing is chosen: compiled loops where they can run, the
+            reference engine elsewhere; ``"native"``: compiled loops, and an error where they can't run;
+            ``"reference"``: the step as it stands, one time step after another.
 
     Raises:
         ValueError: another name.

@@ -4,7 +4,9 @@
 #include "team.h"
 
 #include <pthread.h>
+#include <time.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -13,7 +15,15 @@ namespace {
 constexpr int SPINS = 20000;              // of an idle worker, some 100 to 300 microseconds
 constexpr int PATIENCE = 4000;            // of a caller, for a worker to come
 constexpr int MOST = 4096;                // workers
+constexpr int64_t LONG = 500000;          // nanoseconds of a call, from which on the next one is watched
+constexpr int REST = 20;                  // times what a call on a crowded machine took, without threads
 constexpr size_t KEPT = size_t(32) << 20; // bytes that a thread keeps between calls, at most
+
+int64_t now(clockid_t clock) {
+  timespec time;
+  clock_gettime(clock, &time);
+  return int64_t(time.tv_sec) * 1000000000 + time.tv_nsec;
+}
 
 struct Work {
   bool (*prepare)(void*, int);
@@ -21,19 +31,47 @@ struct Work {
   void* what;
   std::atomic<int> count{0};  // of threads, once all is prepared; -1: it failed
   std::atomic<int> joined{1}, left{0};
+  bool watched = false;
+  std::atomic<int64_t> robbed{0};  // nanoseconds that threads were kept from a core, where that is watched
 
   void lead(int threads) {
     const bool ready = !prepare || prepare(what, threads);
     count.store(ready ? threads : -1, std::memory_order_release);
-    if (ready) run(what, 0, threads);
+    if (ready) share(0, threads);
   }
 
   void follow(int id) {
     int threads;
     spin([&] { return (threads = count.load(std::memory_order_acquire)) != 0; });
-    if (threads > 0) run(what, id, threads);
+    if (threads > 0) share(id, threads);
+  }
+
+  void share(int id, int threads) {
+    if (!watched) return run(what, id, threads);
+    const int64_t began = now(CLOCK_MONOTONIC), computed = now(CLOCK_THREAD_CPUTIME_ID);
+    run(what, id, threads);
+    robbed += now(CLOCK_MONOTONIC) - began - (now(CLOCK_THREAD_CPUTIME_ID) - computed);
   }
 };
+
+// Where others keep the cores busy, threads that meet in every step wait for one another most of the time,
+// and one alone is many times faster: after a call that found it so, the next ones run alone for a while.
+struct Crowd {
+  std::atomic<bool> watch{false};
+  std::atomic<int64_t> over{0};  // when to try again; 0: at once
+
+  bool there() {
+    const int64_t end = over.load(std::memory_order_relaxed);
+    return end && now(CLOCK_MONOTONIC) < end;
+  }
+
+  void judge(const Work& work, int64_t began) {
+    const int64_t end = now(CLOCK_MONOTONIC), took = end - began;
+    watch.store(took > LONG, std::memory_order_relaxed);
+    const bool crowded = work.watched && work.robbed.load() > took / 4;
+    over.store(crowded ? end + REST * took : 0, std::memory_order_relaxed);
+  }
+} crowd;
 
 // --- the workers of OpenMP: GCC's entry points, that LLVM's runtime has too ---
 
@@ -187,9 +225,11 @@ extern "C" char* team_room(size_t bytes) {
 extern "C" bool team_run(int wanted, bool (*prepare)(void*, int), void (*run)(void*, int, int), void* what) {
   Work work{prepare, run, what};
   Team* mine = team;
-  if (wanted <= 1 || !mine || pthread_mutex_trylock(&mine->busy)) {
+  if (wanted <= 1 || !mine || crowd.there() || pthread_mutex_trylock(&mine->busy)) {
     work.lead(1);
   } else {
+    work.watched = crowd.watch.load(std::memory_order_relaxed);
+    const int64_t began = now(CLOCK_MONOTONIC);
     if (parallel) {
       parallel(part, &work, (unsigned)wanted, 0);
     } else {
@@ -197,6 +237,7 @@ extern "C" bool team_run(int wanted, bool (*prepare)(void*, int), void (*run)(vo
       work.lead(came + 1);
       spin([&] { return work.left.load(std::memory_order_acquire) <= 0; });
     }
+    crowd.judge(work, began);
     pthread_mutex_unlock(&mine->busy);
   }
   return work.count.load(std::memory_order_relaxed) > 0;
