@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,10 @@ def lack() -> str:
 
 LACK = lack()
 NEEDS_COMPILER = pytest.mark.skipif(bool(LACK), reason=LACK)
+# Without CXX, which some tests take away: they look at what else decides.
+NEEDS_SYSTEMS_COMPILER = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="there is no program c++ here"
+)
 # As an argument of -W: what the engine says once where nothing can be compiled, and there alone.
 QUIET = "ignore:recurrent layers run on the reference engine" if LACK else "error"
 
