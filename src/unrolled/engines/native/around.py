@@ -19,6 +19,8 @@ aten = torch.ops.aten
 
 Values = dict[fx.Node, Any]
 
+_SUM = 2  # in the place that tells a product whether to add to what is there
+
 
 @dataclass
 class _Pending:
@@ -120,17 +122,8 @@ class Around:
         def step(values: Values, rows: int, pending: _Pending) -> None:
             out = values[node] = values[source.base].new_empty(width)
             pending.numbers += (
-                out.data_ptr(),
-                0,
-                0,
-                0,
-                0,
-                values[source.base].data_ptr(),
-                0,
-                0,
-                rows,
-                width,
-                0,
+                *(out.data_ptr(), _SUM, 0, 0, 0),
+                *(values[source.base].data_ptr(), 0, 0, rows, width, 0),
             )
 
         return step
