@@ -4,6 +4,12 @@ import pytest
 import torch
 
 import unrolled as ur
+from kinds import LACK, QUIET
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if LACK:
+        config.addinivalue_line("filterwarnings", QUIET)
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,6 @@ static Exact sigmoid(Exact x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) :
 static Exact relu(Exact x) { return x < 0 ? 0 : x; }
 static Exact sign(Exact x) { return (x > 0) - (x < 0); }
 static Exact round_even(Exact x) { return std::nearbyint(x); }
-static Exact rsqrt(Exact x) { return 1 / std::sqrt(x); }
 static Exact reciprocal(Exact x) { return 1 / x; }
 static Exact floored(Exact x, Exact y) {
   const Exact left = std::fmod(x, y);
@@ -79,7 +78,8 @@ namespace libm {
 using std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10, std::log1p, std::sqrt, std::tanh, std::erf;
 using std::erfc, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::sinh, std::cosh, std::asinh;
 using std::acosh, std::atanh, std::floor, std::ceil, std::trunc, std::pow, std::atan2, std::hypot, std::fmod;
-using ::sigmoid, ::relu, ::sign, ::rsqrt, ::reciprocal;
+using ::sigmoid, ::relu, ::sign, ::reciprocal;
+static Exact rsqrt(Exact x) { return 1 / std::sqrt(x); }  // newer C libraries have one of their own
 static Exact round(Exact x) { return round_even(x); }
 static Exact remainder(Exact x, Exact y) { return floored(x, y); }
 static Exact maximum(Exact x, Exact y) { return larger(x, y); }

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import linear
 
 import unrolled as ur
+from kinds import NEEDS_COMPILER
 from unrolled import cli
 from unrolled.bench import apart, grid, limits, measure, peers, report, results, timing
 from unrolled.bench.custom import LayerNorm, Peephole
@@ -192,6 +193,7 @@ def test_calls_are_timed_in_turn() -> None:
     assert found["a"].quartiles[0] <= found["a"].seconds <= found["a"].quartiles[1]
 
 
+@NEEDS_COMPILER  # what it draws is the ratio to our own engine
 def test_json_tables_and_a_picture(here: Any, tmp_path: Path) -> None:
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     threads = torch.get_num_threads()

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import unrolled
-from kinds import NEEDS_COMPILER
+from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled import cli
 from unrolled.engines import log
 from unrolled.engines.native import build, cache, compiler, processor, shipped
@@ -130,7 +130,7 @@ exec {shutil.which("c++")} "$@"
 # --- the cache ---
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_library_is_compiled_once_and_taken_from_the_cache_then(folder: Path, told: Any) -> None:
     assert answer() == 42
     assert any(line.startswith("miss: ") for line in told())
@@ -144,7 +144,7 @@ def test_a_library_is_compiled_once_and_taken_from_the_cache_then(folder: Path, 
     assert len(list(folder.glob("*.so"))) == 2
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_all_that_can_change_a_library_is_in_its_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +194,7 @@ def test_the_machines_processor_is_part_of_the_name() -> None:
     assert processor.system() in identity
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_cache_is_private_whatever_the_umask(folder: Path) -> None:
     before = os.umask(0)
     try:
@@ -220,7 +220,7 @@ def planted(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_folder_that_others_can_write_to_is_not_used(folder: Path, mode: int) -> None:
     planted(folder)
     folder.chmod(mode)
@@ -235,14 +235,14 @@ def test_a_folder_that_others_can_write_to_is_not_used(folder: Path, mode: int) 
 
 
 @pytest.mark.parametrize("of", ["library", "note"])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_file_that_others_can_write_to_is_built_anew(folder: Path, of: str) -> None:
     library = planted(folder)
     (library if of == "library" else cache.note_of(library)).chmod(0o666)
     assert answer() == 42
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_folder_that_all_can_replace_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
@@ -260,7 +260,7 @@ def test_a_folder_that_all_can_replace_is_not_used(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_belongs_to_another_user_is_not_used(folder: Path) -> None:
     library = planted(folder)
     os.chown(library, 54321, -1)
@@ -273,7 +273,7 @@ def test_what_belongs_to_another_user_is_not_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no note", "wrong note", "list", "folder"])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_is_damaged_is_rebuilt(folder: Path, damage: str) -> None:
     library = place()
     note = cache.note_of(library)
@@ -293,7 +293,7 @@ def test_what_is_damaged_is_rebuilt(folder: Path, damage: str) -> None:
     assert cache.read(library) is not None
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_many_processes_compile_a_library_once(folder: Path, tmp_path: Path) -> None:
     cxx, calls = counting_compiler(tmp_path, before="sleep 4")  # so that they meet
     code = ASK.format(source=ANSWER)
@@ -307,7 +307,7 @@ def test_many_processes_compile_a_library_once(folder: Path, tmp_path: Path) -> 
     assert not list(folder.glob("build-*"))
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_threads_compile_a_library_once(tmp_path: Path) -> None:
     cxx, calls = counting_compiler(tmp_path, before="sleep 1")
     code = f"""
@@ -326,7 +326,7 @@ def test_threads_compile_a_library_once(tmp_path: Path) -> None:
     assert calls() == 1
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_forked_child_compiles_what_its_parents_thread_was_compiling(tmp_path: Path) -> None:
     cxx, _ = counting_compiler(tmp_path, before="sleep 2")
     code = f"""
@@ -344,7 +344,7 @@ def test_a_forked_child_compiles_what_its_parents_thread_was_compiling(tmp_path:
     assert done.stdout == "42 42\n", done.stderr
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_lock_of_a_killed_process_is_free(folder: Path) -> None:
     library = place()
     library.unlink()
@@ -366,7 +366,7 @@ with cache.alone(Path({str(library)!r})):
     assert time.monotonic() - began < 5
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_lock_that_is_held_on_is_waited_for_in_vain_at_most(
     folder: Path, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
@@ -379,7 +379,7 @@ def test_a_lock_that_is_held_on_is_waited_for_in_vain_at_most(
     assert any("is compiled without a lock" in line for line in told())
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_killed_processes_left_is_removed_in_time(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     old, new = folder / "build-old", folder / "build-new"
@@ -393,7 +393,7 @@ def test_what_killed_processes_left_is_removed_in_time(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with a space", "größe-核", 'it\'s "quoted" $HOME'])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_any_name_of_a_folder(tmp_path: Path, name: str) -> None:
     done = python(ASK.format(source=ANSWER), UNROLLED_CACHE=str(tmp_path / name), LC_ALL="C")
     assert (done.stdout, done.stderr) == ("42\n", "")
@@ -414,7 +414,7 @@ def in_namespace(command: str, **ids: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("state", ["full", "read-only", "not to run from"])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_disk_that_is_full_or_read_only_is_survived(folder: Path, tmp_path: Path, state: str) -> None:
     folder.mkdir(mode=0o700)
     mount = {
@@ -429,7 +429,7 @@ def test_a_disk_that_is_full_or_read_only_is_survived(folder: Path, tmp_path: Pa
     assert not list(tmp_path.glob("unrolled-*"))  # what served in its place is gone with the process
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_read_only_cache_that_has_the_kernels_serves(folder: Path) -> None:
     assert answer() == 42
     mount = in_namespace(f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}")
@@ -437,7 +437,7 @@ def test_a_read_only_cache_that_has_the_kernels_serves(folder: Path) -> None:
     assert (done.stdout, done.stderr) == ("42\n", "")
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_where_nothing_can_be_written_the_reference_serves(folder: Path, tmp_path: Path) -> None:
     folder.mkdir(mode=0o700)
     tmp = tmp_path / "tmp"
@@ -451,7 +451,7 @@ def test_where_nothing_can_be_written_the_reference_serves(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("home", [None, "", "/dev/null/home"])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_without_a_home_kernels_are_compiled_all_the_same(tmp_path: Path, home: str | None) -> None:
     """The user has no entry among the system's users either."""
     prefix = in_namespace("true", user=54321, group=54321)
@@ -499,7 +499,7 @@ def test_a_compiler_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch)
             answer()
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_a_compiler_refuses_is_told_in_its_words(folder: Path) -> None:
     with pytest.raises(build.NoCompilerError, match="can't compile a loop for native: .*error: .*nonsense"):
         answer("nonsense;\n")
@@ -507,7 +507,7 @@ def test_what_a_compiler_refuses_is_told_in_its_words(folder: Path) -> None:
     assert not list(folder.glob("build-*"))
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_next_compiler_is_tried_where_the_first_fails(tmp_path: Path, told: Any) -> None:
     pytest.importorskip("ziglang")
     broken = tmp_path / "c++"
@@ -521,7 +521,7 @@ def test_the_next_compiler_is_tried_where_the_first_fails(tmp_path: Path, told: 
     assert "ziglang" in done.stderr
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_compiler_of_the_ziglang_package(folder: Path) -> None:
     """It has no home, no path, and the cache alone to write to."""
     pytest.importorskip("ziglang")
@@ -542,7 +542,7 @@ X86 = pytest.mark.skipif("x86" not in processor.system(), reason="names of x86 i
 @pytest.mark.parametrize(
     ("arch", "lanes"), [("x86-64", 4), ("x86-64-v2", 4), ("x86-64-v3", 8), ("x86-64-v4", 16)]
 )
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_an_instruction_set_can_be_chosen(folder: Path, arch: str, lanes: int) -> None:
     code = both_engines("native")
     code += "from unrolled.engines.native import build\nprint(build.load(build.PROBE).lanes())"
@@ -557,7 +557,7 @@ def test_an_instruction_set_can_be_chosen(folder: Path, arch: str, lanes: int) -
 
 
 @X86
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_instructions_that_the_processor_lacks_are_refused(folder: Path) -> None:
     """Never by an illegal instruction: what a library may use is known before it is loaded."""
     arch = next(
@@ -581,12 +581,12 @@ def test_instructions_that_the_processor_lacks_are_refused(folder: Path) -> None
         ("native -o /tmp/x", "refused: UNROLLED_ARCH should name an instruction set, such as x86-64-v3, got"),
     ],
 )
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_an_unknown_instruction_set_is_refused(arch: str, message: str) -> None:
     assert message in python(ASK.format(source=ANSWER), UNROLLED_ARCH=arch).stdout
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_a_compiler_may_use_is_known_by_linuxs_names() -> None:
     macros = (
         "#define __AVX2__ 1\n#define __BMI__ 1\n#define __LZCNT__ 1\n#define __AVX512F 1\n#define __SHA__ 1\n"
@@ -601,7 +601,7 @@ def test_what_a_compiler_may_use_is_known_by_linuxs_names() -> None:
         assert needs
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_libraries_with_vectors_of_two_widths_do_not_meet(folder: Path) -> None:
     """A loop and the products that it calls pass vectors to one another."""
     if processor.vectors(processor.known()) == ():
@@ -638,7 +638,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at / "kernels"
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_shipped_folder_serves_where_there_is_no_compiler(folder: Path, kernels: Path) -> None:
     code = both_engines("native", "ur.LSTM(5, 19), ur.GRU(3, 8, 2, bidirectional=True)")
     without = python(code, PATH="")
@@ -651,7 +651,7 @@ def test_a_shipped_folder_serves_where_there_is_no_compiler(folder: Path, kernel
 
 
 @X86
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_best_instruction_set_of_a_folder_is_taken(kernels: Path) -> None:
     code = "from unrolled.engines.native import build\nprint(build.arch(), build.load(build.PROBE).lanes())"
     best = "x86-64-v3 8\n" if "avx2" in processor.known() else "x86-64 4\n"
@@ -661,7 +661,7 @@ def test_the_best_instruction_set_of_a_folder_is_taken(kernels: Path) -> None:
 
 
 @X86
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_a_folder_lacks_is_compiled_for_its_instruction_set(folder: Path, kernels: Path) -> None:
     done = python(both_engines("native", "ur.LSTM(5, 19), ur.RNN(3, 8)"), UNROLLED_KERNELS=str(kernels))
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")
@@ -670,7 +670,7 @@ def test_what_a_folder_lacks_is_compiled_for_its_instruction_set(folder: Path, k
     assert {note["arch"] for note in notes} == {"x86-64-v3" if "avx2" in processor.known() else "x86-64"}
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_what_is_wrong_with_a_folder_is_told(
     kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -702,7 +702,7 @@ def test_what_is_wrong_with_a_folder_is_told(
 
 
 @pytest.mark.parametrize("state", ["damaged", "of another version", "of another C library"])
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_why_a_folder_does_not_serve_is_told(kernels: Path, tmp_path: Path, state: str) -> None:
     made = Path(shutil.copytree(kernels, tmp_path / "ship"))
     for file in made.iterdir():
@@ -731,7 +731,7 @@ def test_why_a_folder_does_not_serve_is_told(kernels: Path, tmp_path: Path, stat
     assert "UNROLLED_KERNELS" in done.stderr
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_a_cell_of_ones_own_is_shipped(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""
@@ -768,7 +768,7 @@ def test_a_cell_of_ones_own_is_shipped(tmp_path: Path, capsys: Any) -> None:
     assert "Sorting(16, 32), float32 can't be compiled: its step can't be captured" in capsys.readouterr().err
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_bad_usage_of_build_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
     (tmp_path / "file").write_text("")

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import unrolled as ur
-from kinds import LAYERS, assert_close, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
 from unrolled.bench import apart
 from unrolled.bench.grid import Row
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_gradients_of_torch(kind: str, engine: str) -> None:
     ours, theirs = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=torch.float64)
@@ -36,6 +36,7 @@ def test_the_gradients_of_torch(kind: str, engine: str) -> None:
                 assert_close(results(ours, start, checkpoint=length), expected, 1e-12)
 
 
+@NEEDS_COMPILER
 def test_finite_differences_and_second_gradients() -> None:
     layer = ur.GRU(2, 3, dtype=torch.float64)
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -54,6 +55,7 @@ def test_what_cannot_be_a_segment() -> None:
         layer(nn.utils.rnn.pack_sequence([x[:, 0]]), checkpoint=2)
 
 
+@NEEDS_COMPILER
 def test_the_peak_of_memory_is_far_below_that_of_torch() -> None:
     """At least what the issue of memory is about: a long sequence of a middle-sized layer."""
     row = Row("lstm", 32, 1000, 256, "training")

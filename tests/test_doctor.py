@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import unrolled as ur
-from kinds import NEEDS_COMPILER
+from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled import cli
 from unrolled.engines.native import build, cache, processor
 
@@ -53,7 +53,7 @@ def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProces
     )
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_machine_as_data(folder: Path) -> None:
     done = doctor("--json", OMP_NUM_THREADS="1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -81,7 +81,7 @@ def test_the_machine_as_data(folder: Path) -> None:
     assert data["layers"] == []
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(CELLS)
     names = [f"{tmp_path}/mine.py:{name}" for name in ("Plain", "Turned", "Sorting")]
@@ -108,7 +108,7 @@ def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys:
             assert (entry[mode]["engine"], entry[mode]["why"]) == ran
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     model = nn.ModuleDict({"encoder": nn.GRU(3, 5, 2, bidirectional=True), "tail": nn.LSTM(3, 4)})
     torch.save(model.state_dict(), tmp_path / "w.pt")
@@ -135,7 +135,7 @@ def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-@NEEDS_COMPILER
+@NEEDS_SYSTEMS_COMPILER
 def test_the_report_for_a_reader(folder: Path) -> None:
     done = doctor("--cell", "gru", UNROLLED_LOG="")
     assert (done.returncode, done.stderr) == (0, "")

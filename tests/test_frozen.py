@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import unrolled as ur
-from kinds import LAYERS, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
+
+pytestmark = NEEDS_COMPILER
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 import unrolled as ur
-from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, gradients, pair, tensors
 from test_new_cell import MGU
 from unrolled.bench import apart
 from unrolled.bench.grid import Row
@@ -31,6 +31,7 @@ from unrolled.engines import native
 from unrolled.engines.native import loop
 
 pytestmark = [
+    NEEDS_COMPILER,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated"),
 ]

@@ -14,6 +14,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from kinds import LACK, QUIET
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 NUMBER = r"-?\d+\.\d+(?:e[+-]?\d+)?"
 PUBLISHED = {
@@ -60,6 +62,8 @@ def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    if LACK:
+        monkeypatch.setenv("PYTHONWARNINGS", QUIET)
     copy = tmp_path / "notebooks" / path.name
     copy.parent.mkdir()
     shutil.copy(path, copy)

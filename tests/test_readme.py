@@ -15,18 +15,22 @@ import safetensors.torch
 from torch import nn
 
 import unrolled
+from kinds import NEEDS_COMPILER, QUIET
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+COMMANDS = [
+    pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
+    for command in re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+]
 BIN = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
-    command = [sys.executable, "-W", "error", "snippet.py"]
+    command = [sys.executable, "-W", "error", "-W", QUIET, "snippet.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for shown in re.findall(r"# (torch\.Size\(.*?\)|\('input_sum.*?\))$", snippet, re.MULTILINE):

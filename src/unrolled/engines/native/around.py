@@ -20,6 +20,8 @@ aten = torch.ops.aten
 
 Values = dict[fx.Node, Any]
 
+_SUM = 2  # in the place that tells a product whether to add to what is there
+
 
 @dataclass
 class _Pending:
@@ -128,7 +130,7 @@ class Around:
             given = values[source.base]
             out = self._room(node, values, given, width)
             start = given.data_ptr() + offset
-            pending.numbers += (*(out, 0), *(0, 0, 0), *(start, source.strides[0], 0), *(rows, width, 0))
+            pending.numbers += (*(out, _SUM), *(0, 0, 0), *(start, source.strides[0], 0), *(rows, width, 0))
 
         return step
 

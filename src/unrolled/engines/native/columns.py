@@ -57,6 +57,8 @@ class Columns:
 
     def _name(self, source: _Source, width: int) -> Names:
         self.sources.append(source)
+        if width > _WIDTH:
+            raise UnsupportedError(f"it takes apart a value of {width} elements, more than {_WIDTH}")
         if len(self.sources) > MOST_VALUES:
             raise UnsupportedError(f"it cuts its features into more than {MOST_VALUES} pieces in all")
         return np.arange(width) + (len(self.sources) - 1) * _WIDTH

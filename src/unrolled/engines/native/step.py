@@ -18,7 +18,7 @@ from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Job, Loop
-from unrolled.engines.native.program import Emitted, UnsupportedError, per_row
+from unrolled.engines.native.program import ROWS, Emitted, UnsupportedError, per_row
 from unrolled.engines.native.vocabulary import is_number
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -29,6 +29,9 @@ class Compiled:
 
     def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
         self._no_training: UnsupportedError | None = None
+        for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
+            if size and size % ROWS == 0:  # which stands for the batch
+                raise UnsupportedError(f"it has a size of {size}, a multiple of {ROWS}")
         try:
             self.captured = capture(cell, dtype)
         except UnsupportedError as error:  # perhaps in the backward only

@@ -197,12 +197,12 @@ extern "C" Products* products(TeamRun team, TeamRoom room) {
 
 // Work on all time steps at once, one piece after another. Each is eleven numbers: a product's
 // to, more, left, its strides, right, its strides, rows, width, depth (strides in elements, along rows or
-// columns last); or, where left is 0, sums of columns: to, -, 0, -, -, from, its stride, -, rows, width, -.
+// columns last); or, where more is 2, sums of columns: to, 2, -, -, -, from, its stride, -, rows, width, -.
 extern "C" int at_once(const int64_t* pieces, long many, int threads) {
   for (const int64_t* p = pieces; p < pieces + 11 * many; p += 11) {
     const long rows = p[8], width = p[9], depth = p[10];
-    const bool small = rows * width * std::max<long>(depth, 1) < 100000;
-    if (!p[2]) {
+    const bool small = (double)rows * width * std::max<long>(depth, 1) < 100000;
+    if (p[1] == 2) {
       Sums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
       table.team(small ? 1 : threads, nullptr, [](void* s, int id, int n) { columns_of(*(Sums*)s, id, n); }, &sums);
       continue;
