@@ -62,7 +62,7 @@ def dealt(kinds: Sequence[Kind], tensors: Sequence[Tensor]) -> list[tuple[States
     return dealt
 
 
-def unflattened(flat: Sequence[Tensor], lanes: Sequence[Kind]) -> list[tuple[Tensor, States]]:
+def unflattened(flat: Sequence[Any], lanes: Sequence[Kind]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The output and the final states of each lane, or their gradients."""
     found, at = [], 0
     for lane in lanes:
@@ -82,25 +82,26 @@ class Recurrence(torch.autograd.Function):
         """The output and the final states of each lane, one after another."""
         layout = Layout.of(x, sizes)
         ctx.save_for_backward(x, *tensors)
+        ctx.set_materialize_grads(False)  # of states that nothing reads
         made = _forward(kinds, layout, x, tensors)
         results: list[Tensor] = []
-        outputs = []
+        versions = []
         for kept, final, _ in made:
-            outputs.append((kept[0].detach(), kept[0]._version))
-            results += (kept[0], *final)
-        for kept, _, _ in made:
-            kept[0] = kept[0].detach()  # the output itself would hold what holds it
-        ctx.made = (kinds, sizes, layout, [(kept, values) for kept, _, values in made], outputs)
+            output = kept[0]
+            results += (output, *final)
+            versions.append(output._version)
+            kept[0] = output.detach()  # the output itself would hold what holds it
+        ctx.made = (kinds, sizes, layout, [(kept, values) for kept, _, values in made], versions)
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """The gradients of x and of the tensors."""
-        kinds, sizes, layout, made, outputs = ctx.made
+        kinds, sizes, layout, made, versions = ctx.made
         x, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
             return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
-        if any(output._version != version for output, version in outputs):  # computed anew
+        if any(kept[0]._version != version for (kept, _), version in zip(made, versions, strict=True)):
             made = [(kept, values) for kept, _, values in _forward(kinds, layout, x, tensors)]
         jobs, ends = [], []
         threads = threads_of(kinds)
@@ -108,7 +109,8 @@ class Recurrence(torch.autograd.Function):
             kinds, dealt(kinds, tensors), made, unflattened(grads, kinds), strict=True
         ):
             states = None if states is None else tuple(part.contiguous() for part in states)
-            last = tuple(part.contiguous() for part in last)
+            grad = torch.zeros_like(kept[0]) if grad is None else grad
+            last = tuple([None if part is None else part.contiguous() for part in last])
             job, final, found = kind.compiled.back(
                 values, params, x, states, kept, grad, last, layout, kind.back, threads
             )
@@ -142,7 +144,11 @@ def _forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence
 
 
 def reference_gradients(
-    kinds: Sequence[Kind], sizes: list[int] | None, x: Tensor, tensors: list[Tensor], grads: Sequence[Tensor]
+    kinds: Sequence[Kind],
+    sizes: list[int] | None,
+    x: Tensor,
+    tensors: list[Tensor],
+    grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients by the reference engine, which can be differentiated again."""
     outputs: list[Tensor] = []
@@ -151,5 +157,8 @@ def reference_gradients(
         output, final = reference.run(bound, x, states, sizes, kind.back)
         outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
-    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True))
+    read = {output: grad for output, grad in zip(outputs, grads, strict=True) if grad is not None}
+    found = iter(
+        torch.autograd.grad(list(read), inputs, list(read.values()), create_graph=True, allow_unused=True)
+    )
     return [next(found) if tensor.requires_grad else None for tensor in (x, *tensors)]
