@@ -113,6 +113,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
 
         result: Any = torch.func.vjp(function, params, x, states)
         new, vjp = result
+        places.now = None  # what fails now is no line's, but torch's backward of the step
         with BackwardPlaces():  # type: ignore[no-untyped-call]
             return new, vjp((carries[0] + grad_output, *carries[1:]))
 
@@ -142,11 +143,23 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         count = len(params) + len(own) + 1
         moving = [count <= k < len(flat) - 1 for k in range(len(flat))]
         lowered = lower(module, flat, moving, dtype)
-    return _roles(lowered, len(params), own, len(sizes), any_mode)
+    return _roles(lowered, len(params), own, len(sizes), any_mode, _used(module.graph, len(sizes)))
+
+
+def _used(graph: fx.Graph, states: int) -> list[bool]:
+    """Which placeholders the new states follow from."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    found = _ancestors(tree_leaves(output.args[0])[:states])
+    return [node in found for node in graph.nodes if node.op == "placeholder"]
 
 
 def _roles(
-    module: fx.GraphModule, params: int, own: dict[str, Tensor], states: int, any_mode: bool
+    module: fx.GraphModule,
+    params: int,
+    own: dict[str, Tensor],
+    states: int,
+    any_mode: bool,
+    needed: list[bool],
 ) -> Captured:
     graph = module.graph
     constants = {n: getattr(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
@@ -165,18 +178,21 @@ def _roles(
             (returned[states + params + 1 :], taken["carries"]),
         )
     )
-    needed = _ancestors(returned[:states])
-    used = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
-    constants |= {node: own[name].detach().clone() for name, node in used.items()}
+    read = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
+    constants |= {node: own[name].detach().clone() for name, node in read.items()}
     [x] = taken["x"]
     gradients = [  # as torch has it where a parameter is not used
-        grad if given in needed else None
-        for grad, given in zip(returned[states : states + params + 1], [*taken["params"], x], strict=True)
+        grad if used else None
+        for grad, used in zip(
+            returned[states : states + params + 1],
+            [*needed[:params], needed[params + len(own)]],
+            strict=True,
+        )
     ]
     return Captured(
         graph,
         params=taken["params"],
-        own=used,
+        own=read,
         x=x,
         states=taken["states"],
         carries=taken["carries"],
