@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,8 +96,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "is-finite": lambda v: torch.where(torch.isfinite(v), v, torch.zeros_like(v)),
     "nan-to-num": torch.nan_to_num,
     "numbers": lambda v: (1 - 2 * v / 3 + 0.5) * math.pi,
-    "detach": lambda v: v.detach() * v,
-    "straight-through": lambda v: (torch.tanh(v) - v).detach() + v,
 }
 JUMPING: dict[str, Callable[[Tensor], Tensor]] = {  # a rounding of the input may move the result far
     "sign": lambda v: torch.sign(v) * v,
@@ -112,6 +109,11 @@ JUMPING: dict[str, Callable[[Tensor], Tensor]] = {  # a rounding of the input ma
     "fmod": lambda v: torch.fmod(v, 0.7),
     "division-down": lambda v: torch.div(v, 0.3, rounding_mode="floor") * 0.1,
     "division-to-0": lambda v: torch.div(v, 0.3, rounding_mode="trunc") * 0.1,
+}
+STOPPING: dict[str, Callable[[Tensor], Tensor]] = {  # gradients that are no derivatives
+    "detach": lambda v: v.detach() * v,
+    "straight-through": lambda v: (torch.tanh(v) - v).detach() + v,
+    "hardsigmoid": F.hardsigmoid,  # torch takes 1/6 in float32 in its backward
 }
 PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda a, b: torch.add(a, b, alpha=0.3),
@@ -197,7 +199,9 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold": lambda v: F.pad(v, (1, 1)).unfold(1, 3, 1).mean(-1),
     "diagonal": lambda v: (v[:, :, None] * v[:, None, :]).diagonal(dim1=1, dim2=2) * 0.3,
     "triangle": lambda v: torch.tril(v[:, :4, None] * torch.tanh(v)[:, None, :4]).sum(2),
-    "by-head": lambda v: (v.unflatten(1, (heads(v), -1)) * v.unflatten(1, (heads(v), -1))[:, :, :1]).flatten(1),
+    "by-head": lambda v: (v.unflatten(1, (heads(v), -1)) * v.unflatten(1, (heads(v), -1))[:, :, :1]).flatten(
+        1
+    ),
     "put-in-place": put_in_place,
     "put-by-steps": put_by_steps,
     "put-in-heads": put_in_heads,
@@ -231,7 +235,9 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cumsum-back": lambda v: v.softmax(-1).flip(-1).cumsum(-1).flip(-1),
     "any": lambda v: v * ((v > 1).any(-1, keepdim=True) | (v > -1).all(-1, keepdim=True)),
     "count": lambda v: v * (v > 0).sum(-1, keepdim=True) / v.shape[1],
-    "attention": lambda v: (lambda q: torch.softmax(q @ q.mT, -1) @ q)(v.unflatten(1, (heads(v), -1))).flatten(1),
+    "attention": lambda v: (lambda q: torch.softmax(q @ q.mT, -1) @ q)(
+        v.unflatten(1, (heads(v), -1))
+    ).flatten(1),
 }
 CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "arange": lambda v: v * torch.arange(v.shape[1]) / v.shape[1],
@@ -259,9 +265,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Get], Tensor]] = {
         "bhi,hio->bho", v.unflatten(1, (heads(v), -1)), get(heads(v), v.shape[1] // heads(v), 3)
     ).flatten(1),
     "heads-bmm": lambda v, get: (
-        torch.bmm(
-            v.unflatten(1, (heads(v), -1)).transpose(0, 1), get(heads(v), v.shape[1] // heads(v), 3)
-        )
+        torch.bmm(v.unflatten(1, (heads(v), -1)).transpose(0, 1), get(heads(v), v.shape[1] // heads(v), 3))
         .transpose(0, 1)
         .flatten(1)
     ),
@@ -285,7 +289,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Get], Tensor]] = {
     "rms-norm": lambda v, get: F.rms_norm(v, v.shape[1:], get(v.shape[1]), eps=0.1),
     "group-norm": lambda v, get: F.group_norm(v, heads(v), get(v.shape[1]), get(v.shape[1]), eps=0.1),
     "clamp": lambda v, get: torch.clamp(v, -get(v.shape[1]).abs(), get(1).abs() + 0.5),
-    "put": lambda v, get: torch.cat([v, get(2).expand(v.shape[0], 2)], 1),
+    "put": lambda v, get: torch.cat([get(2).expand(v.shape[0], 2), v], 1),
 }
 ANY: dict[str, Callable[[Tensor], Tensor]] = {
     f"{family}: {name}": function
@@ -304,8 +308,3 @@ def fit(v: Tensor, width: int) -> Tensor:
     """Columns again and again, up to a width."""
     times = -(-width // v.shape[1])
     return (v.repeat(1, times) if times > 1 else v)[:, :width]
-
-
-def names() -> Any:
-    """Every name, for a count."""
-    return [*ANY, *JUMPING, *PAIRS, *PRODUCTS]

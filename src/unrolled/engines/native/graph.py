@@ -83,18 +83,15 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
     sizes = list(cell.state_sizes().values())
     places = Places(cell)
 
-    def step(
-        params: list[Tensor],
-        own_params: list[Tensor],
-        x: Tensor,
-        states: list[Tensor],
-        mode: bool = cell.training,
-    ) -> tuple[Tensor, ...]:
+    def bound(params: list[Tensor], own_params: list[Tensor], mode: bool) -> Cell:
         tensors = zip([*cell.shapes(), *own], [*params, *own_params], strict=True)
-        bound = cell.bind(dict(tensors))
-        bound.training = mode
+        made = cell.bind(dict(tensors))
+        made.training = mode
+        return made
+
+    def step(of: Cell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
         with places:
-            new = bound.step(x, *states)
+            new = of.step(x, *states)
         return new if isinstance(new, tuple) else (new,)
 
     def both(
@@ -106,10 +103,12 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         grad_output: Tensor,
     ) -> Any:
         if not training:
-            return step(params, own_params, x, states), [None] * (len(params) + 1 + len(states))
+            return step(bound(params, own_params, cell.training), x, states), [None] * (
+                len(params) + 1 + len(states)
+            )
 
         def function(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-            return step(params, own_params, x, states)
+            return step(bound(params, own_params, cell.training), x, states)
 
         result: Any = torch.func.vjp(function, params, x, states)
         new, vjp = result
@@ -126,9 +125,8 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
     def trial(rows: int, mode: bool) -> tuple[dict[str, Tensor], Callable[[], Any]]:
         params, own_params, x, states = tensors = given(rows)
         named = zip([*cell.shapes(), *own, "x", *cell.state], tree_leaves(tensors), strict=True)
-        return dict(named), lambda: reference.check_step(
-            cell, step(params, own_params, x, states, mode), tuple(states)
-        )
+        made = bound(params, own_params, mode)
+        return dict(named), lambda: reference.check_step(cell, step(made, x, states), tuple(states))
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         params, own_params, x, states = given(ROWS)
