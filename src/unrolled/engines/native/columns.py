@@ -170,7 +170,8 @@ class Columns:
             moving = any(self.sources[name // _WIDTH].moving for name, _ in taken)
             names = self._name(_Source(piece, moving), wide)
             results.append(np.broadcast_to(names, length))
-        return Row(np.concatenate(results).reshape(base), shape)
+        found = np.concatenate(results) if results else operands[0]
+        return Row(found.reshape(base), shape)
 
     def _apply(self, target: Any, args: Any, kwargs: Any, pieces: dict[int, Any]) -> Any:
         """The operation on pieces: a tensor, a constant, or the place of the operand that it leaves alone."""

@@ -107,6 +107,7 @@ MOVES = {
     *_AXIS,
     *_DIAGONAL,
     *_VIEWS,
+    aten.stack.default,
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
