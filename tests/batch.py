@@ -52,6 +52,7 @@ class Batch:
     def __init__(self, optimize: str = "-O0", most: int = 2000) -> None:
         self.sources: dict[str, int] = {}
         self._optimize, self._most = optimize, most
+        self._finished = False
         self._waiting: list[str] = []
         self._running: list[tuple[list[str], Path, subprocess.Popen[str]]] = []
         self._patch = pytest.MonkeyPatch()
@@ -84,6 +85,8 @@ class Batch:
         if source not in self.sources:
             self.sources[source] = len(self.sources)
             self._waiting.append(source)
+            if self._finished:
+                self.finish()
         [name] = _EXPORTED.findall(source)
         return SimpleNamespace(**{name: getattr(self._jumps, f"jump_{self.sources[source]}")})
 
@@ -100,7 +103,8 @@ class Batch:
         self._waiting.clear()
 
     def finish(self) -> None:
-        """Have all that has been collected ready to run."""
+        """Have all that has been collected ready to run, and from now on each loop as soon as it is made."""
+        self._finished = True
         self.start()
         while self._running:
             self._finish(self._running.pop(0))
