@@ -130,9 +130,13 @@ def say_how_to_open(run: Run, sample: Path) -> None:
 
 
 def told(main: Callable[[], None]) -> None:
-    """Run an example; what can't be used is told in one line, with exit code 2."""
+    """Run an example; what can't be used is told in one line, with exit code 2, as is Ctrl-C with 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        again = "the same command goes on after the last finished epoch"
+        print(f"\n{Path(sys.argv[0]).name}: stopped; {again}", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

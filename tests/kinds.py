@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -24,6 +26,7 @@ CELLS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "lstm": (ur.LSTMCell, nn.LSTMCell, {}),
     "gru": (ur.GRUCell, nn.GRUCell, {}),
 }
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7}
 
 

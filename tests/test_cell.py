@@ -76,6 +76,9 @@ def test_wrong_options() -> None:
         ur.Recurrent(Optional, 4, 3, mode="c")
     with pytest.raises(TypeError, match="rank should be of type int, got: float"):
         ur.Recurrent(Optional, 4, 3, rank=1.5)
+    with pytest.raises(TypeError, match="scale should be of type float, got: str"):
+        ur.Recurrent(Optional, 4, 3, scale="x")
+    assert ur.Recurrent(Optional, 4, 3, scale=2).chosen_options()["scale"] == 2
     with pytest.raises(ValueError, match="Optional.* would have the shape"):
         ur.Recurrent(Optional, 4, 3, rank=-1)
     with pytest.raises(TypeError, match="Optional has no option 'depth': its options are rank, mode, scale"):

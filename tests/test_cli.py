@@ -72,6 +72,10 @@ def test_the_walk_through() -> None:
         assert re.search(line, out), line
 
 
+def test_a_terminal_of_no_columns_is_taken_for_one_of_80() -> None:
+    assert run("show", columns=0) == run("show", columns=80)
+
+
 def test_the_lstm_shows_its_gates_and_both_states() -> None:
     code, out, _ = run("show", "--cell", "lstm")
     assert code == 0
@@ -163,6 +167,10 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
     (folder / "text.csv").write_text("1,2,3\n4,five,6\n")
     (folder / "two.csv").write_text("1,2\n3,4\n")
     (folder / "broken.py").write_text("import nothing_of_that_name\n")
+    (folder / "cells.py").write_text(CELLS)
+    torch.save(nn.LSTM(3, 4).state_dict(), folder / "lstm.pt")
+    parametrized = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    torch.save(parametrized.state_dict(), folder / "part.pt")
     x = ("--input", folder / "x.csv")
     for arguments, message in (
         ((), "required: COMMAND"),
@@ -173,7 +181,12 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", "--cell", f"{folder}/broken.py:A"), "can't be loaded (ModuleNotFoundError"),
         (("show", "--cell", "json:JSONDecoder"), "no subclass of unrolled.Cell named 'JSONDecoder'"),
         (("show", "--option", "relu"), "--option should be NAME=VALUE"),
-        (("show", "--option", "proj_size=1"), "proj_size argument is only supported for LSTM"),
+        (("show", "--option", "proj_size=1"), "no such option of RNN, the options here are nonlinearity"),
+        (("show", "--option", "num_layers=2"), "--option num_layers: no such option of RNN"),
+        (("show", "--option", "device=cuda"), "--option device: no such option of RNN"),
+        (("show", "--cell", "gru", "--option", "a=1"), "no such option of GRU, there are none here"),
+        (("show", "--seed", 10**30), f"expected a whole number from 0, below 2**63, got '{10**30}'"),
+        (("show", "--seed", "x"), "expected a whole number from 0, below 2**63, got 'x'"),
         (("show", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
         (("show", "--steps", "3-1"), "expected steps such as 0,2-5 or all, got '3-1'"),
         (("show", "--steps", "x"), "expected steps such as 0,2-5 or all, got 'x'"),
@@ -181,6 +194,14 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", "--layer", "a"), "no WEIGHTS are given"),
         (("show", folder / "no.pt"), "no.pt: No such file or directory"),
         (("show", folder / "linear.pt"), "no recurrent layer among its keys"),
+        (("show", folder / "part.pt"), "though weight_ih_l0, bias_ih_l0, bias_hh_l0 may be parts of one"),
+        (("show", folder / "tail.pt", "--option", "relu=1"), "--option relu: no such option of RNN"),
+        (("show", folder / "tail.pt", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
+        (("show", folder / "tail.pt", *x, "--option", "nonlinearty=relu"), "no such option of RNN"),
+        (("show", folder / "lstm.pt", *x, "--option", "proj_size=2"), "the weights of LSTM(3, 4) tell proj_"),
+        (("show", folder / "lstm.pt", *x, "--option", "nonlinearity=relu"), "no such option of LSTM"),
+        (("show", "--cell", f"{folder}/cells.py:Wrong"), "Wrong can't be run (RuntimeError: mat1 and mat2"),
+        (("show", "--cell", f"{folder}/cells.py:Empty"), "Empty can't be run (NotImplementedError: Em"),
         (("show", folder / "whole.pt"), "refused, since reading it would run code"),
         (("show", folder / "cut.safetensors"), "damaged, cut short"),
         (("show", folder / "w.safetensors", *x), "holds 2 recurrent layers (encoder: GRU(3, 300"),
@@ -195,6 +216,73 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         assert message in err
         assert err.startswith("unrolled: ")
         assert err.count("\n") == 1, err
+
+
+CELLS = """
+import torch
+import unrolled as ur
+
+
+class Empty(ur.Cell):
+    weight = ur.Param("hidden", "input")
+
+
+class Wrong(Empty):
+    def step(self, x, h):
+        return x @ self.weight
+
+
+class Inline(Empty):
+    step = lambda self, x, h: torch.tanh(x @ self.weight.T + h)
+
+
+class Kinds(Empty):
+    def step(self, x, h):
+        strength = x.mean(-1)
+        heads = h.view(len(x), 3, 1)
+        turned = torch.complex(h, x @ self.weight.T)
+        noise = torch.rand_like(h)
+        h = torch.tanh(turned.abs() + strength.unsqueeze(-1)) + noise
+        return h
+"""
+
+
+@pytest.mark.parametrize("name", ["Inline", "Kinds"])
+def test_a_step_of_any_kind_is_shown(here: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "cells.py").write_text(CELLS)
+    code, out, err = here("show", "--cell", f"{tmp_path}/cells.py:{name}")
+    assert (code, err) == (0, "")
+    assert "torch.tanh(" in out
+    code, out, _ = here("show", "--cell", f"{tmp_path}/cells.py:{name}", "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert "torch.tanh(" in data["equations"]
+    if name == "Kinds":
+        quantities = data["steps"][1]["quantities"]
+        assert quantities["strength"] == 2.0
+        assert numpy.shape(quantities["heads"]) == (3, 1)
+        assert [complex(value).real for value in quantities["turned"]] == pytest.approx(
+            data["steps"][0]["quantities"]["h"], rel=1e-5
+        )
+
+
+def test_json_is_json_with_nan_and_infinity(here: Any, tmp_path: Path) -> None:
+    module = nn.RNN(2, 3)
+    with torch.no_grad():
+        module.weight_ih_l0[0, 0] = torch.nan
+        module.bias_hh_l0[1] = -torch.inf
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    (tmp_path / "x.csv").write_text("1,inf\n3,4\n")
+    code, out, _ = here("show", tmp_path / "w.pt", "--input", tmp_path / "x.csv", "--json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    data = json.loads(out, parse_constant=refuse)
+    assert code == 0
+    assert data["parameters"]["weight_ih_l0"][0][0] == "NaN"
+    assert data["parameters"]["bias_hh_l0"][1] == "-Infinity"
+    assert data["input"][0] == [1.0, "Infinity"]
 
 
 def test_nan_weights_are_shown(here: Any, tmp_path: Path) -> None:
@@ -213,6 +301,11 @@ def test_a_reader_that_stops_early_is_fine() -> None:
     command = f"{sys.executable} -m unrolled show --cell lstm --json | head -c 10"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '{\n  "layer', "")
+
+
+def test_a_closed_output_is_fine() -> None:
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m unrolled show >&-"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_plain_terminal_still_works() -> None:

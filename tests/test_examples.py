@@ -96,6 +96,21 @@ def test_killed_at_any_moment_nothing_is_lost(
     assert results[0] == results[1]
 
 
+def test_ctrl_c_is_told_in_a_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "digits.py: stopped; the same command goes on after the last finished epoch" in err
+    assert "Traceback" not in err
+    assert checkpoint(tmp_path / "digits_lstm.pt")["epoch"] > 0
+
+
 def test_a_finished_run_says_so(finished: tuple[Path, str]) -> None:
     done = run("digits.py", finished[0], "--epochs", 10, "--hidden", 16)
     assert done.returncode == 0

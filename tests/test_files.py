@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,17 @@ def test_bad_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "was-here").exists()
     torch.save(nn.LSTM(2, 3), tmp_path / "whole.pt")
     bad("whole.pt", ValueError, r"would run code .*save model.state_dict\(\) in place of the model")
+    for protocol in (3, 4, 5):
+        (tmp_path / "new.pt").write_bytes(pickle.dumps(Evil(tmp_path / "was-here"), protocol))
+        bad("new.pt", ValueError, "refused, .* run code")
+    torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "new.pt", pickle_protocol=4)
+    bad("new.pt", ValueError, "refused, a pickle in which reading may run code: .* its own pickle protocol")
+    assert not (tmp_path / "was-here").exists()
+    script = {"version": "1", "constants.pkl": "", "data.pkl": ""}  # what torch.load knows it by
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for name, content in script.items():
+            archive.writestr(f"script/{name}", content)
+    bad("script.pt", ValueError, r"script.pt: refused, a TorchScript program .*save module.state_dict\(\)")
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "w.pt")
     whole = (tmp_path / "w.pt").read_bytes()
     safetensors.torch.save_file(nn.LSTM(2, 3).state_dict(), tmp_path / "w.safetensors")
@@ -128,12 +142,40 @@ def test_bad_weights(tmp_path: Path) -> None:
     for cut in (0, 4, 50, len(safe) - 1):
         (tmp_path / "cut.safetensors").write_bytes(safe[:cut])
         bad("cut.safetensors", ValueError, "damaged, cut short or no safetensors file")
+    torch.save(nn.LSTM(90, 90).state_dict(), tmp_path / "large.pt")
+    large = (tmp_path / "large.pt").read_bytes()
+    for cut in (len(large) // 2, len(large) - 3):
+        (tmp_path / "cut.pt").write_bytes(large[:cut])
+        bad("cut.pt", ValueError, "cut.pt: damaged, cut short or no checkpoint")
     (tmp_path / "text.pt").write_text("hello, world\n" * 30)
     bad("text.pt", ValueError, "damaged")
     bad("missing.pt", FileNotFoundError, "missing.pt")
     bad("weights.h5", ValueError, "expected weights as .safetensors, .pt or .pth, got '.h5'")
     (tmp_path / "folder.pt").mkdir()
     bad("folder.pt", IsADirectoryError, "folder.pt")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    legacy=st.booleans(),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=9),
+)
+def test_any_damage_is_told(tmp_path_factory: Any, legacy: bool, changes: list[tuple[float, int]]) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.pt"
+    torch.save(nn.GRU(2, 3).state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    content = bytearray(path.read_bytes())
+    for place, byte in changes:
+        content[int(place * len(content))] = byte
+    path.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        files.read_weights(path)
+
+
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "W.PT")
+    assert find_layers(files.read_weights(tmp_path / "W.PT"))
+    (tmp_path / "X.CSV").write_text("1,2\n")
+    assert files.read_input(tmp_path / "X.CSV").tolist() == [[1, 2]]
 
 
 def test_inputs(tmp_path: Path) -> None:
@@ -155,6 +197,8 @@ BAD_INPUTS = [
     ("b.csv", b"1,2\n3,4,5\n", "line 2: expected 2 fields as in the rows before, got 3"),
     ("c.csv", b"1,2\n3,\n", "line 2, column 2: expected a number, got ''"),
     ("d.csv", b"", "expected a row of numbers for each time step, found none"),
+    ("j.csv", b"1_000,2\n", "line 1, column 1: expected a number, got '1_000'"),
+    ("k.npy", b"\x93NUMPY\x01\x00\x0e\x00{'descr': (((\n", "damaged, cut short or no array of numbers"),
     ("e.csv", b"time,value\n", "found none"),
     ("f.csv", b"\xff\xfe\x00\x01", "not a CSV of numbers"),
     ("g.npy", b"not an array", "damaged, cut short or no array of numbers"),

@@ -27,6 +27,8 @@ ON_TOP = {
     "explain",
     "recording",
     "bench",
+    "doctor",
+    "ahead",
 }
 
 

@@ -9,6 +9,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -66,9 +67,23 @@ def test_positional_arguments_stand_as_in_torch() -> None:
     )
     assert repr(ur.GRU(2, 3, 2, False, True, 0.5, True)) == repr(nn.GRU(2, 3, 2, False, True, 0.5, True))
     assert repr(ur.RNNCell(2, 3, False, "relu")) == repr(nn.RNNCell(2, 3, False, "relu"))
+    kind = (0, "cpu", torch.float64)  # in torch.nn proj_size stands before the device in all layers
+    for name in ("LSTM", "GRU"):
+        given = (2, 3, 2, False, True, 0.5, True, *kind)
+        ours, theirs = getattr(ur, name)(*given), getattr(nn, name)(*given)
+        assert repr(ours) == repr(theirs)
+        assert ours.weight_ih_l0.dtype == torch.float64
+    assert ur.RNN(2, 3, 2, "relu", False, True, 0.5, True, *kind).weight_ih_l0.dtype == torch.float64
     for name in ("LSTMCell", "GRUCell", "RNNCell"):
         theirs = list(inspect.signature(getattr(nn, name)).parameters)
         assert list(inspect.signature(getattr(ur, name)).parameters) == theirs
+
+
+def test_sizes_may_be_numpys() -> None:
+    three, two = numpy.int64(3), numpy.int32(2)
+    assert repr(ur.LSTM(three, 4, two)) == "LSTM(3, 4, num_layers=2)"
+    assert repr(ur.GRUCell(three, three)) == "GRUCell(3, 3)"
+    assert type(ur.GRUCell(three, three).hidden_size) is int
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -156,6 +171,12 @@ class Doubling(ur.Cell):
         return 2 * h + x @ self.weight.T
 
 
+def mixed(module: nn.Module, name: str) -> nn.Module:
+    """The module with one parameter in float64."""
+    setattr(module, name, nn.Parameter(getattr(module, name).double()))
+    return module
+
+
 BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.LSTM(4, 5)(torch.randn(3, 2, 6)), ValueError, r"input_size. Expected 4, got 6"),
     (lambda: ur.LSTM(4, 5)(torch.randn(3, 2, 6)), RuntimeError, r"input_size. Expected 4, got 6"),
@@ -165,7 +186,14 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.GRU(4, 5)(torch.randn(0, 2, 4)), ValueError, "sequence length to be larger than 0"),
     (lambda: ur.GRU(4, 5, batch_first=True)(torch.randn(2, 0, 4)), ValueError, "no time step"),
     (lambda: ur.GRU(4, 5)(torch.ones(3, 2, 4, dtype=torch.int64)), ValueError, r"dtype \(torch.int64\)"),
+    (lambda: ur.GRU(4, 5)(torch.ones(3, 2, 4, dtype=torch.int64)), ValueError,
+     r"Convert input: input.to\(torch.float32\)$"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4).double()), ValueError, "does not match weight dtype"),
+    (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4).double()), ValueError, "or convert model: model.to"),
+    (lambda: mixed(ur.GRU(4, 5, 2), "bias_hh_l1")(torch.randn(3, 2, 4)), ValueError,
+     r"GRU has parameters of different kinds, weight_ih_l1 \(torch.float32, cpu\) and bias_hh_l1 "
+     r"\(torch.float64, cpu\): convert all of them"),
+    (lambda: mixed(ur.GRUCell(4, 5), "weight_hh")(torch.randn(2, 4)), RuntimeError, "of different kinds"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4, device="meta")), ValueError, "on meta but .* on cpu"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4), torch.randn(1, 3, 5)), RuntimeError,
      r"Expected hidden size \(1, 2, 5\), got \[1, 3, 5\]"),
@@ -180,7 +208,8 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.LSTM(4, 5)(torch.randn(3, 4), (torch.randn(1, 5),)), ValueError, "tuple of 2 tensors, got 1"),
     (lambda: ur.LSTM(4, 5)(torch.randn(3, 4), (torch.randn(1, 5), None)), TypeError, "Tensor, NoneType"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 4), (torch.randn(1, 5),)), TypeError, "to be a tensor, got a tuple"),
-    (lambda: ur.GRU(4, 5)(torch.randn(3, 4), torch.randn(1, 5).double()), ValueError, "state h dtype"),
+    (lambda: ur.GRU(4, 5)(torch.randn(3, 4), torch.randn(1, 5).double()), ValueError,
+     r"state h dtype .*Convert state: state.to\(torch.float32\)"),
     (lambda: ur.LSTM(4, 5, proj_size=2)(torch.randn(3, 4), (torch.randn(1, 5), torch.randn(1, 5))),
      RuntimeError, r"Expected hidden size \(1, 2\), got \[1, 5\] for the state h"),
     (lambda: ur.GRU(4, 5)(PackedSequence(torch.randn(6), torch.tensor([3, 3]))), ValueError,
@@ -205,7 +234,9 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.GRU(4, 3, proj_size=1), ValueError, "only supported for LSTM"),
     (lambda: ur.RNN(4, 3, proj_size=1), ValueError, "only supported for LSTM"),
     (lambda: ur.LSTM(4, 3, batchfirst=True), TypeError, "no option 'batchfirst': did you mean 'batch_first'"),
-    (lambda: ur.LSTM(4, 3, zzzz=True), TypeError, "no option 'zzzz': it takes input_size, hidden_size"),
+    (lambda: ur.LSTM(4, 3, zzzz=True), TypeError, "^LSTM has no option 'zzzz': it takes input_size, hidden_"),
+    (lambda: ur.LSTM(4, 3, proj_size=1.5), TypeError, "proj_size should be of type int, got: float"),
+    (lambda: ur.LSTMCell(4, 3, zzzz=True), TypeError, "LSTMCell.*unexpected keyword argument 'zzzz'"),
     (lambda: ur.Recurrent(nn.LSTM, 4, 3), TypeError, "subclass of unrolled.Cell"),
     (lambda: ur.Recurrent(Doubling, 4, 3, heads=2), TypeError, "Recurrent of Doubling has no option 'heads'"),
     (lambda: ur.RNNCell(4, 3)(torch.randn(2, 5)), RuntimeError,
@@ -261,6 +292,32 @@ def test_what_a_step_may_not_return() -> None:
         layer_returning(lambda x, h, c: (x, c))(x)
     with pytest.raises(TypeError, match="should return tensors .* got float for c"):
         layer_returning(lambda x, h, c: (h, 1.0))(x)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_step_may_not_change_what_it_is_given(mode: Any) -> None:
+    """Earlier steps' outputs are these tensors: all of them would become the last one."""
+
+    class Fading(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            h *= 0.5
+            h += x @ self.weight.T
+            return h
+
+    class Doubled(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return h + x.mul_(2)
+
+    x = torch.randn(5, 2, 3)
+    with mode():
+        with pytest.raises(ValueError, match=r"Fading.step changes its input or state in place.*h = h \* f"):
+            ur.Recurrent(Fading, 3, 4)(x)
+        with pytest.raises(ValueError, match="Fading.step changes"):
+            ur.Recurrent(Fading, 3, 4)(x, torch.zeros(1, 2, 4))
+        with pytest.raises(ValueError, match="Doubled.step changes its input"):
+            ur.Recurrent(Doubled, 3, 3)(x)
 
 
 def test_nan_weights_travel() -> None:

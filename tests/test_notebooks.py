@@ -104,6 +104,16 @@ def test_it_installs_nothing_from_an_index_by_name(path: Path) -> None:
     assert all(command.strip() == '%pip install -q "..[plot]"' for command in commands)
 
 
+def test_without_its_repository_it_says_so(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = [cell.source for cell in code_cells(read(path)) if "%pip" in cell.source]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="from a copy of its whole repository"):
+        exec(re.sub("%pip.*", "raise AssertionError", source), {})
+
+
 def test_the_published_numbers_appear(path: Path) -> None:
     shown = " ".join(
         content for cell in code_cells(read(path)) for kind, content in outputs(cell) if kind == "stdout"

@@ -340,6 +340,21 @@ def test_quantities_of_any_width_may_be_chosen() -> None:
     assert [panel.get_title(loc="left")[0] for panel in plot.gates(t, "f")] == ["f"]
 
 
+def test_complex_numbers_are_not_drawn_as_their_real_parts() -> None:
+    class Turning(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x, h):
+            turned = torch.complex(h, linear(x, self.weight))
+            h = tanh(turned.abs())
+            return h
+
+    trace = ur.trace(ur.Recurrent(Turning, 2, 3), torch.randn(4, 2))
+    assert [panel.get_title(loc="left") for panel in plot.gates(trace)] == ["h"]
+    with pytest.raises(ValueError, match="a picture shows real numbers, not complex ones"):
+        plot.gates(trace, ["turned"])
+
+
 def test_what_is_not_finite_has_a_colour_of_its_own() -> None:
     x = torch.ones(6, 2)
     x[3], x[5, 0] = math.nan, math.inf

@@ -200,6 +200,15 @@ def test_works_under_a_profiler() -> None:
     assert any("sorted" in str(entry.code) for entry in profiler.getstats())
 
 
+def test_works_under_torchs_profiler() -> None:
+    layer, x = ur.GRU(2, 3), torch.randn(4, 2)
+    expected = ur.trace(layer, x)
+    with torch.profiler.profile(with_stack=True, acc_events=True):
+        t = ur.trace(layer, x)
+    assert t.names == expected.names
+    assert all(torch.equal(t[name], expected[name]) for name in t.names)
+
+
 def test_a_local_that_is_not_per_row_is_left_out() -> None:
     class Masked(ur.Cell):
         weight = ur.Param("hidden", "input")
@@ -214,8 +223,88 @@ def test_a_local_that_is_not_per_row_is_left_out() -> None:
         t = ur.trace(ur.Recurrent(Masked, 3, 3), torch.randn(4, batch, 3))
         assert t.names == ("gate", "strength", "h")
         assert t["strength"].shape == (4, batch)
-    with pytest.raises(IndexError, match=r"only \(time, batch, size\) is explained"):
-        t.explain("strength", 0, 0)
+    gates = ", ".join(f"{value:.4f}" for value in t["gate"][1, 2])
+    assert t.explain("strength", 1, 0, batch=2) == f"mean([{gates}]) = {t['strength'][1, 2]:.4f}"
+    with pytest.raises(IndexError, match="there is no unit 1: there are 1"):
+        t.explain("strength", 0, 1)
+    assert f"{t['strength'][1, 0]:.4f}" in str(t.table(["strength"]))
+
+
+def test_quantities_of_any_kind_are_explained() -> None:
+    class Mixed(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            strongest = x.argmax(-1)
+            heads = nn.functional.linear(h.view(len(x), 2, 2), self.weight[:2, :2])
+            imaginary = x @ self.weight.T
+            turned = torch.complex(h, imaginary)
+            column = h * self.weight.sum(-1)
+            scaled = column / x.abs().max()
+            h = torch.tanh(turned.abs() + heads.flatten(1) + scaled + strongest.unsqueeze(-1))
+            return h
+
+    t = ur.trace(ur.Recurrent(Mixed, 3, 4, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64))
+    assert t.names == ("strongest", "heads", "imaginary", "turned", "column", "scaled", "h")
+    assert t.explain("strongest", 1, 0).startswith("argmax([")
+    for unit in range(4):
+        text = t.explain("heads", 1, unit)
+        products = [float(a) * float(b) for a, b in re.findall(r"(-?[\d.]+)·(-?[\d.]+)", text)]
+        assert len(products) == 2
+        assert sum(products) == pytest.approx(t["heads"][1, 0].flatten()[unit].item(), abs=1e-3)
+        assert t.explain("h", 1, unit).startswith("tanh(abs((")
+    real, imaginary = (f"{part:.4f}" for part in torch.view_as_real(t["turned"][1, 0, 2]))
+    assert t.explain("turned", 1, 2) == f"complex({real}, {imaginary}) = ({real} + {imaginary}i)"
+    row = ", ".join(f"{value:.4f}" for value in t.layers[0].cell.weight.flatten())
+    before, column = f"{t['h'][0, 0, 3]:.4f}", f"{t['column'][1, 0, 3]:.4f}"
+    assert t.explain("column", 1, 3, terms=12) == f"{before}·sum([{row}])[3] = {column}"
+    frame = t.to_pandas()
+    assert frame[frame.name == "turned"].value.tolist() == t["turned"].flatten().tolist()
+    str(t.table())
+
+
+def test_what_is_changed_in_place_is_not_explained_wrongly() -> None:
+    class Changing(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            a = x @ self.weight.T
+            b = 2 * a
+            a += 1
+            c = b.clone()
+            c[:, 0] = 7.0
+            d = b + 1
+            d[:, 1].fill_(5.0)
+            h = torch.tanh(a + b) + c + d
+            return h
+
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            t = ur.trace(ur.Recurrent(Changing, 3, 4), torch.randn(2, 3))
+            for name in "abcd":
+                for unit in range(4):
+                    value = f"{t[name][1, 0, unit]:.4f}"
+                    assert t.explain(name, 1, unit) == f"{value} = {value}"
+            a, b, c, d, h = (f"{t[name][1, 0, 0]:.4f}" for name in "abcdh")
+            assert t.explain("h", 1, 0) == f"tanh({a} + {b}) + {c} + {d} = {h}"
+
+
+def test_what_a_row_alone_does_not_give_stands_for_itself() -> None:
+    class Noisy(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            noise = torch.randn_like(h)
+            centred = x - x.mean(0)
+            h = torch.tanh(centred @ self.weight.T + noise)
+            return h
+
+    t = ur.trace(ur.Recurrent(Noisy, 3, 3), torch.randn(4, 2, 3))
+    random_state = torch.get_rng_state()
+    for name in t.names:
+        value = f"{t[name][1, 1, 2]:.4f}"
+        assert t.explain(name, 1, 2, batch=1) == f"{value} = {value}"
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 @settings(max_examples=40, deadline=None)
@@ -360,6 +449,27 @@ def test_bad_requests() -> None:
 
     with pytest.raises(TypeError, match="Own overrides the forward of torch.nn.LSTM"):
         ur.trace(Own(2, 3), torch.randn(4, 2))
+
+    class Ours(ur.LSTM):
+        def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
+            return super().forward(2 * x)
+
+    with pytest.raises(TypeError, match="Ours overrides the forward of unrolled.LSTM"):
+        ur.trace(Ours(2, 3), torch.randn(4, 2))
+    assert ur.trace(type("Named", (ur.LSTM,), {})(2, 3), torch.randn(4, 2)).check() < 1e-6
+
+
+def test_positions_may_come_from_argmax() -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
+    unit = t["h"][-1, 0].argmax()
+    assert t.explain("h", -1, unit) == t.explain("h", 3, int(unit))
+    assert t.explain("h", -1, unit.numpy()) == t.explain("h", 3, int(unit))
+
+
+def test_a_warning_of_the_module_is_not_given_again() -> None:
+    with pytest.warns(UserWarning, match="dropout option"):
+        module = nn.LSTM(2, 3, dropout=0.5)
+    assert ur.trace(module, torch.randn(4, 2)).check() < 1e-6  # any other warning is an error here
 
 
 def test_check_sees_nan_in_either() -> None:

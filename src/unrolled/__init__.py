@@ -4,6 +4,7 @@ from unrolled import cells
 from unrolled.cell import Cell, Param
 from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from unrolled.engines import engine
+from unrolled.frozen import frozen
 from unrolled.layers import Recurrent
 from unrolled.trace import Trace, trace
 
@@ -22,5 +23,6 @@ __all__ = [
     "Trace",
     "cells",
     "engine",
+    "frozen",
     "trace",
 ]

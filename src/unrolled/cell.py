@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, overload
@@ -18,6 +18,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: lambda a, b: a * b,
     ast.FloorDiv: lambda a, b: a // b,
 }
+_FITS: dict[Any, type] = {int: int, float: numbers.Real, bool: bool, str: str}  # values by annotation
 
 
 def size_of(expression: str | int, sizes: Mapping[str, int]) -> int:
@@ -157,8 +158,8 @@ class Cell:
                 )
 
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True, **options: Any) -> None:
-        self.input = _size("input_size", input_size)
-        self.hidden = _size("hidden_size", hidden_size)
+        self.input = whole("input_size", input_size)
+        self.hidden = whole("hidden_size", hidden_size)
         if not isinstance(bias, bool):
             raise TypeError(f"bias should be of type bool, got: {type(bias).__name__}")
         self.bias = bias
@@ -206,6 +207,29 @@ class Cell:
         """The value of every option in this cell."""
         return {name: getattr(self, name) for name in self.options()}
 
+    @classmethod
+    def check_options(cls, given: Mapping[str, Any]) -> None:
+        """Raise where an option that this cell has can't take the value given for it.
+
+        Raises:
+            TypeError: a value of another type than its annotation ``int``, ``float``, ``bool`` or ``str``.
+            ValueError: a value that its annotation ``Literal`` doesn't list.
+        """
+        try:
+            hints = typing.get_type_hints(cls)
+        except (NameError, TypeError):  # an annotation that only its author's scope can resolve
+            hints = {}
+        for name, default in cls.options().items():
+            value, hint = given.get(name, default), hints.get(name, object)
+            if value is default:  # as its author declares it
+                continue
+            choices = typing.get_args(hint)
+            if typing.get_origin(hint) is typing.Literal and value not in choices:
+                allowed = " or ".join(map(repr, choices))
+                raise ValueError(f"Unknown {name} {value!r}. Select from {allowed}.")
+            if hint in _FITS and not _fits(value, hint):
+                raise TypeError(f"{name} should be of type {hint.__name__}, got: {type(value).__name__}")
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter that this cell has, by name."""
         return self._shapes
@@ -220,13 +244,13 @@ class Cell:
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""
-        bound = copy.copy(self)
-        bound.__dict__.update(tensors)
+        bound = object.__new__(type(self))
+        bound.__dict__ = {**self.__dict__, **tensors}
         return bound
 
     def _sizes(self) -> dict[str, int]:
-        whole = {name: value for name, value in self.chosen_options().items() if isinstance(value, int)}
-        return {"input": self.input, "hidden": self.hidden, **whole}
+        options = {name: value for name, value in self.chosen_options().items() if isinstance(value, int)}
+        return {"input": self.input, "hidden": self.hidden, **options}
 
     def _shape(self, param: Param) -> tuple[int, ...]:
         try:
@@ -243,26 +267,23 @@ class Cell:
             if name not in known:
                 has = f"its options are {', '.join(known)}" if known else "it has no options"
                 raise TypeError(f"{cls.__name__} has no option {name!r}: {has}")
-        try:
-            hints = typing.get_type_hints(cls)
-        except (NameError, TypeError):  # an annotation that only its author's scope can resolve
-            hints = {}
+        self.check_options(given)
         for name, default in known.items():
             value = given.get(name, default)
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{cls.__name__} needs the option {name!r}")
-            choices = typing.get_args(hints.get(name))
-            if typing.get_origin(hints.get(name)) is typing.Literal and value not in choices:
-                allowed = " or ".join(map(repr, choices))
-                raise ValueError(f"Unknown {name} {value!r}. Select from {allowed}.")
-            if hints.get(name) is int and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
             setattr(self, name, value)
 
 
-def _size(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
+def _fits(value: Any, hint: type) -> bool:
+    """Whether an option's value is of this type; a bool is no number here, though Python's is one."""
+    return isinstance(value, _FITS[hint]) and isinstance(value, bool) is (hint is bool)
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number above 0, of Python's or of NumPy's; raises with its name where it is none."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
     if value <= 0:
         raise ValueError(f"{name} must be greater than zero, got {value}")
-    return value
+    return int(value)

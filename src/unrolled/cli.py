@@ -18,14 +18,16 @@ import torch
 from rich.console import Console
 
 import unrolled
-from unrolled import files, show, walkthrough
+from unrolled import ahead, doctor, files, show, walkthrough
 from unrolled.bench import command as bench
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
-from unrolled.recognise import find_layers
-from unrolled.trace import trace
+from unrolled.recognise import find_layers, new_layer, parts_of_layers, takes
+from unrolled.trace import Trace, trace
 
+DTYPES = ("float32", "float64", "bfloat16")
+_OPTION_HELP = "an option of the cell, such as nonlinearity=relu"
 CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 
 
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started the command
+            sys.stdout.flush()
     except (UsageError, ValueError, TypeError, IndexError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,45 +82,177 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the cell, such as nonlinearity=relu",
+        help=_OPTION_HELP,
     )
-    see.add_argument("--seed", type=int, default=0, help="for the weights of an example (default: 0)")
+    see.add_argument("--seed", type=_seed, default=0, help="for the weights of an example (default: 0)")
     see.add_argument("--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all")
-    see.add_argument("--json", action="store_true", help="print JSON for programs")
+    see.add_argument("--json", action="store_true", help="print JSON for programs, NaN and infinity as text")
     see.set_defaults(run=_show)
     bench.add(commands)
+    look = commands.add_parser(
+        "doctor",
+        help="what this machine gives the compiled loops, and which engine a layer takes",
+        description="Say compiler, instruction set, threads and cache of this machine, and which engine each "
+        "layer of WEIGHTS or of CELL would take, and why.",
+        allow_abbrev=False,
+    )
+    _add_layers(look)
+    look.add_argument("--json", action="store_true", help="print JSON for programs")
+    look.set_defaults(run=_doctor)
+    make = commands.add_parser(
+        "build",
+        help="compile kernels ahead of time, for machines without a compiler",
+        description="Compile the kernels of the recurrent layers of WEIGHTS, or of CELL, into a folder to "
+        "ship. Where it runs, the environment variable UNROLLED_KERNELS names that folder.",
+        allow_abbrev=False,
+    )
+    _add_layers(make)
+    make.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where to put them")
+    make.add_argument(
+        "--arch",
+        type=_words,
+        default=[],
+        metavar="LIST",
+        help="instruction sets, such as x86-64-v3,x86-64-v4; the best that runs is taken "
+        "(default: native, this machine's own)",
+    )
+    make.add_argument("--inference", action="store_true", help="without what gradients need")
+    make.set_defaults(run=_build)
     return parser
+
+
+def _add_layers(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which layers."""
+    parser.add_argument(
+        "weights",
+        nargs="*",
+        type=Path,
+        metavar="WEIGHTS",
+        help=".safetensors, .pt or .pth, several if wished",
+    )
+    parser.add_argument(
+        "--cell",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help=f"{', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS; may be given again",
+    )
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=_OPTION_HELP)
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default=(16, 32),
+        metavar="INPUT,HIDDEN",
+        help="of a layer of CELL (default: 16,32; for most cells one kernel serves all sizes above 1)",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of a layer of CELL (default: float32)"
+    )
 
 
 def _show(options: argparse.Namespace) -> None:
     cell = _cell(options.cell) if options.cell else None
     given = dict(_option(text) for text in options.option)
-    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console = _console()
     x = files.read_input(options.input) if options.input else None
     if options.weights is None:
         if options.layer is not None:
             raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
-        layer, x = walkthrough.example(cell or LAYERS[0].cell_class, x, options.seed, given)
+        cell = cell or LAYERS[0].cell_class
+        _check_options(given, [cell])
+        layer, x = walkthrough.example(cell, x, options.seed, given)
     else:
-        layers = find_layers(files.read_weights(options.weights), [cell] if cell else [], given)
-        if not layers:
-            raise UsageError(f"{options.weights}: no recurrent layer among its keys")
+        layers = _read_layers(options.weights, [cell] if cell else [], given)
         if options.layer is not None or x is not None:
             prefix, layer = _choose(layers, options.layer, options.weights)
             layers = {prefix: layer}
+        _check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
             _list(console, layers, options.json)
             return
+        for name, value in layer.chosen_options().items():
+            if given.get(name, value) != value:
+                told = f"the weights of {layer} tell {name}={value}"
+                raise UsageError(f"--option {name}={given[name]}: {told}")
         if not options.json:
             show.found(console, layers)
             _say_assumed(console, layer, given)
         x = _fit(x, layer, options.input)
-    opened = trace(layer, x)
+    opened = _trace(layer, x)
     steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
     if options.json:
-        print(json.dumps(show.as_data(opened, steps), indent=2))
+        print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
         show.say(console, opened, steps)
+
+
+def _read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> dict[str, Recurrent]:
+    weights = files.read_weights(path)
+    layers = find_layers(weights, cells, given)
+    if not layers:
+        parts = parts_of_layers(weights, cells)
+        some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
+        raise UsageError(f"{path}: no recurrent layer among its keys{some}")
+    return layers
+
+
+def _check_options(given: dict[str, Any], cells: list[type[Cell]]) -> None:
+    """Raise where none of these cells can have a given option: it would do nothing."""
+    known = dict.fromkeys(name for cell in cells for name in cell.options())
+    for name, value in given.items():
+        if name not in known:
+            has = f"the options here are {', '.join(known)}" if known else "there are none here"
+            raise UsageError(f"--option {name}: no such option of {cells[0].__name__}, {has}")
+        if not any(takes(cell, name, value) for cell in cells):
+            next(cell for cell in cells if name in cell.options()).check_options({name: value})
+
+
+def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
+    try:
+        return trace(layer, x)
+    except Exception as error:  # the user's own code may raise anything
+        if layer.cell in CELLS.values():
+            raise
+        raise UsageError(
+            f"--cell: {layer.cell.__name__} can't be run ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    data = doctor.examine(_layers(options))
+    if options.json:
+        print(json.dumps(data, indent=2))
+    else:
+        doctor.say(_console(), data)
+
+
+def _build(options: argparse.Namespace) -> None:
+    layers = _layers(options)
+    if not layers:
+        raise UsageError("nothing to build: give WEIGHTS or --cell")
+    ahead.save(layers, options.out, options.arch, not options.inference, _console())
+
+
+def _layers(options: argparse.Namespace) -> dict[str, Recurrent]:
+    """The layers of the files, or where there are none one of each cell."""
+    cells = {text: _cell(text) for text in options.cell}
+    given = dict(_option(text) for text in options.option)
+    _check_options(given, list(cells.values()) or list(CELLS.values()))
+    found: dict[str, Recurrent] = {}
+    for path in options.weights:
+        layers = _read_layers(path, list(cells.values()), given)
+        before = f"{path}: " if len(options.weights) > 1 else ""
+        found |= {f"{before}{prefix or '(no prefix)'}": layer for prefix, layer in layers.items()}
+    if not options.weights:
+        dtype = getattr(torch, options.dtype)
+        found = {text: new_layer(cell, *options.sizes, dtype=dtype, **given) for text, cell in cells.items()}
+    return found
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console.width = console.width or 80  # some environments have a terminal of no columns
+    return console
 
 
 def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
@@ -194,6 +329,16 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2**63, got {text!r}")
+    return seed
+
+
 def _steps(text: str) -> list[range] | None:
     """``0,2-5`` as ranges; None for ``all``."""
     if text == "all":
@@ -203,6 +348,17 @@ def _steps(text: str) -> list[range] | None:
     if len(ranges) < len(parts) or not all(ranges):
         raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
     return ranges
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    sizes = re.fullmatch(r"(\d+),(\d+)", text)
+    if not sizes or not int(sizes[1]) or not int(sizes[2]):
+        raise argparse.ArgumentTypeError(f"expected INPUT,HIDDEN such as 16,32, got {text!r}")
+    return int(sizes[1]), int(sizes[2])
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:

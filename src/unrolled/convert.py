@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,26 @@ from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS, DropInLayer
 from unrolled.layers import Recurrent
 
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
 
 def drop_in_of(cell: type[Cell]) -> type[DropInLayer] | None:
     """The drop-in layer that computes with exactly this cell, if torch.nn has one like it."""
     return next((layer for layer in LAYERS if layer.cell_class is cell), None)
+
+
+def recurrent(module: nn.Module) -> Recurrent:
+    """The layer of this library that computes what a module does: the module itself if it is one.
+
+    Raises:
+        TypeError: any other module than a recurrent layer, or a subclass that computes something of its own.
+    """
+    if not isinstance(module, Recurrent):
+        return from_torch(module)
+    if type(module).forward not in (Recurrent.forward, DropInLayer.forward):
+        base = next(base for base in type(module).__mro__ if base.__module__.startswith("unrolled."))
+        raise _overrides(module, f"unrolled.{base.__name__}")
+    return module
 
 
 def from_torch(module: nn.Module) -> Recurrent:
@@ -33,11 +50,8 @@ def from_torch(module: nn.Module) -> Recurrent:
             f"expected a recurrent layer, one of unrolled's or {names}, got {type(module).__name__}"
         )
     if type(module).forward is not ours.torch_class.forward:
-        raise TypeError(
-            f"{type(module).__name__} overrides the forward of torch.nn.{ours.torch_class.__name__}: "
-            "what it computes can't be read from its parameters"
-        )
-    layer = ours(**_arguments(module, ours), device="meta")
+        raise _overrides(module, f"torch.nn.{ours.torch_class.__name__}")
+    layer = _quietly(ours, **_arguments(module, ours), device="meta")
     for name in [name for name, _ in layer.named_parameters()]:
         delattr(layer, name)
         setattr(layer, name, getattr(module, name))
@@ -59,12 +73,26 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
         raise ValueError(f"torch.nn has no layer that computes {layer.cell.__name__}")
     weights = weights or layer.state_dict()
     like = next(iter(weights.values()))
-    twin = ours.torch_class(**_arguments(layer, ours), device="meta", dtype=like.dtype)
+    twin = _quietly(ours.torch_class, **_arguments(layer, ours), device="meta", dtype=like.dtype)
     twin = twin.to_empty(device=like.device)  # built without drawing random numbers
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             parameter.copy_(weights[name])
     return twin.train(layer.training)
+
+
+def _overrides(module: nn.Module, base: str) -> TypeError:
+    return TypeError(
+        f"{type(module).__name__} overrides the forward of {base}: what it computes can't be read from "
+        "its parameters"
+    )
+
+
+def _quietly(make: type[_Layer], **arguments: Any) -> _Layer:
+    """A layer like one that there is already: of what its arguments warn, its maker has been told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dropout option adds dropout")
+        return make(**arguments)
 
 
 def _arguments(layer: nn.Module, ours: type[DropInLayer]) -> dict[str, Any]:

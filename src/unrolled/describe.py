@@ -16,8 +16,12 @@ def equations(cell: type[Cell]) -> str:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(cell.step)))
     except (OSError, TypeError):
         return ""
-    function = ast.parse(source).body[0]
-    assert isinstance(function, ast.FunctionDef)
+    try:
+        function = ast.parse(source).body[0]
+    except SyntaxError:  # a lambda in the middle of a line
+        return source.strip()
+    if not isinstance(function, ast.FunctionDef):
+        return source.strip()
     body = [node for node in function.body if not _is_docstring(node)]
     return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
 

@@ -24,8 +24,9 @@ class DropInLayer(Recurrent):
         batch_first: input and output are ``(batch, time, features)``.
         dropout: the probability of zeroing an output between two layers, in training.
         bidirectional: a second direction runs from the last step to the first.
+        proj_size: above 0, the hidden state is projected to that many features, where the cell can.
         device, dtype: of the parameters.
-        options: options of the cell.
+        options: other options of the cell.
 
     Raises:
         TypeError, ValueError: an argument that can't be used, named.
@@ -33,7 +34,6 @@ class DropInLayer(Recurrent):
 
     cell_class: ClassVar[type[Cell]]
     torch_class: ClassVar[type[nn.RNNBase]]
-    proj_size = 0
 
     def __init__(
         self,
@@ -44,11 +44,14 @@ class DropInLayer(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,  # stands here in all of torch.nn's layers, by position
         device: Any = None,
         dtype: Any = None,
         **options: Any,
     ) -> None:
-        if "proj_size" in options and "proj_size" not in self.cell_class.options():
+        if "proj_size" in self.cell_class.options():
+            options["proj_size"] = proj_size
+        elif proj_size != 0:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(
             self.cell_class,
@@ -63,6 +66,7 @@ class DropInLayer(Recurrent):
             dtype=dtype,
             **options,
         )
+        self.proj_size = proj_size
 
     @property
     def mode(self) -> str:
@@ -70,7 +74,12 @@ class DropInLayer(Recurrent):
         return self.torch_class.__name__
 
     def forward(  # type: ignore[override]  # torch.nn's argument names
-        self, input: Tensor | PackedSequence, hx: State | None = None, *, state: State | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        state: State | None = None,
+        checkpoint: int | None = None,
     ) -> tuple[Any, Any]:
         """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
 
@@ -78,7 +87,7 @@ class DropInLayer(Recurrent):
         """
         if hx is not None and state is not None:
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
-        return super().forward(input, state if hx is None else hx)
+        return super().forward(input, state if hx is None else hx, checkpoint=checkpoint)
 
 
 class RNN(DropInLayer):
@@ -102,11 +111,12 @@ class RNN(DropInLayer):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
         **unknown: Any,
     ) -> None:
-        flags = (bias, batch_first, dropout, bidirectional, device, dtype)
+        flags = (bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
         super().__init__(input_size, hidden_size, num_layers, *flags, nonlinearity=nonlinearity, **unknown)
         self.nonlinearity = nonlinearity
 
@@ -123,30 +133,11 @@ class LSTM(DropInLayer):
     """Long short-term memory, a drop-in for :class:`torch.nn.LSTM`: same arguments, same numbers.
 
     Args:
-        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are those not named here.
-        proj_size: above 0, the hidden state is projected to that many features.
+        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are all others.
     """
 
     cell_class = cells.LSTM
     torch_class = nn.LSTM
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: Any = None,
-        dtype: Any = None,
-        **unknown: Any,
-    ) -> None:
-        flags = (bias, batch_first, dropout, bidirectional, device, dtype)
-        super().__init__(input_size, hidden_size, num_layers, *flags, proj_size=proj_size, **unknown)
-        self.proj_size = proj_size
 
 
 class GRU(DropInLayer):
@@ -196,23 +187,26 @@ class RNNCell(DropInCell):
         self.nonlinearity = nonlinearity
 
 
-class _GatedCell(DropInCell):
+class LSTMCell(DropInCell):
+    """One step of :class:`LSTM`, a drop-in for :class:`torch.nn.LSTMCell`."""
+
+    cell_class = cells.LSTM
+
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
 
 
-class LSTMCell(_GatedCell):
-    """One step of :class:`LSTM`, a drop-in for :class:`torch.nn.LSTMCell`."""
-
-    cell_class = cells.LSTM
-
-
-class GRUCell(_GatedCell):
+class GRUCell(DropInCell):
     """One step of :class:`GRU`, a drop-in for :class:`torch.nn.GRUCell`."""
 
     cell_class = cells.GRU
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
 
 
 LAYERS: tuple[type[DropInLayer], ...] = (RNN, LSTM, GRU)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ _MOVES = frozenset(  # functions that only move elements
 )
 
 
-def number(value: float) -> str:
+def number(value: float | complex) -> str:
     """A number to four decimal places; in scientific form where that would hide it."""
+    if isinstance(value, complex):
+        return f"({number(value.real)} + {number(value.imag)}i)"
     if not math.isfinite(value) or value == 0 or 5e-5 <= abs(value) < 1e5:
         return f"{value:.4f}"
     return f"{value:.3e}"
@@ -38,6 +40,11 @@ class _Made:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     which: int | None
+    versions: tuple[tuple[Tensor, int], ...]
+
+    def holds(self) -> bool:
+        """Whether nothing of it was changed in place since."""
+        return all(_version(tensor) == version for tensor, version in self.versions)
 
 
 class Recording(TorchFunctionMode):
@@ -52,33 +59,34 @@ class Recording(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is Tensor.__setitem__:
+            self._made[id(args[0])] = None
         several = isinstance(result, (tuple, list))
         for which, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor):
-                made = _Made(_name(func), func, args, kwargs or {}, which if several else None)
+                seen = tuple((part, _version(part)) for part in (tensor, *_parts((args, kwargs))))
+                made = _Made(_name(func), func, args, kwargs or {}, which if several else None, seen)
                 known = id(tensor) in self._made or any(tensor is argument for argument in args)
                 self._made[id(tensor)] = None if known else made  # None: changed in place, no one call
                 self._alive.append(tensor)
         return result
 
-    def explain(self, tensor: Tensor, row: int, unit: int, named: Mapping[str, Tensor], terms: int) -> str:
-        """The arithmetic that made ``tensor[row, unit]``, down to the named tensors, and its value.
+    def explain(self, tensor: Tensor, index: tuple[int, ...], named: Mapping[str, Tensor], terms: int) -> str:
+        """The arithmetic that made ``tensor[index]``, down to the named tensors.
 
         Args:
-            tensor: made while this was active.
-            row: of ``tensor``.
-            unit: of ``tensor``.
+            tensor: made while this was active, from one row.
+            index: of an element of ``tensor``.
             named: tensors that have a name in the step and are shown as numbers.
             terms: a longer sum shows its largest terms, this many, and what the others add up to.
         """
         names = {id(value): name for name, value in named.items() if value is not tensor}
-        writer = _Writer(self._made, names, terms)
-        source, index = writer.source(tensor, (row, unit))
+        made = {key: how if how and how.holds() else None for key, how in self._made.items()}
+        writer = _Writer(made, names, terms)
+        source, index = writer.source(tensor, index)
         if id(source) in names:  # a part of another quantity
-            text = f"{names[id(source)]}[{index[-1]}]"
-        else:
-            text, _ = writer.write(source, index)
-        return f"{text} = {number(tensor[row, unit].item())}"
+            return f"{names[id(source)]}{_place(source, index)}"
+        return writer.write(source, index)[0]
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class _Writer:
         if made.name == "neg" and len(made.args) == 1:
             text = self._held(made.args[0], index, _ATOM)
             return f"-({text})" if text.startswith("-") else f"-{text}", _PRODUCT
-        if made.name in ("linear", "matmul") and len(index) == 2:
+        if made.name in ("linear", "matmul") and _is_matrix(made):
             return self._products(made, index)
         if made.name in _MOVES:
             return self.write(*self.source(tensor, index))
@@ -119,13 +127,13 @@ class _Writer:
 
     def _products(self, made: _Made, index: tuple[int, ...]) -> tuple[str, int]:
         """A weighted sum: every weight times what it weighs, and the bias."""
-        row, unit = index
+        *rows, unit = index
         given = dict(zip(("input", "weight", "bias"), made.args, strict=False)) | made.kwargs
         if made.name == "linear":
             left, right, bias = given["input"], given["weight"][unit], given.get("bias")
         else:
             left, right, bias = made.args[0], made.args[1][..., unit], None
-        weighed, weights = left[row].tolist(), right.tolist()
+        weighed, weights = left[tuple(rows)].tolist(), right.tolist()
         size = [
             abs(w * v) if math.isfinite(w * v) else math.inf for w, v in zip(weights, weighed, strict=True)
         ]
@@ -149,13 +157,15 @@ class _Writer:
         def numbered(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
                 return type(value)(numbered(part) for part in value)
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                return value
             start = sum(source.numel() for source in sources)
             sources.append(value)
             return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
 
-        moved = made.function(*map(numbered, made.args), **{k: numbered(v) for k, v in made.kwargs.items()})
+        first = len(made.args) > 0  # what is moved stands first; the rest says how
+        args = (numbered(made.args[0]), *made.args[1:]) if first else ()
+        moves = ("input", "tensors", "tensor")
+        kwargs = {k: numbered(v) if not first and k in moves else v for k, v in made.kwargs.items()}
+        moved = made.function(*args, **kwargs)
         place = int((moved if made.which is None else moved[made.which])[index])
         for source in sources:
             if place < source.numel():
@@ -170,13 +180,18 @@ class _Writer:
         if made.which is None and self._is_elementwise(made, tensor, index):
             texts = [self.write(value, _broadcast(value, index))[0] for value in arguments]
             return f"{made.name}({', '.join(texts)})", _ATOM
-        row = index[0]
+
+        def own(value: Tensor) -> Tensor:
+            """The row of a tensor that has as many rows as the result."""
+            rows = tensor.shape[0] if tensor.dim() > 1 else None
+            return value[index[0]] if value.dim() > 1 and value.shape[0] == rows else value
+
         rows = [
-            _shortened((value[row] if value.dim() > 1 else value).flatten().tolist(), self.terms)
+            _shortened(own(value).flatten().tolist(), self.terms)
             for value in arguments
             if isinstance(value, Tensor) and value.dim() > 0
         ]
-        return f"{made.name}({', '.join(rows)})[{index[-1]}]", _ATOM
+        return f"{made.name}({', '.join(rows)}){_place(tensor, index)}", _ATOM
 
     @staticmethod
     def _is_elementwise(made: _Made, tensor: Tensor, index: tuple[int, ...]) -> bool:
@@ -188,6 +203,20 @@ class _Writer:
             return torch.allclose(alone.reshape(()), tensor[index], equal_nan=True)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor, or what it is a view of, was changed in place, where torch counts it."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _parts(value: Any) -> Iterator[Tensor]:
+    """Every tensor among the arguments of a call."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
 
 
 def _name(function: Any) -> str:
@@ -207,6 +236,20 @@ def _broadcast(value: Any, index: tuple[int, ...]) -> tuple[int, ...]:
         return index
     tail = index[len(index) - value.dim() :]
     return tuple(0 if size == 1 else k for size, k in zip(value.shape, tail, strict=True))
+
+
+def _is_matrix(made: _Made) -> bool:
+    """Whether a product is one with a matrix, so that each number is one weighted sum."""
+    if made.name == "linear":
+        given = dict(zip(("input", "weight"), made.args, strict=False)) | made.kwargs
+        return bool(given["weight"].dim() == 2)
+    return len(made.args) == 2 and all(isinstance(a, Tensor) and a.dim() == 2 for a in made.args)
+
+
+def _place(tensor: Tensor, index: tuple[int, ...]) -> str:
+    """Where an element stands in its row, in brackets; nothing where it is the only one."""
+    inside = index[1:] if tensor.dim() > 1 and len(tensor) == 1 else index
+    return f"[{', '.join(map(str, inside))}]" if tensor.numel() > 1 else ""
 
 
 def _shortened(values: list[float], count: int) -> str:

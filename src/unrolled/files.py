@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         OSError: the file can't be read.
         ValueError: another kind of file, a damaged one, or one that holds code.
     """
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
+    kind = path.suffix.lower()
+    if kind not in (".safetensors", ".pt", ".pth"):
         raise ValueError(
             f"{path}: expected weights as .safetensors, .pt or .pth, got {path.suffix or path.name!r}"
         )
-    with path.open("rb"):  # a missing or forbidden file is told before any format is
-        pass
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:  # a missing or forbidden file is told before any format is
+        pickled = file.read(4).startswith((b"\x80", b"PK\x03\x04"))  # as it is, or in a zip archive
+    if kind == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: damaged, cut short or no safetensors file ({error})") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load's, of files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
@@ -46,8 +50,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path}: refused, since reading it would run code ({code[1]}): save model.state_dict() "
                 "in place of the model"
             ) from None
+        if pickled and "Unsupported operand" in str(error):
+            # of a newer protocol than torch.save's, in which what would be run can't be told
+            raise ValueError(
+                f"{path}: refused, a pickle in which reading may run code: save model.state_dict() with "
+                "torch.save and its own pickle protocol"
+            ) from None
         raise ValueError(f"{path}: damaged, or no checkpoint of torch.save") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file can fail in any way
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path}: refused, a TorchScript program and not weights: save module.state_dict()"
+            ) from None
         first = str(error).strip().splitlines() or ["nothing in it"]
         raise ValueError(f"{path}: damaged, cut short or no checkpoint of torch.save ({first[0]})") from None
     return dict(_tensors(content))
@@ -62,14 +76,15 @@ def read_input(path: Path) -> Tensor:
         OSError: the file can't be read.
         ValueError: another kind of file, or one that holds no such sequence, with line and column.
     """
-    if path.suffix == ".csv":
+    kind = path.suffix.lower()
+    if kind == ".csv":
         return torch.tensor(_read_csv(path), dtype=torch.float64)
-    if path.suffix != ".npy":
+    if kind != ".npy":
         raise ValueError(f"{path}: expected the input as .csv or .npy, got {path.suffix or path.name!r}")
     with path.open("rb") as file:
         try:
             array = numpy.load(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header can fail in any way
             raise ValueError(f"{path}: damaged, cut short or no array of numbers ({error})") from None
     if not isinstance(array, numpy.ndarray) or array.dtype.kind not in "fiub":
         raise ValueError(
@@ -109,7 +124,7 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return True
+    return "_" not in field  # which Python's numbers may hold, and no other program's
 
 
 def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import numbers
 import warnings
@@ -15,11 +16,12 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import engines
-from unrolled.cell import Cell
+from unrolled.cell import Cell, whole
 from unrolled.sequence import InputError, Sequence
 
 State = Tensor | tuple[Tensor, ...]
-Run = Callable[[Cell, Tensor, tuple[Tensor, ...], list[int] | None, bool], tuple[Tensor, tuple[Tensor, ...]]]
+States = tuple[Tensor, ...]
+Run = Callable[[list[Cell], Tensor, list[States | None], list[int] | None], list[tuple[Tensor, States]]]
 
 
 class CellModule(nn.Module):
@@ -55,8 +57,12 @@ class CellModule(nn.Module):
                 params[name].fill(getattr(self, name + suffix), cell.hidden)
 
     def _bind(self, suffix: str) -> Cell:
-        cell = self._cells[suffix]
-        bound = cell.bind({name: getattr(self, name + suffix) for name in cell.shapes()})
+        cell, held = self._cells[suffix], self._parameters
+        tensors = {}
+        for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
+            found = held.get(name + suffix)
+            tensors[name] = getattr(self, name + suffix) if found is None else found
+        bound = cell.bind(tensors)
         bound.training = self.training
         return bound
 
@@ -78,19 +84,45 @@ class CellModule(nn.Module):
 
     def _check(self, what: str, tensor: Tensor) -> None:
         """Raise where a tensor's dtype or device is not that of the parameters."""
-        weight = next(self.parameters(), None)
-        if weight is None:
+        weight = next(iter(self._parameters.values()), None)
+        if weight is None and (weight := next(self.parameters(), None)) is None:
             return
+        if tensor.dtype == weight.dtype and tensor.device == weight.device:
+            return
+        what = f"{self._label} {what}"
         if tensor.device != weight.device:
             raise InputError(
                 f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
                 f"one with .to({str(weight.device)!r})"
             )
-        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        number = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.dtype != weight.dtype and not (number and torch.is_autocast_enabled(weight.device.type)):
+            noun = "input" if what.endswith("input") else "state"
             raise InputError(
                 f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({tensor.dtype})"
+                f"Convert {noun}: {noun}.to({weight.dtype})"
+                + (f", or convert model: model.to({tensor.dtype})" if number else "")
             )
+
+    def _run(
+        self, run: Run, suffixes: list[str], steps: Tensor, starts: list[States | None], sizes: Any
+    ) -> list[tuple[Tensor, States]]:
+        """Run the cells of these suffixes; what goes wrong in a step is told by its cause."""
+        cells = [self._bind(suffix) for suffix in suffixes]
+        try:
+            return run(cells, steps, starts, sizes)
+        except RuntimeError as error:
+            kinds: dict[tuple[Any, Any], str] = {}
+            for cell, suffix in zip(cells, suffixes, strict=True):
+                for name in cell.shapes():
+                    held = getattr(cell, name)
+                    kinds.setdefault((held.dtype, held.device), name + suffix)
+            if len(kinds) <= 1:
+                raise
+            named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            raise InputError(
+                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
+            ) from error
 
 
 class Recurrent(CellModule):
@@ -114,6 +146,9 @@ class Recurrent(CellModule):
     Raises:
         TypeError, ValueError: an argument or option that can't be used, named.
     """
+
+    _stack: list[list[str]]  # the suffixes of each layer's cells: forward, then backward
+    _frozen: Callable[[Any, Any], tuple[Any, Any] | None] | None = None  # see unrolled.frozen
 
     cell: type[Cell]
     input_size: int
@@ -149,10 +184,7 @@ class Recurrent(CellModule):
         for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-        if not isinstance(num_layers, int) or isinstance(num_layers, bool):
-            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
-        if num_layers <= 0:
-            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        num_layers = whole("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
@@ -168,16 +200,20 @@ class Recurrent(CellModule):
                 made = cells[f"_l{k}{direction}"] = cell(features, hidden_size, bias=bias, **cell_options)
             features = len(directions) * next(iter(made.state_sizes().values()))
         super().__init__(cells, device, dtype)
+        suffixes = list(cells)
+        self._stack = [suffixes[k : k + len(directions)] for k in range(0, len(cells), len(directions))]
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = self._first.input
+        self.hidden_size = self._first.hidden
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
 
-    def forward(self, x: Tensor | PackedSequence, state: State | None = None) -> tuple[Any, Any]:
+    def forward(
+        self, x: Tensor | PackedSequence, state: State | None = None, *, checkpoint: int | None = None
+    ) -> tuple[Any, Any]:
         """Run the layer.
 
         Args:
@@ -185,6 +221,9 @@ class Recurrent(CellModule):
                 ``torch.nn.utils.rnn.PackedSequence``.
             state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
                 where the cell keeps several. None: zeros.
+            checkpoint: for long sequences in training: keep no more for the backward than the states
+                between segments of so many time steps, and compute each segment anew. Not for packed
+                sequences.
 
         Returns:
             The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
@@ -193,34 +232,40 @@ class Recurrent(CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        return self.unroll(x, state, engines.run)
+        if self._frozen is not None and (done := self._frozen(x, state)) is not None:
+            return done
+        if checkpoint is None:
+            return self.unroll(x, state, engines.run)
+        _check_checkpoint(checkpoint, x, self._label)
+        return self.unroll(x, state, functools.partial(engines.run, checkpoint=checkpoint))
 
     def unroll(
         self, x: Tensor | PackedSequence, state: State | None, run: Run
     ) -> tuple[Tensor | PackedSequence, State]:
-        """:meth:`forward` with ``run`` in the place of the engine, once a layer and direction."""
-        name = self._label
-        sequence = Sequence.of(x, self.batch_first, name)
-        self._check(f"{name} input", sequence.steps)
-        if sequence.steps.shape[-1] != self.input_size:
+        """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
+        sequence = Sequence.of(x, self.batch_first, self._label)
+        steps = sequence.steps
+        self._check("input", steps)
+        if steps.shape[-1] != self.input_size:
             raise InputError(
                 "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
+                f"Expected {self.input_size}, got {steps.shape[-1]}"
             )
-        initial = self._initial(state, sequence)
-        steps, final = sequence.steps, list[tuple[Tensor, ...]]()
-        for k in range(self.num_layers):
-            outputs = []
-            for reverse in (False, True)[: 1 + self.bidirectional]:
-                cell = self._bind(f"_l{k}_reverse" if reverse else f"_l{k}")
-                start = tuple(part[len(final)] for part in initial)
-                output, last = run(cell, steps, start, sequence.sizes, reverse)
-                outputs.append(output)
-                final.append(last)
-            steps = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if self.training and self.dropout > 0 and k + 1 < self.num_layers:
+        initial = None if state is None else self._initial(state, sequence)
+        final = list[States]()
+        for suffixes in self._stack:
+            if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)
-        states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
+            starts: list[States | None] = [None] * len(suffixes)
+            if initial is not None:
+                starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(suffixes))]
+            results = self._run(run, suffixes, steps, starts, sequence.sizes)
+            final += [last for _, last in results]
+            steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
+        if len(final) == 1:
+            states = tuple([sequence.state_out(part.unsqueeze(0)) for part in final[0]])
+        else:
+            states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
 
     def flatten_parameters(self) -> None:
@@ -249,13 +294,11 @@ class Recurrent(CellModule):
         defaults = self.cell.options()
         return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
 
-    def _initial(self, state: State | None, sequence: Sequence) -> tuple[Tensor, ...]:
+    def _initial(self, state: State, sequence: Sequence) -> States:
         count, batch = len(self._cells), sequence.batch
         expected = {
             state_name: (count, batch, size) for state_name, size in self._first.state_sizes().items()
         }
-        if state is None:
-            return tuple(sequence.steps.new_zeros(shape) for shape in expected.values())
         given = self._states(state, self._label)
         for (state_name, shape), part in zip(expected.items(), given, strict=True):
             wanted = shape if sequence.batched else (shape[0], shape[2])
@@ -271,8 +314,17 @@ class Recurrent(CellModule):
                 raise InputError(
                     f"Expected hidden size {wanted}, got {list(part.shape)} for the state {state_name}"
                 )
-            self._check(f"{self._label} state {state_name}", part)
+            self._check(f"state {state_name}", part)
         return tuple(sequence.state_in(part) for part in given)
+
+
+def _check_checkpoint(checkpoint: Any, x: object, layer: str) -> None:
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
+        raise TypeError(f"{layer}: checkpoint should be a number of time steps, got {checkpoint!r}")
+    if checkpoint < 1:
+        raise ValueError(f"{layer}: checkpoint should be at least one time step, got {checkpoint}")
+    if isinstance(x, PackedSequence):
+        raise ValueError(f"{layer}: checkpoint takes no packed sequence; give a padded one")
 
 
 def _constructors(layer: type[Recurrent]) -> int:
@@ -292,7 +344,8 @@ def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, An
         if name not in cell.options():
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise TypeError(f"{layer.__name__} of {cell.__name__} has no option {name!r}: {hint}")
+            of = f" of {cell.__name__}" if "cell" in inspect.signature(layer).parameters else ""
+            raise TypeError(f"{layer.__name__}{of} has no option {name!r}: {hint}")
 
 
 def _describe(value: object) -> str:

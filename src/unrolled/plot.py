@@ -198,6 +198,7 @@ def gates(trace: Trace | LayerTrace, names: Iterable[str] | None = None, batch: 
     """
     part, batch, length = _row(trace, batch)
     fit = [n for n in part.names if n in part.cell.state or part[n].shape[2:] == (part.cell.hidden,)]
+    fit = [n for n in fit if not part[n].is_complex()]
     chosen = fit if names is None else [names] if isinstance(names, str) else list(names)
     if not chosen:
         raise ValueError("names is empty: there is no quantity to draw")
@@ -321,6 +322,8 @@ def _text(values: Tensor) -> str:
 
 
 def _numpy(values: Tensor) -> Any:
+    if values.is_complex():
+        raise ValueError("a picture shows real numbers, not complex ones: give their parts names in the step")
     return values.detach().double().cpu().numpy()
 
 

@@ -30,7 +30,8 @@ def find_layers(
     Args:
         weights: tensors by dotted key.
         cells: what to look for beside the cells of torch.nn.
-        options: options of the cells that no shape tells, such as a nonlinearity.
+        options: options of the cells that no shape tells, such as a nonlinearity. A layer whose cell
+            can't have one of them, or whose shapes tell another value, is found without it.
 
     Raises:
         ValueError: keys of a recurrent layer whose shapes don't go together.
@@ -43,6 +44,13 @@ def find_layers(
                 found[prefix.rstrip(".")] = layer
                 break
     return found
+
+
+def parts_of_layers(weights: Mapping[str, Tensor], cells: Iterable[type[Cell]] = ()) -> list[str]:
+    """The keys that look like parts of a recurrent layer, for a file in which no whole one is found."""
+    names = {name for cell in (*cells, *(layer.cell_class for layer in LAYERS)) for name in cell.params()}
+    matches = ((key, _STACKED.fullmatch(key)) for key in weights)
+    return [key for key, match in matches if match and match["name"] in names]
 
 
 def _groups(weights: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
@@ -67,8 +75,9 @@ def _match(
     elif set(parts) != {""}:
         return None
     first = next(iter(parts.values())) if "" in parts else parts["_l0"]
-    known = {name: value for name, value in options.items() if name in cell.options()}
-    made = _solve(cell, {name: tuple(tensor.shape) for name, tensor in first.items()}, known)
+    known = {name: value for name, value in options.items() if takes(cell, name, value)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in first.items()}
+    made = _solve(cell, shapes, known) or (_solve(cell, shapes, {}) if known else None)
     if made is None:
         return None
     suffixes = [suffix or "_l0" for suffix in parts]
@@ -130,6 +139,15 @@ def _solve(cell: type[Cell], shapes: dict[str, tuple[int, ...]], options: dict[s
             if _shapes_of(cell, size, hidden, arguments) == shapes:
                 return cell(size, hidden, **arguments)
     return None
+
+
+def takes(cell: type[Cell], name: str, value: Any) -> bool:
+    """Whether a cell has an option and can have this value for it."""
+    try:
+        cell.check_options({name: value})
+    except (TypeError, ValueError):
+        return False
+    return name in cell.options()
 
 
 def _shapes_of(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import cProfile
 import dis
 import inspect
 import sys
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -65,25 +67,41 @@ def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str
     ]
     found: dict[str, Tensor] = {}
 
-    def at_return(frame: Any, event: str, argument: Any) -> None:
-        if event == "return" and frame.f_code in codes:
+    def at_return(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code not in codes:
+            return None
+        if event == "return":
             local = frame.f_locals
             names = [name for name in _assigned(frame.f_code) if isinstance(local.get(name), Tensor)]
             found.update({name: local[name] for name in names})
+        return at_return
 
-    previous = sys.getprofile()
-    sys.setprofile(at_return)
-    try:
+    with _watched(at_return):
         new = cell.step(x, *state)
-    finally:
-        if isinstance(previous, cProfile.Profile):  # before Python 3.12 it has a switch of its own
-            previous.enable()
-        else:
-            sys.setprofile(previous)
     returned = new if isinstance(new, tuple) else (new,)
     if len(returned) == len(tuple(cell.state)):
         found.update(zip(cell.state, returned, strict=True))
     return new, {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+@contextlib.contextmanager
+def _watched(at_return: Any) -> Iterator[None]:
+    """Call a function where functions return; who watches already, watches on afterwards."""
+    previous = sys.getprofile()
+    if previous is None or callable(previous) or isinstance(previous, cProfile.Profile):
+        sys.setprofile(at_return)
+    else:  # one in C that Python code can't put back, such as torch.profiler's
+        tracer = sys.gettrace()
+        sys.settrace(at_return)
+    try:
+        yield
+    finally:
+        if isinstance(previous, cProfile.Profile):  # before Python 3.12 it has a switch of its own
+            previous.enable()
+        elif previous is None or callable(previous):
+            sys.setprofile(previous)
+        else:
+            sys.settrace(tracer)
 
 
 def _assigned(code: CodeType) -> list[str]:

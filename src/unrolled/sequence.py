@@ -13,7 +13,7 @@ class InputError(ValueError, RuntimeError):
     """A tensor that doesn't fit the layer: a ValueError, and a RuntimeError as torch.nn raises."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sequence:
     """A batch of sequences, time first, longest row first where lengths differ.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,8 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
 def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
     """The same as plain data: numbers, strings, lists and dictionaries.
 
+    What JSON has no number for is text: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``, ``"1+2j"``.
+
     Args:
         trace: its first row is taken.
         steps: the time steps; None: all of them.
@@ -100,26 +103,39 @@ def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
         "layer": repr(trace.module),
         "cell": trace.recurrent.cell.__name__,
         "equations": equations(trace.recurrent.cell),
-        "parameters": {name: value.tolist() for name, value in trace.recurrent.state_dict().items()},
-        "input": trace.layers[0].input[:length, 0].tolist(),
+        "parameters": {name: _plain(value) for name, value in trace.recurrent.state_dict().items()},
+        "input": _plain(trace.layers[0].input[:length, 0]),
         "steps": [
             {
                 "layer": part.layer,
                 "direction": part.direction,
                 "step": step,
-                "quantities": {name: part[name][step, 0].tolist() for name in part.names},
+                "quantities": {name: _plain(part[name][step, 0]) for name in part.names},
                 "explanations": {name: part.explain(name, step, 0) for name in part.names},
             }
             for part in trace.layers
             for step in chosen
         ],
-        "output": trace.output.tolist(),
+        "output": _plain(trace.output),
         "final_state": {
-            name: value.tolist() for name, value in zip(trace.recurrent.cell.state, final, strict=True)
+            name: _plain(value) for name, value in zip(trace.recurrent.cell.state, final, strict=True)
         },
         "torch": f"torch.nn.{twin.torch_class.__name__}" if twin else None,
-        "largest_difference_from_torch": trace.check() if twin else None,
+        "largest_difference_from_torch": _plain(trace.check()) if twin else None,
     }
+
+
+def _plain(value: Any) -> Any:
+    """A tensor's numbers as lists, in what JSON can say."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, complex):
+        return str(value).strip("()")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def found(console: Console, layers: dict[str, Recurrent]) -> None:

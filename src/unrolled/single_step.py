@@ -41,8 +41,8 @@ class SingleStep(CellModule):
             if name not in made.shapes():
                 self.register_parameter(name, None)
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = made.input
+        self.hidden_size = made.hidden
         self.bias = bias
 
     def forward(self, x: Tensor, state: State | None = None) -> Any:
@@ -59,19 +59,19 @@ class SingleStep(CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        name, cell = self._label, self._bind("")
+        name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
         if x.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-        self._check(f"{name} input", x)
+        self._check("input", x)
         if x.shape[-1] != self.input_size:
             raise InputError(
                 f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}"
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial(state, rows, batched=x.dim() == 2)
-        _, final = engines.run(cell, rows.unsqueeze(0), initial, None, False)
+        [(_, final)] = self._run(engines.run, [""], rows.unsqueeze(0), [initial], None)
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 
@@ -84,10 +84,10 @@ class SingleStep(CellModule):
         parts += [f"{name}={chosen[name]}" for name in options if chosen[name] != options[name]]
         return ", ".join(parts)
 
-    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...]:
-        name, sizes = self._label, self._first.state_sizes()
+    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:
-            return tuple(rows.new_zeros(len(rows), size) for size in sizes.values())
+            return None
+        name, sizes = self._label, self._first.state_sizes()
         given = self._states(state, name)
         for index, (part, size) in enumerate(zip(given, sizes.values(), strict=True)):
             which = f"hx[{index}]" if len(given) > 1 else "hidden"
@@ -97,7 +97,7 @@ class SingleStep(CellModule):
                 raise InputError(
                     f"{name}: Expected {which} to be {1 + batched}D as the input is, got {part.dim()}D"
                 )
-            self._check(f"{name} {which}", part)
+            self._check(which, part)
             if part.shape[-1] != size:
                 raise InputError(
                     f"hidden{index} has inconsistent hidden_size: got {part.shape[-1]}, expected {size}"

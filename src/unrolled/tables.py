@@ -102,6 +102,7 @@ def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: 
         flat = whole.flatten(2) if whole.dim() > 2 else whole.unsqueeze(-1)
         step, row, unit = torch.meshgrid(*map(torch.arange, flat.shape), indexing="ij")
         inside = step < lengths[row]
+        flat = flat.cpu().to(torch.complex128 if flat.is_complex() else torch.float64)
         frames.append(
             pandas.DataFrame(
                 {
@@ -111,7 +112,7 @@ def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: 
                     "batch": row[inside].numpy(),
                     "name": name,
                     "unit": unit[inside].numpy(),
-                    "value": flat.double().cpu()[inside].numpy(),
+                    "value": flat[inside].numpy(),
                 }
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import convert, engines
 from unrolled.cell import Cell
-from unrolled.explain import Recording
+from unrolled.explain import Recording, number
 from unrolled.layers import Recurrent, State
 from unrolled.recording import StepRecorder, cuda_devices, run_with_names
 from unrolled.sequence import Sequence as Steps
@@ -74,12 +75,13 @@ class LayerTrace:
 
         ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` is the sum behind
         ``trace["input_sum"][0, 0, 0]``: weights times inputs, and the bias. Quantities that have a
-        name of their own stand as their numbers.
+        name of their own stand as their numbers. The step is run again for the row alone; a number
+        that it doesn't give again, being random or made from several rows, stands for itself.
 
         Args:
             name: of the quantity.
             step: the time step, from 0; negative counts from the end of the row.
-            unit: which of the quantity's features, from 0.
+            unit: which of the quantity's features, from 0; those of several axes are counted in a row.
             batch: which row.
             terms: a longer sum shows its largest terms, this many, and what the others add up to.
 
@@ -93,16 +95,20 @@ class LayerTrace:
         step = position("time step", step, int(self.lengths[batch]))
         if name not in self.values:
             raise ValueError(f"{name} is the input: no arithmetic stands behind it")
-        if values.dim() != 3:
-            raise IndexError(
-                f"{name} has the shape {tuple(values.shape)}: only (time, batch, size) is explained"
-            )
-        unit = position("unit", unit, values.shape[2])
+        there = values[step, batch].flatten()
+        unit = position("unit", unit, len(there))
         state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
         recording = Recording()
-        with torch.no_grad(), torch.random.fork_rng([]), recording:
-            _, named = run_with_names(self.cell, self.input[step, batch].unsqueeze(0), *state)
-        return recording.explain(named[name], 0, unit, named, terms)
+        x = self.input[step, batch].unsqueeze(0)
+        # outside inference mode, so that torch counts what the step changes in place
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
+            with recording:
+                _, named = run_with_names(self.cell, x, *state)
+            again, value = named.get(name), number(there[unit].item())
+            if again is None or not _same(again.flatten(), there, unit):
+                return f"{value} = {value}"
+            index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(unit), again.shape))
+            return f"{recording.explain(again, index, named, terms)} = {value}"
 
     def table(
         self,
@@ -128,7 +134,7 @@ class LayerTrace:
         chosen = None if steps is None else [position("time step", step, length) for step in steps]
         quantities = {"x": self.input} if names is None else {}
         quantities |= {name: self[name] for name in (self.names if names is None else names)}
-        rows = {name: values[:length, batch].flatten(1) for name, values in quantities.items()}
+        rows = {name: values[:length, batch].reshape(length, -1) for name, values in quantities.items()}
         return StepTable(rows, chosen, units, title=f"layer {self.layer}, {self.direction}")
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -233,7 +239,8 @@ class Trace:
             for name in part.cell.shapes()
         }
         twin = convert.to_torch(self.recurrent, weights)
-        with torch.no_grad(), torch.random.fork_rng([]), warnings.catch_warnings():
+        devices = cuda_devices(self.input)
+        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
             torch.set_rng_state(self._random_state)
             theirs = twin(self.input, self._state)
@@ -254,39 +261,51 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         state: the initial state, as the module takes it.
 
     Raises:
-        TypeError: the module is no recurrent layer.
+        TypeError: the module is no recurrent layer, or overrides the forward of one.
         ValueError: an input or state that doesn't fit the module.
     """
-    recurrent = module if isinstance(module, Recurrent) else convert.from_torch(module)
+    recurrent = convert.recurrent(module)
     parts: list[LayerTrace] = []
     with torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
         random_state = torch.get_rng_state()
         call = (_copy(x), _copy(state))
         steps = Steps.of(call[0], recurrent.batch_first, type(module).__name__)
 
-        def run(cell: Cell, rows: Tensor, start: tuple[Tensor, ...], sizes: Any, reverse: bool) -> Any:
+        def record(cell: Cell, rows: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
             recorder = StepRecorder(cell)
+            start = engines.reference.zeros(cell, rows, sizes) if start is None else start
             result = engines.reference.run(recorder.cell, rows, start, sizes, reverse)
-            initial = {
-                name: steps.to_user_order(part, 0).clone()
-                for name, part in zip(cell.state, start, strict=True)
-            }
-            directions = 1 + recurrent.bidirectional
             parts.append(
                 LayerTrace(
                     cell=cell.bind({name: getattr(cell, name).detach().clone() for name in cell.shapes()}),
-                    layer=len(parts) // directions,
-                    direction=DIRECTIONS[len(parts) % directions],
+                    layer=len(parts) // (1 + recurrent.bidirectional),
+                    direction=DIRECTIONS[reverse],
                     input=steps.padded(rows).clone(),
-                    initial_state=initial,
+                    initial_state={
+                        name: steps.to_user_order(part, 0).clone()
+                        for name, part in zip(cell.state, start, strict=True)
+                    },
                     values=recorder.values(steps, reverse),
                     lengths=steps.lengths,
                 )
             )
             return result
 
+        def run(cells: list[Cell], rows: Tensor, starts: list[Any], sizes: Any) -> Any:
+            directions = zip(cells, starts, (False, True), strict=False)
+            return [record(cell, rows, start, sizes, reverse) for cell, start, reverse in directions]
+
         result = recurrent.unroll(*call, run)
     return Trace(module, recurrent, parts, call, result, random_state)
+
+
+def _same(again: Tensor, there: Tensor, unit: int) -> bool:
+    """Whether a step run again gives the same number but for rounding."""
+    if again.shape != there.shape or not (there.is_floating_point() or there.is_complex()):
+        return torch.equal(again, there)
+    rounding = torch.finfo(there.dtype).eps ** 0.5
+    scale = there.abs().nan_to_num(0, 0, 0).max() * rounding
+    return torch.allclose(again[unit].to(there.dtype), there[unit], rounding, float(scale), equal_nan=True)
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
@@ -298,11 +317,15 @@ def _differences(a: Tensor, b: Tensor) -> Tensor:
 
 def position(what: str, index: int, size: int) -> int:
     """An index counted from 0; negative ones count from the end. Raises where there is no such one."""
-    if not isinstance(index, int) or isinstance(index, bool):
+    try:
+        whole = operator.index(index)  # of NumPy and torch too, such as what argmax gives
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(index, bool):
         raise TypeError(f"the {what} should be a whole number, got {index!r}")
-    if not -size <= index < size:
-        raise IndexError(f"there is no {what} {index}: there are {size}, counted from 0")
-    return index % size
+    if not -size <= whole < size:
+        raise IndexError(f"there is no {what} {whole}: there are {size}, counted from 0")
+    return whole % size
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -18,7 +18,7 @@ from unrolled.bench import apart, picture, report, results
 from unrolled.bench.grid import CELLS, MODES, STANDARD, Row, rows
 from unrolled.bench.limits import Limits
 from unrolled.bench.measure import measure
-from unrolled.bench.peers import OURS, PEERS, TORCH, chosen
+from unrolled.bench.peers import CHECKPOINT, OURS, OWN, PEERS, TORCH, chosen
 
 Task = tuple[str, Callable[[], None]]
 
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         parser.add_argument(f"--{name}", type=_numbers, metavar="LIST", help=f"{what}, such as 1,32")
     parser.add_argument("--mode", choices=MODES, help="only this one")
     parser.add_argument("--seconds", type=_positive, metavar="S", help="of timing for each row and runtime")
-    known = [name for name in PEERS if name not in (OURS, TORCH)]
+    known = [name for name in PEERS if name not in OWN]
     parser.add_argument("--peers", type=_list, metavar="LIST", help=f"{', '.join(known)}, or none")
     parser.add_argument("--threads", type=_number, metavar="N", help="for all (default: torch's number)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results, row by row")
@@ -139,7 +139,7 @@ def _memory(options: argparse.Namespace, planned: list[Row], into: list[dict[str
     def task(cell: str) -> None:
         row = Row(cell, batch, _LONG, hidden, "training")
         entry: dict[str, Any] = {"cell": cell, "batch": batch, "time": _LONG, "hidden": hidden}
-        for name in (OURS, TORCH):
+        for name in (OURS, CHECKPOINT, TORCH):
             try:
                 entry[f"{name}_bytes"] = apart.peak_memory(row, name)
             except RuntimeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from unrolled.bench.grid import Row
 from unrolled.bench.limits import Limits
-from unrolled.bench.peers import OURS, TORCH, Peer, quietly
+from unrolled.bench.peers import FROZEN, OURS, TORCH, Peer, quietly
 from unrolled.bench.timing import interleave
 from unrolled.bench.work import TOLERANCE, Call, Work, difference
 
@@ -28,27 +28,29 @@ def measure(row: Row, peers: Mapping[str, Peer], seconds: float, limits: Limits)
         The row's sizes; ``runtimes``: for each its median ``seconds``, ``quartiles``, ``calls`` and
         ``difference`` from torch, or its ``trouble`` in words; ``ratio_to_torch``, ``best_other`` and
         ``ratio_to_best_other``: how many times as long as ours they take, None where one was not
-        timed; ``limit_seconds``, ``limit`` and ``share_of_limit``.
+        timed; ``limit_seconds``, ``limit`` and ``share_of_limit``. In inference the other runtimes and
+        the limit are set beside our layer with its weights frozen: they have been given theirs before.
     """
     found: dict[str, dict[str, Any]] = {}
     calls = _checked(row, peers, found)
     for name, timing in quietly(lambda: interleave(calls, seconds)).items():
         found[name] |= asdict(timing)
     took = {name: entry["seconds"] for name, entry in found.items() if "seconds" in entry}
-    others = {name: value for name, value in took.items() if name not in (OURS, TORCH)}
+    others = {name: value for name, value in took.items() if name not in (OURS, FROZEN, TORCH)}
     best = min(others, key=others.__getitem__, default=None)
     floor, why = limits.of(row)
     ours = took.get(OURS)
+    alike = took.get(FROZEN, ours)  # in inference the others have been given their weights before, too
     return {
         **asdict(row),
         "input": row.input,
         "runtimes": found,
         "ratio_to_torch": took[TORCH] / ours if ours and TORCH in took else None,
         "best_other": best,
-        "ratio_to_best_other": others[best] / ours if ours and best else None,
+        "ratio_to_best_other": others[best] / alike if alike and best else None,
         "limit_seconds": floor,
         "limit": why,
-        "share_of_limit": floor / ours if ours else None,
+        "share_of_limit": floor / alike if alike else None,
     }
 
 

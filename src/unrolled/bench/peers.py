@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from unrolled.bench import graphs, scans
 from unrolled.bench.grid import CELLS, Row
 from unrolled.bench.work import Call, Loop, Step, Work
 
-OURS, TORCH = "unrolled", "torch"
+OURS, FROZEN, CHECKPOINT, TORCH = "unrolled", "frozen", "checkpoint", "torch"
+OWN = (OURS, FROZEN, CHECKPOINT, TORCH)  # always there: not for a user to choose
 _UNROLLED_STEPS = 100  # the longest loop that torch.compile is given: it unrolls, minutes beyond
 
 
@@ -47,6 +50,19 @@ class Peer:
 def _ours(work: Work) -> Call:
     unrolled.engine("native")  # from here on, so that a call of microseconds doesn't choose it anew
     return work.call(work.ours, work.ours.parameters())
+
+
+def _frozen(work: Work) -> Call:
+    unrolled.engine("native")
+    layer = copy.deepcopy(work.ours)
+    unrolled.frozen(layer).__enter__()  # for as long as the call is used
+    return work.call(layer, ())
+
+
+def _checkpoint(work: Work) -> Call:
+    unrolled.engine("native")
+    length = max(1, math.isqrt(work.row.time))
+    return work.call(functools.partial(work.ours, checkpoint=length), work.ours.parameters())
 
 
 def _torch(work: Work) -> Call:
@@ -142,6 +158,8 @@ def _keeps_two_states(row: Row) -> str | None:
 
 PEERS: dict[str, Peer] = {
     OURS: Peer(_ours),
+    FROZEN: Peer(_frozen, lambda row: "inference only" if row.mode == "training" else None),
+    CHECKPOINT: Peer(_checkpoint, lambda row: "for memory only"),
     TORCH: Peer(_torch),
     "compile": Peer(_compile, _short, quick=False),
     "compile-step": Peer(_compile_step, _custom, quick=False),
@@ -154,7 +172,7 @@ PEERS: dict[str, Peer] = {
 
 
 def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], list[str]]:
-    """The runtimes to time, ours and torch first, and the packages that others would need.
+    """The runtimes to time, ours, frozen too, and torch first, and the packages that others would need.
 
     Args:
         names: of the runtimes; None: all that are installed.
@@ -163,7 +181,7 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
     Raises:
         ValueError: a runtime that is named is not known or not installed.
     """
-    known = [name for name in PEERS if name not in (OURS, TORCH)]
+    known = [name for name in PEERS if name not in OWN]
     for name in names or ():
         if name not in known:
             raise ValueError(f"--peers: there is no runtime {name!r}: there are {', '.join(known)}")
@@ -173,7 +191,7 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
         name for name in known if (names is None and (full or PEERS[name].quick)) or name in (names or ())
     ]
     missing = dict.fromkeys(package for name in wanted for package in PEERS[name].missing())
-    found = [OURS, TORCH, *(name for name in wanted if not PEERS[name].missing())]
+    found = [OURS, FROZEN, TORCH, *(name for name in wanted if not PEERS[name].missing())]
     return {name: PEERS[name] for name in found}, list(missing)
 
 

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from unrolled.bench.grid import MODES
-from unrolled.bench.peers import INSTALL, OURS, TORCH
+from unrolled.bench.peers import CHECKPOINT, FROZEN, INSTALL, OURS, TORCH
 
 _MIB = 2**20
 _CAPTION = (
     "Medians of a call on a batch of B sequences, T time steps, H hidden units. × torch, × best: how many "
     "times as long as ours torch and the best other runtime take; for a custom cell torch is a Python "
-    "loop. limit: the share of what the machine allows that ours reaches.\n"
+    "loop. limit: the share of what the machine allows that ours reaches. frozen: ours inside "
+    "unrolled.frozen; the other runtimes take the weights before the call, so × best and limit are of that.\n"
 )
 
 
@@ -69,7 +70,8 @@ def troubles(rows: list[dict[str, Any]]) -> list[str]:
 def _rows(document: dict[str, Any], mode: str) -> Table:
     table = _table(mode.capitalize())
     table.add_column("cell", no_wrap=True)
-    for heading in ("B×T×H", "ours", "torch", "best other", "", "× torch", "× best", "limit"):
+    frozen = [FROZEN] if mode == "inference" else []
+    for heading in ("B×T×H", "ours", *frozen, "torch", "best other", "", "×torch", "×best", "limit"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in document["rows"]:
         if row["mode"] != mode:
@@ -80,6 +82,7 @@ def _rows(document: dict[str, Any], mode: str) -> Table:
             row["cell"],
             "×".join(str(row[name]) for name in ("batch", "time", "hidden")),
             _time(took[OURS]),
+            *(_time(took.get(name)) for name in frozen),
             _time(took[TORCH]),
             best or "–",
             _time(took[best]) if best else "",
@@ -104,13 +107,13 @@ def _means(means: list[dict[str, Any]]) -> Table:
 
 def _memory(entries: list[dict[str, Any]]) -> Table:
     table = _table("Peak memory of a training step")
-    for heading in ("cell", "batch", "time", "hidden", "ours", "torch", "ours / torch"):
+    for heading in ("cell", "batch", "time", "hidden", "ours", "in segments", "torch", "ours / torch"):
         table.add_column(heading, justify="left" if heading == "cell" else "right")
     for entry in entries:
         ours, theirs = entry[f"{OURS}_bytes"], entry[f"{TORCH}_bytes"]
         ratio = f"{ours / theirs:.2f}" if ours and theirs else "–"
         sizes = [str(entry[name]) for name in ("cell", "batch", "time", "hidden")]
-        table.add_row(*sizes, _mib(ours), _mib(theirs), ratio)
+        table.add_row(*sizes, _mib(ours), _mib(entry.get(f"{CHECKPOINT}_bytes")), _mib(theirs), ratio)
     return table
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
+import functools
+from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cell import Cell
-from unrolled.engines import native, reference
+from unrolled.engines import log, native, reference
 
-__all__ = ["engine", "reference", "run"]
+__all__ = ["chosen", "engine", "reference", "run", "which"]
+
+States = tuple[Tensor, ...]
 
 _NAMES = ("auto", "native", "reference")
 _chosen: ContextVar[str] = ContextVar("engine", default="reference")
-_announced: set[str] = set()
-_log = logging.getLogger("unrolled.engine")
-if "engine" in os.environ.get("UNROLLED_LOG", "").split(","):
-    _log.addHandler(logging.StreamHandler())
-    _log.setLevel(logging.INFO)
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
@@ -61,60 +57,128 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
         _chosen.set(self._before)
 
 
+def chosen() -> str:
+    """The engine that is chosen: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _chosen.get()
+
+
 def run(
-    cell: Cell,
+    cells: Sequence[Cell],
     x: Tensor,
-    state: tuple[Tensor, ...],
+    states: Sequence[States | None],
     sizes: list[int] | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a bound cell over a sequence on the engine that fits; see :func:`reference.run`.
+    checkpoint: int | None = None,
+) -> list[tuple[Tensor, States]]:
+    """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
+
+    Args:
+        cells: the first runs from the first time step to the last, a second one back.
+        x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
+        states: the initial states of each cell, each ``(batch, size)``; None: zeros.
+        sizes: how many rows have a step at each time, never growing; None: all of them.
+        checkpoint: keep no more for the backward than the states between segments of so many steps, and
+            run each segment forward anew; None: keep what the backward reads. Not with ``sizes``.
+
+    Returns:
+        For each cell the first state after every step, laid out as ``x``, and each row's final states.
 
     Raises:
         RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
     """
     choice = _chosen.get()
     if choice == "reference":
-        return reference.run(cell, x, state, sizes, reverse)
-    why, surprising = _obstacle(cell, x, state), False
+        log.engine.info("%s: reference engine (it is chosen)", type(cells[0]).__name__)
+        return _by_reference(cells, x, states, sizes, checkpoint)
+    why, surprising, of_the_step = _obstacle(cells, x, states), False, True
+    name = type(cells[0]).__name__
     if why is None:
         try:
-            compiled = native.compiled(cell, x.dtype)
-            _log.info("%s: native engine", type(cell).__name__)
-            return native.run(compiled, cell, x, state, sizes, reverse)
+            result = native.run(cells, x, states, sizes, checkpoint)
+            log.engine.info("%s: native engine (%s is chosen, nothing is in its way)", name, choice)
+            return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
-            why, surprising = str(error), True
+            why, surprising, of_the_step = str(error), True, isinstance(error, native.UnsupportedError)
     if choice == "native":
-        raise RuntimeError(f"{type(cell).__name__} can't run on the native engine: {why}")
-    _log.info("%s: reference engine (%s)", type(cell).__name__, why)
-    result = reference.run(cell, x, state, sizes, reverse)
+        raise RuntimeError(f"{name} can't run on the native engine: {why}")
+    log.engine.info("%s: reference engine (%s)", name, why)
+    result = _by_reference(cells, x, states, sizes, checkpoint)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
-        _announce(f"{type(cell).__name__} runs on the reference engine, step by step: {why}")
+        what = f"{name} runs" if of_the_step else "recurrent layers run"
+        log.announce(f"{what} on the reference engine, step by step: {why}")
     return result
 
 
-def _obstacle(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> str | None:
+def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:
+    """Which engine ``"auto"`` gives a call to, and why; what the native one needs is compiled.
+
+    Args:
+        cell: with its parameters bound.
+        x: ``(time, batch, input)``.
+        state: the initial states, each ``(batch, size)``.
+        training: whether a gradient is wanted.
+
+    Returns:
+        ``"native"`` or ``"reference"``, and the reason in words.
+    """
+    why = _obstacle([cell], x, [state])
+    if why is None:
+        try:
+            compiled = native.compiled(cell, x.dtype)
+            if training:
+                compiled.prepare_training()
+            else:
+                compiled.inference  # noqa: B018  # compiled at its first use
+        except (native.UnsupportedError, native.NoCompilerError) as error:
+            why = str(error)
+    return ("native", "its step is compiled") if why is None else ("reference", why)
+
+
+def _by_reference(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | None,
+    checkpoint: int | None,
+) -> list[tuple[Tensor, States]]:
+    run = reference.run
+    if checkpoint is not None and torch.is_grad_enabled():
+        run = functools.partial(reference.run_in_segments, checkpoint)
+    return [
+        run(cell, x, state, sizes, reverse)
+        for cell, state, reverse in zip(cells, states, (False, True), strict=False)
+    ]
+
+
+def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
     """Why the native engine doesn't take a call, in words; None where it does."""
-    params = [getattr(cell, name) for name in cell.shapes()]
-    tensors: list[Any] = [x, *state, *params]
+    if (why := transformed()) is not None:
+        return why
+    dtype = x.dtype
+    if dtype not in native.DTYPES:
+        return f"it takes float32, float64 and bfloat16, not {dtype}"
+    tensors = [x]
+    for cell, state in zip(cells, states, strict=True):
+        held = cell.__dict__
+        tensors += [held[name] for name in cell.shapes()]
+        tensors += state or ()
+    for tensor in tensors:
+        if type(tensor) is not Parameter and type(tensor) is not Tensor:
+            return "its tensors are of a subclass of torch.Tensor"
+        if not tensor.is_cpu:
+            return "its tensors are not on the CPU"
+        if tensor.dtype != dtype:
+            return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
+    return None
+
+
+def transformed() -> str | None:
+    """Which transform of torch is active that the native engine leaves to the reference; None if none is."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return "the call is being compiled by torch"
     if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
         return "a torch transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
-        return "its tensors are of a subclass of torch.Tensor"
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return "its tensors are not on the CPU"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is active"
-    if x.dtype not in native.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
-        return f"it takes float32, float64 and bfloat16, not {x.dtype}"
     return None
-
-
-def _announce(message: str) -> None:
-    if message not in _announced:
-        _announced.add(message)
-        warnings.warn(message, stacklevel=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from unrolled.cell import Cell
 
@@ -11,7 +12,7 @@ from unrolled.cell import Cell
 def run(
     cell: Cell,
     x: Tensor,
-    state: tuple[Tensor, ...],
+    state: tuple[Tensor, ...] | None = None,
     sizes: list[int] | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -20,7 +21,7 @@ def run(
     Args:
         cell: with its parameters bound.
         x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
-        state: the initial states, each ``(batch, size)``.
+        state: the initial states, each ``(batch, size)``; None: zeros.
         sizes: how many rows have a step at each time, never growing; None: all of them.
         reverse: from the last time step to the first.
 
@@ -28,8 +29,12 @@ def run(
         The first state after every step, laid out as ``x``, and each row's final states.
 
     Raises:
-        TypeError, ValueError: the step returns something else than its states.
+        TypeError, ValueError: the step returns something else than its states, or changes them in place.
     """
+    state = zeros(cell, x, sizes) if state is None else state
+    state = tuple(map(_counted, state))
+    begun = _versions(x, *state)
+    given = state
     steps = x.unbind(0) if sizes is None else torch.split(x, sizes)
     outputs: list[Tensor] = [x] * len(steps)
     for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
@@ -43,7 +48,36 @@ def run(
         if rows < len(state[0]):
             new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
         state = new
+    if _versions(x, *given) != begun:
+        raise ValueError(
+            f"{type(cell).__name__}.step changes its input or state in place, which earlier steps still "
+            "hold: write h = h * f in the place of h *= f"
+        )
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
+
+
+def run_in_segments(
+    length: int,
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...] | None,
+    sizes: None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`run`, keeping for the backward no more than the states between segments of so many steps."""
+    state = zeros(cell, x) if state is None else state
+    outputs: list[Tensor] = []
+    parts = torch.split(x, length)
+    for part in reversed(parts) if reverse else parts:
+        output, state = checkpoint(run, cell, part, state, None, reverse, use_reentrant=False)
+        outputs.append(output)
+    return torch.cat(outputs[::-1] if reverse else outputs), state
+
+
+def zeros(cell: Cell, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
+    """Initial states of zeros for a sequence, as :func:`run` takes it."""
+    rows = x.shape[1] if sizes is None else sizes[0]
+    return tuple(x.new_zeros(rows, size) for size in cell.state_sizes().values())
 
 
 def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
@@ -59,3 +93,18 @@ def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> 
             raise ValueError(
                 f"{step} returned {name} of shape {tuple(after.shape)}, expected {tuple(before.shape)}"
             )
+
+
+def _counted(state: Tensor) -> Tensor:
+    """The state, as a tensor of which torch counts the changes in place, in inference mode too."""
+    if torch.compiler.is_compiling() or not state.is_inference():
+        return state
+    with torch.inference_mode(False):
+        return state.clone()
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each tensor was changed in place; nothing where torch doesn't count or is compiling."""
+    if torch.compiler.is_compiling():
+        return []
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -1,22 +1,28 @@
 """The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
 
-``graph`` captures and splits the step, ``emit`` writes C++, ``build`` compiles and caches it, ``run``
-calls it.
+``graph`` captures and splits the step, ``emit`` writes C++, ``build`` has it compiled (``compiler``), kept
+(``cache``) or taken from a folder that was compiled ahead of time (``ahead``, ``shipped``). ``loop`` calls
+it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiable, ``lanes`` takes a call.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unrolled.cell import Cell
+from unrolled.engines.native import lanes, products
 from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.program import UnsupportedError
-from unrolled.engines.native.run import DTYPES, Compiled, run
+from unrolled.engines.native.route import Weights
+from unrolled.engines.native.step import DTYPES, Compiled
 from unrolled.engines.native.trial import own_values
 
 __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compiled", "run"]
@@ -40,6 +46,7 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
     if found is None:
         with _lock:
             if key not in _known:
+                products.start(dtype)  # while the step is captured
                 try:
                     made = _known[key] = Compiled(cell, dtype)
                     if made.captured.any_mode:
@@ -69,3 +76,50 @@ def _with_own_tensors(step: Compiled, cell: Cell, key: object) -> Compiled:
         made.captured = dataclasses.replace(step.captured, constants=constants)
         _variants[place] = made, versions, tensors
     return made
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that the child doesn't have may hold the other one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[tuple[Tensor, ...] | None],
+    sizes: list[int] | None,
+    checkpoint: int | None = None,
+) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Run bound cells over a sequence, the first one forward, a second one back; see :func:`engines.run`.
+
+    Raises:
+        UnsupportedError: a step holds what the compiler can't take.
+        NoCompilerError: there is no C++ compiler.
+    """
+    given = []
+    for cell, state, back in zip(cells, states, (False, True), strict=False):
+        held = cell.__dict__
+        params = [held[name] for name in cell.shapes()]
+        params = [param if param.is_contiguous() else param.contiguous() for param in params]
+        given.append(lanes.Lane(compiled(cell, x.dtype), cell, params, state, back))
+    return lanes.run(given, x, sizes, checkpoint)
+
+
+def weights(cell: Cell) -> Weights | None:
+    """The weights of a bound cell, to be packed once; None where its loop can't be called so."""
+    params = [cell.__dict__[name] for name in cell.shapes()]
+    if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
+        return None
+    dtype = params[0].dtype
+    if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):
+        return None
+    try:
+        step = compiled(cell, dtype)
+        plain = step.plain  # its loop is compiled here
+    except (UnsupportedError, NoCompilerError):
+        return None
+    return Weights(step, [param.contiguous() for param in params]) if plain is not None else None

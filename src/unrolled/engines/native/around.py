@@ -1,49 +1,184 @@
-"""What is computed around a loop: products of all time steps at once, and what parameters alone make."""
+"""What is computed around a loop: products and sums of all time steps at once, and what parameters make."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import array
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from unrolled.engines.native.layout import Before
 from unrolled.engines.native.products import products
 from unrolled.engines.native.program import ROWS
+from unrolled.engines.native.views import Place, places
+
+aten = torch.ops.aten
+
+Values = dict[fx.Node, Any]
+
+
+@dataclass
+class _Pending:
+    """Work that waits to be handed over together, and the tensors that it points into."""
+
+    numbers: list[int] = field(default_factory=list)
+    alive: list[Tensor] = field(default_factory=list)
+
+
+_Step = Callable[[Values, int, _Pending], None]
 
 
 class Around:
     """Nodes of a graph, to compute for any number of rows at once.
 
-    A node that reduces over the batch so reduces over all time steps as well.
+    A node that reduces over the batch so reduces over all time steps as well. Products and sums of
+    columns are handed to the compiled library together; what else there is, torch computes.
+
+    Args:
+        nodes: in order.
+        results: those of them, or of their inputs, that are wanted as tensors.
+        known: nodes whose values are given as they are, though they may be views of others.
+        dtype: of all of them.
     """
 
-    def __init__(self, nodes: list[fx.Node]) -> None:
-        self._steps = [(n, _function(n), _argument(n.args), _argument(n.kwargs)) for n in nodes]
+    def __init__(
+        self,
+        nodes: list[fx.Node],
+        results: Collection[fx.Node],
+        known: Collection[fx.Node],
+        dtype: torch.dtype,
+    ) -> None:
+        self._dtype = dtype
+        self._places = places([*nodes, *results], known)
+        self._results = [node for node in results if self._places[node].base is not node]
+        self._steps: list[_Step] = []
+        for node in nodes:
+            if self._places.get(node, Place(node, 0, (), ())).base is not node:
+                continue
+            if node.target is aten.mm.default:
+                self._steps.append(self._product(node))
+            elif node.target is aten.sum.dim_IntList and node.args[1] == [0] and len(node.args) == 2:
+                self._steps.append(self._sum(node))
+            else:
+                self._steps.append(self._by_torch(node))
 
-    def __call__(self, values: dict[fx.Node, Any], rows: int) -> None:
-        """Compute the nodes; ``values`` has their inputs and gets them."""
-        for node, function, args, kwargs in self._steps:
-            values[node] = function(*args(values, rows), **kwargs(values, rows))
+    def __call__(self, values: Values, rows: int) -> None:
+        """Compute the nodes; ``values`` has their inputs and gets them and the results."""
+        if not self._steps and not self._results:
+            return
+        pending = _Pending()
+        for step in self._steps:
+            step(values, rows, pending)
+        self._run(pending)
+        for node in self._results:
+            place = self._places[node]
+            values[node] = place.of(values[place.base], rows)
+
+    def _run(self, pending: _Pending) -> None:
+        if pending.numbers:
+            products(self._dtype).at_once(array.array("q", pending.numbers))
+            pending.numbers.clear()
+            pending.alive.clear()
+
+    def _product(self, node: fx.Node) -> _Step:
+        left, right = (self._places[operand] for operand in node.all_input_nodes[:2])
+        if len(node.all_input_nodes) == 1:
+            right = left
+        shape = tuple(node.meta["val"].shape)
+        inner = left.shape[1]
+        item = self._dtype.itemsize
+
+        def step(values: Values, rows: int, pending: _Pending) -> None:
+            deep = rows if inner == ROWS else inner
+            high, wide = (rows if size == ROWS else size for size in shape)
+            a, b = values[left.base], values[right.base]
+            out = values[node] = (a if isinstance(a, Tensor) else b).new_empty(high, wide)
+            parts = [(a, b, 0, 0, deep)]
+            if inner == ROWS:
+                parts = _parts(a, b, rows)
+            for k, (one, other, at, there, many) in enumerate(parts):
+                pending.alive += (one, other)
+                pending.numbers += (
+                    *(out.data_ptr(), k > 0),
+                    one.data_ptr() + (left.offset + at * left.strides[1]) * item,
+                    *left.strides,
+                    other.data_ptr() + (right.offset + there * right.strides[0]) * item,
+                    *(*right.strides, high, wide, many),
+                )
+
+        return step
+
+    def _sum(self, node: fx.Node) -> _Step:
+        source = self._places[node.all_input_nodes[0]]
+        if not (source.whole and source.shape[0] == ROWS and len(source.shape) == 2):
+            return self._by_torch(node)
+        width = source.shape[1]
+
+        def step(values: Values, rows: int, pending: _Pending) -> None:
+            out = values[node] = values[source.base].new_empty(width)
+            pending.numbers += (
+                out.data_ptr(),
+                0,
+                0,
+                0,
+                0,
+                values[source.base].data_ptr(),
+                0,
+                0,
+                rows,
+                width,
+                0,
+            )
+
+        return step
+
+    def _by_torch(self, node: fx.Node) -> _Step:
+        function, args, kwargs = node.target, self._argument(node.args), self._argument(node.kwargs)
+        assert callable(function)
+
+        def step(values: Values, rows: int, pending: _Pending) -> None:
+            self._run(pending)
+            made = function(*args(values, rows), **kwargs(values, rows))
+            values[node] = made.contiguous() if isinstance(made, Tensor) else made
+
+        return step
+
+    def _argument(self, given: Any) -> Callable[[Values, int], Any]:
+        """What an argument is, once the values of nodes and the number of rows are known."""
+        if isinstance(given, fx.Node):
+            place = self._places.get(given)
+            if place is None:
+                return lambda values, rows: values[given]
+            return lambda values, rows: place.of(_whole(values[place.base]), rows)
+        if isinstance(given, (list, tuple)):
+            parts = [self._argument(part) for part in given]
+            return lambda values, rows: [part(values, rows) for part in parts]
+        if isinstance(given, dict):
+            named = {name: self._argument(part) for name, part in given.items()}
+            return lambda values, rows: {name: part(values, rows) for name, part in named.items()}
+        if type(given) is int and given == ROWS:
+            return lambda values, rows: rows
+        return lambda values, rows: given
 
 
-def _function(node: fx.Node) -> Callable[..., Any]:
-    if node.target is torch.ops.aten.mm.default:
-        return products(node.meta["val"].dtype).mm
-    assert callable(node.target)
-    return node.target
+def _whole(value: Any) -> Any:
+    return value.whole() if isinstance(value, Before) else value
 
 
-def _argument(given: Any) -> Callable[[dict[fx.Node, Any], int], Any]:
-    """What an argument is, once the values of nodes and the number of rows are known."""
-    if isinstance(given, fx.Node):
-        return lambda values, rows: values[given]
-    if isinstance(given, (list, tuple)):
-        parts = [_argument(part) for part in given]
-        return lambda values, rows: [part(values, rows) for part in parts]
-    if isinstance(given, dict):
-        named = {name: _argument(part) for name, part in given.items()}
-        return lambda values, rows: {name: part(values, rows) for name, part in named.items()}
-    if type(given) is int and given == ROWS:
-        return lambda values, rows: rows
-    return lambda values, rows: given
+def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:
+    """A sum over all rows in parts that lie regularly: tensors, their first rows, and how many.
+
+    A state before each step is a state after each step, moved by one, and the initial one.
+    """
+    if not isinstance(a, Before) and not isinstance(b, Before):
+        return [(a, b, 0, 0, rows)]
+    if isinstance(a, Before) and isinstance(b, Before):
+        return [(a.whole(), b.whole(), 0, 0, rows)]
+    moved: Before = a if isinstance(a, Before) else b
+    parts = []
+    for tensor, at, there, many in moved.parts(rows):
+        parts.append((tensor, b, there, at, many) if moved is a else (a, tensor, at, there, many))
+    return parts or [(moved.state, moved.state, 0, 0, 0)]

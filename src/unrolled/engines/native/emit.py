@@ -9,6 +9,7 @@ while they are in registers, and stores what a later level, a later step or the 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import fx
 
 from unrolled.engines.native.graph import Split
 from unrolled.engines.native.program import (
-    HEADER,
     Emitted,
     Pack,
     Product,
@@ -26,6 +26,7 @@ from unrolled.engines.native.program import (
     width,
 )
 from unrolled.engines.native.schedule import Phase, Schedule
+from unrolled.engines.native.source import File, PhaseText
 from unrolled.engines.native.vocabulary import PLAIN, REDUCTIONS, SUMS, is_number
 
 aten = torch.ops.aten
@@ -33,42 +34,67 @@ aten = torch.ops.aten
 _SIDE_BY_SIDE = 8  # products that are accumulated together, at most (STRIP in include/products.h)
 
 
-def emit(loop: Split, dtype: torch.dtype) -> Emitted:
+def emit(
+    loop: Split, dtype: torch.dtype, shifted: Collection[fx.Node] = (), whole: Collection[fx.Node] = ()
+) -> Emitted:
     """Write the loop of a split as C++.
+
+    Args:
+        loop: the split.
+        dtype: of all its values.
+        shifted: states of another loop, of which the one before each step is read.
+        whole: products that are computed before the loop, not in it, since others read them too.
 
     Raises:
         UnsupportedError: an operation that is not in the compiler's vocabulary.
     """
-    return _Emitter(loop, dtype).emit()
+    kept = set(whole)
+    while True:
+        try:
+            return _Emitter(loop, dtype, shifted, kept).emit()
+        except _NeededWholeError as needed:
+            kept.add(needed.args[0])
+
+
+class _NeededWholeError(Exception):
+    """A product that was to be summed up panel by panel is read in another way: its node."""
 
 
 @dataclass
 class _Body:
-    """The lines of a function that computes pieces, and what it accumulates, by the row that is read."""
+    """The lines of a function that computes pieces, and what it sums up, by the row that is read.
+
+    ``hoisted`` are sums of rows that are known before the loop.
+    """
 
     level: int
     products: bool
     lines: list[str] = field(default_factory=list)
     names: dict[tuple[fx.Node, int], str] = field(default_factory=dict)
     groups: list[list[Product]] = field(default_factory=list)
+    hoisted: list[list[Product]] = field(default_factory=list)
 
-    def place(self, product: Product) -> tuple[int, int]:
+    def place(self, product: Product, groups: list[list[Product]]) -> tuple[int, int]:
         """The group of a product and its place in it."""
-        for number, group in enumerate(self.groups):
+        for number, group in enumerate(groups):
             if product in group:
                 return number, group.index(product)
-        for number, group in enumerate(self.groups):
+        for number, group in enumerate(groups):
             if group[0].row is product.row and len(group) < _SIDE_BY_SIDE:
                 group.append(product)
                 return number, len(group) - 1
-        self.groups.append([product])
-        return len(self.groups) - 1, 0
+        groups.append([product])
+        return len(groups) - 1, 0
 
 
 class _Emitter:
-    def __init__(self, loop: Split, dtype: torch.dtype) -> None:
+    def __init__(
+        self, loop: Split, dtype: torch.dtype, shifted: Collection[fx.Node], whole: Collection[fx.Node]
+    ) -> None:
         self.loop = loop
         self.scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
+        self.shifted = shifted
+        self.hoisted = {n for n in loop.reads if n.target is aten.mm.default and n not in whole}
         self.schedule = Schedule(loop)
         self.inside, self.must = self.schedule.inside, self.schedule.must
         self.levels, self.scalars = self.schedule.levels, self.schedule.scalars
@@ -76,22 +102,24 @@ class _Emitter:
         self.strides: list[tuple[fx.Node, int]] = []
         self.pointers: list[tuple[str, Any]] = [("starts", None)]
         self.packs: list[Pack] = []
+        self.shifts: list[tuple[fx.Node, int]] = []
+        self.phases: list[PhaseText] = []
+        self.slots: dict[fx.Node, str] = {}  # of what is read from outside, in the order of its use
+        self.kept_slots = {n: f"k{k}" for k, n in enumerate(loop.keeps)}
+        scratch = [n for n in self.must if n not in loop.keeps and n not in loop.new]
+        self.scratch_slots = {n: f"b{k}" for k, n in enumerate(scratch)}
 
     def emit(self) -> Emitted:
-        kept, new = set(self.loop.keeps), set(self.loop.new)
-        arrays = [n for n in self.loop.reads if not self.schedule.is_matrix(n) and not is_number(n)]
-        scratch = [n for n in self.must if n not in kept and n not in new]
-        self.slots = {n: f"a{k}" for k, n in enumerate(arrays)}
-        self.kept_slots = {n: f"k{k}" for k, n in enumerate(self.loop.keeps)}
-        self.scratch_slots = {n: f"b{k}" for k, n in enumerate(scratch)}
         source = self._file()
-        return Emitted(source, self.sizes, self.strides, self.pointers, self.packs, len(self.scalars))
+        return Emitted(
+            source, self.sizes, self.strides, self.shifts, self.pointers, self.packs, frozenset(self.hoisted)
+        )
 
     # --- pieces ---
 
     def _size(self, value: int) -> str:
         self.sizes.append(value)
-        return f"D[{len(self.sizes) - 1 + HEADER}]"
+        return f"D[SIZES + {len(self.sizes) - 1}]"
 
     def _pointer(self, kind: str, what: Any) -> str:
         self.pointers.append((kind, what))
@@ -107,7 +135,9 @@ class _Emitter:
         """Where a value that is in memory lies, at the first row of this step."""
         if node in self.loop.old:
             return f"o{self.loop.old.index(node)}"
-        return self.slots[node] if node in self.slots else self._targets(node)[0]
+        if node in self.inside:
+            return self._targets(node)[0]
+        return self.slots.setdefault(node, f"a{len(self.slots)}")
 
     def _piece(self, body: _Body, node: object, offset: int, columns: int) -> str:
         """The name of the vector that holds columns ``offset + i`` of a value."""
@@ -124,6 +154,10 @@ class _Emitter:
     def _expression(self, body: _Body, node: fx.Node, offset: int, columns: int, now: bool = False) -> str:
         if node in self.scalars and not now:
             return f"splat(z{self.scalars[node]}[at])"
+        if node in self.hoisted:
+            if not body.products:
+                raise _NeededWholeError(node)
+            return self._sum(body, node, offset, hoisted=True)
         if node not in self.inside or (node in self.must and self.levels[node] < body.level and not now):
             return self._loaded(node, offset, columns)
         target, args = node.target, node.args
@@ -139,8 +173,7 @@ class _Emitter:
         if target is aten.mm.default:
             if not body.products:
                 raise AssertionError(f"{node} should have been stored")
-            group, place = body.place(Product(args[0], args[1], offset))  # type: ignore[arg-type]
-            return f"sums[GROUP{group}; + {place}]"
+            return self._sum(body, node, offset, hoisted=False)
         if target is aten.slice.Tensor:
             start = args[2] if len(args) > 2 and args[2] else 0
             assert isinstance(start, int)
@@ -152,6 +185,13 @@ class _Emitter:
                 offset -= width(value)  # type: ignore[arg-type]
         taken = 1 if target in (aten.expand.default, aten.clone.default) else 3
         return PLAIN[target].format(*map(part, args[:taken]))
+
+    def _sum(self, body: _Body, node: fx.Node, offset: int, hoisted: bool) -> str:
+        """The sum of a product's panel; where it stands is known once all groups of the phase are."""
+        row, matrix = node.args[:2]
+        product = Product(row, matrix, offset)  # type: ignore[arg-type]
+        group, place = body.place(product, body.hoisted if hoisted else body.groups)
+        return f"hoisted[{group}][HOISTED{group}; + {place}]" if hoisted else f"sums[GROUP{group}; + {place}]"
 
     def _loaded(self, node: fx.Node, offset: int, columns: int) -> str:
         address, own = self._address(node), width(node)
@@ -211,7 +251,7 @@ static void rows{level}(const Step& s, const Share& h) {{
 }}
 """
 
-    def _phase(self, name: str, level: int, phase: Phase) -> str:
+    def _phase(self, name: str, level: int, phase: Phase) -> PhaseText:
         body, stores = _Body(level, products=True), []
         for what, into, column in phase.stores:
             value = self._piece(body, what, 0, phase.width)
@@ -219,58 +259,43 @@ static void rows{level}(const Step& s, const Share& h) {{
                 f"store({slot} + at * {self._size(width(into))} + {self._size(column)} + i, {value}, n);"
                 for slot in self._targets(into)
             ]
-        first = len(self.packs)
-        self.packs += [Pack(tuple(group), phase.width) for group in body.groups]
         lines = "\n      ".join([*body.lines, *stores])
         before = 0
         for number, group in enumerate(body.groups):
             shift = f"{before} * rows * panels + " if before else ""
             lines = lines.replace(f"GROUP{number};", f"{shift}(r * panels + u) * {len(group)}")
             before += len(group)
-        count = len(body.groups)
-        groups = ", ".join(f"&groups[{first + k}]" for k in range(count)) or "nullptr"
-        rows = ", ".join(self._address(group[0].row) for group in body.groups) or "nullptr"
-        if count:
-            size = self._size(phase.width)
-            self.prepared.append(
-                f"  const Group* const own{name}[] = {{{groups}}};\n"
-                f"  if (!h.direct) pack(h, {size}, own{name}, {count});"
-            )
-        return f"""
-static void point{name}(const Step& s, long row, int rows, long panel, int panels,
-                        [[maybe_unused]] const V* sums) {{
-  SLOTS
-  const long W = {self._size(phase.width)};
-  for (int u = 0; u < panels; u++)
-    for (int r = 0; r < rows; r++) {{
-      const long i = (panel + u) * L, n = W - i, at = row + r;
-      {lines}
-    }}
-}}
+        for number, group in enumerate(body.hoisted):
+            lines = lines.replace(f"HOISTED{number};", f"(r * panels + u) * {len(group)}")
+        return PhaseText(
+            name,
+            self._size(phase.width),
+            [self._address(group[0].row) for group in body.groups],
+            [self._hoisted_row(group[0].row) for group in body.hoisted],
+            [self._group(tuple(group), phase.width) for group in (*body.groups, *body.hoisted)],
+            lines,
+        )
 
-static void pass{name}(const Step& s, const Share& h, [[maybe_unused]] const Group* groups) {{
-  SLOTS
-  const Group* const own[] = {{{groups}}};
-  const T* const x[] = {{{rows}}};
-  sweep<Step, {count}>(s, h, {self._size(phase.width)}, own, x, point{name});
-}}
-"""
+    def _hoisted_row(self, row: fx.Node) -> str:
+        return f"(const T*){self._pointer('array', row)} + begin * {self._size(width(row))}"
 
-    def _group(self, pack: Pack) -> str:
+    def _group(self, products: tuple[Product, ...], columns: int) -> tuple[str, str]:
+        """A group as C++ has it, and where its packed matrices are kept from call to call."""
+        pack = Pack(products, columns)
+        self.packs.append(pack)
         matrices = []
-        for product in pack.products:
+        for product in products:
             self.strides.append((product.matrix, len(self.sizes)))
             k, n = self._size(0), self._size(0)
             offset = self._size(product.offset)
             from_ = self._pointer("matrix", product.matrix)
             matrices.append(f"{{(T*){from_} + {offset} * {n}, {k}, {n}}}")
-        packed = self._pointer("pack", pack)
         inner = ", ".join(matrices)
-        return f"{{{len(pack.products)}, {self._size(pack.depth)}, (T*){packed}, {{{inner}}}}}"
+        text = f"{{{len(products)}, {self._size(pack.depth)}, nullptr, {{{inner}}}, nullptr}}"
+        return text, self._pointer("pack", pack)
 
     def _file(self) -> str:
         loop = self.loop
-        self.prepared: list[str] = []
         functions: list[str] = []
         calls: list[str] = []
         for level, phases in enumerate(self.schedule.phases()):
@@ -281,79 +306,39 @@ static void pass{name}(const Step& s, const Share& h, [[maybe_unused]] const Gro
                 functions.append(reductions)
                 calls.append(f"rows{level}(s, h);")
             for number, phase in enumerate(phases):
-                functions.append(self._phase(f"{level}_{number}", level, phase))
-                calls.append(f"pass{level}_{number}(s, h, groups);")
-        members, setup = [], []
+                text = self._phase(f"{level}_{number}", level, phase)
+                self.phases.append(text)
+                functions.append(text.function())
+                calls.append(f"pass{text.name}(w, s, shift, room_rows);")
+        return File(
+            scalar=self.scalar,
+            functions=functions,
+            phases=self.phases,
+            calls=calls,
+            arrays=[self._array(node, name) for node, name in self.slots.items()],
+            kept=[
+                (name, f"(T*){self._pointer('kept', node)} + first * {self._size(width(node))}")
+                for node, name in self.kept_slots.items()
+            ],
+            scratch=[
+                (name, f"shared.take<T>(D[ROWS] * {self._size(width(node))})")
+                for node, name in self.scratch_slots.items()
+            ],
+            scalars=[f"z{number}" for number in self.scalars.values()],
+            states=[
+                (self._size(width(old)), *(self._pointer(kind, k) for kind in ("initial", "states", "final")))
+                for k, old in enumerate(loop.old)
+            ],
+        ).text()
 
-        def array(name: str, kind: str, what: Any, place: str, constant: str = "") -> None:
-            members.append(f"{constant}T* {name};")
-            setup.append(f"s.{name} = (T*){self._pointer(kind, what)}{place};")
-
-        for node, name in self.slots.items():
-            place = f" + first * {self._size(width(node))}" if per_row(node) else ""
-            array(name, "array", node, place, "const ")
-        for node, name in self.kept_slots.items():
-            array(name, "kept", node, f" + first * {self._size(width(node))}")
-        for node, name in self.scratch_slots.items():
-            array(name, "scratch", node, "")
-        for number in self.scalars.values():
-            array(f"z{number}", "scalars", number, " + id * D[ROWS]")
-        for k, old in enumerate(loop.old):
-            members.append(f"const T* o{k}; T* n{k};")
-            size, initial = self._size(width(old)), self._pointer("initial", k)
-            new, grown = self._pointer("new", k), self._pointer("grown", k)
-            places = f"(T*){initial}, (T*){new} + last * {size}, (T*){grown}"
-            setup.append(f"s.o{k} = before(h, {places}, {size}, rows, rows_last);")
-            setup.append(f"s.n{k} = (T*){new} + first * {size};")
-        groups = ",\n      ".join(self._group(pack) for pack in self.packs) or "{}"
-        names = [m.split("*")[1].strip(" ;") for m in members[: len(members) - len(loop.old)]]
-        names += [f"{kind}{k}" for k in range(len(loop.old)) for kind in "on"]
-        slots = "[[maybe_unused]] const int64_t* const D = s.D; " + " ".join(
-            f"[[maybe_unused]] auto* const {n} = s.{n};" for n in names
-        )
-        newline, tab = "\n", "\n    "
-        return f"""using T = {self.scalar};
-#include "loop.h"
-
-namespace {{
-
-struct Step {{
-  const int64_t* D;
-  long rows;
-  {f"{newline}  ".join(members)}
-}};
-{"".join(functions).replace("SLOTS", slots)}
-void work(void* what, int id, int count) {{
-  Call& c = *(Call*)what;
-  const int64_t* const D = c.D;
-  void* const* const P = c.P;
-  const Share h = share(c, id, count);
-  [[maybe_unused]] const Group groups[] = {{
-      {groups}}};
-{newline.join(self.prepared)}
-  if (h.by_rows) c.meeting.wait(count);
-  const auto* const starts = (const int64_t*)P[0];
-  long last = 0, rows_last = 0;
-  for (long step = 0; step < D[STEPS]; step++) {{
-    const long t = D[BACK] ? D[STEPS] - 1 - step : step;
-    [[maybe_unused]] const long first = starts ? starts[t] : t * D[ROWS];
-    const long rows = starts ? starts[t + 1] - starts[t] : D[ROWS];
-    Step s;
-    s.D = D;
-    s.rows = rows;
-    {tab.join(setup)}
-    if (rows_last && rows_last < rows) h.meet();
-    {tab.join(calls)}
-    h.meet();
-    last = first;
-    rows_last = rows;
-  }}
-}}
-
-}}  // namespace
-
-extern "C" void run(const int64_t* sizes, void* const* pointers, const Products* products) {{
-  Call c{{sizes, pointers, products, {{}}}};
-  products->team((int)sizes[THREADS], work, &c);
-}}
-"""
+    def _array(self, node: fx.Node, name: str) -> tuple[str, str]:
+        """A value from outside, and where it lies at a step."""
+        base = self._pointer("array", node)
+        if not per_row(node):
+            return name, f"(const T*){base}"
+        columns = self._size(width(node))
+        if node not in self.shifted:
+            return name, f"(const T*){base} + first * {columns}"
+        first, shift = self._pointer("first", node), self._size(0)
+        self.shifts.append((node, len(self.sizes) - 1))
+        return name, f"array({base}, {first}, {shift}, c, t, first, {columns})"

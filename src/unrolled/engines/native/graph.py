@@ -311,7 +311,7 @@ def _at_once(node: fx.Node) -> bool:
     return node.target is aten.mm.default or not (per_row(node) and value.shape[0] == ROWS)
 
 
-def needed_before(before: list[fx.Node], reads: list[fx.Node]) -> list[fx.Node]:
+def needed_before(before: list[fx.Node], reads: Iterable[fx.Node]) -> list[fx.Node]:
     """Of the nodes before a loop, those that the loop's own reads follow from."""
     wanted = _ancestors(reads)
     return [node for node in before if node in wanted]

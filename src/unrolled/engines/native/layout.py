@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -13,12 +14,9 @@ from torch import Tensor
 class Layout:
     """Steps in a row, each with as many rows as are left.
 
-    A state is kept as ``(rows + initial rows, width)``: the initial one's rows first, or last where time
-    runs back.
-
     Attributes:
         steps: how many.
-        batch: the rows of the first step.
+        batch: the rows of the first step, the most.
         starts: int64, where each step begins and the last one ends; None where all have as many rows.
     """
 
@@ -30,29 +28,21 @@ class Layout:
     def of(cls, x: Tensor, sizes: list[int] | None) -> Layout:
         """That of ``(time, batch, features)``, or with ``sizes`` of ``(sum of sizes, features)``."""
         if sizes is None:
-            return cls(x.shape[0], x.shape[1])
+            steps, batch, _ = x.shape
+            return _regular(steps, batch)
         return cls(len(sizes), sizes[0], torch.tensor([0, *sizes]).cumsum(0))
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """The rows of all steps."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
 
-    def after(self, state: Tensor, back: bool) -> Tensor:
-        """The values after each step."""
-        return state[: self.rows] if back else state[self.batch :]
-
-    def before(self, state: Tensor, back: bool) -> Tensor:
-        """The values before each step."""
+    def before(self, state: Tensor, initial: Tensor | None, back: bool) -> Tensor | Before:
+        """The values before each step, from those after each, ``(rows, width)``, and the initial ones."""
         if self.starts is None:
-            return state[self.batch :] if back else state[: self.rows]
-        return state.index_select(0, self._before_back if back else self._before)
-
-    def last(self, state: Tensor, back: bool) -> Tensor:
-        """The values after each row's last step."""
-        if back:
-            return state[: self.batch]
-        return state[self.rows :] if self.starts is None else state.index_select(0, self._last)
+            return Before(state, initial, self.batch, back)
+        first = state.new_zeros(self.batch, state.shape[1]) if initial is None else initial
+        return torch.cat((first, state)).index_select(0, self._before_back if back else self._before)
 
     @cached_property
     def _place(self) -> tuple[Tensor, Tensor]:
@@ -73,10 +63,44 @@ class Layout:
         step, row = self._place
         ends = torch.cat([self.starts, self.starts[-1:]])
         there = row < ends[step + 2] - ends[step + 1]  # it has a step after this one
-        return torch.where(there, ends[step + 1] + row, self.rows + row)
+        return torch.where(there, self.batch + ends[step + 1] + row, row)
 
-    @cached_property
-    def _last(self) -> Tensor:
-        assert self.starts is not None
-        length = (self.starts.diff().unsqueeze(1) > torch.arange(self.batch)).sum(0)
-        return self.batch + self.starts[length - 1] + torch.arange(self.batch)
+
+@lru_cache(maxsize=1000)
+def _regular(steps: int, batch: int) -> Layout:
+    return Layout(steps, batch)
+
+
+@dataclass(frozen=True)
+class Before:
+    """A state before each step: the one after each step, moved by one, and the initial one (None: zeros)."""
+
+    state: Tensor
+    initial: Tensor | None
+    batch: int
+    back: bool
+
+    def first(self) -> Tensor:
+        """The initial one."""
+        if self.initial is not None:
+            return self.initial
+        return self.state.new_zeros(self.batch, self.state.shape[1])
+
+    def whole(self) -> Tensor:
+        """All of it as one tensor."""
+        first = self.first()
+        kept = len(self.state) - self.batch
+        if self.back:
+            return torch.cat((self.state[self.batch :], first))
+        return torch.cat((first, self.state[:kept]))
+
+    def parts(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """A tensor, the row of all steps where it begins, its own first row, and how many.
+
+        Initial zeros are left out.
+        """
+        many = rows - self.batch
+        if self.initial is not None:
+            yield self.initial, many if self.back else 0, 0, self.batch
+        if many:
+            yield self.state, 0 if self.back else self.batch, self.batch if self.back else 0, many

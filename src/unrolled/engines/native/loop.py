@@ -2,124 +2,246 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from unrolled.engines import log
 from unrolled.engines.native import build
-from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split
-from unrolled.engines.native.products import products
-from unrolled.engines.native.program import HEADER, per_row, width
+from unrolled.engines.native.layout import Before, Layout
+from unrolled.engines.native.products import both, products
+from unrolled.engines.native.program import HEADER, THREADS, Emitted, per_row, width
+from unrolled.engines.native.views import places
 
-_LINE = 64  # bytes: what is written by one thread shares no line with what another one writes
-_FEW = 4  # rows and steps up to which weights are packed a block at a time, in every step
 _WORTH = 60_000  # multiplications in a step from which on threads pay
+_WORTH_BY_ROWS = 500_000  # in a call, where each thread keeps its own rows and they never meet
+_SMALL = 2**18  # bytes of packed weights that each thread may read for its own rows
+_FEW_ROWS = 8  # of each thread, at least, where rows are shared
+_DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
+_ROWS_AT_ONCE = 64  # of a product with the input: from these on its weights are read seldom enough
+_HOISTED = 2**18  # bytes of such products that a thread keeps, at most
+
+
+@dataclass(slots=True)
+class Job:
+    """A loop with all that it is called with: addresses, and the tensors behind them."""
+
+    run: int
+    sizes: array.array[int]
+    threads: int
+    pointers: array.array[int]
+    table: int
+    alive: list[Any]
+
+    def arguments(self) -> tuple[int, int, int, int]:
+        """The loop and its arguments as addresses."""
+        return self.run, self.sizes.buffer_info()[0], self.pointers.buffer_info()[0], self.table
+
+
+_call = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def execute(jobs: Sequence[Job]) -> None:
+    """Run loops that don't depend on one another: two at the same time, where there are two threads.
+
+    Raises:
+        MemoryError: there is no memory for what a loop keeps for itself.
+    """
+    if len(jobs) == 2 and jobs[0].threads == jobs[1].threads == 1 and torch.get_num_threads() > 1:
+        done = both(jobs[0].arguments(), jobs[1].arguments())
+    else:
+        done = True
+        for job in jobs:
+            _, sizes, pointers, table = job.arguments()
+            done = function(job.run)(sizes, pointers, table) and done
+    if not done:
+        raise MemoryError("no memory for what a loop over time keeps for itself")
+
+
+@functools.cache
+def function(address: int) -> Any:
+    """A loop to call: with the addresses of its sizes, of its pointers and of the products."""
+    return _call(address)
 
 
 class Loop:
-    """One compiled loop: its split, its source and its library."""
+    """One compiled loop: its split, its source and its library.
 
-    def __init__(self, part: Split, dtype: torch.dtype) -> None:
+    Args:
+        part: the split.
+        emitted: its source.
+        dtype: of all values.
+    """
+
+    def __init__(
+        self,
+        part: Split,
+        emitted: Emitted,
+        dtype: torch.dtype,
+    ) -> None:
         self.part = part
-        self.emitted = emit(part, dtype)
+        self.emitted = emitted
+        log.emit.info("a loop in %s\n%s", dtype, emitted.source)
         self._products = products(dtype)
-        self._run = build.load(self.emitted.source).run
-        self._run.restype = None
-        self._places: dict[str, list[tuple[int, Any]]] = {}
-        for place, (kind, what) in enumerate(self.emitted.pointers):
-            self._places.setdefault(kind, []).append((place, what))
-        self._sizes = ctypes.c_int64 * (HEADER + len(self.emitted.sizes))
-        self._pointers = ctypes.c_void_p * len(self.emitted.pointers)
-        self._item = dtype.itemsize
-        self._kept = [(place, node, width(node)) for place, node in self._places.get("kept", [])]
-        self._work = sum(len(pack.products) * pack.width * pack.depth for pack in self.emitted.packs)
-        self._work += 20 * sum(width(node) for node in part.loop if per_row(node)) // 4
+        self._library = library = build.load(emitted.source)  # its code is called as long as this loop is
+        self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
+        self._dtype = dtype
+        self._keeps = [(node, width(node)) for node in part.keeps]
+        hoisted_rows = {node.args[0] for node in emitted.hoisted}
+        sums = [(pack, len(pack.products) * pack.width) for pack in emitted.packs]
+        self._hoisted = sum(many for pack, many in sums if pack.products[0].row in hoisted_rows)
+        self._weights = sum(many * pack.depth for pack, many in sums)
+        self._work = self._weights + 5 * sum(width(node) for node in part.loop if per_row(node))
+        self._sizes: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
+        needs = [node for kind, node in emitted.pointers if kind in ("array", "matrix")]
+        self.needs = list(dict.fromkeys(needs))
+        self._places = places(node for node in self.needs if not per_row(node))
+        self.bases = list(dict.fromkeys(self._base(node) for node in self.needs))
+        self._shifted = [node for kind, node in emitted.pointers if kind == "first"]
+        self._recipe = [self._source(kind, what) for kind, what in emitted.pointers]
 
-    def __call__(
+    def _base(self, node: fx.Node) -> fx.Node:
+        return node if per_row(node) else self._places[node].base
+
+    def _source(self, kind: str, what: Any) -> tuple[int, int]:
+        """What a pointer points to: a place among the addresses of :meth:`job`, and bytes behind it."""
+        bases, states = len(self.bases), len(self.part.old)
+        match kind:
+            case "starts":
+                return 1, 0
+            case "array" | "matrix":
+                offset = 0 if per_row(what) else self._places[what].offset
+                return 2 + self.bases.index(self._base(what)), offset * self._dtype.itemsize
+            case "initial" | "states" | "final":
+                number = ("initial", "states", "final").index(kind)
+                return 2 + bases + number * states + what, 0
+            case "kept":
+                return 2 + bases + 3 * states + self.part.keeps.index(what), 0
+            case "first":
+                return 2 + bases + 3 * states + len(self._keeps) + self._shifted.index(what), 0
+        return 0, 0  # a pack: its matrices are packed anew in every call
+
+    def job(
         self,
         values: dict[fx.Node, Any],
-        initial: tuple[Tensor, ...],
-        steps: int,
+        initial: Sequence[Tensor | None],
+        kept: Sequence[Tensor | None],
+        final: Sequence[Tensor | None],
+        like: Tensor,
+        layout: Layout,
         back: bool,
-        rows: int,
-        starts: Tensor | None = None,
-    ) -> list[Tensor]:
-        """Run over all steps; what is kept goes into ``values``.
+        threads: int,
+    ) -> Job:
+        """Everything ready for a call; what it keeps for others is put into ``values``.
 
         Args:
-            values: the arrays of what the loop reads: of every row of every step, or of parameters.
-            initial: the states before the first step, each ``(rows, width)``.
-            steps: how many.
+            values: the arrays of what the loop reads, of every row of every step, or of parameters.
+            initial: the states before the first step, each ``(batch, width)``; None: zeros.
+            kept: for each state where its values after every step go, ``(all rows, width)``; None: nowhere.
+            final: for each state where each row's last value goes, ``(batch, width)``; None: nowhere.
+            like: a tensor of the dtype.
+            layout: of the rows.
             back: from the last step to the first.
-            rows: the batch: the rows of the step with most.
-            starts: int64, where each step's rows begin and the last one's end, where steps differ in rows;
-                they never grow from a step to the next.
-
-        Returns:
-            For each state its values after every step, ``(all rows, width)``, with the initial one's rows
-            before them: or behind them, going back.
+            threads: at most.
         """
-        like = initial[0]
-        whole = steps * rows if starts is None else int(starts[-1])
-        threads = self._threads(rows)
-        direct = steps <= 2 and rows <= _FEW
-        pointers = self._pointers()
-        if starts is not None:
-            pointers[0] = starts.data_ptr()
-        states = []
-        working = self._working(rows, threads, direct)
-        for (first, k), (new, _), (grown, _) in zip(
-            *(self._places.get(kind, ()) for kind in ("initial", "new", "grown")), strict=True
-        ):
-            part = initial[k]
-            columns = part.shape[1]
-            state = part.new_empty(rows + whole, columns)
-            state[whole if back else 0 : rows + whole if back else rows] = part
-            base = state.data_ptr()
-            pointers[first] = base + (whole * columns * self._item if back else 0)
-            pointers[new] = base + (0 if back else rows * columns * self._item)
-            states.append(state)
-            working.append((grown, 0 if starts is None else rows * columns))
-        alive = []  # until the call is over
-        for place, node in self._places.get("array", ()):
-            array = values[node]
-            if array.dtype != like.dtype or not array.is_contiguous():
-                array = array.to(like.dtype).contiguous()
-                alive.append(array)
-            pointers[place] = array.data_ptr()
-        for place, node in self._places.get("matrix", ()):
-            pointers[place] = values[node].data_ptr()
-        for place, node, columns in self._kept:
-            array = values[node] = like.new_empty(whole, columns)
-            pointers[place] = array.data_ptr()
-        line = _LINE // self._item
-        room = like.new_empty(sum(size + line for _, size in working))
-        address = room.data_ptr()
-        for place, size in working:
-            pointers[place] = address
-            address += (size + line - 1) // line * _LINE
-        sizes = self._sizes(steps, rows, back, threads, direct, 0, *self.emitted.sizes)
+        addresses = []
+        alive: list[Any] = [values, initial, kept, final]
+        for node in self.bases:
+            value = values[node]
+            if type(value) is Before:
+                value = value.state
+            elif value.dtype is not self._dtype or not value.is_contiguous():
+                value = value.to(self._dtype).contiguous()
+                alive.append(value)
+            addresses.append(value.data_ptr())
+        states = (*initial, *kept, *final)
+        addresses += [0 if state is None else state.data_ptr() for state in states]
+        for node, columns in self._keeps:
+            made = values[node] = like.new_empty(layout.rows, columns)
+            addresses.append(made.data_ptr())
+        moved = 0
+        for node in self._shifted:
+            value = values[node]
+            if type(value) is Before:
+                moved = 1 if value.back else -1
+                first = value.first()
+                alive.append(first)
+                addresses.append(first.data_ptr())
+            else:
+                addresses.append(0)
+        return self.call(addresses, layout, back, threads, moved, alive)
+
+    def call(
+        self,
+        addresses: list[int],
+        layout: Layout,
+        back: bool,
+        threads: int,
+        moved: int,
+        alive: list[Any],
+        packed: bool = False,
+    ) -> Job:
+        """A call with the addresses of the bases, of the initial, kept and final states, and of the rest.
+
+        With ``packed`` the matrices are packed in memory of the caller's, see :meth:`packs`.
+        """
+        regular = layout.starts is None
+        key = (layout.steps, layout.batch, regular, back, threads, moved, packed)
+        if not regular:
+            alive.append(layout)
+        found = self._sizes.get(key)
+        if found is None:
+            if len(self._sizes) > 1000:  # lengths that always differ
+                self._sizes.clear()
+            numbers = self._numbers(layout, back, threads, moved, packed)
+            found = self._sizes[key] = numbers, numbers[THREADS]
+        starts = 0 if layout.starts is None else layout.starts.data_ptr()
+        every = [0, starts, *addresses]
+        pointers = array.array("q", [every[k] + offset for k, offset in self._recipe])
+        return Job(self._address, *found, pointers, self._products.table, alive)
+
+    def pointers_to(self, address: int) -> list[int]:
+        """The places of the pointers that lead to one of the addresses of :meth:`call`."""
+        return [place for place, (k, _) in enumerate(self._recipe) if k == 2 + address]
+
+    def packs(self) -> list[tuple[int, int]]:
+        """For each group of packed matrices its place among the pointers, and how many elements it has."""
+        lanes = self._products.lanes
+        return [
+            (place, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
+            for place, (kind, pack) in enumerate(self.emitted.pointers)
+            if kind == "pack"
+        ]
+
+    def _numbers(
+        self, layout: Layout, back: bool, threads: int, moved: int, packed: bool
+    ) -> array.array[int]:
+        steps, rows = layout.steps, layout.batch
+        direct = steps <= _DIRECT and not packed
+        by_rows = (
+            threads > 1
+            and layout.starts is None
+            and self._weights * self._dtype.itemsize <= _SMALL
+            and rows >= _FEW_ROWS * threads
+            and self._work * rows * steps > _WORTH_BY_ROWS
+        )
+        if not by_rows and self._work * rows < _WORTH:
+            threads = 1
+        at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
+        most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)
+        hoisted = steps if direct else max(1, min(at_once, most))
+        numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted])
+        assert len(numbers) == HEADER
+        numbers.extend(self.emitted.sizes)
         for node, at in self.emitted.strides:
-            sizes[HEADER + at], sizes[HEADER + at + 1] = values[node].stride()
-        if rows and steps:
-            self._run(sizes, pointers, self._products.table)
-        for _, node, _ in self._kept:
-            if node.meta["val"].dtype is torch.bool:
-                values[node] = values[node].bool()
-        return states
-
-    def _working(self, rows: int, threads: int, direct: bool) -> list[tuple[int, int]]:
-        """What the loop needs for itself: pointers, and how many elements behind each."""
-        places, lanes = self._places, _LINE // self._item
-        found = [(place, rows * width(node)) for place, node in places.get("scratch", ())]
-        found += [(place, rows * threads) for place, _ in places.get("scalars", ())]
-        for place, pack in places.get("pack", ()):
-            panels = (pack.width + lanes - 1) // lanes
-            found.append((place, 0 if direct else panels * lanes * len(pack.products) * pack.depth))
-        return found
-
-    def _threads(self, rows: int) -> int:
-        return torch.get_num_threads() if self._work * rows > _WORTH else 1
+            numbers[HEADER + at], numbers[HEADER + at + 1] = self._places[node].strides
+        for _, at in self.emitted.shifts:
+            numbers[HEADER + at] = moved
+        return numbers

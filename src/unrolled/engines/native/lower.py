@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from unrolled.engines.native.columns import Columns, Row, small
+from unrolled.engines.native.common import join
 from unrolled.engines.native.moves import MOVES, PLACES, move
 from unrolled.engines.native.program import ROWS, UnsupportedError
 from unrolled.engines.native.reductions import REDUCTIONS
@@ -51,7 +51,7 @@ def lower(
 
     lowered = make_fx(run)(*arguments)
     lowered.graph.eliminate_dead_code()
-    lowered.graph = fx_graph_cse(lowered.graph)
+    join(lowered.graph)
     return lowered
 
 

@@ -1,12 +1,12 @@
-"""Matrix products over all time steps at once, and what the loops take from the same library."""
+"""The compiled products of a dtype: what the loops call, and the work on all time steps at once."""
 
 from __future__ import annotations
 
+import array
 import ctypes
 import functools
 
 import torch
-from torch import Tensor
 
 from unrolled.engines.native import build
 
@@ -18,38 +18,31 @@ class Products:
 
     Attributes:
         table: the address of the functions that a loop calls.
+        lanes: how many elements a vector has.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        source = (build.INCLUDE / "products.cpp").read_text()
-        library = build.load(f"using T = {_SCALARS[dtype]};\n{source}")
-        self.team = ctypes.cast(_team().team_run, ctypes.c_void_p)
-        self.table = ctypes.create_string_buffer(64)
-        library.products(self.table, self.team)
-        self._whole = library.whole_product
-        pointer, number = ctypes.c_void_p, ctypes.c_long
-        self._whole.argtypes = [
-            *(pointer, pointer, pointer, number, number, pointer, number, number, number, number, number),
-            *(ctypes.c_int, pointer),
-        ]
-
-    def mm(self, left: Tensor, right: Tensor) -> Tensor:
-        """``left @ right``, the same bits for a row in whatever rows it stands among.
-
-        Args:
-            left: ``(rows, depth)``, of any strides.
-            right: ``(depth, columns)``, of any strides.
-        """
-        (rows, depth), columns = left.shape, right.shape[1]
-        out = left.new_zeros(rows, columns) if depth == 0 else left.new_empty(rows, columns)
-        threads = torch.get_num_threads() if rows * depth * columns > 100_000 else 1
-        failed = self._whole(
-            *(out.data_ptr(), None, left.data_ptr(), *left.stride(), right.data_ptr(), *right.stride()),
-            *(rows, columns, depth, threads, self.team),
+        library = build.load(_source(dtype))
+        team = _team()
+        library.products.restype = ctypes.c_void_p
+        library.products.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.table = library.products(
+            *(ctypes.cast(f, ctypes.c_void_p) for f in (team.team_run, team.team_room))
         )
-        if failed:
-            raise MemoryError(f"no memory for the product of {tuple(left.shape)} and {tuple(right.shape)}")
-        return out
+        self.lanes: int = library.lanes()
+        self._at_once = library.at_once
+        self._at_once.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+
+    def at_once(self, pieces: array.array[int]) -> None:
+        """Products and sums of columns, one after another; what the numbers are: ``products.cpp``.
+
+        A row of a product gets the same bits in whatever rows it stands among.
+
+        Raises:
+            MemoryError: there is no memory for packed matrices.
+        """
+        if self._at_once(pieces.buffer_info()[0], len(pieces) // 11, torch.get_num_threads()):
+            raise MemoryError("no memory for the packed matrices of a product")
 
 
 @functools.cache
@@ -58,6 +51,32 @@ def products(dtype: torch.dtype) -> Products:
     return Products(dtype)
 
 
+def start(dtype: torch.dtype) -> None:
+    """Begin to compile the products of a dtype in the background."""
+    build.start(_source(dtype), _team_source())
+
+
+def _source(dtype: torch.dtype) -> str:
+    return f"using T = {_SCALARS[dtype]};\n{(build.INCLUDE / 'products.cpp').read_text()}"
+
+
 @functools.cache
 def _team() -> ctypes.CDLL:
-    return build.load((build.INCLUDE / "team.cpp").read_text())
+    """The team of threads; it takes the workers of torch's OpenMP runtime, where that can be found."""
+    library = build.load(_team_source())
+    try:
+        loaded = ctypes.CDLL(None)
+        entries = [loaded.GOMP_parallel, loaded.omp_get_thread_num, loaded.omp_get_num_threads]
+    except (AttributeError, OSError, TypeError):  # another runtime, or a system that has no such look-up
+        return library
+    library.team_join(*(ctypes.cast(entry, ctypes.c_void_p) for entry in entries))
+    return library
+
+
+def _team_source() -> str:
+    return (build.INCLUDE / "team.cpp").read_text()
+
+
+def both(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
+    """Run two loops at the same time, each on one thread; whether there was memory."""
+    return bool(_team().team_both((ctypes.c_int64 * 8)(*first, *second)))

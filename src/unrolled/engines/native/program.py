@@ -11,7 +11,8 @@ from torch import Tensor, fx
 ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
 
 
-HEADER = 6  # the numbers of a call that stand before a loop's sizes (include/loop.h)
+# The numbers of a call that stand before a loop's sizes: how many, and where some stand (include/loop.h).
+HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 8, 1, 3, 5, 6
 
 
 class UnsupportedError(Exception):
@@ -48,17 +49,19 @@ class Emitted:
         source: C++; the same for all sizes.
         sizes: widths and offsets, in the order in which the source reads them.
         strides: matrices, and where among the sizes their two strides stand.
+        shifts: values read of the step before, and where among the sizes that step's distance stands.
         pointers: what each pointer of a call is: its kind, and whose.
         packs: the products that are packed together.
-        scalars: how many values of a row each thread keeps for itself.
+        hoisted: products of the step that the loop sums up for many steps at once.
     """
 
     source: str
     sizes: list[int]
     strides: list[tuple[fx.Node, int]]
+    shifts: list[tuple[fx.Node, int]]
     pointers: list[tuple[str, Any]]
     packs: list[Pack]
-    scalars: int
+    hoisted: frozenset[fx.Node]
 
 
 def per_row(node: fx.Node) -> bool:

@@ -1,4 +1,5 @@
-// What every generated loop stands on: how its work is shared, and a pass over the panels of a phase.
+// What every generated loop stands on: how its work is shared, where its values lie, and a pass over the
+// panels of a phase.
 #pragma once
 #include <algorithm>
 
@@ -6,12 +7,14 @@
 #include "products.h"
 
 // The first numbers of a call; the widths, offsets and strides that the generated source reads follow.
-enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, SIZES };
+enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, PACKED, HOISTED, SIZES };
 
 struct Call {
   const int64_t* D;
   void* const* P;
   const Products* products;
+  char* room;          // what all threads share, then what each has for itself
+  size_t shared, own;  // their bytes
   Meeting meeting;
 };
 
@@ -28,14 +31,6 @@ struct Share {
   }
 };
 
-// Products that read the same row: sums of `count` panels for each panel of the phase.
-struct Group {
-  int count;
-  long depth;
-  T* packed;
-  Matrix matrix[STRIP];
-};
-
 static inline Share share(Call& c, int id, int count) {
   const long rows = c.D[ROWS];
   const bool by_rows = c.D[BY_ROWS] && count > 1;
@@ -43,94 +38,205 @@ static inline Share share(Call& c, int id, int count) {
           by_rows ? rows * (id + 1) / count : rows, c.D[DIRECT] != 0, by_rows};
 }
 
-// How a phase is cut: panels of a strip, and rows of a tile.
-struct Cut {
-  long panels, strips;
-  int strip, rows;
+// Hands out the memory of a call, or without a beginning counts how much it takes.
+struct Room {
+  char* begin;
+  size_t used = 0;
+
+  template <class E> E* take(size_t elements) {
+    E* found = begin ? (E*)(begin + used) : nullptr;
+    used += (elements * sizeof(E) + 63) / 64 * 64;  // no two threads write to one line
+    return found;
+  }
 };
 
-static inline Cut cut(const Share& h, long width, const Group* const* groups, int n) {
-  Cut c{(width + L - 1) / L, 0, n ? STRIP : 4, MOST};
-  const int target = h.few <= 3 ? STRIP : 4;
-  for (int g = 0; g < n; g++) c.strip = std::min(c.strip, std::max(1, target / groups[g]->count));
-  c.strip = (int)std::min<long>(c.strip, (c.panels + h.count - 1) / h.count);
-  for (int g = 0; g < n; g++) c.rows = std::min(c.rows, rows_of(c.strip * groups[g]->count));
-  c.strips = (c.panels + c.strip - 1) / c.strip;
-  return c;
-}
+// Products that read the same row: sums of `count` panels for each panel of the phase.
+struct Group {
+  int count;
+  long depth;
+  T* packed;
+  Matrix matrix[STRIP];
+  V* sums;  // of its rows for the thread's own strips: (strip, row, panel, place)
+};
 
-static inline int panels_of(const Cut& c, long strip) {
-  return (int)std::min<long>(c.strip, c.panels - strip * c.strip);
-}
-
-static inline void pack_strip(const Share& h, const Group& g, T* to, long from, long depth, long panel, int panels,
-                              long width) {
-  for (int u = 0; u < panels; u++)
-    for (int q = 0; q < g.count; q++) {
-      Matrix m = g.matrix[q];
-      m.from += from * m.k;
-      h.products->pack(to + (u * g.count + q) * L, panels * g.count, m, depth, (panel + u) * L, width);
-    }
-}
-
-// Each thread packs its own strips; the whole of them where the rows are shared.
-static inline void pack(const Share& h, long width, const Group* const* groups, int n) {
-  const Cut c = cut(h, width, groups, n);
-  for (long s = c.strips * h.id / h.count; s < c.strips * (h.id + 1) / h.count; s++)
-    for (int g = 0; g < n; g++)
-      pack_strip(h, *groups[g], groups[g]->packed + s * c.strip * groups[g]->count * groups[g]->depth * L, 0,
-                 groups[g]->depth, s * c.strip, panels_of(c, s), width);
-}
-
-// The work on the panels of a phase: sums are those of its groups, each (rows, panels, count).
+// The work on the panels of a phase, of rows that begin with `row` and panels that begin with `panel`. The
+// sums of its groups are (row, panel, place) of each group.
 template <class Step>
-using Point = void (*)(const Step& s, long row, int rows, long panel, int panels, const V* sums);
+using Point = void (*)(const Step& s, long row, int rows, long panel, int panels, const V* sums,
+                       const V* const* hoisted);
 
-template <class Step, int N>
-static inline void sweep(const Step& s, const Share& h, long width, const Group* const* groups,
-                         const T* const* x, Point<Step> point) {
-  const Cut c = cut(h, width, groups, N);
-  const long first = h.by_rows ? 0 : c.strips * h.id / h.count;
-  const long last = h.by_rows ? c.strips : c.strips * (h.id + 1) / h.count;
-  const long to = std::min(h.to, s.rows), rows = to - h.from, tiles = (rows + c.rows - 1) / c.rows;
-  if (rows <= 0) return;
-  V sums[(N ? N : 1) * SUMS];
-  alignas(64) T block[N ? BLOCK * STRIP * L : 1];
-  for (long strip = first; strip < last; strip++) {
-    const int panels = panels_of(c, strip);
-    for (long t = 0; t < tiles; t++) {
-      const long row = h.from + rows * t / tiles;
-      const int many = (int)(h.from + rows * (t + 1) / tiles - row);
-      V* at = sums;
-      for (int g = 0; g < N; g++) {
-        const Group& group = *groups[g];
-        const int wide = panels * group.count;
-        const T* from = x[g] + row * group.depth;
-        if (h.direct) {
-          for (long k = 0; k < group.depth; k += BLOCK) {
-            const long deep = std::min<long>(BLOCK, group.depth - k);
-            pack_strip(h, group, block, k, deep, strip * c.strip, panels, width);
-            h.products->tile(many, wide, from + k, group.depth, 1, block, deep, k > 0, at);
-          }
-        } else {
-          const T* w = group.packed + strip * c.strip * group.count * group.depth * L;
-          h.products->tile(many, wide, from, group.depth, 1, w, group.depth, false, at);
-        }
-        at += many * wide;
-      }
-      point(s, row, many, strip * c.strip, panels, sums);
+// How the work of a phase is cut, for one thread: its strips of panels, and what it sums up.
+// N groups are summed up in every step, M for many steps at once: they read what is known before the loop.
+template <int N, int M> struct Phase {
+  long width, panels, strips, first, last;
+  int strip, rows;
+  Group groups[N + M ? N + M : 1];
+
+  static constexpr int ALL = N + M;
+
+  void cut(const Share& h, long wanted, long columns) {
+    width = columns;
+    panels = (width + L - 1) / L;
+    strip = ALL ? STRIP : 4;
+    rows = MOST;
+    const int target = h.few <= 3 ? STRIP : 4;
+    for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
+    const long threads = h.by_rows ? 1 : wanted;  // not how many came: packed matrices are kept
+    strip = (int)std::min<long>(strip, (panels + threads - 1) / threads);
+    for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));
+    strips = (panels + strip - 1) / strip;
+    first = h.by_rows ? 0 : strips * h.id / h.count;
+    last = h.by_rows ? strips : strips * (h.id + 1) / h.count;
+  }
+
+  int panels_of(long s) const { return (int)std::min<long>(strip, panels - s * strip); }
+
+  // The memory of the packed matrices, that all threads share.
+  void share_room(Room& room, bool direct, T* const* kept) {
+    for (int g = 0; g < ALL; g++)
+      groups[g].packed = direct ? nullptr
+                         : kept[g] ? kept[g]
+                                   : room.take<T>(panels * groups[g].count * groups[g].depth * L);
+  }
+
+  // The memory of the sums, each thread's own.
+  void own_room(Room& room, long hoisted_rows, long few, bool direct) {
+    for (int g = 0; g < ALL; g++) {
+      const long many = g >= N ? hoisted_rows : direct ? few : 0;
+      groups[g].sums = room.take<V>((last - first) * strip * groups[g].count * many);
     }
   }
+
+  void pack_strip(const Share& h, const Group& g, T* to, long from, long depth, long s) const {
+    const int many = panels_of(s);
+    for (int u = 0; u < many; u++)
+      for (int q = 0; q < g.count; q++) {
+        Matrix m = g.matrix[q];
+        m.from += from * m.k;
+        h.products->pack(to + (u * g.count + q) * L, many * g.count, m, depth, (s * strip + u) * L, width);
+      }
+  }
+
+  // Each thread packs its own strips; a share of them where the rows are shared.
+  void pack(const Share& h) const {
+    const long begin = strips * h.id / h.count, end = strips * (h.id + 1) / h.count;
+    for (long s = begin; s < end; s++)
+      for (int g = 0; g < ALL; g++)
+        pack_strip(h, groups[g], groups[g].packed + s * strip * groups[g].count * groups[g].depth * L, 0,
+                   groups[g].depth, s);
+  }
+
+  V* sums_of(const Group& g, long s, long many) const { return g.sums + (s - first) * strip * g.count * many; }
+
+  // The sums of a strip for `many` rows, kept in the group's own memory.
+  void sum(const Share& h, const Group& g, long s, const T* x, long many, long room_rows) const {
+    const int wide = panels_of(s) * g.count;
+    const int most = rows_of(wide);
+    const long tiles = (many + most - 1) / most;
+    V* const sums = sums_of(g, s, room_rows);
+    alignas(64) T block[BLOCK * STRIP * L];
+    const long step = h.direct ? BLOCK : g.depth;
+    for (long k = 0; k < g.depth; k += step) {
+      const long deep = std::min(step, g.depth - k);
+      const T* w = block;
+      if (h.direct)
+        pack_strip(h, g, block, k, deep, s);
+      else
+        w = g.packed + s * strip * g.count * g.depth * L;
+      for (long t = 0; t < tiles; t++) {
+        const long row = many * t / tiles;
+        const int deal = (int)(many * (t + 1) / tiles - row);
+        h.products->tiles[deal - 1][wide - 1](x + row * g.depth + k, g.depth, 1, w, deep, k > 0, sums + row * wide);
+      }
+    }
+  }
+
+  // What is known before the loop: `many` rows, of one step or several.
+  void hoist(const Share& h, const T* const* x, long many, long room_rows) const {
+    for (long s = first; s < last; s++)
+      for (int m = N; m < ALL; m++) sum(h, groups[m], s, x[m], many, room_rows);
+  }
+
+  // One step: the rows of this thread begin `shift` rows after the first that was hoisted.
+  template <class Step>
+  void sweep(const Step& s, const Share& h, const T* const* x, long shift, long room_rows, Point<Step> point) const {
+    const long to = std::min(h.to, s.rows), many = to - h.from, tiles = (many + rows - 1) / rows;
+    if (many <= 0) return;
+    V here[(N ? N : 1) * SUMS];
+    const V* hoisted[M ? M : 1];
+    for (long j = first; j < last; j++) {
+      const long k = s.turned ? last - 1 - (j - first) : j;  // what was read last is still in the cache
+      const int wide = panels_of(k);
+      if (h.direct)
+        for (int g = 0; g < N; g++) sum(h, groups[g], k, x[g] + h.from * groups[g].depth, many, h.few);
+      for (long t = 0; t < tiles; t++) {
+        const long row = many * t / tiles;
+        const int deal = (int)(many * (t + 1) / tiles - row);
+        V* at = here;
+        for (int g = 0; g < N; g++) {
+          const Group& group = groups[g];
+          const int all = wide * group.count;
+          if (h.direct)
+            std::memcpy(at, sums_of(group, k, h.few) + row * all, deal * all * sizeof(V));
+          else
+            h.products->tiles[deal - 1][all - 1](x[g] + (h.from + row) * group.depth, group.depth, 1,
+                                                 group.packed + k * strip * group.count * group.depth * L,
+                                                 group.depth, false, at);
+          at += deal * all;
+        }
+        for (int m = 0; m < M; m++)
+          hoisted[m] = sums_of(groups[N + m], k, room_rows) + (shift + row) * wide * groups[N + m].count;
+        point(s, h.from + row, deal, k * strip, wide, here, hoisted);
+      }
+    }
+  }
+};
+
+// The values of a state over the steps: all are kept, (all rows, width), or those of two steps, in turn.
+struct State {
+  long width;
+  const T* initial;  // (rows of a step, width)
+  T *zeros, *kept, *pair[2];
+  T *grown, *last;   // the rows before a step that has more than the one before it; each row's last
+
+  void lay(Room& shared, const Call& c, long columns, void* first, void* all, void* final) {
+    const long size = c.D[ROWS] * columns;
+    width = columns, kept = (T*)all, last = (T*)final;
+    for (T*& one : pair) one = kept ? nullptr : shared.take<T>(size);
+    zeros = first ? nullptr : shared.take<T>(size);
+    initial = first ? (const T*)first : zeros;
+    grown = c.P[0] ? shared.take<T>(size) : nullptr;
+  }
+
+  void begin(long rows) const {
+    if (zeros) std::memset(zeros, 0, rows * width * sizeof(T));
+  }
+
+  T* after(long first, long step) const { return kept ? kept + first * width : pair[step & 1]; }
+};
+
+// Where a state's rows lie before a step. Rows that begin with this step come from the initial state.
+static inline const T* before(const Share& h, const State& s, long first_last, long step, long rows, long rows_last) {
+  if (step == 0) return s.initial;
+  const T* const last = s.after(first_last, step - 1);
+  if (rows_last >= rows) return last;
+  const long from = rows * h.id / h.count, to = rows * (h.id + 1) / h.count;
+  for (long r = from; r < to; r++)
+    std::memcpy(s.grown + r * s.width, (r < rows_last ? last : s.initial) + r * s.width, s.width * sizeof(T));
+  return s.grown;
 }
 
-// Where a state lies before a step; rows that begin with this step come from the initial state.
-static inline const T* before(const Share& h, const T* initial, const T* last, T* grown, long width, long rows,
-                              long rows_last) {
-  if (rows_last == 0) return initial;
-  if (rows_last >= rows) return last;
-  const long from = h.by_rows ? h.from : rows * h.id / h.count;
-  const long to = h.by_rows ? std::min(h.to, rows) : rows * (h.id + 1) / h.count;
-  for (long r = from; r < to; r++)
-    std::memcpy(grown + r * width, (r < rows_last ? last : initial) + r * width, width * sizeof(T));
-  return grown;
+// Each row's last state, once its steps are over: rows `from` to `to` of what a step has made.
+static inline void finish(const Share& h, const State& s, const T* now, long from, long to) {
+  if (!s.last) return;
+  if (h.by_rows) from = std::max(from, h.from), to = std::min(to, h.to);
+  else if (h.id) return;
+  if (to > from) std::memcpy(s.last + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
+}
+
+// Values of every step that a loop reads. Those of a state before each step are shifted by one.
+static inline const T* array(const void* base, const void* initial, long shift, const Call& c, long t, long first,
+                             long width) {
+  if (shift && (shift < 0 ? t == 0 : t + 1 == c.D[STEPS])) return (const T*)initial;
+  return (const T*)base + (first + shift * c.D[ROWS]) * width;
 }

@@ -1,7 +1,6 @@
 #include "products.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 namespace {
@@ -30,22 +29,15 @@ void tile(const T* x, long row, long step, const T* w, long depth, bool more, V*
   }
 }
 
-using Tile = void (*)(const T*, long, long, const T*, long, bool, V*);
-
-template <int S, int... R> constexpr Tile row_tile(int rows, std::integer_sequence<int, R...>) {
-  constexpr Tile tiles[] = {tile<R + 1, S>...};
-  return tiles[rows - 1];
+template <int S, int... R> void fill_rows(Products& out, std::integer_sequence<int, R...>) {
+  ((out.tiles[R][S - 1] = tile<R + 1, S>), ...);
 }
 
-template <int... S> Tile tile_of(int rows, int strip, std::integer_sequence<int, S...>) {
-  Tile found = nullptr;
-  ((strip == S + 1 ? (void)(found = row_tile<S + 1>(rows, std::make_integer_sequence<int, rows_of(S + 1)>())) : (void)0), ...);
-  return found;
+template <int... S> void fill(Products& out, std::integer_sequence<int, S...>) {
+  (fill_rows<S + 1>(out, std::make_integer_sequence<int, rows_of(S + 1)>()), ...);
 }
 
-void any_tile(int rows, int strip, const T* x, long row, long step, const T* w, long depth, bool more, V* sums) {
-  tile_of(rows, strip, std::make_integer_sequence<int, STRIP>())(x, row, step, w, depth, more, sums);
-}
+Products table{};
 
 // Rows of L elements become columns.
 template <int D, int... J> inline void exchange(V& a, V& b, std::integer_sequence<int, J...>) {
@@ -83,29 +75,28 @@ void pack(T* to, int strip, Matrix matrix, long depth, long column, long width) 
   }
 }
 
-// A product over many rows: C = start + A B, a strip of BLOCK x 4 panels of B at a time.
+// A product over many rows, C = A B or C += A B, a strip of panels of B at a time.
 struct Whole {
   T* to;              // (rows, width), its rows next to one another
-  const T* start;     // (width), or nothing
+  bool more;          // add to what is there
   Matrix left, right; // left: k is its row
   long rows, width, depth;
   T* packed;          // room for a block of right
   Meeting meeting;
 };
 
-constexpr int WIDE = 4;            // panels of a strip
-constexpr long DEEP = 4 * BLOCK;   // of k at once: a packed block of 1024 columns is 1 MiB in float32
+constexpr int WIDE = 4;           // panels of a strip
+constexpr long DEEP = 4 * BLOCK;  // of k at once: a packed block of 1024 columns is 1 MiB in float32
 constexpr long COLUMNS = 1024;
 
 void add(const Whole& w, const T* x, long row, long step, long at, int rows, long column, int strip, const T* packed,
-         long from, long deep, V* sums) {
+         bool more, long deep, V* sums) {
   const long n = w.width - column;
-  for (int r = 0; r < rows; r++)
-    for (int s = 0; s < strip; s++)
-      sums[r * strip + s] = from      ? load(w.to + (at + r) * w.width + column + s * L, n - s * L)
-                            : w.start ? load(w.start + column + s * L, n - s * L)
-                                      : V{};
-  any_tile(rows, strip, x, row, step, packed, deep, true, sums);
+  if (more)
+    for (int r = 0; r < rows; r++)
+      for (int s = 0; s < strip; s++)
+        sums[r * strip + s] = load(w.to + (at + r) * w.width + column + s * L, n - s * L);
+  table.tiles[rows - 1][strip - 1](x, row, step, packed, deep, more, sums);
   for (int r = 0; r < rows; r++)
     for (int s = 0; s < strip; s++)
       store(w.to + (at + r) * w.width + column + s * L, sums[r * strip + s], n - s * L);
@@ -127,7 +118,7 @@ void few_rows(Whole& w, int id, int count) {
       for (long at = 0; at < w.rows; at += most) {
         const int rows = (int)std::min<long>(most, w.rows - at);
         const T* x = w.left.from + at * w.left.n + from * w.left.k;
-        add(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from, deep, sums);
+        add(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.more, deep, sums);
       }
     }
   }
@@ -165,10 +156,32 @@ void many_rows(Whole& w, int id, int count) {
         }
         for (long strip = 0; strip < strips; strip++)
           add(w, x, row, step, at, rows, left + strip * WIDE * L, panels_of(strip), w.packed + strip * WIDE * L * deep,
-              from, deep, sums);
+              from || w.more, deep, sums);
       }
       w.meeting.wait(count);
     }
+  }
+}
+
+// Sums of each column, in blocks of rows that are added up in order.
+struct Sums {
+  T* to;
+  const T* from;
+  long rows, width;
+};
+
+void columns_of(Sums& w, int id, int count) {
+  const long panels = (w.width + L - 1) / L;
+  for (long p = panels * id / count; p < panels * (id + 1) / count; p++) {
+    const long n = w.width - p * L;
+    V all{};
+    for (long block = 0; block < w.rows; block += 4 * BLOCK) {
+      V one[4] = {};
+      const long end = std::min(block + 4 * BLOCK, w.rows);
+      for (long r = block; r < end; r++) one[r & 3] += load(w.from + r * w.width + p * L, n);
+      all += (one[0] + one[1]) + (one[2] + one[3]);
+    }
+    store(w.to + p * L, all, n);
   }
 }
 
@@ -176,22 +189,39 @@ void many_rows(Whole& w, int id, int count) {
 
 extern "C" int lanes() { return L; }
 
-extern "C" void products(Products* out, TeamRun team) { *out = {team, any_tile, pack}; }
+extern "C" Products* products(TeamRun team, TeamRoom room) {
+  table.team = team, table.room = room, table.pack = pack;
+  fill(table, std::make_integer_sequence<int, STRIP>());
+  return &table;
+}
 
-// C (rows, width) = start + left (rows, depth) @ right (depth, width); strides in elements.
-extern "C" int whole_product(T* to, const T* start, const T* left, long left_row, long left_k, const T* right,
-                             long right_k, long right_n, long rows, long width, long depth, int threads,
-                             TeamRun team) {
-  Whole w{to, start, {left, left_k, left_row}, {right, right_k, right_n}, rows, width, depth, nullptr, {}};
-  if (depth == 0 || rows == 0 || width == 0) return 0;
-  if (rows <= 2 * MOST) {
-    team(threads, [](void* what, int id, int count) { few_rows(*(Whole*)what, id, count); }, &w);
-    return 0;
+// Work on all time steps at once, one piece after another. Each is eleven numbers: a product's
+// to, more, left, its strides, right, its strides, rows, width, depth (strides in elements, along rows or
+// columns last); or, where left is 0, sums of columns: to, -, 0, -, -, from, -, -, rows, width, -.
+extern "C" int at_once(const int64_t* pieces, long many, int threads) {
+  for (const int64_t* p = pieces; p < pieces + 11 * many; p += 11) {
+    const long rows = p[8], width = p[9], depth = p[10];
+    const bool small = rows * width * std::max<long>(depth, 1) < 100000;
+    if (!p[2]) {
+      Sums sums{(T*)p[0], (const T*)p[5], rows, width};
+      table.team(small ? 1 : threads, nullptr, [](void* s, int id, int n) { columns_of(*(Sums*)s, id, n); }, &sums);
+      continue;
+    }
+    Whole w{(T*)p[0], p[1] != 0, {(const T*)p[2], p[4], p[3]}, {(const T*)p[5], p[6], p[7]},
+            rows, width, depth, nullptr, {}};
+    if (rows == 0 || width == 0) continue;
+    if (depth == 0) {
+      if (!w.more) std::memset(w.to, 0, rows * width * sizeof(T));
+      continue;
+    }
+    void (*run)(void*, int, int) = [](void* what, int id, int n) { few_rows(*(Whole*)what, id, n); };
+    if (rows > 2 * MOST) {
+      const long columns = (std::min(width, COLUMNS) + WIDE * L - 1) / (WIDE * L) * WIDE * L;
+      w.packed = (T*)table.room(std::min(depth, DEEP) * columns * sizeof(T));
+      if (!w.packed) return 1;
+      run = [](void* what, int id, int n) { many_rows(*(Whole*)what, id, n); };
+    }
+    table.team(small ? 1 : threads, nullptr, run, &w);
   }
-  const long columns = (std::min(width, COLUMNS) + WIDE * L - 1) / (WIDE * L) * WIDE * L;
-  w.packed = (T*)std::aligned_alloc(64, std::min(depth, DEEP) * columns * sizeof(T));
-  if (!w.packed) return 1;
-  team(threads, [](void* what, int id, int count) { many_rows(*(Whole*)what, id, count); }, &w);
-  std::free(w.packed);
   return 0;
 }

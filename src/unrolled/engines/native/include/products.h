@@ -19,10 +19,13 @@ struct Matrix {
   long k, n;  // strides, in elements
 };
 
+// sums[r][s] = (more ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
+using Tile = void (*)(const T* x, long row, long step, const T* w, long depth, bool more, V* sums);
+
 struct Products {
   TeamRun team;
-  // sums[r][s] = (more ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
-  void (*tile)(int rows, int strip, const T* x, long row, long step, const T* w, long depth, bool more, V* sums);
+  TeamRoom room;
+  Tile tiles[MOST][STRIP];  // by rows and panels, less one each
   // One panel of a strip: columns column .. column + L of depth rows, those from width on 0.
   void (*pack)(T* to, int strip, Matrix matrix, long depth, long column, long width);
 };

@@ -3,9 +3,15 @@
 #include <sched.h>
 
 #include <atomic>
+#include <cstddef>
 
-// Calls work(what, id, count) on the caller (id 0) and on up to wanted - 1 others, and waits for all.
-using TeamRun = void (*)(int wanted, void (*work)(void* what, int id, int count), void* what);
+// Calls work(what, id, count) on the caller (id 0) and on up to wanted - 1 others, and waits for all. Before,
+// prepare(what, count) is called once, where there is one; if it fails, no work is done. Whether it was.
+using TeamRun = bool (*)(int wanted, bool (*prepare)(void* what, int count),
+                         void (*work)(void* what, int id, int count), void* what);
+
+// Memory of the calling thread, aligned to 64 bytes, until its next call; null where there is none.
+using TeamRoom = char* (*)(size_t bytes);
 
 static inline void relax() {
 #if defined(__x86_64__)
@@ -13,6 +19,14 @@ static inline void relax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// Wait for something that another thread is about to do.
+template <class Done> static inline void spin(Done done) {
+  for (long spins = 0; !done(); spins++) {
+    if (spins < 4000) relax();
+    else sched_yield();
+  }
 }
 
 // A place where all threads of a piece of work meet.
@@ -28,9 +42,6 @@ struct Meeting {
       round.store(now + 1, std::memory_order_release);
       return;
     }
-    for (long spins = 0; round.load(std::memory_order_acquire) == now; spins++) {
-      if (spins < 4000) relax();
-      else sched_yield();
-    }
+    spin([&] { return round.load(std::memory_order_acquire) != now; });
   }
 };

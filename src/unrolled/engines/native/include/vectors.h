@@ -28,6 +28,8 @@ using I = std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
 constexpr int L = BYTES / sizeof(T);
 typedef T V __attribute__((vector_size(BYTES)));
 typedef I VI __attribute__((vector_size(BYTES)));
+typedef double Wide __attribute__((vector_size(BYTES)));  // where float needs more digits
+typedef int64_t WideI __attribute__((vector_size(BYTES)));
 
 static inline V splat(T x) { return x - V{}; }
 
@@ -62,16 +64,30 @@ static inline void store(T* p, V v, long n) {
 #endif
 }
 
-static inline V fma(V a, V b, V c) {
+// A vector of any kind, all of whose elements are x; x itself, where it is a vector.
+template <class W, class X> static inline W as(X x) {
+  if constexpr (std::is_arithmetic_v<X>) return (std::remove_reference_t<decltype(W{}[0])>)x - W{};
+  else return x;
+}
+
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool FUSED = true;
+#else
+constexpr bool FUSED = false;
+#endif
+
+// a * b + c, rounded once where the machine can (FUSED); b and c may be numbers.
+template <class W, class B, class C> static inline W fma(W a, B b_, C c_) {
+  const W b = as<W>(b_), c = as<W>(c_);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  if constexpr (sizeof(a[0]) == 4) return (W)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (W)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #elif defined(__FMA__)
-  if constexpr (sizeof(T) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  if constexpr (sizeof(a[0]) == 4) return (W)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (W)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined(__aarch64__)
-  if constexpr (sizeof(T) == 4) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-  else return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  if constexpr (sizeof(a[0]) == 4) return (W)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  else return (W)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #else
   return a * b + c;
 #endif

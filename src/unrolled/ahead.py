@@ -1,0 +1,54 @@
+"""Compile a model's kernels ahead of time: what ``unrolled build`` does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from unrolled import doctor
+from unrolled.engines.native import ahead, build, shipped
+from unrolled.layers import Recurrent
+
+
+def save(
+    layers: Mapping[str, Recurrent], folder: Path, archs: Sequence[str], training: bool, console: Console
+) -> None:
+    """Compile the kernels of layers into a folder, and say what is in it.
+
+    Args:
+        layers: by name.
+        folder: made where it isn't there.
+        archs: names of instruction sets, ``"native"`` for this machine's own; none: that of this process.
+        training: whether gradients will be wanted too.
+        console: where to print.
+
+    Raises:
+        ValueError: a layer that the compiler can't take, an instruction set that it doesn't know, or no
+            compiler.
+        OSError: the folder can't be written to.
+    """
+    try:
+        archs = [build.check_arch(arch, "--arch") for arch in archs] or [build.arch()]
+        for found in doctor.engines_of(layers, training=training):
+            label = f"{found['layer']}: {found['cell']}, {found['dtype']}"
+            if found["inference"]["engine"] != "native":
+                raise ValueError(f"{label} can't be compiled: {found['inference']['why']}")
+            told = "inference"
+            if training:
+                compiled = found["training"]["engine"] == "native"
+                told += " and training" if compiled else f"; not training: {found['training']['why']}"
+            console.print(f"{label}: {told}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a cache that can't be used: the folder can, or raises
+            made = ahead.save(build.asked(), folder, archs)
+    except build.NoCompilerError as error:
+        raise ValueError(str(error)) from None
+    size = sum(path.stat().st_size for path in made)
+    console.print(
+        f"{len(made)} libraries for {', '.join(archs)}, {doctor.bytes_in_words(size)}, in {folder}\n"
+        f"Where they are to run: {shipped.VARIABLE}={folder.absolute()}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,154 @@
+"""The compiled loops as one differentiable function of torch: one direction of a layer, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled.cell import Cell
+from unrolled.engines import reference
+from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.loop import execute
+from unrolled.engines.native.step import Compiled
+
+States = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A cell that runs over a sequence in one direction, without its tensors.
+
+    Attributes:
+        compiled: its loops.
+        cell: bound to its parameters.
+        stateful: whether initial states are given; else they are zeros.
+        back: from the last step to the first.
+    """
+
+    compiled: Compiled
+    cell: Cell
+    stateful: bool
+    back: bool
+
+    @property
+    def states(self) -> int:
+        """How many initial states are given."""
+        return len(self.cell.state) if self.stateful else 0
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors it takes: initial states and parameters."""
+        return self.states + len(self.cell.shapes())
+
+
+def threads_of(lanes: Sequence[object]) -> int:
+    """For each of the lanes: two that run at the same time have one each."""
+    threads = torch.get_num_threads()
+    return 1 if len(lanes) == 2 and threads == 2 else threads
+
+
+def dealt(kinds: Sequence[Kind], tensors: Sequence[Tensor]) -> list[tuple[States | None, list[Tensor]]]:
+    """The initial states and the parameters of each lane."""
+    dealt, at = [], 0
+    for kind in kinds:
+        mine = tensors[at : at + kind.tensors]
+        at += kind.tensors
+        states = tuple(mine[: kind.states]) if kind.stateful else None
+        dealt.append((states, list(mine[kind.states :])))
+    return dealt
+
+
+def unflattened(flat: Sequence[Tensor], lanes: Sequence[Kind]) -> list[tuple[Tensor, States]]:
+    """The output and the final states of each lane, or their gradients."""
+    found, at = [], 0
+    for lane in lanes:
+        count = len(lane.cell.state)
+        found.append((flat[at], tuple(flat[at + 1 : at + 1 + count])))
+        at += 1 + count
+    return found
+
+
+class Recurrence(torch.autograd.Function):
+    """The lanes as one function of x and of their initial states and parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kinds: tuple[Kind, ...], sizes: list[int] | None, x: Tensor, *tensors: Tensor
+    ) -> Any:
+        """The output and the final states of each lane, one after another."""
+        layout = Layout.of(x, sizes)
+        ctx.save_for_backward(x, *tensors)
+        made = _forward(kinds, layout, x, tensors)
+        results: list[Tensor] = []
+        outputs = []
+        for kept, final, _ in made:
+            outputs.append((kept[0].detach(), kept[0]._version))
+            results += (kept[0], *final)
+        for kept, _, _ in made:
+            kept[0] = kept[0].detach()  # the output itself would hold what holds it
+        ctx.made = (kinds, sizes, layout, [(kept, values) for kept, _, values in made], outputs)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradients of x and of the tensors."""
+        kinds, sizes, layout, made, outputs = ctx.made
+        x, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
+            return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
+        if any(output._version != version for output, version in outputs):  # computed anew
+            made = [(kept, values) for kept, _, values in _forward(kinds, layout, x, tensors)]
+        jobs, ends = [], []
+        threads = threads_of(kinds)
+        for kind, (states, params), (kept, values), (grad, last) in zip(
+            kinds, dealt(kinds, tensors), made, unflattened(grads, kinds), strict=True
+        ):
+            states = None if states is None else tuple(part.contiguous() for part in states)
+            last = tuple(part.contiguous() for part in last)
+            job, final, found = kind.compiled.back(
+                values, params, x, states, kept, grad, last, layout, kind.back, threads
+            )
+            jobs.append(job)
+            ends.append((final, found))
+        if layout.rows:
+            execute(jobs)
+        of_x: Tensor | None = None
+        results: list[Tensor | None] = []
+        for kind, (final, found) in zip(kinds, ends, strict=True):
+            params, grad_x = kind.compiled.gradients(found, layout.rows)
+            results += (*(final if kind.stateful else ()), *params)
+            if grad_x is not None:
+                of_x = grad_x if of_x is None else of_x.add_(grad_x)
+        return None, None, None if of_x is None else of_x.view(x.shape), *results
+
+
+def _forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
+    jobs, made, threads = [], [], threads_of(kinds)
+    for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
+        states = None if states is None else tuple(part.contiguous() for part in states)
+        job, kept, final, values = kind.compiled.forward(
+            params, x, states, layout, kind.back, threads, keep=True
+        )
+        jobs.append(job)
+        made.append((kept, final, kind.compiled.read_back(values)))
+    if layout.rows:
+        execute(jobs)
+    return made
+
+
+def reference_gradients(
+    kinds: Sequence[Kind], sizes: list[int] | None, x: Tensor, tensors: list[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients by the reference engine, which can be differentiated again."""
+    outputs: list[Tensor] = []
+    for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
+        bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=True)))
+        output, final = reference.run(bound, x, states, sizes, kind.back)
+        outputs += (output, *final)
+    inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
+    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True))
+    return [next(found) if tensor.requires_grad else None for tensor in (x, *tensors)]

@@ -1,0 +1,103 @@
+"""An inference loop with all that stays the same from call to call made ready: shapes, and packed weights."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.loop import Job
+from unrolled.engines.native.program import BY_ROWS, PACKED, ROW_COUNT, THREADS
+from unrolled.engines.native.step import Compiled
+
+_FEW = 3  # rows up to which matrices are packed in wider strips (Phase::cut in include/loop.h)
+
+
+class Weights:
+    """The parameters of one bound cell, packed for its inference loop as long as they don't change.
+
+    Args:
+        compiled: the step; its loop must read no more than x and parameters.
+        params: in order, next to one another in memory each.
+    """
+
+    def __init__(self, compiled: Compiled, params: Sequence[Tensor]) -> None:
+        self.compiled = compiled
+        self.params = list(params)
+        self._packed: dict[tuple[Any, ...], tuple[list[Tensor], list[bool]]] = {}
+
+    def packed(self, sizes: array.array[int]) -> tuple[list[Tensor], list[bool]]:
+        """Memory for packed matrices of this layout, and in a list whether they are there."""
+        key = (sizes[ROW_COUNT] <= _FEW, 1 if sizes[BY_ROWS] else sizes[THREADS])
+        if key not in self._packed:
+            loop = self.compiled.inference
+            made = [torch.empty(many, dtype=self.compiled.dtype) for _, many in loop.packs()]
+            self._packed[key] = made, []
+        return self._packed[key]
+
+
+class Route:
+    """The way of one cell for inputs of one shape.
+
+    Args:
+        weights: of the cell.
+        steps, batch: of every input.
+        back: from the last step to the first.
+        threads: at most.
+    """
+
+    def __init__(self, weights: Weights, steps: int, batch: int, back: bool, threads: int) -> None:
+        compiled, loop = weights.compiled, weights.compiled.inference
+        assert compiled.plain is not None
+        self.widths = compiled.widths
+        self._sizes = [batch * width * compiled.dtype.itemsize for width in compiled.widths]
+        states, bases = len(compiled.widths), len(compiled.plain)
+        addresses = [0 if k is None else weights.params[k].data_ptr() for k in compiled.plain]
+        addresses += [0] * (3 * states)
+        self._job = job = loop.call(addresses, Layout(steps, batch), back, threads, 0, [weights], packed=True)
+        matrices, self._there = weights.packed(job.sizes)
+        for (place, _), matrix in zip(loop.packs(), matrices, strict=True):
+            job.pointers[place] = matrix.data_ptr()
+        self._ready = job.sizes[:]
+        self._ready[PACKED] = 1
+        inputs = [k for k, base in enumerate(compiled.plain) if base is None]
+        self._x = [place for k in inputs for place in loop.pointers_to(k)]
+        self._initial = [loop.pointers_to(bases + k)[0] for k in range(states)]
+        self._output = loop.pointers_to(bases + states)[0]
+        self._final = [loop.pointers_to(bases + 2 * states + k)[0] for k in range(states)]
+
+    def job(
+        self, x: Tensor, initial: Sequence[Tensor] | None, output: Tensor, final: Sequence[Tensor], lane: int
+    ) -> Job:
+        """A call.
+
+        Args:
+            x: ``(time, batch, input)``; like all others, its elements next to one another.
+            initial: states of all lanes, each ``(lanes, batch, width)``; None: zeros.
+            output: where the output goes, ``(time, batch, width)``.
+            final: where the final states of all lanes go, laid out as ``initial``.
+            lane: which one this is.
+        """
+        job = self._job
+        pointers = job.pointers[:]
+        address = x.data_ptr()
+        for place in self._x:
+            pointers[place] = address
+        pointers[self._output] = output.data_ptr()
+        for place, part, size in zip(self._final, final, self._sizes, strict=True):
+            pointers[place] = part.data_ptr() + lane * size
+        if initial is not None:
+            for place, part, size in zip(self._initial, initial, self._sizes, strict=True):
+                pointers[place] = part.data_ptr() + lane * size
+        return Job(
+            job.run, self._ready if self._there else job.sizes, job.threads, pointers, job.table, job.alive
+        )
+
+    def done(self) -> None:
+        """A call is over: the packed matrices are there."""
+        if not self._there:
+            self._there.append(True)

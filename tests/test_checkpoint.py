@@ -1,0 +1,60 @@
+"""Training in segments: the same gradients, on both engines, in less memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unrolled as ur
+from kinds import LAYERS, assert_close, pair, tensors
+from unrolled.bench import apart
+from unrolled.bench.grid import Row
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_gradients_of_torch(kind: str, engine: str) -> None:
+    ours, theirs = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(23, 3, 5, dtype=torch.float64, requires_grad=True)
+    state: Any = tuple(torch.randn_like(part).requires_grad_() for part in tensors(theirs(x)[1]))
+    state = state if len(state) > 1 else state[0]
+    weights = [torch.randn_like(part) for part in tensors(theirs(x))]
+
+    def results(layer: nn.Module, state: Any, **options: int) -> list[torch.Tensor]:
+        found = list(tensors(layer(x, state, **options)))
+        loss = sum((part * weight).sum() for part, weight in zip(found, weights, strict=True))
+        return [*found, *torch.autograd.grad(loss, [x, *tensors(state), *layer.parameters()])]
+
+    with ur.engine(engine):
+        for start in (None, state):
+            expected = results(theirs, start)
+            for length in (1, 5, 22, 23, 50):
+                assert_close(results(ours, start, checkpoint=length), expected, 1e-12)
+
+
+def test_finite_differences_and_second_gradients() -> None:
+    layer = ur.GRU(2, 3, dtype=torch.float64)
+    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
+    with ur.engine("native"):
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert check(lambda x: layer(x, checkpoint=2)[0], x, fast_mode=True)
+
+
+def test_what_cannot_be_a_segment() -> None:
+    layer, x = ur.LSTM(2, 3), torch.randn(4, 1, 2)
+    with pytest.raises(ValueError, match="checkpoint should be at least one time step, got 0"):
+        layer(x, checkpoint=0)
+    with pytest.raises(TypeError, match="checkpoint should be a number of time steps, got 2.5"):
+        layer(x, checkpoint=2.5)
+    with pytest.raises(ValueError, match="checkpoint takes no packed sequence"):
+        layer(nn.utils.rnn.pack_sequence([x[:, 0]]), checkpoint=2)
+
+
+def test_the_peak_of_memory_is_far_below_that_of_torch() -> None:
+    """At least what the issue of memory is about: a long sequence of a middle-sized layer."""
+    row = Row("lstm", 32, 1000, 256, "training")
+    assert apart.peak_memory(row, "checkpoint") < apart.peak_memory(row, "torch") / 4

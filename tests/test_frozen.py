@@ -1,0 +1,86 @@
+"""Frozen layers: the same bits as outside the block, changed weights noticed, everything else as usual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unrolled as ur
+from kinds import LAYERS, pair, tensors
+
+
+@pytest.fixture(autouse=True)
+def _native() -> Any:
+    with ur.engine("native"), torch.no_grad():
+        yield
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert all(torch.equal(p, q) for p, q in zip(tensors(a), tensors(b), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_same_bits_as_outside(kind: str, bidirectional: bool) -> None:
+    layer, theirs = pair(kind, 9, 37, num_layers=2, bidirectional=bidirectional)
+    inputs = [torch.randn(time, batch, 9) for time, batch in ((1, 1), (7, 1), (1, 5), (30, 3), (12, 40))]
+    states = [tuple(torch.randn_like(part) for part in tensors(layer(x)[1])) for x in inputs]
+    states = [state if len(state) > 1 else state[0] for state in states]
+    expected = [(layer(x), layer(x, state)) for x, state in zip(inputs, states, strict=True)]
+    with ur.frozen(layer):
+        for _ in range(2):  # packing at first, packed then
+            for x, state, (plain, stateful) in zip(inputs, states, expected, strict=True):
+                assert_same(layer(x), plain)
+                assert_same(layer(x, state), stateful)
+    torch.testing.assert_close(expected[3][0][0], theirs(inputs[3])[0])
+
+
+def test_what_is_not_sped_up_runs_as_usual() -> None:
+    layer = ur.LSTM(4, 6, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [5, 2, 3], batch_first=True, enforce_sorted=False)
+    calls = (lambda: layer(x), lambda: layer(x[0]), lambda: layer(packed), lambda: layer(x[:0]))
+    expected = [call() for call in calls]
+    with ur.frozen(layer):
+        for call, before in zip(calls, expected, strict=True):
+            assert_same(call(), before)
+        with torch.enable_grad():
+            layer(x)[0].sum().backward()
+        with pytest.raises(ValueError, match=r"input.size\(-1\) must be equal to input_size"):
+            layer(torch.randn(3, 5, 3))
+        with pytest.raises(ValueError, match="Expected hidden size"):
+            layer(x, (torch.zeros(1, 2, 6), torch.zeros(1, 3, 6)))
+    assert layer.weight_hh_l0.grad is not None
+
+
+def test_a_changed_weight_is_noticed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), ur.GRU(4, 5))
+    x = torch.randn(6, 2, 4)
+    before = model(x)
+    with ur.frozen(model):
+        assert_same(model(x), before)
+        model[1].weight_hh_l0.mul_(2)
+        with pytest.raises(RuntimeError, match="GRU: a weight was changed inside unrolled.frozen"):
+            model(x)
+    changed = model(x)
+    assert not torch.equal(changed[0], before[0])
+    with ur.frozen(model):
+        assert_same(model(x), changed)
+        model[1].weight_hh_l0 = nn.Parameter(torch.zeros(15, 5))
+        with pytest.raises(RuntimeError, match="a weight was changed"):
+            model(x)
+
+
+def test_blocks_nest_and_end() -> None:
+    layer, x = ur.RNN(3, 4), torch.randn(5, 2, 3)
+    with ur.frozen(layer):
+        with ur.frozen(layer):
+            layer(x)
+        layer(x)
+    assert layer._frozen is None
+    with pytest.raises(TypeError, match="frozen takes a module, got int"):
+        ur.frozen(3)  # type: ignore[arg-type]
