@@ -9,8 +9,6 @@ effort is less. What a loop is called by is ready at once: a function that jumps
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -20,12 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+import unrolled as ur
 from unrolled.engines import native
 from unrolled.engines.native import build
+from unrolled.engines.native.compiler import FLAGS, INCLUDE, NATIVE, compilers
 
-INCLUDE = Path(native.__file__).parent / "include"
-FLAGS = ["-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 PROCESSES = 2
 _EXPORTED = re.compile(r'extern "C" [\w ]+?[ *](\w+)\(')
 _HEAD = re.compile(r'using T = (\w+);\n#include "loop.h"\n')
@@ -33,11 +32,11 @@ _HEAD = re.compile(r'using T = (\w+);\n#include "loop.h"\n')
 
 def compile_cpp(source: str, library: Path, optimize: str) -> subprocess.Popen[str]:
     """Begin to compile a library."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")))
-    machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    compiler = next(compilers())
     code = library.with_suffix(".cpp")
     code.write_text(source)
-    command = [compiler, *FLAGS, optimize, machine, "-I", str(INCLUDE), str(code), "-o", str(library)]
+    flags = [*FLAGS, optimize, compiler.arch_flag(NATIVE), "-shared", "-I", str(INCLUDE)]
+    command = [*compiler.command, *flags, str(code), "-o", str(library)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,6 +76,12 @@ class Batch:
         for _, _, process in self._running:
             process.communicate()
         shutil.rmtree(self._folder)
+
+    def prepare(self, cell: ur.Cell, dtype: torch.dtype) -> None:
+        """Make all loops of a cell: of inference, of training, and back."""
+        made = native.compiled(cell, dtype)
+        made.prepare_training()
+        made.inference  # noqa: B018
 
     def load(self, source: str) -> Any:
         """In the place of ``build.load``: a loop that is compiled later; other libraries as they are."""

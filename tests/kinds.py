@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import unrolled as ur
+from unrolled.engines.native import loop
 
 LAYERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "rnn-tanh": (ur.RNN, nn.RNN, {}),
@@ -51,7 +53,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
     """Every tensor within ``tolerance`` times the largest magnitude of what is expected."""
     for a, b in zip(tensors(actual), tensors(expected), strict=True):
         assert a.shape == b.shape
@@ -59,7 +61,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
         if a.numel():
             scale = max(float(b.detach().double().abs().max()), 1e-30)
             error = float((a.detach().double() - b.detach().double()).abs().max())
-            assert error <= tolerance * scale, f"{error:.3e} > {tolerance:.0e} × {scale:.3e}"
+            assert error <= tolerance * scale, f"{what} {error:.3e} > {tolerance:.0e} × {scale:.3e}".strip()
 
 
 def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> list[Tensor]:
@@ -69,3 +71,28 @@ def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> l
     results = list(tensors(module(x, state)))
     loss = sum((result * weight).sum() for result, weight in zip(results, weights, strict=True))
     return list(torch.autograd.grad(loss, leaves + parameters))
+
+
+def with_gradients(values: list[Tensor], weights: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """Values, and every gradient of their weighted sum: zeros where there is none."""
+    loss = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return [*values, *map(torch.zeros_like, leaves)]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    zipped = zip(leaves, found, strict=True)
+    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zipped]
+    return [*(value.detach() for value in values), *grads]
+
+
+@contextmanager
+def team(threads: int) -> Iterator[None]:
+    """So many threads, for the smallest work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_WORTH", 0)
+        patch.setattr(loop, "_WORTH_BY_ROWS", 0)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -6,15 +6,42 @@ Every entry takes a value ``(batch, width)``; all stay where they are defined an
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import linear
 
+import unrolled as ur
+
 Get = Callable[..., Tensor]
+Run = Callable[[Tensor, tuple[Tensor, ...], Get], tuple[Tensor, ...]]
+
+
+def cell_of(run: Run, inputs: int, widths: tuple[int, ...]) -> type[ur.Cell]:
+    """A cell whose step is ``run(x, old, get)``: what that gets are the parameters, in this order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def shaped(*shape: int) -> Tensor:
+        shapes[f"p{len(shapes)}"] = shape
+        return torch.zeros(shape)
+
+    run(torch.ones(2, inputs), tuple(torch.ones(2, width) for width in widths), shaped)
+
+    def step(self: Any, x: Tensor, *old: Tensor) -> tuple[Tensor, ...]:
+        given = iter([getattr(self, name) for name in shapes])
+        return run(x, old, lambda *_: next(given))
+
+    states = {f"s{k}": width for k, width in enumerate(widths)}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    arguments = [inspect.Parameter(name, kind) for name in ("self", "x", *states)]
+    step.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    params = {name: ur.Param(*shape) for name, shape in shapes.items()}
+    return type("Made", (ur.Cell,), {"state": states, "step": step, **params})
 
 
 def between(v: Tensor, low: float = -0.9, high: float = 0.9) -> Tensor:
@@ -230,7 +257,7 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "log-softmax": lambda v: v.log_softmax(-1),
     "layer-norm": lambda v: F.layer_norm(v, v.shape[1:], eps=0.1),
     "rms-norm": lambda v: F.rms_norm(v, v.shape[1:], eps=0.1),
-    "group-norm": lambda v: F.group_norm(v, heads(v), eps=0.1),
+    "group-norm": lambda v: F.group_norm(torch.cat([v, v + 1], 1), heads(v), eps=0.1),
     "cumsum": lambda v: v.cumsum(-1) * 0.3,
     "cumsum-back": lambda v: v.softmax(-1).flip(-1).cumsum(-1).flip(-1),
     "any": lambda v: v * ((v > 1).any(-1, keepdim=True) | (v > -1).all(-1, keepdim=True)),
@@ -287,7 +314,9 @@ PRODUCTS: dict[str, Callable[[Tensor, Get], Tensor]] = {
     "prelu-of-1": lambda v, get: F.prelu(v, get(1)),
     "layer-norm": lambda v, get: F.layer_norm(v, v.shape[1:], get(v.shape[1]), get(v.shape[1]), eps=0.1),
     "rms-norm": lambda v, get: F.rms_norm(v, v.shape[1:], get(v.shape[1]), eps=0.1),
-    "group-norm": lambda v, get: F.group_norm(v, heads(v), get(v.shape[1]), get(v.shape[1]), eps=0.1),
+    "group-norm": lambda v, get: F.group_norm(
+        torch.cat([v, v + 1], 1), heads(v), get(2 * v.shape[1]), get(2 * v.shape[1]), eps=0.1
+    ),
     "clamp": lambda v, get: torch.clamp(v, -get(v.shape[1]).abs(), get(1).abs() + 0.5),
     "put": lambda v, get: torch.cat([get(2).expand(v.shape[0], 2), v], 1),
 }

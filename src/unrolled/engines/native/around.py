@@ -14,6 +14,7 @@ from unrolled.engines.native.layout import Before
 from unrolled.engines.native.products import products
 from unrolled.engines.native.program import ROWS
 from unrolled.engines.native.views import Place, places
+from unrolled.engines.native.vocabulary import is_number
 
 aten = torch.ops.aten
 
@@ -53,9 +54,11 @@ class Around:
     ) -> None:
         self._dtype = dtype
         self._places = places([*nodes, *results], known)
+        bases = dict.fromkeys(place.base for place in self._places.values())
+        numbers = [base for base in bases if is_number(base) and base not in known and base not in nodes]
         self._results = [node for node in results if self._places[node].base is not node]
         self._steps: list[_Step] = []
-        for node in nodes:
+        for node in (*numbers, *nodes):  # whatever loop they were written for
             if self._places.get(node, Place(node, 0, (), ())).base is not node:
                 continue
             if node.target is aten.mm.default:

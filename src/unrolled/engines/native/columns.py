@@ -156,8 +156,15 @@ class Columns:
             or (isinstance(a, (int, float)) and "Tensor" in str(schema[k].type))
         ]
         operands = [np.broadcast_to(self.names(args[k]), base).reshape(-1) for k in places]
-        if target is aten.where.self and (known := self.known(operands[0])) is not None:
-            return Row(np.where(known != 0, operands[1], operands[2]).reshape(base), shape)
+        if target is aten.where.self:
+            numbers = [self._number(name) for name in operands[0].tolist()]
+            found = np.where([bool(number) for number in numbers], operands[1], operands[2])
+            open_ = np.array([number is None for number in numbers], dtype=bool)
+            if not open_.all():
+                if open_.any():
+                    rows = [Row(names[open_][None], (ROWS, open_.sum())) for names in operands]
+                    found[open_] = self.pointwise(target, *rows).columns.flatten()
+                return Row(found.reshape(base), shape)
         results = []
         for length, taken in self.pieces(operands):
             wide = 1 if all(same or length == 1 for _, same in taken) else length
@@ -201,16 +208,18 @@ class Columns:
 
     def known(self, names: Names) -> Names | None:
         """The number in each column, where all are constants."""
-        found = []
-        for name in names.reshape(-1).tolist():
-            value = self.sources[name // _WIDTH].value
-            if isinstance(value, FakeTensor):
-                return None
-            if isinstance(value, Tensor):
-                with _disable_current_modes():
-                    value = float(value[name % _WIDTH])
-            found.append(value)
-        return np.array(found).reshape(names.shape)
+        found = [self._number(name) for name in names.reshape(-1).tolist()]
+        return None if None in found else np.array(found).reshape(names.shape)
+
+    def _number(self, name: int) -> float | None:
+        """The number in a column; None where it is computed."""
+        value = self.sources[name // _WIDTH].value
+        if isinstance(value, FakeTensor):
+            return None
+        if isinstance(value, Tensor):
+            with _disable_current_modes():
+                return float(value[name % _WIDTH])
+        return value
 
     def times(self, names: Names, matrix: Tensor) -> Row:
         """Columns ``(k)`` with a matrix ``(k, n)`` that all rows share.
