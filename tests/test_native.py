@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import os
@@ -10,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 import unrolled as ur
-from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
+from kinds import LAYERS, TOLERANCE, assert_close, gradients, pair, team, tensors
 from test_new_cell import MGU
 from unrolled.engines import native
-from unrolled.engines.native import loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -37,19 +34,6 @@ def made(kind: str, *sizes: int, **arguments: Any) -> Any:
     if kind == "mgu":
         return ur.Recurrent(MGU, *sizes, **arguments)
     return pair(kind, *sizes, **arguments)[0]
-
-
-@contextlib.contextmanager
-def team(threads: int) -> Iterator[None]:
-    """So many threads, for the smallest work too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_WORTH", 0)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def both_engines(layer: Any, x: torch.Tensor, state: Any = None) -> None:

@@ -1,7 +1,7 @@
 """Random steps out of the whole vocabulary, native against reference: each a program of its own, compiled.
 
-Every program is captured, split and written as C++ as any user's step is; what is saved is only the compiler's
-effort (``batch``). Of a program that fails, operations are left out as long as it fails.
+Every program is captured, split and written as C++ as any user's step is; what is saved is only the
+compiler's effort (``batch``). Of a program that fails, operations are left out as long as it fails.
 """
 
 from __future__ import annotations

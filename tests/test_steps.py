@@ -1,24 +1,20 @@
-"""Steps of every shape on the native engine; what is refused, by operation and line; a cell's own tensors."""
+"""Steps of every shape on the native engine, and a cell's own tensors."""
 
 from __future__ import annotations
 
-import random
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.functional import linear
 
 import unrolled as ur
 from batch import Batch
-from kinds import TOLERANCE, assert_close, tensors
+from kinds import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, with_gradients
 
-GLOBAL = torch.linspace(-1, 1, 8)
+pytestmark = NEEDS_COMPILER
 
 
 class Sign(torch.autograd.Function):
@@ -192,6 +188,20 @@ class ResetBefore(Base):
         return 0.5 * h + 0.5 * torch.tanh(linear(x, self.w) + linear(reset * h, self.u))
 
 
+class ResetAfter(Base):
+    r = ur.Param("hidden", "hidden")
+
+    def step(self, x, h):  # the backward reads a product of the state as it is
+        return torch.tanh(linear(x, self.w) + torch.sigmoid(linear(h, self.r)) * linear(h, self.u))
+
+
+class TwoProducts(Base):
+    state = ("h", "t")
+
+    def step(self, x, h, t):
+        return torch.tanh(linear(x, self.w) + h * linear(t, self.u)), torch.sin(h)
+
+
 class Attention(Base):
     state = ("h", "c")
 
@@ -239,16 +249,9 @@ CELLS = [
 ]
 
 
-def results(layer: Any, x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """Outputs, states and gradients; zeros where there is none."""
-    values = list(tensors(layer(x, tuple(state) if len(state) > 1 else state[0])))
-    leaves = [x, *state, *layer.parameters()]
-    loss = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    made = [
-        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)
-    ]
-    return [*values, *made]
+def values(layer: Any, x: Tensor, state: list[Tensor]) -> list[Tensor]:
+    """Outputs and final states."""
+    return list(tensors(layer(x, tuple(state) if len(state) > 1 else state[0])))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +259,7 @@ def compiled() -> Iterator[None]:
     with Batch() as batch:
         for cell in CELLS:
             for dtype in (torch.float64, torch.float32):
-                ur.engines.native.compiled(cell(3, 8), dtype).prepare_training()
+                batch.prepare(cell(3, 8), dtype)
         batch.finish()
         yield
 
@@ -271,14 +274,14 @@ def test_as_the_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None
         x = torch.randn(time, batch, 3, dtype=dtype).requires_grad_()
         sizes = layer._first.state_sizes().values()
         state = [torch.randn(1 + bidirectional, batch, n, dtype=dtype).requires_grad_() for n in sizes]
-        shapes = tensors(layer(x, tuple(state) if len(state) > 1 else state[0]))
-        weights = [torch.randn_like(value) for value in shapes]
-        expected = results(layer, x, state, weights)
+        leaves = [x, *state, *layer.parameters()]
+        weights = [torch.randn_like(value) for value in values(layer, x, state)]
+        expected = with_gradients(values(layer, x, state), weights, leaves)
         with ur.engine("native"):
-            assert_close(results(layer, x, state, weights), expected, TOLERANCE[dtype])
+            actual = with_gradients(values(layer, x, state), weights, leaves)
+            assert_close(actual, expected, TOLERANCE[dtype])
             with torch.no_grad():
-                values = list(tensors(layer(x, tuple(state) if len(state) > 1 else state[0])))
-        assert_close(values, expected[: len(values)], TOLERANCE[dtype])
+                assert_close(values(layer, x, state), expected[: len(weights)], TOLERANCE[dtype])
 
 
 def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
@@ -291,173 +294,6 @@ def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
         assert layer.w_l0.grad is None
         assert layer.u_l0.grad is not None
         assert x.grad is None
-
-
-# --- what is refused ---
-
-
-def branch(self, x, h):
-    return h + x if h.sum() > 0 else h - x
-
-
-def item(self, x, h):
-    return h * x.mean().item()
-
-
-def inplace(self, x, h):
-    return h.add_(x)
-
-
-def inplace_view(self, x, h):
-    x[:, 1:] = 0
-    return h + x
-
-
-def sort(self, x, h):
-    return torch.sort(h + x, -1)[0]
-
-
-def batch_mean(self, x, h):
-    return torch.tanh(h + x - x.mean(0))
-
-
-def batch_norm(self, x, h):
-    return F.batch_norm(h + x, None, None, training=True)
-
-
-def batch_flip(self, x, h):
-    return h + x.flip(0)
-
-
-def batch_attention(self, x, h):
-    return torch.softmax(h @ x.t(), -1) @ x
-
-
-def noise(self, x, h):
-    return h + x * torch.randn_like(x)
-
-
-def dropout(self, x, h):
-    return F.dropout(h + x, 0.5)
-
-
-def size(self, x, h):
-    return (h + x) / len(x)
-
-
-def branch_on_size(self, x, h):
-    return h + x if x.shape[0] > 50 else h - x
-
-
-def python_noise(self, x, h):
-    return h + x * random.random()
-
-
-def outside(self, x, h):
-    return torch.tanh(h + x * GLOBAL)
-
-
-def remembered(self, x, h):
-    self.last = getattr(self, "last", 0) + x
-    return torch.tanh(h + self.last)
-
-
-def complexes(self, x, h):
-    return torch.fft.rfft(h + x).abs()[:, [0, 1, 2, 3, 3, 2, 1, 0]]
-
-
-def half(self, x, h):
-    return torch.tanh((h + x).bfloat16()).to(h.dtype)
-
-
-def whole_numbers(self, x, h):
-    return (h + x) * ((h > 0).sum(-1, keepdim=True) * 1000 // 7)
-
-
-def backward_only(self, x, h):
-    return torch.sigmoid(h + x).prod(-1, keepdim=True) + x
-
-
-def handed_on(self, x, h):
-    return helper(h + x)
-
-
-def helper(v):
-    return v.cummax(-1).values
-
-
-REFUSED = [
-    (branch, "torch.Tensor.__bool__", "values of a tensor"),
-    (item, "torch.Tensor.item", "values of a tensor"),
-    (inplace, "torch.Tensor.add_", "changes its input h in place"),
-    (inplace_view, "torch.Tensor.__setitem__", "changes its input x in place"),
-    (sort, "torch.sort", "aten.sort.stable|aten.sort.default is not in the compiler's vocabulary"),
-    (batch_mean, "torch.Tensor.mean", "mixes rows of the batch"),
-    (batch_norm, "torch.nn.functional.batch_norm", "batch_norm"),
-    (batch_flip, "torch.Tensor.flip", "mixes rows of the batch"),
-    (batch_attention, "torch.Tensor.matmul", "mixes rows of the batch"),
-    (noise, "torch.randn_like", "draws random numbers"),
-    (dropout, "torch.nn.functional.dropout", "draws random numbers"),
-    (size, "torch.Tensor.div", "depends on the size of the batch"),
-    (branch_on_size, "torch.Tensor", "depends on the size of the batch"),
-    (python_noise, "torch.Tensor.mul", "differs from run to run"),
-    (outside, "torch.Tensor.mul", "a tensor from outside"),
-    (remembered, "torch.Tensor.add", "another run of the step has made"),
-    (complexes, "torch.fft.rfft", "changes to torch.complex64"),
-    (half, "torch.Tensor.bfloat16", "changes to torch.bfloat16"),
-    (whole_numbers, "torch.Tensor.mul", "computes with whole numbers"),
-    (backward_only, "the backward of torch.Tensor.prod", "aten.cumprod"),
-    (handed_on, "torch.Tensor.cummax", "aten.cummax"),
-]
-
-
-@pytest.mark.parametrize(("step", "name", "why"), REFUSED, ids=lambda part: getattr(part, "__name__", ""))
-def test_what_is_refused_is_named_with_its_line(step: Callable[..., Any], name: str, why: str) -> None:
-    cell = type(f"Refused{step.__name__.title()}", (ur.Cell,), {"step": step})
-    layer, x = ur.Recurrent(cell, 8, 8), torch.randn(3, 2, 8, requires_grad=True)
-    line = step.__code__.co_firstlineno + 1
-    pattern = f"({why}).*\\({re.escape(name)}[^,]*, {re.escape(__file__)}:{line}\\)$"
-    with ur.engine("native"), pytest.raises(RuntimeError, match=pattern):
-        layer(x.clone())
-    with ur.engine("auto"), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):  # told once
-            torch.manual_seed(1)
-            random.seed(1)
-            output = layer(x.detach().clone())[0] if "inplace" in step.__name__ else layer(x.clone())[0]
-    if step is backward_only:
-        assert output.requires_grad
-    [told] = caught
-    assert f"{cell.__name__} runs on the reference engine, step by step: " in str(told.message)
-    assert re.search(pattern, str(told.message))
-    torch.manual_seed(1)
-    random.seed(1)
-    expected = layer(x.detach().clone())[0]
-    assert_close(output, expected, 1e-6)
-
-
-class Dropping(Base):
-    def step(self, x, h):
-        return torch.tanh(F.dropout(self.sums(x, h), 0.5, self.training))
-
-
-def test_dropout_in_a_step_is_the_reference_engines_in_training() -> None:
-    layer, x = ur.Recurrent(Dropping, 3, 8), torch.randn(3, 2, 3)
-    layer.eval()
-    expected = layer(x)[0]
-    with ur.engine("native"):
-        assert_close(layer(x)[0], expected, 1e-5)
-        layer.train()
-        with pytest.raises(
-            RuntimeError, match=r"random numbers.*\(torch.nn.functional.dropout, .*test_steps.py"
-        ):
-            layer(x)
-        layer.eval()
-        assert_close(layer(x)[0], expected, 1e-5)
-    layer.train()
-    assert not torch.allclose(layer(x)[0], expected)
-    with pytest.raises(TypeError, match="training is the mode of the layer: name the option otherwise"):
-        type("Taken", (ur.Cell,), {"training": True})
 
 
 class Masked(Base):
@@ -478,11 +314,10 @@ def test_tensors_of_a_cell_are_read_at_every_call() -> None:
     cell, another = layer._first, other._first
 
     def same(layer: Any) -> Tensor:
-        weights = [torch.ones(3, 2, 8), torch.ones(1, 2, 8)]
-        state = [torch.zeros(1, 2, 8, requires_grad=True)]
-        expected = results(layer, x, state, weights)
+        weights, leaves = [torch.ones(3, 2, 8), torch.ones(1, 2, 8)], [x, *layer.parameters()]
+        expected = with_gradients(list(tensors(layer(x))), weights, leaves)
         with ur.engine("native"):
-            assert_close(results(layer, x, state, weights), expected, 1e-5)
+            assert_close(with_gradients(list(tensors(layer(x))), weights, leaves), expected, 1e-5)
         return expected[0]
 
     first = same(layer)
@@ -530,16 +365,3 @@ def test_infinity_and_nan_in_a_running_sum() -> None:
         for dtype in (torch.float32, torch.float64):
             output = ur.Recurrent(Running, 5, 5, dtype=dtype)(x[None].to(dtype))[0][0]
             torch.testing.assert_close(output, x.to(dtype).cumsum(-1), equal_nan=True)
-
-
-def test_a_step_of_too_many_pieces_is_refused() -> None:
-    class Turned(ur.Cell):
-        def step(self, x, h):
-            return torch.tanh(h.flip(-1) + x)
-
-    layer, x = ur.Recurrent(Turned, 300, 300), torch.randn(2, 2, 300)
-    with (
-        ur.engine("native"),
-        pytest.raises(RuntimeError, match="rearranges features into more than 256 pieces"),
-    ):
-        layer(x)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unrolled.engines.native.layout import Before
+from unrolled.engines.native.layout import Before, whole
 from unrolled.engines.native.products import products
 from unrolled.engines.native.program import ROWS
 from unrolled.engines.native.views import Place, places
@@ -78,7 +78,7 @@ class Around:
         self._run(pending)
         for node in self._results:
             place = self._places[node]
-            values[node] = place.of(values[place.base], rows)
+            values[node] = place.of(whole(values[place.base]), rows)
 
     def _run(self, pending: _Pending) -> None:
         if pending.numbers:
@@ -98,7 +98,7 @@ class Around:
             deep = rows if inner == ROWS else inner
             high, wide = (rows if size == ROWS else size for size in shape)
             a, b = values[left.base], values[right.base]
-            out = values[node] = (a if isinstance(a, Tensor) else b).new_empty(high, wide)
+            out = values[node] = (a.state if isinstance(a, Before) else a).new_empty(high, wide)
             parts = [(a, b, 0, 0, deep)]
             if inner == ROWS:
                 parts = _parts(a, b, rows)
@@ -121,20 +121,10 @@ class Around:
         width = source.shape[1]
 
         def step(values: Values, rows: int, pending: _Pending) -> None:
-            out = values[node] = values[source.base].new_empty(width)
-            pending.numbers += (
-                out.data_ptr(),
-                0,
-                0,
-                0,
-                0,
-                values[source.base].data_ptr(),
-                0,
-                0,
-                rows,
-                width,
-                0,
-            )
+            summed = whole(values[source.base])
+            out = values[node] = summed.new_empty(width)
+            pending.alive.append(summed)
+            pending.numbers += (out.data_ptr(), 0, 0, 0, 0, summed.data_ptr(), 0, 0, rows, width, 0)
 
         return step
 
@@ -155,7 +145,7 @@ class Around:
             place = self._places.get(given)
             if place is None:
                 return lambda values, rows: values[given]
-            return lambda values, rows: place.of(_whole(values[place.base]), rows)
+            return lambda values, rows: place.of(whole(values[place.base]), rows)
         if isinstance(given, (list, tuple)):
             parts = [self._argument(part) for part in given]
             return lambda values, rows: [part(values, rows) for part in parts]
@@ -165,10 +155,6 @@ class Around:
         if type(given) is int and given == ROWS:
             return lambda values, rows: rows
         return lambda values, rows: given
-
-
-def _whole(value: Any) -> Any:
-    return value.whole() if isinstance(value, Before) else value
 
 
 def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:

@@ -19,6 +19,9 @@ aten = torch.ops.aten
 
 MOST_PIECES = 256  # of one value
 MOST_VALUES = 4000  # of one step, forward and backward: each is a few lines of C++ in one function
+OF_TRUTH = {
+    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.bitwise_not.default,
+}  # fmt: skip
 Names = np.ndarray[Any, np.dtype[np.int64]]  # of columns
 _WIDTH = 1 << 24  # names of columns: the value's number times this, plus the column
 
@@ -185,9 +188,8 @@ class Columns:
         given = [pieces.get(k, a) for k, a in enumerate(args)]
         if all(isinstance(piece, float) or not isinstance(piece, FakeTensor) for piece in pieces.values()):
             with _disable_current_modes():
-                real = [
-                    torch.as_tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
-                ]
+                kind = torch.bool if target in OF_TRUTH else torch.float64
+                real = [torch.as_tensor(g).to(kind) if k in pieces else g for k, g in enumerate(given)]
                 found = target(*real, **kwargs)
                 if found.numel() == 1:
                     return float(found)
