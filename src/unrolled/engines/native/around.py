@@ -145,6 +145,8 @@ class Around:
             place = self._places.get(given)
             if place is None:
                 return lambda values, rows: values[given]
+            if given.meta["val"].dtype is torch.bool:  # the loop keeps 0 and 1
+                return lambda values, rows: place.of(whole(values[place.base]), rows).bool()
             return lambda values, rows: place.of(whole(values[place.base]), rows)
         if isinstance(given, (list, tuple)):
             parts = [self._argument(part) for part in given]

@@ -160,7 +160,7 @@ def _roles(
     needed: list[bool],
 ) -> Captured:
     graph = module.graph
-    constants = {n: getattr(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    constants = {n: getattr(module, str(n.target)).contiguous() for n in graph.nodes if n.op == "get_attr"}
     for node, value in constants.items():
         node.meta["val"] = value
     given = iter([node for node in graph.nodes if node.op == "placeholder"])
@@ -177,7 +177,7 @@ def _roles(
         )
     )
     read = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
-    constants |= {node: own[name].detach().clone() for name, node in read.items()}
+    constants |= {node: own[name].detach().clone().contiguous() for name, node in read.items()}
     [x] = taken["x"]
     gradients = [  # as torch has it where a parameter is not used
         grad if used else None
