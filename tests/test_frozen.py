@@ -57,6 +57,31 @@ def test_what_is_not_sped_up_runs_as_usual() -> None:
     assert layer.weight_hh_l0.grad is not None
 
 
+def test_any_layout_of_x_and_states() -> None:
+    layer = ur.GRU(4, 6, batch_first=True)
+    for x in (
+        torch.randn(3, 5, 4),
+        torch.randn(3, 4, 5).mT,
+        torch.randn(1, 5, 8)[..., ::2],
+        torch.randn(3, 1, 4),
+    ):
+        state = torch.randn(6, x.shape[0], 1).permute(2, 1, 0)
+        expected = layer(x), layer(x, state)
+        with ur.frozen(layer):
+            assert_same((layer(x), layer(x, state)), expected)
+            assert layer(x)[0].shape == expected[0][0].shape
+    with ur.frozen(layer), pytest.raises(TypeError, match="a tensor"):
+        layer(x, (state,))
+
+
+def test_gradients_of_a_state_are_kept() -> None:
+    layer = ur.RNN(2, 3).requires_grad_(False)
+    x, state = torch.randn(4, 1, 2), torch.randn(1, 1, 3, requires_grad=True)
+    with torch.enable_grad(), ur.frozen(layer):
+        layer(x, state)[0].sum().backward()
+    assert state.grad is not None
+
+
 def test_a_changed_weight_is_noticed() -> None:
     model = nn.Sequential(nn.Linear(4, 4), ur.GRU(4, 5))
     x = torch.randn(6, 2, 4)

@@ -72,35 +72,35 @@ class _Frozen:
         self._trains = any(param.requires_grad for param, _ in self._versions)
         self._dtype = self._versions[0][0].dtype if self._versions else None
         self._weights: list[list[Weights | None]] | None = None  # by layer and direction
-        self._routes: dict[Any, list[list[Route]]] = {}
+        self._plans: dict[Any, _Plan | None] = {}
 
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any] | None:
         layer = self._layer
-        if type(x) is not Tensor or x.dtype is not self._dtype or x.dim() != 3 or not x.is_cpu:
-            return None
-        if (
-            torch.is_grad_enabled() and (self._trains or x.requires_grad)
-        ) or engines.transformed() is not None:
-            return None
-        steps = x.transpose(0, 1) if layer.batch_first else x
-        time, batch, features = steps.shape
-        if not steps.is_contiguous() or features != layer.input_size or time == 0 or batch == 0:
+        if type(x) is not Tensor or x.dtype is not self._dtype or not x.is_cpu:
             return None
         if (layer.training and layer.dropout > 0) or engines.chosen() == "reference":
             return None
+        if engines.transformed() is not None:
+            return None
         self._check()
-        key = (time, batch, torch.get_num_threads())
-        routes = self._routes.get(key)
-        if routes is None:
-            routes = self._made(time, batch)
-            if not routes:
-                return None
-            self._routes[key] = routes
-        initial = (
-            None if state is None else layer._initial(state, Sequence.of(x, layer.batch_first, layer._label))
-        )
-        output, final = _run(routes, steps, initial)
-        return output.transpose(0, 1) if layer.batch_first else output, final if len(final) > 1 else final[0]
+        shape = x.shape
+        key = (shape, torch.get_num_threads())
+        try:
+            plan = self._plans[key]
+        except KeyError:
+            plan = self._plans[key] = self._made(shape)
+        if plan is None:
+            return None
+        given: tuple[Tensor, ...] | None = None
+        if state is not None:
+            given = state if plan.several else (state,)
+            if not plan.takes(given):
+                given = layer._initial(state, Sequence.of(x, layer.batch_first, layer._label))
+        if torch.is_grad_enabled() and (
+            self._trains or x.requires_grad or any(part.requires_grad for part in given or ())
+        ):
+            return None
+        return plan.run(x, given)
 
     def _check(self) -> None:
         for param, version in self._versions:
@@ -114,45 +114,90 @@ class _Frozen:
             "outside the block"
         )
 
-    def _made(self, time: int, batch: int) -> list[list[Route]]:
-        """The routes of an input shape; none where the native engine can't take them so."""
+    def _made(self, shape: torch.Size) -> _Plan | None:
+        """The plan of an input shape; None where the native engine can't take it so."""
+        layer, threads = self._layer, torch.get_num_threads()
+        if len(shape) != 3 or 0 in shape or shape[2] != layer.input_size:
+            return None
+        batch, time = shape[:2] if layer.batch_first else (shape[1], shape[0])
         if self._weights is None:
             self._weights = [
-                [native.weights(self._layer._bind(suffix)) for suffix in suffixes]
-                for suffixes in self._layer._stack
+                [native.weights(layer._bind(suffix)) for suffix in suffixes] for suffixes in layer._stack
             ]
-        threads = torch.get_num_threads()
-        every = [weights for row in self._weights for weights in row]
-        if any(weights is None for weights in every):
-            return []
-        return [
-            [
+        rows = []
+        for row in self._weights:
+            routes = [
                 Route(weights, time, batch, back, 1 if len(row) == 2 == threads else threads)
                 for weights, back in zip(row, (False, True), strict=False)
                 if weights is not None
             ]
-            for row in self._weights
-        ]
+            if len(routes) < len(row):
+                return None
+            rows.append(routes)
+        return _Plan(rows, time, batch, layer.batch_first, self._dtype)
 
 
-def _run(
-    routes: list[list[Route]], x: Tensor, initial: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    time, batch, _ = x.shape
-    widths = routes[0][0].widths
-    lanes = len(routes) * len(routes[0])
-    final = tuple([x.new_empty(lanes, batch, width) for width in widths])
-    first = None if initial is None else [part.contiguous() for part in initial]
-    at = 0
-    for row in routes:
-        outputs, jobs = [], []
-        for route in row:
-            output = x.new_empty(time, batch, widths[0])
-            jobs.append(route.job(x, first, output, final, at))
-            outputs.append(output)
-            at += 1
-        execute(jobs)
-        for route in row:
-            route.done()
-        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    return x, final
+class _Plan:
+    """All routes of a layer for inputs of one shape.
+
+    Attributes:
+        several: whether the cell keeps several states.
+    """
+
+    def __init__(
+        self, routes: list[list[Route]], time: int, batch: int, batch_first: bool, dtype: torch.dtype | None
+    ) -> None:
+        self._routes, self._dtype = routes, dtype
+        self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
+        self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
+        widths = routes[0][0].widths
+        self._output = (time, batch, widths[0])
+        if batch_first and not self._turned:
+            self._output = (batch, time, widths[0])
+        lanes = len(routes) * len(routes[0])
+        self._states = [(lanes, batch, width) for width in widths]
+        self.several = len(widths) > 1
+
+    def takes(self, state: Any) -> bool:
+        """Whether these are initial states, of the right shapes each."""
+        if type(state) is not tuple or len(state) != len(self._states):
+            return False
+        for part, shape in zip(state, self._states, strict=True):
+            if type(part) is not Tensor or part.shape != shape or part.dtype is not self._dtype:
+                return False
+            if not part.is_cpu:
+                return False
+        return True
+
+    def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any]:
+        """The output and the final states, as the layer returns them."""
+        x = (x.transpose(0, 1) if self._turned else x).contiguous()
+        final = [x.new_empty(shape) for shape in self._states]
+        ends = [part.data_ptr() for part in final]
+        if initial is None:
+            starts = None
+        else:
+            initial = tuple([part.contiguous() for part in initial])
+            starts = [part.data_ptr() for part in initial]
+        if self._alone is not None:
+            output = x.new_empty(self._output)
+            self._alone.run(x.data_ptr(), starts, output.data_ptr(), ends)
+        else:
+            output = self._through(x, starts, ends)
+        output = output.transpose(0, 1) if self._turned else output
+        return output, tuple(final) if self.several else final[0]
+
+    def _through(self, x: Tensor, initial: list[int] | None, final: list[int]) -> Tensor:
+        """Through several lanes."""
+        lane = 0
+        for row in self._routes:
+            outputs = [x.new_empty(self._output) for _ in row]
+            jobs = []
+            for route, output in zip(row, outputs, strict=True):
+                jobs.append(route.job(x.data_ptr(), initial, output.data_ptr(), final, lane))
+                lane += 1
+            execute(jobs)
+            for route in row:
+                route.done()
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return x

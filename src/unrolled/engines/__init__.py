@@ -20,8 +20,10 @@ __all__ = ["chosen", "engine", "reference", "run", "which"]
 
 States = tuple[Tensor, ...]
 
+_is_compiling, _autocasting = torch.compiler.is_compiling, torch.is_autocast_enabled
+_tracing, _functorch = torch._C._get_tracing_state, torch._C._functorch.peek_interpreter_stack
 _NAMES = ("auto", "native", "reference")
-_chosen: ContextVar[str] = ContextVar("engine", default="reference")
+_chosen: ContextVar[str] = ContextVar("engine", default="auto")
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
@@ -173,12 +175,12 @@ def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None])
 
 def transformed() -> str | None:
     """Which transform of torch is active that the native engine leaves to the reference; None if none is."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if _is_compiling() or _tracing() is not None:
         return "the call is being compiled by torch"
-    if torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None:
+    if _functorch() is not None or _get_current_dispatch_mode() is not None:
         return "a torch transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if torch.is_autocast_enabled("cpu"):
+    if _autocasting("cpu"):
         return "autocast is active"
     return None

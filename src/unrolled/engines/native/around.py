@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 
 from unrolled.engines.native.layout import Before, whole
 from unrolled.engines.native.products import products
-from unrolled.engines.native.program import ROWS
+from unrolled.engines.native.program import ROWS, per_row
 from unrolled.engines.native.views import Place, places
 from unrolled.engines.native.vocabulary import is_number
 
@@ -58,12 +59,19 @@ class Around:
         numbers = [base for base in bases if is_number(base) and base not in known and base not in nodes]
         self._results = [node for node in results if self._places[node].base is not node]
         self._steps: list[_Step] = []
-        for node in (*numbers, *nodes):  # whatever loop they were written for
+        self._within: dict[fx.Node, tuple[fx.Node, int]] = {}  # parts of a whole, and where in it they are
+        nodes = [*numbers, *nodes]  # whatever loop those were written for
+        for node in nodes:
+            self._within |= _parts_of(node)
+        wholes = {node for node, _ in self._within.values()}
+        for node in nodes:
+            if node in wholes:
+                continue
             if self._places.get(node, Place(node, 0, (), ())).base is not node:
                 continue
             if node.target is aten.mm.default:
                 self._steps.append(self._product(node))
-            elif node.target is aten.sum.dim_IntList and node.args[1] == [0] and len(node.args) == 2:
+            elif _is_sum(node):
                 self._steps.append(self._sum(node))
             else:
                 self._steps.append(self._by_torch(node))
@@ -98,14 +106,14 @@ class Around:
             deep = rows if inner == ROWS else inner
             high, wide = (rows if size == ROWS else size for size in shape)
             a, b = values[left.base], values[right.base]
-            out = values[node] = (a.state if isinstance(a, Before) else a).new_empty(high, wide)
+            out = self._room(node, values, a.state if isinstance(a, Before) else a, high, wide)
             parts = [(a, b, 0, 0, deep)]
             if inner == ROWS:
                 parts = _parts(a, b, rows)
             for k, (one, other, at, there, many) in enumerate(parts):
                 pending.alive += (one, other)
                 pending.numbers += (
-                    *(out.data_ptr(), k > 0),
+                    *(out, k > 0),
                     one.data_ptr() + (left.offset + at * left.strides[1]) * item,
                     *left.strides,
                     other.data_ptr() + (right.offset + there * right.strides[0]) * item,
@@ -116,17 +124,27 @@ class Around:
 
     def _sum(self, node: fx.Node) -> _Step:
         source = self._places[node.all_input_nodes[0]]
-        if not (source.whole and source.shape[0] == ROWS and len(source.shape) == 2):
+        if len(source.shape) != 2 or source.shape[0] != ROWS or source.strides[1] != 1:
             return self._by_torch(node)
-        width = source.shape[1]
+        width, offset = source.shape[1], source.offset * self._dtype.itemsize
 
         def step(values: Values, rows: int, pending: _Pending) -> None:
-            summed = whole(values[source.base])
-            out = values[node] = summed.new_empty(width)
-            pending.alive.append(summed)
-            pending.numbers += (out.data_ptr(), 0, 0, 0, 0, summed.data_ptr(), 0, 0, rows, width, 0)
+            given = whole(values[source.base])
+            out = self._room(node, values, given, width)
+            pending.alive.append(given)
+            start = given.data_ptr() + offset
+            pending.numbers += (*(out, 0), *(0, 0, 0), *(start, source.strides[0], 0), *(rows, width, 0))
 
         return step
+
+    def _room(self, node: fx.Node, values: Values, like: Tensor, *shape: int) -> int:
+        """The address of where a node goes: a tensor of its own, or its place in a whole."""
+        whole, at = self._within.get(node, (node, 0))
+        if whole is node:
+            values[node] = like.new_empty(shape)
+        elif whole not in values:
+            values[whole] = like.new_empty(whole.meta["val"].shape)
+        return int(values[whole].data_ptr()) + at * self._dtype.itemsize
 
     def _by_torch(self, node: fx.Node) -> _Step:
         function, args, kwargs = node.target, self._argument(node.args), self._argument(node.kwargs)
@@ -157,6 +175,21 @@ class Around:
         if type(given) is int and given == ROWS:
             return lambda values, rows: rows
         return lambda values, rows: given
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.target is aten.sum.dim_IntList and node.args[1:] == ([0],)
+
+
+def _parts_of(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
+    """Products and sums that come one below the other in a node alone, which holds them and where from."""
+    parts = node.all_input_nodes
+    if node.target is not aten.cat.default or len(node.args) > 1 or per_row(node):
+        return {}
+    if not all((part.target is aten.mm.default or _is_sum(part)) and len(part.users) == 1 for part in parts):
+        return {}
+    ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
+    return {part: (node, at) for part, at in zip(parts, [0, *ends], strict=False)}
 
 
 def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:

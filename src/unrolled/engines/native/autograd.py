@@ -116,6 +116,7 @@ class Recurrence(torch.autograd.Function):
             ends.append((final, found))
         if layout.rows:
             execute(jobs)
+        jobs.clear()  # they hold what the gradients don't need
         of_x: Tensor | None = None
         results: list[Tensor | None] = []
         for kind, (final, found) in zip(kinds, ends, strict=True):

@@ -25,6 +25,7 @@ from unrolled.engines import reference
 from unrolled.engines.native.decompose import traced
 from unrolled.engines.native.lower import lower
 from unrolled.engines.native.program import ROWS, per_row
+from unrolled.engines.native.sharing import share
 from unrolled.engines.native.trial import (
     BackwardPlaces,
     Places,
@@ -168,6 +169,9 @@ def _roles(
     taken = {role: list(itertools.islice(given, count)) for role, count in counts.items()}
     output = next(node for node in graph.nodes if node.op == "output")
     returned: list[Any] = tree_leaves(output.args[0])
+    carried = [*returned[:states], *returned[states + params + 1 :]]
+    share(graph, _ancestors(node for node in carried if isinstance(node, fx.Node)))
+    returned = tree_leaves(output.args[0])
     order = {node: k for k, node in enumerate(graph.nodes)}
     new_states, grad_states = (
         _in_the_loop(graph, output, part, _dependents(old, order))
@@ -222,6 +226,12 @@ def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: se
     return found
 
 
+_CHEAP = {
+    aten.neg.default, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
+    aten.mul.Tensor, aten.mul.Scalar,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Split:
     """A graph around its loop, forward or backward.
@@ -273,6 +283,9 @@ def split(captured: Captured) -> tuple[Split, Split]:
             after.add(node)
         else:
             loop.add(node)
+    twice = _twice(in_order(forward_loop - set(captured.new_states)), loop, before | after)
+    loop |= twice
+    anew |= twice
     made = loop | before | after
     for node in in_order(_ancestors(n for n in gradients if n not in made)):  # they are constants
         if node.op == "call_function" and node not in made and node not in from_states:
@@ -298,11 +311,25 @@ def split(captured: Captured) -> tuple[Split, Split]:
         loop=in_order(inside),
         after=[],
         reads=in_order(_inputs(inside) - inside - set(captured.states)),
-        keeps=in_order(read_back & inside),
+        keeps=in_order(read_back & inside - set(captured.new_states)),  # those are stored anyway
         old=captured.states,
         new=captured.new_states,
     )
     return forward, backward
+
+
+def _twice(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]) -> set[fx.Node]:
+    """Of the nodes of the forward loop, those that the backward loop had better compute again than read.
+
+    That is one operation on values that it reads anyway, or on what is the same in every row.
+    """
+    read = _inputs(loop)
+    found: set[fx.Node] = set()
+    for node in nodes:
+        cheap = node in read and node.target in _CHEAP and around.isdisjoint(node.users)
+        if cheap and all((n in read and n not in found) or not per_row(n) for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _at_once(node: fx.Node) -> bool:

@@ -27,6 +27,7 @@ _FEW_ROWS = 8  # of each thread, at least, where rows are shared
 _DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
 _ROWS_AT_ONCE = 64  # of a product with the input: from these on its weights are read seldom enough
 _HOISTED = 2**18  # bytes of such products that a thread keeps, at most
+NO_MEMORY = "no memory for what a loop over time keeps for itself"
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ def execute(jobs: Sequence[Job]) -> None:
             _, sizes, pointers, table = job.arguments()
             done = function(job.run)(sizes, pointers, table) and done
     if not done:
-        raise MemoryError("no memory for what a loop over time keeps for itself")
+        raise MemoryError(NO_MEMORY)
 
 
 @functools.cache

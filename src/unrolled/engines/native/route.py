@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled.engines.native.layout import Layout
-from unrolled.engines.native.loop import Job
+from unrolled.engines.native.loop import NO_MEMORY, Job, function
 from unrolled.engines.native.program import BY_ROWS, PACKED, ROW_COUNT, THREADS
 from unrolled.engines.native.step import Compiled
 
@@ -69,14 +69,28 @@ class Route:
         self._initial = [loop.pointers_to(bases + k)[0] for k in range(states)]
         self._output = loop.pointers_to(bases + states)[0]
         self._final = [loop.pointers_to(bases + 2 * states + k)[0] for k in range(states)]
+        self._function, self._table = function(job.run), job.table
+        self._address = self._ready.buffer_info()[0]
 
-    def job(
-        self, x: Tensor, initial: Sequence[Tensor] | None, output: Tensor, final: Sequence[Tensor], lane: int
-    ) -> Job:
-        """A call.
+    def run(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int]) -> None:
+        """Run the loop by itself; all arguments are addresses, see :meth:`job`.
+
+        Raises:
+            MemoryError: there is no memory for what the loop keeps for itself.
+        """
+        pointers = self._job.pointers[:]
+        self._fill(pointers, x, initial, output, final)
+        sizes = self._address if self._there else self._job.sizes.buffer_info()[0]
+        if not self._function(sizes, pointers.buffer_info()[0], self._table):
+            raise MemoryError(NO_MEMORY)
+        if not self._there:
+            self.done()
+
+    def job(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int], lane: int) -> Job:
+        """A call; all arguments but the last are addresses, and their elements next to one another.
 
         Args:
-            x: ``(time, batch, input)``; like all others, its elements next to one another.
+            x: ``(time, batch, input)``.
             initial: states of all lanes, each ``(lanes, batch, width)``; None: zeros.
             output: where the output goes, ``(time, batch, width)``.
             final: where the final states of all lanes go, laid out as ``initial``.
@@ -84,18 +98,30 @@ class Route:
         """
         job = self._job
         pointers = job.pointers[:]
-        address = x.data_ptr()
-        for place in self._x:
-            pointers[place] = address
-        pointers[self._output] = output.data_ptr()
-        for place, part, size in zip(self._final, final, self._sizes, strict=True):
-            pointers[place] = part.data_ptr() + lane * size
         if initial is not None:
-            for place, part, size in zip(self._initial, initial, self._sizes, strict=True):
-                pointers[place] = part.data_ptr() + lane * size
+            initial = [part + lane * size for part, size in zip(initial, self._sizes, strict=True)]
+        final = [part + lane * size for part, size in zip(final, self._sizes, strict=True)]
+        self._fill(pointers, x, initial, output, final)
         return Job(
             job.run, self._ready if self._there else job.sizes, job.threads, pointers, job.table, job.alive
         )
+
+    def _fill(
+        self,
+        pointers: array.array[int],
+        x: int,
+        initial: Sequence[int] | None,
+        output: int,
+        final: Sequence[int],
+    ) -> None:
+        for place in self._x:
+            pointers[place] = x
+        pointers[self._output] = output
+        for place, address in zip(self._final, final):  # noqa: B905  # a keyword costs a microsecond's tenth
+            pointers[place] = address
+        if initial is not None:
+            for place, address in zip(self._initial, initial):  # noqa: B905
+                pointers[place] = address
 
     def done(self) -> None:
         """A call is over: the packed matrices are there."""

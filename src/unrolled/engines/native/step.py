@@ -137,8 +137,8 @@ class Compiled:
         (self._before_training if keep else self._before_inference)(values, layout.rows)
         loop = self.training if keep else self.inference
         whole = self._shapes_kept if keep else self._shapes_of_output
-        kept = [None if size is None else x.new_empty(layout.rows, size) for size in whole]
-        kept[0] = x.new_empty(*x.shape[:-1], self.widths[0])
+        kept: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
+        kept += [None if size is None else x.new_empty(layout.rows, size) for size in whole[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
         job = loop.job(values, states or self._zeros, kept, final, x, layout, back, threads)
         return job, kept, final, values
@@ -266,8 +266,10 @@ class Compiled:
 
     def gradients(self, values: Values, rows: int) -> tuple[list[Tensor | None], Tensor | None]:
         """The gradients of the parameters and of x, ``(rows, input)``, once the backward loop is over."""
-        self._after_backward(values, rows)
         captured = self.captured
+        if captured.grad_output not in self._read_after:
+            del values[captured.grad_output]  # it may be a copy
+        self._after_backward(values, rows)
         found: list[Tensor | None] = []
         seen: set[fx.Node] = set()
         for node in captured.grad_params:

@@ -167,7 +167,7 @@ void many_rows(Whole& w, int id, int count) {
 struct Sums {
   T* to;
   const T* from;
-  long rows, width;
+  long step, rows, width;  // step: from one row to the next
 };
 
 void columns_of(Sums& w, int id, int count) {
@@ -178,7 +178,7 @@ void columns_of(Sums& w, int id, int count) {
     for (long block = 0; block < w.rows; block += 4 * BLOCK) {
       V one[4] = {};
       const long end = std::min(block + 4 * BLOCK, w.rows);
-      for (long r = block; r < end; r++) one[r & 3] += load(w.from + r * w.width + p * L, n);
+      for (long r = block; r < end; r++) one[r & 3] += load(w.from + r * w.step + p * L, n);
       all += (one[0] + one[1]) + (one[2] + one[3]);
     }
     store(w.to + p * L, all, n);
@@ -197,13 +197,13 @@ extern "C" Products* products(TeamRun team, TeamRoom room) {
 
 // Work on all time steps at once, one piece after another. Each is eleven numbers: a product's
 // to, more, left, its strides, right, its strides, rows, width, depth (strides in elements, along rows or
-// columns last); or, where left is 0, sums of columns: to, -, 0, -, -, from, -, -, rows, width, -.
+// columns last); or, where left is 0, sums of columns: to, -, 0, -, -, from, its stride, -, rows, width, -.
 extern "C" int at_once(const int64_t* pieces, long many, int threads) {
   for (const int64_t* p = pieces; p < pieces + 11 * many; p += 11) {
     const long rows = p[8], width = p[9], depth = p[10];
     const bool small = rows * width * std::max<long>(depth, 1) < 100000;
     if (!p[2]) {
-      Sums sums{(T*)p[0], (const T*)p[5], rows, width};
+      Sums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
       table.team(small ? 1 : threads, nullptr, [](void* s, int id, int n) { columns_of(*(Sums*)s, id, n); }, &sums);
       continue;
     }
