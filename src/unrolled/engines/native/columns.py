@@ -188,8 +188,11 @@ class Columns:
         given = [pieces.get(k, a) for k, a in enumerate(args)]
         if all(isinstance(piece, float) or not isinstance(piece, FakeTensor) for piece in pieces.values()):
             with _disable_current_modes():
-                kind = torch.bool if target in OF_TRUTH else torch.float64
-                real = [torch.as_tensor(g).to(kind) if k in pieces else g for k, g in enumerate(given)]
+                real = [
+                    torch.as_tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
+                ]
+                if target in OF_TRUTH:
+                    real = [g.bool() for g in real]
                 found = target(*real, **kwargs)
                 if found.numel() == 1:
                     return float(found)
