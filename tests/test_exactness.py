@@ -20,7 +20,7 @@ from kinds import LAYERS, pair, tensors
 from test_new_cell import MGU
 
 WORST = 1.5  # of any quantity of any case, against torch's error there
-OVERALL = 1.05  # of their geometric mean
+OVERALL = 1.0  # of their geometric mean
 
 
 class Peephole(ur.Cell):
@@ -105,7 +105,8 @@ def errors(kind: str, sizes: tuple[int, int, int, int], draw: int) -> dict[str, 
     if kind in CUSTOM:
         ours = ur.Recurrent(CUSTOM[kind], inputs, hidden)
         if kind == "normed":
-            torch.nn.init.normal_(ours.gain_l0, 1, 0.1)
+            torch.nn.init.normal_(ours.gain_l0, 0.1, 0.01)  # as of Cooijmans et al., 2016, section 4;
+            # with 1 the step is chaotic: rounding errors of both grow without bound, and the ratio is luck
         theirs: Any = ours
     else:
         ours, theirs = pair(kind, inputs, hidden)
@@ -114,10 +115,11 @@ def errors(kind: str, sizes: tuple[int, int, int, int], draw: int) -> dict[str, 
     state = [torch.randn(1, batch, size) for size in ours._first.state_sizes().values()]
     weights = [torch.randn(time, batch, state[0].shape[-1]), *(torch.randn_like(part) for part in state)]
     doubled = [[part.double() for part in parts] for parts in (state, weights)]
-    truth = results(exact, x.double(), *doubled)
+    with ur.engine("reference"):
+        truth = results(exact, x.double(), *doubled)
+        torchs = results(theirs, x, state, weights)
     with ur.engine("native"):
         found = results(ours, x, state, weights)
-    torchs = results(theirs, x, state, weights)
     return {name: (error(found[name], truth[name]), error(torchs[name], truth[name])) for name in truth}
 
 
