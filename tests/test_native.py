@@ -55,6 +55,15 @@ def both_engines(layer: Any, x: torch.Tensor, state: Any = None) -> None:
     assert_as_near(actual, expected(), expected, leaves)
 
 
+@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_shared_by_threads(kind: str, time: int) -> None:
+    ours, theirs = pair(kind, 32, 64)
+    x = torch.randn(time, 64, 32)
+    with team(2), torch.no_grad(), ur.engine("native"):
+        assert_close(ours(x), theirs(x), TOLERANCE[x.dtype])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from([*LAYERS, "mgu"]),
