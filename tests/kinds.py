@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import unrolled as ur
+from unrolled.engines.native import loop
 from unrolled.engines.native.compiler import NoCompilerError, compilers
 
 LAYERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -70,15 +72,49 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
     """Every tensor within ``tolerance`` times the largest magnitude of what is expected."""
     for a, b in zip(tensors(actual), tensors(expected), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         if a.numel():
-            scale = max(float(b.detach().double().abs().max()), 1e-30)
-            error = float((a.detach().double() - b.detach().double()).abs().max())
-            assert error <= tolerance * scale, f"{error:.3e} > {tolerance:.0e} × {scale:.3e}"
+            scale, error = max(largest(b), 1e-30), largest(a.detach().double() - b.detach().double())
+            assert error <= tolerance * scale, f"{what} {error:.3e} > {tolerance:.0e} × {scale:.3e}".strip()
+
+
+def assert_as_near(
+    actual: list[Tensor], expected: list[Tensor], again: Callable[[], list[Tensor]], leaves: list[Tensor]
+) -> None:
+    """Every tensor as close as its dtype and its own condition allow.
+
+    Where terms cancel, a result is small beside what it is summed up from, and its last digits are the terms'
+    rounding. So an error may also be some times what ``again``, which makes the expected tensors, changes by
+    when the leaves that they are made from change by some units in the last place.
+    """
+    pairs = list(zip(actual, expected, strict=True))
+    assert all(a.shape == b.shape and a.dtype is b.dtype for a, b in pairs)
+    errors = [largest(a - b) for a, b in pairs]
+    allowed = [TOLERANCE[b.dtype] * max(largest(b), 1e-30) for _, b in pairs]
+    if all(error <= most for error, most in zip(errors, allowed, strict=True)):
+        return
+    kept = [leaf.detach().clone() for leaf in leaves]
+    with torch.no_grad():
+        moved = [0.0] * len(expected)
+        for _ in range(3):
+            for leaf, value in zip(leaves, kept, strict=True):
+                leaf.copy_(value * (1 + 4 * torch.finfo(value.dtype).eps * torch.randn_like(value)))
+            with torch.enable_grad():
+                found = again()
+            moved = [max(m, largest(a - b)) for m, a, b in zip(moved, found, expected, strict=True)]
+        for leaf, value in zip(leaves, kept, strict=True):
+            leaf.copy_(value)
+    for k, (error, most, noise) in enumerate(zip(errors, allowed, moved, strict=True)):
+        assert error <= most + 20 * noise, f"result {k}: {error:.1e} > {most:.1e} + 20 × {noise:.1e}"
+
+
+def largest(value: Tensor) -> float:
+    """The largest magnitude."""
+    return float(value.detach().double().abs().max()) if value.numel() else 0.0
 
 
 def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> list[Tensor]:
@@ -88,3 +124,28 @@ def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> l
     results = list(tensors(module(x, state)))
     loss = sum((result * weight).sum() for result, weight in zip(results, weights, strict=True))
     return list(torch.autograd.grad(loss, leaves + parameters))
+
+
+def with_gradients(values: list[Tensor], weights: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """Values, and every gradient of their weighted sum: zeros where there is none."""
+    loss = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return [*values, *map(torch.zeros_like, leaves)]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    zipped = zip(leaves, found, strict=True)
+    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zipped]
+    return [*(value.detach() for value in values), *grads]
+
+
+@contextmanager
+def team(threads: int) -> Iterator[None]:
+    """So many threads, for the smallest work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_WORTH", 0)
+        patch.setattr(loop, "_WORTH_BY_ROWS", 0)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import os
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,21 @@ from torch import nn
 from torch.nn.functional import linear
 
 import unrolled as ur
-from kinds import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, gradients, pair, tensors
+from kinds import (
+    LAYERS,
+    NEEDS_COMPILER,
+    TOLERANCE,
+    assert_as_near,
+    assert_close,
+    gradients,
+    pair,
+    team,
+    tensors,
+)  # fmt: skip
 from test_new_cell import MGU
 from unrolled.bench import apart
 from unrolled.bench.grid import Row
 from unrolled.engines import native
-from unrolled.engines.native import loop
 
 pytestmark = [
     NEEDS_COMPILER,
@@ -43,29 +50,32 @@ def made(kind: str, *sizes: int, **arguments: Any) -> Any:
     return pair(kind, *sizes, **arguments)[0]
 
 
-@contextlib.contextmanager
-def team(threads: int) -> Iterator[None]:
-    """So many threads, for the smallest work too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_WORTH", 0)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
 def both_engines(layer: Any, x: torch.Tensor, state: Any = None) -> None:
     """Outputs, final states and every gradient on both engines."""
+
+    def results() -> list[torch.Tensor]:
+        values = [part.detach() for part in tensors(layer(x, state))]
+        return [*values, *gradients(layer, x, state, weights)]
+
+    def expected() -> list[torch.Tensor]:
+        with ur.engine("reference"):
+            return results()
+
     with ur.engine("reference"):
-        expected = layer(x, state)
-    weights = [torch.randn_like(part) for part in tensors(expected)]
-    with ur.engine("reference"):
-        expected_gradients = gradients(layer, x, state, weights)
+        weights = [torch.randn_like(part) for part in tensors(layer(x, state))]
     with ur.engine("native"):
-        assert_close(layer(x, state), expected, TOLERANCE[x.dtype])
-        assert_close(gradients(layer, x, state, weights), expected_gradients, TOLERANCE[x.dtype])
+        actual = results()
+    leaves = [*tensors((x, state)), *layer.parameters()]
+    assert_as_near(actual, expected(), expected, leaves)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_shared_by_threads(kind: str, time: int) -> None:
+    ours, theirs = pair(kind, 32, 64)
+    x = torch.randn(time, 64, 32)
+    with team(2), torch.no_grad(), ur.engine("native"):
+        assert_close(ours(x), theirs(x), TOLERANCE[x.dtype])
 
 
 @settings(max_examples=60, deadline=None)

@@ -70,7 +70,7 @@ def _with_own_tensors(step: Compiled, cell: Cell, key: object) -> Compiled:
             return before[0]
         if len(_variants) > _MOST_VARIANTS:
             _variants.clear()
-        values = [tensor.detach().clone() for tensor in tensors]
+        values = [tensor.detach().clone().contiguous() for tensor in tensors]
         constants = {**step.captured.constants, **dict(zip(step.captured.own.values(), values, strict=True))}
         made = copy.copy(step if before is None else before[0])
         made.captured = dataclasses.replace(step.captured, constants=constants)

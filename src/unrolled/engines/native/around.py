@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unrolled.engines.native.layout import Before
+from unrolled.engines.native.layout import Before, whole
 from unrolled.engines.native.products import products
 from unrolled.engines.native.program import ROWS, per_row
 from unrolled.engines.native.views import Place, places
+from unrolled.engines.native.vocabulary import is_number
 
 aten = torch.ops.aten
 
@@ -56,12 +57,15 @@ class Around:
     ) -> None:
         self._dtype = dtype
         self._places = places([*nodes, *results], known)
+        bases = dict.fromkeys(place.base for place in self._places.values())
+        numbers = [base for base in bases if is_number(base) and base not in known and base not in nodes]
         self._results = [node for node in results if self._places[node].base is not node]
         self._steps: list[_Step] = []
         self._within: dict[fx.Node, tuple[fx.Node, int]] = {}  # parts of a whole, and where in it they are
+        nodes = [*numbers, *nodes]  # whatever loop those were written for
         for node in nodes:
             self._within |= _parts_of(node)
-        wholes = {whole for whole, _ in self._within.values()}
+        wholes = {node for node, _ in self._within.values()}
         for node in nodes:
             if node in wholes:
                 continue
@@ -84,7 +88,7 @@ class Around:
         self._run(pending)
         for node in self._results:
             place = self._places[node]
-            values[node] = place.of(values[place.base], rows)
+            values[node] = place.of(whole(values[place.base]), rows)
 
     def _run(self, pending: _Pending) -> None:
         if pending.numbers:
@@ -104,7 +108,7 @@ class Around:
             deep = rows if inner == ROWS else inner
             high, wide = (rows if size == ROWS else size for size in shape)
             a, b = values[left.base], values[right.base]
-            out = self._room(node, values, a if isinstance(a, Tensor) else b, high, wide)
+            out = self._room(node, values, a.state if isinstance(a, Before) else a, high, wide)
             parts = [(a, b, 0, 0, deep)]
             if inner == ROWS:
                 parts = _parts(a, b, rows)
@@ -127,8 +131,9 @@ class Around:
         width, offset = source.shape[1], source.offset * self._dtype.itemsize
 
         def step(values: Values, rows: int, pending: _Pending) -> None:
-            given = values[source.base]
+            given = whole(values[source.base])
             out = self._room(node, values, given, width)
+            pending.alive.append(given)
             start = given.data_ptr() + offset
             pending.numbers += (*(out, _SUM), *(0, 0, 0), *(start, source.strides[0], 0), *(rows, width, 0))
 
@@ -160,7 +165,9 @@ class Around:
             place = self._places.get(given)
             if place is None:
                 return lambda values, rows: values[given]
-            return lambda values, rows: place.of(_whole(values[place.base]), rows)
+            if given.meta["val"].dtype is torch.bool:  # the loop keeps 0 and 1
+                return lambda values, rows: place.of(whole(values[place.base]), rows).bool()
+            return lambda values, rows: place.of(whole(values[place.base]), rows)
         if isinstance(given, (list, tuple)):
             parts = [self._argument(part) for part in given]
             return lambda values, rows: [part(values, rows) for part in parts]
@@ -185,10 +192,6 @@ def _parts_of(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
         return {}
     ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
     return {part: (node, at) for part, at in zip(parts, [0, *ends], strict=False)}
-
-
-def _whole(value: Any) -> Any:
-    return value.whole() if isinstance(value, Before) else value
 
 
 def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:

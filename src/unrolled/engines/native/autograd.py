@@ -157,8 +157,7 @@ def reference_gradients(
         output, final = reference.run(bound, x, states, sizes, kind.back)
         outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
-    read = {output: grad for output, grad in zip(outputs, grads, strict=True) if grad is not None}
-    found = iter(
-        torch.autograd.grad(list(read), inputs, list(read.values()), create_graph=True, allow_unused=True)
-    )
+    read = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    given = [grad for grad in grads if grad is not None]
+    found = iter(torch.autograd.grad(read, inputs, given, create_graph=True, allow_unused=True))
     return [next(found) if tensor.requires_grad else None for tensor in (x, *tensors)]

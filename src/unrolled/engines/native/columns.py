@@ -19,6 +19,9 @@ aten = torch.ops.aten
 
 MOST_PIECES = 256  # of one value
 MOST_VALUES = 4000  # of one step, forward and backward: each is a few lines of C++ in one function
+OF_TRUTH = {
+    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.bitwise_not.default,
+}  # fmt: skip
 Names = np.ndarray[Any, np.dtype[np.int64]]  # of columns
 _WIDTH = 1 << 24  # names of columns: the value's number times this, plus the column
 
@@ -158,8 +161,15 @@ class Columns:
             or (isinstance(a, (int, float)) and "Tensor" in str(schema[k].type))
         ]
         operands = [np.broadcast_to(self.names(args[k]), base).reshape(-1) for k in places]
-        if target is aten.where.self and (known := self.known(operands[0])) is not None:
-            return Row(np.where(known != 0, operands[1], operands[2]).reshape(base), shape)
+        if target is aten.where.self:
+            numbers = [self._number(name) for name in operands[0].tolist()]
+            found = np.where([bool(number) for number in numbers], operands[1], operands[2])
+            open_ = np.array([number is None for number in numbers], dtype=bool)
+            if not open_.all():
+                if open_.any():
+                    rows = [Row(names[open_][None], (ROWS, open_.sum())) for names in operands]
+                    found[open_] = self.pointwise(target, *rows).columns.flatten()
+                return Row(found.reshape(base), shape)
         results = []
         for length, taken in self.pieces(operands):
             wide = 1 if all(same or length == 1 for _, same in taken) else length
@@ -172,7 +182,8 @@ class Columns:
             moving = any(self.sources[name // _WIDTH].moving for name, _ in taken)
             names = self._name(_Source(piece, moving), wide)
             results.append(np.broadcast_to(names, length))
-        return Row(np.concatenate(results).reshape(base), shape)
+        found = np.concatenate(results) if results else operands[0]
+        return Row(found.reshape(base), shape)
 
     def _apply(self, target: Any, args: Any, kwargs: Any, pieces: dict[int, Any]) -> Any:
         """The operation on pieces: a tensor, a constant, or the place of the operand that it leaves alone."""
@@ -182,6 +193,8 @@ class Columns:
                 real = [
                     torch.as_tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
                 ]
+                if target in OF_TRUTH:
+                    real = [g.bool() for g in real]
                 found = target(*real, **kwargs)
                 if found.numel() == 1:
                     return float(found)
@@ -202,16 +215,18 @@ class Columns:
 
     def known(self, names: Names) -> Names | None:
         """The number in each column, where all are constants."""
-        found = []
-        for name in names.reshape(-1).tolist():
-            value = self.sources[name // _WIDTH].value
-            if isinstance(value, FakeTensor):
-                return None
-            if isinstance(value, Tensor):
-                with _disable_current_modes():
-                    value = float(value[name % _WIDTH])
-            found.append(value)
-        return np.array(found).reshape(names.shape)
+        found = [self._number(name) for name in names.reshape(-1).tolist()]
+        return None if None in found else np.array(found).reshape(names.shape)
+
+    def _number(self, name: int) -> float | None:
+        """The number in a column; None where it is computed."""
+        value = self.sources[name // _WIDTH].value
+        if isinstance(value, FakeTensor):
+            return None
+        if isinstance(value, Tensor):
+            with _disable_current_modes():
+                return float(value[name % _WIDTH])
+        return value
 
     def times(self, names: Names, matrix: Tensor) -> Row:
         """Columns ``(k)`` with a matrix ``(k, n)`` that all rows share.

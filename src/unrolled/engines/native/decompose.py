@@ -20,7 +20,7 @@ _WHOLE = [
     aten.logsumexp, aten.mean, aten.var, aten.var_mean, aten.std, aten.std_mean, aten.linalg_vector_norm,
     aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
     aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
-    aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.stack, aten.unbind,
+    aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.unbind,
     aten.split,
 ]  # fmt: skip
 
@@ -55,7 +55,7 @@ def _in_place(node: fx.Node) -> bool:
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch's own, and of the layers and functions that it leaves whole; bounds and sums stay as they are."""
     table = {**core_aten_decompositions(), **get_decompositions(_WHOLE), aten._trilinear.default: _trilinear}
-    for kept in (aten.clamp.default, aten.addmm.default, aten.hardtanh.default):
+    for kept in (aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default):
         table.pop(kept, None)
     return table
 

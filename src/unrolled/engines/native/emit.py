@@ -94,7 +94,8 @@ class _Emitter:
         self.loop = loop
         self.scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
         self.shifted = shifted
-        self.hoisted = {n for n in loop.reads if n.target is aten.mm.default and n not in whole}
+        products = (n for n in loop.before if n.target is aten.mm.default)  # the forward's are kept
+        self.hoisted = {n for n in products if n in loop.reads and n not in whole}
         self.schedule = Schedule(loop)
         self.inside, self.must = self.schedule.inside, self.schedule.must
         self.levels, self.scalars = self.schedule.levels, self.schedule.scalars

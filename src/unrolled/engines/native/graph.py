@@ -84,18 +84,15 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
     sizes = list(cell.state_sizes().values())
     places = Places(cell)
 
-    def step(
-        params: list[Tensor],
-        own_params: list[Tensor],
-        x: Tensor,
-        states: list[Tensor],
-        mode: bool = cell.training,
-    ) -> tuple[Tensor, ...]:
+    def bound(params: list[Tensor], own_params: list[Tensor], mode: bool) -> Cell:
         tensors = zip([*cell.shapes(), *own], [*params, *own_params], strict=True)
-        bound = cell.bind(dict(tensors))
-        bound.training = mode
+        made = cell.bind(dict(tensors))
+        made.training = mode
+        return made
+
+    def step(of: Cell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
         with places:
-            new = bound.step(x, *states)
+            new = of.step(x, *states)
         return new if isinstance(new, tuple) else (new,)
 
     def both(
@@ -107,13 +104,16 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         grad_output: Tensor,
     ) -> Any:
         if not training:
-            return step(params, own_params, x, states), [None] * (len(params) + 1 + len(states))
+            return step(bound(params, own_params, cell.training), x, states), [None] * (
+                len(params) + 1 + len(states)
+            )
 
         def function(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-            return step(params, own_params, x, states)
+            return step(bound(params, own_params, cell.training), x, states)
 
         result: Any = torch.func.vjp(function, params, x, states)
         new, vjp = result
+        places.now = None  # what fails now is no line's, but torch's backward of the step
         with BackwardPlaces():  # type: ignore[no-untyped-call]
             return new, vjp((carries[0] + grad_output, *carries[1:]))
 
@@ -126,9 +126,8 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
     def trial(rows: int, mode: bool) -> tuple[dict[str, Tensor], Callable[[], Any]]:
         params, own_params, x, states = tensors = given(rows)
         named = zip([*cell.shapes(), *own, "x", *cell.state], tree_leaves(tensors), strict=True)
-        return dict(named), lambda: reference.check_step(
-            cell, step(params, own_params, x, states, mode), tuple(states)
-        )
+        made = bound(params, own_params, mode)
+        return dict(named), lambda: reference.check_step(cell, step(made, x, states), tuple(states))
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         params, own_params, x, states = given(ROWS)
@@ -143,14 +142,26 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         count = len(params) + len(own) + 1
         moving = [count <= k < len(flat) - 1 for k in range(len(flat))]
         lowered = lower(module, flat, moving, dtype)
-    return _roles(lowered, len(params), own, len(sizes), any_mode)
+    return _roles(lowered, len(params), own, len(sizes), any_mode, _used(module.graph, len(sizes)))
+
+
+def _used(graph: fx.Graph, states: int) -> list[bool]:
+    """Which placeholders the new states follow from."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    found = _ancestors(tree_leaves(output.args[0])[:states])
+    return [node in found for node in graph.nodes if node.op == "placeholder"]
 
 
 def _roles(
-    module: fx.GraphModule, params: int, own: dict[str, Tensor], states: int, any_mode: bool
+    module: fx.GraphModule,
+    params: int,
+    own: dict[str, Tensor],
+    states: int,
+    any_mode: bool,
+    needed: list[bool],
 ) -> Captured:
     graph = module.graph
-    constants = {n: getattr(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    constants = {n: getattr(module, str(n.target)).contiguous() for n in graph.nodes if n.op == "get_attr"}
     for node, value in constants.items():
         node.meta["val"] = value
     given = iter([node for node in graph.nodes if node.op == "placeholder"])
@@ -169,18 +180,21 @@ def _roles(
             (returned[states + params + 1 :], taken["carries"]),
         )
     )
-    needed = _ancestors(returned[:states])
-    used = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
-    constants |= {node: own[name].detach().clone() for name, node in used.items()}
+    read = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
+    constants |= {node: own[name].detach().clone().contiguous() for name, node in read.items()}
     [x] = taken["x"]
     gradients = [  # as torch has it where a parameter is not used
-        grad if given in needed else None
-        for grad, given in zip(returned[states : states + params + 1], [*taken["params"], x], strict=True)
+        grad if used else None
+        for grad, used in zip(
+            returned[states : states + params + 1],
+            [*needed[:params], needed[params + len(own)]],
+            strict=True,
+        )
     ]
     return Captured(
         graph,
         params=taken["params"],
-        own=used,
+        own=read,
         x=x,
         states=taken["states"],
         carries=taken["carries"],

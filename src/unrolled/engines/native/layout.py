@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +38,11 @@ class Layout:
         """The rows of all steps."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
 
-    def before(self, state: Tensor, initial: Tensor | None, back: bool) -> Tensor | Before:
+    def before(self, state: Tensor, initial: Tensor | None, back: bool) -> Before:
         """The values before each step, from those after each, ``(rows, width)``, and the initial ones."""
         if self.starts is None:
             return Before(state, initial, self.batch, back)
-        first = state.new_zeros(self.batch, state.shape[1]) if initial is None else initial
-        return torch.cat((first, state)).index_select(0, self._before_back if back else self._before)
+        return Before(state, initial, self.batch, back, self._before_back if back else self._before)
 
     @cached_property
     def _place(self) -> tuple[Tensor, Tensor]:
@@ -73,12 +73,17 @@ def _regular(steps: int, batch: int) -> Layout:
 
 @dataclass(frozen=True)
 class Before:
-    """A state before each step: the one after each step, moved by one, and the initial one (None: zeros)."""
+    """A state before each step: the one after each step, moved by one, and the initial one (None: zeros).
+
+    Where not all steps have as many rows, ``places`` says where each row is among the initial ones and those
+    after each step. The values may be computed after this is made: it holds where they will be.
+    """
 
     state: Tensor
     initial: Tensor | None
     batch: int
     back: bool
+    places: Tensor | None = None
 
     def first(self) -> Tensor:
         """The initial one."""
@@ -89,6 +94,8 @@ class Before:
     def whole(self) -> Tensor:
         """All of it as one tensor."""
         first = self.first()
+        if self.places is not None:
+            return torch.cat((first, self.state)).index_select(0, self.places)
         kept = len(self.state) - self.batch
         if self.back:
             return torch.cat((self.state[self.batch :], first))
@@ -99,8 +106,16 @@ class Before:
 
         Initial zeros are left out.
         """
+        if self.places is not None:
+            yield self.whole(), 0, 0, rows
+            return
         many = rows - self.batch
         if self.initial is not None:
             yield self.initial, many if self.back else 0, 0, self.batch
         if many:
             yield self.state, 0 if self.back else self.batch, self.batch if self.back else 0, many
+
+
+def whole(value: Any) -> Any:
+    """A value as one tensor, if it is a state before each step."""
+    return value.whole() if isinstance(value, Before) else value

@@ -237,7 +237,7 @@ class Loop:
             threads = 1
         at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
         most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)
-        hoisted = steps if direct else max(1, min(at_once, most))
+        hoisted = steps if direct and not by_rows else max(1, min(at_once, most))
         numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted])
         assert len(numbers) == HEADER
         numbers.extend(self.emitted.sizes)

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from unrolled.engines.native.columns import Columns, Row, small
+from unrolled.engines.native.columns import OF_TRUTH, Columns, Row, small
 from unrolled.engines.native.common import join
 from unrolled.engines.native.moves import MOVES, PLACES, move
 from unrolled.engines.native.program import ROWS, UnsupportedError
@@ -111,7 +111,7 @@ class _Lowering(Marked):
         whole = torch.int64 in dtypes and torch.Tag.pointwise in getattr(target, "tags", ())
         large = any(isinstance(v, int) and abs(v) > _LARGE for v in values)
         if (whole and (large or target not in _WHOLE_NUMBERS)) or (
-            target in _BITWISE and dtypes != {torch.bool}
+            target in OF_TRUTH and dtypes != {torch.bool}
         ):
             raise UnsupportedError(f"{target} computes with whole numbers")
         return dtypes
@@ -147,9 +147,6 @@ _WHOLE_NUMBERS = {
     aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.neg.default, aten.abs.default,
     aten.where.self, aten.maximum.default, aten.minimum.default, aten.clone.default, aten.sgn.default,
     aten.remainder.Scalar, aten.div.Tensor_mode,
-}  # fmt: skip
-_BITWISE = {
-    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.bitwise_not.default,
 }  # fmt: skip
 _CONSTANTS: dict[Any, float | list[int]] = {  # by what; or the argument that says by what
     aten.full.default: [1],

@@ -107,6 +107,7 @@ MOVES = {
     *_AXIS,
     *_DIAGONAL,
     *_VIEWS,
+    aten.stack.default,
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
@@ -243,7 +244,7 @@ def _strided_places(columns: Columns, size: Any, stride: Any, offset: Any) -> tu
 
 def _addresses(size: Any, stride: Any, start: int) -> tuple[list[int], Names]:
     """The stride of the batch, and where the columns of the first row lie."""
-    batch = [step * (n // ROWS) for n, step in zip(size, stride, strict=True) if n % ROWS == 0]
+    batch = [step * (n // ROWS) for n, step in zip(size, stride, strict=True) if n and n % ROWS == 0]
     grids = np.indices(small(size))
     return batch, np.asarray(start + sum(grid * step for grid, step in zip(grids, stride, strict=True)))
 

@@ -49,6 +49,7 @@ class Schedule:
             level, product = 0, node.target is aten.mm.default
             is_scalar = node.target in REDUCTIONS or (
                 width(node) == 1
+                and not product
                 and node.target is not aten.cat.default
                 and any(n in self.scalars for n in node.all_input_nodes)
             )

@@ -15,7 +15,7 @@ from unrolled.engines.native import build
 from unrolled.engines.native.around import Around, Values
 from unrolled.engines.native.emit import emit
 from unrolled.engines.native.graph import Split, capture, needed_before, split
-from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.layout import Layout, whole
 from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Job, Loop
 from unrolled.engines.native.program import ROWS, Emitted, UnsupportedError, per_row
@@ -251,7 +251,8 @@ class Compiled:
                 flat = state.view(-1, state.shape[-1])
                 values.setdefault(new, flat)
                 if old in self._read_back:
-                    values[old] = layout.before(flat, first, back)
+                    before = layout.before(flat, first, back)
+                    values[old] = before if layout.starts is None else before.whole()
         values[captured.grad_output] = grad_output.contiguous()
         self._before_backward(values, layout.rows)
         carries = [
@@ -278,4 +279,4 @@ class Compiled:
             same = node in seen  # two parameters with the same gradient get a tensor each
             found.append(None if node is None else values[node].clone() if same else values[node])
             seen |= {node} if node is not None else set()
-        return found, None if captured.grad_x is None else values[captured.grad_x]
+        return found, None if captured.grad_x is None else whole(values[captured.grad_x])

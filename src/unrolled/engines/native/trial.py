@@ -32,7 +32,7 @@ from unrolled.engines.native.program import ROWS, UnsupportedError
 
 aten = torch.ops.aten
 
-OTHER_SIZES = (ROWS, 2, 61)  # of the batch, beside ROWS: the same again, and small ones
+OTHER_SIZES = (2, 61)  # of the batch
 _INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
@@ -46,7 +46,7 @@ class Place:
     backward: bool = False
 
     def __str__(self) -> str:
-        name = resolve_name(self.function) or getattr(self.function, "__name__", str(self.function))
+        name = resolve_name(self.function) or getattr(self.function, "__qualname__", str(self.function))
         return f"{'the backward of ' * self.backward}{name}, {self.file}:{self.line}"
 
 
@@ -112,8 +112,12 @@ class Places(TorchFunctionMode):
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
-        self._code: CodeType | None = getattr(inspect.unwrap(type(cell).step), "__code__", None)
+        function = inspect.unwrap(type(cell).step)
+        self._code: CodeType | None = getattr(function, "__code__", None)
         self.now: Place | None = None
+        self.step: Place | None = None
+        if self._code is not None:
+            self.step = Place(function, self._code.co_filename, self._code.co_firstlineno)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -295,9 +299,10 @@ def examine(trial: Trial, training: bool, places: Places) -> bool:
         UnsupportedError: what it does is not the same for all sizes, or can't be captured; the operation and
             the line.
     """
-    first = _recorded(trial(ROWS, training), places)
-    for rows in OTHER_SIZES:
-        again = _recorded(trial(rows, training), places)
+    same = trial(ROWS, training)
+    first = _recorded(same, places)
+    for rows in (ROWS, *OTHER_SIZES):
+        again = _recorded(same if rows == ROWS else trial(rows, training), places)
         different, at = _difference(first, again, rows)
         if different:
             why = "it depends on the size of the batch" if rows != ROWS else "it differs from run to run"
@@ -352,7 +357,8 @@ def captured_error(error: Exception, places: Places) -> UnsupportedError:
     """What to say of an error that was raised while a step was captured."""
     if isinstance(error, UnsupportedError):
         return error
+    place = places.now or places.step
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
-        return refused("its step can't be captured, it asks for values of a tensor", places.now)
+        return refused("its step can't be captured, it asks for the values of a tensor", place)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return refused(f"its step can't be captured: {first}", places.now)
+    return refused(f"its step can't be captured, {type(error).__name__}: {first}", place)

@@ -1,0 +1,141 @@
+"""How far from float64 the native engine is in float32, beside torch's own layers on the same numbers.
+
+The table of ratios is printed: ``pytest -s tests/test_exactness.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, sigmoid, tanh
+from torch.nn import functional as F
+from torch.nn.functional import linear
+
+import unrolled as ur
+from kinds import LAYERS, pair, tensors
+from test_new_cell import MGU
+
+WORST = 1.5  # of any quantity of any case, against torch's error there
+OVERALL = 1.0  # of their geometric mean
+
+
+class Peephole(ur.Cell):
+    """Gates that see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count)."""
+
+    state = ("h", "c")
+    weight_ih = ur.Param("4*hidden", "input")
+    weight_hh = ur.Param("4*hidden", "hidden")
+    bias = ur.Param("4*hidden")
+    peep_i = ur.Param("hidden")
+    peep_f = ur.Param("hidden")
+    peep_o = ur.Param("hidden")
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        i, f, g, o = (linear(x, self.weight_ih, self.bias) + linear(h, self.weight_hh)).chunk(4, -1)
+        c = sigmoid(f + self.peep_f * c) * c + sigmoid(i + self.peep_i * c) * tanh(g)
+        h = sigmoid(o + self.peep_o * c) * tanh(c)
+        return h, c
+
+
+class NormedGates(ur.Cell):
+    """Layer norm on the sums (Ba, Kiros & Hinton, 2016, Layer normalization, eq. 20 to 22)."""
+
+    state = ("h", "c")
+    weight_ih = ur.Param("4*hidden", "input")
+    weight_hh = ur.Param("4*hidden", "hidden")
+    gain = ur.Param("4*hidden")
+    bias = ur.Param("4*hidden")
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        size = (4 * self.hidden,)
+        sums = F.layer_norm(linear(x, self.weight_ih), size, self.gain, self.bias) + F.layer_norm(
+            linear(h, self.weight_hh), size, self.gain
+        )
+        i, f, g, o = sums.chunk(4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(F.layer_norm(c, (self.hidden,)))
+        return h, c
+
+
+CUSTOM = {"mgu": MGU, "peephole": Peephole, "normed": NormedGates}
+SIZES = [  # input, hidden, time, batch
+    (3, 5, 20, 4),
+    (16, 32, 100, 3),
+    (64, 128, 50, 8),
+    (100, 200, 30, 2),
+    (40, 64, 300, 1),
+    (128, 256, 10, 16),
+]
+
+
+def results(layer: Any, x: Tensor, state: Any, weights: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Outputs, final states and gradients, by kind."""
+    x = x.clone().requires_grad_()
+    state = [part.clone().requires_grad_() for part in state]
+    output, final = layer(x, tuple(state) if len(state) > 1 else state[0])
+    made = [output, *tensors(final)]
+    loss = sum((value * weight).sum() for value, weight in zip(made, weights, strict=False))
+    grad_x, *grads = torch.autograd.grad(loss, [x, *state, *layer.parameters()])
+    return {
+        "output": [output.detach()],
+        "state": [value.detach() for value in made[1:]],
+        "grad x": [grad_x],
+        "grad state": grads[: len(state)],
+        "grad params": grads[len(state) :],
+    }
+
+
+def error(found: list[Tensor], truth: list[Tensor]) -> float:
+    """The root of the mean square of all errors, each tensor's against its own size."""
+    squares = [
+        float((a.double() - b).square().mean() / b.square().mean().clamp(min=1e-300))
+        for a, b in zip(found, truth, strict=True)
+    ]
+    return math.sqrt(sum(squares) / len(squares))
+
+
+def errors(kind: str, sizes: tuple[int, int, int, int], draw: int) -> dict[str, tuple[float, float]]:
+    """For each quantity the error of the native engine, and torch's."""
+    inputs, hidden, time, batch = sizes
+    torch.manual_seed(draw)
+    if kind in CUSTOM:
+        ours = ur.Recurrent(CUSTOM[kind], inputs, hidden)
+        if kind == "normed":
+            torch.nn.init.normal_(ours.gain_l0, 0.1, 0.01)  # as of Cooijmans et al., 2016, section 4;
+            # with 1 the step is chaotic: rounding errors of both grow without bound, and the ratio is luck
+        theirs: Any = ours
+    else:
+        ours, theirs = pair(kind, inputs, hidden)
+    exact = copy.deepcopy(theirs).double()
+    x = torch.randn(time, batch, inputs)
+    state = [torch.randn(1, batch, size) for size in ours._first.state_sizes().values()]
+    weights = [torch.randn(time, batch, state[0].shape[-1]), *(torch.randn_like(part) for part in state)]
+    doubled = [[part.double() for part in parts] for parts in (state, weights)]
+    with ur.engine("reference"):
+        truth = results(exact, x.double(), *doubled)
+        torchs = results(theirs, x, state, weights)
+    with ur.engine("native"):
+        found = results(ours, x, state, weights)
+    return {name: (error(found[name], truth[name]), error(torchs[name], truth[name])) for name in truth}
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CUSTOM])
+def test_no_less_exact_than_torch(kind: str) -> None:
+    ratios = []
+    print(f"\n{kind}: error of ours / of torch's float32, each relative to float64")
+    for sizes in SIZES:
+        drawn = [errors(kind, sizes, draw) for draw in range(3)]
+        line = []
+        for name in drawn[0]:
+            ours, theirs = (math.sqrt(sum(d[name][k] ** 2 for d in drawn) / 3) for k in (0, 1))
+            ratios.append(ours / max(theirs, 1e-9))
+            line.append(f"{name} {ours:.1e} / {theirs:.1e} = {ratios[-1]:.2f}")
+        print("  {}×{}×{}×{}: ".format(sizes[2], sizes[3], *sizes[:2]) + ", ".join(line))
+    overall = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    print(f"  geometric mean {overall:.2f}, worst {max(ratios):.2f}")
+    assert max(ratios) <= WORST
+    assert overall <= OVERALL
