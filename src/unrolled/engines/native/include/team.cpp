@@ -16,7 +16,8 @@ constexpr int SPINS = 20000;              // of an idle worker, some 100 to 300 
 constexpr int PATIENCE = 4000;            // of a caller, for a worker to come
 constexpr int MOST = 4096;                // workers
 constexpr int64_t LONG = 500000;          // nanoseconds of a call, from which on the next one is watched
-constexpr int REST = 20;                  // times what a call on a crowded machine took, without threads
+constexpr int SURE = 3;                   // calls in a row that found the machine crowded
+constexpr int REST = 4;                   // doublings of what such a call took, for the time without threads
 constexpr size_t KEPT = size_t(32) << 20; // bytes that a thread keeps between calls, at most
 
 int64_t now(clockid_t clock) {
@@ -55,9 +56,10 @@ struct Work {
 };
 
 // Where others keep the cores busy, threads that meet in every step wait for one another most of the time,
-// and one alone is many times faster: after a call that found it so, the next ones run alone for a while.
+// and one alone is many times faster: calls that find it so are followed by a while without threads.
 struct Crowd {
   std::atomic<bool> watch{false};
+  std::atomic<int> found{0};     // in so many calls in a row
   std::atomic<int64_t> over{0};  // when to try again; 0: at once
 
   bool there() {
@@ -68,8 +70,10 @@ struct Crowd {
   void judge(const Work& work, int64_t began) {
     const int64_t end = now(CLOCK_MONOTONIC), took = end - began;
     watch.store(took > LONG, std::memory_order_relaxed);
-    const bool crowded = work.watched && work.robbed.load() > took / 4;
-    over.store(crowded ? end + REST * took : 0, std::memory_order_relaxed);
+    const bool crowded = work.watched && work.robbed.load() > took * 2 / 5;
+    const int many = crowded ? found.load(std::memory_order_relaxed) + 1 : 0;
+    found.store(many, std::memory_order_relaxed);
+    over.store(many < SURE ? 0 : end + (took << (many < REST ? many : REST)), std::memory_order_relaxed);
   }
 } crowd;
 
