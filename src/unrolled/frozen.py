@@ -151,18 +151,18 @@ class _Plan:
         self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
         self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
         widths = routes[0][0].widths
-        self._output = (time, batch, widths[0])
-        if batch_first and not self._turned:
-            self._output = (batch, time, widths[0])
+        ahead = (batch, time) if batch_first and not self._turned else (time, batch)
+        self._output = torch.empty(*ahead, widths[0], dtype=dtype)  # results are made like these
         lanes = len(routes) * len(routes[0])
-        self._states = [(lanes, batch, width) for width in widths]
+        self._states = [torch.empty(lanes, batch, width, dtype=dtype) for width in widths]
+        self._shapes = [part.shape for part in self._states]
         self.several = len(widths) > 1
 
     def takes(self, state: Any) -> bool:
         """Whether these are initial states, of the right shapes each."""
         if type(state) is not tuple or len(state) != len(self._states):
             return False
-        for part, shape in zip(state, self._states, strict=True):
+        for part, shape in zip(state, self._shapes, strict=True):
             if type(part) is not Tensor or part.shape != shape or part.dtype is not self._dtype:
                 return False
             if not part.is_cpu:
@@ -172,7 +172,7 @@ class _Plan:
     def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any]:
         """The output and the final states, as the layer returns them."""
         x = (x.transpose(0, 1) if self._turned else x).contiguous()
-        final = [x.new_empty(shape) for shape in self._states]
+        final = [torch.empty_like(part) for part in self._states]
         ends = [part.data_ptr() for part in final]
         if initial is None:
             starts = None
@@ -180,7 +180,7 @@ class _Plan:
             initial = tuple([part.contiguous() for part in initial])
             starts = [part.data_ptr() for part in initial]
         if self._alone is not None:
-            output = x.new_empty(self._output)
+            output = torch.empty_like(self._output)
             self._alone.run(x.data_ptr(), starts, output.data_ptr(), ends)
         else:
             output = self._through(x, starts, ends)
@@ -191,7 +191,7 @@ class _Plan:
         """Through several lanes."""
         lane = 0
         for row in self._routes:
-            outputs = [x.new_empty(self._output) for _ in row]
+            outputs = [torch.empty_like(self._output) for _ in row]
             jobs = []
             for route, output in zip(row, outputs, strict=True):
                 jobs.append(route.job(x.data_ptr(), initial, output.data_ptr(), final, lane))
