@@ -14,7 +14,7 @@ demo: $(READY) ## open a small layer, then train one on real data and open it to
 	$(BIN)/python examples/digits.py --runs $(RUNS)
 
 test: lint ## lint, types and all tests (under ten minutes)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torch import nn
 
 import unrolled as ur
-from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, pair, team, tensors
+from unrolled.engines.native import products
 
 pytestmark = NEEDS_COMPILER
 
@@ -39,6 +42,25 @@ def test_the_same_bits_as_outside(kind: str, bidirectional: bool) -> None:
                 assert_same(layer(x), plain)
                 assert_same(layer(x, state), stateful)
     torch.testing.assert_close(expected[3][0][0], theirs(inputs[3])[0])
+
+
+def while_the_team_is_busy(call: Callable[[], Any]) -> Any:
+    """Call from inside a piece of the team's work, so that no other thread is to be had."""
+    found = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+    work = kind(lambda what, number, count: found.append(call()) if number == 0 else None)
+    products._team().team_run(2, None, work, None)
+    return found[0]
+
+
+def test_the_same_bits_whether_or_not_other_threads_come() -> None:
+    """Matrices that are packed for rows shared by threads serve a thread alone, and the reverse."""
+    layer, x = ur.RNN(9, 37), torch.randn(12, 40, 9)
+    expected = layer(x)
+    for first, second in ((0, 1), (1, 0)):
+        with team(2), ur.frozen(layer):
+            for busy in (first, second, first):
+                assert_same(while_the_team_is_busy(lambda: layer(x)) if busy else layer(x), expected)
 
 
 def test_what_is_not_sped_up_runs_as_usual() -> None:

@@ -209,7 +209,7 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
             name = f"p{phase.name}"
             for number, (group, _) in enumerate(phase.groups):
                 lines.append(f"{name}.groups[{number}] = Group{group};")
-            lines.append(f"{name}.cut(h, D[THREADS], {phase.width});")
+            lines.append(f"{name}.cut(h, D[BY_ROWS] ? 1 : D[THREADS], {phase.width});")
             if phase.groups:
                 kept = ", ".join(f"(T*){where}" for _, where in phase.groups)
                 lines.append(f"{{ T* const kept[] = {{{kept}}}; {name}.share_room(shared, direct, kept); }}")

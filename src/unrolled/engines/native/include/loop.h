@@ -74,14 +74,14 @@ template <int N, int M> struct Phase {
 
   static constexpr int ALL = N + M;
 
-  void cut(const Share& h, long wanted, long columns) {
+  // Among the threads that are wanted, not those that came: packed matrices are kept from call to call.
+  void cut(const Share& h, long threads, long columns) {
     width = columns;
     panels = (width + L - 1) / L;
     strip = ALL ? STRIP : 4;
     rows = MOST;
     const int target = h.few <= 3 ? STRIP : 4;
     for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
-    const long threads = h.by_rows ? 1 : wanted;  // not how many came: packed matrices are kept
     strip = (int)std::min<long>(strip, (panels + threads - 1) / threads);
     for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));
     strips = (panels + strip - 1) / strip;
