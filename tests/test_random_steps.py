@@ -253,7 +253,7 @@ def some(number: int, many: int, longest: int) -> list[Program]:
 
 @pytest.mark.parametrize("number", range(5))
 def test_random_steps(number: int) -> None:
-    run_programs(some(number, MANY, longest=7))
+    run_programs(some(number, MANY, longest=5))
 
 
 def test_what_has_failed_once() -> None:
