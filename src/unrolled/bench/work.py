@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -70,6 +71,12 @@ class Work:
             return torch.autograd.grad(module(x)[0].sum(), leaves)
 
         return train if self.row.mode == "training" else infer
+
+    def exact(self) -> Sequence[Tensor]:
+        """What torch computes of the row in float64."""
+        twin, module = copy.copy(self), copy.deepcopy(self.theirs).double()
+        twin.x = self.x.detach().double().requires_grad_(self.x.requires_grad)
+        return twin.call(module, module.parameters())()
 
 
 def _layer(row: Row) -> Recurrent:

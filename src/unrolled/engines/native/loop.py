@@ -25,8 +25,8 @@ _WORTH_BY_ROWS = 500_000  # in a call, where each thread keeps its own rows and 
 _SMALL = 2**18  # bytes of packed weights that each thread may read for its own rows
 _FEW_ROWS = 8  # of each thread, at least, where rows are shared
 _DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
-_ROWS_AT_ONCE = 64  # of a product with the input: from these on its weights are read seldom enough
-_HOISTED = 2**18  # bytes of such products that a thread keeps, at most
+_ROWS_AT_ONCE = 256  # of a product with the input: from these on its weights are read seldom enough
+_HOISTED = 2**20  # bytes of such products that a thread keeps, at most
 NO_MEMORY = "no memory for what a loop over time keeps for itself"
 
 
