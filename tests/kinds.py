@@ -83,9 +83,15 @@ def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -
 
 
 def assert_as_near(
-    actual: list[Tensor], expected: list[Tensor], again: Callable[[], list[Tensor]], leaves: list[Tensor]
+    actual: list[Tensor],
+    expected: list[Tensor],
+    again: Callable[[], list[Tensor]],
+    leaves: list[Tensor],
+    terms: float = 1e-30,
 ) -> None:
     """Every tensor as close as its dtype and its own condition allow.
+
+    Errors are taken beside a tensor's largest magnitude, or ``terms``: the size of what is summed up inside.
 
     Where terms cancel, a result is small beside what it is summed up from, and its last digits are the terms'
     rounding. So an error may also be some times what ``again``, which makes the expected tensors, changes by
@@ -94,7 +100,7 @@ def assert_as_near(
     pairs = list(zip(actual, expected, strict=True))
     assert all(a.shape == b.shape and a.dtype is b.dtype for a, b in pairs)
     errors = [largest(a - b) for a, b in pairs]
-    allowed = [TOLERANCE[b.dtype] * max(largest(b), 1e-30) for _, b in pairs]
+    allowed = [TOLERANCE[b.dtype] * max(largest(b), terms) for _, b in pairs]
     if all(error <= most for error, most in zip(errors, allowed, strict=True)):
         return
     kept = [leaf.detach().clone() for leaf in leaves]

@@ -19,8 +19,8 @@ import unrolled as ur
 from kinds import LAYERS, pair, tensors
 from test_new_cell import MGU
 
-WORST = 1.5  # of any quantity of any case, against torch's error there
-OVERALL = 1.0  # of their geometric mean
+WORST = 1.3  # of any quantity, over all sizes: a single one of three numbers is chance
+OVERALL = 1.0  # of all quantities
 
 
 class Peephole(ur.Cell):
@@ -125,17 +125,19 @@ def errors(kind: str, sizes: tuple[int, int, int, int], draw: int) -> dict[str, 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CUSTOM])
 def test_no_less_exact_than_torch(kind: str) -> None:
-    ratios = []
+    ratios: dict[str, list[float]] = {}
     print(f"\n{kind}: error of ours / of torch's float32, each relative to float64")
     for sizes in SIZES:
         drawn = [errors(kind, sizes, draw) for draw in range(3)]
         line = []
         for name in drawn[0]:
             ours, theirs = (math.sqrt(sum(d[name][k] ** 2 for d in drawn) / 3) for k in (0, 1))
-            ratios.append(ours / max(theirs, 1e-9))
-            line.append(f"{name} {ours:.1e} / {theirs:.1e} = {ratios[-1]:.2f}")
+            ratio = ours / max(theirs, 1e-9)
+            ratios.setdefault(name, []).append(ratio)
+            line.append(f"{name} {ours:.1e} / {theirs:.1e} = {ratio:.2f}")
         print("  {}×{}×{}×{}: ".format(sizes[2], sizes[3], *sizes[:2]) + ", ".join(line))
-    overall = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    print(f"  geometric mean {overall:.2f}, worst {max(ratios):.2f}")
-    assert max(ratios) <= WORST
+    means = {name: math.exp(sum(map(math.log, found)) / len(found)) for name, found in ratios.items()}
+    overall = math.exp(sum(map(math.log, means.values())) / len(means))
+    print(f"  geometric means {', '.join(f'{k} {v:.2f}' for k, v in means.items())}; of all {overall:.2f}")
+    assert max(means.values()) <= WORST
     assert overall <= OVERALL

@@ -196,7 +196,8 @@ def check(case: Case) -> None:
         return [*found[: len(case.weights)], *found]
 
     expected = [*expected[: len(case.weights)], *expected]
-    assert_as_near(actual, expected, again, case.leaves)
+    # functions are squeezed between numbers of about 1: what cancels there no change of the leaves may show
+    assert_as_near(actual, expected, again, case.leaves, terms=0.1)
 
 
 def failure(program: Program, batch: Batch, case: Case | None = None) -> str | None:
