@@ -11,57 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, sigmoid, tanh
-from torch.nn import functional as F
-from torch.nn.functional import linear
+from torch import Tensor
 
 import unrolled as ur
 from kinds import LAYERS, pair, tensors
 from test_new_cell import MGU
+from unrolled.bench.custom import LayerNorm, Peephole
 
 WORST = 1.3  # of any quantity, over all sizes: a single one of three numbers is chance
 OVERALL = 1.0  # of all quantities
 
 
-class Peephole(ur.Cell):
-    """Gates that see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count)."""
-
-    state = ("h", "c")
-    weight_ih = ur.Param("4*hidden", "input")
-    weight_hh = ur.Param("4*hidden", "hidden")
-    bias = ur.Param("4*hidden")
-    peep_i = ur.Param("hidden")
-    peep_f = ur.Param("hidden")
-    peep_o = ur.Param("hidden")
-
-    def step(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
-        i, f, g, o = (linear(x, self.weight_ih, self.bias) + linear(h, self.weight_hh)).chunk(4, -1)
-        c = sigmoid(f + self.peep_f * c) * c + sigmoid(i + self.peep_i * c) * tanh(g)
-        h = sigmoid(o + self.peep_o * c) * tanh(c)
-        return h, c
-
-
-class NormedGates(ur.Cell):
-    """Layer norm on the sums (Ba, Kiros & Hinton, 2016, Layer normalization, eq. 20 to 22)."""
-
-    state = ("h", "c")
-    weight_ih = ur.Param("4*hidden", "input")
-    weight_hh = ur.Param("4*hidden", "hidden")
-    gain = ur.Param("4*hidden")
-    bias = ur.Param("4*hidden")
-
-    def step(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
-        size = (4 * self.hidden,)
-        sums = F.layer_norm(linear(x, self.weight_ih), size, self.gain, self.bias) + F.layer_norm(
-            linear(h, self.weight_hh), size, self.gain
-        )
-        i, f, g, o = sums.chunk(4, -1)
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        h = sigmoid(o) * tanh(F.layer_norm(c, (self.hidden,)))
-        return h, c
-
-
-CUSTOM = {"mgu": MGU, "peephole": Peephole, "normed": NormedGates}
+CUSTOM = {"mgu": MGU, "peephole": Peephole, "normed": LayerNorm}
 SIZES = [  # input, hidden, time, batch
     (3, 5, 20, 4),
     (16, 32, 100, 3),
@@ -105,7 +66,8 @@ def errors(kind: str, sizes: tuple[int, int, int, int], draw: int) -> dict[str, 
     if kind in CUSTOM:
         ours = ur.Recurrent(CUSTOM[kind], inputs, hidden)
         if kind == "normed":
-            torch.nn.init.normal_(ours.gain_l0, 0.1, 0.01)  # as of Cooijmans et al., 2016, section 4;
+            for gain in (ours.gain_ih_l0, ours.gain_hh_l0):
+                torch.nn.init.normal_(gain, 0.1, 0.01)  # as of Cooijmans et al., 2016, section 4;
             # with 1 the step is chaotic: rounding errors of both grow without bound, and the ratio is luck
         theirs: Any = ours
     else:

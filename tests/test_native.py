@@ -431,7 +431,9 @@ def test_the_team_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
 def test_threads_give_way_where_others_keep_the_cores_busy() -> None:
     """Threads that meet in every step would wait for one another to get a core: one alone is faster."""
     layer, x = ur.RNN(256, 256), torch.randn(100, 1, 256)
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
+    ]
     try:
         took = {}
         for threads in (1, 2):
@@ -445,7 +447,7 @@ def test_threads_give_way_where_others_keep_the_cores_busy() -> None:
         for process in busy:
             process.kill()
             process.wait()
-    assert took[2] < 5 * took[1]
+    assert took[2] < 3 * took[1]
 
 
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])

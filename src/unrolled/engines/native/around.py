@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from unrolled.engines.native.layout import Before, whole
 from unrolled.engines.native.products import products
-from unrolled.engines.native.program import ROWS, per_row
+from unrolled.engines.native.program import ROWS, is_sum_of_rows, per_row
 from unrolled.engines.native.views import Place, places
 from unrolled.engines.native.vocabulary import is_number
 
@@ -73,7 +73,7 @@ class Around:
                 continue
             if node.target is aten.mm.default:
                 self._steps.append(self._product(node))
-            elif _is_sum(node):
+            elif is_sum_of_rows(node):
                 self._steps.append(self._sum(node))
             else:
                 self._steps.append(self._by_torch(node))
@@ -179,16 +179,14 @@ class Around:
         return lambda values, rows: given
 
 
-def _is_sum(node: fx.Node) -> bool:
-    return node.target is aten.sum.dim_IntList and node.args[1:] == ([0],)
-
-
 def _parts_of(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
     """Products and sums that come one below the other in a node alone, which holds them and where from."""
     parts = node.all_input_nodes
     if node.target is not aten.cat.default or len(node.args) > 1 or per_row(node):
         return {}
-    if not all((part.target is aten.mm.default or _is_sum(part)) and len(part.users) == 1 for part in parts):
+    if not all(
+        (part.target is aten.mm.default or is_sum_of_rows(part)) and len(part.users) == 1 for part in parts
+    ):
         return {}
     ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
     return {part: (node, at) for part, at in zip(parts, [0, *ends], strict=False)}

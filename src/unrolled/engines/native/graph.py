@@ -36,6 +36,11 @@ from unrolled.engines.native.trial import (
 
 aten = torch.ops.aten
 
+_CHEAP = {
+    aten.neg.default, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
+    aten.mul.Tensor, aten.mul.Scalar,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -224,12 +229,6 @@ def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: se
             value = copied
         found.append(value)
     return found
-
-
-_CHEAP = {
-    aten.neg.default, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
-    aten.mul.Tensor, aten.mul.Scalar,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
@@ -68,6 +69,11 @@ def per_row(node: fx.Node) -> bool:
     """Whether a node has a row for each row of the batch (else it is made of parameters alone)."""
     value = node.meta["val"]
     return isinstance(value, Tensor) and ROWS in value.shape
+
+
+def is_sum_of_rows(node: fx.Node) -> bool:
+    """Whether a node is the sum of each column of another."""
+    return node.target is torch.ops.aten.sum.dim_IntList and node.args[1:] == ([0],)
 
 
 def width(node: fx.Node) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from unrolled.engines.native.program import per_row, width
+from unrolled.engines.native.program import is_sum_of_rows, per_row, width
 
 aten = torch.ops.aten
 
@@ -56,15 +56,11 @@ def _is_array(node: fx.Node) -> bool:
 def _can_share(array: fx.Node, in_loops: set[fx.Node]) -> bool:
     outside = [user for user in array.users if user not in in_loops]
     return bool(outside) and all(
-        _is_sum(user)
+        is_sum_of_rows(user)
         or _is_left(user, array)
         or (_is_turned(user) and all(_is_left(other, user) for other in user.users))
         for user in outside
     )
-
-
-def _is_sum(node: fx.Node) -> bool:
-    return node.target is aten.sum.dim_IntList and node.args[1:] == ([0],)
 
 
 def _is_turned(node: fx.Node) -> bool:
@@ -104,7 +100,7 @@ def _join(graph: fx.Graph, first: fx.Node, second: fx.Node, common: int, in_loop
 def _read_anew(graph: fx.Graph, reader: fx.Node, turned: fx.Node, start: int, end: int) -> fx.Node:
     """What a product or a sum is for a range of the columns of the joined array."""
     part = _call(graph, aten.slice.Tensor, turned, 0, start, end)
-    if _is_sum(reader):
+    if is_sum_of_rows(reader):
         return _call(graph, aten.sum.dim_IntList, _call(graph, aten.t.default, part), [0])
     if per_row(reader):
         part = _call(graph, aten.t.default, part)
