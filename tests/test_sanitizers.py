@@ -108,8 +108,9 @@ from unrolled.engines.native import build
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.loop import execute
 
+torch.manual_seed(0)
 cell, x = ur.cells.RNN(5, 19), torch.randn(4, 3, 5)
-params = [torch.randn(shape) for shape in cell.shapes().values()]
+params = [torch.randn(shape) / 19**0.5 for shape in cell.shapes().values()]
 initial = torch.randn(3, 19)
 compiled = native.compiled(cell, torch.float32)
 with torch.no_grad():

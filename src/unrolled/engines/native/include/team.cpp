@@ -1,6 +1,7 @@
 // The team of threads. Where torch's OpenMP runtime is known, its workers do the work: after an operation of
 // torch they go on spinning for some milliseconds, and other threads would have to share the cores with them.
 // Else, and in a forked child, where that runtime can't be used, it is a team of our own, started once.
+#include "crowd.h"
 #include "team.h"
 
 #include <pthread.h>
@@ -15,9 +16,6 @@ namespace {
 constexpr int SPINS = 20000;              // of an idle worker, some 100 to 300 microseconds
 constexpr int PATIENCE = 4000;            // of a caller, for a worker to come
 constexpr int MOST = 4096;                // workers
-constexpr int64_t LONG = 500000;          // nanoseconds of a call, from which on the next one is watched
-constexpr int SURE = 3;                   // calls in a row that found the machine crowded
-constexpr int REST = 4;                   // doublings of what such a call took, for the time without threads
 constexpr size_t KEPT = size_t(32) << 20; // bytes that a thread keeps between calls, at most
 
 int64_t now(clockid_t clock) {
@@ -55,27 +53,7 @@ struct Work {
   }
 };
 
-// Where others keep the cores busy, threads that meet in every step wait for one another most of the time,
-// and one alone is many times faster: calls that find it so are followed by a while without threads.
-struct Crowd {
-  std::atomic<bool> watch{false};
-  std::atomic<int> found{0};     // in so many calls in a row
-  std::atomic<int64_t> over{0};  // when to try again; 0: at once
-
-  bool there() {
-    const int64_t end = over.load(std::memory_order_relaxed);
-    return end && now(CLOCK_MONOTONIC) < end;
-  }
-
-  void judge(const Work& work, int64_t began) {
-    const int64_t end = now(CLOCK_MONOTONIC), took = end - began;
-    watch.store(took > LONG, std::memory_order_relaxed);
-    const bool crowded = work.watched && work.robbed.load() > took * 2 / 5;
-    const int many = crowded ? found.load(std::memory_order_relaxed) + 1 : 0;
-    found.store(many, std::memory_order_relaxed);
-    over.store(many < SURE ? 0 : end + (took << (many < REST ? many : REST)), std::memory_order_relaxed);
-  }
-} crowd;
+Crowd crowd;
 
 // --- the workers of OpenMP: GCC's entry points, that LLVM's runtime has too ---
 
@@ -229,10 +207,10 @@ extern "C" char* team_room(size_t bytes) {
 extern "C" bool team_run(int wanted, bool (*prepare)(void*, int), void (*run)(void*, int, int), void* what) {
   Work work{prepare, run, what};
   Team* mine = team;
-  if (wanted <= 1 || !mine || crowd.there() || pthread_mutex_trylock(&mine->busy)) {
+  if (wanted <= 1 || !mine || crowd.there(now(CLOCK_MONOTONIC)) || pthread_mutex_trylock(&mine->busy)) {
     work.lead(1);
   } else {
-    work.watched = crowd.watch.load(std::memory_order_relaxed);
+    work.watched = crowd.watch();
     const int64_t began = now(CLOCK_MONOTONIC);
     if (parallel) {
       parallel(part, &work, (unsigned)wanted, 0);
@@ -241,7 +219,7 @@ extern "C" bool team_run(int wanted, bool (*prepare)(void*, int), void (*run)(vo
       work.lead(came + 1);
       spin([&] { return work.left.load(std::memory_order_acquire) <= 0; });
     }
-    crowd.judge(work, began);
+    crowd.judge(began, now(CLOCK_MONOTONIC), work.watched, work.robbed.load());
     pthread_mutex_unlock(&mine->busy);
   }
   return work.count.load(std::memory_order_relaxed) > 0;
