@@ -13,8 +13,9 @@ demo: $(READY) ## open a small layer, then train one on real data and open it to
 	$(BIN)/unrolled show
 	$(BIN)/python examples/digits.py --runs $(RUNS)
 
+# Several processes share the cores: threads of OpenMP that wait are to sleep, not to keep a core busy.
 test: lint ## lint, types and all tests (under ten minutes)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
