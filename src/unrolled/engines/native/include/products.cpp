@@ -86,7 +86,7 @@ struct Whole {
 };
 
 constexpr int WIDE = 4;           // panels of a strip
-constexpr long DEEP = 4 * BLOCK;  // of k at once: a packed block of 1024 columns is 1 MiB in float32
+constexpr long DEEP = 8 * BLOCK;  // of k at once: a packed block of 1024 columns is 1 MiB in float32
 constexpr long COLUMNS = 1024;
 
 void add(const Whole& w, const T* x, long row, long step, long at, int rows, long column, int strip, const T* packed,

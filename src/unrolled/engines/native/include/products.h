@@ -7,7 +7,7 @@
 #include "team.h"
 #include "vectors.h"
 
-constexpr int BLOCK = 64;                                        // of k
+constexpr int BLOCK = 32;                                        // of k
 constexpr int SUMS = REGISTERS == 32 ? 24 : 12;                  // vectors that a tile accumulates
 constexpr int STRIP = 8;                                         // panels side by side, at most
 constexpr int MOST = 6;                                          // rows of a tile, at most
