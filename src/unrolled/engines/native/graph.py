@@ -29,6 +29,7 @@ from unrolled.engines.native.sharing import share
 from unrolled.engines.native.trial import (
     BackwardPlaces,
     Places,
+    Run,
     captured_error,
     examine,
     own_tensors,
@@ -122,20 +123,28 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         with BackwardPlaces():  # type: ignore[no-untyped-call]
             return new, vjp((carries[0] + grad_output, *carries[1:]))
 
-    def given(rows: int) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    def parameters() -> tuple[list[Tensor], list[Tensor]]:
         params = [torch.empty(shape, dtype=dtype) for shape in cell.shapes().values()]
-        x = torch.empty(rows, cell.input, dtype=dtype)
-        states = [torch.empty(rows, size, dtype=dtype) for size in sizes]
-        return params, [torch.empty_like(tensor) for tensor in own.values()], x, states
+        return params, [torch.empty_like(tensor) for tensor in own.values()]
 
-    def trial(rows: int, mode: bool) -> tuple[dict[str, Tensor], Callable[[], Any]]:
-        params, own_params, x, states = tensors = given(rows)
-        named = zip([*cell.shapes(), *own, "x", *cell.state], tree_leaves(tensors), strict=True)
+    def rows_of(rows: int) -> tuple[Tensor, list[Tensor]]:
+        x = torch.empty(rows, cell.input, dtype=dtype)
+        return x, [torch.empty(rows, size, dtype=dtype) for size in sizes]
+
+    def trial(mode: bool) -> Run:
+        params, own_params = parameters()
         made = bound(params, own_params, mode)
-        return dict(named), lambda: reference.check_step(cell, step(made, x, states), tuple(states))
+        names = [*cell.shapes(), *own, "x", *cell.state]
+
+        def run(rows: int) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+            x, states = rows_of(rows)
+            named = dict(zip(names, [*params, *own_params, x, *states], strict=True))
+            return named, lambda: reference.check_step(cell, step(made, x, states), tuple(states))
+
+        return run
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        params, own_params, x, states = given(ROWS)
+        (params, own_params), (x, states) = parameters(), rows_of(ROWS)
         carries = [torch.empty_like(row) for row in states]
         arguments = (params, own_params, x, states, carries, torch.empty_like(states[0]))
         try:

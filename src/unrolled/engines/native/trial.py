@@ -281,14 +281,15 @@ def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
 _FRESH = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
 
 
-Trial = Callable[[int, bool], tuple[dict[str, Tensor], Callable[[], Any]]]
+# For a size of the batch the inputs by name, and what runs a step on them.
+Run = Callable[[int], tuple[dict[str, Tensor], Callable[[], Any]]]
 
 
-def examine(trial: Trial, training: bool, places: Places) -> bool:
+def examine(trial: Callable[[bool], Run], training: bool, places: Places) -> bool:
     """Run a step for several sizes of the batch, without data.
 
     Args:
-        trial: for a size of the batch and a mode, the inputs by name, and what runs the step on them.
+        trial: for a mode, one cell's runs.
         training: the mode.
         places: where the step is.
 
@@ -299,26 +300,26 @@ def examine(trial: Trial, training: bool, places: Places) -> bool:
         UnsupportedError: what it does is not the same for all sizes, or can't be captured; the operation and
             the line.
     """
-    same = trial(ROWS, training)
-    first = _recorded(same, places)
+    run = trial(training)
+    first = _recorded(run, ROWS, places)
     for rows in OTHER_SIZES:
-        different, at = _difference(first, _recorded(trial(rows, training), places), rows)
+        different, at = _difference(first, _recorded(run, rows, places), rows)
         if different:
-            changes, where = _difference(first, _recorded(same, places), ROWS)
+            changes, where = _difference(first, _recorded(run, ROWS, places), ROWS)
             if changes:
                 raise refused("it differs from run to run", where)
             raise refused("it depends on the size of the batch", at)
     try:
-        return not _difference(first, _recorded(trial(ROWS, not training), places), ROWS)[0]
+        return not _difference(first, _recorded(trial(not training), ROWS, places), ROWS)[0]
     except UnsupportedError:
         return False
 
 
-def _recorded(trial: tuple[dict[str, Tensor], Callable[[], Any]], places: Places) -> list[_Entry]:
-    inputs, run = trial
+def _recorded(run: Run, rows: int, places: Places) -> list[_Entry]:
+    inputs, step = run(rows)
     recorder = _Recorder(places, inputs)
     with recorder, places:
-        run()
+        step()
     return recorder.entries
 
 
