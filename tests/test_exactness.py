@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 import unrolled as ur
-from kinds import LAYERS, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
 from test_new_cell import MGU
 from unrolled.bench.custom import LayerNorm, Peephole
+
+pytestmark = NEEDS_COMPILER
 
 WORST = 1.1  # of any quantity, over all sizes: a single one of three numbers is chance
 OVERALL = 1.0  # of all quantities
