@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 LOOPS = ("test_native", "test_frozen", "test_checkpoint", "test_vocabulary", "test_random_steps")
 FILES = [str(path) for name in LOOPS if (path := ROOT / "tests" / f"{name}.py").exists()]
 
+QUIETLY = ("-q", "-s", "-p", "no:cacheprovider")  # -s: a report that ends the process is not kept back
+
 pytestmark = NEEDS_SYSTEMS_COMPILER
 
 
@@ -58,14 +60,19 @@ products._team().team_join(None, None, None)
 """
 
 
+def of_the_compiler(library: str) -> str:
+    """Where the compiler has a library; only its name where it has none."""
+    line = ["c++", f"-print-file-name={library}"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @functools.cache
 def runtime(sanitizer: Sanitizer) -> str:
     """Where the runtime of a sanitizer is; without one the test is skipped."""
     version = subprocess.run(["c++", "--version"], capture_output=True, text=True, check=True).stdout
     if "clang" in version:
         pytest.skip("the sanitizers' runtimes are looked for as GCC has them, and c++ is clang")
-    line = ["c++", f"-print-file-name={sanitizer.runtime}"]
-    found = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    found = of_the_compiler(sanitizer.runtime)
     if not Path(found).is_absolute():
         pytest.skip(f"the compiler has no {sanitizer.runtime}")
     starts = subprocess.run(["true"], capture_output=True, text=True, env={"LD_PRELOAD": found})
@@ -82,7 +89,8 @@ def run(
     environment = {
         **os.environ,
         "CXX": f"{shutil.which('c++')} {sanitizer.flags}",
-        "LD_PRELOAD": runtime(sanitizer),
+        # with the C++ library, or AddressSanitizer takes the first error that torch throws for one of its own
+        "LD_PRELOAD": f"{runtime(sanitizer)} {of_the_compiler('libstdc++.so.6')}",
         name: options,
         "UNROLLED_CACHE": str(cache),
         build.ARCH: arch,
@@ -180,8 +188,7 @@ def test_a_missing_meeting_of_threads_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", archs())
 @pytest.mark.parametrize("file", FILES, ids=lambda file: Path(file).stem)
 def test_no_loop_leaves_its_buffers(file: str, arch: str, tmp_path: Path) -> None:
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "not peak_of_memory")
-    done = run(MEMORY, tmp_path, arch, *arguments, timeout=7200)
+    done = run(MEMORY, tmp_path, arch, "-m", "pytest", *QUIETLY, file, "-k", "not peak", timeout=7200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -190,7 +197,6 @@ def test_no_loop_leaves_its_buffers(file: str, arch: str, tmp_path: Path) -> Non
 def test_no_two_threads_race(file: str, tmp_path: Path) -> None:
     """Without the tests that start processes, which would have torch's threads work."""
     code = f"{OWN_TEAM}import pytest\nsys.exit(pytest.main(sys.argv[1:]))"
-    choice = "not team_of_its_own and not peak_of_memory"
-    arguments = ("-c", code, "-q", "-p", "no:cacheprovider", file, "-k", choice)
-    done = run(THREADS, tmp_path, "native", *arguments, timeout=7200)
+    choice = "not team_of_its_own and not peak"
+    done = run(THREADS, tmp_path, "native", "-c", code, *QUIETLY, file, "-k", choice, timeout=7200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
