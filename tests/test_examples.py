@@ -122,6 +122,7 @@ def test_a_checkpoint_that_cannot_be_used(finished: tuple[Path, str], tmp_path: 
     whole = (finished[0] / "digits_lstm.pt").read_bytes()
     for content, epochs, message in (
         (whole[: len(whole) // 2], 10, "is damaged"),
+        (b"", 10, "is damaged"),
         (whole, 12, "was made with another epochs"),
     ):
         (tmp_path / "digits_lstm.pt").write_bytes(content)
