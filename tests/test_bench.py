@@ -88,6 +88,8 @@ def test_which_runtimes_take_a_row() -> None:
     assert take("lstm", "inference") >= every | graphs | {"jax", "frozen"}
     assert take("rnn", "training", 1000) == every - {"compile"} | {"jax"}
     assert take("minimal", "training") == every | {"compile-step", "torchscript"}
+    assert take("lstm", "streaming", 100) == {"unrolled", "torch", "frozen", "jax"} | graphs
+    assert take("minimal", "streaming", 100) == {"unrolled", "torch", "frozen"}
 
 
 def test_custom_cells() -> None:
@@ -176,6 +178,7 @@ def test_the_work_of_a_row() -> None:
     assert row.reading() == 4 * 4 * 32 * (16 + 10 * 32)
     assert row.resident() == 4 * 4 * 32 * (16 + 32)
     assert Row("lstm", 2, 10, 32, "training").operations() == 3 * row.operations()
+    assert Row("lstm", 2, 10, 32, "streaming").reading() == 4 * 4 * 32 * 10 * (16 + 32)
     assert Row("minimal", 1, 7, 32, "inference").reading() == 4 * 2 * 32 * (16 + 7 * 32)
 
 

@@ -106,6 +106,28 @@ def test_gradients_of_a_state_are_kept() -> None:
     assert state.grad is not None
 
 
+def test_a_model_moved_to_another_dtype_is_noticed() -> None:
+    layer, x = ur.GRU(4, 5), torch.randn(6, 2, 4)
+    with ur.frozen(layer):
+        layer(x)
+        layer.double()
+        for given in (x, x.double()):
+            with pytest.raises(RuntimeError, match="GRU: a weight was changed inside unrolled.frozen"):
+                layer(given)
+
+
+def test_weights_swapped_behind_its_back_are_not_read() -> None:
+    layer, x = ur.GRU(4, 5), torch.randn(6, 2, 4)
+    expected = layer(x)
+    with ur.frozen(layer):
+        layer(x)
+        for param in list(layer.parameters())[1:]:
+            param.data = torch.randn(1000)  # and the memory of what was there is free
+        held = [torch.full((5, 5), 9.0) for _ in range(100)]
+        assert_same(layer(x), expected)
+    del held
+
+
 def test_a_changed_weight_is_noticed() -> None:
     model = nn.Sequential(nn.Linear(4, 4), ur.GRU(4, 5))
     x = torch.randn(6, 2, 4)

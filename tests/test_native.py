@@ -244,6 +244,19 @@ def test_strides_zero_rows_and_frozen_parameters() -> None:
     assert layer.weight_ih_l0.grad is not None
 
 
+def test_a_default_device_of_another_kind() -> None:
+    layer, x = ur.LSTM(6, 11), torch.randn(7, 3, 6)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [7, 4, 2])
+    with torch.device("meta"):  # where memory made by the loops for themselves would have no address
+        found = layer(packed), layer(x)
+        found[0][0].data.sum().backward()
+        with torch.no_grad(), ur.frozen(layer):
+            layer(x)
+        ur.Stream(layer)(x)
+    with ur.engine("reference"):
+        torch.testing.assert_close((found[0][0].data, found[1]), (layer(packed)[0].data, layer(x)))
+
+
 def test_several_python_threads_at_once() -> None:
     layer = ur.LSTM(16, 32)
     inputs = [torch.randn(40, 3, 16) for _ in range(8)]

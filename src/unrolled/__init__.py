@@ -6,6 +6,7 @@ from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from unrolled.engines import engine
 from unrolled.frozen import frozen
 from unrolled.layers import Recurrent
+from unrolled.stream import Stream
 from unrolled.trace import Trace, trace
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "Param",
     "RNNCell",
     "Recurrent",
+    "Stream",
     "Trace",
     "cells",
     "engine",

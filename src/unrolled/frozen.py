@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled import engines
-from unrolled.engines import native
 from unrolled.engines.native.loop import execute
-from unrolled.engines.native.route import Route, Weights
+from unrolled.engines.native.route import Route
+from unrolled.held import Held
 from unrolled.layers import Recurrent
 from unrolled.sequence import Sequence
 
@@ -52,7 +51,7 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
     def __enter__(self) -> frozen:
         self._before = [layer._frozen for layer in self._layers]
         for layer in self._layers:
-            layer._frozen = _Frozen(layer)
+            layer._frozen = FrozenCalls(layer)
         return self
 
     def __exit__(
@@ -62,33 +61,39 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
             layer._frozen = before
 
 
-class _Frozen:
-    """The calls of a frozen layer: they return None where the layer has to go its usual way."""
+class FrozenCalls:
+    """The calls of a frozen layer: they return None where the layer has to go its usual way.
 
-    def __init__(self, layer: Recurrent) -> None:
-        self._layer = layer
-        self._held = tuple(map(id, layer._parameters.values()))
-        self._versions = [(param, param._version) for param in layer.parameters()]
-        self._trains = any(param.requires_grad for param, _ in self._versions)
-        self._dtype = self._versions[0][0].dtype if self._versions else None
-        self._weights: list[list[Weights | None]] | None = None  # by layer and direction
+    Args:
+        layer: the layer.
+        renewed: take changed weights anew, where else they are an error.
+    """
+
+    def __init__(self, layer: Recurrent, renewed: bool = False) -> None:
+        self._layer, self._renewed = layer, renewed
+        self._held = Held(layer)
         self._plans: dict[Any, _Plan | None] = {}
 
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any] | None:
-        layer = self._layer
-        if type(x) is not Tensor or x.dtype is not self._dtype or not x.is_cpu:
+        """The output and the final states, as the layer returns them."""
+        layer, held = self._layer, self._held
+        if held.changed():
+            if not self._renewed:
+                raise RuntimeError(
+                    f"{type(layer).__name__}: a weight was changed inside unrolled.frozen(...); change "
+                    "weights outside the block"
+                )
+            held = self._held = Held(layer)
+            self._plans.clear()
+        if not held.takes(x):
             return None
-        if (layer.training and layer.dropout > 0) or engines.chosen() == "reference":
-            return None
-        if engines.transformed() is not None:
-            return None
-        self._check()
-        shape = x.shape
-        key = (shape, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        key = (x.shape, threads)
         try:
             plan = self._plans[key]
         except KeyError:
-            plan = self._plans[key] = self._made(shape)
+            routes = held.routes(x.shape, threads)
+            plan = self._plans[key] = None if routes is None else _Plan(routes, x.shape, held)
         if plan is None:
             return None
         given: tuple[Tensor, ...] | None = None
@@ -97,44 +102,10 @@ class _Frozen:
             if not plan.takes(given):
                 given = layer._initial(state, Sequence.of(x, layer.batch_first, layer._label))
         if torch.is_grad_enabled() and (
-            self._trains or x.requires_grad or any(part.requires_grad for part in given or ())
+            held.trains or x.requires_grad or any(part.requires_grad for part in given or ())
         ):
             return None
         return plan.run(x, given)
-
-    def _check(self) -> None:
-        for param, version in self._versions:
-            if param._version != version:
-                break
-        else:
-            if tuple(map(id, self._layer._parameters.values())) == self._held:
-                return
-        raise RuntimeError(
-            f"{type(self._layer).__name__}: a weight was changed inside unrolled.frozen(...); change weights "
-            "outside the block"
-        )
-
-    def _made(self, shape: torch.Size) -> _Plan | None:
-        """The plan of an input shape; None where the native engine can't take it so."""
-        layer, threads = self._layer, torch.get_num_threads()
-        if len(shape) != 3 or 0 in shape or shape[2] != layer.input_size:
-            return None
-        batch, time = shape[:2] if layer.batch_first else (shape[1], shape[0])
-        if self._weights is None:
-            self._weights = [
-                [native.weights(layer._bind(suffix)) for suffix in suffixes] for suffixes in layer._stack
-            ]
-        rows = []
-        for row in self._weights:
-            routes = [
-                Route(weights, time, batch, back, 1 if len(row) == 2 == threads else threads)
-                for weights, back in zip(row, (False, True), strict=False)
-                if weights is not None
-            ]
-            if len(routes) < len(row):
-                return None
-            rows.append(routes)
-        return _Plan(rows, time, batch, layer.batch_first, self._dtype)
 
 
 class _Plan:
@@ -144,17 +115,19 @@ class _Plan:
         several: whether the cell keeps several states.
     """
 
-    def __init__(
-        self, routes: list[list[Route]], time: int, batch: int, batch_first: bool, dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, routes: list[list[Route]], shape: torch.Size, held: Held) -> None:
+        batch_first, dtype = held.layer.batch_first, held.dtype
+        batch, time = shape[:2] if batch_first else (shape[1], shape[0])
         self._routes, self._dtype = routes, dtype
         self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
         self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
         widths = routes[0][0].widths
         ahead = (batch, time) if batch_first and not self._turned else (time, batch)
-        self._output = torch.empty(*ahead, widths[0], dtype=dtype)  # results are made like these
+        self._output = torch.empty(
+            *ahead, widths[0], dtype=dtype, device="cpu"
+        )  # results are made like these
         lanes = len(routes) * len(routes[0])
-        self._states = [torch.empty(lanes, batch, width, dtype=dtype) for width in widths]
+        self._states = [torch.empty(lanes, batch, width, dtype=dtype, device="cpu") for width in widths]
         self._shapes = [part.shape for part in self._states]
         self.several = len(widths) > 1
 

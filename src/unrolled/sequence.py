@@ -78,8 +78,8 @@ class Sequence:
     def lengths(self) -> Tensor:
         """The number of steps of every row, ``(batch,)``, in the user's order."""
         if self.sizes is None:
-            return torch.full((self.batch,), self.steps.shape[0])
-        alive = torch.tensor(self.sizes).unsqueeze(1) > torch.arange(self.batch)
+            return torch.full((self.batch,), self.steps.shape[0], device="cpu")
+        alive = torch.tensor(self.sizes, device="cpu").unsqueeze(1) > torch.arange(self.batch, device="cpu")
         return self.to_user_order(alive.sum(0), 0)
 
     def output(self, steps: Tensor) -> Tensor | PackedSequence:

@@ -12,12 +12,13 @@ from unrolled.drop_in import LAYERS
 
 STANDARD: dict[str, type[Cell]] = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 CELLS: dict[str, type[Cell]] = STANDARD | {cell.__name__.lower(): cell for cell in CUSTOM}
-MODES = ("inference", "training")
+MODES = ("inference", "training", "streaming")
 
 _FULL = {"batch": (1, 8, 32, 64), "hidden": (32, 128, 256, 512, 1024), "time": (1, 100, 1000)}
 _FULL_CUSTOM = {"batch": (1, 32), "hidden": (128, 512), "time": (100, 1000)}
 _QUICK = {"batch": (1, 32), "hidden": (256,), "time": (100,)}
 _QUICK_CUSTOM = {"batch": (1,), "hidden": (128,), "time": (100,)}
+_STREAMED = {"batch": 1, "time": 100}  # of the rows that are streamed where no mode is asked for
 _LARGEST = 10**10  # time × batch × hidden² of the largest row: seconds a call on two cores
 _BYTES = 4  # of a float32
 
@@ -32,7 +33,8 @@ class Row:
         time: time steps.
         hidden: units of the hidden state.
         mode: ``"inference"``: the output and the final states; ``"training"``: the gradients of the
-            sum of the output for the input and all parameters.
+            sum of the output for the input and all parameters; ``"streaming"``: as inference, a call a time
+            step, each with the states that the one before gave.
     """
 
     cell: str
@@ -57,8 +59,9 @@ class Row:
         return products * (3 if self.mode == "training" else 1)
 
     def reading(self) -> int:
-        """Bytes of weights that must be read: the recurrent ones at every step, the input's once."""
-        read = _BYTES * (self._weights() + self.time * self._recurrent())
+        """Bytes of weights that must be read: the recurrent ones at every step, the input's once a call."""
+        once = self.time if self.mode == "streaming" else 1
+        read = _BYTES * (once * self._weights() + self.time * self._recurrent())
         return read * (2 if self.mode == "training" else 1)
 
     def resident(self) -> int:
@@ -97,7 +100,8 @@ def rows(
         time: time steps.
         mode: of :data:`MODES`.
 
-    The largest rows are left out, unless batch, hidden and time are all given.
+    The largest rows are left out, unless batch, hidden and time are all given; streaming is a mode of a few
+    rows only, unless it is asked for.
     """
     found = []
     for cell in cells or _cells(full):
@@ -106,7 +110,9 @@ def rows(
         sizes = (batch or axes["batch"], hidden or axes["hidden"], time or axes["time"])
         for b, h, t in itertools.product(*map(_once, sizes)):
             if t * b * h * h <= _LARGEST or (batch and hidden and time):
-                found += [Row(cell, b, t, h, m) for m in ([mode] if mode else MODES)]
+                streamed = b == _STREAMED["batch"] and t == _STREAMED["time"]
+                modes = [mode] if mode else MODES if streamed else [m for m in MODES if m != "streaming"]
+                found += [Row(cell, b, t, h, m) for m in modes]
     return found
 
 

@@ -42,7 +42,8 @@ def measure(row: Row, peers: Mapping[str, Peer], seconds: float, limits: Limits)
     best = min(others, key=others.__getitem__, default=None)
     floor, why = limits.of(row)
     ours = took.get(OURS)
-    alike = took.get(FROZEN, ours)  # in inference the others have been given their weights before, too
+    # in inference the others have been given their weights before, too; a stream of ours has them as well
+    alike = took.get(FROZEN, ours) if row.mode == "inference" else ours
     return {
         **asdict(row),
         "input": row.input,

@@ -49,7 +49,21 @@ class Peer:
 
 def _ours(work: Work) -> Call:
     unrolled.engine("native")  # from here on, so that a call of microseconds doesn't choose it anew
+    if work.row.mode == "streaming":
+        return _stream(work)
     return work.call(work.ours, work.ours.parameters())
+
+
+def _stream(work: Work) -> Call:
+    stream, steps = unrolled.Stream(work.ours), torch.split(work.x, 1)
+
+    def call() -> list[Tensor]:
+        stream.reset()
+        outputs = [stream(now) for now in steps]
+        state = stream.state
+        return [torch.cat(outputs), *(state if isinstance(state, tuple) else (state,))]
+
+    return call
 
 
 def _frozen(work: Work) -> Call:
@@ -137,23 +151,28 @@ def _standard_inference(row: Row) -> str | None:
     return "inference only" if row.mode == "training" else _standard(row)
 
 
+def _whole(row: Row) -> str | None:
+    return "whole sequences only" if row.mode == "streaming" else None
+
+
 def _standard(row: Row) -> str | None:
     return None if row.standard else "not for custom cells"
 
 
 def _custom(row: Row) -> str | None:
-    return "for custom cells only" if row.standard else None
+    return "for custom cells only" if row.standard else _whole(row)
 
 
 def _short(row: Row) -> str | None:
-    return f"unrolls the loop: up to {_UNROLLED_STEPS} steps" if row.time > _UNROLLED_STEPS else None
+    long = f"unrolls the loop: up to {_UNROLLED_STEPS} steps" if row.time > _UNROLLED_STEPS else None
+    return long or _whole(row)
 
 
 def _keeps_two_states(row: Row) -> str | None:
     if not torch._C._has_mkldnn:
         return "this torch is built without it"
     two = len(CELLS[row.cell].state) == 2
-    return _standard(row) or (None if two else "torch gives it no layer of this cell")
+    return _standard(row) or _whole(row) or (None if two else "torch gives it no layer of this cell")
 
 
 PEERS: dict[str, Peer] = {

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 
 from unrolled.bench.work import Call, Work
@@ -33,6 +34,8 @@ def jax(work: Work) -> Call:
         final, output = library.lax.scan(one, (zeros,) * states, before)
         return [output, *final]
 
+    if work.row.mode == "streaming":
+        return _streamed(library, work, states, step)
     x, held = library.numpy.asarray(work.x.detach().numpy()), [*map(library.numpy.asarray, work.weights())]
     if work.row.mode == "inference":
         infer = library.jit(run)
@@ -42,6 +45,24 @@ def jax(work: Work) -> Call:
     def call() -> list[Any]:
         _, (of_x, of_held) = library.block_until_ready(train(x, held))
         return [of_x, *of_held]
+
+    return call
+
+
+def _streamed(library: Any, work: Work, states: int, step: Callable[..., Any]) -> Call:
+    """A call of the compiled step for every time step."""
+    held = [*map(library.numpy.asarray, work.weights())]
+    zeros = library.numpy.zeros((work.row.batch, work.row.hidden), library.numpy.float32)
+    steps = [library.numpy.asarray(now) for now in work.x.detach().numpy()]
+
+    one = library.jit(lambda now, state, w: step(library, now @ w[0].T + w[2], state, w[1].T, w[3]))
+
+    def call() -> list[Any]:
+        state, outputs = (zeros,) * states, []
+        for now in steps:
+            state = library.block_until_ready(one(now, state, held))
+            outputs.append(state[0])
+        return [numpy.stack(outputs), *state]
 
     return call
 

@@ -19,7 +19,7 @@ Call = Callable[[], Sequence[Any]]
 
 # Largest difference of two float32 runtimes that agree, of the largest magnitude of a result: sums of
 # 1000 steps and more, added up in another order.
-TOLERANCE = {"inference": 1e-4, "training": 1e-3}
+TOLERANCE = {"inference": 1e-4, "training": 1e-3, "streaming": 1e-4}
 
 _DROP_IN = {layer.__name__.lower(): layer for layer in LAYERS}
 
@@ -57,7 +57,8 @@ class Work:
         """A call of a torch module that computes the row.
 
         Args:
-            module: takes the input, returns the output and the final states.
+            module: takes the input, and the states where they are streamed; returns the output and the
+                final states.
             parameters: for which gradients are computed in training.
         """
         x, leaves = self.x, [self.x, *parameters]
@@ -70,7 +71,21 @@ class Work:
         def train() -> Sequence[Tensor]:
             return torch.autograd.grad(module(x)[0].sum(), leaves)
 
-        return train if self.row.mode == "training" else infer
+        return {"inference": infer, "training": train, "streaming": self.streamed(module)}[self.row.mode]
+
+    def streamed(self, module: Callable[..., Any]) -> Call:
+        """A call that computes the row one step after another; ``module`` as for :meth:`call`."""
+        steps: tuple[Tensor, ...] = torch.split(self.x, 1)
+
+        def stream() -> list[Tensor]:
+            outputs, state = [], None
+            with torch.no_grad():
+                for now in steps:
+                    output, state = module(now, state)
+                    outputs.append(output)
+            return [torch.cat(outputs), *(state if isinstance(state, (tuple, list)) else (state,))]
+
+        return stream
 
     def exact(self) -> Sequence[Tensor]:
         """What torch computes of the row in float64."""
@@ -120,9 +135,10 @@ class Loop(nn.Module):
         self.step = step
         self.run = run or step.bound.step
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """``(time, batch, input)`` to the output of every step and the final states."""
-        state, outputs = self.step.states(x), []
+        outputs = []
+        state = self.step.states(x) if state is None else state
         for now in x.unbind(0):
             new = self.run(now, *state)
             state = list(new) if isinstance(new, tuple) else [new]

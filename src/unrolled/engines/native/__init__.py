@@ -48,7 +48,8 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
             if key not in _known:
                 products.start(dtype)  # while the step is captured
                 try:
-                    made = _known[key] = Compiled(cell, dtype)
+                    with torch.device("cpu"):  # whatever the default device is
+                        made = _known[key] = Compiled(cell, dtype)
                     if made.captured.any_mode:
                         _known[key[0], not cell.training, *key[2:]] = made
                 except (UnsupportedError, NoCompilerError) as error:
@@ -122,4 +123,6 @@ def weights(cell: Cell) -> Weights | None:
         plain = step.plain  # its loop is compiled here
     except (UnsupportedError, NoCompilerError):
         return None
-    return Weights(step, [param.contiguous() for param in params]) if plain is not None else None
+    if plain is None:
+        return None
+    return Weights(step, [param.detach().contiguous() for param in params])  # which keep their memory alive

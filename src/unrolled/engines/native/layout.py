@@ -31,7 +31,7 @@ class Layout:
         if sizes is None:
             steps, batch, _ = x.shape
             return _regular(steps, batch)
-        return cls(len(sizes), sizes[0], torch.tensor([0, *sizes]).cumsum(0))
+        return cls(len(sizes), sizes[0], torch.tensor([0, *sizes], device="cpu").cumsum(0))
 
     @cached_property
     def rows(self) -> int:
@@ -48,8 +48,8 @@ class Layout:
     def _place(self) -> tuple[Tensor, Tensor]:
         """The step and the row of the batch of each row."""
         assert self.starts is not None
-        step = torch.repeat_interleave(torch.arange(self.steps), self.starts.diff())
-        return step, torch.arange(self.rows) - self.starts[step]
+        step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), self.starts.diff())
+        return step, torch.arange(self.rows, device="cpu") - self.starts[step]
 
     @cached_property
     def _before(self) -> Tensor:

@@ -35,7 +35,7 @@ class Weights:
         key = (sizes[ROW_COUNT] <= _FEW, 1 if sizes[BY_ROWS] else sizes[THREADS])
         if key not in self._packed:
             loop = self.compiled.inference
-            made = [torch.empty(many, dtype=self.compiled.dtype) for _, many in loop.packs()]
+            made = [torch.empty(many, dtype=self.compiled.dtype, device="cpu") for _, many in loop.packs()]
             self._packed[key] = made, []
         return self._packed[key]
 
@@ -86,6 +86,12 @@ class Route:
         if not self._there:
             self.done()
 
+    def between(self, initial: Sequence[int], final: Sequence[int]) -> Between:
+        """The calls from the same initial to the same final states; addresses as of :meth:`run`."""
+        pointers = self._job.pointers[:]
+        self._fill(pointers, 0, initial, 0, final)
+        return Between(self, pointers)
+
     def job(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int], lane: int) -> Job:
         """A call; all arguments but the last are addresses, and their elements next to one another.
 
@@ -127,3 +133,29 @@ class Route:
         """A call is over: the packed matrices are there."""
         if not self._there:
             self._there.append(True)
+
+
+class Between:
+    """Calls of a route that differ in no more than where their input and output are."""
+
+    __slots__ = ("_address", "_function", "_output", "_pointers", "_route", "_table", "_x")
+
+    def __init__(self, route: Route, pointers: array.array[int]) -> None:
+        self._route, self._pointers, self._address = route, pointers, pointers.buffer_info()[0]
+        self._x, self._output = route._x, route._output
+        self._function, self._table = route._function, route._table
+
+    def run(self, x: int, output: int) -> None:
+        """Run the loop; both arguments are addresses, see :meth:`Route.job`. Not in two threads at once.
+
+        Raises:
+            MemoryError: there is no memory for what the loop keeps for itself.
+        """
+        pointers, route = self._pointers, self._route
+        for place in self._x:
+            pointers[place] = x
+        pointers[self._output] = output
+        sizes = route._address if route._there else route._job.sizes.buffer_info()[0]
+        if not self._function(sizes, self._address, self._table):
+            raise MemoryError(NO_MEMORY)
+        route.done()

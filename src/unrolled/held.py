@@ -1,0 +1,75 @@
+"""The weights of a layer as they are now: watched for changes, and packed as its loops read them."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled import engines
+from unrolled.engines import native
+from unrolled.engines.native.route import Route, Weights
+from unrolled.layers import Recurrent
+
+
+class Held:
+    """The weights of a layer.
+
+    Attributes:
+        dtype: of the parameters; None where there are none, or none that torch watches for changes.
+        trains: whether a parameter takes gradients.
+    """
+
+    def __init__(self, layer: Recurrent) -> None:
+        self.layer = layer
+        self._params = list(layer.parameters())
+        watched = self._params and not any(param.is_inference() for param in self._params)
+        self._named, self._registered = layer._parameters, list(layer._parameters.values())
+        self._versions = [param._version for param in self._params] if watched else []
+        self.trains = any(param.requires_grad for param in self._params)
+        self.dtype = self._params[0].dtype if watched else None
+        self._alias = self._params[0].detach() if watched else None  # its memory is not used anew
+        self._place = self._params[0].data_ptr() if watched else 0
+        self._weights: list[list[Weights | None]] | None = None  # by layer and direction
+
+    def changed(self) -> bool:
+        """Whether a weight was changed, as far as torch notices, or replaced; where there are any."""
+        if self.dtype is None:
+            return False
+        params = self._params
+        if [param._version for param in params] != self._versions or params[0].data_ptr() != self._place:
+            return True  # the place: module.to() and its like leave versions alone
+        return not all(map(operator.is_, self._named.values(), self._registered))
+
+    def takes(self, x: Any) -> bool:
+        """Whether a layer's packed weights may serve a call with this input at all."""
+        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu:
+            return False
+        layer = self.layer
+        if layer.training and layer.dropout > 0:
+            return False
+        return engines.chosen() != "reference" and engines.transformed() is None
+
+    def routes(self, shape: torch.Size, threads: int) -> list[list[Route]] | None:
+        """The routes of an input shape by layer and direction; None where the native engine can't take it."""
+        layer = self.layer
+        if len(shape) != 3 or 0 in shape or shape[2] != layer.input_size:
+            return None
+        batch, time = shape[:2] if layer.batch_first else (shape[1], shape[0])
+        if self._weights is None:
+            self._weights = [
+                [native.weights(layer._bind(suffix)) for suffix in suffixes] for suffixes in layer._stack
+            ]
+        rows = []
+        for row in self._weights:
+            routes = [
+                Route(weights, time, batch, back, 1 if len(row) == 2 == threads else threads)
+                for weights, back in zip(row, (False, True), strict=False)
+                if weights is not None
+            ]
+            if len(routes) < len(row):
+                return None
+            rows.append(routes)
+        return rows

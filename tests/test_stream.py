@@ -1,0 +1,275 @@
+"""Streams: the bits of the whole sequence at once, for layers and models, and what can't be streamed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import unrolled as ur
+from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
+from unrolled.stream import Stream
+
+
+class Tagger(nn.Module):
+    """Two layers with something between them, as models have them."""
+
+    def __init__(self, recurrent: Any = ur) -> None:
+        super().__init__()
+        self.read = nn.Linear(5, 9)
+        self.below = recurrent.LSTM(9, 7, num_layers=2, batch_first=True, dropout=0.5)
+        self.above = recurrent.GRU(7, 4, batch_first=True)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.above(torch.tanh(self.below(self.read(x * scale))[0]))[0]
+
+
+class Zeros(nn.Module):
+    """A model that begins every call with zeros of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = ur.RNN(2, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(x, x.new_zeros(1, x.shape[1], 3))
+
+
+class Twice(nn.Module):
+    """A model that calls its layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = ur.RNN(3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(self.rnn(x)[0])
+
+
+class Never(Twice):
+    """A model that doesn't call its layer."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x
+
+
+def assert_same(a: Any, b: Any) -> None:
+    ours, theirs = list(tensors(a)), list(tensors(b))
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def infer(module: nn.Module, *given: Any) -> Any:
+    with torch.no_grad():
+        return module(*given)
+
+
+@NEEDS_COMPILER
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(LAYERS)),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    batch=st.integers(1, 3),
+    layers=st.integers(1, 3),
+    batch_first=st.booleans(),
+    batched=st.booleans(),
+    native=st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_the_bits_of_the_whole_sequence(
+    kind: str, cuts: list[int], batch: int, layers: int, batch_first: bool, batched: bool, native: bool
+) -> None:
+    layer, _ = pair(kind, 5, 17, num_layers=layers, batch_first=batch_first)
+    axis = 1 if batch_first and batched else 0
+    shape = [sum(cuts), batch] if axis == 0 else [batch, sum(cuts)]
+    x = torch.randn(*(shape if batched else shape[:1]), 5)
+    with ur.engine("auto" if native else "reference"):
+        output, final = infer(layer, x)
+        stream = Stream(layer)
+        for _ in range(2):
+            pieces = [stream(piece) for piece in x.split(cuts, axis)]
+            if native:
+                assert_same((torch.cat(pieces, axis), stream.state), (output, final))
+            else:  # torch adds up products of other sizes in another order
+                torch.testing.assert_close((torch.cat(pieces, axis), stream.state), (output, final))
+            stream.reset()
+            assert stream.state is None
+
+
+@pytest.mark.parametrize("recurrent", [ur, nn])
+def test_a_model(recurrent: Any) -> None:
+    model, x = Tagger(recurrent).eval(), torch.randn(2, 12, 5)
+    whole, stream = infer(model, x, 0.5), Stream(model)
+    for _ in range(2):
+        found = torch.cat([stream(piece, scale=0.5) for piece in x.split([1, 1, 4, 6], 1)], 1)
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+        assert list(stream.state) == ["below", "above"]
+        assert [part.shape for part in stream.state["below"]] == [(2, 2, 7), (2, 2, 7)]
+        stream.reset()
+        assert stream.state == {}
+    assert not model.below._forward_hooks
+    assert not model.below._forward_pre_hooks
+    assert_same(infer(model, x, 0.5), whole)
+
+
+def test_torch_layers_stream_as_ours() -> None:
+    x = torch.randn(8, 3, 5)
+    for theirs in (nn.RNN(5, 6), nn.GRU(5, 6), nn.LSTM(5, 6)):
+        stream, (output, final) = Stream(theirs), infer(theirs, x)
+        torch.testing.assert_close(torch.cat([stream(piece) for piece in x.split(3)]), output)
+        torch.testing.assert_close(stream.state, final)
+
+
+def test_streams_of_one_module_are_apart() -> None:
+    layer = ur.GRU(4, 6)
+    xs = [torch.randn(20, 2, 4) for _ in range(4)]
+    expected, found = [infer(layer, x)[0] for x in xs], [[] for _ in xs]
+
+    def run(number: int) -> None:
+        stream = Stream(layer)
+        found[number] += [stream(piece) for piece in xs[number].split(1)]
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for pieces, whole in zip(found, expected, strict=True):
+        assert_same(torch.cat(pieces), whole)
+
+
+def test_outputs_and_states_are_the_users() -> None:
+    layer, x = ur.LSTM(4, 6), torch.randn(6, 2, 4)
+    expected, stream = infer(layer, x)[0], Stream(layer)
+    found = []
+    for piece in x.split(2):
+        output = stream(piece)
+        found.append(output.clone())
+        for part in (output, *stream.state):
+            part.fill_(7.0)
+    assert_same(torch.cat(found), expected)
+
+
+def test_go_on_from_a_state() -> None:
+    for layer in (ur.LSTM(4, 6, num_layers=2), Tagger().eval()):
+        x = torch.randn(9, 3, layer.input_size if isinstance(layer, ur.LSTM) else 5)
+        stream, other = Stream(layer), Stream(layer)
+        stream(x)
+        other.state = stream.state
+        assert_same(other(x), stream(x))
+        other.state = {} if isinstance(layer, Tagger) else None
+        assert_same(other(x), Stream(layer)(x))
+
+
+def test_some_rows_begin_anew() -> None:
+    layer, x = ur.LSTM(4, 6), torch.randn(9, 3, 4)
+    stream, fresh = Stream(layer), Stream(layer)
+    stream(x)
+    went_on = infer(layer, x, stream.state)[0]
+    stream.reset(torch.tensor([False, True, False]))
+    found, anew = stream(x), fresh(x)
+    assert_same(found[:, 1], anew[:, 1])
+    assert_same(found[:, ::2], went_on[:, ::2])
+    model = Stream(Tagger().eval())
+    model(torch.randn(2, 3, 5))
+    model.reset([True, True])
+    assert all(not part.any() for state in model.state.values() for part in tensors(state))
+
+
+def test_a_changed_weight_is_taken() -> None:
+    layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
+    stream = Stream(layer)
+    stream(x)
+    with torch.no_grad():
+        layer.weight_ih_l0.mul_(2)
+    stream.reset()
+    assert_same(stream(x), infer(layer, x)[0])
+    model = Tagger().eval()
+    stream, x = Stream(model), torch.randn(2, 5, 5)
+    stream(x)
+    model.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
+    stream.reset()
+    assert_same(stream(x), infer(model, x))
+
+
+def test_no_gradients_are_recorded() -> None:
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    for module in (ur.RNN(4, 6), nn.Sequential(nn.Linear(4, 4), ur.RNN(4, 6))):
+        output = Stream(module)(x)
+        assert not any(part.requires_grad for part in tensors(output))
+
+
+def test_in_inference_mode_and_out_of_it() -> None:
+    layer, x = ur.GRU(4, 6), torch.randn(8, 2, 4)
+    with torch.inference_mode():
+        stream = Stream(layer)
+        first = stream(x[:3])
+    assert_same(torch.cat([first, stream(x[3:])]), infer(layer, x)[0])
+    stream.reset()
+    assert_same(stream(x), infer(layer, x)[0])
+
+
+def test_float64_after_float32() -> None:
+    layer = ur.GRU(4, 6)
+    stream, x = Stream(layer), torch.randn(3, 2, 4)
+    stream(x)
+    layer.double()
+    stream.reset()
+    assert_same(stream(x.double()), infer(layer, x.double())[0])
+    with pytest.raises(ValueError, match="dtype"):
+        stream(x)
+
+
+@pytest.mark.parametrize("module", [ur.RNN(2, 3), nn.Sequential(ur.RNN(2, 3))])
+def test_another_number_of_rows(module: nn.Module) -> None:
+    stream = Stream(module)
+    stream(torch.randn(4, 3, 2))
+    before = stream.state if isinstance(module, ur.RNN) else stream.state["0"]
+    with pytest.raises(ValueError, match="goes on with 3 rows, and this piece has 2 rows: reset"):
+        stream(torch.randn(4, 2, 2))
+    with pytest.raises(ValueError, match="goes on with 3 rows, and this piece has one sequence without"):
+        stream(torch.randn(4, 2))
+    with pytest.raises(
+        ValueError, match="reset of RNN.*: expected 3 booleans, one a row, got torch.bool of the"
+    ):
+        stream.reset([True])
+    assert_same(stream.state if isinstance(module, ur.RNN) else stream.state["0"], before)
+    stream.reset()
+    stream(torch.randn(4, 2, 2))
+
+
+def test_what_is_no_stream() -> None:
+    with pytest.raises(TypeError, match="Stream takes a module, got int"):
+        Stream(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Linear holds none"):
+        Stream(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="can't run LSTM '1': it is bidirectional"):
+        Stream(nn.Sequential(nn.Linear(2, 2), ur.LSTM(2, 3, bidirectional=True)))
+    x = torch.randn(4, 2, 2)
+    with pytest.raises(RuntimeError, match="RNN 'rnn' is given a state by its caller"):
+        Stream(Zeros())(x)
+    with pytest.raises(RuntimeError, match="RNN 'rnn' is called twice for one piece"):
+        Stream(Twice())(torch.randn(4, 2, 3))
+    with pytest.raises(RuntimeError, match="Never called none of its recurrent layers"):
+        Stream(Never())(x)
+    with pytest.raises(RuntimeError, match="RNN is given a state by its caller"):
+        Stream(ur.RNN(2, 3))(x, torch.zeros(1, 2, 3))
+    stream = Stream(nn.Sequential(ur.RNN(2, 3)))
+    with pytest.raises(ValueError, match=r"dictionary by layers \(0\), got Tensor"):
+        stream.state = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"dictionary by layers \(0\), got 1"):
+        stream.state = {"1": torch.zeros(1)}
+    stream.state = {"0": torch.zeros(1, 2, 4)}
+    with pytest.raises(ValueError, match="Expected hidden size"):
+        stream(x)
+    alone = Stream(ur.RNN(2, 3))
+    alone.state = torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match="Expected hidden size"):
+        alone(x)
+    with pytest.raises(TypeError, match="to be a Tensor or a PackedSequence, got list"):
+        Stream(ur.RNN(2, 3))([1.0])
