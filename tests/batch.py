@@ -23,7 +23,7 @@ import torch
 import unrolled as ur
 from unrolled.engines import native
 from unrolled.engines.native import build
-from unrolled.engines.native.compiler import FLAGS, INCLUDE, NATIVE, compilers
+from unrolled.engines.native.compiler import FLAGS, INCLUDE, compilers
 
 PROCESSES = 2
 _EXPORTED = re.compile(r'extern "C" [\w ]+?[ *](\w+)\(')
@@ -35,7 +35,7 @@ def compile_cpp(source: str, library: Path, optimize: str) -> subprocess.Popen[s
     compiler = next(compilers())
     code = library.with_suffix(".cpp")
     code.write_text(source)
-    flags = [*FLAGS, optimize, compiler.arch_flag(NATIVE), "-shared", "-I", str(INCLUDE)]
+    flags = [*FLAGS, optimize, compiler.arch_flag(build.arch()), "-shared", "-I", str(INCLUDE)]
     command = [*compiler.command, *flags, str(code), "-o", str(library)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 

@@ -7,13 +7,15 @@ namespace {
 
 template <int R, int S>
 void tile(const T* x, long row, long step, const T* w, long depth, bool more, V* sums) {
+  // beside the sums the panels, and but for AVX-512 a register for what they are multiplied by
+  constexpr bool fits = R > 1 && R * S + S + (BYTES < 64) <= REGISTERS;
   for (long from = 0; from < depth; from += BLOCK) {
     V g[R][S] = {};
     const T* const end = w + std::min<long>(depth - from, BLOCK) * S * L;
     for (; w < end; w += S * L, x += step) {
       V m[S];
 #pragma GCC unroll 16
-      for (int s = 0; s < S; s++) m[s] = load(w + s * L);
+      for (int s = 0; s < S; s++) m[s] = fits ? kept(load(w + s * L)) : load(w + s * L);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         const V scale = splat(x[r * row]);

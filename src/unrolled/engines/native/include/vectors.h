@@ -39,6 +39,16 @@ static inline V load(const T* p) {
   return v;
 }
 
+// v, in a register from here on: a compiler that reads it anew where it is needed is short of loads.
+static inline V kept(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // The first n of L elements, the others 0.
 static inline V load(const T* p, long n) {
   if (__builtin_expect(n >= L, 1)) return load(p);
