@@ -10,7 +10,7 @@ while they are in registers, and stores what a later level, a later step or the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from unrolled.engines.native.program import (
     width,
 )
 from unrolled.engines.native.schedule import Phase, Schedule
-from unrolled.engines.native.source import File, PhaseText
+from unrolled.engines.native.source import File, PhaseText, rows
 from unrolled.engines.native.vocabulary import PLAIN, REDUCTIONS, SUMS, is_number
 
 aten = torch.ops.aten
@@ -48,16 +48,16 @@ def emit(
     Raises:
         UnsupportedError: an operation that is not in the compiler's vocabulary.
     """
-    kept = set(whole)
+    stored: list[fx.Node] = []
     while True:
         try:
-            return _Emitter(loop, dtype, shifted, kept).emit()
+            return _Emitter(replace(loop, loop=[*stored, *loop.loop]), dtype, shifted, whole).emit()
         except _NeededWholeError as needed:
-            kept.add(needed.args[0])
+            stored.append(needed.args[0])
 
 
 class _NeededWholeError(Exception):
-    """A product that was to be summed up panel by panel is read in another way: its node."""
+    """A product that was to be read panel by panel has to be stored in every step: its node."""
 
 
 @dataclass
@@ -155,11 +155,12 @@ class _Emitter:
     def _expression(self, body: _Body, node: fx.Node, offset: int, columns: int, now: bool = False) -> str:
         if node in self.scalars and not now:
             return f"splat(z{self.scalars[node]}[at])"
-        if node in self.hoisted:
+        stored = node in self.must and self.levels[node] < body.level and not now
+        if node in self.hoisted and not stored:
             if not body.products:
                 raise _NeededWholeError(node)
             return self._sum(body, node, offset, hoisted=True)
-        if node not in self.inside or (node in self.must and self.levels[node] < body.level and not now):
+        if node not in self.inside or stored:
             return self._loaded(node, offset, columns)
         target, args = node.target, node.args
 
@@ -204,7 +205,10 @@ class _Emitter:
     # --- functions ---
 
     def _reductions(self, level: int) -> str:
-        """What each thread computes of its rows before the phases of a level."""
+        """What each thread computes of its rows before the phases of a level: R rows at once.
+
+        The sums of a row are one after another; what hides their latency are the other rows.
+        """
         blocks = []
         for node, number in self.scalars.items():
             if self.levels[node] != level:
@@ -217,40 +221,39 @@ class _Emitter:
                 join, neutral = REDUCTIONS[node.target]
                 beyond = f"first(n, {value}, splat(T({neutral})))"
                 block = [
-                    f"V all = splat(T({neutral}));",
                     f"const long W = {self._size(width(operand))};",
+                    "V all[R];",
+                    f"EACH all[r] = splat(T({neutral}));",
                     "for (long i = 0; i < W; i += L) {",
                     "  const long n = W - i;",
-                    *(f"  {line}" for line in body.lines),
-                    f"  all = {join.format('all', beyond)};",
+                    "  EACH {",
+                    "    [[maybe_unused]] const long at = from + r;",
+                    *(f"    {line}" for line in body.lines),
+                    f"    all[r] = {join.format('all[r]', beyond)};",
+                    "  }",
                     "}",
-                    "T one = all[0];",
-                    f"for (int j = 1; j < L; j++) one = {join.format('splat(one)', 'splat(all[j])')}[0];",
+                    "EACH one[r] = all[r][0];",
+                    "for (int j = 1; j < L; j++)",
+                    f"  EACH one[r] = {join.format('splat(one[r])', 'splat(all[r][j])')}[0];",
                 ]
             else:
                 text = self._expression(body, node, 0, 1, now=True)
                 block = [
                     "[[maybe_unused]] const long i = 0, n = 1;",
-                    *body.lines,
-                    f"const T one = ({text})[0];",
+                    "EACH {",
+                    "  [[maybe_unused]] const long at = from + r;",
+                    *(f"  {line}" for line in body.lines),
+                    f"  one[r] = ({text})[0];",
+                    "}",
                 ]
-            block.append(f"z{number}[at] = one;")
+            block.append(f"EACH z{number}[from + r] = one[r];")
             if node in self.must:
+                size = self._size(1)
                 block.append("if (h.by_rows || h.id == 0) {")
-                block += [f"  {slot}[at * {self._size(1)}] = one;" for slot in self._targets(node)]
+                block += [f"  EACH {slot}[(from + r) * {size}] = one[r];" for slot in self._targets(node)]
                 block.append("}")
-            blocks.append("    {\n      " + "\n      ".join(block) + "\n    }")
-        if not blocks:
-            return ""
-        lines = "\n".join(blocks)
-        return f"""
-static void rows{level}(const Step& s, const Share& h) {{
-  SLOTS
-  for (long at = h.from; at < std::min(h.to, s.rows); at++) {{
-{lines}
-  }}
-}}
-"""
+            blocks.append(block)
+        return rows(level, blocks) if blocks else ""
 
     def _phase(self, name: str, level: int, phase: Phase) -> PhaseText:
         body, stores = _Body(level, products=True), []

@@ -22,7 +22,7 @@ from unrolled.engines.native.views import places
 
 _WORTH = 60_000  # multiplications in a step from which on threads pay
 _WORTH_BY_ROWS = 500_000  # in a call, where each thread keeps its own rows and they never meet
-_SMALL = 2**18  # bytes of packed weights that each thread may read for its own rows
+_SMALL = 2**18  # bytes of packed weights that each thread may read in every step for its own rows
 _FEW_ROWS = 8  # of each thread, at least, where rows are shared
 _DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
 _ROWS_AT_ONCE = 256  # of a product with the input: from these on its weights are read seldom enough
@@ -97,9 +97,11 @@ class Loop:
         self._keeps = [(node, width(node)) for node in part.keeps]
         hoisted_rows = {node.args[0] for node in emitted.hoisted}
         sums = [(pack, len(pack.products) * pack.width) for pack in emitted.packs]
-        self._hoisted = sum(many for pack, many in sums if pack.products[0].row in hoisted_rows)
-        self._weights = sum(many * pack.depth for pack, many in sums)
-        self._work = self._weights + 5 * sum(width(node) for node in part.loop if per_row(node))
+        hoisted = [pack.products[0].row in hoisted_rows for pack, _ in sums]
+        self._hoisted = sum(many for (_, many), early in zip(sums, hoisted, strict=True) if early)
+        weights = [many * pack.depth for pack, many in sums]
+        self._read = sum(many for many, early in zip(weights, hoisted, strict=True) if not early)
+        self._work = sum(weights) + 5 * sum(width(node) for node in part.loop if per_row(node))
         self._sizes: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
         needs = [node for kind, node in emitted.pointers if kind in ("array", "matrix")]
         self.needs = list(dict.fromkeys(needs))
@@ -229,7 +231,7 @@ class Loop:
         by_rows = (
             threads > 1
             and layout.starts is None
-            and self._weights * self._dtype.itemsize <= _SMALL
+            and self._read * self._dtype.itemsize <= _SMALL
             and rows >= _FEW_ROWS * threads
             and self._work * rows * steps > _WORTH_BY_ROWS
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_AT_ONCE = 4  # rows of which one number each is computed side by side
+
 
 @dataclass
 class PhaseText:
@@ -49,6 +51,30 @@ static void pass{self.name}(const Work& w, const Step& s, long shift, long room_
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
   w.p{self.name}.sweep(s, w.h, x, shift, room_rows, point{self.name});
+}}
+"""
+
+
+def rows(level: int, blocks: list[list[str]]) -> str:
+    """The function that computes one number a row, or several.
+
+    Args:
+        level: of it.
+        blocks: lines for each number: from row ``from`` on, ``one[r]`` of R rows; EACH is a loop over them.
+    """
+    lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in blocks)
+    return f"""
+template <int R> static void some{level}(const Step& s, [[maybe_unused]] const Share& h, const long from) {{
+  SLOTS
+  [[maybe_unused]] T one[R];
+{lines}
+}}
+
+static void rows{level}(const Step& s, const Share& h) {{
+  const long to = std::min(h.to, s.rows);
+  long at = h.from;
+  for (; at + {_AT_ONCE} <= to; at += {_AT_ONCE}) some{level}<{_AT_ONCE}>(s, h, at);
+  for (; at < to; at++) some{level}<1>(s, h, at);
 }}
 """
 

@@ -38,6 +38,9 @@ static inline Share share(Call& c, int id, int count) {
           by_rows ? rows * (id + 1) / count : rows, c.D[DIRECT] != 0, by_rows};
 }
 
+// For each of the R rows that are computed side by side.
+#define EACH _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+
 // Hands out the memory of a call, or without a beginning counts how much it takes.
 struct Room {
   char* begin;
