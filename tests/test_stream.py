@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import unrolled as ur
 from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
+from unrolled.bench.custom import CUSTOM
 from unrolled.stream import Stream
 
 
@@ -99,6 +100,18 @@ def test_the_bits_of_the_whole_sequence(
                 torch.testing.assert_close((torch.cat(pieces, axis), stream.state), (output, final))
             stream.reset()
             assert stream.state is None
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("cell", CUSTOM)
+def test_a_cell_of_the_users_own_at_full_speed(cell: type[ur.Cell]) -> None:
+    """What is computed of x alone, such as its normalised sums, is in the loop too: a call is one loop."""
+    layer, x = ur.Recurrent(cell, 5, 19, num_layers=2), torch.randn(9, 3, 5)
+    stream, (output, final) = Stream(layer), infer(layer, x)
+    pieces = [stream(piece) for piece in x.split([1, 1, 4, 3])]
+    assert stream._shuttle is not None
+    assert stream._shuttle.at is not None
+    assert_same((torch.cat(pieces), stream.state), (output, final))
 
 
 @pytest.mark.parametrize("recurrent", [ur, nn])
