@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -210,6 +215,152 @@ def test_a_changed_weight_is_taken() -> None:
     assert_same(stream(x), infer(model, x))
 
 
+def norm(layer: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer, "weight_ih_l0", nn.Parameter(torch.randn(6, 4))),
+        lambda layer: layer.load_state_dict(
+            {name: 2 * value for name, value in layer.state_dict().items()}, assign=True
+        ),
+        lambda layer: torch.utils.swap_tensors(layer.bias_hh_l0, nn.Parameter(torch.randn(6))),
+        lambda layer: (norm(layer), layer.parametrizations.weight_hh_l0.original0.data.mul_(3)),
+        lambda layer: layer.bias_ih_l0.share_memory_().data.add_(1),
+    ],
+)
+def test_whatever_happens_to_a_weight(change: Callable[[Any], Any], wrapped: bool) -> None:
+    layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
+    module = nn.Sequential(nn.Identity(), layer) if wrapped else layer
+    stream = Stream(module)
+    stream(x)
+    change(layer)
+    stream.reset()
+    found = stream(x)
+    assert_same(found[0] if wrapped else found, infer(layer, x)[0])
+
+
+class Scaled(nn.Module):
+    """A parametrization with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
+
+
+class Biased(ur.Cell):
+    """A cell with a tensor of its own."""
+
+    state = ("h",)
+    weight = ur.Param("hidden", "input")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = torch.ones(self.hidden)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight.T + self.own + h)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tensors_that_are_no_parameters(wrapped: bool) -> None:
+    x, scaled, layer = torch.randn(5, 2, 4), Scaled(), ur.RNN(4, 6)
+    nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", scaled)
+    biased = ur.Recurrent(Biased, 4, 6)
+    for module, tensor in ((layer, scaled.scale), (biased, biased._cells["_l0"].own)):
+        stream = Stream(nn.Sequential(module) if wrapped else module)
+        stream(x)
+        tensor.mul_(3)
+        stream.reset()
+        assert_same(next(tensors(stream(x))), infer(module, x)[0])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hooks_of_the_user(wrapped: bool) -> None:
+    seen: list[Any] = []
+
+    class Recorder:
+        def look(self, module: nn.Module, args: Any, result: Any) -> None:
+            seen.append(stream.state)
+
+    layer, x = ur.LSTM(4, 6), torch.randn(5, 2, 4)
+    expected = infer(layer, 2 * x)[0]
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
+    layer.register_forward_hook(Recorder().look)
+    stream = Stream(nn.Sequential(layer) if wrapped else layer)
+    found = [next(tensors(stream(piece))) for piece in x.split([2, 3])]
+    assert len(seen) == 2
+    assert_same(torch.cat(found), expected)
+    assert len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1
+
+
+def test_a_state_is_the_streams_own() -> None:
+    layer, x = ur.LSTM(4, 6), torch.randn(5, 2, 4)
+    whole = infer(layer, x)[0]
+    stream = Stream(nn.Sequential(layer))
+    _, state = stream(x[:2])
+    for part in state:
+        part.zero_()
+    assert_same(stream(x[2:])[0], whole[2:])
+    stream = Stream(layer)
+    stream(x[:2])
+    state = stream.state
+    stream.state = state
+    for part in state:
+        part.zero_()
+    assert_same(stream(x[2:]), whole[2:])
+
+
+def test_a_forked_child_takes_no_lock_that_another_thread_held() -> None:
+    layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
+    stream = Stream(layer)
+    stream(x)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with stream._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        stream(x)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    thread.join()
+
+
+def test_copies() -> None:
+    layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
+    stream = Stream(layer)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a Stream can't be copied or pickled: make one of the module"):
+            copied(stream)
+    model = nn.Sequential(layer)
+    with torch.no_grad(), ur.frozen(model):
+        output = model(x)[0]
+        assert_same(Stream(model)(x)[0], output)
+
+
+def test_numbers_yet_to_be_negated() -> None:
+    layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
+    expected = infer(layer, -x)[0]
+    negated = torch._neg_view(x)
+    for found in (infer(layer, negated)[0], Stream(layer)(negated)):
+        torch.testing.assert_close(found, expected)
+
+
 def test_no_gradients_are_recorded() -> None:
     x = torch.randn(5, 2, 4, requires_grad=True)
     for module in (ur.RNN(4, 6), nn.Sequential(nn.Linear(4, 4), ur.RNN(4, 6))):
@@ -235,6 +386,11 @@ def test_float64_after_float32() -> None:
     stream.reset()
     assert_same(stream(x.double()), infer(layer, x.double())[0])
     with pytest.raises(ValueError, match="dtype"):
+        stream(x)
+    layer.float()
+    with pytest.raises(
+        ValueError, match=r"goes on with states of torch.float64, and this piece has weights of"
+    ):
         stream(x)
 
 
@@ -280,6 +436,8 @@ def test_what_is_no_stream() -> None:
     stream.state = {"0": torch.zeros(1, 2, 4)}
     with pytest.raises(ValueError, match="Expected hidden size"):
         stream(x)
+    with pytest.raises(ValueError, match="a state is a tensor or a tuple of tensors, got int"):
+        stream.state = {"0": 3}
     alone = Stream(ur.RNN(2, 3))
     alone.state = torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="Expected hidden size"):

@@ -138,7 +138,7 @@ class _Plan:
         for part, shape in zip(state, self._shapes, strict=True):
             if type(part) is not Tensor or part.shape != shape or part.dtype is not self._dtype:
                 return False
-            if not part.is_cpu:
+            if not part.is_cpu or part.is_neg():
                 return False
         return True
 

@@ -24,28 +24,32 @@ class Held:
 
     def __init__(self, layer: Recurrent) -> None:
         self.layer = layer
-        self._params = list(layer.parameters())
-        watched = self._params and not any(param.is_inference() for param in self._params)
+        params = list(layer.parameters())
+        # a parametrization may read buffers; a subclass may compute something of its own
+        self._watched = [*params, *layer.buffers()]
+        watched = params and not any(tensor.is_inference() for tensor in self._watched)
+        watched = watched and type(layer).unroll is Recurrent.unroll
         self._named, self._registered = layer._parameters, list(layer._parameters.values())
-        self._versions = [param._version for param in self._params] if watched else []
-        self.trains = any(param.requires_grad for param in self._params)
-        self.dtype = self._params[0].dtype if watched else None
-        self._alias = self._params[0].detach() if watched else None  # its memory is not used anew
-        self._place = self._params[0].data_ptr() if watched else 0
+        self._versions = [tensor._version for tensor in self._watched] if watched else []
+        self._places = [tensor.data_ptr() for tensor in self._watched] if watched else []
+        self.trains = any(param.requires_grad for param in params)
+        self.dtype = params[0].dtype if watched else None
         self._weights: list[list[Weights | None]] | None = None  # by layer and direction
 
     def changed(self) -> bool:
         """Whether a weight was changed, as far as torch notices, or replaced; where there are any."""
         if self.dtype is None:
             return False
-        params = self._params
-        if [param._version for param in params] != self._versions or params[0].data_ptr() != self._place:
-            return True  # the place: module.to() and its like leave versions alone
+        watched = self._watched
+        if [tensor._version for tensor in watched] != self._versions:
+            return True
+        if [tensor.data_ptr() for tensor in watched] != self._places:  # as after module.to(), share_memory_()
+            return True
         return not all(map(operator.is_, self._named.values(), self._registered))
 
     def takes(self, x: Any) -> bool:
         """Whether a layer's packed weights may serve a call with this input at all."""
-        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu:
+        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu or x.is_neg():
             return False
         layer = self.layer
         if layer.training and layer.dropout > 0:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module
 
 from unrolled.engines.native.route import Between, Route
 from unrolled.held import Held
@@ -31,6 +32,9 @@ class Shuttle:
 
     def run(self, x: Any, states: dict[str, State]) -> Tensor | None:
         """The output of the next piece; None where the layer has to be called itself."""
+        layer = self._layer
+        if layer._forward_pre_hooks or layer._forward_hooks or _hooked() or "forward" in vars(layer):
+            return None
         if self._held.changed():
             self._held = Held(self._layer)
             self._ways.clear()
@@ -107,7 +111,7 @@ class _Way:
             if type(part) is not Tensor or part.shape != place.shape or part.dtype is not place.dtype:
                 return False
             if not part.is_cpu:
-                return False
+                return False  # a copy takes care of all the rest
         for place, part in zip(self.places[0], parts, strict=True):
             place.copy_(part.detach())
         return True
@@ -125,6 +129,11 @@ class _Way:
             hop.run(read, read := inner.data_ptr())
         hops[-1].run(read, output.data_ptr())
         return output.transpose(0, 1) if self._turned else output
+
+
+def _hooked() -> bool:
+    """Whether torch calls something at every call of a module."""
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
 def _places(held: Held, batch: int) -> _Places:

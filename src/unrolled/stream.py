@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
+import operator
+import os
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.drop_in import DropInLayer
 from unrolled.frozen import FrozenCalls
-from unrolled.layers import Recurrent, State
+from unrolled.layers import CellModule, Recurrent, State
 from unrolled.sequence import InputError
 from unrolled.shuttle import Shuttle, parts_of
 
@@ -33,13 +37,14 @@ class Stream:
 
     Each call goes on from the states that the call before ended with. For a layer it returns the output at
     every step given, without the states; for a model what the model returns. However a sequence is cut, our
-    layers give the same bits on the native engine as for the whole of it at once; what else a model does over
-    time, such as a convolution, sees one piece. Nothing records gradients. Weights are packed at the first
-    call, and again where one was changed; a change behind torch's back (``weight.data``, NumPy) is not seen.
+    layers give the same bits on the native engine as for the whole of it at once (in bfloat16 the states are
+    rounded between pieces). What else a model does over time, such as a convolution, sees one piece; a cell
+    that the model calls step by step has its state from the model. Nothing records gradients. Weights are
+    packed at the first call, and again where one was changed; a change behind torch's back
+    (``weight.data.add_(1)``, NumPy) is not seen.
 
-    A stream shares the tensors of the module and nothing else: the module can be used beside it, by other
-    streams too, and keeps the mode that it had when the stream was made. Calls of one stream follow one
-    another, also from several threads.
+    A stream shares the tensors of the module and leaves it as it is: it can be used beside the stream, by
+    other streams too. Calls of one stream follow one another, also from several threads.
 
     Args:
         module: one of our layers or torch.nn's, or a model that holds some.
@@ -52,40 +57,34 @@ class Stream:
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"Stream takes a module, got {type(module).__name__}")
-        shared = itertools.chain(module.parameters(), module.buffers())
-        self._module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-        self._layers = {
-            name: layer for name, layer in self._module.named_modules() if isinstance(layer, _LAYERS)
-        }
-        if not self._layers:
+        layers = _layers_of(module)
+        if not layers:
             raise ValueError(
                 "Stream takes a recurrent layer or a model that holds some, "
                 f"{type(module).__name__} holds none"
             )
-        for name, layer in self._layers.items():
+        for name, layer in layers.items():
             if layer.bidirectional:
                 raise ValueError(
                     f"Stream can't run {_told(name, layer)}: it is bidirectional and reads a sequence "
                     "from its end too, which is still to come"
                 )
-            layer.register_forward_pre_hook(_Begin(self, name), with_kwargs=True)
-            layer.register_forward_hook(_End(self, name))
-            if isinstance(layer, Recurrent):
-                layer._frozen = FrozenCalls(layer, renewed=True)
+        self._module, self._layers, self._alone = module, layers, "" in layers
+        self._twin: nn.Module | None = None
+        self._made_of: list[Any] = []
         self._states: dict[str, State] = {}
         self._new: dict[str, State] = {}
-        self._shuttle: Shuttle | None = None
-        top = self._layers.get("")
-        if isinstance(top, Recurrent) and type(top).forward in (Recurrent.forward, DropInLayer.forward):
-            self._shuttle = Shuttle(top)
-        self._lock = threading.Lock()
+        usual = type(module).forward in (Recurrent.forward, DropInLayer.forward)
+        self._shuttle = Shuttle(module) if isinstance(module, Recurrent) and usual else None
+        self._lock = threading.RLock()
+        _streams.add(self)
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the next piece, given as the module takes it, without a state.
 
         Raises:
-            ValueError: the piece has not as many rows as the states.
-            RuntimeError: the model gives a layer a state itself, calls one twice, or calls none.
+            ValueError: the piece has not as many rows as the states, or another dtype.
+            RuntimeError: a layer is given a state by its caller, or called twice; or none is called.
         """
         with self._lock:
             shuttle = self._shuttle
@@ -93,16 +92,69 @@ class Stream:
                 if not args and not kwargs and (output := shuttle.run(x, self._states)) is not None:
                     return output
                 self._unload()
-            self._new.clear()
             with torch.no_grad():
-                made = self._module(x, *args, **kwargs)
-            if not self._new:
-                raise RuntimeError(
-                    f"{type(self._module).__name__} called none of its recurrent layers: the stream has no "
-                    "state to go on with"
-                )
-            self._states.update(self._new)
-            return made[0] if "" in self._layers else made
+                return self._through(x, args, kwargs)
+
+    def _through(self, x: Any, args: Any, kwargs: Any) -> Any:
+        self._new.clear()
+        if self._alone:
+            args, kwargs = self._begin("", self._module, (x, *args), kwargs)
+            made = self._module(*args, **kwargs)
+            self._end("", made)
+        else:
+            made = self._streamed()(x, *args, **kwargs)
+        if not self._new:
+            raise RuntimeError(
+                f"{type(self._module).__name__} called none of its recurrent layers: the stream has no "
+                "state to go on with"
+            )
+        self._states.update(self._new)
+        return made[0] if self._alone else made
+
+    def _streamed(self) -> nn.Module:
+        """The model with its layers hooked to this stream: another one, that shares its tensors and hooks."""
+        model = self._module
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        made_of = [model.training, *tensors]
+        same = len(made_of) == len(self._made_of) and all(map(operator.is_, made_of, self._made_of))
+        if self._twin is None or not same:
+            twin = copy.deepcopy(model, _shared(model))
+            for name, layer in _layers_of(twin).items():
+                for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+                    setattr(layer, hooks, getattr(layer, hooks).copy())  # the user's own, and ours
+                begin, end = functools.partial(self._begin, name), functools.partial(self._hooked, name)
+                layer.register_forward_pre_hook(begin, with_kwargs=True)
+                layer.register_forward_hook(end)
+                if isinstance(layer, Recurrent):
+                    layer._frozen = FrozenCalls(layer, renewed=True)
+            self._twin, self._made_of = twin, made_of
+        return self._twin
+
+    def _begin(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Before a layer is called: it gets the state that it ended with."""
+        if name in self._new:
+            raise RuntimeError(
+                f"{_told(name, layer)} is called twice for one piece: a stream can't tell which state "
+                "is whose"
+            )
+        if any(given is not None for given in (*args[1:2], kwargs.get("hx"), kwargs.get("state"))):
+            raise RuntimeError(
+                f"{_told(name, layer)} is given a state by its caller, and a stream has its own: leave it out"
+            )
+        state = self._states.get(name)
+        if state is None:
+            return args, kwargs
+        x = args[0] if args else kwargs.get("input", kwargs.get("x"))
+        _check_piece(x, parts_of(state)[0], layer, name)
+        rest = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
+        return args[:1], rest | {"state" if isinstance(layer, Recurrent) else "hx": state}
+
+    def _hooked(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
+        self._end(name, result)
+
+    def _end(self, name: str, result: Any) -> None:
+        """After a layer was called: its final state is kept, out of the model's reach."""
+        self._new[name] = _copied(result[1])
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew: the next call starts from zeros, or from what a layer starts from by itself.
@@ -120,20 +172,20 @@ class Stream:
                 return
             chosen = torch.as_tensor(rows, device="cpu")
             for name, state in self._states.items():
-                parts = [part.clone() for part in parts_of(state)]
-                for part in parts:
-                    if part.dim() != 3 or chosen.dtype != torch.bool or chosen.shape != part.shape[1:2]:
-                        many = (
-                            f"{part.shape[1]} booleans, one a row"
-                            if part.dim() == 3
-                            else "no rows: one sequence"
-                        )
-                        raise InputError(
-                            f"reset of {_told(name, self._layers[name])}: expected {many}, got "
-                            f"{chosen.dtype} of the shape {tuple(chosen.shape)}"
-                        )
+                for part in parts_of(state):
+                    if part.dim() == 3 and chosen.dtype is torch.bool and chosen.shape == part.shape[1:2]:
+                        continue
+                    many = (
+                        f"{part.shape[1]} booleans, one a row" if part.dim() == 3 else "no rows: one sequence"
+                    )
+                    raise InputError(
+                        f"reset of {_told(name, self._layers[name])}: expected {many}, got "
+                        f"{chosen.dtype} of the shape {tuple(chosen.shape)}"
+                    )
+            for name, state in self._states.items():
+                self._states[name] = state = _copied(state)
+                for part in parts_of(state):
                     part[:, chosen.to(part.device)] = 0
-                self._states[name] = tuple(parts) if isinstance(state, tuple) else parts[0]
 
     @property
     def state(self) -> Any:
@@ -144,23 +196,29 @@ class Stream:
         """
         with self._lock:
             self._unload()
-            found = {
-                name: tuple(part.clone() for part in state) if isinstance(state, tuple) else state.clone()
-                for name, state in self._states.items()
-            }
-        return found.get("") if "" in self._layers else found
+            found = {name: _copied(state) for name, state in self._states.items()}
+        return found.get("") if self._alone else found
 
     @state.setter
     def state(self, state: Any) -> None:
-        given = ({} if state is None else {"": state}) if "" in self._layers else state
+        given = ({} if state is None else {"": state}) if self._alone else state
         if not isinstance(given, dict) or not given.keys() <= self._layers.keys():
             raise InputError(
                 f"the state of a model is a dictionary by layers ({', '.join(self._layers)}), got "
                 + (", ".join(map(str, given)) if isinstance(given, dict) else type(given).__name__)
             )
+        for name, part in given.items():
+            if not parts_of(part) or not all(isinstance(tensor, Tensor) for tensor in parts_of(part)):
+                raise InputError(
+                    f"{_told(name, self._layers[name])}: a state is a tensor or a tuple of tensors, got "
+                    f"{type(part).__name__}"
+                )
         with self._lock:
             self._unload()
-            self._states = dict(given)
+            self._states = {name: _copied(part) for name, part in given.items()}
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Stream can't be copied or pickled: make one of the module, and hand on its state")
 
     def _unload(self) -> None:
         """Have the states here, and not where the shuttle left them."""
@@ -168,60 +226,65 @@ class Stream:
             self._states[""] = self._shuttle.unload()
 
 
-class _Begin:
-    """Before a layer of a stream is called: it gets the state that it ended with."""
-
-    def __init__(self, stream: Stream, name: str) -> None:
-        self._stream, self._name = stream, name
-
-    def __call__(self, layer: _Layer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        stream, name = self._stream, self._name
-        if name in stream._new:
-            raise RuntimeError(
-                f"{_told(name, layer)} is called twice for one piece: a stream can't tell which state "
-                "is whose"
-            )
-        if any(given is not None for given in (*args[1:2], kwargs.get("hx"), kwargs.get("state"))):
-            raise RuntimeError(
-                f"{_told(name, layer)} is given a state by its caller, and a stream has its own: leave it out"
-            )
-        state = stream._states.get(name)
-        if state is None:
-            return None
-        x = args[0] if args else kwargs.get("input", kwargs.get("x"))
-        _check_rows(x, parts_of(state)[0], layer, name)
-        rest = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
-        return args[:1], rest | {"state" if isinstance(layer, Recurrent) else "hx": state}
+def _layers_of(module: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
 
 
-class _End:
-    """After a layer of a stream was called: its final state is kept."""
+def _shared(model: nn.Module) -> dict[int, Any]:
+    """What a copy of a model has in common with it, as :func:`copy.deepcopy` takes it: tensors, and hooks."""
+    shared: list[Any] = [*model.parameters(), *model.buffers()]
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        cells = module._cells.values() if isinstance(module, CellModule) else ()
+        for holder in (module, *cells):
+            for name, value in vars(holder).items():
+                if isinstance(value, Tensor) or name.endswith(("_hooks", "_hooks_with_kwargs")):
+                    shared.append(value)
+        if isinstance(module, Recurrent) and module._frozen is not None:
+            found[id(module._frozen)] = None
+    return found | {id(value): value for value in shared}
 
-    def __init__(self, stream: Stream, name: str) -> None:
-        self._stream, self._name = stream, name
 
-    def __call__(self, layer: nn.Module, args: Any, result: Any) -> None:
-        self._stream._new[self._name] = result[1]
+def _copied(state: Any) -> Any:
+    if isinstance(state, tuple):
+        return tuple(part.detach().clone() for part in state)
+    return state.detach().clone()
 
 
 def _told(name: str, layer: nn.Module) -> str:
     return f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
 
 
-def _check_rows(x: Any, state: Any, layer: _Layer, name: str) -> None:
-    """Raise where a piece has another number of rows than the states; None where it is one sequence alone."""
+def _check_piece(x: Any, state: Any, layer: _Layer, name: str) -> None:
+    """Raise where a piece has another number of rows than the states, or another dtype."""
+    rows: int | None
     if isinstance(x, PackedSequence):
-        rows: int | None = int(x.batch_sizes[0])
+        rows = int(x.batch_sizes[0])
     elif isinstance(x, Tensor) and x.dim() in (2, 3):
         rows = x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
     else:
         return  # the layer says what is wrong
-    if not isinstance(state, Tensor) or state.dim() not in (2, 3):
+    if state.dim() not in (2, 3):
         return
     kept = state.shape[1] if state.dim() == 3 else None
+    had, got = ("one sequence without a batch axis" if n is None else f"{n} rows" for n in (kept, rows))
+    weight = next(layer.parameters(), None)
+    if weight is not None and weight.dtype != state.dtype:
+        rows, kept, had, got = 0, 1, f"states of {state.dtype}", f"weights of {weight.dtype}"
     if rows != kept:
-        had, got = ("one sequence without a batch axis" if n is None else f"{n} rows" for n in (kept, rows))
         raise InputError(
             f"{_told(name, layer)}: the stream goes on with {had}, and this piece has {got}: reset() begins "
             "anew"
         )
+
+
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for stream in list(_streams):
+        stream._lock = threading.RLock()  # a thread that the child doesn't have may hold the other one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
