@@ -22,7 +22,14 @@ from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled.engines.native import build
 
 ROOT = Path(__file__).parents[1]
-LOOPS = ("test_native", "test_frozen", "test_checkpoint", "test_vocabulary", "test_random_steps")
+LOOPS = (
+    "test_native",
+    "test_frozen",
+    "test_stream",
+    "test_checkpoint",
+    "test_vocabulary",
+    "test_random_steps",
+)
 FILES = [str(path) for name in LOOPS if (path := ROOT / "tests" / f"{name}.py").exists()]
 
 QUIETLY = ("-q", "-s", "-p", "no:cacheprovider")  # -s: a report that ends the process is not kept back
