@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unrolled.engines.native.loop import execute
 from unrolled.engines.native.route import Route
-from unrolled.held import Held
+from unrolled.held import Form, Held
 from unrolled.layers import Recurrent
 from unrolled.sequence import Sequence
 
@@ -108,7 +108,7 @@ class FrozenCalls:
         return plan.run(x, given)
 
 
-class _Plan:
+class _Plan(Form):
     """All routes of a layer for inputs of one shape.
 
     Attributes:
@@ -116,18 +116,14 @@ class _Plan:
     """
 
     def __init__(self, routes: list[list[Route]], shape: torch.Size, held: Held) -> None:
-        batch_first, dtype = held.layer.batch_first, held.dtype
-        batch, time = shape[:2] if batch_first else (shape[1], shape[0])
-        self._routes, self._dtype = routes, dtype
-        self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
-        self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
         widths = routes[0][0].widths
-        ahead = (batch, time) if batch_first and not self._turned else (time, batch)
-        self._output = torch.empty(
-            *ahead, widths[0], dtype=dtype, device="cpu"
-        )  # results are made like these
+        super().__init__(shape, widths[0], held)
+        self._routes = routes
+        self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
         lanes = len(routes) * len(routes[0])
-        self._states = [torch.empty(lanes, batch, width, dtype=dtype, device="cpu") for width in widths]
+        self._states = [
+            torch.empty(lanes, self._batch, width, dtype=held.dtype, device="cpu") for width in widths
+        ]
         self._shapes = [part.shape for part in self._states]
         self.several = len(widths) > 1
 

@@ -14,6 +14,25 @@ from unrolled.engines.native.route import Route, Weights
 from unrolled.layers import Recurrent
 
 
+class Form:
+    """How inputs of one shape and their outputs lie in memory where loops read and write them.
+
+    Args:
+        shape: of the inputs, as the layer takes them.
+        width: of an output.
+        held: the layer's weights.
+    """
+
+    def __init__(self, shape: torch.Size, width: int, held: Held) -> None:
+        batch_first = held.layer.batch_first
+        batch, time = shape[:2] if batch_first else (shape[1], shape[0])
+        self._batch, self._dtype = batch, held.dtype
+        self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
+        ahead = (batch, time) if batch_first and not self._turned else (time, batch)
+        # outputs are made like this one
+        self._output = torch.empty(*ahead, width, dtype=held.dtype, device="cpu")
+
+
 class Held:
     """The weights of a layer.
 

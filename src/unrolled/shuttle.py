@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules import module
 
 from unrolled.engines.native.route import Between, Route
-from unrolled.held import Held
+from unrolled.held import Form, Held
 from unrolled.layers import Recurrent, State
 
 _Places = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -81,7 +81,7 @@ class Shuttle:
         return parts if len(parts) > 1 else parts[0]
 
 
-class _Way:
+class _Way(Form):
     """A layer's loops, one on the other, for pieces of one shape.
 
     Attributes:
@@ -89,11 +89,7 @@ class _Way:
     """
 
     def __init__(self, routes: list[Route], shape: torch.Size, held: Held, places: _Places) -> None:
-        batch_first = held.layer.batch_first
-        batch, time = shape[:2] if batch_first else (shape[1], shape[0])
-        self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
-        ahead = (batch, time) if batch_first and not self._turned else (time, batch)
-        self._output = torch.empty(*ahead, routes[0].widths[0], dtype=held.dtype, device="cpu")
+        super().__init__(shape, routes[0].widths[0], held)
         self._inner = [torch.empty_like(self._output) for _ in routes[1:]]  # from loop to loop
         self.places = places
         self._hops = [_hops(routes, *places), _hops(routes, *places[::-1])]

@@ -100,7 +100,7 @@ class Stream:
         if self._alone:
             args, kwargs = self._begin("", self._module, (x, *args), kwargs)
             made = self._module(*args, **kwargs)
-            self._end("", made)
+            self._end("", self._module, args, made)
         else:
             made = self._streamed()(x, *args, **kwargs)
         if not self._new:
@@ -122,7 +122,7 @@ class Stream:
             for name, layer in _layers_of(twin).items():
                 for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
                     setattr(layer, hooks, getattr(layer, hooks).copy())  # the user's own, and ours
-                begin, end = functools.partial(self._begin, name), functools.partial(self._hooked, name)
+                begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
                 layer.register_forward_pre_hook(begin, with_kwargs=True)
                 layer.register_forward_hook(end)
                 if isinstance(layer, Recurrent):
@@ -149,10 +149,7 @@ class Stream:
         rest = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
         return args[:1], rest | {"state" if isinstance(layer, Recurrent) else "hx": state}
 
-    def _hooked(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
-        self._end(name, result)
-
-    def _end(self, name: str, result: Any) -> None:
+    def _end(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
         """After a layer was called: its final state is kept, out of the model's reach."""
         self._new[name] = _copied(result[1])
 
@@ -268,10 +265,10 @@ def _check_piece(x: Any, state: Any, layer: _Layer, name: str) -> None:
         return
     kept = state.shape[1] if state.dim() == 3 else None
     had, got = ("one sequence without a batch axis" if n is None else f"{n} rows" for n in (kept, rows))
-    weight = next(layer.parameters(), None)
-    if weight is not None and weight.dtype != state.dtype:
-        rows, kept, had, got = 0, 1, f"states of {state.dtype}", f"weights of {weight.dtype}"
-    if rows != kept:
+    weight = next(layer.parameters(), state)
+    if weight.dtype != state.dtype:
+        had, got = f"states of {state.dtype}", f"weights of {weight.dtype}"
+    if had != got:
         raise InputError(
             f"{_told(name, layer)}: the stream goes on with {had}, and this piece has {got}: reset() begins "
             "anew"
