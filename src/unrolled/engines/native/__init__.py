@@ -123,6 +123,6 @@ def weights(cell: Cell) -> Weights | None:
         plain = step.plain  # its loop is compiled here
     except (UnsupportedError, NoCompilerError):
         return None
-    if plain is None or step.captured.own:  # what is the cell's own may change from call to call
+    if plain is None:
         return None
     return Weights(step, [param.detach().contiguous() for param in params])  # which keep their memory alive
