@@ -90,9 +90,10 @@ class Compiled:
 
     @functools.cached_property
     def _read_back(self) -> set[fx.Node]:
-        """What the backward reads of the forward."""
+        """What the backward reads of the forward, and gradients that it computes already: zeros, at times."""
         part = self._backward
-        return {n for node in (*part.before, *part.loop, *part.after) for n in node.all_input_nodes}
+        read = {n for node in (*part.before, *part.loop, *part.after) for n in node.all_input_nodes}
+        return read | {node for node in self._wanted if node in self._forward.before}
 
     @functools.cached_property
     def _shapes_kept(self) -> list[int | None]:
