@@ -275,8 +275,9 @@ def test_random_steps(number: int) -> None:
 def test_what_has_failed_once() -> None:
     """Views with no columns, constants among computed columns, numbers and products that are read outside the
     loop or by the backward, a product of one column, truth values that the loop keeps, constant matrices
-    turned around, the carries of unequal lengths, two steps of rows that threads
-    share, a difference that rounding hides, a gradient of zeros that the forward computes too."""
+    turned around, the carries of unequal lengths, two steps of rows that threads share, a difference that
+    rounding hides, a gradient of zeros that the forward computes too, a result of lerp that is laid out as
+    its transposed input."""
     lines = (Path(__file__).parent / "found.txt").read_text().splitlines()
     run_programs([Program(*ast.literal_eval(line)) for line in lines])
 

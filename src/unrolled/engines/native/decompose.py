@@ -55,6 +55,7 @@ def _in_place(node: fx.Node) -> bool:
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch's own, and of the layers and functions that it leaves whole; bounds and sums stay as they are."""
     table = {**core_aten_decompositions(), **get_decompositions(_WHOLE), aten._trilinear.default: _trilinear}
+    table[torch.ops.prims.copy_strided.default] = lambda value, stride: value.clone()  # lerp's
     for kept in (aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default):
         table.pop(kept, None)
     return table
