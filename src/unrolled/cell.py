@@ -139,6 +139,7 @@ class Cell:
 
     state: ClassVar[tuple[str, ...] | Mapping[str, str | int]] = ("h",)
     training = False  # in a step: whether its layer is in training mode
+    unbound: Cell  # of a bound one: the cell that it was made of
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -245,7 +246,7 @@ class Cell:
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""
         bound = object.__new__(type(self))
-        bound.__dict__ = {**self.__dict__, **tensors}
+        bound.__dict__ = {"unbound": self, **self.__dict__, **tensors}
         return bound
 
     def _sizes(self) -> dict[str, int]:

@@ -73,7 +73,7 @@ class Held:
         layer = self.layer
         if layer.training and layer.dropout > 0:
             return False
-        return engines.chosen() != "reference" and engines.transformed() is None
+        return engines.chosen() != "reference" and not engines.in_transform()
 
     def routes(self, shape: torch.Size, threads: int) -> list[list[Route]] | None:
         """The routes of an input shape by layer and direction; None where the native engine can't take it."""

@@ -252,7 +252,7 @@ class Recurrent(CellModule):
                 f"Expected {self.input_size}, got {steps.shape[-1]}"
             )
         initial = None if state is None else self._initial(state, sequence)
-        final = list[States]()
+        final: list[States] = []
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)

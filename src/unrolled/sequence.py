@@ -19,14 +19,14 @@ class Sequence:
 
     Attributes:
         steps: ``(time, batch, features)``; from a packed sequence ``(sum of sizes, features)``.
-        sizes: from a packed sequence, how many rows have a step at each time (never growing);
-            None where every row has every step.
+        sizes: from a packed sequence, how many rows have a step at each time (never growing), as a tensor
+            where torch is compiling; None where every row has every step.
         packed: the packed sequence that it came from.
         batched, batch_first: how the user laid out the input.
     """
 
     steps: Tensor
-    sizes: list[int] | None = None
+    sizes: list[int] | Tensor | None = None
     packed: PackedSequence | None = None
     batched: bool = True
     batch_first: bool = False
@@ -50,7 +50,8 @@ class Sequence:
                 raise InputError(
                     f"{layer}: packed data must have 2 dimensions (steps, features), got {x.data.dim()}"
                 )
-            return cls(x.data, x.batch_sizes.tolist(), packed=x)
+            sizes = x.batch_sizes
+            return cls(x.data, sizes if torch.compiler.is_compiling() else sizes.tolist(), packed=x)
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
@@ -72,7 +73,11 @@ class Sequence:
     @property
     def batch(self) -> int:
         """How many rows."""
-        return self.steps.shape[1] if self.sizes is None else self.sizes[0]
+        if self.sizes is None:
+            return self.steps.shape[1]
+        if self.packed is not None and self.packed.sorted_indices is not None:
+            return len(self.packed.sorted_indices)
+        return int(self.sizes[0])
 
     @property
     def lengths(self) -> Tensor:
@@ -94,8 +99,9 @@ class Sequence:
         """Steps as ``(time, batch, features)`` in the user's order of rows, zeros past their ends."""
         if self.sizes is None:
             return steps
-        full = steps.new_zeros(len(self.sizes), self.batch, *steps.shape[1:])
-        for t, alive in enumerate(torch.split(steps, self.sizes)):
+        sizes = [int(size) for size in self.sizes]
+        full = steps.new_zeros(len(sizes), self.batch, *steps.shape[1:])
+        for t, alive in enumerate(torch.split(steps, sizes)):
             full[t, : len(alive)] = alive
         return self.to_user_order(full, 1)
 

@@ -9,19 +9,15 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cell import Cell
-from unrolled.engines import log, native, reference
+from unrolled.engines import log, native, reference, transformed
 
 __all__ = ["chosen", "engine", "reference", "run", "which"]
 
 States = tuple[Tensor, ...]
 
-_is_compiling, _autocasting = torch.compiler.is_compiling, torch.is_autocast_enabled
-_tracing, _functorch = torch._C._get_tracing_state, torch._C._functorch.peek_interpreter_stack
 _NAMES = ("auto", "native", "reference")
 _chosen: ContextVar[str] = ContextVar("engine", default="auto")
 
@@ -87,6 +83,11 @@ def run(
     Raises:
         RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
     """
+    if transformed.autocasts(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return run(*transformed.in_autocast(cells, x, states), sizes, checkpoint)
+    if transformed.active():
+        return _transformed(cells, x, states, sizes, checkpoint)
     choice = _chosen.get()
     if choice == "reference":
         log.engine.info("%s: reference engine (it is chosen)", type(cells[0]).__name__)
@@ -135,6 +136,40 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
     return ("native", "its step is compiled") if why is None else ("reference", why)
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch is active: compile, export, vmap, torch.func, forward mode, autocast."""
+    return transformed.active() or transformed.autocasts("cpu")
+
+
+def _transformed(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | None,
+    checkpoint: int | None,
+) -> list[tuple[Tensor, States]]:
+    """:func:`run` under a transform of torch: by an operator where there is one, else by the reference."""
+    choice, forward_mode = _now()
+    if forward_mode:
+        why = "forward-mode differentiation is active"
+    elif choice == "reference":
+        why = "it is chosen"
+    else:
+        found = transformed.run(cells, x, states, sizes)
+        if not isinstance(found, str):
+            return found
+        why = found
+    if choice == "native":
+        raise RuntimeError(f"{type(cells[0]).__name__} can't run on the native engine: {why}")
+    return _by_reference(cells, x, states, sizes, checkpoint)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _now() -> tuple[str, bool]:
+    """The engine that is chosen, and whether forward-mode differentiation is active."""
+    return _chosen.get(), transformed.in_forward_mode()
+
+
 def _by_reference(
     cells: Sequence[Cell],
     x: Tensor,
@@ -153,8 +188,6 @@ def _by_reference(
 
 def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
     """Why the native engine doesn't take a call, in words; None where it does."""
-    if (why := transformed()) is not None:
-        return why
     dtype = x.dtype
     if dtype not in native.DTYPES:
         return f"it takes float32, float64 and bfloat16, not {dtype}"
@@ -172,17 +205,4 @@ def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None])
             return "a tensor's numbers are yet to be negated"
         if tensor.dtype != dtype:
             return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
-    return None
-
-
-def transformed() -> str | None:
-    """Which transform of torch is active that the native engine leaves to the reference; None if none is."""
-    if _is_compiling() or _tracing() is not None:
-        return "the call is being compiled by torch"
-    if _functorch() is not None or _get_current_dispatch_mode() is not None:
-        return "a torch transform is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if _autocasting("cpu"):
-        return "autocast is active"
     return None

@@ -77,6 +77,8 @@ class Around:
                 self._steps.append(self._sum(node))
             else:
                 self._steps.append(self._by_torch(node))
+        alone = [n for n in nodes if self._places.get(n, Place(n, 0, (), ())).base is n]
+        self.makes = {*wholes, *self._results, *(n for n in alone if n not in self._within)}
 
     def __call__(self, values: Values, rows: int) -> None:
         """Compute the nodes; ``values`` has their inputs and gets them and the results."""

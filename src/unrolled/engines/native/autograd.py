@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from unrolled.cell import Cell
 from unrolled.engines import reference
-from unrolled.engines.native.layout import Layout
+from unrolled.engines.native.around import Values
+from unrolled.engines.native.layout import Before, Layout
 from unrolled.engines.native.loop import execute
+from unrolled.engines.native.program import per_row
 from unrolled.engines.native.step import Compiled
 
 States = tuple[Tensor, ...]
@@ -81,9 +84,8 @@ class Recurrence(torch.autograd.Function):
     ) -> Any:
         """The output and the final states of each lane, one after another."""
         layout = Layout.of(x, sizes)
-        ctx.save_for_backward(x, *tensors)
         ctx.set_materialize_grads(False)  # of states that nothing reads
-        made = _forward(kinds, layout, x, tensors)
+        made = forward(kinds, layout, x, tensors)
         results: list[Tensor] = []
         versions = []
         for kept, final, _ in made:
@@ -91,45 +93,33 @@ class Recurrence(torch.autograd.Function):
             results += (output, *final)
             versions.append(output._version)
             kept[0] = output.detach()  # the output itself would hold what holds it
-        ctx.made = (kinds, sizes, layout, [(kept, values) for kept, _, values in made], versions)
+        reads = [(kept, values) for kept, _, values in made]
+        saved: list[Any] = []
+        structure = None
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            saved, structure = tree_flatten(reads)  # to be kept elsewhere, or made anew
+        ctx.save_for_backward(x, *tensors, *saved)
+        ctx.made = (kinds, sizes, layout, len(tensors), structure or reads, versions)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """The gradients of x and of the tensors."""
-        kinds, sizes, layout, made, versions = ctx.made
+        kinds, sizes, layout, count, made, versions = ctx.made
         x, *tensors = ctx.saved_tensors
+        tensors, saved = tensors[:count], tensors[count:]
+        if isinstance(made, TreeSpec):
+            made = tree_unflatten(saved, made)
+            versions = [kept[0]._version for kept, _ in made]  # which torch has checked
         if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
             return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
         if any(kept[0]._version != version for (kept, _), version in zip(made, versions, strict=True)):
-            made = [(kept, values) for kept, _, values in _forward(kinds, layout, x, tensors)]
-        jobs, ends = [], []
-        threads = threads_of(kinds)
-        for kind, (states, params), (kept, values), (grad, last) in zip(
-            kinds, dealt(kinds, tensors), made, unflattened(grads, kinds), strict=True
-        ):
-            states = None if states is None else tuple(part.contiguous() for part in states)
-            grad = torch.zeros_like(kept[0]) if grad is None else grad
-            last = tuple([None if part is None else part.contiguous() for part in last])
-            job, final, found = kind.compiled.back(
-                values, params, x, states, kept, grad, last, layout, kind.back, threads
-            )
-            jobs.append(job)
-            ends.append((final, found))
-        if layout.rows:
-            execute(jobs)
-        jobs.clear()  # they hold what the gradients don't need
-        of_x: Tensor | None = None
-        results: list[Tensor | None] = []
-        for kind, (final, found) in zip(kinds, ends, strict=True):
-            params, grad_x = kind.compiled.gradients(found, layout.rows)
-            results += (*(final if kind.stateful else ()), *params)
-            if grad_x is not None:
-                of_x = grad_x if of_x is None else of_x.add_(grad_x)
-        return None, None, None if of_x is None else of_x.view(x.shape), *results
+            made = [(kept, values) for kept, _, values in forward(kinds, layout, x, tensors)]
+        return None, None, *gradients(kinds, layout, x, tensors, made, grads)
 
 
-def _forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
+def forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
+    """For each lane its states after every step, its final states, and the values that the backward reads."""
     jobs, made, threads = [], [], threads_of(kinds)
     for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
         states = None if states is None else tuple(part.contiguous() for part in states)
@@ -141,6 +131,83 @@ def _forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence
     if layout.rows:
         execute(jobs)
     return made
+
+
+def gradients(
+    kinds: Sequence[Kind],
+    layout: Layout,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    made: Sequence[tuple[list[Tensor | None], Values]],
+    grads: Sequence[Tensor | None],
+    groups: int = 1,
+) -> list[Tensor | None]:
+    """The gradients of x and of the tensors.
+
+    Args:
+        kinds: the lanes.
+        layout: of the rows of x.
+        x: the input.
+        tensors: the initial states and parameters of every lane.
+        made: for each lane the states after every step and the values that it gives.
+        grads: the gradients of outputs and final states, lane by lane; None: zeros.
+        groups: above 1, those of parameters for each of so many groups of rows: a first axis of them.
+    """
+    jobs, ends = [], []
+    threads = threads_of(kinds)
+    for kind, (states, params), (kept, values), (grad, last) in zip(
+        kinds, dealt(kinds, tensors), made, unflattened(grads, kinds), strict=True
+    ):
+        states = None if states is None else tuple(part.contiguous() for part in states)
+        if grad is None:
+            grad = x.new_zeros(*x.shape[:-1], kind.compiled.widths[0])
+        last = tuple([None if part is None else part.contiguous() for part in last])
+        job, final, found = kind.compiled.back(
+            values, params, x, states, kept, grad, last, layout, kind.back, threads
+        )
+        jobs.append(job)
+        ends.append((final, found))
+    if layout.rows:
+        execute(jobs)
+    jobs.clear()  # they hold what the gradients don't need
+    of_x: Tensor | None = None
+    results: list[Tensor | None] = []
+    for kind, (final, found) in zip(kinds, ends, strict=True):
+        if groups == 1:
+            of_params, grad_x = kind.compiled.gradients(found, layout.rows)
+        else:
+            of_params, grad_x = _of_groups(kind.compiled, found, layout, groups)
+        results += (*(final if kind.stateful else ()), *of_params)
+        if grad_x is not None:
+            of_x = grad_x if of_x is None else of_x.add_(grad_x)
+    return [None if of_x is None else of_x.view(x.shape), *results]
+
+
+def _of_groups(
+    compiled: Compiled, values: Values, layout: Layout, groups: int
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """As :meth:`Compiled.gradients`, those of parameters for each group of rows."""
+    size = layout.batch // groups
+    each: list[list[Tensor | None]] = []
+    of_x: list[Tensor] = []
+    for k in range(groups):
+        rows = slice(k * size, (k + 1) * size)
+        mine = {n: _of_rows(value, layout, rows) if per_row(n) else value for n, value in values.items()}
+        params, grad_x = compiled.gradients(mine, layout.steps * size)
+        each.append(params)
+        if grad_x is not None:
+            of_x.append(grad_x.view(layout.steps, size, -1))
+    found = [[part for part in parts if part is not None] for parts in zip(*each, strict=True)]
+    return [torch.stack(parts) if parts else None for parts in found], torch.cat(of_x, 1) if of_x else None
+
+
+def _of_rows(value: Any, layout: Layout, rows: slice) -> Any:
+    """Of a value that has every row of every step, some rows of the batch."""
+    if isinstance(value, Before):
+        initial = None if value.initial is None else value.initial[rows].contiguous()
+        return Before(_of_rows(value.state, layout, rows), initial, rows.stop - rows.start, value.back)
+    steps = value.view(layout.steps, layout.batch, value.shape[-1])[:, rows]
+    return (steps if value.dim() == 3 else steps.flatten(0, 1)).contiguous()
 
 
 def reference_gradients(

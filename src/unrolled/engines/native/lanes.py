@@ -59,7 +59,7 @@ def run(
             flat = Recurrence.apply(kinds, sizes, x, *tensors)  # type: ignore[no-untyped-call]
         results = unflattened(flat, kinds)
     else:
-        results = _infer(lanes, x, Layout.of(x, sizes))
+        results = infer(lanes, x, Layout.of(x, sizes))
     if given is torch.bfloat16:
         return [(output.to(given), tuple(part.to(given) for part in final)) for output, final in results]
     return results
@@ -72,7 +72,8 @@ def _widened(lane: Lane) -> Lane:
     return Lane(lane.compiled, cell, params, state, lane.back)
 
 
-def _infer(lanes: Sequence[Lane], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
+def infer(lanes: Sequence[Lane], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
+    """The output and the final states of every lane, without what a backward would read."""
     jobs, results, threads = [], list[tuple[Tensor, States]](), threads_of(lanes)
     for lane in lanes:
         state = None if lane.state is None else tuple(part.contiguous() for part in lane.state)

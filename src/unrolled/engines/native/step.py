@@ -18,7 +18,7 @@ from unrolled.engines.native.graph import Split, capture, needed_before, split
 from unrolled.engines.native.layout import Layout, whole
 from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Job, Loop
-from unrolled.engines.native.program import ROWS, Emitted, UnsupportedError, per_row
+from unrolled.engines.native.program import ROWS, Emitted, UnsupportedError, per_row, width
 from unrolled.engines.native.vocabulary import is_number
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -96,7 +96,7 @@ class Compiled:
         return read | {node for node in self._wanted if node in self._forward.before}
 
     @functools.cached_property
-    def _shapes_kept(self) -> list[int | None]:
+    def states_kept(self) -> list[int | None]:
         """The width of each state that the backward reads of every step, and of the output; else None."""
         captured, read = self.captured, self._read_back
         states = enumerate(zip(captured.states, captured.new_states, self.widths, strict=True))
@@ -140,7 +140,7 @@ class Compiled:
         values = self._given(params, x)
         (self._before_training if keep else self._before_inference)(values, layout.rows)
         loop = self.training if keep else self.inference
-        whole = self._shapes_kept if keep else self._shapes_of_output
+        whole = self.states_kept if keep else self._shapes_of_output
         kept: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
         kept += [None if size is None else x.new_empty(layout.rows, size) for size in whole[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
@@ -181,12 +181,25 @@ class Compiled:
 
     def read_back(self, values: Values) -> Values:
         """Of the values that a forward call leaves, those that the backward reads."""
-        return {node: values[node] for node in self._held if node in values}
+        return {node: values[node] for node in self.held}
 
     @functools.cached_property
-    def _held(self) -> list[fx.Node]:
-        before = needed_before(self._forward.before, self._read_back)
-        return [*self._forward.keeps, *(node for node in before if not is_number(node))]
+    def held(self) -> list[fx.Node]:
+        """The values that a forward call leaves and the backward reads."""
+        around = needed_before(self._forward.before, self._read_back)
+        made = self._before_training.makes
+        return [*self._forward.keeps, *(node for node in around if node in made and not is_number(node))]
+
+    @property
+    def shapes_kept(self) -> list[tuple[int, ...]]:
+        """The shapes of what a forward call keeps beside the output: states, and the values held.
+
+        Those of every row of every step begin with :data:`ROWS`.
+        """
+        states = [(ROWS, size) for size in self.states_kept[1:] if size is not None]
+        keeps = self._forward.keeps
+        held = [(ROWS, width(node)) if node in keeps else tuple(node.meta["val"].shape) for node in self.held]
+        return [*states, *held]
 
     def _given(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
