@@ -227,7 +227,7 @@ def test_what_torch_checks_of_an_operator(kind: str) -> None:
     layer, x = KINDS[kind](), torch.randn(3, 2, INPUT)
     texts, given = [], []
     for k, (suffix, cell) in enumerate(list(layer._cells.items())[: 2 if layer.bidirectional else 1]):
-        text, own, why = operators.described(cell, True, torch.float32, False, k == 1)
+        text, own, _, why = operators.described(cell, (), True, torch.float32, False, k == 1)
         assert not why
         texts.append(text)
         given += [getattr(layer, name + suffix).detach().requires_grad_() for name in cell.shapes()]

@@ -140,6 +140,7 @@ class Cell:
     state: ClassVar[tuple[str, ...] | Mapping[str, str | int]] = ("h",)
     training = False  # in a step: whether its layer is in training mode
     unbound: Cell  # of a bound one: the cell that it was made of
+    features: int  # columns of x that a step reads
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -159,7 +160,7 @@ class Cell:
                 )
 
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True, **options: Any) -> None:
-        self.input = whole("input_size", input_size)
+        self.input = self.features = whole("input_size", input_size)
         self.hidden = whole("hidden_size", hidden_size)
         if not isinstance(bias, bool):
             raise TypeError(f"bias should be of type bool, got: {type(bias).__name__}")
@@ -242,6 +243,16 @@ class Cell:
     def identity(self) -> tuple[object, ...]:
         """What makes two cells compute the same from the same tensors: class, sizes and options."""
         return self._identity
+
+    @property
+    def innermost(self) -> Cell:
+        """The cell that its author wrote: this one, unless it is a variant of another."""
+        return self
+
+    def equations(self) -> Callable[..., Any]:
+        """The function that holds the equations of the step, as its author wrote it."""
+        step: Callable[..., Any] = inspect.unwrap(type(self).step)
+        return step
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""

@@ -79,15 +79,26 @@ class DropInLayer(Recurrent):
         hx: State | None = None,
         *,
         state: State | None = None,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        all_states: bool = False,
         checkpoint: int | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
 
-        ``state`` is another name for ``hx``, the one that every layer of this library takes.
+        ``state`` is another name for ``hx``, the one that every layer of this library takes, as are
+        ``lengths``, ``resets``, ``all_states`` and ``checkpoint``.
         """
         if hx is not None and state is not None:
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
-        return super().forward(input, state if hx is None else hx, checkpoint=checkpoint)
+        return super().forward(
+            input,
+            state if hx is None else hx,
+            lengths=lengths,
+            resets=resets,
+            all_states=all_states,
+            checkpoint=checkpoint,
+        )
 
 
 class RNN(DropInLayer):

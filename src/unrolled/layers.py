@@ -16,6 +16,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import engines
+from unrolled.asked import Asked
 from unrolled.cell import Cell, whole
 from unrolled.sequence import InputError, Sequence
 
@@ -212,8 +213,15 @@ class Recurrent(CellModule):
         self.bidirectional = bidirectional
 
     def forward(
-        self, x: Tensor | PackedSequence, state: State | None = None, *, checkpoint: int | None = None
-    ) -> tuple[Any, Any]:
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        all_states: bool = False,
+        checkpoint: int | None = None,
+    ) -> Any:
         """Run the layer.
 
         Args:
@@ -221,29 +229,49 @@ class Recurrent(CellModule):
                 ``torch.nn.utils.rnn.PackedSequence``.
             state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
                 where the cell keeps several. None: zeros.
+            lengths: ``(B,)``, whole numbers up to T: the steps of each row that count. The others cost no
+                time; outputs there are zeros, and the final state is that after a row's own last step.
+            resets: booleans, ``(T, B)``, or ``(B, T)`` with ``batch_first``, or ``(T,)``: the first steps of
+                episodes or documents. Before such a step a row's state goes back to its initial state, and
+                no gradient flows past. The direction that runs back does so on the same borders.
+            all_states: whether to return every state of every time step too.
             checkpoint: for long sequences in training: keep no more for the backward than the states
                 between segments of so many time steps, and compute each segment anew. Not for packed
                 sequences.
 
         Returns:
             The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
-            final state, laid out as ``state``.
+            final state, laid out as ``state``. With ``all_states`` also a dictionary: of each state by name
+            the values after every step of every layer and direction, ``(K, T, B, H)``, where ``T, B`` stand
+            as in ``x``.
 
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        if self._frozen is not None and (done := self._frozen(x, state)) is not None:
+        plain = lengths is None and resets is None and not all_states
+        if plain and self._frozen is not None and (done := self._frozen(x, state)) is not None:
             return done
-        if checkpoint is None:
-            return self.unroll(x, state, engines.run)
-        _check_checkpoint(checkpoint, x, self._label)
-        return self.unroll(x, state, functools.partial(engines.run, checkpoint=checkpoint))
+        run: Any = engines.run
+        if checkpoint is not None:
+            _check_checkpoint(checkpoint, x, self._label)
+            run = functools.partial(run, checkpoint=checkpoint)
+        if plain:
+            return self.unroll(x, state, run)
+        asked = Asked(self._label, Sequence.of(x, self.batch_first, self._label), every=all_states)
+        if all_states:
+            asked.check("all_states")
+        if resets is not None:
+            asked.mark(resets, len(self._stack[0]))
+        if lengths is not None:
+            asked.end(lengths, keep=checkpoint is not None)
+        output, final = self.unroll(asked.sequence, state, functools.partial(asked.run, run))
+        return (output, final, asked.states(list(self._first.state))) if all_states else (output, final)
 
     def unroll(
-        self, x: Tensor | PackedSequence, state: State | None, run: Run
+        self, x: Tensor | PackedSequence | Sequence, state: State | None, run: Run
     ) -> tuple[Tensor | PackedSequence, State]:
         """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
-        sequence = Sequence.of(x, self.batch_first, self._label)
+        sequence = x if isinstance(x, Sequence) else Sequence.of(x, self.batch_first, self._label)
         steps = sequence.steps
         self._check("input", steps)
         if steps.shape[-1] != self.input_size:

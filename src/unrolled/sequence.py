@@ -18,11 +18,13 @@ class Sequence:
     """A batch of sequences, time first, longest row first where lengths differ.
 
     Attributes:
-        steps: ``(time, batch, features)``; from a packed sequence ``(sum of sizes, features)``.
-        sizes: from a packed sequence, how many rows have a step at each time (never growing), as a tensor
+        steps: ``(time, batch, features)``; where lengths differ ``(sum of sizes, features)``.
+        sizes: where lengths differ, how many rows have a step at each time (never growing), as a tensor
             where torch is compiling; None where every row has every step.
         packed: the packed sequence that it came from.
         batched, batch_first: how the user laid out the input.
+        order: the rows in the order of the steps here; None: as the user has them.
+        ragged: how a padded input was packed; None where it wasn't.
     """
 
     steps: Tensor
@@ -30,6 +32,8 @@ class Sequence:
     packed: PackedSequence | None = None
     batched: bool = True
     batch_first: bool = False
+    order: Tensor | None = None
+    ragged: Ragged | None = None
 
     @classmethod
     def of(cls, x: Tensor | PackedSequence, batch_first: bool, layer: str) -> Sequence:
@@ -50,8 +54,8 @@ class Sequence:
                 raise InputError(
                     f"{layer}: packed data must have 2 dimensions (steps, features), got {x.data.dim()}"
                 )
-            sizes = x.batch_sizes
-            return cls(x.data, sizes if torch.compiler.is_compiling() else sizes.tolist(), packed=x)
+            sizes = x.batch_sizes if torch.compiler.is_compiling() else x.batch_sizes.tolist()
+            return cls(x.data, sizes, packed=x, order=x.sorted_indices)
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
@@ -75,9 +79,7 @@ class Sequence:
         """How many rows."""
         if self.sizes is None:
             return self.steps.shape[1]
-        if self.packed is not None and self.packed.sorted_indices is not None:
-            return len(self.packed.sorted_indices)
-        return int(self.sizes[0])
+        return int(self.sizes[0]) if self.order is None else len(self.order)
 
     @property
     def lengths(self) -> Tensor:
@@ -87,12 +89,24 @@ class Sequence:
         alive = torch.tensor(self.sizes, device="cpu").unsqueeze(1) > torch.arange(self.batch, device="cpu")
         return self.to_user_order(alive.sum(0), 0)
 
+    def packed_by(self, lengths: Tensor) -> Sequence:
+        """The same without the steps past the end of each row, at least one step a row.
+
+        Args:
+            lengths: ``(batch,)``, on the CPU, in the user's order.
+        """
+        ragged = Ragged.of(lengths, self.steps.shape[0], self.batch_first)
+        steps = ragged.pack(self.steps)
+        return Sequence(steps, ragged.sizes, None, True, self.batch_first, ragged.order, ragged)
+
     def output(self, steps: Tensor) -> Tensor | PackedSequence:
-        """Lay out the steps of an output as the input was laid out."""
+        """Lay out the steps of an output as the input was laid out, zeros past the end of a row."""
         if self.packed is not None:
             return PackedSequence(
                 steps, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
             )
+        if self.ragged is not None:
+            return self.ragged.unpack(steps)
         return steps.squeeze(1) if not self.batched else steps.transpose(0, 1) if self.batch_first else steps
 
     def padded(self, steps: Tensor) -> Tensor:
@@ -107,8 +121,8 @@ class Sequence:
 
     def state_in(self, state: Tensor) -> Tensor:
         """A user's ``(layers, batch, size)``, or ``(layers, size)``, in the order of the rows here."""
-        if self.packed is not None and self.packed.sorted_indices is not None:
-            return state.index_select(1, self.packed.sorted_indices)
+        if self.order is not None:
+            return state.index_select(1, self.order.to(state.device))
         return state if self.batched else state.unsqueeze(1)
 
     def state_out(self, state: Tensor) -> Tensor:
@@ -117,6 +131,56 @@ class Sequence:
 
     def to_user_order(self, rows: Tensor, axis: int) -> Tensor:
         """Rows in the order in which the user gave them, along this axis."""
-        if self.packed is None or self.packed.unsorted_indices is None:
+        if self.order is None:
             return rows
-        return rows.index_select(axis, self.packed.unsorted_indices.to(rows.device))
+        given = None if self.packed is None else self.packed.unsorted_indices
+        inverse = torch.argsort(self.order) if given is None else given
+        return rows.index_select(axis, inverse.to(rows.device))
+
+
+@dataclass(slots=True)
+class Ragged:
+    """Where the steps of rows of several lengths lie in a padded tensor.
+
+    Attributes:
+        sizes: how many rows have a step at each time, never growing.
+        order: the rows, longest first.
+        places: of each step, time by time, its place among the rows of the padded tensor as they lie.
+        shape: the first two axes of that tensor.
+        batch_first: whether the first of them is the batch.
+        empty: whether a row has no step, ``(rows in order, 1)``; None where all have one.
+    """
+
+    sizes: list[int]
+    order: Tensor
+    places: Tensor
+    shape: tuple[int, int]
+    batch_first: bool
+    empty: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Tensor, time: int, batch_first: bool) -> Ragged:
+        """For these lengths; a row of no step gets one, that is left out of the results."""
+        order = torch.argsort(lengths, descending=True, stable=True)
+        ordered = lengths[order]
+        alive = ordered.clamp(min=1) > torch.arange(time, device="cpu").unsqueeze(1)
+        batch, steps = len(lengths), torch.arange(time, device="cpu").unsqueeze(1)
+        places = order * time + steps if batch_first else steps * batch + order
+        empty = ordered.unsqueeze(1) == 0
+        sizes = [size for size in alive.sum(1).tolist() if size]
+        shape = (batch, time) if batch_first else (time, batch)
+        return cls(sizes, order, places[alive], shape, batch_first, empty if bool(empty.any()) else None)
+
+    def pack(self, steps: Tensor) -> Tensor:
+        """``(time, batch, features)`` as ``(sum of sizes, features)``."""
+        lying = steps.transpose(0, 1) if self.batch_first else steps
+        return lying.flatten(0, 1).index_select(0, self.places.to(steps.device))
+
+    def unpack(self, steps: Tensor) -> Tensor:
+        """The reverse, as the padded tensor lay, zeros past the end of a row."""
+        if self.empty is not None:
+            many = self.sizes[0]
+            steps = torch.cat((torch.where(self.empty.to(steps.device), 0.0, steps[:many]), steps[many:]))
+        full = steps.new_zeros(self.shape[0] * self.shape[1], *steps.shape[1:])
+        filled = full.index_copy(0, self.places.to(steps.device), steps)
+        return filled.view(*self.shape, *steps.shape[1:])

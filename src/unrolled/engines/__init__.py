@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from unrolled.cell import Cell
 from unrolled.engines import log, native, reference, transformed
+from unrolled.variants import Chain, varied
 
 __all__ = ["chosen", "engine", "reference", "run", "which"]
 
@@ -66,6 +67,7 @@ def run(
     states: Sequence[States | None],
     sizes: list[int] | None = None,
     checkpoint: int | None = None,
+    chains: Sequence[Chain] = ((), ()),
 ) -> list[tuple[Tensor, States]]:
     """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
 
@@ -76,6 +78,7 @@ def run(
         sizes: how many rows have a step at each time, never growing; None: all of them.
         checkpoint: keep no more for the backward than the states between segments of so many steps, and
             run each segment forward anew; None: keep what the backward reads. Not with ``sizes``.
+        chains: for each cell the variants around it, of which x and states are.
 
     Returns:
         For each cell the first state after every step, laid out as ``x``, and each row's final states.
@@ -85,15 +88,17 @@ def run(
     """
     if transformed.autocasts(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return run(*transformed.in_autocast(cells, x, states), sizes, checkpoint)
+            return run(*transformed.in_autocast(cells, x, states), sizes, checkpoint, chains)
     if transformed.active():
-        return _transformed(cells, x, states, sizes, checkpoint)
+        return _transformed(cells, x, states, sizes, checkpoint, chains)
+    if chains[0]:
+        cells = [varied(cell, chain) for cell, chain in zip(cells, chains, strict=False)]
     choice = _chosen.get()
     if choice == "reference":
-        log.engine.info("%s: reference engine (it is chosen)", type(cells[0]).__name__)
+        log.engine.info("%s: reference engine (it is chosen)", type(cells[0].innermost).__name__)
         return _by_reference(cells, x, states, sizes, checkpoint)
     why, surprising, of_the_step = _obstacle(cells, x, states), False, True
-    name = type(cells[0]).__name__
+    name = type(cells[0].innermost).__name__
     if why is None:
         try:
             result = native.run(cells, x, states, sizes, checkpoint)
@@ -147,6 +152,7 @@ def _transformed(
     states: Sequence[States | None],
     sizes: list[int] | None,
     checkpoint: int | None,
+    chains: Sequence[Chain],
 ) -> list[tuple[Tensor, States]]:
     """:func:`run` under a transform of torch: by an operator where there is one, else by the reference."""
     choice, forward_mode = _now()
@@ -155,12 +161,13 @@ def _transformed(
     elif choice == "reference":
         why = "it is chosen"
     else:
-        found = transformed.run(cells, x, states, sizes)
+        found = transformed.run(cells, x, states, sizes, chains)
         if not isinstance(found, str):
             return found
         why = found
     if choice == "native":
-        raise RuntimeError(f"{type(cells[0]).__name__} can't run on the native engine: {why}")
+        raise RuntimeError(f"{type(cells[0].innermost).__name__} can't run on the native engine: {why}")
+    cells = [varied(cell, chain) for cell, chain in zip(cells, chains, strict=False)]
     return _by_reference(cells, x, states, sizes, checkpoint)
 
 

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from unrolled.cell import Cell
+from unrolled.variants import Variant, varied
 
 _cells: dict[str, Cell] = {}
 _local: dict[object, str] = {}  # texts of cells that no other process can make, by identity
@@ -20,6 +21,7 @@ def text_of(cell: Cell, training: bool) -> str:
     Where the class is a module's, and the options are numbers and texts, the text can be read in another
     process too.
     """
+    whole, cell = cell, cell.innermost
     cls = type(cell)
     what: dict[str, Any] = {
         "cell": f"{cls.__module__}:{cls.__qualname__}",
@@ -29,6 +31,8 @@ def text_of(cell: Cell, training: bool) -> str:
         "options": cell.chosen_options(),
         "training": training,
     }
+    if isinstance(whole, Variant):
+        what["variants"] = [[name, list(arguments)] for name, arguments in whole.chain]
     try:
         text = json.dumps(what)
         exact = json.loads(text) == what and _class(what["cell"]) is cls
@@ -36,10 +40,10 @@ def text_of(cell: Cell, training: bool) -> str:
         exact = False
     if not exact:
         with _lock:
-            number = _local.setdefault((cell.identity(), training), str(len(_local)))
+            number = _local.setdefault((whole.identity(), training), str(len(_local)))
         text = json.dumps({**what, "options": repr(what["options"]), "only here": number})
     if text not in _cells:
-        made = cell.bind({})
+        made = whole.bind({})
         made.training = training
         _cells[text] = made
     return text
@@ -62,7 +66,8 @@ def cell_of(text: str) -> Cell:
             "numbers or texts, to load the graph elsewhere"
         )
     cls = _class(what["cell"])
-    made = cls(what["input"], what["hidden"], bias=what["bias"], **what["options"])
+    made: Cell = cls(what["input"], what["hidden"], bias=what["bias"], **what["options"])
+    made = varied(made, tuple((name, tuple(arguments)) for name, arguments in what.get("variants", ())))
     made.training = what["training"]
     return _cells.setdefault(text, made)
 

@@ -50,8 +50,8 @@ def run(
         state = new
     if _versions(x, *given) != begun:
         raise ValueError(
-            f"{type(cell).__name__}.step changes its input or state in place, which earlier steps still "
-            "hold: write h = h * f in the place of h *= f"
+            f"{type(cell.innermost).__name__}.step changes its input or state in place, which earlier steps "
+            "still hold: write h = h * f in the place of h *= f"
         )
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
@@ -82,7 +82,7 @@ def zeros(cell: Cell, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor
 
 def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
     """Raise where a step doesn't return its states in their shapes."""
-    step = f"{type(cell).__name__}.step"
+    step = f"{type(cell.innermost).__name__}.step"
     names = ", ".join(cell.state)
     if len(new) != len(old):
         raise TypeError(f"{step} should return {len(old)} states ({names}), got {len(new)}")

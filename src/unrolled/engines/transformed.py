@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from unrolled.cell import Cell
 from unrolled.engines import native
 from unrolled.engines.native import derivatives, operators, vectorised
+from unrolled.variants import Chain
 
 __all__ = ["active", "autocasts", "derivatives", "in_autocast", "in_forward_mode", "run", "vectorised"]
 
@@ -63,7 +64,11 @@ def in_autocast(
 
 
 def run(
-    cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: list[int] | Tensor | None
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | Tensor | None,
+    chains: Sequence[Chain],
 ) -> list[tuple[Tensor, States]] | str:
     """Run bound cells over a sequence by an operator; or why none takes them, in words.
 
@@ -75,10 +80,13 @@ def run(
     wide = torch.float32 if given is torch.bfloat16 else given
     texts: list[str] = []
     tensors: list[Tensor] = []
-    for cell, state, back in zip(cells, states, (False, True), strict=False):
-        text, own, why = operators.described(cell.unbound, cell.training, wide, state is not None, back)
+    counts: list[int] = []
+    for cell, chain, state, back in zip(cells, chains, states, (False, True), strict=False):
+        described = operators.described(cell.unbound, chain, cell.training, wide, state is not None, back)
+        text, own, count, why = described
         if why:
             return str(why)
+        counts.append(1 + count)
         texts.append(text)
         mine = [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
         for tensor in (x, *mine):
@@ -92,8 +100,7 @@ def run(
     x = x if wide is given else x.to(wide)
     flat: list[Tensor] = _ops.recurrence(x, tensors, steps, f"[{', '.join(texts)}]")
     results: list[tuple[Tensor, States]] = []
-    for cell in cells:
-        count = 1 + len(cell.state)
+    for count in counts:
         made, flat = flat[:count], flat[count:]
         output, *final = made if wide is given else [tensor.to(given) for tensor in made]
         results.append((output, tuple(final)))

@@ -128,7 +128,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         return params, [torch.empty_like(tensor) for tensor in own.values()]
 
     def rows_of(rows: int) -> tuple[Tensor, list[Tensor]]:
-        x = torch.empty(rows, cell.input, dtype=dtype)
+        x = torch.empty(rows, cell.features, dtype=dtype)
         return x, [torch.empty(rows, size, dtype=dtype) for size in sizes]
 
     def trial(mode: bool) -> Run:

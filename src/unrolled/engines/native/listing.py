@@ -31,7 +31,7 @@ class Listing:
 
     def __str__(self) -> str:
         names = self._names()
-        lines = [f"{type(self.cell).__name__}, {self.dtype}"]
+        lines = [f"{type(self.cell.innermost).__name__}, {self.dtype}"]
         for title, part in (("forward", self.forward), ("backward", self.backward)):
             for place, nodes in (
                 ("before the loop, once for all time steps", part.before),

@@ -25,6 +25,7 @@ from unrolled.engines.native.build import NoCompilerError
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.program import ROWS, UnsupportedError
 from unrolled.engines.native.step import Compiled
+from unrolled.variants import Chain, varied
 
 _Result = TypeVar("_Result")
 
@@ -37,23 +38,26 @@ library.define(f"recurrence_back(Tensor[] grads, Tensor[] made, {_INPUTS}, int g
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def described(
-    cell: Cell, training: bool, dtype: torch.dtype, stateful: bool, back: bool
-) -> tuple[str, tuple[str, ...], str]:
-    """A lane as text, the names of the cell's own tensors that it takes, and why it can't be compiled, or "".
+    cell: Cell, chain: Chain, training: bool, dtype: torch.dtype, stateful: bool, back: bool
+) -> tuple[str, tuple[str, ...], int, str]:
+    """A lane as text, the names of its cell's own tensors, how many states it has, and why not, or "".
 
     Args:
         cell: without its tensors.
+        chain: variants around it.
         training: the mode of the layer.
         dtype: of the call.
         stateful: whether initial states are given.
         back: from the last step to the first.
     """
+    cell = varied(cell, chain)
     text = named.text_of(cell, training)
     try:
         own = tuple(elsewhere(lambda: native.compiled(named.cell_of(text), dtype)).captured.own)
     except (UnsupportedError, NoCompilerError) as error:
-        return "", (), str(error)
-    return json.dumps({"cell": text, "stateful": stateful, "back": back, "own": own}), own, ""
+        return "", (), 0, str(error)
+    lane = json.dumps({"cell": text, "stateful": stateful, "back": back, "own": own})
+    return lane, own, len(cell.state), ""
 
 
 def elsewhere(make: Callable[[], _Result]) -> _Result:

@@ -112,7 +112,7 @@ class Places(TorchFunctionMode):
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
-        function = inspect.unwrap(type(cell).step)
+        function = cell.equations()
         self._code: CodeType | None = getattr(function, "__code__", None)
         self.now: Place | None = None
         self.step: Place | None = None
@@ -178,6 +178,7 @@ def _shared_matrix(left: Any, right: Any, *_: Any) -> bool:
 
 def own_tensors(cell: Cell) -> dict[str, Tensor]:
     """The tensors that a cell holds beside its parameters, as attributes, by name."""
+    cell = cell.innermost
     names = dict.fromkeys(
         name for owner in (*reversed(type(cell).__mro__), cell) for name in getattr(owner, "__dict__", {})
     )
@@ -194,7 +195,7 @@ def own_values(cell: Cell, own: dict[str, fx.Node]) -> list[Tensor]:
     """
     values = []
     for name, node in own.items():
-        value, expected = getattr(cell, name), node.meta["val"]
+        value, expected = getattr(cell.innermost, name), node.meta["val"]
         if not isinstance(value, Tensor) or (value.shape, value.dtype) != (expected.shape, expected.dtype):
             kind = f"{expected.dtype} of shape {tuple(expected.shape)}"
             raise UnsupportedError(f"its {name} should be {kind}, as when its step was compiled")

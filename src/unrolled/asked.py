@@ -1,0 +1,180 @@
+"""What a call asks of a layer beside its plain run: lengths, resets, the states of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled import engines
+from unrolled.cell import Cell
+from unrolled.sequence import InputError, Sequence
+from unrolled.variants import Chain
+
+States = tuple[Tensor, ...]
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(slots=True)
+class Asked:
+    """The variants of cells that a call needs, and what goes to them and comes from them.
+
+    Attributes:
+        layer: its name, for messages.
+        sequence: the input, without the steps past the end of each row if they are left out.
+        resets: ``(time, batch, directions)``, or laid out as the steps are: before which of them each
+            direction goes back to its initial state; None: before none.
+        alive: ``(time, batch, 1)``, the steps that count; None: all of the sequence.
+        every: whether the states of every step are wanted.
+        found: of each direction of each layer, its states of every step.
+    """
+
+    layer: str
+    sequence: Sequence
+    resets: Tensor | None = None
+    alive: Tensor | None = None
+    every: bool = False
+    found: list[States] = field(default_factory=list)
+
+    def mark(self, resets: Any, lanes: int) -> None:
+        """Have the layer go back to its initial state before some steps; called before :meth:`end`.
+
+        Args:
+            resets: booleans laid out as the input without its features: the first steps of episodes.
+            lanes: the number of directions.
+
+        Raises:
+            TypeError, ValueError: something else.
+        """
+        sequence = self.sequence
+        self.check("resets")
+        if not isinstance(resets, Tensor) or resets.dtype is not torch.bool:
+            what = f"{resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
+            raise TypeError(f"{self.layer}: resets should be a tensor of booleans, got {what}")
+        time, batch, _ = sequence.steps.shape
+        wanted = [batch, time] if sequence.batch_first else [time, batch]
+        wanted = wanted if sequence.batched else [time]
+        if list(resets.shape) != wanted:
+            shapes = f"{tuple(wanted)}, got {tuple(resets.shape)}"
+            raise InputError(f"{self.layer}: Expected resets of shape {shapes}")
+        forward = resets if sequence.batched else resets.unsqueeze(1)
+        forward = forward.transpose(0, 1) if sequence.batched and sequence.batch_first else forward
+        forward = forward.to(sequence.steps.device)
+        marks = [forward]
+        if lanes == 2:  # which meets the border of two episodes at the last step of the first one
+            marks.append(torch.cat((forward[1:], torch.zeros_like(forward[:1]))))
+        self.resets = torch.stack(marks, -1)
+
+    def end(self, lengths: Any, keep: bool) -> None:
+        """Have each row end after its number of steps.
+
+        Args:
+            lengths: ``(batch,)``, whole numbers up to the number of time steps.
+            keep: run over all steps, with no effect past the end; else only over those that count.
+
+        Raises:
+            TypeError, ValueError: something else.
+        """
+        sequence = self.sequence
+        self.check("lengths")
+        if not sequence.batched:
+            raise InputError(f"{self.layer}: lengths needs an input with a batch axis, got one sequence")
+        time, batch, _ = sequence.steps.shape
+        given = lengths if isinstance(lengths, Tensor) else _numbers(lengths)
+        if given is None or given.dtype not in (
+            torch.int64,
+            torch.int32,
+            torch.int16,
+            torch.int8,
+            torch.uint8,
+        ):
+            what = f"{given.dtype}" if given is not None else repr(lengths)
+            raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
+        if tuple(given.shape) != (batch,):
+            raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(given.shape)}")
+        if engines.in_transform() or keep:
+            steps = torch.arange(time, device=sequence.steps.device).unsqueeze(1)
+            self.alive = (steps < given.to(sequence.steps.device)).unsqueeze(-1)
+            return
+        given = given.detach().to("cpu", torch.int64)
+        if batch and not 0 <= int(given.min()) <= int(given.max()) <= time:
+            raise InputError(
+                f"{self.layer}: Expected lengths from 0 to {time}, the number of time steps, got "
+                f"{int(given.min())} to {int(given.max())}"
+            )
+        if batch and int(given.min()) < time:
+            self.sequence = sequence.packed_by(given)
+            if self.resets is not None and self.sequence.ragged is not None:
+                self.resets = self.sequence.ragged.pack(self.resets)
+
+    def check(self, what: str) -> None:
+        """Raise where what is asked for, by name, can't be had of a packed sequence."""
+        if self.sequence.packed is not None:
+            raise InputError(
+                f"{self.layer}: {what} takes no packed sequence: give a padded one with its lengths"
+            )
+
+    def run(
+        self, run: Any, cells: Several[Cell], x: Tensor, states: Several[States | None], sizes: Any
+    ) -> list[tuple[Tensor, States]]:
+        """Run cells as :func:`unrolled.engines.run` does, variants of them where something is asked for."""
+        count = len(cells[0].state)
+        widths = list(cells[0].state_sizes().values())
+        columns = [part.to(x.dtype) for part in (self.resets, self.alive) if part is not None]
+        if columns:
+            x = torch.cat((x, *columns), -1)
+        begun: list[States | None] = []
+        chains: list[Chain] = []
+        for back, state in enumerate(states):
+            chain: list[tuple[str, tuple[Any, ...]]] = []
+            given = state
+            if self.resets is not None:
+                chain.append(("Resetting", (given is not None, back == 1, len(cells))))
+                given = None if given is None else (*given, *given)
+            if self.alive is not None:
+                chain.append(("Masked", ()))
+            if self.every and count > 1:
+                chain.append(("Every", (count,)))
+                given = None if given is None else (torch.cat(given[:count], -1), *given[count:])
+            begun.append(given)
+            chains.append(tuple(chain))
+        results = run(cells, x, begun, sizes, chains=chains) if chains[0] else run(cells, x, states, sizes)
+        pairs = zip(results, states, strict=True)
+        return [self._taken(output, final, widths, state) for (output, final), state in pairs]
+
+    def _taken(
+        self, output: Tensor, final: States, widths: list[int], start: States | None
+    ) -> tuple[Tensor, States]:
+        """Of what a variant gives, the output and the final states; those of every step are put aside."""
+        if self.alive is not None:
+            output = torch.where(self.alive, output, 0.0)
+        every: States = (output,)
+        if self.every and len(widths) > 1:
+            every = torch.split(output, widths, -1)
+            final = (*torch.split(final[0], widths, -1), *final[1:])
+        if self.every:
+            self.found.append(every)
+        final = final[: len(widths)]
+        ragged = self.sequence.ragged
+        if ragged is not None and ragged.empty is not None:
+            empty = ragged.empty.to(output.device)
+            first = start or tuple(torch.zeros_like(part) for part in final)
+            final = tuple(torch.where(empty, a, b) for a, b in zip(first, final, strict=True))
+        return every[0], final
+
+    def states(self, names: Several[str]) -> dict[str, Tensor]:
+        """By name the states of every step of each direction of each layer, ``(layers × directions, …)``."""
+        laid = [[self.sequence.output(part) for part in parts] for parts in zip(*self.found, strict=True)]
+        return {name: torch.stack(parts) for name, parts in zip(names, laid, strict=True)}  # type: ignore[arg-type]
+
+
+def _numbers(given: Any) -> Tensor | None:
+    """Whole numbers in a list or an array as a tensor; None where they are none."""
+    try:
+        return torch.as_tensor(given, device="cpu") if len(given) else torch.zeros(0, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
