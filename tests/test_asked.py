@@ -16,7 +16,15 @@ from kinds import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
 INPUT, HIDDEN = 3, 4
 ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
 KINDS = pytest.mark.parametrize("kind", LAYERS)
-SHAPES = pytest.mark.parametrize("shape", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+SHAPED = pytest.mark.parametrize(
+    ("kind", "shape", "stateful"),
+    [
+        ("lstm-proj", {"num_layers": 2, "bidirectional": True, "batch_first": True}, True),
+        ("gru", {"num_layers": 2, "batch_first": True}, False),
+        ("rnn-relu", {"bidirectional": True}, True),
+        ("lstm", {}, False),
+    ],
+)
 
 
 def weighed(values: Any) -> Tensor:
@@ -52,9 +60,7 @@ def given(layer: Any, batch: int) -> Any:
 
 
 @ENGINES
-@KINDS
-@SHAPES
-@pytest.mark.parametrize("stateful", [False, True])
+@SHAPED
 def test_lengths_are_as_packed_sequences_in_torch(
     engine: str, kind: str, shape: dict[str, Any], stateful: bool
 ) -> None:
@@ -93,9 +99,7 @@ def test_rows_without_a_step_and_rows_with_all(engine: str) -> None:
 
 
 @ENGINES
-@KINDS
-@SHAPES
-@pytest.mark.parametrize("stateful", [False, True])
+@SHAPED
 def test_resets_are_as_episodes_run_one_by_one(
     engine: str, kind: str, shape: dict[str, Any], stateful: bool
 ) -> None:

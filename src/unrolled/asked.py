@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unrolled import engines
 from unrolled.cell import Cell
+from unrolled.regularised import Regularised
 from unrolled.sequence import InputError, Sequence
 from unrolled.variants import Chain
 
@@ -30,6 +31,8 @@ class Asked:
             direction goes back to its initial state; None: before none.
         alive: ``(time, batch, 1)``, the steps that count; None: all of the sequence.
         every: whether the states of every step are wanted.
+        noise: what the layer is trained with; None: nothing.
+        training: whether it is in training.
         found: of each direction of each layer, its states of every step.
     """
 
@@ -38,6 +41,8 @@ class Asked:
     resets: Tensor | None = None
     alive: Tensor | None = None
     every: bool = False
+    noise: Regularised | None = None
+    training: bool = False
     found: list[States] = field(default_factory=list)
 
     def mark(self, resets: Any, lanes: int) -> None:
@@ -124,7 +129,11 @@ class Asked:
         """Run cells as :func:`unrolled.engines.run` does, variants of them where something is asked for."""
         count = len(cells[0].state)
         widths = list(cells[0].state_sizes().values())
-        columns = [part.to(x.dtype) for part in (self.resets, self.alive) if part is not None]
+        noise = self.noise
+        if noise is not None and self.training and noise.variational:
+            x = x * self._over_time(noise.mask(x, noise.variational, self.sequence.batch, x.shape[-1]))
+        kept = None if noise is None or not self.training else noise.kept(x, widths)
+        columns = [part.to(x.dtype) for part in (kept, self.resets, self.alive) if part is not None]
         if columns:
             x = torch.cat((x, *columns), -1)
         begun: list[States | None] = []
@@ -132,6 +141,13 @@ class Asked:
         for back, state in enumerate(states):
             chain: list[tuple[str, tuple[Any, ...]]] = []
             given = state
+            if noise is not None and any(noise.zoneout):
+                chain.append(("Zoned", (noise.zoneout, self.training)))
+            if noise is not None and noise.recurrent and self.training:
+                chain.append(("Dropped", ()))
+                rows = self.sequence.batch
+                given = given or tuple([x.new_zeros(rows, width) for width in widths])
+                given = (*given, noise.mask(x, noise.recurrent, rows, widths[0]))
             if self.resets is not None:
                 chain.append(("Resetting", (given is not None, back == 1, len(cells))))
                 given = None if given is None else (*given, *given)
@@ -165,6 +181,13 @@ class Asked:
             first = start or tuple(torch.zeros_like(part) for part in final)
             final = tuple(torch.where(empty, a, b) for a, b in zip(first, final, strict=True))
         return every[0], final
+
+    def _over_time(self, rows: Tensor) -> Tensor:
+        """Values of each row of the batch, in its order here, as they go with the steps."""
+        sizes = self.sequence.sizes
+        if sizes is None:
+            return rows
+        return torch.cat([rows[: int(size)] for size in sizes])
 
     def states(self, names: Several[str]) -> dict[str, Tensor]:
         """By name the states of every step of each direction of each layer, ``(layers × directions, …)``."""

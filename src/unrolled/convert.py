@@ -71,6 +71,11 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
     ours = drop_in_of(layer.cell)
     if ours is None:
         raise ValueError(f"torch.nn has no layer that computes {layer.cell.__name__}")
+    if not layer.plain:
+        raise ValueError(
+            f"torch.nn has no {ours.torch_class.__name__} with learned initial states, dropout over time or "
+            f"zoneout, as {layer} has"
+        )
     weights = weights or layer.state_dict()
     like = next(iter(weights.values()))
     twin = _quietly(ours.torch_class, **_arguments(layer, ours), device="meta", dtype=like.dtype)

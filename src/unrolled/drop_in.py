@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cell import Cell
-from unrolled.layers import Recurrent, State
+from unrolled.cell_module import State
+from unrolled.layers import Recurrent
 from unrolled.single_step import SingleStep
 
 

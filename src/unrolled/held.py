@@ -71,7 +71,7 @@ class Held:
         if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu or x.is_neg():
             return False
         layer = self.layer
-        if layer.training and layer.dropout > 0:
+        if (layer.training and layer.dropout > 0) or not layer.plain:
             return False
         return engines.chosen() != "reference" and not engines.in_transform()
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,112 +18,17 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled import engines
 from unrolled.asked import Asked
 from unrolled.cell import Cell, whole
+from unrolled.cell_module import CellModule, Run, State, States
+from unrolled.regularised import Regularised
 from unrolled.sequence import InputError, Sequence
 
-State = Tensor | tuple[Tensor, ...]
-States = tuple[Tensor, ...]
-Run = Callable[[list[Cell], Tensor, list[States | None], list[int] | None], list[tuple[Tensor, States]]]
-
-
-class CellModule(nn.Module):
-    """Owns the parameters of cells; a cell's names get a suffix such as ``_l0_reverse``."""
-
-    def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
-        super().__init__()
-        self._cells = cells
-        for suffix, cell in cells.items():
-            for name, shape in cell.shapes().items():
-                empty = torch.empty(shape, device=device, dtype=dtype)
-                self.register_parameter(name + suffix, nn.Parameter(empty))
-        self.reset_parameters()
-
-    @property
-    def _label(self) -> str:
-        """The name of the class, for messages."""
-        return type(self).__name__
-
-    @property
-    def _first(self) -> Cell:
-        return next(iter(self._cells.values()))
-
-    def chosen_options(self) -> dict[str, Any]:
-        """The value of every option of the cell."""
-        return self._first.chosen_options()
-
-    def reset_parameters(self) -> None:
-        """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
-        for suffix, cell in self._cells.items():
-            params = cell.params()
-            for name in cell.shapes():
-                params[name].fill(getattr(self, name + suffix), cell.hidden)
-
-    def _bind(self, suffix: str) -> Cell:
-        cell, held = self._cells[suffix], self._parameters
-        tensors = {}
-        for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
-            found = held.get(name + suffix)
-            tensors[name] = getattr(self, name + suffix) if found is None else found
-        bound = cell.bind(tensors)
-        bound.training = self.training
-        return bound
-
-    def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
-        """What a user gave as state, as a tuple with a tensor for each state of the cell."""
-        names = tuple(self._first.state)
-        one = len(names) == 1
-        given: Any = (state,) if one else state
-        expected = "a tensor" if one else f"a tuple of {len(names)} tensors"
-        if not isinstance(given, (tuple, list)) or not all(isinstance(part, Tensor) for part in given):
-            raise TypeError(
-                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {_describe(state)}"
-            )
-        if len(given) != len(names):
-            raise InputError(
-                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {len(given)}"
-            )
-        return tuple(given)
-
-    def _check(self, what: str, tensor: Tensor) -> None:
-        """Raise where a tensor's dtype or device is not that of the parameters."""
-        weight = next(iter(self._parameters.values()), None)
-        if weight is None and (weight := next(self.parameters(), None)) is None:
-            return
-        if tensor.dtype == weight.dtype and tensor.device == weight.device:
-            return
-        what = f"{self._label} {what}"
-        if tensor.device != weight.device:
-            raise InputError(
-                f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
-                f"one with .to({str(weight.device)!r})"
-            )
-        number = tensor.is_floating_point() or tensor.is_complex()
-        if tensor.dtype != weight.dtype and not (number and torch.is_autocast_enabled(weight.device.type)):
-            noun = "input" if what.endswith("input") else "state"
-            raise InputError(
-                f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert {noun}: {noun}.to({weight.dtype})"
-                + (f", or convert model: model.to({tensor.dtype})" if number else "")
-            )
-
-    def _run(
-        self, run: Run, suffixes: list[str], steps: Tensor, starts: list[States | None], sizes: Any
-    ) -> list[tuple[Tensor, States]]:
-        """Run the cells of these suffixes; what goes wrong in a step is told by its cause."""
-        cells = [self._bind(suffix) for suffix in suffixes]
-        try:
-            return run(cells, steps, starts, sizes)
-        except RuntimeError as error:
-            kinds: dict[tuple[Any, Any], str] = {}
-            for cell, suffix in zip(cells, suffixes, strict=True):
-                for name in cell.shapes():
-                    held = getattr(cell, name)
-                    kinds.setdefault((held.dtype, held.device), name + suffix)
-            if len(kinds) <= 1:
-                raise
-            named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
-            raise InputError(
-                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
-            ) from error
+# Options that torch.nn's layers don't have, with their defaults.
+_NOT_IN_TORCH: dict[str, Any] = {
+    "initial_state": "zeros",
+    "variational_dropout": 0.0,
+    "recurrent_dropout": 0.0,
+    "zoneout": 0.0,
+}
 
 
 class Recurrent(CellModule):
@@ -141,6 +46,13 @@ class Recurrent(CellModule):
         batch_first: input and output are ``(B, T, features)`` instead of ``(T, B, features)``.
         dropout: the probability of zeroing an output between two layers, in training.
         bidirectional: a second cell runs from the last step to the first; outputs are joined.
+        initial_state: ``"zeros"``, or ``"learned"``: what rows start from where no state is given is a
+            parameter, ``(H,)`` for each state of each layer and direction.
+        variational_dropout: the probability of leaving out a feature of the input of every layer, in
+            training: for each row the same in all time steps (Gal & Ghahramani, 2016).
+        recurrent_dropout: the same of the hidden state, where it enters a matrix product.
+        zoneout: the probability that a unit of a state keeps its value in a time step, in training, and what
+            is expected of that elsewhere (Krueger et al., 2017): one for all states, or a mapping by name.
         device, dtype: of the parameters.
         cell_options: options of the cell.
 
@@ -159,6 +71,8 @@ class Recurrent(CellModule):
     batch_first: bool
     dropout: float
     bidirectional: bool
+    initial_state: str
+    _noise: Regularised | None
 
     def __init__(
         self,
@@ -171,6 +85,10 @@ class Recurrent(CellModule):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        initial_state: str = "zeros",
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Mapping[str, float] = 0.0,
         device: Any = None,
         dtype: Any = None,
         **cell_options: Any,
@@ -192,6 +110,8 @@ class Recurrent(CellModule):
                 f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
                 stacklevel=1 + _constructors(type(self)),
             )
+        if initial_state not in ("zeros", "learned"):
+            raise ValueError(f"initial_state should be 'zeros' or 'learned', got {initial_state!r}")
         _check_options(type(self), cell, cell_options)
         directions = ("", "_reverse") if bidirectional else ("",)
         cells = {}
@@ -210,6 +130,16 @@ class Recurrent(CellModule):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
+        self.initial_state = initial_state
+        self.variational_dropout, self.recurrent_dropout = variational_dropout, recurrent_dropout
+        self.zoneout = zoneout
+        names = list(cell.state)
+        self._noise = Regularised.of(variational_dropout, recurrent_dropout, zoneout, names)
+        if initial_state == "learned":
+            for suffix, made in cells.items():
+                for name, size in made.state_sizes().items():
+                    start = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+                    self.register_parameter(f"initial_{name}{suffix}", start)
         self.bidirectional = bidirectional
 
     def forward(
@@ -248,7 +178,8 @@ class Recurrent(CellModule):
         Raises:
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
-        plain = lengths is None and resets is None and not all_states
+        noise = self._noise if self._noise is not None and self._noise.acts(self.training) else None
+        plain = lengths is None and resets is None and not all_states and noise is None
         if plain and self._frozen is not None and (done := self._frozen(x, state)) is not None:
             return done
         run: Any = engines.run
@@ -257,7 +188,8 @@ class Recurrent(CellModule):
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
             return self.unroll(x, state, run)
-        asked = Asked(self._label, Sequence.of(x, self.batch_first, self._label), every=all_states)
+        sequence = Sequence.of(x, self.batch_first, self._label)
+        asked = Asked(self._label, sequence, every=all_states, noise=noise, training=self.training)
         if all_states:
             asked.check("all_states")
         if resets is not None:
@@ -279,7 +211,10 @@ class Recurrent(CellModule):
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {steps.shape[-1]}"
             )
-        initial = None if state is None else self._initial(state, sequence)
+        if state is not None:
+            initial: States | None = self._initial(state, sequence)
+        else:
+            initial = self._learned(sequence.batch) if self.initial_state == "learned" else None
         final: list[States] = []
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
@@ -295,6 +230,65 @@ class Recurrent(CellModule):
         else:
             states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the layer by itself computes what its cells do, from zeros."""
+        return self._noise is None and self.initial_state == "zeros"
+
+    def check_noise(self, what: str) -> None:
+        """Raise where the layer computes something else than its cells' steps, which ``what`` is about.
+
+        Raises:
+            ValueError: it does now.
+        """
+        if self._noise is not None and self._noise.acts(self.training):
+            raise ValueError(
+                f"{self._label}: {what} is of the cell's own steps, which dropout over time and zoneout "
+                "change; make a layer without these options and load the weights into it"
+            )
+
+    def _learned(self, batch: int) -> States:
+        """The initial states that are parameters, ``(K, B, H)`` each."""
+        return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in self._starts())
+
+    def _starts(self) -> list[list[Tensor]]:
+        """The parameters that rows start from, of each state by layer and direction."""
+        names, suffixes = self._first.state, self._cells
+        return [[getattr(self, f"initial_{name}{suffix}") for suffix in suffixes] for name in names]
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew as its ``Param`` says; learned initial states are zeros again."""
+        super().reset_parameters()
+        if getattr(self, "initial_state", "zeros") == "learned":  # not so while the layer is made
+            for parts in self._starts():
+                for part in parts:
+                    nn.init.zeros_(part)
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Any, Any]:
+        """Run one time step: the bits of the step in a whole sequence.
+
+        Args:
+            x: ``(B, I)``, or ``(I,)`` for one row.
+            state: the state before it, ``(K, B, H)``, or ``(K, H)`` for one row; a tuple of such where the
+                cell keeps several. None: the initial one.
+
+        Returns:
+            The output, ``(B, H)`` or ``(H,)``, and the state after the step, laid out as ``state``.
+
+        Raises:
+            TypeError, ValueError: an input or state that doesn't fit; the layer is bidirectional.
+        """
+        if self.bidirectional:
+            raise ValueError(f"{self._label}: a bidirectional layer has no step: it reads from the end too")
+        if not isinstance(x, Tensor) or x.dim() not in (1, 2):
+            got = f"{x.dim()}D" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(
+                f"{self._label}: step takes x of shape (batch, features) or (features,), got {got}"
+            )
+        axis = 1 if self.batch_first and x.dim() == 2 else 0
+        output, final = self(x.unsqueeze(axis), state)
+        return output.squeeze(axis), final
 
     def flatten_parameters(self) -> None:
         """Do nothing; torch.nn's layers have this method, and models call it."""
@@ -312,7 +306,7 @@ class Recurrent(CellModule):
         parts += [str(self.input_size), str(self.hidden_size)]
         parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
         shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        for name, default in shown.items():
+        for name, default in (shown | _NOT_IN_TORCH).items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
         return ", ".join(parts)
@@ -374,9 +368,3 @@ def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, An
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
             of = f" of {cell.__name__}" if "cell" in inspect.signature(layer).parameters else ""
             raise TypeError(f"{layer.__name__}{of} has no option {name!r}: {hint}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
-    return f"a {type(value).__name__}"

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
+from unrolled.cell_module import State
 from unrolled.engines.native.route import Between, Route
 from unrolled.held import Form, Held
-from unrolled.layers import Recurrent, State
+from unrolled.layers import Recurrent
 
 _Places = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 _MOST_WAYS = 100

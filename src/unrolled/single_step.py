@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unrolled import engines
 from unrolled.cell import Cell
-from unrolled.layers import CellModule, State
+from unrolled.cell_module import CellModule, State
 from unrolled.sequence import InputError
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from unrolled.cell_module import CellModule, State
 from unrolled.drop_in import DropInLayer
 from unrolled.frozen import FrozenCalls
-from unrolled.layers import CellModule, Recurrent, State
+from unrolled.layers import Recurrent
 from unrolled.sequence import InputError
 from unrolled.shuttle import Shuttle, parts_of
 

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import convert, engines
 from unrolled.cell import Cell
+from unrolled.cell_module import State
 from unrolled.explain import Recording, number
-from unrolled.layers import Recurrent, State
+from unrolled.layers import Recurrent
 from unrolled.recording import StepRecorder, cuda_devices, run_with_names
 from unrolled.sequence import Sequence as Steps
 from unrolled.tables import StepTable, frame
@@ -295,6 +296,7 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
             directions = zip(cells, starts, (False, True), strict=False)
             return [record(cell, rows, start, sizes, reverse) for cell, start, reverse in directions]
 
+        recurrent.check_noise("trace")
         result = recurrent.unroll(*call, run)
     return Trace(module, recurrent, parts, call, result, random_state)
 

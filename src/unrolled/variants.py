@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from unrolled.cell import Cell
 
@@ -143,7 +145,87 @@ class Every(Variant):
         return (torch.cat(new[:count], -1), *new[count:])
 
 
-_KINDS: dict[str, Callable[..., Variant]] = {kind.__name__: kind for kind in (Resetting, Masked, Every)}
+class Zoned(Variant):
+    """Has units of the states keep their values: zoneout (Krueger et al., 2017, equation 3).
+
+    Args:
+        inner: the cell.
+        rates: for each of its first states the probability that a unit does.
+        drawn: whether columns of x say which units do; else all of them do in part, as is expected.
+    """
+
+    def __init__(self, inner: Cell, rates: tuple[float, ...], drawn: bool) -> None:
+        sizes = inner.state_sizes().values()
+        columns = sum(size for size, rate in zip(sizes, rates, strict=False) if rate)
+        super().__init__(inner, columns if drawn else 0, arguments=(rates, drawn))
+        self.rates, self.drawn = rates, drawn
+
+    def step(self, x: Tensor, *states: Tensor) -> Any:
+        """The inner step, with some of the old values in the place of new ones."""
+        new, at = list(self.inner_step(x, *states)), self.inner.features
+        for k, (rate, before) in enumerate(zip(self.rates, states, strict=False)):
+            if rate and self.drawn:
+                size = before.shape[1]
+                new[k] = torch.where(x[:, at : at + size] > 0.5, before, new[k])
+                at += size
+            elif rate:
+                new[k] = rate * before + (1 - rate) * new[k]
+        return tuple(new)
+
+
+class Dropped(Variant):
+    """Has products read the first state with units left out: a state that follows says which.
+
+    What else reads the state reads all of it: a gate that lets it pass does so undiminished. What is computed
+    of the state and then enters a product, as a state that a gate resets, has those units left out.
+    """
+
+    def __init__(self, inner: Cell) -> None:
+        sizes = inner.state_sizes()
+        super().__init__(inner, 0, {**sizes, "mask": next(iter(sizes.values()))})
+
+    def step(self, x: Tensor, *states: Tensor) -> Any:
+        """The inner step, its products with other values of the first state."""
+        *now, mask = states
+        with _Twins(now[0], now[0] * mask):
+            new = self.inner_step(x, *now)
+        return (*new, mask)
+
+
+_PRODUCTS = {
+    torch.nn.functional.linear, torch.nn.functional.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv,
+    torch.addmm, torch.baddbmm, torch.einsum, torch.tensordot, Tensor.matmul, Tensor.mm, Tensor.bmm,
+    Tensor.addmm, Tensor.baddbmm, Tensor.__matmul__, Tensor.__rmatmul__,
+}  # fmt: skip
+
+
+class _Twins(TorchFunctionMode):
+    """Has products read the twin of a value, and what is computed of the twin in the place of the value."""
+
+    def __init__(self, value: Tensor, twin: Tensor) -> None:
+        super().__init__()
+        self._twins = {id(value): twin}
+        self._alive = [value]  # or another value may get its number
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(id(leaf) in self._twins for leaf in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        theirs, named = tree_map(lambda leaf: self._twins.get(id(leaf), leaf), (args, kwargs))
+        twin = func(*theirs, **named)
+        if func in _PRODUCTS:
+            return twin
+        made = func(*args, **kwargs)
+        for one, other in zip(tree_leaves(made), tree_leaves(twin), strict=True):
+            if isinstance(one, Tensor):
+                self._twins[id(one)] = other
+                self._alive.append(one)
+        return made
+
+
+_KINDS: dict[str, Callable[..., Variant]] = {
+    kind.__name__: kind for kind in (Zoned, Dropped, Resetting, Masked, Every)
+}
 
 
 def varied(cell: Cell, chain: Chain) -> Cell:

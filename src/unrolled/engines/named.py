@@ -32,7 +32,7 @@ def text_of(cell: Cell, training: bool) -> str:
         "training": training,
     }
     if isinstance(whole, Variant):
-        what["variants"] = [[name, list(arguments)] for name, arguments in whole.chain]
+        what["variants"] = json.loads(json.dumps(whole.chain))  # lists, as they will be read
     try:
         text = json.dumps(what)
         exact = json.loads(text) == what and _class(what["cell"]) is cls
@@ -67,9 +67,13 @@ def cell_of(text: str) -> Cell:
         )
     cls = _class(what["cell"])
     made: Cell = cls(what["input"], what["hidden"], bias=what["bias"], **what["options"])
-    made = varied(made, tuple((name, tuple(arguments)) for name, arguments in what.get("variants", ())))
+    made = varied(made, _tuples(what.get("variants", ())))
     made.training = what["training"]
     return _cells.setdefault(text, made)
+
+
+def _tuples(given: Any) -> Any:
+    return tuple(map(_tuples, given)) if isinstance(given, (list, tuple)) else given
 
 
 def _class(name: str) -> type[Cell]:

@@ -1,0 +1,124 @@
+"""A module that owns the parameters of cells: what layers and single steps have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unrolled.cell import Cell
+from unrolled.engines import transformed
+from unrolled.sequence import InputError
+
+State = Tensor | tuple[Tensor, ...]
+States = tuple[Tensor, ...]
+Run = Callable[[list[Cell], Tensor, list[States | None], Any], list[tuple[Tensor, States]]]
+
+
+class CellModule(nn.Module):
+    """Owns the parameters of cells; a cell's names get a suffix such as ``_l0_reverse``."""
+
+    def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
+        super().__init__()
+        self._cells = cells
+        for suffix, cell in cells.items():
+            for name, shape in cell.shapes().items():
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                self.register_parameter(name + suffix, nn.Parameter(empty))
+        self.reset_parameters()
+
+    @property
+    def _label(self) -> str:
+        """The name of the class, for messages."""
+        return type(self).__name__
+
+    @property
+    def _first(self) -> Cell:
+        return next(iter(self._cells.values()))
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The value of every option of the cell."""
+        return self._first.chosen_options()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
+        for suffix, cell in self._cells.items():
+            params = cell.params()
+            for name in cell.shapes():
+                params[name].fill(getattr(self, name + suffix), cell.hidden)
+
+    def _bind(self, suffix: str) -> Cell:
+        cell, held = self._cells[suffix], self._parameters
+        tensors = {}
+        for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
+            found = held.get(name + suffix)
+            tensors[name] = getattr(self, name + suffix) if found is None else found
+        bound = cell.bind(tensors)
+        bound.training = self.training
+        return bound
+
+    def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
+        """What a user gave as state, as a tuple with a tensor for each state of the cell."""
+        names = tuple(self._first.state)
+        one = len(names) == 1
+        given: Any = (state,) if one else state
+        expected = "a tensor" if one else f"a tuple of {len(names)} tensors"
+        if not isinstance(given, (tuple, list)) or not all(isinstance(part, Tensor) for part in given):
+            raise TypeError(
+                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {_describe(state)}"
+            )
+        if len(given) != len(names):
+            raise InputError(
+                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {len(given)}"
+            )
+        return tuple(given)
+
+    def _check(self, what: str, tensor: Tensor) -> None:
+        """Raise where a tensor's dtype or device is not that of the parameters."""
+        weight = next(iter(self._parameters.values()), None)
+        if weight is None and (weight := next(self.parameters(), None)) is None:
+            return
+        if tensor.dtype == weight.dtype and tensor.device == weight.device:
+            return
+        what = f"{self._label} {what}"
+        if tensor.device != weight.device:
+            raise InputError(
+                f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
+                f"one with .to({str(weight.device)!r})"
+            )
+        number = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.dtype != weight.dtype and not (number and transformed.autocasts(weight.device.type)):
+            noun = "input" if what.endswith("input") else "state"
+            raise InputError(
+                f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert {noun}: {noun}.to({weight.dtype})"
+                + (f", or convert model: model.to({tensor.dtype})" if number else "")
+            )
+
+    def _run(
+        self, run: Run, suffixes: list[str], steps: Tensor, starts: list[States | None], sizes: Any
+    ) -> list[tuple[Tensor, States]]:
+        """Run the cells of these suffixes; what goes wrong in a step is told by its cause."""
+        cells = [self._bind(suffix) for suffix in suffixes]
+        try:
+            return run(cells, steps, starts, sizes)
+        except RuntimeError as error:
+            kinds: dict[tuple[Any, Any], str] = {}
+            for cell, suffix in zip(cells, suffixes, strict=True):
+                for name in cell.shapes():
+                    held = getattr(cell, name)
+                    kinds.setdefault((held.dtype, held.device), name + suffix)
+            if len(kinds) <= 1:
+                raise
+            named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            raise InputError(
+                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
+            ) from error
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
+    return f"a {type(value).__name__}"
