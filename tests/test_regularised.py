@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 import unrolled as ur
 from kinds import NEEDS_COMPILER, assert_close, tensors
+from unrolled import counterpart
 
 INPUT, HIDDEN = 3, 4
 ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
@@ -221,7 +222,7 @@ def test_what_is_about_the_cells_own_steps() -> None:
     with pytest.raises(ValueError, match="LSTM: trace is of the cell's own steps"):
         ur.trace(layer, sequence())
     with pytest.raises(ValueError, match=r"torch\.nn has no LSTM with learned initial states"):
-        ur.convert.to_torch(layer)
+        counterpart.to_torch(layer)
 
 
 # --- single steps ---

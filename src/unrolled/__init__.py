@@ -2,6 +2,7 @@
 
 from unrolled import cells
 from unrolled.cell import Cell, Param
+from unrolled.conversion import convert, revert
 from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from unrolled.engines import engine
 from unrolled.frozen import frozen
@@ -24,7 +25,9 @@ __all__ = [
     "Stream",
     "Trace",
     "cells",
+    "convert",
     "engine",
     "frozen",
+    "revert",
     "trace",
 ]

@@ -164,9 +164,10 @@ class GRU(DropInLayer):
 
 
 class DropInCell(SingleStep):
-    """One step in the place of a torch.nn cell."""
+    """One step in the place of ``torch_class``; it computes with ``cell_class``."""
 
     cell_class: ClassVar[type[Cell]]
+    torch_class: ClassVar[type[nn.RNNCellBase]]
 
     def forward(self, input: Tensor, hx: State | None = None) -> Any:
         """Run one step: ``(batch, input)`` or ``(input,)``, and the state, to the new state."""
@@ -177,6 +178,7 @@ class RNNCell(DropInCell):
     """One step of :class:`RNN`, a drop-in for :class:`torch.nn.RNNCell`."""
 
     cell_class = cells.RNN
+    torch_class = nn.RNNCell
 
     def __init__(
         self,
@@ -203,6 +205,7 @@ class LSTMCell(DropInCell):
     """One step of :class:`LSTM`, a drop-in for :class:`torch.nn.LSTMCell`."""
 
     cell_class = cells.LSTM
+    torch_class = nn.LSTMCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -214,6 +217,7 @@ class GRUCell(DropInCell):
     """One step of :class:`GRU`, a drop-in for :class:`torch.nn.GRUCell`."""
 
     cell_class = cells.GRU
+    torch_class = nn.GRUCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -222,3 +226,4 @@ class GRUCell(DropInCell):
 
 
 LAYERS: tuple[type[DropInLayer], ...] = (RNN, LSTM, GRU)
+CELLS: tuple[type[DropInCell], ...] = (RNNCell, LSTMCell, GRUCell)

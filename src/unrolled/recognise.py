@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from unrolled.cell import Cell
-from unrolled.convert import drop_in_of
+from unrolled.counterpart import drop_in_of
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
 

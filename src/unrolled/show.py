@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from unrolled import convert
+from unrolled import counterpart
 from unrolled.describe import equations, meanings, prose
 from unrolled.layers import Recurrent
 from unrolled.tables import vector
@@ -98,7 +98,7 @@ def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
     length = int(trace.layers[0].lengths[0])
     chosen = list(range(length)) if steps is None else _steps(steps, length)
     final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
-    twin = convert.drop_in_of(trace.recurrent.cell)
+    twin = counterpart.drop_in_of(trace.recurrent.cell)
     return {
         "layer": repr(trace.module),
         "cell": trace.recurrent.cell.__name__,
@@ -201,7 +201,7 @@ def _where(trace: Trace, part: LayerTrace) -> str:
 
 
 def _verdict(trace: Trace) -> str:
-    ours = convert.drop_in_of(trace.recurrent.cell)
+    ours = counterpart.drop_in_of(trace.recurrent.cell)
     if ours is None:
         return (
             f"torch.nn has no layer that computes {trace.recurrent.cell.__name__}: nothing to compare with."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from unrolled import convert, engines
+from unrolled import counterpart, engines
 from unrolled.cell import Cell
 from unrolled.cell_module import State
 from unrolled.explain import Recording, number
@@ -239,7 +239,7 @@ class Trace:
             for part in self.layers
             for name in part.cell.shapes()
         }
-        twin = convert.to_torch(self.recurrent, weights)
+        twin = counterpart.to_torch(self.recurrent, weights)
         devices = cuda_devices(self.input)
         with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
@@ -265,7 +265,7 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         TypeError: the module is no recurrent layer, or overrides the forward of one.
         ValueError: an input or state that doesn't fit the module.
     """
-    recurrent = convert.recurrent(module)
+    recurrent = counterpart.recurrent(module)
     parts: list[LayerTrace] = []
     with torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
         random_state = torch.get_rng_state()

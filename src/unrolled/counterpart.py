@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.cell import Cell
-from unrolled.drop_in import LAYERS, DropInLayer
+from unrolled.cell_module import CellModule
+from unrolled.drop_in import CELLS, LAYERS, DropInCell, DropInLayer
 from unrolled.layers import Recurrent
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -86,6 +88,14 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
     return twin.train(layer.training)
 
 
+def like(module: nn.Module, kind: Any) -> nn.Module:
+    """A module of this class with the arguments of another one, ours or torch.nn's, without data."""
+    known: tuple[Any, ...] = (*LAYERS, *CELLS)
+    ours = next(one for one in known if kind in (one, one.torch_class))
+    made: nn.Module = _quietly(kind, **_arguments(module, ours), device="meta")
+    return made.train(module.training)
+
+
 def _overrides(module: nn.Module, base: str) -> TypeError:
     return TypeError(
         f"{type(module).__name__} overrides the forward of {base}: what it computes can't be read from "
@@ -100,10 +110,13 @@ def _quietly(make: type[_Layer], **arguments: Any) -> _Layer:
         return make(**arguments)
 
 
-def _arguments(layer: nn.Module, ours: type[DropInLayer]) -> dict[str, Any]:
-    names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+def _arguments(layer: nn.Module, ours: type[DropInLayer] | type[DropInCell]) -> dict[str, Any]:
+    names = ["input_size", "hidden_size", "bias"]
+    if issubclass(ours, DropInLayer):
+        names += ["num_layers", "batch_first", "dropout", "bidirectional"]
     arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
     for name in ours.cell_class.options():
-        chosen = layer.chosen_options() if isinstance(layer, Recurrent) else vars(layer)
-        arguments[name] = chosen[name]
+        chosen = layer.chosen_options() if isinstance(layer, CellModule) else vars(layer)
+        if name in inspect.signature(ours).parameters:  # of a single step not all are
+            arguments[name] = chosen[name]
     return arguments

@@ -1,0 +1,120 @@
+"""Every recurrent layer and cell of a model swapped for its counterpart: torch.nn's for ours, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from unrolled.counterpart import like
+from unrolled.drop_in import CELLS, LAYERS
+from unrolled.layers import Recurrent
+from unrolled.single_step import SingleStep
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+_KNOWN: tuple[Any, ...] = (*LAYERS, *CELLS)
+_OURS: dict[type[nn.Module], Any] = {ours.torch_class: ours for ours in _KNOWN}
+_THEIRS: dict[type[nn.Module], Any] = {ours: theirs for theirs, ours in _OURS.items()}
+_ALONE = frozenset(vars(nn.Module()))  # what every module holds: parameters, buffers, hooks, mode
+
+
+def convert(model: _Module) -> Any:
+    """Swap every recurrent layer and cell of torch.nn in a model for ours.
+
+    ::
+
+        model = unrolled.convert(model)
+
+    The new ones hold the very parameters of the old ones, so that optimisers and state dicts stay as they
+    are, and their mode, device and hooks. They stand where the old ones stood: the model is changed in place.
+    A subclass of torch.nn's, and a layer with parametrizations, is left alone with a warning: what it
+    computes may be something of its own.
+
+    Args:
+        model: any module. A recurrent layer itself can't be changed into another: use what is returned.
+
+    Returns:
+        The model, or the layer that takes its place where it is a recurrent layer itself.
+
+    Raises:
+        TypeError: it is no module. Whatever is raised, the model is as it was.
+    """
+    return _swapped(model, _OURS, _left_by_convert)
+
+
+def revert(model: _Module) -> Any:
+    """Swap every recurrent layer and cell of ours in a model for torch.nn's: the reverse of :func:`convert`.
+
+    A layer that torch.nn has no counterpart of, of another cell or with learned initial states for instance,
+    is left alone with a warning.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The model, or the layer that takes its place where it is a recurrent layer itself.
+
+    Raises:
+        TypeError: it is no module. Whatever is raised, the model is as it was.
+    """
+    return _swapped(model, _THEIRS, _left_by_revert)
+
+
+def _swapped(model: Any, table: dict[type[nn.Module], Any], left: Callable[[nn.Module], str | None]) -> Any:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a module, got {type(model).__name__}")
+    new: dict[int, nn.Module] = {}
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for path, module in model.named_modules():
+        why = left(module)
+        if why is not None:
+            name = path or "the model"
+            warnings.warn(f"{name}, of the class {type(module).__name__}, is left alone: {why}", stacklevel=3)
+        elif type(module) in table:
+            new[id(module)] = _instead(module, table[type(module)])
+        for name, child in module._modules.items():
+            if child is not None:
+                places.append((module, name, child))
+    for parent, name, child in places:  # all are made by now: nothing can fail half way
+        if id(child) in new:
+            parent._modules[name] = new[id(child)]
+    return new.get(id(model), model)
+
+
+def _instead(module: nn.Module, kind: Any) -> nn.Module:
+    """A module of another class with what a module holds, and what users have put on it."""
+    made = like(module, kind)
+    own = set(vars(made)) | set(vars(like(module, type(module))))
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers"):
+            held = vars(made)[name]
+            held.clear()
+            held.update(value)
+        elif name != "_modules" and (name in _ALONE or name not in own):
+            vars(made)[name] = value
+    if isinstance(made, nn.RNNBase):
+        made._init_flat_weights()
+    return made
+
+
+def _left_by_convert(module: nn.Module) -> str | None:
+    """Why a module that looks like one to convert isn't converted; None where that's no question."""
+    if not isinstance(module, tuple(_OURS)) or type(module) in _OURS:
+        return None
+    if parametrize.is_parametrized(module):
+        return "its parametrizations are of torch.nn's layer; remove them, convert, and register them again"
+    return "a subclass may compute something of its own"
+
+
+def _left_by_revert(module: nn.Module) -> str | None:
+    if not isinstance(module, (Recurrent, SingleStep)):
+        return None
+    if type(module) not in _THEIRS:
+        return "torch.nn has no counterpart of it"
+    if isinstance(module, Recurrent) and not module.plain:
+        return "torch.nn has no learned initial states, dropout over time and zoneout"
+    return None
