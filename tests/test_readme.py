@@ -20,6 +20,7 @@ from kinds import NEEDS_COMPILER, QUIET
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NEEDING = [pytest.param(text, marks=NEEDS_COMPILER if "torch.export" in text else ()) for text in SNIPPETS]
 COMMANDS = [
     pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
     for command in re.findall(r"^\$ (.*)$", README, re.MULTILINE)
@@ -27,7 +28,7 @@ COMMANDS = [
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize("snippet", NEEDING)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
     command = [sys.executable, "-W", "error", "-W", QUIET, "snippet.py"]
