@@ -2,6 +2,7 @@
 
 from unrolled.cells.gru import GRU
 from unrolled.cells.lstm import LSTM
+from unrolled.cells.reset_before_gru import ResetBeforeGRU
 from unrolled.cells.rnn import RNN
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "ResetBeforeGRU"]

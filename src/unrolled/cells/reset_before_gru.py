@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class ResetBeforeGRU(Cell):
+    """Gated recurrent unit (Cho et al., 2014, equations 5 to 8) with the reset before the product.
+
+    The form of the paper, of ONNX's default and of Keras' ``reset_after=False``. The parameters are laid out
+    as in :class:`GRU`, which resets after the product.
+
+    Quantities:
+        input_sum: weighted sums with the input: r, z, n
+        r: reset gate: how much old h enters n
+        z: update gate: how much old h stays
+        kept: the old hidden state as far as it is not reset
+        n: candidate for the new hidden state
+        h: hidden state
+    """
+
+    state = ("h",)
+    weight_ih = Param("3*hidden", "input")
+    weight_hh = Param("3*hidden", "hidden")
+    bias_ih = Param("3*hidden")
+    bias_hh = Param("3*hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        input_sum = linear(x, self.weight_ih, self.bias_ih)
+        bias = self.bias_hh
+        input_r, input_z, input_n = input_sum.chunk(3, -1)
+        weight_r, weight_z, weight_n = self.weight_hh.chunk(3)
+        bias_r, bias_z, bias_n = (None, None, None) if bias is None else bias.chunk(3)
+        r = sigmoid(input_r + linear(h, weight_r, bias_r))
+        z = sigmoid(input_z + linear(h, weight_z, bias_z))
+        kept = r * h
+        n = tanh(input_n + linear(kept, weight_n, bias_n))
+        h = (1 - z) * n + z * h
+        return h
