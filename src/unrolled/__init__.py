@@ -1,6 +1,6 @@
 """Recurrent layers you can open: every number visible, any equation, full speed."""
 
-from unrolled import cells
+from unrolled import cells, io
 from unrolled.cell import Cell, Param
 from unrolled.conversion import convert, revert
 from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -28,6 +28,7 @@ __all__ = [
     "convert",
     "engine",
     "frozen",
+    "io",
     "revert",
     "trace",
 ]

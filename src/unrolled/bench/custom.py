@@ -7,28 +7,11 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import layer_norm, linear
 
 from unrolled.cell import Cell, Param
+from unrolled.cells.peephole_lstm import PeepholeLSTM
 
 
-class Peephole(Cell):
-    """LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count)."""
-
-    state = ("h", "c")
-    weight_ih = Param("4*hidden", "input")
-    weight_hh = Param("4*hidden", "hidden")
-    bias_ih = Param("4*hidden")
-    peep_i = Param("hidden")
-    peep_f = Param("hidden")
-    peep_o = Param("hidden")
-
-    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The gates i and f see the old cell state, o the new one."""
-        sums = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh)
-        i, f, g, o = sums.chunk(4, -1)
-        i = sigmoid(i + self.peep_i * c)
-        f = sigmoid(f + self.peep_f * c)
-        c = f * c + i * tanh(g)
-        h = sigmoid(o + self.peep_o * c) * tanh(c)
-        return h, c
+class Peephole(PeepholeLSTM):
+    """LSTM whose gates see the cell state."""
 
 
 class LayerNorm(Cell):

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class PeepholeLSTM(Cell):
+    """LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count).
+
+    Quantities:
+        i: input gate: sees the old cell state
+        f: forget gate: sees the old cell state
+        g: candidate for the cell state
+        c: cell state
+        o: output gate: sees the new cell state
+        h: hidden state
+    """
+
+    state = ("h", "c")
+    weight_ih = Param("4*hidden", "input")
+    weight_hh = Param("4*hidden", "hidden")
+    bias_ih = Param("4*hidden")
+    peep_i = Param("hidden")
+    peep_f = Param("hidden")
+    peep_o = Param("hidden")
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        sums = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh)
+        i, f, g, o = sums.chunk(4, -1)
+        i = sigmoid(i + self.peep_i * c)
+        f = sigmoid(f + self.peep_f * c)
+        g = tanh(g)
+        c = f * c + i * g
+        o = sigmoid(o + self.peep_o * c)
+        h = o * tanh(c)
+        return h, c
