@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import unrolled as ur
+from conformance import mutants
+from kinds import NEEDS_COMPILER
+
+libraries = pytest.importorskip("conformance.other_libraries", reason="needs keras, flax and jax")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # in Keras
+ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+
+
+@ENGINES
+@pytest.mark.parametrize("name", libraries.KERAS)
+def test_keras(name: str, engine: str) -> None:
+    with ur.engine(engine):
+        libraries.check_keras(name)
+
+
+@ENGINES
+@pytest.mark.parametrize("name", libraries.FLAX)
+def test_flax(name: str, engine: str) -> None:
+    with ur.engine(engine):
+        libraries.check_flax(name)
+
+
+# Where a library has one bias, it stands with the input, and there is no recurrent one to drop.
+BIASED = {"keras": ("GRU",), "flax": ("GRU", "LSTM")}
+
+
+@pytest.mark.parametrize(
+    ("library", "what", "kind"),
+    [
+        (library, what, kind)
+        for library, biased in BIASED.items()
+        for what, kind in mutants.MUTANTS
+        if what != "a bias dropped" or kind in biased
+    ],
+)
+def test_a_wrong_cell_is_noticed(library: str, what: str, kind: str) -> None:
+    def wrong(layer: Any) -> Any:
+        made = ur.Recurrent(
+            mutants.mutated(layer.cell, mutants.CHANGES[what][0]), layer.input_size, layer.hidden_size
+        )
+        made.load_state_dict(layer.state_dict())
+        return made
+
+    check = libraries.check_keras if library == "keras" else libraries.check_flax
+    with ur.engine("reference"), pytest.raises(AssertionError, match="(?i)not equal to tolerance"):
+        check(kind, wrong)
+
+
+def test_what_is_no_layout_of_theirs() -> None:
+    arrays = [numpy.zeros((3, 8)), numpy.zeros((4, 8))]
+    with pytest.raises(ValueError, match="expected 1, 3 or 4 gates of one size"):
+        ur.io.from_keras(arrays)
+    with pytest.raises(ValueError, match="expected a kernel, a recurrent kernel and perhaps a bias"):
+        ur.io.from_keras(arrays[:1])
+    with pytest.raises(ValueError, match="SimpleCell, GRUCell or LSTMCell, got hi, ii"):
+        ur.io.from_flax({"ii": {}, "hi": {}})
+    for function, library in ((ur.io.to_keras, "Keras"), (ur.io.to_flax, "flax")):
+        with pytest.raises(ValueError, match=f"{library} has no cell PeepholeLSTM"):
+            function(ur.Recurrent(ur.cells.PeepholeLSTM, 3, 4))
+        with pytest.raises(ValueError, match=f"{library} holds each layer and direction by itself"):
+            function(ur.LSTM(3, 4, 2))
+        with pytest.raises(ValueError, match=f"{library} has no projections"):
+            function(ur.LSTM(3, 4, proj_size=2))
+    with pytest.raises(ValueError, match="flax's cells have biases"):
+        ur.io.to_flax(ur.GRU(3, 4, bias=False))
+    kept = ur.GRU(3, 4, bias=False, dtype=torch.float64)
+    assert torch.equal(ur.io.from_keras(ur.io.to_keras(kept)).weight_hh_l0, kept.weight_hh_l0)
