@@ -8,6 +8,7 @@ outside of any transform don't come here: torch's dispatcher would take longer t
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from unrolled.engines.native.step import Compiled
 from unrolled.variants import Chain, varied
 
 _Result = TypeVar("_Result")
+
+_compiled: dict[object, Compiled] = {}
 
 _INPUTS = "Tensor x, Tensor[] tensors, Tensor? sizes, str lanes"
 library: Any = torch.library.Library("unrolled", "DEF")  # type: ignore[no-untyped-call]
@@ -106,7 +109,10 @@ class Lane:
 
     def compiled(self, dtype: torch.dtype) -> Compiled:
         """Its compiled step, whatever its own tensors hold."""
-        return elsewhere(lambda: native.compiled(self.cell, dtype))
+        key = (self.cell.identity(), self.cell.training, torch.get_default_dtype(), dtype)
+        if key not in _compiled:
+            _compiled[key] = elsewhere(lambda: native.compiled(self.cell, dtype))
+        return _compiled[key]
 
     def kind(self, dtype: torch.dtype) -> Kind:
         """It as :mod:`autograd` has it, with the values that its own tensors have now."""
@@ -117,14 +123,19 @@ class Lane:
 def read_lanes(text: str, tensors: Sequence[Any]) -> list[Lane]:
     """The lanes that a text names, with their tensors."""
     found, at = [], 0
-    for what in json.loads(text):
-        cell = named.cell_of(what["cell"])
-        states = len(cell.state) if what["stateful"] else 0
-        many = states + len(cell.shapes()) + len(what["own"])
-        mine = tensors[at : at + many]
-        found.append(Lane(cell, what["stateful"], what["back"], tuple(what["own"]), mine))
+    for cell, stateful, back, own in _read(text):
+        many = (len(cell.state) if stateful else 0) + len(cell.shapes()) + len(own)
+        found.append(Lane(cell, stateful, back, own, tensors[at : at + many]))
         at += many
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _read(text: str) -> list[tuple[Cell, bool, bool, tuple[str, ...]]]:
+    return [
+        (named.cell_of(what["cell"]), what["stateful"], what["back"], tuple(what["own"]))
+        for what in json.loads(text)
+    ]
 
 
 def axes_of_results(read: Sequence[Lane]) -> list[int]:
