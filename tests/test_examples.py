@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -150,3 +151,19 @@ def test_sunspots(tmp_path: Path) -> None:
     expected = numpy.abs(design[-60:] @ weights - values[-60:]).mean()
     assert errors["autoregression of 9 years"] == pytest.approx(expected)
     assert errors["layer"] < errors["same as last year"]
+
+
+@pytest.mark.parametrize("way", [[], ["--sharded"]], ids=["ddp", "sharded"])
+def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(EXAMPLES / "distributed.py"), "--epochs", "5", "--hidden", "8", *way],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, gradients as of one to" in done.stdout
+    first, last = (float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("epoch"))
+    assert last < first
