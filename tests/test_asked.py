@@ -289,3 +289,17 @@ def test_what_cannot_be_asked_of_one_sequence_and_of_packed_ones() -> None:
     for asked in ({"lengths": [5, 3]}, {"resets": torch.zeros(5, 2).bool()}, {"all_states": True}):
         with pytest.raises(ValueError, match=f"{next(iter(asked))} takes no packed sequence"):
             layer(packed, **asked)
+
+
+@ENGINES
+def test_a_stream_and_a_frozen_layer_give_every_state_too(engine: str) -> None:
+    layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(4, 2, INPUT)
+    with ur.engine(engine), torch.no_grad():
+        whole = layer(x, all_states=True)[2]
+        stream = ur.Stream(layer)
+        parts = [stream(piece, all_states=True)[1] for piece in x.split(1)]
+        with ur.frozen(layer):
+            again = layer(x, all_states=True)[2]
+    for name, values in whole.items():
+        assert_close(torch.cat([part[name] for part in parts], 1), values, 1e-6)
+        assert torch.equal(again[name], values)

@@ -101,7 +101,7 @@ class Asked:
             raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
         if tuple(given.shape) != (batch,):
             raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(given.shape)}")
-        if engines.in_transform() or keep:
+        if engines.transformed.active() or keep:
             steps = torch.arange(time, device=sequence.steps.device).unsqueeze(1)
             self.alive = (steps < given.to(sequence.steps.device)).unsqueeze(-1)
             return

@@ -180,8 +180,10 @@ class Recurrent(CellModule):
         """
         noise = self._noise if self._noise is not None and self._noise.acts(self.training) else None
         plain = lengths is None and resets is None and not all_states and noise is None
-        if plain and self._frozen is not None and (done := self._frozen(x, state)) is not None:
-            return done
+        if plain and self._frozen is not None and not torch.compiler.is_compiling():
+            done = self._frozen(x, state)
+            if done is not None:
+                return done
         run: Any = engines.run
         if checkpoint is not None:
             _check_checkpoint(checkpoint, x, self._label)

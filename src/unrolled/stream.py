@@ -110,7 +110,9 @@ class Stream:
                 "state to go on with"
             )
         self._states.update(self._new)
-        return made[0] if self._alone else made
+        if not self._alone:
+            return made
+        return made[0] if len(made) == 2 else (made[0], *made[2:])  # every state, where that is asked for
 
     def _streamed(self) -> nn.Module:
         """The model with its layers hooked to this stream: another one, that shares its tensors and hooks."""
