@@ -56,22 +56,12 @@ def whole(tensor: Tensor | None) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def main() -> None:
-    """Compare the gradients, then train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sharded", action="store_true", help="parameters, gradients and optimiser in parts")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--hidden", type=int, default=32)
-    given = parser.parse_args()
-    dist.init_process_group("gloo")
-    rank, processes = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(0)
-    past, change = windows()
-    past, change = past[: len(past) // processes * processes], change[: len(past) // processes * processes]
-    mine = slice(rank * len(past) // processes, (rank + 1) * len(past) // processes)
+def train(given: argparse.Namespace, rank: int, processes: int, past: Tensor, change: Tensor) -> None:
+    """Compare the gradients with those of one process, then train.
 
+    What belongs to the group of processes ends with this function, before the group does.
+    """
+    mine = slice(rank * len(past) // processes, (rank + 1) * len(past) // processes)
     model = Forecaster(given.hidden)
     alone = copy.deepcopy(model)
     if given.sharded:
@@ -101,6 +91,24 @@ def main() -> None:
         dist.all_reduce(mean := loss.detach() / processes)
         if rank == 0 and epoch in (0, given.epochs - 1):
             print(f"epoch {epoch}: loss {float(mean):.4f}")
+
+
+def main() -> None:
+    """Join the other processes, and train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sharded", action="store_true", help="parameters, gradients and optimiser in parts")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--hidden", type=int, default=32)
+    given = parser.parse_args()
+    dist.init_process_group("gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    past, change = windows()
+    past, change = past[: len(past) // processes * processes], change[: len(past) // processes * processes]
+    train(given, rank, processes, past, change)
+    dist.barrier()
     dist.destroy_process_group()
 
 

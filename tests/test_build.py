@@ -732,6 +732,7 @@ def test_why_a_folder_does_not_serve_is_told(kernels: Path, tmp_path: Path, stat
 
 
 @NEEDS_SYSTEMS_COMPILER
+@pytest.mark.exhaustive
 def test_a_cell_of_ones_own_is_shipped(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""

@@ -70,7 +70,7 @@ def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]
     torch.testing.assert_close(torch.tensor(data["output"]), reference(x)[0])
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.3])
+@pytest.mark.parametrize("moment", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
 def test_killed_at_any_moment_nothing_is_lost(
     finished: tuple[Path, str], tmp_path: Path, moment: float
 ) -> None:
@@ -153,7 +153,10 @@ def test_sunspots(tmp_path: Path) -> None:
     assert errors["layer"] < errors["same as last year"]
 
 
-@pytest.mark.parametrize("way", [[], ["--sharded"]], ids=["ddp", "sharded"])
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param([], marks=pytest.mark.exhaustive, id="ddp"), pytest.param(["--sharded"], id="sharded")],
+)
 def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -162,6 +165,7 @@ def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: P
         capture_output=True,
         text=True,
         env=environment,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "2 processes, gradients as of one to" in done.stdout

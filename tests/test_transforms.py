@@ -159,7 +159,7 @@ assert torch.equal(loaded(x)[0], expected), "another result"
 """
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_exported_with_dynamic_sizes_and_loaded_in_a_new_process(tmp_path: Path, strict: bool) -> None:
     layer = ur.LSTM(INPUT, HIDDEN, 2, batch_first=True, bidirectional=True).eval()
     sizes = {"input": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("time", max=4096)}}

@@ -118,7 +118,7 @@ def by_onnxruntime(node: Any, inputs: dict[str, numpy.ndarray]) -> dict[str, num
     return dict(zip(node.output, session.run(None, inputs), strict=True))
 
 
-def check_random(make: Node, only: str = "", seeds: int = 6) -> None:
+def check_random(make: Node, only: str = "", seeds: int = 3) -> None:
     for seed in range(seeds):
         for node, inputs in random_nodes(seed):
             if only and node.op_type != only:

@@ -11,7 +11,10 @@ from kinds import NEEDS_COMPILER
 from unrolled.io import RecurrentNode
 
 cases = pytest.importorskip("conformance.onnx_models", reason="needs onnx and onnxruntime")
-ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+ENGINES = pytest.mark.parametrize(
+    "engine",
+    [pytest.param("native", marks=NEEDS_COMPILER), pytest.param("reference", marks=pytest.mark.exhaustive)],
+)
 
 
 @ENGINES

@@ -12,7 +12,10 @@ from kinds import NEEDS_COMPILER
 
 libraries = pytest.importorskip("conformance.other_libraries", reason="needs keras, flax and jax")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # in Keras
-ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+ENGINES = pytest.mark.parametrize(
+    "engine",
+    [pytest.param("native", marks=NEEDS_COMPILER), pytest.param("reference", marks=pytest.mark.exhaustive)],
+)
 
 
 @ENGINES

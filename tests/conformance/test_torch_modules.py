@@ -9,7 +9,10 @@ from kinds import NEEDS_COMPILER
 OURS = {name: getattr(ur, name) for name in torch_modules.NAMES}
 
 
-@pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("native", marks=NEEDS_COMPILER), pytest.param("reference", marks=pytest.mark.exhaustive)],
+)
 @pytest.mark.parametrize("check", torch_modules.CHECKS)
 def test_torchs_own_inputs(check: str, engine: str) -> None:
     with ur.engine(engine):

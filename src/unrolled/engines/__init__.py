@@ -171,10 +171,13 @@ def _transformed(
     return _by_reference(cells, x, states, sizes, checkpoint)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _now() -> tuple[str, bool]:
     """The engine that is chosen, and whether forward-mode differentiation is active."""
     return _chosen.get(), transformed.in_forward_mode()
+
+
+# What torch.compiler.assume_constant_result sets; to call it would import the compiler, for 1.5 seconds.
+_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _by_reference(
