@@ -90,13 +90,7 @@ class Asked:
             raise InputError(f"{self.layer}: lengths needs an input with a batch axis, got one sequence")
         time, batch, _ = sequence.steps.shape
         given = lengths if isinstance(lengths, Tensor) else _numbers(lengths)
-        if given is None or given.dtype not in (
-            torch.int64,
-            torch.int32,
-            torch.int16,
-            torch.int8,
-            torch.uint8,
-        ):
+        if given is None or given.dtype not in _WHOLE:
             what = f"{given.dtype}" if given is not None else repr(lengths)
             raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
         if tuple(given.shape) != (batch,):

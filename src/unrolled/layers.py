@@ -160,7 +160,8 @@ class Recurrent(CellModule):
             state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
                 where the cell keeps several. None: zeros.
             lengths: ``(B,)``, whole numbers up to T: the steps of each row that count. The others cost no
-                time; outputs there are zeros, and the final state is that after a row's own last step.
+                time, but with ``checkpoint`` and inside torch's transforms, where they run without effect;
+                outputs there are zeros, and the final state is that after a row's own last step.
             resets: booleans, ``(T, B)``, or ``(B, T)`` with ``batch_first``, or ``(T,)``: the first steps of
                 episodes or documents. Before such a step a row's state goes back to its initial state, and
                 no gradient flows past. The direction that runs back does so on the same borders.

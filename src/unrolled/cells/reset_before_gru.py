@@ -3,14 +3,14 @@ from __future__ import annotations
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
+from unrolled.cells.gru import GRU
 
 
-class ResetBeforeGRU(Cell):
+class ResetBeforeGRU(GRU):
     """Gated recurrent unit (Cho et al., 2014, equations 5 to 8) with the reset before the product.
 
-    The form of the paper, of ONNX's default and of Keras' ``reset_after=False``. The parameters are laid out
-    as in :class:`GRU`, which resets after the product.
+    The form of the paper, of ONNX's default and of Keras' ``reset_after=False``. State and parameters are
+    those of :class:`GRU`, which resets after the product.
 
     Quantities:
         input_sum: weighted sums with the input: r, z, n
@@ -20,12 +20,6 @@ class ResetBeforeGRU(Cell):
         n: candidate for the new hidden state
         h: hidden state
     """
-
-    state = ("h",)
-    weight_ih = Param("3*hidden", "input")
-    weight_hh = Param("3*hidden", "hidden")
-    bias_ih = Param("3*hidden")
-    bias_hh = Param("3*hidden")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         input_sum = linear(x, self.weight_ih, self.bias_ih)
