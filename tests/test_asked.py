@@ -95,6 +95,24 @@ def test_rows_without_a_step_and_rows_with_all(engine: str) -> None:
         assert layer(x[:, :0], lengths=[])[0].shape == (3, 0, 2 * HIDDEN)
 
 
+@ENGINES
+def test_what_lies_past_the_end_reaches_nothing(engine: str) -> None:
+    layer, lengths = ur.GRU(INPUT, HIDDEN, 2, bidirectional=True), torch.tensor([2, 0, 3])
+    clean = torch.randn(3, 3, INPUT)
+    past = torch.arange(3).view(3, 1, 1) >= lengths.view(1, 3, 1)
+    with ur.engine(engine):
+        for asked in ({}, {"checkpoint": 2}, {"all_states": True}):
+            found = []
+            for filling in (0.0, float("nan")):
+                x = torch.where(past, filling, clean).requires_grad_()
+                results = layer(x, lengths=lengths, **asked)[:2]
+                gradients = torch.autograd.grad(weighed(results), [x, *layer.parameters()])
+                found.append((results, gradients))
+            assert_close(found[1], found[0], 0)
+        alone = torch.func.grad(lambda w: weighed(layer(w, lengths=lengths)))(x.detach())
+        assert_close(alone, gradients[0], 1e-5)
+
+
 # --- resets ---
 
 
@@ -277,8 +295,17 @@ def test_compiled_and_vectorised() -> None:
 )
 def test_what_cannot_be_asked(asked: dict[str, Any], error: type[Exception], why: str) -> None:
     layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT)
-    with pytest.raises(error, match=why):
-        layer(x, **asked)
+    for more in ({}, {"checkpoint": 2}):
+        with pytest.raises(error, match=why):
+            layer(x, **asked, **more)
+
+
+def test_lengths_that_are_too_long_when_compiled() -> None:
+    layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT)
+    fast = torch.compile(lambda x, lengths: layer(x, lengths=lengths), backend="aot_eager", fullgraph=True)
+    assert_close(fast(x, torch.tensor([2, 5])), layer(x, lengths=[2, 5]), 1e-6)
+    with pytest.raises(RuntimeError, match="LSTM: Expected lengths from 0 to the number of time steps"):
+        fast(x, torch.tensor([2, 6]))
 
 
 def test_what_cannot_be_asked_of_one_sequence_and_of_packed_ones() -> None:

@@ -650,6 +650,31 @@ def test_a_shipped_folder_serves_where_there_is_no_compiler(folder: Path, kernel
     assert not folder.exists()
 
 
+@NEEDS_SYSTEMS_COMPILER
+def test_what_a_program_uses_is_shipped(tmp_path: Path) -> None:
+    program = tmp_path / "score.py"
+    program.write_text(
+        "import torch, unrolled as ur\n"
+        "layer, x = ur.LSTM(2, 3, zoneout=0.1).eval(), torch.randn(4, 1, 2)\n"
+        "with ur.engine('native'), torch.no_grad():\n"
+        "    layer(x, resets=torch.rand(4, 1) < 0.5, all_states=True)\n"
+    )
+    line = [sys.executable, "-m", "unrolled", "build", "--program", str(program), "--out"]
+    shell = {"capture_output": True, "text": True}
+    made = subprocess.run([*line, str(tmp_path / "kernels")], **shell)
+    assert made.returncode == 0, made.stderr
+    assert f"{program}: what it uses\n" in made.stdout
+    without = {**os.environ, "PATH": "", "UNROLLED_CACHE": "/dev/null/nowhere"}
+    assert subprocess.run([sys.executable, program], **shell, env=without).returncode == 1
+    without["UNROLLED_KERNELS"] = str(tmp_path / "kernels")
+    done = subprocess.run([sys.executable, program], **shell, env=without)
+    assert (done.returncode, done.stderr) == (0, "")
+    program.write_text("pass")
+    bad = subprocess.run([*line, str(tmp_path / "other")], **shell)
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+    assert "score.py used no kernel" in bad.stderr
+
+
 @X86
 @NEEDS_SYSTEMS_COMPILER
 def test_the_best_instruction_set_of_a_folder_is_taken(kernels: Path) -> None:
@@ -773,10 +798,15 @@ def test_a_cell_of_ones_own_is_shipped(tmp_path: Path, capsys: Any) -> None:
 def test_bad_usage_of_build_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
     (tmp_path / "file").write_text("")
+    for name, text in (("fails", "raise KeyError('x')"), ("ends", "import sys; sys.exit('no data')")):
+        (tmp_path / f"{name}.py").write_text(text)
     out = ["--out", str(tmp_path / "out")]
     for arguments, message in (
         (["build", "--cell", "lstm"], "the following arguments are required: --out"),
-        (["build", *out], "nothing to build: give WEIGHTS or --cell"),
+        (["build", *out], "nothing to build: give WEIGHTS, --cell or --program"),
+        (["build", "--program", str(tmp_path / "fails.py"), *out], "fails.py failed: KeyError: 'x'"),
+        (["build", "--program", str(tmp_path / "ends.py"), *out], "ends.py ended with no data"),
+        (["build", "--program", str(tmp_path / "none.py"), *out], "none.py"),
         (["build", "--cell", "lstm", "--sizes", "3", *out], "expected INPUT,HIDDEN such as 16,32, got '3'"),
         (
             ["build", "--cell", "lstm", "--sizes", "0,3", *out],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +16,27 @@ from unrolled.layers import Recurrent
 
 
 def save(
-    layers: Mapping[str, Recurrent], folder: Path, archs: Sequence[str], training: bool, console: Console
+    layers: Mapping[str, Recurrent],
+    program: Path | None,
+    folder: Path,
+    archs: Sequence[str],
+    training: bool,
+    console: Console,
 ) -> None:
-    """Compile the kernels of layers into a folder, and say what is in it.
+    """Compile the kernels of layers, and those that a program uses, into a folder, and say what is in it.
 
     Args:
         layers: by name.
+        program: in Python, run here; its layers may be asked for resets, every state and the like, which
+            have kernels of their own.
         folder: made where it isn't there.
         archs: names of instruction sets, ``"native"`` for this machine's own; none: that of this process.
         training: whether gradients will be wanted too.
         console: where to print.
 
     Raises:
-        ValueError: a layer that the compiler can't take, an instruction set that it doesn't know, or no
-            compiler.
+        ValueError: a layer that the compiler can't take, an instruction set that it doesn't know, no
+            compiler, or a program that fails or uses no kernel.
         OSError: the folder can't be written to.
     """
     try:
@@ -41,6 +50,11 @@ def save(
                 compiled = found["training"]["engine"] == "native"
                 told += " and training" if compiled else f"; not training: {found['training']['why']}"
             console.print(f"{label}: {told}")
+        if program is not None:
+            _run(program)
+            console.print(f"{program}: what it uses", soft_wrap=True)
+        if not build.asked():
+            raise ValueError(f"{program} used no kernel: its layers ran on the reference engine, if at all")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a cache that can't be used: the folder can, or raises
             made = ahead.save(build.asked(), folder, archs)
@@ -52,3 +66,20 @@ def save(
         f"Where they are to run: {shipped.VARIABLE}={folder.absolute()}",
         soft_wrap=True,
     )
+
+
+def _run(program: Path) -> None:
+    """Run a program as Python does."""
+    before = sys.argv, sys.path
+    sys.argv, sys.path = [str(program)], [str(program.parent.absolute()), *sys.path]
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    except SystemExit as error:
+        if error.code:
+            raise ValueError(f"{program} ended with {error.code}") from None
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{program} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.argv, sys.path = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,9 +95,12 @@ class Asked:
             raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
         if tuple(given.shape) != (batch,):
             raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(given.shape)}")
-        if engines.transformed.active() or keep:
-            steps = torch.arange(time, device=sequence.steps.device).unsqueeze(1)
-            self.alive = (steps < given.to(sequence.steps.device)).unsqueeze(-1)
+        if engines.transformed.active():
+            if not engines.transformed.vectorises():  # there the numbers can't be seen
+                fits = ((given >= 0) & (given <= time)).all()
+                what = f"{self.layer}: Expected lengths from 0 to the number of time steps"
+                torch._assert_async(fits, what)
+            self._mask(given)
             return
         given = given.detach().to("cpu", torch.int64)
         if batch and not 0 <= int(given.min()) <= int(given.max()) <= time:
@@ -105,10 +108,19 @@ class Asked:
                 f"{self.layer}: Expected lengths from 0 to {time}, the number of time steps, got "
                 f"{int(given.min())} to {int(given.max())}"
             )
-        if batch and int(given.min()) < time:
+        if keep:
+            self._mask(given)
+        elif batch and int(given.min()) < time:
             self.sequence = sequence.packed_by(given)
             if self.resets is not None and self.sequence.ragged is not None:
                 self.resets = self.sequence.ragged.pack(self.resets)
+
+    def _mask(self, lengths: Tensor) -> None:
+        """Keep all steps; those past the end of a row read zeros, or what is no number would spread."""
+        sequence = self.sequence
+        steps = torch.arange(sequence.steps.shape[0], device=sequence.steps.device).unsqueeze(1)
+        self.alive = (steps < lengths.to(sequence.steps.device)).unsqueeze(-1)
+        self.sequence = replace(sequence, steps=torch.where(self.alive, sequence.steps, 0.0))
 
     def check(self, what: str) -> None:
         """Raise where what is asked for, by name, can't be had of a packed sequence."""

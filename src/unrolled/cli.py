@@ -102,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser(
         "build",
         help="compile kernels ahead of time, for machines without a compiler",
-        description="Compile the kernels of the recurrent layers of WEIGHTS, or of CELL, into a folder to "
-        "ship. Where it runs, the environment variable UNROLLED_KERNELS names that folder.",
+        description="Compile the kernels of the recurrent layers of WEIGHTS, or of CELL, or all that PROGRAM "
+        "uses, into a folder to ship. Where it runs, the environment variable UNROLLED_KERNELS names that "
+        "folder.",
         allow_abbrev=False,
     )
     _add_layers(make)
@@ -115,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="instruction sets, such as x86-64-v3,x86-64-v4; the best that runs is taken "
         "(default: native, this machine's own)",
+    )
+    make.add_argument(
+        "--program",
+        type=Path,
+        help="a Python program to run here: the kernels that it uses are shipped too, such as those of calls "
+        "with lengths, resets or all_states, and of layers with zoneout",
     )
     make.add_argument("--inference", action="store_true", help="without what gradients need")
     make.set_defaults(run=_build)
@@ -228,9 +235,9 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     layers = _layers(options)
-    if not layers:
-        raise UsageError("nothing to build: give WEIGHTS or --cell")
-    ahead.save(layers, options.out, options.arch, not options.inference, _console())
+    if not layers and options.program is None:
+        raise UsageError("nothing to build: give WEIGHTS, --cell or --program")
+    ahead.save(layers, options.program, options.out, options.arch, not options.inference, _console())
 
 
 def _layers(options: argparse.Namespace) -> dict[str, Recurrent]:

@@ -96,7 +96,7 @@ class Sequence:
             lengths: ``(batch,)``, on the CPU, in the user's order.
         """
         ragged = Ragged.of(lengths, self.steps.shape[0], self.batch_first)
-        steps = ragged.pack(self.steps)
+        steps = ragged.without_empty(ragged.pack(self.steps))
         return Sequence(steps, ragged.sizes, None, True, self.batch_first, ragged.order, ragged)
 
     def output(self, steps: Tensor) -> Tensor | PackedSequence:
@@ -178,9 +178,14 @@ class Ragged:
 
     def unpack(self, steps: Tensor) -> Tensor:
         """The reverse, as the padded tensor lay, zeros past the end of a row."""
-        if self.empty is not None:
-            many = self.sizes[0]
-            steps = torch.cat((torch.where(self.empty.to(steps.device), 0.0, steps[:many]), steps[many:]))
+        steps = self.without_empty(steps)
         full = steps.new_zeros(self.shape[0] * self.shape[1], *steps.shape[1:])
         filled = full.index_copy(0, self.places.to(steps.device), steps)
         return filled.view(*self.shape, *steps.shape[1:])
+
+    def without_empty(self, steps: Tensor) -> Tensor:
+        """``(sum of sizes, features)`` with zeros in the one step of the rows that have none."""
+        if self.empty is None:
+            return steps
+        many = self.sizes[0]
+        return torch.cat((torch.where(self.empty.to(steps.device), 0.0, steps[:many]), steps[many:]))

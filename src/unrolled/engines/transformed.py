@@ -15,7 +15,16 @@ from unrolled.engines import native
 from unrolled.engines.native import derivatives, operators, vectorised
 from unrolled.variants import Chain
 
-__all__ = ["active", "autocasts", "derivatives", "in_autocast", "in_forward_mode", "run", "vectorised"]
+__all__ = [
+    "active",
+    "autocasts",
+    "derivatives",
+    "in_autocast",
+    "in_forward_mode",
+    "run",
+    "vectorised",
+    "vectorises",
+]
 
 States = tuple[Tensor, ...]
 
@@ -42,6 +51,14 @@ def in_forward_mode() -> bool:
     levels = torch._C._functorch.get_interpreter_stack() or ()
     jvp = torch._C._functorch.TransformType.Jvp
     return forward_ad._current_level >= 0 or any(level.key() == jvp for level in levels)
+
+
+def vectorises() -> bool:
+    """Whether a transform of torch.func is, vmap perhaps, so that a tensor's numbers can't be asked for."""
+    return _functorch() is not None
+
+
+vectorises._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see :func:`engines._now`
 
 
 def autocasts(device: str) -> bool:
