@@ -164,3 +164,27 @@ def test_nothing_is_half_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MemoryError):
         ur.convert(model)
     assert list(model) == before
+
+
+@pytest.mark.filterwarnings("default")  # what importing transformers warns of is its own
+def test_a_speech_codec_of_transformers() -> None:
+    from transformers import EncodecConfig, EncodecModel
+
+    codec = EncodecModel(EncodecConfig(num_filters=4, hidden_size=16, codebook_size=32)).double().eval()
+    sound = torch.randn(1, 1, 3200, dtype=torch.float64)
+
+    def read() -> list[Tensor]:
+        codec.zero_grad()
+        heard = codec.decoder(codec.encoder(sound))
+        heard.square().mean().backward()
+        return [heard.detach(), *(value.grad.clone() for value in codec.parameters() if value.grad is not None)]
+
+    expected, keys = read(), list(codec.state_dict())
+    ur.convert(codec)
+    layers = [module for module in codec.modules() if isinstance(module, ur.LSTM)]
+    assert len(layers) == 2
+    assert not any(isinstance(module, nn.LSTM) for module in codec.modules())
+    assert list(codec.state_dict()) == keys
+    assert_close(read(), expected, 1e-9)
+    ur.revert(codec)
+    assert_close(read(), expected, 0)

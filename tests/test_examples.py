@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import numpy
 import pytest
 import statsmodels.api as sm
 import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -161,7 +164,7 @@ def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: P
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, str(EXAMPLES / "distributed.py"), "--epochs", "5", "--hidden", "8", *way],
+        [*torchrun, str(EXAMPLES / "data_parallel.py"), "--epochs", "5", "--hidden", "8", *way],
         capture_output=True,
         text=True,
         env=environment,
@@ -171,3 +174,65 @@ def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: P
     assert "2 processes, gradients as of one to" in done.stdout
     first, last = (float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("epoch"))
     assert last < first
+
+
+@pytest.mark.filterwarnings("default")  # Lightning's own, of torch
+def test_lightning_and_a_plain_loop_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from data_parallel import Forecaster, windows
+    from with_lightning import Training, fit
+
+    batches = DataLoader(TensorDataset(*windows()), batch_size=64)
+    training, plain = Training(8), Forecaster(8)
+    plain.load_state_dict(training.model.state_dict())
+    fit(training, batches, epochs=2)
+    optimiser = torch.optim.Adam(plain.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        for past, change in batches:
+            loss = torch.nn.functional.huber_loss(plain(past), change)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    assert training.losses == losses
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(training.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_folder_is_scored_in_parts(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "scores"
+    folder.mkdir()
+    heights = numpy.random.default_rng(0).integers(1, 9, 20)
+    pictures = [image[:rows] / 16 for image, rows in zip(load_digits().images, heights, strict=False)]
+    for number, picture in enumerate(pictures):
+        numpy.save(folder / f"{number:03}.npy", picture)
+    numpy.save(folder / "999.npy", numpy.zeros((3, 7)))
+    weights = checkpoint(finished[0] / "digits_lstm.pt")["model"]
+    line = [
+        str(EXAMPLES / "score_folder.py"),
+        str(finished[0] / "digits_lstm.pt"),
+        str(folder),
+        "--part",
+        "7",
+    ]
+    line = [sys.executable, *line, "--out", str(out), "--workers", "1"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "999.npy should hold rows of 8 pixels, got an array of (3, 7)" in done.stderr
+    (folder / "999.npy").unlink()
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "20 sequences in 3 parts, " in done.stdout
+    tables = [table.read_text().splitlines() for table in sorted(out.glob("*.csv"))]
+    rows = [row for table in tables for row in csv.DictReader(table)]
+    assert [row["file"] for row in rows] == [f"{number:03}.npy" for number in range(20)]
+    layer = torch.nn.LSTM(8, 16)
+    layer.load_state_dict(
+        {name.removeprefix("layer."): value for name, value in weights.items() if "layer" in name}
+    )
+    for row, picture in zip(rows, pictures, strict=True):
+        last = layer(torch.tensor(picture).float())[0][-1]
+        scores = (weights["name_it.weight"] @ last + weights["name_it.bias"]).softmax(0)
+        assert int(row["digit"]) == scores.argmax()
+        assert float(row["sure"]) == pytest.approx(float(scores.max().detach()), rel=1e-5)

@@ -1,9 +1,9 @@
 r"""Train on several processes, on one machine or many, with torch's own engine: DDP, or fully sharded.
 
-    torchrun --nproc-per-node 2 examples/distributed.py
-    torchrun --nproc-per-node 2 examples/distributed.py --sharded
+    torchrun --nproc-per-node 2 examples/data_parallel.py
+    torchrun --nproc-per-node 2 examples/data_parallel.py --sharded
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
-        examples/distributed.py
+        examples/data_parallel.py
 
 Each process reads its share of the windows of yearly sunspot numbers (statsmodels ships them); gradients are
 averaged. Before training the averaged gradients are compared with those that one process gets of all windows.
