@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -60,3 +62,28 @@ def test_the_peak_of_memory_is_far_below_that_of_torch() -> None:
     """At least what the issue of memory is about: a long sequence of a middle-sized layer."""
     row = Row("lstm", 32, 1000, 256, "training")
     assert apart.peak_memory(row, "checkpoint") < apart.peak_memory(row, "torch") / 4
+
+
+MILLION = """
+import resource, torch, unrolled as ur
+
+def train(steps, **how):
+    layer.zero_grad()
+    torch.autograd.backward(layer(steps, **how)[1].square().mean())
+    return [parameter.grad.clone() for parameter in layer.parameters()]
+
+layer, x = ur.GRU(2, 16), torch.randn(1_000_000, 1, 2)
+train(x[:3000], checkpoint=1000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = train(x, checkpoint=1000)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (x[:, 0, 0].numel() * 16 * 4))
+torch.testing.assert_close(found, train(x), rtol=1e-4, atol=1e-6)
+"""
+
+
+@NEEDS_COMPILER
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak is Linux's")
+def test_a_million_steps_take_little_more_than_their_output() -> None:
+    done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2

@@ -177,7 +177,10 @@ def test_a_speech_codec_of_transformers() -> None:
         codec.zero_grad()
         heard = codec.decoder(codec.encoder(sound))
         heard.square().mean().backward()
-        return [heard.detach(), *(value.grad.clone() for value in codec.parameters() if value.grad is not None)]
+        return [
+            heard.detach(),
+            *(value.grad.clone() for value in codec.parameters() if value.grad is not None),
+        ]
 
     expected, keys = read(), list(codec.state_dict())
     ur.convert(codec)

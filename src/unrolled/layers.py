@@ -168,7 +168,8 @@ class Recurrent(CellModule):
             all_states: whether to return every state of every time step too.
             checkpoint: for long sequences in training: keep no more for the backward than the states
                 between segments of so many time steps, and compute each segment anew. Not for packed
-                sequences.
+                sequences; without effect inside torch's transforms (compile, export, torch.func), which
+                keep what they keep.
 
         Returns:
             The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
