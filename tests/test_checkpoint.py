@@ -64,6 +64,23 @@ def test_the_peak_of_memory_is_far_below_that_of_torch() -> None:
     assert apart.peak_memory(row, "checkpoint") < apart.peak_memory(row, "torch") / 4
 
 
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+def test_a_state_that_lies_anyhow(engine: str) -> None:
+    layer, x = ur.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64), torch.randn(7, 4, 3).double()
+    one = torch.randn(4, 5).double()
+    with ur.engine(engine):
+        for state in ([one.T.new_ones(4, 1, 1).expand(4, 4, 5), one.expand(4, 4, 5).mT.contiguous().mT],):
+            expected = tensors(layer(x, tuple(part.contiguous() for part in state)))
+            assert_close(layer(x, tuple(state), checkpoint=3), list(expected), 1e-12)
+        learned = ur.Recurrent(ur.cells.GRU, 3, 5, initial_state="learned", dtype=torch.float64)
+        torch.nn.init.normal_(learned.initial_h_l0)
+        found, plain = (
+            torch.autograd.grad(learned(x, checkpoint=k)[0].square().sum(), list(learned.parameters()))
+            for k in (2, None)
+        )
+        assert_close(found, plain, 1e-12)
+
+
 MILLION = """
 import resource, torch, unrolled as ur
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import itertools
 import os
 import pickle
@@ -497,3 +498,45 @@ def test_threads_give_way_where_others_keep_the_cores_busy() -> None:
 def test_the_peak_of_training_is_no_more_than_that_of_torch(kind: str) -> None:
     row = Row(kind, 32, 1000, 256, "training")
     assert apart.peak_memory(row, "unrolled") <= apart.peak_memory(row, "torch")
+
+
+@pytest.mark.parametrize("checkpoint", [None, 10])
+def test_a_loss_that_is_kept_keeps_nothing_else(checkpoint: int | None) -> None:
+    layer, x = ur.LSTM(4, 16), torch.randn(50, 8, 4)
+    loss = layer(x, checkpoint=checkpoint)[0].square().mean()
+    loss.backward(retain_graph=True)
+    held = _numbers()
+    first = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    loss.backward()
+    assert_close([parameter.grad for parameter in layer.parameters()], first, 0)
+    assert held - _numbers() > 4000  # outputs and what the backward reads, or the states between segments
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def _numbers() -> int:
+    """How many numbers tensors hold, each once."""
+    gc.collect()
+    found = [value for value in gc.get_objects() if type(value) is torch.Tensor]
+    return sum({value.data_ptr(): value.numel() for value in found}.values())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_many_gradients_at_once(kind: str) -> None:
+    layer, theirs = pair(kind, 3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for one, more in ((theirs, {}), (layer, {}), (layer, {"checkpoint": 2})):
+        output = one(x, **more)[0]
+        leaves = [x, *one.parameters()]
+        many = torch.randn(6, *output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        found.append(torch.autograd.grad(output, leaves, many, is_grads_batched=True, retain_graph=True))
+
+        def back(grad: torch.Tensor, output: Any = output, leaves: Any = leaves) -> Any:
+            return torch.autograd.grad(output, leaves, grad, retain_graph=True)
+
+        if one is layer:
+            found.append(torch.vmap(back)(many))
+    for other in found[1:]:
+        assert_close(other, found[0], 1e-12)

@@ -136,3 +136,28 @@ def test_gradients_past_the_numbers_of_32_bits() -> None:
         whole, first, second = found(x), found(x[:half]), found(x[half:])
     assert all(part.count_nonzero() for part in whole)
     assert all(torch.equal(all_of, a + b) for all_of, a, b in zip(whole, first, second, strict=True))
+
+
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
+@pytest.mark.parametrize("shape", [(2, 2), (1,), (12, 4, 1), (12, 5)])
+def test_a_parameter_of_another_shape_is_refused(engine: str, shape: tuple[int, ...]) -> None:
+    layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)
+    cell = ur.GRUCell(3, 4)
+    wrong = {"weight_hh_l0": torch.ones(shape)}
+    words = rf"GRU: the parameter weight_hh_l0 should have the shape \(12, 4\), it has \({shape[0]},"
+    calls = [
+        lambda: torch.func.functional_call(layer, wrong, (x,)),
+        lambda: torch.func.grad(lambda w: torch.func.functional_call(layer, w, (x,))[0].sum())(wrong),
+    ]
+    with ur.engine(engine):
+        for call in calls:
+            with pytest.raises(ValueError, match=words):
+                call()
+        layer.weight_hh_l0 = torch.nn.Parameter(wrong["weight_hh_l0"])
+        with torch.no_grad(), ur.frozen(layer), pytest.raises(ValueError, match=words):
+            layer(x)
+        with pytest.raises(ValueError, match=words):
+            ur.Stream(layer)(x)
+        cell.bias_hh = torch.nn.Parameter(torch.ones(1))
+        with pytest.raises(ValueError, match="GRUCell: the parameter bias_hh should have the shape"):
+            cell(x[0])

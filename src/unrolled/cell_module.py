@@ -52,9 +52,16 @@ class CellModule(nn.Module):
     def _bind(self, suffix: str) -> Cell:
         cell, held = self._cells[suffix], self._parameters
         tensors = {}
-        for name in cell.shapes():  # getattr finds what a parametrization makes of a parameter
+        # getattr finds what a parametrization makes of a parameter
+        for name, shape in cell.shapes().items():
             found = held.get(name + suffix)
-            tensors[name] = getattr(self, name + suffix) if found is None else found
+            found = getattr(self, name + suffix) if found is None else found
+            if found.shape != shape:
+                raise InputError(
+                    f"{self._label}: the parameter {name + suffix} should have the shape {shape}, it has "
+                    f"{tuple(found.shape)}"
+                )
+            tensors[name] = found
         bound = cell.bind(tensors)
         bound.training = self.training
         return bound

@@ -20,6 +20,9 @@ from unrolled.engines.native.step import Compiled
 
 States = tuple[Tensor, ...]
 
+has_storage = torch._C._has_storage
+keep_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -111,11 +114,20 @@ class Recurrence(torch.autograd.Function):
         if isinstance(made, TreeSpec):
             made = tree_unflatten(saved, made)
             versions = [kept[0]._version for kept, _ in made]  # which torch has checked
-        if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
+        if not keep_graph():  # nothing is read again: not to stay as long as a loss that is kept
+            ctx.made = None
+        if by_reference(grads):
             return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
         if any(kept[0]._version != version for (kept, _), version in zip(made, versions, strict=True)):
             made = [(kept, values) for kept, _, values in forward(kinds, layout, x, tensors)]
         return None, None, *gradients(kinds, layout, x, tensors, made, grads)
+
+
+def by_reference(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward is the reference engine's: its gradients are wanted too, or many come at once."""
+    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return not all(grad is None or has_storage(grad) for grad in grads)  # of is_grads_batched=True
 
 
 def forward(kinds: Sequence[Kind], layout: Layout, x: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
@@ -218,13 +230,15 @@ def reference_gradients(
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients by the reference engine, which can be differentiated again."""
-    outputs: list[Tensor] = []
-    for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
-        bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=True)))
-        output, final = reference.run(bound, x, states, sizes, kind.back)
-        outputs += (output, *final)
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs: list[Tensor] = []
+        for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
+            bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=True)))
+            output, final = reference.run(bound, x, states, sizes, kind.back)
+            outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
     read = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     given = [grad for grad in grads if grad is not None]
-    found = iter(torch.autograd.grad(read, inputs, given, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(read, inputs, given, create_graph=twice, allow_unused=True))
     return [next(found) if tensor.requires_grad else None for tensor in (x, *tensors)]

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrolled.engines.native.autograd import Kind, States, dealt, reference_gradients, unflattened
+from unrolled.engines.native.autograd import (
+    Kind,
+    States,
+    by_reference,
+    dealt,
+    keep_graph,
+    reference_gradients,
+    unflattened,
+)
 from unrolled.engines.native.layout import Layout
 from unrolled.engines.native.loop import execute
 
@@ -23,6 +31,7 @@ class Segments(torch.autograd.Function):
         results: list[Tensor] = []
         between: list[list[States | None]] = []
         for kind, (state, params) in zip(kinds, dealt(kinds, tensors), strict=True):
+            state = None if state is None else tuple(part.contiguous() for part in state)
             output = x.new_empty(*x.shape[:-1], kind.compiled.widths[0])
             starts: list[States | None] = []
             for begin, end in _cuts(len(x), length, kind.back):
@@ -45,7 +54,9 @@ class Segments(torch.autograd.Function):
         """The gradients of x and of the tensors."""
         kinds, length, between = ctx.made
         x, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these gradients are wanted: the reference has them
+        if not keep_graph():
+            ctx.made = None
+        if by_reference(grads):
             return None, None, *reference_gradients(kinds, None, x, tensors, grads)
         of_x: Tensor | None = None
         results: list[Tensor | None] = []
