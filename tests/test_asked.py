@@ -161,6 +161,50 @@ def test_resets_are_as_episodes_run_one_by_one(
 
 
 @ENGINES
+@pytest.mark.parametrize("start", ["zeros", "learned"])
+def test_resets_in_a_sequence_that_comes_in_pieces(engine: str, start: str) -> None:
+    layer = ur.Recurrent(ur.cells.LSTM, INPUT, HIDDEN, 2, initial_state=start, batch_first=True)
+    with torch.no_grad():
+        for parts in layer._starts() if start == "learned" else ():
+            for part in parts:
+                part.normal_()
+    x, resets = torch.randn(3, 9, INPUT), torch.rand(3, 9) < 0.4
+    resets[:, 4] = torch.tensor([True, False, True])  # the first step of a piece, and others
+    pieces = list(zip(x.split(4, 1), resets.split(4, 1), strict=True))
+    with ur.engine(engine), torch.no_grad():
+        whole, _ = layer(x, resets=resets)
+        stream, state, carried = ur.Stream(layer), None, []
+        streamed = [stream(part, resets=marks) for part, marks in pieces]
+        assert_close(torch.cat(streamed, 1), whole, 0)
+        for part, marks in pieces:
+            output, state = layer(part, state, resets=marks, reset_state="initial")
+            carried.append(output)
+        assert_close(torch.cat(carried, 1), whole, 0)
+        stream = ur.Stream(Called(layer))
+        streamed = [stream(part, marks) for part, marks in pieces]
+        assert_close(torch.cat(streamed, 1), whole, 0)
+        stream.reset(torch.tensor([True, False, True]))
+        again = stream(x, torch.zeros_like(resets))
+        assert_close(again[::2], layer(x[::2])[0], 1e-6)
+        first = tuple(torch.randn(2, 3, HIDDEN) for _ in range(2))
+        every = torch.ones_like(resets)
+        found, _ = layer(x, state, resets=every, reset_state=first)
+        one = [layer(x[:, t : t + 1], first)[0] for t in range(9)]
+        assert_close(found, torch.cat(one, 1), 1e-6)
+
+
+class Called(nn.Module):
+    """A model that hands resets to its layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, resets: Tensor) -> Tensor:
+        return self.layer(x, resets=resets)[0]
+
+
+@ENGINES
 def test_no_gradient_flows_past_a_reset(engine: str) -> None:
     layer, x = ur.GRU(INPUT, HIDDEN, 2), torch.randn(6, INPUT, requires_grad=True)
     resets = torch.arange(6) == 4
@@ -289,6 +333,12 @@ def test_compiled_and_vectorised() -> None:
             {"resets": torch.zeros(5, 2)},
             TypeError,
             "resets should be a tensor of booleans, got torch.float32",
+        ),
+        ({"reset_state": "initial"}, ValueError, "reset_state says what resets go back to: give resets too"),
+        (
+            {"resets": torch.zeros(5, 2).bool(), "reset_state": "zeros"},
+            ValueError,
+            "reset_state should be a state or 'initial', got 'zeros'",
         ),
         ({"resets": [0]}, TypeError, "resets should be a tensor of booleans, got a list"),
     ],

@@ -29,21 +29,26 @@ class Asked:
         sequence: the input, without the steps past the end of each row if they are left out.
         resets: ``(time, batch, directions)``, or laid out as the steps are: before which of them each
             direction goes back to its initial state; None: before none.
+        first: what resets go back to: of each state ``(layers × directions, batch, size)``, or nothing for
+            zeros; None: what the call begins from.
         alive: ``(time, batch, 1)``, the steps that count; None: all of the sequence.
         every: whether the states of every step are wanted.
         noise: what the layer is trained with; None: nothing.
         training: whether it is in training.
         found: of each direction of each layer, its states of every step.
+        lane: how many directions of layers have run.
     """
 
     layer: str
     sequence: Sequence
     resets: Tensor | None = None
+    first: States | None = None
     alive: Tensor | None = None
     every: bool = False
     noise: Regularised | None = None
     training: bool = False
     found: list[States] = field(default_factory=list)
+    lane: int = 0
 
     def mark(self, resets: Any, lanes: int) -> None:
         """Have the layer go back to its initial state before some steps; called before :meth:`end`.
@@ -146,17 +151,20 @@ class Asked:
         chains: list[Chain] = []
         for back, state in enumerate(states):
             chain: list[tuple[str, tuple[Any, ...]]] = []
-            given = state
+            given, first = state, state
+            if self.first is not None:
+                first = tuple(part[self.lane] for part in self.first) or None
+            self.lane += 1
+            zeros = tuple([x.new_zeros(self.sequence.batch, width) for width in widths])
             if noise is not None and any(noise.zoneout):
                 chain.append(("Zoned", (noise.zoneout, self.training)))
             if noise is not None and noise.recurrent and self.training:
                 chain.append(("Dropped", ()))
-                rows = self.sequence.batch
-                given = given or tuple([x.new_zeros(rows, width) for width in widths])
-                given = (*given, noise.mask(x, noise.recurrent, rows, widths[0]))
+                mask = noise.mask(x, noise.recurrent, self.sequence.batch, widths[0])
+                given, first = (*(given or zeros), mask), (*(first or zeros), mask)
             if self.resets is not None:
-                chain.append(("Resetting", (given is not None, back == 1, len(cells))))
-                given = None if given is None else (*given, *given)
+                chain.append(("Resetting", (first is not None, back == 1, len(cells))))
+                given = given if first is None else (*(given or zeros), *first)
             if self.alive is not None:
                 chain.append(("Masked", ()))
             if self.every and count > 1:

@@ -82,13 +82,14 @@ class DropInLayer(Recurrent):
         state: State | None = None,
         lengths: Any = None,
         resets: Tensor | None = None,
+        reset_state: State | str | None = None,
         all_states: bool = False,
         checkpoint: int | None = None,
     ) -> Any:
         """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
 
         ``state`` is another name for ``hx``, the one that every layer of this library takes, as are
-        ``lengths``, ``resets``, ``all_states`` and ``checkpoint``.
+        ``lengths``, ``resets``, ``reset_state``, ``all_states`` and ``checkpoint``.
         """
         if hx is not None and state is not None:
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
@@ -97,6 +98,7 @@ class DropInLayer(Recurrent):
             state if hx is None else hx,
             lengths=lengths,
             resets=resets,
+            reset_state=reset_state,
             all_states=all_states,
             checkpoint=checkpoint,
         )

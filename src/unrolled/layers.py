@@ -149,6 +149,7 @@ class Recurrent(CellModule):
         *,
         lengths: Any = None,
         resets: Tensor | None = None,
+        reset_state: State | str | None = None,
         all_states: bool = False,
         checkpoint: int | None = None,
     ) -> Any:
@@ -165,6 +166,8 @@ class Recurrent(CellModule):
             resets: booleans, ``(T, B)``, or ``(B, T)`` with ``batch_first``, or ``(T,)``: the first steps of
                 episodes or documents. Before such a step a row's state goes back to its initial state, and
                 no gradient flows past. The direction that runs back does so on the same borders.
+            reset_state: what resets go back to, laid out as ``state``, or ``"initial"``: what the layer
+                starts from by itself, for calls that go on from an earlier final state. None: ``state``.
             all_states: whether to return every state of every time step too.
             checkpoint: for long sequences in training: keep no more for the backward than the states
                 between segments of so many time steps, and compute each segment anew. Not for packed
@@ -181,7 +184,7 @@ class Recurrent(CellModule):
             TypeError, ValueError: an input or state that doesn't fit, with what was expected.
         """
         noise = self._noise if self._noise is not None and self._noise.acts(self.training) else None
-        plain = lengths is None and resets is None and not all_states and noise is None
+        plain = lengths is None and resets is reset_state is None and not all_states and noise is None
         if plain and self._frozen is not None and not torch.compiler.is_compiling():
             done = self._frozen(x, state)
             if done is not None:
@@ -200,6 +203,8 @@ class Recurrent(CellModule):
             asked.mark(resets, len(self._stack[0]))
         if lengths is not None:
             asked.end(lengths, keep=checkpoint is not None)
+        if reset_state is not None:
+            asked.first = self._first_of(reset_state, resets, asked.sequence)
         output, final = self.unroll(asked.sequence, state, functools.partial(asked.run, run))
         return (output, final, asked.states(list(self._first.state))) if all_states else (output, final)
 
@@ -255,6 +260,16 @@ class Recurrent(CellModule):
     def _learned(self, batch: int) -> States:
         """The initial states that are parameters, ``(K, B, H)`` each."""
         return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in self._starts())
+
+    def _first_of(self, given: Any, resets: Any, sequence: Sequence) -> States:
+        """What resets go back to where that is asked for; nothing for zeros."""
+        if resets is None:
+            raise ValueError(f"{self._label}: reset_state says what resets go back to: give resets too")
+        if not isinstance(given, str):
+            return self._initial(given, sequence)
+        if given != "initial":
+            raise ValueError(f"{self._label}: reset_state should be a state or 'initial', got {given!r}")
+        return self._learned(sequence.batch) if self.initial_state == "learned" else ()
 
     def _starts(self) -> list[list[Tensor]]:
         """The parameters that rows start from, of each state by layer and direction."""

@@ -144,6 +144,8 @@ class Stream:
             raise RuntimeError(
                 f"{_told(name, layer)} is given a state by its caller, and a stream has its own: leave it out"
             )
+        if kwargs.get("resets") is not None and kwargs.get("reset_state") is None:
+            kwargs = kwargs | {"reset_state": "initial"}  # and not what the piece before ended with
         state = self._states.get(name)
         if state is None:
             return args, kwargs
@@ -160,7 +162,7 @@ class Stream:
         """Begin anew: the next call starts from zeros, or from what a layer starts from by itself.
 
         Args:
-            rows: ``(batch,)`` booleans: only these rows begin anew, from zeros. None: all.
+            rows: ``(batch,)`` booleans: only these rows begin anew. None: all.
 
         Raises:
             ValueError: there are not as many rows.
@@ -184,8 +186,8 @@ class Stream:
                     )
             for name, state in self._states.items():
                 self._states[name] = state = _copied(state)
-                for part in parts_of(state):
-                    part[:, chosen.to(part.device)] = 0
+                for part, first in zip(parts_of(state), _first_of(self._layers[name], state), strict=True):
+                    part[:, chosen.to(part.device)] = first
 
     @property
     def state(self) -> Any:
@@ -243,6 +245,13 @@ def _shared(model: nn.Module) -> dict[int, Any]:
         if isinstance(module, Recurrent) and module._frozen is not None:
             found[id(module._frozen)] = None
     return found | {id(value): value for value in shared}
+
+
+def _first_of(layer: _Layer, state: State) -> list[Any]:
+    """What the rows of a layer's states start from."""
+    if isinstance(layer, Recurrent) and layer.initial_state == "learned":
+        return [part.detach() for part in layer._learned(1)]
+    return [0.0 for _ in parts_of(state)]
 
 
 def _copied(state: Any) -> Any:
