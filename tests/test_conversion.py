@@ -153,6 +153,34 @@ def test_what_is_left_alone() -> None:
             function([nn.LSTM(2, 3)])
 
 
+def test_what_users_have_put_on_a_layer() -> None:
+    layer = nn.LSTM(3, 4)
+    layer.head, layer.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+    model = nn.Sequential(layer)
+    held = dict(model.named_parameters())
+    ur.convert(model)
+    assert type(model[0]) is ur.LSTM
+    assert model[0].head is layer.head
+    assert {name: id(value) for name, value in model.named_parameters()} == {
+        n: id(v) for n, v in held.items()
+    }
+    for name, value in (
+        ("cell", 1),
+        ("initial_state", nn.Parameter(torch.zeros(4))),
+        ("step", nn.Identity()),
+        ("forward", lambda x: x),
+    ):
+        model = nn.Sequential(nn.LSTM(3, 4))
+        setattr(model[0], name, value)
+        with pytest.warns(UserWarning, match=f"0, of the class LSTM, is left alone: its attribute '{name}'"):
+            ur.convert(model)
+        assert type(model[0]) is nn.LSTM
+    model = nn.Sequential(nn.GRU(3, 4))
+    model[0].hidden_size = 5
+    with pytest.warns(UserWarning, match=r"its weight_ih_l0 has the shape \(12, 3\), and its sizes ask for"):
+        ur.convert(model)
+
+
 def test_nothing_is_half_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.LSTM(2, 3), nn.GRU(3, 3))
     before = list(model)

@@ -31,8 +31,8 @@ def convert(model: _Module) -> Any:
 
     The new ones hold the very parameters of the old ones, so that optimisers and state dicts stay as they
     are, and their mode, device and hooks. They stand where the old ones stood: the model is changed in place.
-    A subclass of torch.nn's, and a layer with parametrizations, is left alone with a warning: what it
-    computes may be something of its own.
+    A subclass of torch.nn's, a layer with parametrizations, and one with an attribute whose name means
+    something in ours is left alone with a warning: what it computes may be something of its own.
 
     Args:
         model: any module. A recurrent layer itself can't be changed into another: use what is returned.
@@ -71,11 +71,15 @@ def _swapped(model: Any, table: dict[type[nn.Module], Any], left: Callable[[nn.M
     places: list[tuple[nn.Module, str, nn.Module]] = []
     for path, module in model.named_modules():
         why = left(module)
+        if why is None and type(module) in table:
+            made = like(module, table[type(module)])
+            usual = like(module, type(module))
+            why = _obstacle(module, made, usual)
+            if why is None:
+                new[id(module)] = _filled(made, module, usual)
         if why is not None:
             name = path or "the model"
             warnings.warn(f"{name}, of the class {type(module).__name__}, is left alone: {why}", stacklevel=3)
-        elif type(module) in table:
-            new[id(module)] = _instead(module, table[type(module)])
         for name, child in module._modules.items():
             if child is not None:
                 places.append((module, name, child))
@@ -85,16 +89,39 @@ def _swapped(model: Any, table: dict[type[nn.Module], Any], left: Callable[[nn.M
     return new.get(id(model), model)
 
 
-def _instead(module: nn.Module, kind: Any) -> nn.Module:
+def _obstacle(module: nn.Module, made: nn.Module, usual: nn.Module) -> str | None:
+    """Why a module can't go on as another one, made like it; None where it can.
+
+    Args:
+        module: as its users have it.
+        made: of the other class.
+        usual: of the same class, as it comes.
+    """
+    for name in _names(module) - _names(usual):
+        if name in _names(made) or name in dir(made):
+            return f"its attribute {name!r}, which its class doesn't have, has a meaning in the other class"
+    for name, parameter in made._parameters.items():
+        held = module._parameters.get(name)
+        if held is not None and parameter is not None and held.shape != parameter.shape:
+            shapes = f"{tuple(held.shape)}, and its sizes ask for {tuple(parameter.shape)}"
+            return f"its {name} has the shape {shapes}"
+    return None
+
+
+def _names(module: nn.Module) -> set[str]:
+    """All that a module holds, by name."""
+    return {*vars(module), *module._parameters, *module._buffers, *module._modules}
+
+
+def _filled(made: nn.Module, module: nn.Module, usual: nn.Module) -> nn.Module:
     """A module of another class with what a module holds, and what users have put on it."""
-    made = like(module, kind)
-    own = set(vars(made)) | set(vars(like(module, type(module))))
+    own = {*vars(made), *vars(usual)}
     for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers"):
+        if name in ("_parameters", "_buffers", "_modules"):
             held = vars(made)[name]
             held.clear()
             held.update(value)
-        elif name != "_modules" and (name in _ALONE or name not in own):
+        elif name in _ALONE or name not in own:
             vars(made)[name] = value
     if isinstance(made, nn.RNNBase):
         made._init_flat_weights()
