@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import unrolled as ur
-from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
+from kinds import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
 from unrolled.bench.custom import CUSTOM
 from unrolled.stream import Stream
 
@@ -298,6 +298,88 @@ def test_hooks_of_the_user(wrapped: bool) -> None:
     assert len(seen) == 2
     assert_same(torch.cat(found), expected)
     assert len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1
+
+
+class Changing(nn.Module):
+    """A model that reads what it holds anew at every call, and writes to it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.drop, self.scale = layer, nn.Identity(), 1.0
+        self.seen: list[int] = []
+        self.mean = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.drop(self.layer(x)[0]) * self.scale
+        self.seen.append(len(x))
+        self.mean = output.mean()
+        return output
+
+
+@pytest.mark.parametrize("kind", [ur.GRU, nn.GRU])
+def test_whatever_the_model_holds_now(kind: Any) -> None:
+    model, x = Changing(kind(3, 4)), torch.randn(8, 2, 3)
+    stream, whole = ur.Stream(model), model.layer(x)[0].detach()
+    pieces = iter(zip(x.split(1), whole.split(1), strict=True))
+
+    def follows(change: Callable[[Tensor], Tensor]) -> None:
+        piece, expected = next(pieces)
+        assert_close(stream(piece), change(expected), 1e-6)
+
+    follows(lambda y: y)
+    model.scale = 3.0
+    follows(lambda y: 3 * y)
+    model.drop = nn.Tanh()
+    follows(lambda y: 3 * y.tanh())
+    handle = model.drop.register_forward_hook(lambda module, args, output: -output)
+    follows(lambda y: -3 * y.tanh())
+    model.layer.register_forward_hook(lambda module, args, result: (result[0] + 1, result[1]))
+    follows(lambda y: -3 * (y + 1).tanh())
+    handle.remove()
+    assert model.seen == [1] * 5
+    assert_close(model.mean, (-3 * (whole[4] + 1).tanh()).mean(), 1e-6)
+    model.layer = copy.deepcopy(model.layer)
+    follows(lambda y: 3 * (y + 1).tanh())
+    assert "_compiled_call_impl" not in vars(model.layer)
+
+
+def test_a_model_is_as_ever_for_other_threads() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    model, x = Changing(ur.GRU(3, 4)), torch.randn(6, 2, 3)
+    whole = model.layer(x)[0].detach()
+    stream = ur.Stream(model)
+    stream(x[:3])
+
+    class Waiting(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                assert go_on.wait(20)
+            return y
+
+    model.drop = Waiting()
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(stream(x[3:])))
+    thread.start()
+    assert inside.wait(20)
+    assert_close(model(x), whole, 1e-6)  # from zeros, not from where the stream is
+    assert_close(copy.deepcopy(model.layer)(x)[0], whole, 1e-6)
+    go_on.set()
+    thread.join()
+    assert_close(found[0], whole[3:], 1e-6)
+    assert "_compiled_call_impl" not in vars(model.layer)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_under_autocast(wrapped: bool) -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(4, 2, 3)
+    stream = ur.Stream(Changing(layer) if wrapped else layer)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        state, expected = None, []
+        for piece in x.split(1):
+            output, state = layer(piece, state)
+            expected.append(output)
+        assert_close([stream(piece) for piece in x.split(1)], expected, 0)
 
 
 def test_a_state_is_the_streams_own() -> None:

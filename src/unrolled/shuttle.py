@@ -34,7 +34,7 @@ class Shuttle:
     def run(self, x: Any, states: dict[str, State]) -> Tensor | None:
         """The output of the next piece; None where the layer has to be called itself."""
         layer = self._layer
-        if layer._forward_pre_hooks or layer._forward_hooks or _hooked() or "forward" in vars(layer):
+        if hooked(layer):
             return None
         if self._held.changed():
             self._held = Held(self._layer)
@@ -128,8 +128,10 @@ class _Way(Form):
         return output.transpose(0, 1) if self._turned else output
 
 
-def _hooked() -> bool:
-    """Whether torch calls something at every call of a module."""
+def hooked(layer: Recurrent) -> bool:
+    """Whether a call of a layer is more than its forward, or its forward another one than its class has."""
+    if layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer):
+        return True
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 

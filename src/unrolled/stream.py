@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import itertools
-import operator
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from unrolled.cell_module import CellModule, State
+from unrolled.cell_module import State
 from unrolled.drop_in import DropInLayer
+from unrolled.engines import transformed
 from unrolled.frozen import FrozenCalls
+from unrolled.intercepted import intercepted
 from unrolled.layers import Recurrent
 from unrolled.sequence import InputError
-from unrolled.shuttle import Shuttle, parts_of
+from unrolled.shuttle import Shuttle, hooked, parts_of
 
 _Layer = Recurrent | nn.RNNBase
 _LAYERS = (Recurrent, nn.RNNBase)
@@ -44,8 +42,8 @@ class Stream:
     packed at the first call, and again where one was changed; a change behind torch's back
     (``weight.data.add_(1)``, NumPy) is not seen.
 
-    A stream shares the tensors of the module and leaves it as it is: it can be used beside the stream, by
-    other streams too. Calls of one stream follow one another, also from several threads.
+    A stream leaves the module as it is: it can be used beside the stream, by other streams and in other
+    threads too. Calls of one stream follow one another, also from several threads.
 
     Args:
         module: one of our layers or torch.nn's, or a model that holds some.
@@ -58,25 +56,13 @@ class Stream:
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"Stream takes a module, got {type(module).__name__}")
-        layers = _layers_of(module)
-        if not layers:
-            raise ValueError(
-                "Stream takes a recurrent layer or a model that holds some, "
-                f"{type(module).__name__} holds none"
-            )
-        for name, layer in layers.items():
-            if layer.bidirectional:
-                raise ValueError(
-                    f"Stream can't run {_told(name, layer)}: it is bidirectional and reads a sequence "
-                    "from its end too, which is still to come"
-                )
-        self._module, self._layers, self._alone = module, layers, "" in layers
-        self._twin: nn.Module | None = None
-        self._made_of: list[Any] = []
+        self._module, self._layers = module, _checked(module)
+        self._alone = "" in self._layers
+        self._names: dict[int, str] = {}
+        self._fast: dict[str, tuple[Recurrent, FrozenCalls]] = {}
         self._states: dict[str, State] = {}
         self._new: dict[str, State] = {}
-        usual = type(module).forward in (Recurrent.forward, DropInLayer.forward)
-        self._shuttle = Shuttle(module) if isinstance(module, Recurrent) and usual else None
+        self._shuttle = Shuttle(module) if _is_usual(module) else None
         self._lock = threading.RLock()
         _streams.add(self)
 
@@ -101,9 +87,12 @@ class Stream:
         if self._alone:
             args, kwargs = self._begin("", self._module, (x, *args), kwargs)
             made = self._module(*args, **kwargs)
-            self._end("", self._module, args, made)
+            self._end("", made)
         else:
-            made = self._streamed()(x, *args, **kwargs)
+            self._layers = _checked(self._module)
+            self._names = {id(layer): name for name, layer in self._layers.items()}
+            with intercepted(self._layers.values(), self._step):
+                made = self._module(x, *args, **kwargs)
         if not self._new:
             raise RuntimeError(
                 f"{type(self._module).__name__} called none of its recurrent layers: the stream has no "
@@ -114,24 +103,20 @@ class Stream:
             return made
         return made[0] if len(made) == 2 else (made[0], *made[2:])  # every state, where that is asked for
 
-    def _streamed(self) -> nn.Module:
-        """The model with its layers hooked to this stream: another one, that shares its tensors and hooks."""
-        model = self._module
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        made_of = [model.training, *tensors]
-        same = len(made_of) == len(self._made_of) and all(map(operator.is_, made_of, self._made_of))
-        if self._twin is None or not same:
-            twin = copy.deepcopy(model, _shared(model))
-            for name, layer in _layers_of(twin).items():
-                for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
-                    setattr(layer, hooks, getattr(layer, hooks).copy())  # the user's own, and ours
-                begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
-                layer.register_forward_pre_hook(begin, with_kwargs=True)
-                layer.register_forward_hook(end)
-                if isinstance(layer, Recurrent):
-                    layer._frozen = FrozenCalls(layer, renewed=True)
-            self._twin, self._made_of = twin, made_of
-        return self._twin
+    def _step(self, layer: Any, call: Any, args: Any, kwargs: Any) -> Any:
+        """A call of a layer of the model, with the state that it ended with."""
+        name = self._names[id(layer)]
+        args, kwargs = self._begin(name, layer, args, kwargs)
+        made, fast = None, self._fast.get(name)
+        plain = len(args) == 1 and kwargs.keys() <= {"state"} and _is_usual(layer)
+        if plain and not hooked(layer):
+            if fast is None or fast[0] is not layer:
+                fast = self._fast[name] = layer, FrozenCalls(layer, renewed=True)
+            made = fast[1](args[0], kwargs.get("state"))
+        if made is None:
+            made = call(*args, **kwargs)
+        self._end(name, made)
+        return made
 
     def _begin(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Before a layer is called: it gets the state that it ended with."""
@@ -154,7 +139,7 @@ class Stream:
         rest = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
         return args[:1], rest | {"state" if isinstance(layer, Recurrent) else "hx": state}
 
-    def _end(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
+    def _end(self, name: str, result: Any) -> None:
         """After a layer was called: its final state is kept, out of the model's reach."""
         self._new[name] = _copied(result[1])
 
@@ -228,23 +213,27 @@ class Stream:
             self._states[""] = self._shuttle.unload()
 
 
-def _layers_of(module: nn.Module) -> dict[str, Any]:
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
+def _checked(module: nn.Module) -> dict[str, Any]:
+    """The layers of a model by name, of which a stream can be made."""
+    layers: dict[str, Any] = {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
+    }
+    if not layers:
+        raise ValueError(
+            f"Stream takes a recurrent layer or a model that holds some, {type(module).__name__} holds none"
+        )
+    for name, layer in layers.items():
+        if layer.bidirectional:
+            raise ValueError(
+                f"Stream can't run {_told(name, layer)}: it is bidirectional and reads a sequence from its "
+                "end too, which is still to come"
+            )
+    return layers
 
 
-def _shared(model: nn.Module) -> dict[int, Any]:
-    """What a copy of a model has in common with it, as :func:`copy.deepcopy` takes it: tensors, and hooks."""
-    shared: list[Any] = [*model.parameters(), *model.buffers()]
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        cells = module._cells.values() if isinstance(module, CellModule) else ()
-        for holder in (module, *cells):
-            for name, value in vars(holder).items():
-                if isinstance(value, Tensor) or name.endswith(("_hooks", "_hooks_with_kwargs")):
-                    shared.append(value)
-        if isinstance(module, Recurrent) and module._frozen is not None:
-            found[id(module._frozen)] = None
-    return found | {id(value): value for value in shared}
+def _is_usual(module: nn.Module) -> TypeGuard[Recurrent]:
+    """Whether a module is a layer of ours that computes what its class does."""
+    return isinstance(module, Recurrent) and type(module).forward in (Recurrent.forward, DropInLayer.forward)
 
 
 def _first_of(layer: _Layer, state: State) -> list[Any]:
@@ -278,7 +267,7 @@ def _check_piece(x: Any, state: Any, layer: _Layer, name: str) -> None:
     kept = state.shape[1] if state.dim() == 3 else None
     had, got = ("one sequence without a batch axis" if n is None else f"{n} rows" for n in (kept, rows))
     weight = next(layer.parameters(), state)
-    if weight.dtype != state.dtype:
+    if weight.dtype != state.dtype and not transformed.autocasts(weight.device.type):
         had, got = f"states of {state.dtype}", f"weights of {weight.dtype}"
     if had != got:
         raise InputError(
