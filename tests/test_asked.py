@@ -288,6 +288,15 @@ def test_every_state_is_laid_out_as_the_input(engine: str, kind: str) -> None:
         assert one.shape[:2] == (2, 5)
 
 
+def test_what_comes_with_every_state_may_be_changed_in_place() -> None:
+    layer, x, found = ur.LSTM(INPUT, HIDDEN), torch.randn(4, 2, INPUT), []
+    for every in (True, False):
+        output, (h, c) = layer(x, all_states=every)[:2]
+        output, h, c = (part.mul_(2) for part in (output, h, c))
+        found.append(torch.autograd.grad(weighed((output, h, c)), list(layer.parameters())))
+    assert_close(found[0], found[1], 1e-6)
+
+
 # --- under transforms ---
 
 

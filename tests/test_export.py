@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import unrolled as ur
 from test_new_cell import MGU
@@ -76,12 +77,28 @@ def test_a_layer_in_float64_and_back() -> None:
     assert torch.equal(node(x.float())[0].squeeze(1), single(x.float())[0])
 
 
+@pytest.mark.parametrize("cell", [ur.cells.GRU, MGU])
+def test_parameters_that_are_computed(cell: Any) -> None:
+    layer, x = ur.Recurrent(cell, 4, 5), torch.randn(5, 2, 4)
+    normed, pruned = list(layer._parameters)[:2]
+    torch.nn.utils.parametrizations.weight_norm(layer, normed)
+    prune.l1_unstructured(layer, pruned, 0.5)
+    model = ur.io.to_onnx(layer).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    numpy.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], layer(x)[0].detach(), atol=1e-6)
+
+
 def test_what_cannot_be_exported() -> None:
     for make, error, why in (
-        (lambda: torch.nn.LSTM(2, 3), TypeError, "expected a recurrent layer of unrolled, got LSTM"),
+        (lambda: torch.nn.LSTM(2, 3), TypeError, "to_onnx takes a recurrent layer of unrolled, got LSTM"),
         (lambda: ur.LSTM(2, 3, 2, dropout=0.5), ValueError, "LSTM: dropout is random"),
         (lambda: ur.LSTM(2, 3, zoneout=0.5), ValueError, "an ONNX model is of the cell's own steps"),
-        (lambda: ur.LSTM(2, 3).half(), ValueError, "float32 or float64, got a layer of torch.float16"),
+        (
+            lambda: ur.LSTM(2, 3).half(),
+            ValueError,
+            "takes float32 and float64, the layer's weight_ih_l0",
+        ),
+        (lambda: ur.LSTM(2, 3, device="meta"), ValueError, "the layer's weight_ih_l0 has none: it is on the"),
     ):
         with pytest.raises(error, match=why):
             ur.io.to_onnx(make())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +156,13 @@ def test_blocks_nest_and_end() -> None:
     assert layer._frozen is None
     with pytest.raises(TypeError, match="frozen takes a module, got int"):
         ur.frozen(3)  # type: ignore[arg-type]
+
+
+def test_a_copy_of_a_frozen_layer_is_not_frozen() -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad(), ur.frozen(layer):
+        expected = layer(x)[0]
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(copied(x)[0], expected)
+            copied.weight_hh_l0.mul_(2)
+            assert not torch.equal(copied(x)[0], expected)

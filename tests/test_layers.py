@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence
 
 import unrolled as ur
@@ -328,3 +329,22 @@ def test_nan_weights_travel() -> None:
     x = torch.randn(3, 2, 4)
     assert torch.equal(ours(x)[0].isnan(), theirs(x)[0].isnan())
     assert ours(x)[0].isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["norm", "orthogonal", "spectral", "prune"])
+def test_computed_parameters_are_drawn_anew_too(kind: str) -> None:
+    layer = ur.GRU(3, 4)
+    register: Any = {
+        "norm": nn.utils.parametrizations.weight_norm,
+        "orthogonal": nn.utils.parametrizations.orthogonal,
+        "spectral": nn.utils.parametrizations.spectral_norm,
+        "prune": lambda layer, name: prune.l1_unstructured(layer, name, 0.3),
+    }[kind]
+    register(layer, "weight_hh_l0")
+    held = [parameter.clone() for parameter in layer.parameters()]
+    before = layer(torch.ones(2, 3))[0]
+    layer.reset_parameters()
+    after = layer(torch.ones(2, 3))[0]
+    assert not torch.allclose(before, after)
+    changed = [not torch.equal(a, b) for a, b in zip(held, layer.parameters(), strict=True)]
+    assert sum(changed) >= 3  # all but what an orthogonal map is made of, where it may be chosen freely

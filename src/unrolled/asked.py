@@ -100,8 +100,8 @@ class Asked:
             raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
         if tuple(given.shape) != (batch,):
             raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(given.shape)}")
-        if engines.transformed.active():
-            if not engines.transformed.vectorises():  # there the numbers can't be seen
+        if engines.transformed.active() or given.is_meta:
+            if not engines.transformed.vectorises() and not given.is_meta:  # else the numbers can't be seen
                 fits = ((given >= 0) & (given <= time)).all()
                 what = f"{self.layer}: Expected lengths from 0 to the number of time steps"
                 torch._assert_async(fits, what)
@@ -184,8 +184,8 @@ class Asked:
             output = torch.where(self.alive, output, 0.0)
         every: States = (output,)
         if self.every and len(widths) > 1:
-            every = torch.split(output, widths, -1)
-            final = (*torch.split(final[0], widths, -1), *final[1:])
+            every = _parts(output, widths)
+            final = (*_parts(final[0], widths), *final[1:])
         if self.every:
             self.found.append(every)
         final = final[: len(widths)]
@@ -207,6 +207,11 @@ class Asked:
         """By name the states of every step of each direction of each layer, ``(layers × directions, …)``."""
         laid = [[self.sequence.output(part) for part in parts] for parts in zip(*self.found, strict=True)]
         return {name: torch.stack(parts) for name, parts in zip(names, laid, strict=True)}  # type: ignore[arg-type]
+
+
+def _parts(joined: Tensor, widths: list[int]) -> States:
+    """As torch.split along the features, which makes views that must not be changed in place."""
+    return tuple(joined.narrow(-1, sum(widths[:k]), width) for k, width in enumerate(widths))
 
 
 def _numbers(given: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from unrolled.cell import Cell
 from unrolled.engines import transformed
@@ -47,7 +48,14 @@ class CellModule(nn.Module):
         for suffix, cell in self._cells.items():
             params = cell.params()
             for name in cell.shapes():
-                params[name].fill(getattr(self, name + suffix), cell.hidden)
+                full = name + suffix
+                if parametrize.is_parametrized(self, full):  # its parameters are then what gives this value
+                    drawn = torch.empty_like(getattr(self, full))
+                    params[name].fill(drawn, cell.hidden)
+                    setattr(self, full, drawn)
+                else:
+                    pruned = self._parameters.get(f"{full}_orig")
+                    params[name].fill(getattr(self, full) if pruned is None else pruned, cell.hidden)
 
     def _bind(self, suffix: str) -> Cell:
         cell, held = self._cells[suffix], self._parameters

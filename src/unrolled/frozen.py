@@ -74,6 +74,9 @@ class FrozenCalls:
         self._held = Held(layer)
         self._plans: dict[Any, _Plan | None] = {}
 
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copy of the layer isn't frozen
+
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any] | None:
         """The output and the final states, as the layer returns them."""
         layer, held = self._layer, self._held

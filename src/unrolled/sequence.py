@@ -60,6 +60,9 @@ class Sequence:
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
             )
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "nested" if x.is_nested else f"of the layout {x.layout}"
+            raise InputError(f"{layer}: Expected a dense input, got a tensor that is {kind}")
         if x.dim() not in (2, 3):
             raise InputError(
                 f"{layer}: Expected input to be 2D (time, features) or 3D with a batch axis, "

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -62,6 +64,8 @@ def test_a_wrong_cell_is_noticed(what: str, kind: str) -> None:
             {"direction": "bidirectional"},
             "'bidirectional' doesn't go with weights of 1 direction",
         ),
+        ("RNN", {"direction": "sideways"}, "the direction 'sideways' is none of forward, reverse, bidirect"),
+        ("LSTM", {"hidden_size": 9}, "hidden_size is 9, and R has 2 units"),
     ],
 )
 def test_what_cannot_be_read(operator: str, attributes: dict[str, Any], why: str) -> None:
@@ -77,3 +81,47 @@ def test_computed_weights_are_told() -> None:
     graph = cases.helper.make_graph([node], "model", [], [])
     with pytest.raises(ValueError, match=r"mine \(RNN\): its weights W are computed in the model, not held"):
         ur.io.from_onnx(cases.helper.make_model(graph))
+
+
+def model_of(*nodes: Any, held: Any = ()) -> Any:
+    return cases.helper.make_model(cases.helper.make_graph(list(nodes), "model", [], [], list(held)))
+
+
+def test_weights_that_do_not_go_together() -> None:
+    good = {"W": torch.randn(1, 8, 3), "R": torch.randn(1, 8, 2)}
+    for change, why in (
+        ({"W": torch.randn(1, 6, 3)}, r"W should have the shape \(1, 8, 3\) for 2 units, it has \(1, 6, 3\)"),
+        ({"B": torch.randn(1, 8)}, r"B should have the shape \(1, 16\)"),
+        ({"P": torch.randn(2, 6)}, r"P should have the shape \(1, 6\)"),
+        (
+            {"R": torch.randn(8, 2)},
+            r"R should be \(directions, gates × hidden, features\), got the shape",
+        ),
+    ):
+        with pytest.raises(ValueError, match=why):
+            RecurrentNode("LSTM", good | change, {})
+    with pytest.raises(ValueError, match=r"the node \(Foo\): expected the operator RNN, GRU or LSTM"):
+        RecurrentNode("Foo", good, {})
+
+
+def test_where_nodes_and_their_weights_are(tmp_path: Path) -> None:
+    helper = cases.helper
+    W, R = (cases.onnx.numpy_helper.from_array(numpy.ones(s, numpy.float32), n) for n, s in SIZES.items())
+    node = helper.make_node("RNN", ["X", "W", "R"], ["Y"], "mine", hidden_size=2, activation_alpha=[1.0])
+    constant = helper.make_node("Constant", [], ["W"], value=W)
+    [found] = ur.io.from_onnx(model_of(constant, node, held=[R])).values()
+    assert torch.equal(found.layer.weight_ih_l0, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="two nodes of the model have the name mine"):
+        ur.io.from_onnx(model_of(node, node, held=[W, R]))
+    branch = helper.make_graph([node], "branch", [], [], [W, R])
+    both = {"then_branch": branch, "else_branch": branch}
+    with pytest.raises(ValueError, match=r"mine \(RNN\) lies inside the If node 'choice'"):
+        ur.io.from_onnx(model_of(helper.make_node("If", ["c"], ["Y"], "choice", **both)))
+    with pytest.raises(TypeError, match=r"a path or an onnx.ModelProto, got bytes"):
+        ur.io.from_onnx(b"")
+    (tmp_path / "bad.onnx").write_text("hello")
+    with pytest.raises(ValueError, match=r"bad.onnx is no ONNX model"):
+        ur.io.from_onnx(tmp_path / "bad.onnx")
+
+
+SIZES = {"W": (1, 2, 3), "R": (1, 2, 2)}

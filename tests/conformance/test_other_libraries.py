@@ -73,7 +73,33 @@ def test_what_is_no_layout_of_theirs() -> None:
             function(ur.LSTM(3, 4, 2))
         with pytest.raises(ValueError, match=f"{library} has no projections"):
             function(ur.LSTM(3, 4, proj_size=2))
+        with pytest.raises(TypeError, match="expected a recurrent layer of unrolled, got LSTM"):
+            function(torch.nn.LSTM(3, 4))
+        with pytest.raises(ValueError, match=r"takes float32 and float64, .* is of torch\.bfloat16"):
+            function(ur.LSTM(3, 4, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="flax's cells have biases"):
         ur.io.to_flax(ur.GRU(3, 4, bias=False))
+    for bias, after in ((numpy.zeros(12), True), (numpy.zeros((2, 12)), False)):
+        words = f"expected a bias of the shape .* with reset_after={after}, got"
+        with pytest.raises(ValueError, match=words):
+            ur.io.from_keras([numpy.zeros((3, 12)), numpy.zeros((4, 12)), bias], reset_after=after)
+    flax = ur.io.to_flax(ur.LSTM(3, 4))
+    for change, why in (
+        (
+            {"kernel": None},
+            "kernel of if should be an array of float16, float32 or float64, got NoneType",
+        ),
+        ({"kernel": numpy.zeros((2, 4))}, r"the kernel of if should be \(3, 4\), got \(2, 4\)"),
+        ({"bias": numpy.zeros(3)}, r"the bias of if should be \(4,\), got \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            ur.io.from_flax({**flax, "if": {**flax["if"], **change}})
+    for given in (None, "weights.h5", [numpy.zeros((3, 4), int), numpy.zeros((1, 4), int)]):
+        with pytest.raises(ValueError, match="expected the arrays|should be an array of float16"):
+            ur.io.from_keras(given)
+    with pytest.raises(ValueError, match="expected the parameters of a cell by name, got a list"):
+        ur.io.from_flax([1])
+    normed = torch.nn.utils.parametrizations.weight_norm(ur.GRU(3, 4, bias=False), "weight_hh_l0")
+    assert torch.equal(ur.io.from_keras(ur.io.to_keras(normed)).weight_hh_l0, normed.weight_hh_l0)
     kept = ur.GRU(3, 4, bias=False, dtype=torch.float64)
     assert torch.equal(ur.io.from_keras(ur.io.to_keras(kept)).weight_hh_l0, kept.weight_hh_l0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unrolled import cells
 from unrolled.cell import Cell
+from unrolled.io.weights import weights_of
 from unrolled.layers import Recurrent
 
 # The operator of a cell, and its gates in ONNX's order, as places in ours (https://onnx.ai/onnx/operators).
@@ -42,22 +43,19 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
         The ``onnx.ModelProto``.
 
     Raises:
+        TypeError: no recurrent layer of ours.
         ImportError: the package onnx, or for other cells onnxscript, is not installed.
         ValueError: a layer that computes something at random, or in a dtype that ONNX' operators don't take.
     """
     import onnx
 
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"expected a recurrent layer of unrolled, got {type(layer).__name__}")
+    weights = weights_of(layer, "to_onnx")
     layer.check_noise("an ONNX model")
     if layer.training and layer.dropout:
         raise ValueError(
             f"{type(layer).__name__}: dropout is random: export the layer in evaluation mode, .eval()"
         )
-    dtype = next(iter(layer.parameters())).dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"an ONNX model is of float32 or float64, got a layer of {dtype}")
-    model = _Graph(layer, onnx, dtype, states).model()
+    model = _Graph(layer, onnx, weights, states).model()
     if file is not None:
         onnx.save(model, str(file))
     return model
@@ -66,8 +64,9 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
 class _Graph:
     """An ONNX graph in the making."""
 
-    def __init__(self, layer: Recurrent, onnx: Any, dtype: torch.dtype, states: bool) -> None:
-        self._layer, self._onnx, self._dtype, self._given = layer, onnx, dtype, states
+    def __init__(self, layer: Recurrent, onnx: Any, weights: dict[str, Tensor], states: bool) -> None:
+        self._layer, self._onnx, self._weights, self._given = layer, onnx, weights, states
+        self._dtype = next(iter(weights.values())).dtype
         self._nodes: list[Any] = []
         self._held: list[Any] = []
         self._numbers = itertools.count()
@@ -116,13 +115,12 @@ class _Graph:
         """All directions of a layer as one node; the outputs side by side, and the final states."""
         layer = self._layer
         operator, order = _OPERATORS[layer.cell]
-        held = dict(layer.named_parameters())
 
         def gates(name: str) -> Tensor:
             """Of all directions, in ONNX's order."""
             each = []
             for suffix in suffixes:
-                parts = held[name + suffix].detach().chunk(len(order))
+                parts = self._weights[name + suffix].chunk(len(order))
                 each.append(torch.cat([parts[k] for k in order]))
             return torch.stack(each)
 
@@ -201,10 +199,8 @@ class _Graph:
         layer, size = self._layer, self._sizes[name]
         suffixes = list(layer._cells)
         if layer.initial_state == "learned":
-            held = dict(layer.named_parameters())
-            value = torch.stack([held[f"initial_{name}{suffix}"].detach() for suffix in suffixes]).unsqueeze(
-                1
-            )
+            starts = [self._weights[f"initial_{name}{suffix}"] for suffix in suffixes]
+            value = torch.stack(starts).unsqueeze(1)
         else:
             value = torch.zeros(1, 1, 1, dtype=self._dtype)
         shape = self._node("Shape", [x])

@@ -21,6 +21,8 @@ _PEEPHOLES = ("peep_i", "peep_o", "peep_f")
 _USUAL = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _ATTRIBUTES = (
+    "activation_alpha",
+    "activation_beta",
     "activations",
     "clip",
     "direction",
@@ -29,7 +31,7 @@ _ATTRIBUTES = (
     "layout",
     "linear_before_reset",
 )
-_IGNORED = ("activation_alpha", "activation_beta")  # of functions that are refused
+_DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 
 class RecurrentNode(nn.Module):
@@ -58,10 +60,21 @@ class RecurrentNode(nn.Module):
         super().__init__()
         self._name = f"{name} ({operator})"
         self._operator, self._attributes = operator, dict(attributes)
+        if operator not in _GATES:
+            raise ValueError(f"{self._name}: expected the operator RNN, GRU or LSTM")
         options = self._options(attributes)
+        self._check(weights)
         recurrent, inputs = weights["R"], weights["W"]
         directions, _, hidden = recurrent.shape
         self.direction = attributes.get("direction", "forward")
+        if self.direction not in _DIRECTIONS:
+            raise ValueError(
+                f"{self._name}: the direction {self.direction!r} is none of {', '.join(_DIRECTIONS)}"
+            )
+        if attributes.get("hidden_size", hidden) != hidden:
+            raise ValueError(
+                f"{self._name}: hidden_size is {attributes['hidden_size']}, and R has {hidden} units"
+            )
         if directions != 1 + (self.direction == "bidirectional"):
             raise ValueError(
                 f"{self._name}: the direction {self.direction!r} doesn't go with weights of {directions} "
@@ -98,6 +111,29 @@ class RecurrentNode(nn.Module):
                 "every direction"
             )
         return {"nonlinearity": "relu"} if names == {("Relu",)} else {}
+
+    def _check(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise where the weights don't go together."""
+        for kind in ("W", "R"):
+            if kind not in weights or weights[kind].dim() != 3:
+                got = f"the shape {tuple(weights[kind].shape)}" if kind in weights else "none"
+                raise ValueError(
+                    f"{self._name}: {kind} should be (directions, gates × hidden, features), got {got}"
+                )
+        directions, _, hidden = weights["R"].shape
+        gates = len(_GATES[self._operator])
+        shapes = {
+            "W": (directions, gates * hidden, weights["W"].shape[2]),
+            "R": (directions, gates * hidden, hidden),
+            "B": (directions, 2 * gates * hidden),
+            "P": (directions, 3 * hidden),
+        }
+        for kind, value in weights.items():
+            if kind in shapes and tuple(value.shape) != shapes[kind]:
+                raise ValueError(
+                    f"{self._name}: {kind} should have the shape {shapes[kind]} for {hidden} units, it has "
+                    f"{tuple(value.shape)}"
+                )
 
     def _cell(self, peepholes: bool) -> type[Cell]:
         if self._operator == "GRU" and not self._attributes.get("linear_before_reset"):
@@ -142,7 +178,8 @@ class RecurrentNode(nn.Module):
 
         Args:
             x: ``(time, batch, input)``, with the attribute layout 1 ``(batch, time, input)``.
-            sequence_lens: ``(batch,)``; None: all steps.
+            sequence_lens: ``(batch,)``; None: all steps. The final state of a row without steps is its
+                initial one, of which ONNX says nothing.
             initial_h: ``(directions, batch, hidden)``, with layout 1 the batch first; None: zeros.
             initial_c: of an LSTM, the same.
 
@@ -192,18 +229,36 @@ def from_onnx(model: Any) -> dict[str, RecurrentNode]:
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: a node has an attribute that our layers don't have, or weights that are computed.
+        TypeError: neither a path nor a model.
+        ValueError: a node has an attribute that our layers don't have, weights that are computed, the name
+            of another one, or lies inside an If, Loop or Scan.
     """
     import onnx
 
     if isinstance(model, (str, Path)):
-        model = onnx.load(str(model))
+        path = model
+        try:
+            model = onnx.load(str(path))
+        except OSError:
+            raise
+        except Exception as error:  # of the format's own kind
+            raise ValueError(f"{path} is no ONNX model: {error}") from error
+    if not isinstance(model, onnx.ModelProto):
+        raise TypeError(f"from_onnx takes a path or an onnx.ModelProto, got {type(model).__name__}")
     held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                held[node.output[0]] = attribute.t
+            for graph in (attribute.g, *attribute.graphs):
+                _check_inside(graph, node)
     found: dict[str, RecurrentNode] = {}
     for number, node in enumerate(model.graph.node):
         if node.op_type not in _GATES or node.domain not in ("", "ai.onnx"):
             continue
         name = node.name or f"{node.op_type}_{number}"
+        if name in found:
+            raise ValueError(f"two nodes of the model have the name {name}: give each one its own")
         inputs = {kind: given for kind, given in zip(_INPUTS, node.input, strict=False) if given}
         weights: dict[str, Tensor] = {}
         for kind in ("W", "R", "B", "P"):
@@ -217,6 +272,19 @@ def from_onnx(model: Any) -> dict[str, RecurrentNode]:
         attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
         found[name] = RecurrentNode(node.op_type, weights, attributes, name)
     return found
+
+
+def _check_inside(graph: Any, outer: Any) -> None:
+    """Raise where a graph within a node holds a recurrent node."""
+    for node in graph.node:
+        if node.op_type in _GATES and node.domain in ("", "ai.onnx"):
+            raise ValueError(
+                f"{node.name or node.op_type} ({node.op_type}) lies inside the {outer.op_type} node "
+                f"{outer.name!r}: only nodes of the model itself can be read"
+            )
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _check_inside(inner, node)
 
 
 def _plain(value: Any) -> Any:

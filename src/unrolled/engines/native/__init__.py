@@ -29,7 +29,7 @@ __all__ = ["DTYPES", "Compiled", "NoCompilerError", "UnsupportedError", "compile
 
 _known: dict[object, Compiled | Exception] = {}
 _variants: dict[object, tuple[Compiled, list[int], list[Tensor]]] = {}  # and versions of tensors, and those
-_MOST_VARIANTS = 1000
+_MOST_VARIANTS, _MOST_BYTES = 1000, 2**26
 _lock = threading.Lock()
 
 
@@ -69,13 +69,15 @@ def _with_own_tensors(step: Compiled, cell: Cell, key: object) -> Compiled:
         before = _variants.get(place)
         if before is not None and before[1] == versions and -1 not in versions:
             return before[0]
-        if len(_variants) > _MOST_VARIANTS:
-            _variants.clear()
         values = [tensor.detach().clone().contiguous() for tensor in tensors]
         constants = {**step.captured.constants, **dict(zip(step.captured.own.values(), values, strict=True))}
         made = copy.copy(step if before is None else before[0])
         made.captured = dataclasses.replace(step.captured, constants=constants)
         _variants[place] = made, versions, tensors
+        size = sum(tensor.nbytes for _, _, held in _variants.values() for tensor in held)
+        while len(_variants) > 1 and (len(_variants) > _MOST_VARIANTS or size > _MOST_BYTES):
+            _, _, held = _variants.pop(next(iter(_variants)))
+            size -= sum(tensor.nbytes for tensor in held)
     return made
 
 
