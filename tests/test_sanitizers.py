@@ -27,6 +27,7 @@ LOOPS = (
     "test_frozen",
     "test_stream",
     "test_checkpoint",
+    "test_asked",
     "test_vocabulary",
     "test_random_steps",
 )
