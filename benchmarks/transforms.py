@@ -1,4 +1,6 @@
-"""Times of calls inside torch's transforms, beside the plain ones: medians of calls taken in turn, in ms.
+"""Times of calls inside torch's transforms, and of what may be asked for, beside the plain ones.
+
+Medians of calls taken in turn, in ms.
 
 python benchmarks/transforms.py
 """
@@ -85,8 +87,32 @@ def compiled(layer: Any, x: Tensor) -> dict[str, float]:
     return {**found, "first use, s": first}
 
 
+def asked(layer: Any, x: Tensor, training: bool) -> dict[str, float]:
+    """A plain call, one with resets, one in which half of the steps count, and one that gives every state."""
+    steps, batch, _ = x.shape
+    resets = torch.rand(steps, batch) < 0.05
+    half = torch.arange(batch) % 2 * steps // 2 + steps // 4  # a quarter of the steps, or three
+
+    def run(**how: Any) -> None:
+        if not training:
+            with torch.no_grad():
+                layer(x, **how)
+            return
+        layer.zero_grad()
+        layer(x, **how)[0].sum().backward()
+
+    return in_turn(
+        {
+            "plain": run,
+            "resets": lambda: run(resets=resets),
+            "half of the steps": lambda: run(lengths=half),
+            "every state": lambda: run(all_states=True),
+        }
+    )
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     console = Console()
     rows = {
         "gradients of samples": {
@@ -95,6 +121,14 @@ def main() -> None:
             )
             for kind in (ur.RNN, ur.GRU, ur.LSTM)
             for batch, steps, hidden in ((32, 50, 64), (64, 20, 128))
+        },
+        "what is asked for": {
+            f"{kind.__name__} {batch}×{steps}×{hidden}, {'training' if training else 'inference'}": asked(
+                kind(hidden, hidden), torch.randn(steps, batch, hidden), training
+            )
+            for kind in (ur.RNN, ur.GRU, ur.LSTM)
+            for batch, steps, hidden in ((32, 100, 128), (64, 100, 512))
+            for training in (False, True)
         },
         "torch.compile": {
             f"{what} {batch}×{steps}×{hidden}": compiled(layer, torch.randn(steps, batch, hidden))
