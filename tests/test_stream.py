@@ -343,6 +343,21 @@ def test_whatever_the_model_holds_now(kind: Any) -> None:
     assert "_compiled_call_impl" not in vars(model.layer)
 
 
+def test_a_state_that_lost_its_layer() -> None:
+    model, x = Changing(nn.ModuleDict({"one": ur.GRU(3, 4)})), torch.randn(2, 1, 3)
+    model.forward = lambda x: model.layer["one"](x)[0]
+    stream = ur.Stream(model)
+    stream(x)
+    model.layer = nn.ModuleDict({"two": ur.GRU(3, 4)})
+    model.forward = lambda x: model.layer["two"](x)[0]
+    with pytest.raises(
+        RuntimeError, match=r"Changing no longer holds layer.one, of which the stream has a st"
+    ):
+        stream(x)
+    stream.reset()
+    assert torch.equal(stream(x), model.layer["two"](x)[0])
+
+
 def test_a_model_is_as_ever_for_other_threads() -> None:
     inside, go_on = threading.Event(), threading.Event()
     model, x = Changing(ur.GRU(3, 4)), torch.randn(6, 2, 3)
