@@ -145,8 +145,7 @@ class Asked:
             x = x * self._over_time(noise.mask(x, noise.variational, self.sequence.batch, x.shape[-1]))
         kept = None if noise is None or not self.training else noise.kept(x, widths)
         columns = [part.to(x.dtype) for part in (kept, self.resets, self.alive) if part is not None]
-        if columns:
-            x = torch.cat((x, *columns), -1)
+        beside = None if not columns else columns[0] if len(columns) == 1 else torch.cat(columns, -1)
         begun: list[States | None] = []
         chains: list[Chain] = []
         for back, state in enumerate(states):
@@ -172,7 +171,11 @@ class Asked:
                 given = None if given is None else (torch.cat(given[:count], -1), *given[count:])
             begun.append(given)
             chains.append(tuple(chain))
-        results = run(cells, x, begun, sizes, chains=chains) if chains[0] else run(cells, x, states, sizes)
+        results = (
+            run(cells, x, begun, sizes, chains=chains, columns=beside)
+            if chains[0]
+            else run(cells, x, states, sizes)
+        )
         pairs = zip(results, states, strict=True)
         return [self._taken(output, final, widths, state) for (output, final), state in pairs]
 

@@ -68,6 +68,7 @@ def run(
     sizes: list[int] | None = None,
     checkpoint: int | None = None,
     chains: Sequence[Chain] = ((), ()),
+    columns: Tensor | None = None,
 ) -> list[tuple[Tensor, States]]:
     """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
 
@@ -78,7 +79,8 @@ def run(
         sizes: how many rows have a step at each time, never growing; None: all of them.
         checkpoint: keep no more for the backward than the states between segments of so many steps, and
             run each segment forward anew; None: keep what the backward reads. Not with ``sizes``.
-        chains: for each cell the variants around it, of which x and states are.
+        chains: for each cell the variants around it, of which the states are.
+        columns: what variants read beside x, laid out as it is.
 
     Returns:
         For each cell the first state after every step, laid out as ``x``, and each row's final states.
@@ -88,20 +90,22 @@ def run(
     """
     if transformed.autocasts(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return run(*transformed.in_autocast(cells, x, states), sizes, checkpoint, chains)
+            cells, x, states = transformed.in_autocast(cells, x, states)
+            columns = None if columns is None else columns.to(x.dtype)
+            return run(cells, x, states, sizes, checkpoint, chains, columns)
     if transformed.active():
-        return _transformed(cells, x, states, sizes, checkpoint, chains)
+        return _transformed(cells, _joined(x, columns), states, sizes, checkpoint, chains)
     if chains[0]:
         cells = [varied(cell, chain) for cell, chain in zip(cells, chains, strict=False)]
     choice = _chosen.get()
     if choice == "reference":
         log.engine.info("%s: reference engine (it is chosen)", type(cells[0].innermost).__name__)
-        return _by_reference(cells, x, states, sizes, checkpoint)
+        return _by_reference(cells, _joined(x, columns), states, sizes, checkpoint)
     why, surprising, of_the_step = _obstacle(cells, x, states), False, True
     name = type(cells[0].innermost).__name__
     if why is None:
         try:
-            result = native.run(cells, x, states, sizes, checkpoint)
+            result = native.run(cells, x, states, sizes, checkpoint, columns)
             log.engine.info("%s: native engine (%s is chosen, nothing is in its way)", name, choice)
             return result
         except (native.UnsupportedError, native.NoCompilerError) as error:
@@ -109,11 +113,16 @@ def run(
     if choice == "native":
         raise RuntimeError(f"{name} can't run on the native engine: {why}")
     log.engine.info("%s: reference engine (%s)", name, why)
-    result = _by_reference(cells, x, states, sizes, checkpoint)
+    result = _by_reference(cells, _joined(x, columns), states, sizes, checkpoint)
     if surprising:  # told once the step has run: a wrong step has raised its own error by now
         what = f"{name} runs" if of_the_step else "recurrent layers run"
         log.announce(f"{what} on the reference engine, step by step: {why}")
     return result
+
+
+def _joined(x: Tensor, columns: Tensor | None) -> Tensor:
+    """The input with what variants read beside it."""
+    return x if columns is None else torch.cat((x, columns), -1)
 
 
 def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:

@@ -96,6 +96,7 @@ def run(
     states: Sequence[tuple[Tensor, ...] | None],
     sizes: list[int] | None,
     checkpoint: int | None = None,
+    columns: Tensor | None = None,
 ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
     """Run bound cells over a sequence, the first one forward, a second one back; see :func:`engines.run`.
 
@@ -107,6 +108,7 @@ def run(
     for cell, state, back in zip(cells, states, (False, True), strict=False):
         held = cell.__dict__
         params = [held[name] for name in cell.shapes()]
+        params += [] if columns is None else [columns]
         params = [param if param.is_contiguous() else param.contiguous() for param in params]
         given.append(lanes.Lane(compiled(cell, x.dtype), cell, params, state, back))
     return lanes.run(given, x, sizes, checkpoint)

@@ -46,9 +46,14 @@ class Kind:
         return len(self.cell.state) if self.stateful else 0
 
     @property
+    def columns(self) -> int:
+        """How many tensors it takes of columns beside x, that variants read: one or none."""
+        return int(self.cell.features > self.cell.input)
+
+    @property
     def tensors(self) -> int:
-        """How many tensors it takes: initial states and parameters."""
-        return self.states + len(self.cell.shapes())
+        """How many tensors it takes: initial states, parameters, columns beside x."""
+        return self.states + len(self.cell.shapes()) + self.columns
 
 
 def threads_of(lanes: Sequence[object]) -> int:
@@ -58,7 +63,7 @@ def threads_of(lanes: Sequence[object]) -> int:
 
 
 def dealt(kinds: Sequence[Kind], tensors: Sequence[Tensor]) -> list[tuple[States | None, list[Tensor]]]:
-    """The initial states and the parameters of each lane."""
+    """The initial states of each lane; and its parameters, with the columns beside x after them."""
     dealt, at = [], 0
     for kind in kinds:
         mine = tensors[at : at + kind.tensors]
@@ -160,7 +165,7 @@ def gradients(
         kinds: the lanes.
         layout: of the rows of x.
         x: the input.
-        tensors: the initial states and parameters of every lane.
+        tensors: the initial states, parameters and columns beside x of every lane.
         made: for each lane the states after every step and the values that it gives.
         grads: the gradients of outputs and final states, lane by lane; None: zeros.
         groups: above 1, those of parameters for each of so many groups of rows: a first axis of them.
@@ -189,7 +194,7 @@ def gradients(
             of_params, grad_x = kind.compiled.gradients(found, layout.rows)
         else:
             of_params, grad_x = _of_groups(kind.compiled, found, layout, groups)
-        results += (*(final if kind.stateful else ()), *of_params)
+        results += (*(final if kind.stateful else ()), *of_params, *[None] * kind.columns)
         if grad_x is not None:
             of_x = grad_x if of_x is None else of_x.add_(grad_x)
     return [None if of_x is None else of_x.view(x.shape), *results]
@@ -234,8 +239,9 @@ def reference_gradients(
     with torch.enable_grad():
         outputs: list[Tensor] = []
         for kind, (states, params) in zip(kinds, dealt(kinds, tensors), strict=True):
-            bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=True)))
-            output, final = reference.run(bound, x, states, sizes, kind.back)
+            bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=False)))
+            joined = torch.cat((x, params[-1]), -1) if kind.columns else x
+            output, final = reference.run(bound, joined, states, sizes, kind.back)
             outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
     read = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]

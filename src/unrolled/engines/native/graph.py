@@ -49,7 +49,8 @@ class Captured:
 
     Attributes:
         graph: placeholders are those below; every other node is an operation.
-        params, x, states: the placeholders of the step.
+        params, x, states: the placeholders of the step. After the parameters come the columns beside x that
+            variants read, where there are some.
         own: the placeholders of other tensors of the cell that the step uses, by name.
         carries: for each state, the gradient that arrives from the time step after this one.
         grad_output: the gradient of the output of this time step.
@@ -87,8 +88,11 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
             or draws random numbers; the operation, and its line.
     """
     own = own_tensors(cell)
+    beside = cell.features - cell.input
     sizes = list(cell.state_sizes().values())
     places = Places(cell)
+
+    count = len(cell.shapes())
 
     def bound(params: list[Tensor], own_params: list[Tensor], mode: bool) -> Cell:
         tensors = zip([*cell.shapes(), *own], [*params, *own_params], strict=True)
@@ -109,14 +113,14 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         carries: list[Tensor],
         grad_output: Tensor,
     ) -> Any:
-        if not training:
-            return step(bound(params, own_params, cell.training), x, states), [None] * (
-                len(params) + 1 + len(states)
-            )
+        params, columns = params[:count], params[count:]
 
         def function(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
+            x = torch.cat((x, *columns), -1) if columns else x
             return step(bound(params, own_params, cell.training), x, states)
 
+        if not training:
+            return function(params, x, states), [None] * (count + 1 + len(states))
         result: Any = torch.func.vjp(function, params, x, states)
         new, vjp = result
         places.now = None  # what fails now is no line's, but torch's backward of the step
@@ -145,6 +149,9 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         (params, own_params), (x, states) = parameters(), rows_of(ROWS)
+        if beside:
+            x = torch.empty(ROWS, cell.input, dtype=dtype)
+            params.append(torch.empty(ROWS, beside, dtype=dtype))
         carries = [torch.empty_like(row) for row in states]
         arguments = (params, own_params, x, states, carries, torch.empty_like(states[0]))
         try:
@@ -153,10 +160,11 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
         except Exception as error:  # a step may hold any Python
             raise captured_error(error, places) from error
         flat: list[Tensor] = tree_leaves(arguments)
-        count = len(params) + len(own) + 1
-        moving = [count <= k < len(flat) - 1 for k in range(len(flat))]
+        still = len(params) + len(own) + 1
+        moving = [still <= k < len(flat) - 1 for k in range(len(flat))]
         lowered = lower(module, flat, moving, dtype)
-    return _roles(lowered, len(params), own, len(sizes), any_mode, _used(module.graph, len(sizes)))
+    needed = _used(module.graph, len(sizes))
+    return _roles(lowered, count, bool(beside), own, len(sizes), any_mode, needed)
 
 
 def _used(graph: fx.Graph, states: int) -> list[bool]:
@@ -169,6 +177,7 @@ def _used(graph: fx.Graph, states: int) -> list[bool]:
 def _roles(
     module: fx.GraphModule,
     params: int,
+    beside: bool,
     own: dict[str, Tensor],
     states: int,
     any_mode: bool,
@@ -179,7 +188,14 @@ def _roles(
     for node, value in constants.items():
         node.meta["val"] = value
     given = iter([node for node in graph.nodes if node.op == "placeholder"])
-    counts = {"params": params, "own": len(own), "x": 1, "states": states, "carries": states, "grad": 1}
+    counts = {
+        "params": params + beside,
+        "own": len(own),
+        "x": 1,
+        "states": states,
+        "carries": states,
+        "grad": 1,
+    }
     taken = {role: list(itertools.islice(given, count)) for role, count in counts.items()}
     output = next(node for node in graph.nodes if node.op == "output")
     returned: list[Any] = tree_leaves(output.args[0])
@@ -201,7 +217,7 @@ def _roles(
         grad if used else None
         for grad, used in zip(
             returned[states : states + params + 1],
-            [*needed[:params], needed[params + len(own)]],
+            [*needed[:params], needed[params + beside + len(own)]],
             strict=True,
         )
     ]

@@ -24,7 +24,8 @@ class Lane:
     Attributes:
         compiled: its loops.
         cell: bound to its parameters.
-        params: its parameters, in order, next to one another in memory each.
+        params: its parameters, in order, next to one another in memory each; then the columns beside x that
+            variants read.
         state: its initial states, each ``(batch, size)``; None: zeros.
         back: from the last step to the first.
     """
@@ -68,7 +69,7 @@ def run(
 def _widened(lane: Lane) -> Lane:
     params = [param.float() for param in lane.params]
     state = None if lane.state is None else tuple(part.float() for part in lane.state)
-    cell = lane.cell.bind(dict(zip(lane.cell.shapes(), params, strict=True)))
+    cell = lane.cell.bind(dict(zip(lane.cell.shapes(), params, strict=False)))
     return Lane(lane.compiled, cell, params, state, lane.back)
 
 

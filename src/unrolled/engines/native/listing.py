@@ -54,7 +54,7 @@ class Listing:
         captured = self.captured
         names = {node: node.name for node in captured.graph.nodes}
         states = list(self.cell.state)
-        names |= dict(zip(captured.params, self.cell.shapes(), strict=True))
+        names |= dict(zip(captured.params, (*self.cell.shapes(), "columns"), strict=False))
         names |= dict(zip(captured.states, states, strict=True))
         names |= dict(zip(captured.carries, (f"grad_{name}" for name in states), strict=True))
         return names | {captured.x: "x", captured.grad_output: "grad_output"}

@@ -165,9 +165,10 @@ def axes_of_gradients(read: Sequence[Lane], dtype: torch.dtype) -> list[int | No
 
 
 def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    x, given = x.resolve_neg(), []
-    for lane in read_lanes(text, tensors):
-        kind, own = lane.kind(x.dtype), _plain(lane)
+    read, given = read_lanes(text, tensors), []
+    x, columns = _apart(x, read)
+    for lane in read:
+        kind, own = lane.kind(x.dtype), [*_plain(lane), *columns]
         states = tuple(own[: kind.states]) if kind.stateful else None
         given.append(lanes.Lane(kind.compiled, kind.cell, own[kind.states :], states, kind.back))
     results = lanes.infer(given, x, _layout(x, sizes))
@@ -175,9 +176,10 @@ def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
 
 
 def _keep(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    x, read = x.resolve_neg(), read_lanes(text, tensors)
+    read = read_lanes(text, tensors)
+    x, columns = _apart(x, read)
     kinds = [lane.kind(x.dtype) for lane in read]
-    flat = [tensor for lane in read for tensor in _plain(lane)]
+    flat = [tensor for lane in read for tensor in (*_plain(lane), *columns)]
     results: list[Tensor] = []
     extras: list[Tensor] = []
     made = autograd.forward(kinds, _layout(x, sizes), x, flat)
@@ -203,9 +205,10 @@ def _back(
     text: str,
     groups: int = 1,
 ) -> list[Tensor]:
-    x, read = x.resolve_neg(), read_lanes(text, tensors)
+    read = read_lanes(text, tensors)
+    x, columns = _apart(x, read)
     kinds = [lane.kind(x.dtype) for lane in read]
-    flat = [tensor for lane in read for tensor in _plain(lane)]
+    flat = [tensor for lane in read for tensor in (*_plain(lane), *columns)]
     outputs, extras = made[: len(read)], made[len(read) :]
     rows = [axis is not None for axis in axes_kept(read, x.dtype)]
     rest = iter([e.flatten(0, -2) if of_rows else e for e, of_rows in zip(extras, rows, strict=True)])
@@ -218,7 +221,17 @@ def _back(
         kept.append((states, {node: next(rest).contiguous() for node in kind.compiled.held}))
     layout = _layout(x, sizes)
     found = autograd.gradients(kinds, layout, x, flat, kept, grads, groups)
+    if columns and found[0] is not None:
+        found[0] = torch.cat((found[0], torch.zeros_like(columns[0])), -1)
     return [tensor.contiguous() for tensor in found if tensor is not None]
+
+
+def _apart(x: Tensor, read: Sequence[Lane]) -> tuple[Tensor, list[Tensor]]:
+    """x, and the columns beside it that variants read, as the loops take them."""
+    x, width = x.resolve_neg(), read[0].cell.input
+    if x.shape[-1] == width:
+        return x, []
+    return x[..., :width].contiguous(), [x[..., width:].contiguous()]
 
 
 def _plain(lane: Lane) -> list[Tensor]:

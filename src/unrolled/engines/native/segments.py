@@ -39,7 +39,7 @@ class Segments(torch.autograd.Function):
                 part = x[begin:end]
                 threads = torch.get_num_threads()
                 job, made, state = kind.compiled.infer(
-                    params, part, state, Layout.of(part, None), kind.back, threads
+                    _cut(kind, params, begin, end), part, state, Layout.of(part, None), kind.back, threads
                 )
                 execute([job])
                 output[begin:end] = made
@@ -63,18 +63,19 @@ class Segments(torch.autograd.Function):
         for kind, (_, params), starts, (grad, last) in zip(
             kinds, dealt(kinds, tensors), between, unflattened(grads, kinds), strict=True
         ):
-            sums: list[Tensor | None] = [None] * len(params)
+            sums: list[Tensor | None] = [None] * (len(params) - kind.columns)
             carry: Sequence[Tensor] = last
             cuts = _cuts(len(x), length, kind.back)
             for (begin, end), start in zip(reversed(cuts), reversed(starts), strict=True):
-                carry, found, of_part = _segment(kind, params, x[begin:end], start, grad[begin:end], carry)
+                mine = _cut(kind, params, begin, end)
+                carry, found, of_part = _segment(kind, mine, x[begin:end], start, grad[begin:end], carry)
                 sums = [_sum(a, b) for a, b in zip(sums, found, strict=True)]
                 if of_part is not None:
                     of_x = (
                         torch.zeros_like(x, memory_format=torch.contiguous_format) if of_x is None else of_x
                     )
                     of_x[begin:end] += of_part.view(end - begin, *x.shape[1:])
-            results += (*(carry if kind.stateful else ()), *sums)
+            results += (*(carry if kind.stateful else ()), *sums, *[None] * kind.columns)
         return None, None, of_x, *results
 
 
@@ -82,6 +83,11 @@ def _cuts(steps: int, length: int, back: bool) -> list[tuple[int, int]]:
     """Where segments begin and end, in the order in which they run."""
     cuts = [(begin, min(begin + length, steps)) for begin in range(0, steps, length)]
     return cuts[::-1] if back else cuts
+
+
+def _cut(kind: Kind, params: list[Tensor], begin: int, end: int) -> list[Tensor]:
+    """The parameters, and of columns beside x the steps of a segment."""
+    return [*params[:-1], params[-1][begin:end]] if kind.columns else params
 
 
 def _segment(
