@@ -74,10 +74,10 @@ class Asked:
         forward = resets if sequence.batched else resets.unsqueeze(1)
         forward = forward.transpose(0, 1) if sequence.batched and sequence.batch_first else forward
         forward = forward.to(sequence.steps.device)
-        marks = [forward]
-        if lanes == 2:  # which meets the border of two episodes at the last step of the first one
-            marks.append(torch.cat((forward[1:], torch.zeros_like(forward[:1]))))
-        self.resets = torch.stack(marks, -1)
+        self.resets = forward.unsqueeze(-1)
+        if lanes == 2:  # the second one meets the border of two episodes at the last step of the first one
+            back = torch.cat((forward[1:], torch.zeros_like(forward[:1])))
+            self.resets = torch.stack((forward, back), -1)
 
     def end(self, lengths: Any, keep: bool) -> None:
         """Have each row end after its number of steps.
@@ -154,16 +154,16 @@ class Asked:
             if self.first is not None:
                 first = tuple(part[self.lane] for part in self.first) or None
             self.lane += 1
-            zeros = tuple([x.new_zeros(self.sequence.batch, width) for width in widths])
             if noise is not None and any(noise.zoneout):
                 chain.append(("Zoned", (noise.zoneout, self.training)))
             if noise is not None and noise.recurrent and self.training:
                 chain.append(("Dropped", ()))
                 mask = noise.mask(x, noise.recurrent, self.sequence.batch, widths[0])
-                given, first = (*(given or zeros), mask), (*(first or zeros), mask)
+                given = (*(given or self._zeros(x, widths)), mask)
+                first = (*(first or self._zeros(x, widths)), mask)
             if self.resets is not None:
                 chain.append(("Resetting", (first is not None, back == 1, len(cells))))
-                given = given if first is None else (*(given or zeros), *first)
+                given = given if first is None else (*(given or self._zeros(x, widths)), *first)
             if self.alive is not None:
                 chain.append(("Masked", ()))
             if self.every and count > 1:
@@ -198,6 +198,9 @@ class Asked:
             first = start or tuple(torch.zeros_like(part) for part in final)
             final = tuple(torch.where(empty, a, b) for a, b in zip(first, final, strict=True))
         return every[0], final
+
+    def _zeros(self, x: Tensor, widths: list[int]) -> States:
+        return tuple(x.new_zeros(self.sequence.batch, width) for width in widths)
 
     def _over_time(self, rows: Tensor) -> Tensor:
         """Values of each row of the batch, in its order here, as they go with the steps."""
