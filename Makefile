@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN ?= .venv/bin
 READY ?= .venv/.ready
+SHOWN ?= .venv/.shown
 RUNS ?= runs
 
 .PHONY: help demo test lint format bench clean
@@ -9,7 +10,7 @@ RUNS ?= runs
 help: ## what this Makefile can do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(READY) ## open a small layer, then train one on real data and open it too (under two minutes)
+demo: $(SHOWN) ## open a small layer, then train one on real data and open it too (two minutes, and as long to set up)
 	$(BIN)/unrolled show
 	$(BIN)/python examples/digits.py --runs $(RUNS)
 
@@ -33,9 +34,13 @@ clean: ## remove the virtual environment, caches and runs
 	rm -rf .venv build dist $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.shown: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "unrolled needs Python 3.11 or newer: set PYTHON, for instance make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot,examples]'
+	@touch $@
+
+.venv/.ready: $(SHOWN)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from typing import Any
 
 import statsmodels.api as sm
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=32)
     given = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it with torchrun: torchrun --nproc-per-node 2 examples/data_parallel.py")
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)

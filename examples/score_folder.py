@@ -77,11 +77,13 @@ def main() -> None:
     trained = torch.load(given.checkpoint, weights_only=True)
     files = sorted(given.folder.absolute().glob("*.npy"))
     given.out.mkdir(parents=True, exist_ok=True)
+    if not files:
+        raise ValueError(f"{given.folder} holds no .npy file")
     groups = [files[k : k + given.part] for k in range(0, len(files), given.part)]
     parts = [(given.out.absolute() / table_of(k, group), group) for k, group in enumerate(groups)]
     missing = [part for part in parts if not part[0].exists()]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(files)} sequences in {len(parts)} parts, {len(missing)} of them to be scored")
+    console.print(f"{len(files)} sequences in {len(parts)} parts, {len(missing)} parts to be scored")
     scored = run(missing, trained, given.scheduler, given.workers) if missing else 0
     console.print(f"{scored} sequences scored; the tables are in {given.out}")
 

@@ -328,9 +328,9 @@ def test_compiled_and_vectorised() -> None:
         (
             {"lengths": [1, 6]},
             ValueError,
-            "Expected lengths from 0 to 5, the number of time steps, got 1 to 6",
+            "Expected lengths from 0 to 5, the number of time steps, got 6 for row 1",
         ),
-        ({"lengths": [-1, 5]}, ValueError, "got -1 to 5"),
+        ({"lengths": [-1, 5]}, ValueError, "got -1 for row 0"),
         ({"lengths": torch.ones(2)}, TypeError, "lengths should be whole numbers, got torch.float32"),
         ({"lengths": "ab"}, TypeError, "lengths should be whole numbers, got 'ab'"),
         (
@@ -348,6 +348,11 @@ def test_compiled_and_vectorised() -> None:
             {"resets": torch.zeros(5, 2).bool(), "reset_state": "zeros"},
             ValueError,
             "reset_state should be a state or 'initial', got 'zeros'",
+        ),
+        (
+            {"resets": torch.zeros(5, 2).bool(), "reset_state": torch.zeros(1, 2, HIDDEN)},
+            TypeError,
+            r"reset_state: LSTM: Expected the state \(h, c\) to be a tuple",
         ),
         ({"resets": [0]}, TypeError, "resets should be a tensor of booleans, got a list"),
     ],

@@ -654,20 +654,22 @@ def test_a_shipped_folder_serves_where_there_is_no_compiler(folder: Path, kernel
 def test_what_a_program_uses_is_shipped(tmp_path: Path) -> None:
     program = tmp_path / "score.py"
     program.write_text(
-        "import torch, unrolled as ur\n"
+        "import sys, torch, unrolled as ur\n"
+        "assert sys.argv[1:] == ['--rows', 'of one']\n"
         "layer, x = ur.LSTM(2, 3, zoneout=0.1).eval(), torch.randn(4, 1, 2)\n"
         "with ur.engine('native'), torch.no_grad():\n"
         "    layer(x, resets=torch.rand(4, 1) < 0.5, all_states=True)\n"
     )
-    line = [sys.executable, "-m", "unrolled", "build", "--program", str(program), "--out"]
+    called = ["--rows", "of one"]
+    line = [sys.executable, "-m", "unrolled", "build", "--program", f"{program} --rows 'of one'", "--out"]
     shell = {"capture_output": True, "text": True}
     made = subprocess.run([*line, str(tmp_path / "kernels")], **shell)
     assert made.returncode == 0, made.stderr
     assert f"{program}: what it uses\n" in made.stdout
     without = {**os.environ, "PATH": "", "UNROLLED_CACHE": "/dev/null/nowhere"}
-    assert subprocess.run([sys.executable, program], **shell, env=without).returncode == 1
+    assert subprocess.run([sys.executable, program, *called], **shell, env=without).returncode == 1
     without["UNROLLED_KERNELS"] = str(tmp_path / "kernels")
-    done = subprocess.run([sys.executable, program], **shell, env=without)
+    done = subprocess.run([sys.executable, program, *called], **shell, env=without)
     assert (done.returncode, done.stderr) == (0, "")
     program.write_text("pass")
     bad = subprocess.run([*line, str(tmp_path / "other")], **shell)

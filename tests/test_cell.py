@@ -152,3 +152,63 @@ def test_a_cell_extends_another() -> None:
     assert torch.allclose(layer(x)[0], twin(x)[0], atol=1e-6)
     t = ur.trace(layer, x)
     assert {"input_sum", "hidden_sum", "i", "f", "g", "o", "c", "h"} <= set(t.names)
+
+
+class Holding(ur.Cell):
+    """Keeps a module, as no cell may."""
+
+    state = ("h",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.map = nn.Linear(self.input, self.hidden)
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.map(x) + h)
+
+
+class Sharing(ur.Cell):
+    """Keeps a parameter of its class, as no cell may."""
+
+    state = ("h",)
+    weight = nn.Parameter(torch.ones(3))
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * self.weight + h)
+
+
+def test_parameters_that_nothing_would_train_are_refused() -> None:
+    for cell, what in ((Holding, "map is a Linear"), (Sharing, "weight is a Parameter")):
+        with pytest.raises(
+            TypeError, match=rf"{cell.__name__}\.{what}, which a layer would neither train nor"
+        ):
+            ur.Recurrent(cell, 3, 3)
+
+
+class Ill(ur.Cell):
+    """Multiplies what doesn't go together."""
+
+    state = ("h",)
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.nn.functional.linear(h, self.weight))
+
+
+def test_a_step_that_fails_tells_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ur.Recurrent(Ill, 3, 4)(torch.randn(5, 2, 3))
+    assert not caplog.records
+
+
+def test_a_warning_is_of_the_users_line() -> None:
+    class Sorting(ur.Cell):
+        state = ("h",)
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            return torch.sort(torch.nn.functional.linear(x, self.weight) + h, dim=-1).values
+
+    with pytest.warns(UserWarning, match="on the reference engine") as told:
+        ur.Recurrent(Sorting, 3, 4)(torch.randn(5, 2, 3))
+    assert told[0].filename == __file__

@@ -140,14 +140,15 @@ def test_what_is_left_alone() -> None:
     with pytest.warns(UserWarning, match="is left alone") as told:
         ur.convert(model)
     assert [str(w.message).split(":")[0] for w in told] == [
-        "own, of the class Own, is left alone",
-        "normed, of the class ParametrizedGRU, is left alone",
+        "module 'own', of the class Own, is left alone",
+        "module 'normed', of the class ParametrizedGRU, is left alone",
     ]
     assert (model["own"], model["normed"]) == (own, normed)
     kept = nn.Sequential(ur.Recurrent(ur.GRU.cell_class, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
     with pytest.warns(UserWarning, match="is left alone: torch.nn has no") as told:
         ur.revert(kept)
     assert len(told) == 2
+    assert str(told[1].message).endswith("torch.nn has no option zoneout=0.1")
     for function in (ur.convert, ur.revert):
         with pytest.raises(TypeError, match="expected a module, got list"):
             function([nn.LSTM(2, 3)])
@@ -172,7 +173,9 @@ def test_what_users_have_put_on_a_layer() -> None:
     ):
         model = nn.Sequential(nn.LSTM(3, 4))
         setattr(model[0], name, value)
-        with pytest.warns(UserWarning, match=f"0, of the class LSTM, is left alone: its attribute '{name}'"):
+        with pytest.warns(
+            UserWarning, match=f"module '0', of the class LSTM, is left alone: its attribute '{name}'"
+        ):
             ur.convert(model)
         assert type(model[0]) is nn.LSTM
     model = nn.Sequential(nn.GRU(3, 4))

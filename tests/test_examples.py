@@ -221,6 +221,12 @@ def test_a_folder_is_scored_in_parts(finished: tuple[Path, str], tmp_path: Path)
     assert done.returncode == 2
     assert "999.npy should hold rows of 8 pixels, got an array of (3, 7)" in done.stderr
     (folder / "999.npy").unlink()
+    (tmp_path / "empty").mkdir()
+    empty = subprocess.run([*line[:3], str(tmp_path / "empty"), *line[4:]], capture_output=True, text=True)
+    assert (empty.returncode, empty.stderr) == (
+        2,
+        f"score_folder.py: {tmp_path / 'empty'} holds no .npy file\n",
+    )
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "20 sequences in 3 parts, " in done.stdout

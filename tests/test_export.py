@@ -91,6 +91,8 @@ def test_parameters_that_are_computed(cell: Any) -> None:
 def test_what_cannot_be_exported() -> None:
     for make, error, why in (
         (lambda: torch.nn.LSTM(2, 3), TypeError, "to_onnx takes a recurrent layer of unrolled, got LSTM"),
+        (lambda: torch.nn.Sequential(ur.LSTM(2, 3)), TypeError, "got Sequential: give its layers one by one"),
+        (lambda: ur.LSTMCell(2, 3), TypeError, "got LSTMCell: make the layer of this cell"),
         (lambda: ur.LSTM(2, 3, 2, dropout=0.5), ValueError, "LSTM: dropout is random"),
         (lambda: ur.LSTM(2, 3, zoneout=0.5), ValueError, "an ONNX model is of the cell's own steps"),
         (

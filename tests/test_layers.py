@@ -235,6 +235,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.GRU(4, 3, proj_size=1), ValueError, "only supported for LSTM"),
     (lambda: ur.RNN(4, 3, proj_size=1), ValueError, "only supported for LSTM"),
     (lambda: ur.LSTM(4, 3, batchfirst=True), TypeError, "no option 'batchfirst': did you mean 'batch_first'"),
+    (lambda: ur.LSTM(4, 3, zoneot=0.1), TypeError, "LSTM has no option 'zoneot': did you mean 'zoneout'?"),
     (lambda: ur.LSTM(4, 3, zzzz=True), TypeError, "^LSTM has no option 'zzzz': it takes input_size, hidden_"),
     (lambda: ur.LSTM(4, 3, proj_size=1.5), TypeError, "proj_size should be of type int, got: float"),
     (lambda: ur.LSTMCell(4, 3, zzzz=True), TypeError, "LSTMCell.*unexpected keyword argument 'zzzz'"),

@@ -39,7 +39,7 @@ def test_snippet(snippet: str, tmp_path: Path) -> None:
 
 
 def test_the_snippets_cell_opens_in_the_terminal(tmp_path: Path) -> None:
-    (tmp_path / "FILE.py").write_text(SNIPPETS[1])
+    (tmp_path / "FILE.py").write_text(next(text for text in SNIPPETS if "class MGU" in text))
     (command,) = re.findall(r"`(unrolled show --cell FILE.*?)`", README)
     done = subprocess.run(
         [BIN / "unrolled", *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True
@@ -61,7 +61,7 @@ def test_command(command: str, tmp_path: Path) -> None:
 
 def test_make_demo(tmp_path: Path) -> None:
     assert "make demo" in README
-    command = ["make", "demo", f"BIN={BIN}", "READY=", f"RUNS={tmp_path / 'runs'}"]
+    command = ["make", "demo", f"BIN={BIN}", "SHOWN=", f"RUNS={tmp_path / 'runs'}"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
     )

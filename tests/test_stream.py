@@ -514,6 +514,9 @@ def test_what_is_no_stream() -> None:
         Stream(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Linear holds none"):
         Stream(nn.Linear(2, 3))
+    for single in (ur.LSTMCell(2, 3), nn.GRUCell(2, 3)):
+        with pytest.raises(ValueError, match="Cell is a single step"):
+            Stream(single)
     with pytest.raises(ValueError, match="can't run LSTM '1': it is bidirectional"):
         Stream(nn.Sequential(nn.Linear(2, 2), ur.LSTM(2, 3, bidirectional=True)))
     x = torch.randn(4, 2, 2)

@@ -180,6 +180,11 @@ def test_leaves_everything_as_it_was(kind: str) -> None:
         assert_close(t.output, module(x)[0].detach(), 1e-5)  # the same masks of dropout
 
 
+def test_a_layer_of_a_trace_says_what_it_is() -> None:
+    found = ur.trace(ur.GRU(2, 3), torch.randn(4, 2)).layer(0)
+    assert repr(found).startswith("<LayerTrace of GRU, layer 0, forward: 4 steps × 1 rows; ")
+
+
 def test_it_is_a_copy() -> None:
     module, x = nn.LSTM(2, 3), torch.randn(4, 2)
     t = ur.trace(module, x)

@@ -17,7 +17,7 @@ from unrolled.layers import Recurrent
 
 def save(
     layers: Mapping[str, Recurrent],
-    program: Path | None,
+    program: Sequence[str],
     folder: Path,
     archs: Sequence[str],
     training: bool,
@@ -27,8 +27,8 @@ def save(
 
     Args:
         layers: by name.
-        program: in Python, run here; its layers may be asked for resets, every state and the like, which
-            have kernels of their own.
+        program: a Python file and its arguments, run here, if any; its layers may be asked for resets, every
+            state and the like, which have kernels of their own.
         folder: made where it isn't there.
         archs: names of instruction sets, ``"native"`` for this machine's own; none: that of this process.
         training: whether gradients will be wanted too.
@@ -50,11 +50,13 @@ def save(
                 compiled = found["training"]["engine"] == "native"
                 told += " and training" if compiled else f"; not training: {found['training']['why']}"
             console.print(f"{label}: {told}")
-        if program is not None:
+        if program:
             _run(program)
-            console.print(f"{program}: what it uses", soft_wrap=True)
+            console.print(f"{program[0]}: what it uses", soft_wrap=True)
         if not build.asked():
-            raise ValueError(f"{program} used no kernel: its layers ran on the reference engine, if at all")
+            raise ValueError(
+                f"{program[0]} used no kernel: its layers ran on the reference engine, if at all"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a cache that can't be used: the folder can, or raises
             made = ahead.save(build.asked(), folder, archs)
@@ -68,12 +70,12 @@ def save(
     )
 
 
-def _run(program: Path) -> None:
-    """Run a program as Python does."""
-    before = sys.argv, sys.path
-    sys.argv, sys.path = [str(program)], [str(program.parent.absolute()), *sys.path]
+def _run(line: Sequence[str]) -> None:
+    """Run a program with its arguments as Python does."""
+    before, program = (sys.argv, sys.path), line[0]
+    sys.argv, sys.path = list(line), [str(Path(program).parent.absolute()), *sys.path]
     try:
-        runpy.run_path(str(program), run_name="__main__")
+        runpy.run_path(program, run_name="__main__")
     except SystemExit as error:
         if error.code:
             raise ValueError(f"{program} ended with {error.code}") from None

@@ -92,7 +92,9 @@ class Asked:
         sequence = self.sequence
         self.check("lengths")
         if not sequence.batched:
-            raise InputError(f"{self.layer}: lengths needs an input with a batch axis, got one sequence")
+            raise InputError(
+                f"{self.layer}: lengths needs an input with a batch axis, got one sequence: cut it"
+            )
         time, batch, _ = sequence.steps.shape
         given = lengths if isinstance(lengths, Tensor) else _numbers(lengths)
         if given is None or given.dtype not in _WHOLE:
@@ -108,10 +110,12 @@ class Asked:
             self._mask(given)
             return
         given = given.detach().to("cpu", torch.int64)
-        if batch and not 0 <= int(given.min()) <= int(given.max()) <= time:
+        wrong = ((given < 0) | (given > time)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
             raise InputError(
                 f"{self.layer}: Expected lengths from 0 to {time}, the number of time steps, got "
-                f"{int(given.min())} to {int(given.max())}"
+                f"{int(given[row])} for row {row}"
             )
         if keep:
             self._mask(given)

@@ -23,6 +23,8 @@ class CellModule(nn.Module):
 
     def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
         super().__init__()
+        for cell in cells.values():
+            _check_held(cell)
         self._cells = cells
         for suffix, cell in cells.items():
             for name, shape in cell.shapes().items():
@@ -131,6 +133,20 @@ class CellModule(nn.Module):
             raise InputError(
                 f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
             ) from error
+
+
+def _check_held(cell: Cell) -> None:
+    """Raise where a cell holds parameters that no layer would train or save."""
+    for holder in (*type(cell).__mro__, cell):
+        for name, value in vars(holder).items():
+            if isinstance(value, nn.Parameter) or (
+                isinstance(value, nn.Module) and next(value.parameters(), None) is not None
+            ):
+                raise TypeError(
+                    f"{type(cell).__name__}.{name} is a {type(value).__name__}, which a layer would neither "
+                    f"train nor save: declare its parameters, such as {name} = unrolled.Param('hidden', "
+                    "'input'), and compute with torch.nn.functional"
+                )
 
 
 def _describe(value: object) -> str:

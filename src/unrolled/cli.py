@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,9 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument(
         "--program",
-        type=Path,
-        help="a Python program to run here: the kernels that it uses are shipped too, such as those of calls "
-        "with lengths, resets or all_states, and of layers with zoneout",
+        type=_program,
+        default=[],
+        help="a Python program to run here, with its arguments in quotes ('score.py --rows 8'): the kernels "
+        "that it uses are shipped too, such as those of calls with lengths, resets or all_states, and of "
+        "layers with zoneout",
     )
     make.add_argument("--inference", action="store_true", help="without what gradients need")
     make.set_defaults(run=_build)
@@ -235,7 +238,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     layers = _layers(options)
-    if not layers and options.program is None:
+    if not layers and not options.program:
         raise UsageError("nothing to build: give WEIGHTS, --cell or --program")
     ahead.save(layers, options.program, options.out, options.arch, not options.inference, _console())
 
@@ -362,6 +365,10 @@ def _sizes(text: str) -> tuple[int, int]:
     if not sizes or not int(sizes[1]) or not int(sizes[2]):
         raise argparse.ArgumentTypeError(f"expected INPUT,HIDDEN such as 16,32, got {text!r}")
     return int(sizes[1]), int(sizes[2])
+
+
+def _program(text: str) -> list[str]:
+    return [text] if Path(text).exists() else shlex.split(text)
 
 
 def _words(text: str) -> list[str]:

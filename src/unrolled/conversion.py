@@ -31,8 +31,9 @@ def convert(model: _Module) -> Any:
 
     The new ones hold the very parameters of the old ones, so that optimisers and state dicts stay as they
     are, and their mode, device and hooks. They stand where the old ones stood: the model is changed in place.
-    A subclass of torch.nn's, a layer with parametrizations, and one with an attribute whose name means
-    something in ours is left alone with a warning: what it computes may be something of its own.
+    A subclass of torch.nn's, a layer with parametrizations, and one on which an attribute was put whose name
+    ours use themselves (``lstm.cell = …``) is left alone with a warning: what it computes may be something of
+    its own.
 
     Args:
         model: any module. A recurrent layer itself can't be changed into another: use what is returned.
@@ -78,7 +79,7 @@ def _swapped(model: Any, table: dict[type[nn.Module], Any], left: Callable[[nn.M
             if why is None:
                 new[id(module)] = _filled(made, module, usual)
         if why is not None:
-            name = path or "the model"
+            name = f"module {path!r}" if path else "the model"
             warnings.warn(f"{name}, of the class {type(module).__name__}, is left alone: {why}", stacklevel=3)
         for name, child in module._modules.items():
             if child is not None:
@@ -143,5 +144,11 @@ def _left_by_revert(module: nn.Module) -> str | None:
     if type(module) not in _THEIRS:
         return "torch.nn has no counterpart of it"
     if isinstance(module, Recurrent) and not module.plain:
-        return "torch.nn has no learned initial states, dropout over time and zoneout"
+        options = ("initial_state", "variational_dropout", "recurrent_dropout", "zoneout")
+        has = [
+            f"{name}={getattr(module, name)!r}"
+            for name in options
+            if getattr(module, name) not in ("zeros", 0)
+        ]
+        return f"torch.nn has no option {', '.join(has)}"
     return None

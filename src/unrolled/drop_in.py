@@ -27,7 +27,8 @@ class DropInLayer(Recurrent):
         bidirectional: a second direction runs from the last step to the first.
         proj_size: above 0, the hidden state is projected to that many features, where the cell can.
         device, dtype: of the parameters.
-        options: other options of the cell.
+        options: ``initial_state``, ``variational_dropout``, ``recurrent_dropout`` and ``zoneout``, see
+            :class:`unrolled.Recurrent`.
 
     Raises:
         TypeError, ValueError: an argument that can't be used, named.

@@ -266,7 +266,10 @@ class Recurrent(CellModule):
         if resets is None:
             raise ValueError(f"{self._label}: reset_state says what resets go back to: give resets too")
         if not isinstance(given, str):
-            return self._initial(given, sequence)
+            try:
+                return self._initial(given, sequence)
+            except (TypeError, InputError) as error:
+                raise type(error)(f"reset_state: {error}") from None
         if given != "initial":
             raise ValueError(f"{self._label}: reset_state should be a state or 'initial', got {given!r}")
         return self._learned(sequence.batch) if self.initial_state == "learned" else ()
@@ -380,7 +383,7 @@ def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, An
         for name in inspect.signature(layer).parameters
         if name not in ("cell", "cell_options", "options", "unknown")
     ]
-    known += [name for name in cell.options() if name not in known]
+    known += [name for name in (*_NOT_IN_TORCH, *cell.options()) if name not in known]
     for name in given:
         if name not in cell.options():
             close = difflib.get_close_matches(name, known, n=1)

@@ -24,7 +24,7 @@ ARGUMENTS = {
     "hidden_size": "units: numbers in the hidden state",
     "num_layers": "layers on top of each other, each reading the output of the one below",
     "bias": "whether the sums have a constant term",
-    "batch_first": "the batch comes first, (batch, time, features), else the time",
+    "batch_first": "True: (batch, time, features); False: (time, batch, features)",
     "dropout": "share of the outputs between two layers that training sets to zero",
     "bidirectional": "a second cell reads the sequence from its end",
 }

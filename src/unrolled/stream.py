@@ -19,6 +19,7 @@ from unrolled.intercepted import intercepted
 from unrolled.layers import Recurrent
 from unrolled.sequence import InputError
 from unrolled.shuttle import Shuttle, hooked, parts_of
+from unrolled.single_step import SingleStep
 
 _Layer = Recurrent | nn.RNNBase
 _LAYERS = (Recurrent, nn.RNNBase)
@@ -225,14 +226,16 @@ def _checked(module: nn.Module) -> dict[str, Any]:
         name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
     }
     if not layers:
+        single = isinstance(module, (SingleStep, nn.RNNCellBase))
         raise ValueError(
-            f"Stream takes a recurrent layer or a model that holds some, {type(module).__name__} holds none"
+            f"Stream takes a recurrent layer or a model that holds some, {type(module).__name__} "
+            + ("is a single step" if single else "holds none")
         )
     for name, layer in layers.items():
         if layer.bidirectional:
             raise ValueError(
                 f"Stream can't run {_told(name, layer)}: it is bidirectional and reads a sequence from its "
-                "end too, which is still to come"
+                "end too, which a stream hasn't seen yet"
             )
     return layers
 

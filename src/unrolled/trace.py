@@ -51,6 +51,11 @@ class LayerTrace:
     values: dict[str, Tensor]
     lengths: Tensor
 
+    def __repr__(self) -> str:
+        time, batch = self.input.shape[:2]
+        where = f"{type(self.cell).__name__}, layer {self.layer}, {self.direction}"
+        return f"<LayerTrace of {where}: {time} steps × {batch} rows; {', '.join(self.values)}>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the quantities, in the order in which the step computes them."""

@@ -88,7 +88,7 @@ def run(
     Raises:
         RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
     """
-    if transformed.autocasts(x.device.type):
+    if transformed.may_autocast() and transformed.autocasts(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             cells, x, states = transformed.in_autocast(cells, x, states)
             columns = None if columns is None else columns.to(x.dtype)
@@ -152,7 +152,7 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
 
 def in_transform() -> bool:
     """Whether a transform of torch is active: compile, export, vmap, torch.func, forward mode, autocast."""
-    return transformed.active() or transformed.autocasts("cpu")
+    return transformed.active() or (transformed.may_autocast() and transformed.autocasts("cpu"))
 
 
 def _transformed(

@@ -12,19 +12,28 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
+
+import torch
 
 STAGES = ("graph", "emit", "build", "engine")
 graph, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
 
 _announced: set[str] = set()
+_INSIDE = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")
 
 
-def announce(message: str, stacklevel: int = 2) -> None:
-    """Warn once in a process."""
-    if message not in _announced:
-        _announced.add(message)
-        warnings.warn(message, stacklevel=stacklevel + 1)
+def announce(message: str) -> None:
+    """Warn once in a process, of the line outside this package and torch that led here."""
+    if message in _announced:
+        return
+    _announced.add(message)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def listen(names: str) -> None:
@@ -37,7 +46,7 @@ def listen(names: str) -> None:
     unknown = sorted(chosen - {*STAGES, "all"})
     if unknown:
         known = ", ".join(STAGES)
-        announce(f"UNROLLED_LOG should name {known} or all, got {', '.join(map(repr, unknown))}", 3)
+        announce(f"UNROLLED_LOG should name {known} or all, got {', '.join(map(repr, unknown))}")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     for stage in STAGES:

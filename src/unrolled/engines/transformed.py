@@ -21,6 +21,7 @@ __all__ = [
     "derivatives",
     "in_autocast",
     "in_forward_mode",
+    "may_autocast",
     "run",
     "vectorised",
     "vectorises",
@@ -32,6 +33,7 @@ _ops: Any = torch.ops.unrolled
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _AUTOCASTING = frozenset(device for device in _DEVICES if torch.amp.is_autocast_available(device))
 _is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+_any_autocast = torch._C._is_any_autocast_enabled
 _functorch = torch._C._functorch.peek_interpreter_stack
 
 
@@ -59,6 +61,11 @@ def vectorises() -> bool:
 
 
 vectorises._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see :func:`engines._now`
+
+
+def may_autocast() -> bool:
+    """Whether autocast may be on, for some type of device: the quickest of all questions about it."""
+    return _any_autocast() or _is_compiling()
 
 
 def autocasts(device: str) -> bool:

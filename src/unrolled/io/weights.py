@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unrolled.layers import Recurrent
+from unrolled.single_step import SingleStep
 
 Array = numpy.ndarray[Any, Any]
 
@@ -25,10 +26,12 @@ def weights_of(layer: Any, reader: str) -> dict[str, Tensor]:
         ValueError: of a dtype that others don't take, or without numbers.
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(
-            f"{reader} takes a recurrent layer of unrolled, got {type(layer).__name__}: unrolled.convert "
-            "makes one of torch.nn's"
-        )
+        mend = "give its layers one by one"
+        if isinstance(layer, nn.RNNBase):
+            mend = "unrolled.convert makes one of it"
+        elif isinstance(layer, (SingleStep, nn.RNNCellBase)):
+            mend = "make the layer of this cell"
+        raise TypeError(f"{reader} takes a recurrent layer of unrolled, got {type(layer).__name__}: {mend}")
     found: dict[str, Tensor] = {}
     for suffix, cell in layer._cells.items():
         bound = layer._bind(suffix)

@@ -147,7 +147,7 @@ def _load(source: str) -> ctypes.CDLL:
         try:
             return _open(*found)
         except OSError as error:  # such as for a newer C library than there is here
-            log.announce(f"{found[0]} can't be loaded: {error}", 4)
+            log.announce(f"{found[0]} can't be loaded: {error}")
     try:
         return obtain(source, chosen, _open)
     except NoCompilerError as error:

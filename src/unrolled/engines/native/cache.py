@@ -53,13 +53,13 @@ def folders() -> Iterator[Path]:
     """
     first = chosen()
     if first is None:
-        log.announce(f"there is no home for a cache of compiled kernels: {_instead()}", 3)
+        log.announce(f"there is no home for a cache of compiled kernels: {_instead()}")
     else:
         trouble = refusal(first)
         if trouble is None:
             yield first
         else:
-            log.announce(f"{trouble}: {_instead()}", 3)
+            log.announce(f"{trouble}: {_instead()}")
     yield _temporary()
 
 
@@ -67,7 +67,7 @@ def unusable(folder: Path, error: OSError) -> None:
     """Tell once that a folder is given up, and why."""
     words = error.strerror or str(error)
     if folder == chosen():
-        log.announce(f"the kernel cache {folder} can't be used ({words}): {_instead()}", 3)
+        log.announce(f"the kernel cache {folder} can't be used ({words}): {_instead()}")
     else:
         log.build.info("%s can't be used (%s)", folder, words)
 

@@ -33,6 +33,7 @@ from unrolled.engines.native.trial import (
     captured_error,
     examine,
     own_tensors,
+    without_its_log,
 )
 
 aten = torch.ops.aten
@@ -147,7 +148,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
 
         return run
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), without_its_log():
         (params, own_params), (x, states) = parameters(), rows_of(ROWS)
         if beside:
             x = torch.empty(ROWS, cell.input, dtype=dtype)

@@ -48,7 +48,7 @@ class Folder:
         except OSError as error:
             digest = str(error)
         if digest != note["sha256"]:
-            log.announce(f"{library} is damaged: build the folder anew with unrolled build", 4)
+            log.announce(f"{library} is damaged: build the folder anew with unrolled build")
             return None
         log.build.info("shipped: %s", library)
         return library, note
@@ -75,7 +75,7 @@ def folder(arch: str | None) -> Folder | None:
         return None
     found = _read(Path(os.path.abspath(os.path.expanduser(given))), arch)
     if found.trouble:
-        log.announce(f"{VARIABLE}: {found.trouble}", 4)
+        log.announce(f"{VARIABLE}: {found.trouble}")
     return found
 
 

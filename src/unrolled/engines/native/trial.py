@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,17 @@ def marking(place: Place | None) -> Iterator[None]:
         if nodes is not None and place is not None:
             for node, _ in zip(reversed(nodes), range(len(nodes) - before), strict=False):
                 node.meta.setdefault("place", place)
+
+
+@contextmanager
+def without_its_log() -> Iterator[None]:
+    """What fails in a step on tensors without data is told by its own error, not by torch's log of it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class Marked(fx.Interpreter):
