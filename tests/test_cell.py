@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import unrolled as ur
+from kinds import NEEDS_COMPILER
 from unrolled.cell import size_of
 
 
@@ -201,6 +202,7 @@ def test_a_step_that_fails_tells_it_once(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
+@NEEDS_COMPILER
 def test_a_warning_is_of_the_users_line() -> None:
     class Sorting(ur.Cell):
         state = ("h",)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import unrolled as ur
 from kinds import CELLS, LAYERS, NEEDS_COMPILER, assert_close, tensors
@@ -117,6 +118,7 @@ def test_parametrizations_of_ours() -> None:
         parametrizations.weight_norm,
         parametrizations.orthogonal,
         parametrizations.spectral_norm,
+        functools.partial(prune.random_unstructured, amount=0.5),
     ):
         torch.manual_seed(3)
         theirs = nn.GRU(4, 5)
