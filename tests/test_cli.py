@@ -48,7 +48,7 @@ def test_the_walk_through() -> None:
     for line in (
         r"input_size=2 +features of the input at each time step",
         r"hidden_size=3 +units",
-        r"batch_first=True +the batch comes first",
+        r"batch_first=True +True: \(batch, time, features\)",
         r"weight_ih_l0 +3 × 2 +weighs the input",
         r"weight_hh_l0 +3 × 3 +weighs the previous hidden state",
         r"bias_ih_l0 +3 +is added",

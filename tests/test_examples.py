@@ -200,37 +200,36 @@ def test_lightning_and_a_plain_loop_train_alike(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(training.model.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_folder_is_scored_in_parts(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder, out = tmp_path / "pictures", tmp_path / "scores"
+def test_a_folder_is_scored_in_parts(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, trained = tmp_path / "pictures", tmp_path / "scores", finished[0] / "digits_lstm.pt"
     folder.mkdir()
     heights = numpy.random.default_rng(0).integers(1, 9, 20)
     pictures = [image[:rows] / 16 for image, rows in zip(load_digits().images, heights, strict=False)]
     for number, picture in enumerate(pictures):
         numpy.save(folder / f"{number:03}.npy", picture)
-    numpy.save(folder / "999.npy", numpy.zeros((3, 7)))
-    weights = checkpoint(finished[0] / "digits_lstm.pt")["model"]
-    line = [
-        str(EXAMPLES / "score_folder.py"),
-        str(finished[0] / "digits_lstm.pt"),
-        str(folder),
-        "--part",
-        "7",
-    ]
-    line = [sys.executable, *line, "--out", str(out), "--workers", "1"]
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "999.npy should hold rows of 8 pixels, got an array of (3, 7)" in done.stderr
-    (folder / "999.npy").unlink()
-    (tmp_path / "empty").mkdir()
-    empty = subprocess.run([*line[:3], str(tmp_path / "empty"), *line[4:]], capture_output=True, text=True)
-    assert (empty.returncode, empty.stderr) == (
-        2,
-        f"score_folder.py: {tmp_path / 'empty'} holds no .npy file\n",
-    )
-    done = subprocess.run(line, capture_output=True, text=True)
+    weights = checkpoint(trained)["model"]
+    line = [str(EXAMPLES / "score_folder.py"), str(trained), str(folder), "--part", "7", "--out", str(out)]
+    done = subprocess.run([sys.executable, *line, "--workers", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "20 sequences in 3 parts, " in done.stdout
+    assert "20 sequences in 3 parts, 3 parts to be scored" in done.stdout
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import score_folder
+
+    monkeypatch.setattr(sys, "argv", line)
+    monkeypatch.setattr(score_folder, "run", lambda parts, *_: pytest.fail(f"{parts} are there"))
+    score_folder.main()  # which finds all parts scored
     tables = [table.read_text().splitlines() for table in sorted(out.glob("*.csv"))]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", [*line[:2], str(tmp_path / "empty"), *line[3:]])
+    with pytest.raises(ValueError, match="empty holds no .npy file"):
+        score_folder.main()
+    numpy.save(tmp_path / "bad.npy", numpy.zeros((3, 7)))
+    with pytest.raises(ValueError, match=r"bad.npy should hold rows of 8 pixels, got an array of \(3, 7\)"):
+        score_folder.score((tmp_path / "bad.csv", [tmp_path / "bad.npy"]), checkpoint(trained))
+    assert not (tmp_path / "bad.csv").exists()
     rows = [row for table in tables for row in csv.DictReader(table)]
     assert [row["file"] for row in rows] == [f"{number:03}.npy" for number in range(20)]
     layer = torch.nn.LSTM(8, 16)

@@ -26,6 +26,10 @@ class CellModule(nn.Module):
         for cell in cells.values():
             _check_held(cell)
         self._cells = cells
+        self._named = {
+            suffix: [(name, name + suffix, shape) for name, shape in cell.shapes().items()]
+            for suffix, cell in cells.items()
+        }
         for suffix, cell in cells.items():
             for name, shape in cell.shapes().items():
                 empty = torch.empty(shape, device=device, dtype=dtype)
@@ -49,8 +53,7 @@ class CellModule(nn.Module):
         """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
         for suffix, cell in self._cells.items():
             params = cell.params()
-            for name in cell.shapes():
-                full = name + suffix
+            for name, full, _ in self._named[suffix]:
                 if parametrize.is_parametrized(self, full):  # its parameters are then what gives this value
                     drawn = torch.empty_like(getattr(self, full))
                     params[name].fill(drawn, cell.hidden)
@@ -62,13 +65,13 @@ class CellModule(nn.Module):
     def _bind(self, suffix: str) -> Cell:
         cell, held = self._cells[suffix], self._parameters
         tensors = {}
-        # getattr finds what a parametrization makes of a parameter
-        for name, shape in cell.shapes().items():
-            found = held.get(name + suffix)
-            found = getattr(self, name + suffix) if found is None else found
+        for name, full, shape in self._named[suffix]:
+            found = held.get(full)
+            if found is None:
+                found = getattr(self, full)  # what a parametrization makes of a parameter
             if found.shape != shape:
                 raise InputError(
-                    f"{self._label}: the parameter {name + suffix} should have the shape {shape}, it has "
+                    f"{self._label}: the parameter {full} should have the shape {shape}, it has "
                     f"{tuple(found.shape)}"
                 )
             tensors[name] = found

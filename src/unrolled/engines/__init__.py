@@ -222,6 +222,6 @@ def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None])
             return "its tensors are not on the CPU"
         if tensor.is_neg():
             return "a tensor's numbers are yet to be negated"
-        if tensor.dtype != dtype:
+        if tensor.dtype is not dtype:
             return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
     return None
