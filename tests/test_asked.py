@@ -214,6 +214,24 @@ def test_no_gradient_flows_past_a_reset(engine: str) -> None:
     assert x.grad[4:].all()
 
 
+@NEEDS_COMPILER
+@pytest.mark.parametrize("checkpoint", [None, 2])
+def test_second_gradients_with_resets(checkpoint: int | None) -> None:
+    layer = ur.GRU(INPUT, HIDDEN, bidirectional=True, dtype=torch.float64)
+    x, resets = torch.randn(4, 2, INPUT, dtype=torch.float64, requires_grad=True), torch.rand(4, 2) < 0.4
+    found = []
+    for engine in ("native", "reference"):
+        with ur.engine(engine):
+            output = layer(x, resets=resets, checkpoint=checkpoint)[0]
+            [first] = torch.autograd.grad(weighed(output), [x], create_graph=True)
+            found.append(
+                torch.autograd.grad(first.square().sum(), [x, *layer.parameters()], allow_unused=True)
+            )
+    assert_close(
+        [grad for grad in found[0] if grad is not None], [g for g in found[1] if g is not None], 1e-10
+    )
+
+
 @ENGINES
 def test_lengths_resets_and_every_state_together(engine: str) -> None:
     layer = ur.LSTM(INPUT, HIDDEN, 2, bidirectional=True, dtype=torch.float64)
