@@ -54,8 +54,14 @@ def described(
     """
     cell = varied(cell, chain)
     text = named.text_of(cell, training)
+
+    def ready() -> Compiled:
+        step = native.compiled(named.cell_of(text), dtype)
+        step.inference  # noqa: B018  # compiled now: a graph is not to hold what no compiler is there for
+        return step
+
     try:
-        own = tuple(elsewhere(lambda: native.compiled(named.cell_of(text), dtype)).captured.own)
+        own = tuple(elsewhere(ready).captured.own)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
     lane = json.dumps({"cell": text, "stateful": stateful, "back": back, "own": own})
