@@ -7,6 +7,7 @@ python benchmarks/transforms.py
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -93,6 +94,17 @@ def asked(layer: Any, x: Tensor, training: bool) -> dict[str, float]:
     resets = torch.rand(steps, batch) < 0.05
     half = torch.arange(batch) % 2 * steps // 2 + steps // 4  # a quarter of the steps, or three
 
+    every = {
+        "resets": {"resets": resets},
+        "half of the steps": {"lengths": half},
+        "every state": {"all_states": True},
+    }
+    for how in ({}, *every.values()):
+        with torch.no_grad():
+            found = layer(x, **how)[0]
+            with ur.engine("reference"):
+                torch.testing.assert_close(found, layer(x, **how)[0], rtol=1e-4, atol=1e-5)
+
     def run(**how: Any) -> None:
         if not training:
             with torch.no_grad():
@@ -101,14 +113,7 @@ def asked(layer: Any, x: Tensor, training: bool) -> dict[str, float]:
         layer.zero_grad()
         layer(x, **how)[0].sum().backward()
 
-    return in_turn(
-        {
-            "plain": run,
-            "resets": lambda: run(resets=resets),
-            "half of the steps": lambda: run(lengths=half),
-            "every state": lambda: run(all_states=True),
-        }
-    )
+    return in_turn({"plain": run, **{name: functools.partial(run, **how) for name, how in every.items()}})
 
 
 def main() -> None:

@@ -52,11 +52,11 @@ def save(
             console.print(f"{label}: {told}")
         if program:
             _run(program)
+            if not build.asked():
+                raise ValueError(
+                    f"{program[0]} used no kernel: its layers ran on the reference engine, if at all"
+                )
             console.print(f"{program[0]}: what it uses", soft_wrap=True)
-        if not build.asked():
-            raise ValueError(
-                f"{program[0]} used no kernel: its layers ran on the reference engine, if at all"
-            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a cache that can't be used: the folder can, or raises
             made = ahead.save(build.asked(), folder, archs)

@@ -93,7 +93,7 @@ class Asked:
         self.check("lengths")
         if not sequence.batched:
             raise InputError(
-                f"{self.layer}: lengths needs an input with a batch axis, got one sequence: cut it"
+                f"{self.layer}: lengths needs an input with a batch axis, got one sequence: cut its end off"
             )
         time, batch, _ = sequence.steps.shape
         given = lengths if isinstance(lengths, Tensor) else _numbers(lengths)

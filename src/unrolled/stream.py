@@ -90,13 +90,14 @@ class Stream:
             made = self._module(*args, **kwargs)
             self._end("", made)
         else:
-            self._layers = _checked(self._module)
-            lost = self._states.keys() - self._layers.keys()
+            layers = _checked(self._module)
+            lost = self._states.keys() - layers.keys()
             if lost:
                 raise RuntimeError(
                     f"{type(self._module).__name__} no longer holds {', '.join(sorted(lost))}, of which the "
                     "stream has a state: reset() begins anew"
                 )
+            self._layers = layers
             self._names = {id(layer): name for name, layer in self._layers.items()}
             with intercepted(self._layers.values(), self._step):
                 made = self._module(x, *args, **kwargs)
