@@ -18,7 +18,8 @@ from torch import Tensor
 
 from unrolled.describe import meanings
 from unrolled.explain import number
-from unrolled.trace import LayerTrace, Trace, position
+from unrolled.layer_trace import LayerTrace, position
+from unrolled.trace import Trace
 
 try:
     from matplotlib import colormaps, patches

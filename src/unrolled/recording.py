@@ -7,7 +7,7 @@ import cProfile
 import dis
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -19,29 +19,42 @@ from unrolled.cell import Cell
 from unrolled.sequence import Sequence
 
 
-class StepRecorder:
-    """Keeps the named quantities of every step that its ``cell`` runs."""
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
-    def __init__(self, cell: Cell) -> None:
+
+class StepRecorder:
+    """Keeps the named quantities of every step that its ``cell`` runs.
+
+    Args:
+        cell: whose steps.
+        keep: what is kept of a tensor.
+
+    Attributes:
+        kept: for each step that ran, its quantities by name.
+    """
+
+    def __init__(self, cell: Cell, keep: Callable[[Tensor], Tensor] = _copied) -> None:
         self.cell = cell.bind({})
         self.cell.__dict__["step"] = self._step
         self._original = cell
-        self._kept: list[dict[str, Tensor]] = []
+        self._keep = keep
+        self.kept: list[dict[str, Tensor]] = []
         self._per_row: set[str] = set()
 
     def values(self, steps: Sequence, reverse: bool) -> dict[str, Tensor]:
         """Every quantity that each step has, ``(time, batch, size)``, zeros past the end of a row."""
-        along = self._kept[::-1] if reverse else self._kept
+        along = self.kept[::-1] if reverse else self.kept
         names = [name for name in along[0] if name in self._per_row]
         names = [name for name in names if all(name in kept for kept in along)]
         join = torch.stack if steps.sizes is None else torch.cat
         return {name: steps.padded(join([kept[name] for kept in along])) for name in names}
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
-        if not self._kept:
+        if not self.kept:
             self._per_row = _names_per_row(self._original, x, *state)
         new, named = run_with_names(self._original, x, *state)
-        self._kept.append({name: value.detach().clone() for name, value in named.items()})
+        self.kept.append({name: self._keep(value) for name, value in named.items()})
         return new
 
 

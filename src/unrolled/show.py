@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import counterpart
 from unrolled.describe import equations, meanings, prose
+from unrolled.layer_trace import LayerTrace
 from unrolled.layers import Recurrent
 from unrolled.tables import vector
-from unrolled.trace import LayerTrace, Trace
+from unrolled.trace import Trace
 
 ARGUMENTS = {
     "input_size": "features of the input at each time step",

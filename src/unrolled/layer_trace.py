@@ -1,0 +1,180 @@
+"""Every named number of every step of one layer in one direction."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unrolled.cell import Cell
+from unrolled.explain import Recording, number
+from unrolled.recording import cuda_devices, run_with_names
+from unrolled.tables import StepTable, frame
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTrace:
+    """Every named quantity of one layer in one direction.
+
+    Attributes:
+        cell: the cell with its parameters as they were.
+        layer, direction: which layer (0 is the lowest) and ``"forward"`` or ``"backward"``.
+        input: ``(time, batch, input)``, what the layer read.
+        initial_state: ``(batch, size)`` for every state, by name.
+        values: ``(time, batch, size)`` for every quantity, by name; zeros past the end of a row.
+        lengths: ``(batch,)``, the number of steps of every row.
+        gradients: after :meth:`Trace.backward <unrolled.Trace.backward>`, ``∂loss/∂quantity``, as ``values``.
+
+    Time always counts along the sequence, in the backward direction too, where the state of a step
+    comes from the step after it.
+    """
+
+    cell: Cell
+    layer: int
+    direction: str
+    input: Tensor
+    initial_state: dict[str, Tensor]
+    values: dict[str, Tensor]
+    lengths: Tensor
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        time, batch = self.input.shape[:2]
+        where = f"{type(self.cell).__name__}, layer {self.layer}, {self.direction}"
+        return f"<LayerTrace of {where}: {time} steps × {batch} rows; {', '.join(self.values)}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the quantities, in the order in which the step computes them."""
+        return tuple(self.values)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The quantity of this name, ``(time, batch, size)``; ``"x"`` is the input."""
+        if name == "x" and name not in self.values:
+            return self.input
+        if name not in self.values:
+            raise KeyError(f"no quantity {name!r} in this trace: it has {', '.join(self.names)}")
+        return self.values[name]
+
+    def gradient(self, name: str) -> Tensor:
+        """∂loss/∂quantity, ``(time, batch, size)``: how much the loss would change with each of its numbers.
+
+        Raises:
+            KeyError: there is no such quantity.
+            ValueError: there was no :meth:`Trace.backward <unrolled.Trace.backward>`.
+        """
+        self[name]
+        if name not in self.gradients:
+            raise ValueError(
+                f"{name} is the input: there are gradients of {', '.join(self.names)}"
+                if self.gradients
+                else "there are no gradients yet: call backward(loss) of the trace first"
+            )
+        return self.gradients[name]
+
+    def state_before(self, step: int, batch: int = 0) -> dict[str, Tensor]:
+        """The states, ``(size,)`` each, from which a row computes this step."""
+        before = step - 1 if self.direction == "forward" else step + 1
+        if not 0 <= before < self.lengths[batch]:
+            return {name: state[batch] for name, state in self.initial_state.items()}
+        return {name: self.values[name][before, batch] for name in self.initial_state}
+
+    def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
+        """The arithmetic behind one number, with the numbers put in.
+
+        ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` is the sum behind
+        ``trace["input_sum"][0, 0, 0]``: weights times inputs, and the bias. Quantities that have a
+        name of their own stand as their numbers. The step is run again for the row alone; a number
+        that it doesn't give again, being random or made from several rows, stands for itself.
+
+        Args:
+            name: of the quantity.
+            step: the time step, from 0; negative counts from the end of the row.
+            unit: which of the quantity's features, from 0; those of several axes are counted in a row.
+            batch: which row.
+            terms: a longer sum shows its largest terms, this many, and what the others add up to.
+
+        Raises:
+            KeyError: there is no such quantity.
+            IndexError: there is no such step, unit or row.
+            ValueError: the quantity is the input.
+        """
+        values = self[name]
+        batch = position("row", batch, values.shape[1])
+        step = position("time step", step, int(self.lengths[batch]))
+        if name not in self.values:
+            raise ValueError(f"{name} is the input: no arithmetic stands behind it")
+        there = values[step, batch].flatten()
+        unit = position("unit", unit, len(there))
+        state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
+        recording = Recording()
+        x = self.input[step, batch].unsqueeze(0)
+        # outside inference mode, so that torch counts what the step changes in place
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
+            with recording:
+                _, named = run_with_names(self.cell, x, *state)
+            again, value = named.get(name), number(there[unit].item())
+            if again is None or not _same(again.flatten(), there, unit):
+                return f"{value} = {value}"
+            index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(unit), again.shape))
+            return f"{recording.explain(again, index, named, terms)} = {value}"
+
+    def table(
+        self,
+        names: Iterable[str] | None = None,
+        steps: Sequence[int] | None = None,
+        batch: int = 0,
+        units: int | None = None,
+    ) -> StepTable:
+        """A rich table: a row for every step and quantity, a column for every unit.
+
+        Args:
+            names: the quantities; None: the input ``x`` and all of them.
+            steps: the time steps; None: all, shortened where there are many.
+            batch: the row.
+            units: columns at most; None: as many as the console has room for. Wider quantities
+                are cut after that many.
+        """
+        batch = position("row", batch, self.input.shape[1])
+        names = None if names is None else list(names)
+        if names == []:
+            raise ValueError(f"a table needs at least one quantity: {', '.join(self.names)}")
+        length = int(self.lengths[batch])
+        chosen = None if steps is None else [position("time step", step, length) for step in steps]
+        quantities = {"x": self.input} if names is None else {}
+        quantities |= {name: self[name] for name in (self.names if names is None else names)}
+        rows = {name: values[:length, batch].reshape(length, -1) for name, values in quantities.items()}
+        return StepTable(rows, chosen, units, title=f"layer {self.layer}, {self.direction}")
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line for each number: layer, direction, step, batch, name, unit, value."""
+        return frame(self.values, self.lengths, self.layer, self.direction)
+
+
+def _same(again: Tensor, there: Tensor, unit: int) -> bool:
+    """Whether a step run again gives the same number but for rounding."""
+    if again.shape != there.shape or not (there.is_floating_point() or there.is_complex()):
+        return torch.equal(again, there)
+    rounding = torch.finfo(there.dtype).eps ** 0.5
+    scale = there.abs().nan_to_num(0, 0, 0).max() * rounding
+    return torch.allclose(again[unit].to(there.dtype), there[unit], rounding, float(scale), equal_nan=True)
+
+
+def position(what: str, index: int, size: int) -> int:
+    """An index counted from 0; negative ones count from the end. Raises where there is no such one."""
+    try:
+        whole = operator.index(index)  # of NumPy and torch too, such as what argmax gives
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(index, bool):
+        raise TypeError(f"the {what} should be a whole number, got {index!r}")
+    if not -size <= whole < size:
+        raise IndexError(f"there is no {what} {whole}: there are {size}, counted from 0")
+    return whole % size
