@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from unrolled.cell import Cell
-from unrolled.explain import Recording, number
+from unrolled.derivation import Node, Recording
+from unrolled.explain import explain, number
 from unrolled.recording import cuda_devices, run_with_names
 from unrolled.tables import StepTable, frame
 
@@ -113,18 +114,23 @@ class LayerTrace:
             raise ValueError(f"{name} is the input: no arithmetic stands behind it")
         there = values[step, batch].flatten()
         unit = position("unit", unit, len(there))
+        value = number(there[unit].item())
+        made = self.derivations(step, batch).get(name)
+        again = made.numbers.flatten() if made else there[:0]
+        if made is None or again.shape != there.shape or not same(again, there)[unit]:
+            return f"{value} = {value}"
+        return f"{explain(made, unit, terms)} = {value}"
+
+    def derivations(self, step: int, batch: int = 0) -> dict[str, Node]:
+        """How every quantity of one step is made for one row: the step run again for the row alone."""
         state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
-        recording = Recording()
         x = self.input[step, batch].unsqueeze(0)
+        recording = Recording()
         # outside inference mode, so that torch counts what the step changes in place
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
             with recording:
                 _, named = run_with_names(self.cell, x, *state)
-            again, value = named.get(name), number(there[unit].item())
-            if again is None or not _same(again.flatten(), there, unit):
-                return f"{value} = {value}"
-            index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(unit), again.shape))
-            return f"{recording.explain(again, index, named, terms)} = {value}"
+            return recording.derivations(named)
 
     def table(
         self,
@@ -158,13 +164,13 @@ class LayerTrace:
         return frame(self.values, self.lengths, self.layer, self.direction)
 
 
-def _same(again: Tensor, there: Tensor, unit: int) -> bool:
-    """Whether a step run again gives the same number but for rounding."""
-    if again.shape != there.shape or not (there.is_floating_point() or there.is_complex()):
-        return torch.equal(again, there)
+def same(again: Tensor, there: Tensor) -> Tensor:
+    """Which numbers of a step run again are the same but for rounding."""
+    if not (there.is_floating_point() or there.is_complex()):
+        return again == there
     rounding = torch.finfo(there.dtype).eps ** 0.5
     scale = there.abs().nan_to_num(0, 0, 0).max() * rounding
-    return torch.allclose(again[unit].to(there.dtype), there[unit], rounding, float(scale), equal_nan=True)
+    return torch.isclose(again.to(there.dtype), there, rounding, float(scale), equal_nan=True)
 
 
 def position(what: str, index: int, size: int) -> int:
