@@ -194,25 +194,21 @@ def _is_elementwise(made: _Made, tensor: Tensor) -> bool:
     """Whether every element comes of the elements that stand at its place, by this function of them alone."""
     arguments = [*made.args, *made.kwargs.values()]
     try:
-        rows = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1) for value in _tensors_of(arguments)]
+        met = [value.broadcast_to(tensor.shape) for value in arguments if isinstance(value, Tensor)]
+        rows = [value.reshape(-1, 1, 1) for value in met]
 
         def alone(*elements: Tensor) -> Tensor:
             left = iter(elements)
             given = [next(left) if isinstance(value, Tensor) else value for value in arguments]
             count = len(made.args)
-            result: Tensor = made.function(
-                *given[:count], **dict(zip(made.kwargs, given[count:], strict=True))
-            )
+            named = dict(zip(made.kwargs, given[count:], strict=True))
+            result: Tensor = made.function(*given[:count], **named)
             return result
 
         again = torch.vmap(alone)(*rows)
         return torch.allclose(again.reshape(-1), tensor.reshape(-1), equal_nan=True)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
-
-
-def _tensors_of(arguments: list[Any]) -> list[Tensor]:
-    return [value for value in arguments if isinstance(value, Tensor)]
 
 
 def _broadcast(value: Any, tensor: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,20 +78,17 @@ class _Writer:
     def _products(self, node: Node, index: int) -> tuple[str, int]:
         """A weighted sum: every weight times what it weighs, and the bias."""
         row, unit = divmod(index, node.numbers.shape[-1])
-        weighed = node.operands[0].numbers
-        weighed = weighed.reshape(-1, weighed.shape[-1])[row].tolist()
-        weight = node.operands[1].numbers
-        weights = (weight[:, unit] if node.turned else weight[unit]).tolist()
-        size = [
-            abs(w * v) if math.isfinite(abs(w * v)) else math.inf
-            for w, v in zip(weights, weighed, strict=True)
-        ]
+        given, weight = node.operands[0].numbers, node.operands[1].numbers
+        weighed: list[Any] = given.reshape(-1, given.shape[-1])[row].tolist()
+        weights: list[Any] = (weight[:, unit] if node.turned else weight[unit]).tolist()
+        size = [abs(w * v) for w, v in zip(weights, weighed, strict=True)]
+        size = [most if math.isfinite(most) else math.inf for most in size]
         largest = sorted(sorted(range(len(size)), key=lambda k: -size[k])[: self.terms])
         parts = [f"{number(weights[k])}·{number(weighed[k])}" for k in largest]
         others = set(range(len(size))) - set(largest)
         if others:
             rest = [weights[k] * weighed[k] for k in others]
-            total = sum(rest) if any(isinstance(part, complex) for part in rest) else math.fsum(rest)
+            total = sum(rest) if isinstance(rest[0], complex) else math.fsum(rest)
             parts.append(f"({len(others)} more terms: {number(total)})")
         if len(node.operands) > 2:
             parts.append(number(node.operands[2].numbers[unit].item()))
