@@ -51,6 +51,24 @@ NEEDS_SYSTEMS_COMPILER = pytest.mark.skipif(
 QUIET = "ignore:recurrent layers run on the reference engine" if LACK else "error"
 
 
+class OddCell(ur.Cell):
+    """Functions of every kind: of elements, of rows, with constants, changed in place, without a name."""
+
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+        product = x @ self.weight.T
+        kept = torch.where(product > 0, product, -h).clamp(-1, 1)
+        half = product / 2
+        turned = -half * torch.exp(-x[:, :1])  # noqa: F841
+        power = half**2 - (half - 1)
+        norm = nn.functional.layer_norm(product, (self.hidden,))
+        weights = torch.softmax(norm, -1)
+        changed = half.clone()
+        changed += 1.0
+        return (kept - power) - (norm - weights) + torch.minimum(changed, half)
+
+
 def pair(kind: str, *sizes: int, table: dict[str, Any] = LAYERS, **arguments: Any) -> tuple[Any, Any]:
     """Ours and torch.nn's, drawn with the same seed."""
     made, theirs, special = table[kind]

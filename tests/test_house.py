@@ -29,6 +29,8 @@ ON_TOP = {
     "explain",
     "gradient",
     "layer_trace",
+    "notation",
+    "page",
     "recording",
     "bench",
     "doctor",

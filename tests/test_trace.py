@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import unrolled as ur
-from kinds import LAYERS, assert_close, pair, tensors
+from kinds import LAYERS, OddCell, assert_close, pair, tensors
 from unrolled import walkthrough
 
 NAMES = {
@@ -352,22 +352,7 @@ def test_explain_shortens_long_sums() -> None:
 
 
 def test_explain_speaks_of_any_function() -> None:
-    class Odd(ur.Cell):
-        weight = ur.Param("hidden", "input")
-
-        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            product = x @ self.weight.T
-            kept = torch.where(product > 0, product, -h).clamp(-1, 1)
-            half = product / 2
-            turned = -half * torch.exp(-x[:, :1])  # noqa: F841
-            power = half**2 - (half - 1)
-            norm = nn.functional.layer_norm(product, (self.hidden,))
-            weights = torch.softmax(norm, -1)
-            changed = half.clone()
-            changed += 1.0
-            return (kept - power) - (norm - weights) + torch.minimum(changed, half)
-
-    t = ur.trace(ur.Recurrent(Odd, 2, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
+    t = ur.trace(ur.Recurrent(OddCell, 2, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
     value = {name: t[name][1, 0, 1].item() for name in t.names}
     n = {name: f"{v:.4f}" for name, v in value.items()}
     rows = {name: "[" + ", ".join(f"{v:.4f}" for v in t[name][1, 0]) + "]" for name in t.names}

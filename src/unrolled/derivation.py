@@ -68,6 +68,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Derivations:
+    """How the quantities of one step of one row are made.
+
+    Attributes:
+        made: each quantity by name.
+        input: ``(1, input)``, what the step read.
+        before: ``(1, size)`` for every state, by name, from which it began.
+    """
+
+    made: dict[str, Node]
+    input: Tensor
+    before: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _Made:
     """How a tensor came to be: a call and, where it returned several tensors, which one."""
 

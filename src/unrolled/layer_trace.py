@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unrolled.cell import Cell
-from unrolled.derivation import Node, Recording
+from unrolled.derivation import Derivations, Recording
 from unrolled.explain import explain, number
 from unrolled.recording import cuda_devices, run_with_names
 from unrolled.tables import StepTable, frame
@@ -115,22 +115,22 @@ class LayerTrace:
         there = values[step, batch].flatten()
         unit = position("unit", unit, len(there))
         value = number(there[unit].item())
-        made = self.derivations(step, batch).get(name)
+        made = self.derivations(step, batch).made.get(name)
         again = made.numbers.flatten() if made else there[:0]
         if made is None or again.shape != there.shape or not same(again, there)[unit]:
             return f"{value} = {value}"
         return f"{explain(made, unit, terms)} = {value}"
 
-    def derivations(self, step: int, batch: int = 0) -> dict[str, Node]:
+    def derivations(self, step: int, batch: int = 0) -> Derivations:
         """How every quantity of one step is made for one row: the step run again for the row alone."""
-        state = [part.unsqueeze(0) for part in self.state_before(step, batch).values()]
+        state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
         x = self.input[step, batch].unsqueeze(0)
         recording = Recording()
         # outside inference mode, so that torch counts what the step changes in place
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
             with recording:
-                _, named = run_with_names(self.cell, x, *state)
-            return recording.derivations(named)
+                _, named = run_with_names(self.cell, x, *state.values())
+            return Derivations(recording.derivations(named), x, state)
 
     def table(
         self,

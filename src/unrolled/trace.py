@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,6 +141,50 @@ class Trace:
     def gradient(self, name: str) -> Tensor:
         """:meth:`LayerTrace.gradient` for the lowest layer, forward."""
         return self.layers[0].gradient(name)
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        batch: int = 0,
+        labels: Sequence[str] | None = None,
+        inputs: str = "numbers",
+        title: str | None = None,
+        limit: int = 3_000_000,
+    ) -> Path:
+        """Write the trace as a page: one file to look at in a browser, which needs nothing but itself.
+
+        It shows the layer unrolled through time, every number of a step, what each is made of, the equations,
+        heat maps of the whole sequence, the gradient through time after :meth:`backward`, and the check
+        against torch.nn.
+
+        Args:
+            path: of the file.
+            batch: the row.
+            labels: what stands for each time step, such as the characters of a text.
+            inputs: how the input is drawn: as ``"numbers"``, or ``"image"``, whose rows are the time steps.
+            title: of the page; None: the layer.
+            limit: how many numbers are kept at most. Of a larger trace evenly spread time steps are kept with
+                every number, and means over bins of all of them; a warning says which.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: a path that can't be written.
+            IndexError: there is no such row.
+            ValueError: labels of another number than time steps, another word for ``inputs``, a row
+                without time steps, or complex states.
+        """
+        from unrolled import page
+
+        return page.write(self, path, batch=batch, labels=labels, inputs=inputs, title=title, limit=limit)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows where a trace is the last value of a cell: the page."""
+        from unrolled import page
+
+        return page.shown(self)
 
     def check(self) -> float:
         """Recompute with torch.nn; the largest absolute difference in output and final state.

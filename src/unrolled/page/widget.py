@@ -1,0 +1,19 @@
+"""The view of a trace as a widget, for notebooks of any kind."""
+
+from __future__ import annotations
+
+import anywidget
+import traitlets
+
+from unrolled import page
+
+
+class TraceView(anywidget.AnyWidget):
+    """Shows the contents of a page, which :func:`unrolled.page.contents.contents` makes, as JSON."""
+
+    _esm = (
+        page.script()
+        + "\nexport default { render({ model, el }) { mount(el, JSON.parse(model.get('contents'))); } };\n"
+    )
+    _css = page.style()
+    contents = traitlets.Unicode().tag(sync=True)

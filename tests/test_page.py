@@ -1,0 +1,460 @@
+"""The page in a real browser, from disk and without a network, against the trace that it was made of."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from playwright.sync_api import expect
+from torch import nn
+from torch.nn.functional import linear
+
+import browser as browsers
+import unrolled as ur
+from kinds import OddCell
+from unrolled import page, walkthrough
+from unrolled.explain import number
+
+pytestmark = pytest.mark.skipif(browsers.find() is None, reason=browsers.LACK)
+
+Opener = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsers.launched() as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Opener]:
+    """Opens the page of a trace; at the end: no message of the console, nothing asked of the network."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts = []
+
+    def open_it(trace: ur.Trace, scheme: str = "light", width: int = 1200, **options: Any) -> Any:
+        path = trace.to_html(tmp_path / "layer.html", **options)
+        context = browser.new_context(
+            offline=True,
+            color_scheme=scheme,
+            viewport={"width": width, "height": 900},
+            reduced_motion="reduce",
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("table.numbers td")
+        return tab
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not said
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
+class Mixed(ur.Cell):
+    """Parameters cut in parts, joined rows, a matrix that is computed, and a label <b>in the docstring</b>.
+
+    Quantities:
+        both: <script>alert(1)</script>
+    """
+
+    state = ("h", "memory")
+    weight = ur.Param("2*hidden", "hidden + input")
+    turn = ur.Param("hidden", "hidden")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor, memory: torch.Tensor) -> Any:
+        first, second = self.weight.chunk(2)
+        both = torch.cat([h * 2, x], -1)
+        a = linear(both, first)
+        memory = memory @ (self.turn - self.turn.T) + a.flip(-1)
+        h = torch.tanh(linear(both, second) - memory)
+        return h, memory
+
+
+LAYERS = {
+    "rnn": lambda: ur.RNN(2, 3, nonlinearity="relu"),
+    "lstm": lambda: nn.LSTM(2, 3, num_layers=2, bidirectional=True),
+    "projected": lambda: nn.LSTM(2, 4, proj_size=2, bias=False),
+    "gru": lambda: ur.GRU(2, 3, dtype=torch.float64),
+    "peephole": lambda: ur.Recurrent(ur.cells.PeepholeLSTM, 2, 3),
+    "reset before": lambda: ur.Recurrent(ur.cells.ResetBeforeGRU, 12, 10),
+    "odd": lambda: ur.Recurrent(OddCell, 2, 3),
+    "mixed": lambda: ur.Recurrent(Mixed, 2, 3),
+}
+READ = """([step]) => {
+  const found = [];
+  for (const cell of document.querySelectorAll('table.numbers[role=grid] td')) {
+    cell.focus();
+    found.push([cell.dataset.key, Number(cell.dataset.place), cell.textContent,
+      document.querySelector('.arithmetic').textContent]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_number_and_its_arithmetic_are_those_of_the_trace(kind: str, opened: Opener) -> None:
+    t = ur.trace(LAYERS[kind](), torch.randn(3, 2, 12 if kind == "reset before" else 2).to(
+        torch.float64 if kind == "gru" else torch.float32))  # fmt: skip
+    tab = opened(t, batch=1)
+    for which, part in enumerate(t.layers):
+        if len(t.layers) > 1:
+            tab.get_by_label("layer", exact=True).select_option(str(which))
+        for step in range(3):
+            tab.get_by_role("button", name=f"step {step}", exact=False).first.click()
+            seen = set()
+            for key, place, text, arithmetic in tab.evaluate(READ, [step]):
+                sort, _, name = key.partition(" ")
+                if sort == "quantity":
+                    assert text == number(part[name][step, 1].flatten()[place].item())
+                    assert arithmetic == part.explain(name, step, place, batch=1)
+                elif sort == "before":
+                    assert text == number(part.state_before(step, 1)[name][place].item())
+                else:
+                    assert text == number(part.input[step, 1, place].item())
+                seen.add((key, place))
+            assert len(seen) == (
+                sum(part[name].shape[2] for name in part.names)
+                + sum(part.cell.state_sizes().values())
+                + part.cell.input
+            )
+
+
+numbers = st.one_of(
+    st.floats(width=32),
+    st.floats(),
+    st.integers(-(2**20), 2**20).map(lambda whole: whole / 32),
+    st.integers(-(10**8), 10**8).map(lambda whole: whole * 50.0),
+)
+
+
+def test_numbers_are_written_as_in_python(browser: Any) -> None:
+    tab = browser.new_page()
+    tab.add_script_tag(content=page.script() + "\nwindow.write = (texts) => texts.map(Number).map(number);")
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(numbers, min_size=50, max_size=200))
+    def check(values: list[float]) -> None:
+        texts = [repr(value).replace("inf", "Infinity").replace("nan", "NaN") for value in values]
+        assert tab.evaluate("(texts) => write(texts)", texts) == [number(value) for value in values]
+
+    check()
+    halves = [k / 32 for k in range(-65, 66)]
+    halves += [123450.0, 123550.0, 1.2345e9, 5e-5, 4.9999e-5, 99999.99995, -0.0]
+    assert tab.evaluate("(texts) => write(texts)", list(map(repr, halves))) == list(map(number, halves))
+    tab.close()
+
+
+def test_what_a_number_is_made_of_lights_up_and_can_be_followed_back(opened: Opener) -> None:
+    layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
+    tab = opened(ur.trace(layer, x))
+    tab.get_by_role("button", name="step 2").click()
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').hover()
+    lit = tab.locator("table[role=grid] td.lit")
+    assert [one.get_attribute("data-key") for one in lit.all()] == ["before h"] * 3
+    assert tab.locator(".parameters table[aria-label=weight_hh] td.lit").all_text_contents() == [
+        number(value) for value in layer.weight_hh_l0[1].tolist()
+    ]
+    assert tab.locator(".parameters table[aria-label=bias_hh] td.lit").count() == 1
+    assert tab.locator(".code li[aria-current]").all_text_contents() == [
+        "hidden_sum = linear(h, self.weight_hh, self.bias_hh)"
+    ]
+    assert tab.locator(".formulas li[aria-current]").count() == 1
+    # back from h of step 2 to what h of step 1 was made of
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').click()
+    tab.get_by_role("button", name="h₁[0] = 0.2971").click()
+    assert tab.locator(".explanation h3").text_content() == "h₁[0] = 0.2971"
+    assert tab.locator(".where").text_content() == "step 1 of 4"
+    assert tab.locator("td[aria-selected=true]").get_attribute("data-key") == "quantity h"
+
+
+def test_keys_buttons_slider_and_playing(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)))
+    where = tab.locator(".where")
+    tab.keyboard.press("Tab")
+    tab.locator("#page").focus()
+    tab.keyboard.press("ArrowRight")
+    assert where.text_content() == "step 1 of 4"
+    tab.keyboard.press("ArrowLeft")
+    tab.locator('td[data-key="quantity i"][data-place="0"]').focus()
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "place": "1"}
+    tab.keyboard.press("]")
+    assert where.text_content() == "step 1 of 4"
+    assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "place": "1"}
+    assert tab.locator(".explanation h3").text_content().startswith("f₁[1] = ")
+    tab.get_by_role("slider", name="time step").focus()
+    tab.keyboard.press("End")
+    assert where.text_content() == "step 3 of 4"
+    assert tab.get_by_role("button", name="next step").is_disabled()
+    tab.get_by_role("button", name="first step").click()
+    tab.locator("#page").focus()
+    tab.keyboard.press(" ")
+    assert tab.get_by_role("button", name="pause").is_visible()
+    expect(where).to_have_text("step 3 of 4")
+    expect(tab.get_by_role("button", name="play")).to_be_visible()
+
+
+STYLE = "(cell) => cell.style.background"
+
+
+def pixel(canvas: Any, x: int, y: int) -> list[int]:
+    """The colour of a point of a picture."""
+    data = canvas.evaluate("(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data]", [x, y])
+    return list(data[:3])
+
+
+def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> None:
+    t = ur.trace(ur.GRU(2, 5), torch.randn(8, 2))
+    tab = opened(t)
+    canvas = tab.locator("figure.map", has=tab.get_by_text("z", exact=True)).locator("canvas")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 6.5 / 8, "y": box["height"] * 3.5 / 5})
+    assert tab.locator(".where").text_content() == "step 6 of 8"
+    shown = tab.locator(".explanation h3").text_content()
+    assert shown == f"z₆[3] = {number(t['z'][6, 0, 3].item())}"
+    style = tab.locator('td[data-key="quantity z"][data-place="3"]').evaluate(STYLE)
+    assert style == f"rgb({', '.join(map(str, pixel(canvas, 6, 3)))})"
+    # sorted: another unit stands there, the one that the order says
+    tab.get_by_label("sort units by what they do").check()
+    canvas.click(position={"x": box["width"] * 6.5 / 8, "y": box["height"] * 3.5 / 5})
+    unit = page.contents(t, 0, None, "numbers", None, 10_000)["parts"][0]["order"][3]
+    shown = tab.locator(".explanation h3").text_content()
+    assert shown == f"z₆[{unit}] = {number(t['z'][6, 0, unit].item())}"
+    canvas.focus()
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator(".where").text_content() == "step 7 of 8"
+
+
+def test_dark_light_and_narrow(opened: Opener) -> None:
+    t = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
+    tab = opened(t, scheme="dark", width=360)
+    assert tab.locator("#page").get_attribute("data-theme") == "dark"
+    ground = "getComputedStyle(document.getElementById('page')).backgroundColor"
+    assert tab.evaluate(ground) == "rgb(20, 23, 27)"
+    tab.get_by_role("button", name="light colours").click()
+    assert tab.evaluate(ground) == "rgb(255, 255, 255)"
+    tab.emulate_media(color_scheme="light")
+    tab.emulate_media(color_scheme="dark")
+    expect(tab.locator("#page")).to_have_attribute("data-theme", "dark")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+CONTRAST = """() => {
+  const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map((part) => linear(part / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  return [...document.querySelectorAll('td')].filter((cell) => cell.style.background).map((cell) => {
+    const [a, b] = [light(getComputedStyle(cell).backgroundColor), light(getComputedStyle(cell).color)];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_number_can_be_read_on_its_colour(scheme: str, opened: Opener) -> None:
+    x = torch.linspace(-1, 1, 24).unsqueeze(0)
+    tab = opened(ur.trace(ur.LSTM(24, 12), x), scheme=scheme)
+    ratios = tab.evaluate(CONTRAST)
+    assert len(ratios) > 150
+    assert min(ratios) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def test_what_a_screen_reader_is_told(opened: Opener) -> None:
+    t = ur.trace(ur.RNN(2, 3), torch.randn(3, 2))
+    tree = opened(t).locator("#page").aria_snapshot()
+    for line in (
+        '- region "The layer, unrolled through time"', '- slider "time step"', '- button "play"',
+        '- grid "numbers of the step"', f'''- 'gridcell "h₀, unit 2: {number(t["h"][0, 0, 2].item())}"': ''',
+        '- region "where a number comes from"', '- region "Its equations"', '- region "The whole sequence"',
+        '- img "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
+        '- region "Beside torch.nn"',
+    ):  # fmt: skip
+        assert line in tree, line
+
+
+def test_texts_of_users_stay_texts(opened: Opener) -> None:
+    bad = ["</script><script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "\u2028&amp;"]
+    t = ur.trace(ur.Recurrent(Mixed, 2, 3), torch.randn(3, 2))
+    tab = opened(t, labels=bad, title=bad[0])
+    assert tab.evaluate("window.hit") is None
+    assert tab.locator("h1").text_content() == tab.title() == bad[0]
+    assert tab.locator(".column .in").all_text_contents() == bad
+    assert tab.locator("header .words").text_content().endswith("<b>in the docstring</b>.")
+    assert "<script>alert(1)</script>" in tab.locator("tr[data-key='quantity both']").text_content()
+    assert tab.locator("script").count() == 2
+
+
+def test_what_is_not_finite_has_colours_of_its_own(opened: Opener) -> None:
+    x = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [float("-inf"), 3.0]])
+    tab = opened(ur.trace(ur.RNN(2, 3, nonlinearity="relu"), x).backward(torch.sum))
+    seen = []
+    for _ in range(3):
+        cell = tab.locator('td[data-key="input"][data-place="0"]')
+        seen.append((cell.text_content(), cell.evaluate(STYLE)))
+        tab.get_by_role("button", name="next step").click(force=True)
+    assert seen[1:] == [("nan", "rgb(240, 228, 66)"), ("-inf", "rgb(204, 121, 167)")]
+    assert tab.locator(".scale").text_content().startswith("-")  # and the scale is of the finite ones
+
+
+def test_gradients_and_the_check(opened: Opener) -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(5, 2))
+    assert "trace.backward(loss)" in opened(t).locator(".slopes").text_content()
+    tab = opened(t.backward(lambda output: output[-1].sum()))
+    tab.get_by_text("the sizes as a table").click()
+    names = tab.locator(".gradients thead th").all_text_contents()[1:]
+    assert set(names) == set(t.names)
+    for step, row in enumerate(tab.locator(".gradients tbody tr").all()):
+        norms = [number(t.gradient(name)[step, 0].double().norm().item()) for name in names]
+        assert row.locator("td").all_text_contents() == norms
+    assert tab.locator(".chart path").count() == len(names)
+    text = tab.locator(".check p").text_content()
+    assert text.startswith("torch.nn.LSTM gives the same numbers")
+
+
+def test_labels_images_rows_and_lengths(opened: Opener) -> None:
+    rows = nn.utils.rnn.pack_sequence([torch.rand(n, 4) for n in (3, 5)], enforce_sorted=False)
+    t = ur.trace(ur.GRU(4, 3), rows)
+    tab = opened(t, batch=0, labels=["a", "b", "c"], inputs="image")
+    assert tab.locator(".where").text_content() == "step 0 of 3: a"
+    assert tab.get_by_text("Row 0 of a batch of 2.").is_visible()
+    grey = round(255 * float(t["x"][1, 0, 2] / t["x"][:3, 0].max()))
+    assert pixel(tab.locator("figure.map canvas").first, 1, 2) == [grey] * 3
+
+
+def test_backwards_the_arrows_and_the_play_run_backwards(opened: Opener) -> None:
+    t = ur.trace(ur.GRU(2, 3, bidirectional=True), torch.randn(3, 2))
+    tab = opened(t)
+    tab.get_by_label("layer", exact=True).select_option("1")
+    assert tab.locator(".where").text_content() == "step 2 of 3"
+    assert tab.locator(".arrow.left").count() == 4
+    tab.locator('td[data-key="quantity hidden_sum"]').first.click()
+    assert "initial h" in tab.locator(".made").text_content()
+    tab.get_by_role("button", name="previous step").click()
+    assert "h₂[0]" in tab.locator(".made").text_content()
+
+
+def test_a_large_trace_is_cut_down_and_says_so(opened: Opener, tmp_path: Path) -> None:
+    t = ur.trace(ur.LSTM(4, 40), torch.randn(600, 4))
+    with pytest.warns(UserWarning, match=r"of the 600 time steps of layer 0, forward, (\d+) are kept"):
+        tab = opened(t, limit=60_000)
+    note = tab.locator(".note").text_content()
+    kept = int(re.search(r"(\d+) are kept", note)[1])
+    assert (tmp_path / "layer.html").stat().st_size < 60_000 * 5.5 + 1_100_000
+    assert int(tab.get_by_role("slider", name="time step").get_attribute("max")) == kept - 1
+    canvas = tab.locator("figure.map canvas").nth(1)
+    assert canvas.get_attribute("aria-label").endswith("each colour is the mean of 3 steps × 1 units")
+    mean = t["i"][300:303, 0].double().mean(0)
+    canvas.hover(position={"x": canvas.bounding_box()["width"] * 100.5 / 200, "y": 1})
+    unit, value = re.search(r"step 300, unit (\d+): (\S+)", tab.locator(".read").text_content()).groups()
+    assert float(value) == pytest.approx(float(mean[int(unit)]), abs=1e-4)
+    canvas.click(position={"x": canvas.bounding_box()["width"] - 2, "y": 1})
+    assert tab.locator(".where").text_content() == "step 599 of 600"
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="3"]').click()
+    assert tab.locator(".arithmetic").text_content() == t.explain("hidden_sum", 599, 3)
+    with pytest.warns(UserWarning, match="Too large for a page") as warned:
+        tab = opened(t, limit=5_000)
+    assert any("parameters of layer 0, forward are left out" in str(one.message) for one in warned)
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="3"]').click()
+    call = re.search(r"explain\(.*\)$", tab.locator(".arithmetic").text_content())[0]
+    assert eval(f"t.layers[0].{call}", {"t": t}) == t.explain("hidden_sum", 0, 3)
+
+
+def test_wide_quantities_are_shown_part_by_part(opened: Opener) -> None:
+    t = ur.trace(ur.RNN(2, 70), torch.randn(2, 2))
+    tab = opened(t)
+    line = tab.locator('tr[data-key="quantity h"]')
+    assert line.locator("td").count() == 32
+    tab.get_by_role("button", name="later numbers of h", exact=True).click()
+    assert line.locator("td").first.text_content() == number(t["h"][0, 0, 32].item())
+    tab.locator('td[data-key="quantity h"][data-place="63"]').focus()
+    tab.keyboard.press("ArrowRight")
+    assert tab.evaluate("document.activeElement.dataset.place") == "64"
+    assert line.locator("td").count() == 6
+
+
+def test_complex_numbers_and_other_bad_requests(tmp_path: Path, opened: Opener) -> None:
+    class Turning(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            z = torch.complex(x, h)
+            h = z.real + z.imag
+            return h
+
+    class Complex(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return h * 1j + x
+
+    t = ur.trace(ur.Recurrent(Turning, 2, 2), torch.randn(2, 2))
+    with pytest.warns(UserWarning, match="z is not shown: its numbers are complex"):
+        tab = opened(t)
+    tab.locator('td[data-key="quantity h"]').first.click()
+    assert "Not all that this number is made of is on this page" in tab.locator(".arithmetic").text_content()
+    file = tmp_path / "layer.html"
+    for options, words in (
+        ({"labels": "abc"}, "labels should be one for each of the 2 time steps, got 3"),
+        ({"inputs": "picture"}, "inputs should be 'numbers' or 'image', got 'picture'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            t.to_html(file, **options)
+    with pytest.raises(IndexError, match="there is no row 1"):
+        t.to_html(file, batch=1)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        t.to_html(tmp_path / "nowhere" / "layer.html")
+    with pytest.raises(ValueError, match="limit should be a whole number of at least 1"):
+        t.to_html(file, limit=0)
+
+
+def test_a_small_page_is_small_and_the_bundle_is_whole(tmp_path: Path) -> None:
+    path = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)).to_html(tmp_path / "layer.html")
+    assert path.stat().st_size < 200_000
+    text = path.read_text()
+    assert "import " not in re.search(r'<script type="module">(.*)</script>', text, re.DOTALL)[1]
+    assert {file.stem for file in Path(page.__file__).parent.glob("*.js")} == set(page._SCRIPTS)
+
+
+def test_a_notebook_shows_the_same(browser: Any) -> None:
+    t = ur.trace(ur.RNN(2, 3), torch.randn(3, 2))
+    bundle = t._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(t)
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    from unrolled.page.widget import TraceView
+
+    view = TraceView(contents=json.dumps(page.contents(t, 0, None, "numbers", None, 1000)))
+    tab = browser.new_page()
+    tab.set_content("<div id='cell'></div>")
+    script = str(view._esm).replace("export default", "window.widget =")
+    tab.add_script_tag(type="module", content=script)
+    tab.add_style_tag(content=str(view._css))
+    cell = "document.getElementById('cell')"
+    tab.evaluate(f"(text) => widget.render({{ model: {{ get: () => text }}, el: {cell} }})", view.contents)
+    assert tab.locator('td[data-key="quantity h"]').first.text_content() == number(t["h"][0, 0, 0].item())
+    tab.close()
+
+
+def test_without_anywidget_a_notebook_shows_the_page_in_a_frame(browser: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
+    monkeypatch.delitem(__import__("sys").modules, "unrolled.page.widget", raising=False)
+    t = ur.trace(ur.RNN(2, 3), torch.randn(3, 2))
+    shown = t._repr_mimebundle_()["text/html"]
+    tab = browser.new_page()
+    tab.set_content(shown)
+    frame = tab.frame_locator("iframe")
+    assert frame.locator('td[data-key="quantity h"]').first.text_content() == number(t["h"][0, 0, 0].item())
+    assert html.escape(repr(t)) in shown
+    tab.close()
