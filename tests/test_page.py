@@ -283,7 +283,7 @@ def test_what_a_screen_reader_is_told(opened: Opener) -> None:
         '- region "The layer, unrolled through time"', '- slider "time step"', '- button "play"',
         '- grid "numbers of the step"', f'''- 'gridcell "h₀, unit 2: {number(t["h"][0, 0, 2].item())}"': ''',
         '- region "where a number comes from"', '- region "Its equations"', '- region "The whole sequence"',
-        '- img "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
+        'img "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
         '- region "Beside torch.nn"',
     ):  # fmt: skip
         assert line in tree, line

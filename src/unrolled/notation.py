@@ -203,6 +203,7 @@ class _Reader:
 
     def _binary(self, node: ast.BinOp) -> str:
         left, right = node.left, node.right
+        begin = self._write(left) if isinstance(left, ast.UnaryOp) else self._held(left, _PRODUCT)
         match node.op:
             case ast.Div():
                 return f"<mfrac>{_row(self._write(left))}{_row(self._write(right))}</mfrac>"
@@ -213,9 +214,10 @@ class _Reader:
             case ast.Mult():
                 scalar = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in (left, right))
                 sign = "·" if scalar else "⊙"
-                return f"{self._held(left, _PRODUCT)}<mo>{sign}</mo>{self._held(right, _PRODUCT)}"
+                return f"{begin}<mo>{sign}</mo>{self._held(right, _PRODUCT)}"
             case ast.Add():
-                return f"{self._write(left)}<mo>+</mo>{self._write(right)}"
+                end = self._held(right, _PRODUCT) if isinstance(right, ast.UnaryOp) else self._write(right)
+                return f"{self._write(left)}<mo>+</mo>{end}"
             case ast.Sub():
                 return f"{self._write(left)}<mo>−</mo>{self._held(right, _PRODUCT)}"
         return f"<mtext>{escape(ast.unparse(node))}</mtext>"
