@@ -140,7 +140,7 @@ class _Reader:
             code = f"{ast.unparse(target)} = {ast.unparse(value)}"
             return [((), f"<mtext>{escape(code)}</mtext>")]
         names = [part.id for part in targets if isinstance(part, ast.Name)]
-        several = isinstance(value, ast.Tuple) and len(value.elts) == len(names) and len(names) > 1
+        several = isinstance(value, ast.Tuple) and targets != [target] and len(value.elts) == len(names)
         values = value.elts if several and isinstance(value, ast.Tuple) else [value]
         right = [self._write(part) for part in values]  # all of them before any name gets its value
         left = [self._store(name) for name in names]
