@@ -237,8 +237,9 @@ class _Reader:
             return self._binary(ast.BinOp(arguments[0], ast.MatMult(), arguments[1]))
         if name == "exp" and len(arguments) == 1:
             return f"<msup><mi>e</mi>{_row(self._write(arguments[0]))}</msup>"
-        tensors = [part for part in arguments if not isinstance(part, (ast.Constant, ast.UnaryOp))]
-        written = _bracketed(_listed([self._write(part) for part in tensors or arguments]))
+        settings = (ast.Constant, ast.UnaryOp, ast.Tuple)  # such as an axis or a shape
+        tensors = [part for k, part in enumerate(arguments) if k == 0 or not isinstance(part, settings)]
+        written = _bracketed(_listed([self._write(part) for part in tensors]))
         return f"{_upright(_FUNCTIONS.get(name, name))}<mo>&#x2061;</mo>{written}"
 
     def _none(self, node: ast.expr) -> bool:
