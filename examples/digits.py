@@ -64,14 +64,17 @@ def main() -> None:
     console.print(f"\nHeld-out digits named rightly: {score:.1%} by the layer, reading row by row;")
     console.print(f"{base:.1%} by logistic regression on all 64 pixels at once, the baseline.")
 
-    sample = pictures[held_out[0]]
-    open_layer(model, sample, int(labels[held_out[0]]))
+    sample, label = pictures[held_out[0]], labels[held_out[0]]
+    t = ur.trace(model.layer, sample)
+    open_layer(model, t, sample, int(label))
+    t.backward(lambda output: nn.functional.cross_entropy(model.name_it(output[-1]), label))
+    page = t.to_html(run.page, inputs="image", title=f"A held-out {label}, read row by row")
     tell(run, score, base, sample)
+    console.print(f"The trained layer as a page, to look at in a browser: {page}", soft_wrap=True)
 
 
-def open_layer(model: Classifier, picture: Tensor, label: int) -> None:
-    """Trace the trained layer on a held-out picture: what it reads, what it thinks, and why."""
-    t = ur.trace(model.layer, picture)
+def open_layer(model: Classifier, t: ur.Trace, picture: Tensor, label: int) -> None:
+    """The trained layer on a held-out picture: what it reads, what it thinks, and why."""
     state = next(iter(model.layer.cell.state))
     with torch.no_grad():
         belief = model.name_it(t[state][:, 0]).softmax(-1)

@@ -34,6 +34,11 @@ class Run:
         """The model, the optimizer and the random state after the last finished epoch."""
         return self.folder / f"{self.name}.pt"
 
+    @property
+    def page(self) -> Path:
+        """The trained layer on a sample, for a browser."""
+        return self.folder / f"{self.name}.html"
+
     def save_scores(self, scores: dict[str, Any]) -> Path:
         """Write the result for programs."""
         path = self.folder / f"{self.name}.json"

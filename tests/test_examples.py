@@ -50,7 +50,7 @@ def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> No
     assert f"{result['baseline']['logistic regression']:.1%} by logistic regression" in out
     assert result["accuracy"] > 0.3
     assert "the trained layer" in out.lower()
-    for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv"):
+    for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv", "digits_lstm.html"):
         assert (runs / name).exists()
         assert str(runs / name) in out
 
