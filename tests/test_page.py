@@ -335,7 +335,11 @@ def test_labels_images_rows_and_lengths(opened: Opener) -> None:
     assert tab.locator(".where").text_content() == "step 0 of 3: a"
     assert tab.get_by_text("Row 0 of a batch of 2.").is_visible()
     grey = round(255 * float(t["x"][1, 0, 2] / t["x"][:3, 0].max()))
-    assert pixel(tab.locator("figure.map canvas").first, 1, 2) == [grey] * 3
+    picture = tab.locator("figure.map canvas").first
+    assert pixel(picture, 2, 1) == [grey] * 3  # upright: the rows of the image are the time steps
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 2.5 / 4, "y": box["height"] * 1.5 / 3})
+    assert tab.locator(".explanation h3").text_content() == f"x₁[2] = {number(t['x'][1, 0, 2].item())}"
 
 
 def test_backwards_the_arrows_and_the_play_run_backwards(opened: Opener) -> None:

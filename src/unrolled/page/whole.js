@@ -61,9 +61,10 @@ function map(view, row, sorted, read) {
   const grid = row.heat ? binned(row) : plain(layer, row, sorted);
   const picture = row.key === "input" && data.inputs === "image";
   const most = layer.scale(row.key);
-  const canvas = make("canvas", { width: grid.across, height: grid.down, tabindex: 0, role: "img" });
+  const [wide, tall] = picture ? [grid.down, grid.across] : [grid.across, grid.down]; // an image stands upright
+  const canvas = make("canvas", { width: wide, height: tall, tabindex: 0, role: "img" });
   const context = canvas.getContext("2d");
-  const image = context.createImageData(grid.across, grid.down);
+  const image = context.createImageData(wide, tall);
   let [low, high] = [Infinity, -Infinity];
   for (let x = 0; x < grid.across; x += 1) {
     for (let y = 0; y < grid.down; y += 1) {
@@ -71,13 +72,14 @@ function map(view, row, sorted, read) {
       if (Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
       const grey = Math.round(255 * Math.max(0, Math.min(1, value / most)));
       const shade = picture && Number.isFinite(value) ? [grey, grey, grey] : colour(value, most, view.theme);
-      image.data.set([...shade, 255], 4 * (y * grid.across + x));
+      image.data.set([...shade, 255], 4 * (picture ? x * wide + y : y * wide + x));
     }
   }
   context.putImageData(image, 0, 0);
-  canvas.style.height = `${Math.max(28, Math.min(170, grid.down * 14))}px`;
   const frame = make("div", { class: "picture" }, canvas);
-  frame.style.maxWidth = `${grid.across * 72}px`;
+  if (picture) canvas.style.aspectRatio = `${wide} / ${tall}`;
+  else canvas.style.height = `${Math.max(28, Math.min(170, grid.down * 14))}px`;
+  frame.style.maxWidth = picture ? `${(260 * wide) / Math.max(wide, tall)}px` : `${grid.across * 72}px`;
   const means = grid.tall * grid.wide > 1 ? `; each colour is the mean of ${grid.tall} steps × ${grid.wide} units` : "";
   canvas.setAttribute("aria-label", `${called(row.key)}, ${row.words || "a quantity of the step"}: ${row.size} units over `
     + `${data.length} steps, from ${number(low)} to ${number(high)}${means}`);
@@ -86,9 +88,9 @@ function map(view, row, sorted, read) {
 
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
-    const x = Math.min(grid.across - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * grid.across)));
-    const y = Math.min(grid.down - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * grid.down)));
-    return [x, y];
+    const column = inside(((event.clientX - box.left) / box.width) * wide, wide);
+    const line = inside(((event.clientY - box.top) / box.height) * tall, tall);
+    return picture ? [line, column] : [column, line];
   };
   const tell = ([x, y]) => {
     const label = data.labels ? ` (${data.labels[grid.step(x)]})` : "";
@@ -104,12 +106,14 @@ function map(view, row, sorted, read) {
   canvas.addEventListener("click", (event) => choose(at(event)));
   let here = [0, 0];
   canvas.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const along = picture ? { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
+      : { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    const move = along[event.key];
     if (!move && event.key !== "Enter") return;
     event.preventDefault();
     event.stopPropagation();
     if (move) {
-      here = [Math.max(0, Math.min(grid.across - 1, here[0] + move[0])), Math.max(0, Math.min(grid.down - 1, here[1] + move[1]))];
+      here = [inside(here[0] + move[0], grid.across), inside(here[1] + move[1], grid.down)];
     }
     choose(here);
   });
@@ -118,7 +122,7 @@ function map(view, row, sorted, read) {
   const aside = [means.slice(2), own].filter(Boolean).join("; ");
   const caption = make("figcaption", {}, make("b", {}, called(row.key)), row.words ? ` ${row.words}` : "",
     make("small", {}, aside));
-  const labels = row.key === "input" && data.labels && data.length <= 120
+  const labels = row.key === "input" && !picture && data.labels && data.length <= 120
     ? make("div", { class: "texts", "aria-hidden": "true" }, data.labels.map((text) => make("span", {}, text)))
     : null;
   if (labels) labels.style.maxWidth = frame.style.maxWidth;
@@ -127,11 +131,16 @@ function map(view, row, sorted, read) {
     mark() {
       const step = layer.steps[view.k];
       const x = Math.floor(step / grid.tall);
-      cursor.style.left = `${(x / grid.across) * 100}%`;
-      cursor.style.width = `${100 / grid.across}%`;
+      const [begin, size] = [`${(x / grid.across) * 100}%`, `${100 / grid.across}%`];
+      Object.assign(cursor.style, picture ? { top: begin, height: size, left: "-3px", right: "-3px" } : { left: begin, width: size });
       here = [x, here[1]];
     },
   };
+}
+
+/** The place that a position falls into, of so many. */
+function inside(position, count) {
+  return Math.max(0, Math.min(count - 1, Math.floor(position)));
 }
 
 function plain(layer, row, sorted) {
