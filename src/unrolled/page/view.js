@@ -81,6 +81,7 @@ class View {
 export function mount(root, data) {
   const view = new View(data, null);
   root.classList.add("unrolled");
+  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys are not meant in here
   const time = timeline(view);
   const step = numbers(view);
   const pieces = [time, step, explanation(view), equations(view), parameters(view), whole(view), gradient(view)];
@@ -120,12 +121,14 @@ export function mount(root, data) {
     else if (event.key === " " && !busy) time.toggle();
     else return;
     event.preventDefault();
+    event.stopPropagation();
     if (event.target.closest("table.numbers")) step.focus();
   });
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
   view.redraw = () => pieces.forEach((piece) => piece.update());
-  theme(dark.matches ? "dark" : "light");
+  const { jpThemeLight } = document.body.dataset; // in JupyterLab
+  theme((jpThemeLight ? jpThemeLight === "false" : dark.matches) ? "dark" : "light");
   return view;
 }
 
