@@ -199,9 +199,9 @@ class _Builder:
         kwargs = {k: numbered(v) if not first and k in moves else v for k, v in made.kwargs.items()}
         moved = made.function(*args, **kwargs)
         places = (moved if made.which is None else moved[made.which]).flatten()
-        starts = torch.tensor([0, *(source.numel() for source in sources)], device=places.device).cumsum(0)
-        which = torch.searchsorted(starts, places, right=True) - 1
-        own = [places - start for start in starts[:-1]]
+        sizes = torch.tensor([source.numel() for source in sources], device=places.device)
+        which = torch.arange(len(sources), device=places.device).repeat_interleave(sizes)[places]
+        own = [places - start for start in (sizes.cumsum(0) - sizes).tolist()]
         return Node("moved", tensor, "", [self.node(source) for source in sources], [*own], which=which)
 
 
