@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence
 import unrolled as ur
 from kinds import assert_close
 from test_trace import by_hand
-from unrolled.gradient import pulling, spectral_radii
+from unrolled.gradient import Flow, flow, pulling, spectral_radii
 
 
 @pytest.mark.parametrize("kind", ["rnn-tanh", "gru", "lstm"])
@@ -126,3 +126,130 @@ def test_spectral_radii() -> None:
     with torch.no_grad():
         layer.weight_hh_l0[0, 0] = math.nan
     assert not spectral_radii(ur.trace(layer, torch.randn(1, 1, 2)).layers[0].cell)
+
+
+class Scaled(ur.Cell):
+    """Multiplies the state by what it reads: ∂loss/∂h of a step is that of the next one times its x."""
+
+    def step(self, x, h):
+        h = x * h + 1
+        return h
+
+
+def way_back(x: list[float], loss: Any = lambda output: output[-1].sum()) -> Flow:
+    layer = ur.Recurrent(Scaled, 1, 1, dtype=torch.float64)
+    t = ur.trace(layer, torch.tensor(x, dtype=torch.float64).unsqueeze(1)).backward(loss)
+    return flow(t.layers[0], "h")
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (0.5, "fades by a factor of 0.5 a step on its way back: from 1 at step 7 to 0.00781 at step 0"),
+        (-0.5, "fades by a factor of 0.5 a step on its way back: from 1 at step 7 to 0.00781 at step 0"),
+        (2.0, "grows by a factor of 2 a step on its way back: from 1 at step 7 to 128 at step 0"),
+        (
+            -0.95,
+            "neither fades nor grows on its way back, with a factor of 0.95 a step: from 1 at step 7 to "
+            "0.698 at step 0",
+        ),
+    ],
+)
+def test_a_linear_recurrence_has_its_factor(factor: float, words: str) -> None:
+    found = way_back([factor] * 8)
+    assert found.norms == pytest.approx([abs(factor) ** (7 - step) for step in range(8)], rel=1e-14)
+    assert found.factor == pytest.approx(abs(factor), rel=1e-14)
+    assert found.trend == words.split()[0]
+    assert found.steepest is None
+    assert found.words == f"the gradient of h {words}"
+
+
+@pytest.mark.parametrize(
+    ("x", "trend", "factor", "steepest", "words"),
+    [
+        ([2, 0.1, 0.5], "fades", 0.1 ** (1 / 3), (1, 0.1), "steepest fall, by a factor of 0.1, is at step 1"),
+        ([4, 0.5, 2], "grows", 4 ** (1 / 3), (0, 4), "steepest rise, by a factor of 4, is at step 0"),
+        ([4, 0.2, 1], "neither", 0.8 ** (1 / 3), (1, 0.2), "steepest fall, by a factor of 0.2, is at step 1"),
+        ([0.95] * 20, "fades", 0.95, None, "h fades by a factor of 0.95 a step"),
+        ([1.05] * 20, "grows", 1.05, None, "h grows by a factor of 1.05 a step"),
+        ([0.8], "fades", 0.8, None, "from 1 at step 1 to 0.8 at step 0"),
+        ([1.2], "grows", 1.2, None, "from 1 at step 1 to 1.2 at step 0"),
+        ([], None, None, None, "the gradient of h is 1 at step 0"),
+        ([0], "fades", None, None, "the gradient of h is 1 at step 1; it is exactly 0 at step 0"),
+        ([2, 0, 1], "fades", 1, None,
+         "h changes by a factor of 1 a step on its way back: from 1 at step 3 to 1 at step 2; "
+         "it is exactly 0 from step 1 back"),
+        ([2, math.nan, 0.5], "fades", 0.5, None, "to 0.5 at step 2; it is NaN from step 1 back"),
+        ([1, math.inf, 1], "grows", 1, None,
+         "h changes by a factor of 1 a step on its way back: from 1 at step 3 to 1 at step 2; "
+         "it is infinite from step 1 back"),
+        ([0, math.inf, 2, 3], "grows", 6**0.5, (3, 3), "is infinite at step 1; it is NaN at step 0; "),
+        ([1e-200, 1e-110, 1e-10], "fades", 1e-320 ** (1 / 3), (0, 1e-200), "to 1e-320 at step 0; the stee"),
+        ([1e200, 1e100], "grows", 1e150, (0, 1e200), "h grows by a factor of 1e+150 a step"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_it(
+    x: list[float],
+    trend: str | None,
+    factor: float | None,
+    steepest: tuple[int, float] | None,
+    words: str,
+) -> None:
+    found = way_back([9, *x])  # what the first step reads doesn't stand between two states
+    assert found.trend == trend
+    assert found.factor == (None if factor is None else pytest.approx(factor, rel=1e-3, abs=0))
+    assert found.steepest == (None if steepest is None else pytest.approx(steepest, rel=1e-3, abs=0))
+    assert words in found.words
+    assert ("steepest" in found.words) == (steepest is not None)
+
+
+def test_steps_that_no_gradient_reaches() -> None:
+    found = way_back([9, 2, 1, 3, 0.5], lambda output: output[3].sum() + 4 * output[1].sum())
+    assert found.norms == (2 * 7, 1 * 3 + 4, 3, 1, 0)
+    assert found.words == (
+        "the gradient of h grows by a factor of 2.41 a step on its way back: from 1 at step 3 to 14 at step "
+        "0; it is exactly 0 at step 4; the steepest rise, by a factor of 3, is at step 2"
+    )
+    found = way_back([9, 2, 0, 1], lambda output: output[2].sum())
+    assert found.words == "the gradient of h is 1 at step 2; it is exactly 0 at step 3 and from step 1 back"
+    found = way_back([9, 0, 1, 0, 1, 0, 1], lambda output: (output[1] + output[3] + output[5]).sum())
+    assert found.words.endswith("; it is exactly 0 at 4 of the 7 steps")
+    found = way_back([9, 2, 1], lambda output: output.sum() * 0)
+    assert found.words == "the gradient of h is exactly 0 at every step"
+    assert found.trend is None
+    # no neighbour falls on the way from 0.1 over 0 to 0.04
+    found = way_back([9, 2, 0, 2], lambda output: (0.1 * output[3] + 0.01 * output[1]).sum())
+    assert found.norms == pytest.approx((0.02, 0.01, 0.2, 0.1))
+    assert (found.trend, found.steepest) == ("fades", (1, pytest.approx(0.05)))
+
+
+def test_a_rise_beyond_float64() -> None:
+    found = way_back([9, 1, 1, 1], lambda output: (1e-320 * output[3] + output[1]).sum())
+    assert found.steepest == (1, math.inf)
+
+
+def test_the_way_back_of_a_reversed_direction_and_of_a_shorter_row() -> None:
+    layer = ur.Recurrent(Scaled, 1, 1, bidirectional=True, dtype=torch.float64)
+    rows = [torch.tensor(x).double().unsqueeze(1) for x in ([3.0, 3, 3, 9, 3], [0.5, 2.0, 9])]
+    t = ur.trace(layer, pack_sequence(rows)).backward(lambda output: output.data[:2, 1].sum())
+    backward = t.layer(0, "backward")
+    assert flow(backward, "h", 0).norms == (1, 3, 9, 27, 243)
+    found = flow(backward, "h", -1)
+    assert found.norms == (1, 0.5, 1)
+    assert found.words == (
+        "the gradient of h neither fades nor grows on its way back, with a factor of 1 a step: from 1 at "
+        "step 0 to 1 at step 2; the steepest fall, by a factor of 0.5, is at step 1"
+    )
+    rows[1][0] = 0
+    t = ur.trace(layer, pack_sequence(rows)).backward(lambda output: output.data[:2, 1].sum())
+    assert flow(t.layer(0, "backward"), "h", 1).words.endswith("it is exactly 0 from step 1 on")
+    assert flow(t.layer(0, "forward"), "h", 1).words.endswith("is exactly 0 at every step")
+    with pytest.raises(IndexError, match="there is no row 2: there are 2"):
+        flow(backward, "h", 2)
+
+
+def test_norms_are_over_all_numbers_of_a_quantity() -> None:
+    t = ur.trace(ur.LSTM(2, 3, dtype=torch.float64), torch.randn(5, 2).double()).backward(torch.sum)
+    for name in t.names:
+        squares = t.gradient(name)[:, 0].square().sum(-1)
+        assert flow(t.layers[0], name).norms == pytest.approx(squares.sqrt().tolist(), rel=1e-12)
