@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,6 +124,16 @@ def test_spectral_radii() -> None:
     found = spectral_radii(ur.trace(layer, torch.randn(1, 1, 2)).layers[0].cell)
     assert list(found) == ["weight_hh"]
     assert found["weight_hh"] == pytest.approx([2, 3, 0], abs=1e-6)
+    lstm = ur.LSTM(3, 3)
+    (radii,) = spectral_radii(ur.trace(lstm, torch.randn(1, 1, 3)).layers[0].cell).values()
+    blocks = lstm.weight_hh_l0.detach().double().numpy().reshape(4, 3, 3)
+    assert radii == pytest.approx([abs(np.linalg.eigvals(block)).max() for block in blocks], rel=1e-6)
+    with torch.no_grad():
+        lstm.weight_hh_l0.copy_(torch.cat([torch.ones(3, 3).triu(1), turn * 1e-30, turn * 0, turn * 1e30]))
+    (radii,) = spectral_radii(ur.trace(lstm, torch.randn(1, 1, 3)).layers[0].cell).values()
+    assert radii == pytest.approx([0, 1e-30, 0, 1e30], rel=1e-6, abs=0)
+    projected = ur.trace(ur.LSTM(4, 4, proj_size=2), torch.randn(1, 1, 4))
+    assert not spectral_radii(projected.layers[0].cell)
     with torch.no_grad():
         layer.weight_hh_l0[0, 0] = math.nan
     assert not spectral_radii(ur.trace(layer, torch.randn(1, 1, 2)).layers[0].cell)
