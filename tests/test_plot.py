@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from torch import sigmoid, tanh
 from torch.nn.functional import linear
@@ -27,6 +30,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import unrolled as ur
 from unrolled import plot
+from unrolled.gradient import flow, spectral_radii
 from unrolled.walkthrough import INPUT, WEIGHTS
 
 
@@ -97,6 +101,26 @@ def beside(ax: Axes, label: str) -> list[str]:
     return [text.get_text() for text in ax.texts if text.get_position()[0] == place(ax, label)]
 
 
+def keys(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def caption(ax: Axes) -> str:
+    """The lines below the picture, unwrapped."""
+    (text,) = ax.texts
+    return " ".join(text.get_text().split())
+
+
+def curves(ax: Axes) -> list[Line2D]:
+    return [line for line in ax.lines if line.get_linestyle() != "None"]
+
+
+def marked(ax: Axes) -> list[tuple[str, list[int], float]]:
+    """The colour, steps and height of what has no place on the axis."""
+    marks = [line for line in ax.lines if line.get_linestyle() == "None"]
+    return [(line.get_markerfacecolor(), list(line.get_xdata()), line.get_ydata()[0]) for line in marks]
+
+
 def rightwards(arrow: FancyArrowPatch) -> float:
     start, _, tip = arrow.get_path().vertices[:3]
     return float(tip[0] - start[0])
@@ -106,8 +130,33 @@ def written(values: torch.Tensor) -> str:
     return "\n".join(f"{value:.4f}" for value in values.tolist())
 
 
-def numbers(ax: Axes) -> np.ndarray:
-    return np.asarray(ax.images[0].get_array())
+def panels(ax: Axes) -> list[Axes]:
+    """The heat maps of a picture, without the scale of the colours."""
+    return [panel for panel in (ax, *ax.child_axes) if panel.images]
+
+
+def words(ax: Axes) -> set[str]:
+    """Every line of text of a picture, but for the numbers at its ticks."""
+    found = [ax.figure.get_suptitle()]
+    for panel in (ax, *ax.child_axes):
+        found += [text.get_text() for text in panel.texts]
+        found += [panel.get_title(loc="left")]
+        found += [panel.get_xlabel(), panel.get_ylabel()] * panel.axison
+        found += keys(panel) if panel.get_legend() else []
+    return {line.strip() for text in found for line in text.splitlines()}
+
+
+def labels(svg: bytes) -> set[str]:
+    """What an SVG says in its texts; their outlines stand in it, and a comment beside each has its words."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    root = ElementTree.fromstring(svg, parser)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    found = [node.text for node in root.iter() if node.tag is ElementTree.Comment]
+    return {line.strip() for text in found for line in text.splitlines()}
+
+
+def numbers(ax: Axes) -> np.ma.MaskedArray:
+    return ax.images[0].get_array()
 
 
 PICTURES: dict[str, Callable[..., Any]] = {
@@ -115,6 +164,7 @@ PICTURES: dict[str, Callable[..., Any]] = {
     "layer": plot.layer,
     "gates": plot.gates,
     "states": plot.states,
+    "gradient": plot.gradient,
 }
 TRACES: dict[str, Callable[[], Any]] = {
     "one state": lambda: traced(cell=ur.cells.RNN),
@@ -124,7 +174,7 @@ TRACES: dict[str, Callable[[], Any]] = {
     "long and wide": lambda: traced(60, 40, cell=ur.cells.GRU),
     "one step, one unit": lambda: traced(1, 1),
     "projected": lambda: traced(cell=ur.cells.LSTM, proj_size=1),
-    "backward": lambda: traced(bidirectional=True, num_layers=2).layer(1, "backward"),
+    "backward": lambda: traced(bidirectional=True, num_layers=2),
     "bfloat16": lambda: ur.trace(ur.GRU(2, 3).bfloat16(), torch.ones(4, 2, dtype=torch.bfloat16)),
     "zeros": lambda: ur.trace(ur.RNN(2, 3, bias=False), torch.zeros(4, 2)),
     "not finite": lambda: ur.trace(
@@ -137,12 +187,17 @@ TRACES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("picture", PICTURES)
 def test_every_picture_of_every_layer_saves_and_leaves_pyplot_alone(picture: str, trace: str) -> None:
     settings, registered = dict(matplotlib.rcParams), dict(Gcf.figs)
-    drawn = PICTURES[picture](TRACES[trace]())
-    figure = (drawn[0] if picture == "gates" else drawn).figure
-    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind)
-        assert file.getvalue().startswith(start)
+    t = TRACES[trace]()
+    if picture == "gradient":
+        t.backward(lambda output: output[-1].sum())
+    ax = (t.layer(1, "backward") if trace == "backward" else t).plot(picture)
+    png, svg = io.BytesIO(), io.BytesIO()
+    ax.figure.savefig(png, format="png")
+    ax.figure.set_layout_engine("none")  # it is done, and takes longer than all the rest
+    ax.figure.savefig(svg, format="svg")
+    height, width = imread(io.BytesIO(png.getvalue())).shape[:2]
+    assert (width, height) == pytest.approx([100 * inches for inches in ax.figure.get_size_inches()], abs=1)
+    assert words(ax) <= labels(svg.getvalue())
     assert dict(matplotlib.rcParams) == settings
     assert dict(Gcf.figs) == registered
 
@@ -172,15 +227,24 @@ def test_a_notebook_shows_the_figure(walkthrough: ur.Trace) -> None:
 
 
 def test_pyplot_is_not_even_imported() -> None:
-    code = "import sys, unrolled.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = """if True:
+        import sys, torch, unrolled as ur
+        t = ur.trace(ur.RNN(2, 3), torch.ones(2, 2))
+        assert not any(name.startswith("matplotlib") for name in sys.modules)
+        t.plot("states").figure.draw_without_rendering()
+        assert "matplotlib.pyplot" not in sys.modules"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_matplotlib_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "unrolled.plot")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.axes"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pictures need matplotlib: pip install 'unrolled\[plot\]'"):
         importlib.import_module("unrolled.plot")
+    monkeypatch.delattr(ur, "plot")
+    with pytest.raises(ImportError, match=r"pictures need matplotlib: pip install 'unrolled\[plot\]'"):
+        traced().plot("gates")
 
 
 # unrolled
@@ -252,7 +316,7 @@ def test_a_row_ends_with_its_own_last_step() -> None:
     ax = plot.unrolled(t, batch=1)
     assert count(ax, FancyBboxPatch) == 2
     assert written(t["h"][1, 1]) in texts(ax)
-    assert numbers(plot.gates(t, ["h"], batch=1)[0]).shape == (3, 2)
+    assert numbers(plot.gates(t, ["h"], batch=1)).shape == (3, 2)
     assert len(plot.states(t, batch=1).lines[1].get_ydata()) == 2
 
 
@@ -286,14 +350,13 @@ def test_the_edges_are_the_weights(walkthrough: ur.Trace) -> None:
 def test_larger_layers_and_parallel_matrices_are_heat_maps(cell: type[ur.Cell], hidden: int) -> None:
     t = traced(hidden=hidden, cell=cell)
     ax = plot.layer(t)
-    panels = [panel for panel in ax.child_axes if panel.images]
     matrices = {name: getattr(t.layers[0].cell, name) for name in ("W", "V", "U", "weight_ih", "weight_hh")
                 if name in cell.params()}  # fmt: skip
-    assert [panel.get_title(loc="left") for panel in panels] == list(matrices)
-    limits = {panel.images[0].get_clim() for panel in panels}
+    assert [panel.get_title(loc="left") for panel in panels(ax)] == list(matrices)
+    limits = {panel.images[0].get_clim() for panel in panels(ax)}
     assert len(limits) == 1
     assert sum(limits.pop()) == 0
-    for panel, matrix in zip(panels, matrices.values(), strict=True):
+    for panel, matrix in zip(panels(ax), matrices.values(), strict=True):
         np.testing.assert_array_equal(numbers(panel), matrix.double().numpy())
 
 
@@ -317,27 +380,29 @@ def test_a_matrix_with_the_input_along_its_rows_is_turned() -> None:
 )
 def test_a_panel_for_each_quantity_on_one_scale(cell: type[ur.Cell], names: list[str]) -> None:
     t = traced(20, cell=cell)
-    panels = plot.gates(t)
-    assert [panel.get_title(loc="left").split(" – ")[0] for panel in panels] == names
-    for panel, name in zip(panels, names, strict=True):
+    ax = plot.gates(t)
+    assert [panel.get_title(loc="left").split(" – ")[0] for panel in panels(ax)] == names
+    assert ax.child_axes[: len(names)] == panels(ax)
+    for panel, name in zip(panels(ax), names, strict=True):
         np.testing.assert_array_equal(numbers(panel), t[name][:, 0].double().T.numpy())
-    limits = {panel.images[0].get_clim() for panel in panels}
+    limits = {panel.images[0].get_clim() for panel in panels(ax)}
     assert len(limits) == 1
     low, high = limits.pop()
     assert -low == high == pytest.approx(max(float(t[name].abs().max()) for name in names))
 
 
 def test_a_panel_says_what_the_docstring_of_the_cell_says() -> None:
-    panels = plot.gates(traced(cell=Echo))
-    assert panels[0].get_title(loc="left") == "gate – how much is new"
-    assert panels[1].get_title(loc="left") == "memory"
+    gate, memory, _ = panels(plot.gates(traced(cell=Echo)))
+    assert gate.get_title(loc="left") == "gate – how much is new"
+    assert memory.get_title(loc="left") == "memory"
 
 
 def test_quantities_of_any_width_may_be_chosen() -> None:
     t = traced(5)
-    (panel,) = plot.gates(t, ["input_sum"])
-    assert numbers(panel).shape == (12, 5)
-    assert [panel.get_title(loc="left")[0] for panel in plot.gates(t, "f")] == ["f"]
+    assert numbers(plot.gates(t, ["input_sum"])).shape == (12, 5)
+    ax = Figure().add_subplot()
+    assert plot.gates(t, "f", ax=ax) is ax
+    assert ax.get_title(loc="left") == "f – forget gate: how much old c stays"
 
 
 def test_complex_numbers_are_not_drawn_as_their_real_parts() -> None:
@@ -350,7 +415,7 @@ def test_complex_numbers_are_not_drawn_as_their_real_parts() -> None:
             return h
 
     trace = ur.trace(ur.Recurrent(Turning, 2, 3), torch.randn(4, 2))
-    assert [panel.get_title(loc="left") for panel in plot.gates(trace)] == ["h"]
+    assert plot.gates(trace).get_title(loc="left") == "h"
     with pytest.raises(ValueError, match="a picture shows real numbers, not complex ones"):
         plot.gates(trace, ["turned"])
 
@@ -359,16 +424,15 @@ def test_what_is_not_finite_has_a_colour_of_its_own() -> None:
     x = torch.ones(6, 2)
     x[3], x[5, 0] = math.nan, math.inf
     t = ur.trace(ur.RNN(2, 3), x)
-    (panel,) = plot.gates(t, ["input_sum"])
+    panel = plot.gates(t, ["input_sum"])
     image = panel.images[0]
     colors = image.to_rgba(image.get_array())
     finite = t["input_sum"][:, 0].isfinite().T.numpy()
     assert finite.sum() == 3 * 4
     np.testing.assert_array_equal((colors != to_rgba(plot.NAN_COLOR)).any(-1), finite)
     assert image.get_clim()[1] == pytest.approx(float(t["input_sum"][0].abs().max()))
-    (legend,) = panel.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["NaN or infinite"]
-    assert not plot.gates(traced())[0].figure.legends
+    assert keys(panel.child_axes[-1]) == ["NaN or infinite"]
+    assert plot.gates(traced()).child_axes[-1].get_legend() is None
 
 
 # states
@@ -381,23 +445,172 @@ def test_a_line_for_each_unit(walkthrough: ur.Trace) -> None:
     np.testing.assert_array_equal(lines[0].get_xdata(), range(4))
 
 
+def test_states_that_are_not_finite_are_marked() -> None:
+    x = torch.ones(6, 2)
+    x[4:] = math.nan
+    ax = plot.states(ur.trace(ur.RNN(2, 3), x))
+    assert marked(ax) == [(plot.NAN_COLOR, [4, 5], 1)]
+    assert keys(ax) == ["unit 0", "unit 1", "unit 2", "NaN or infinite"]
+
+
 def test_a_panel_for_each_state_and_word_of_what_is_left_out() -> None:
     t = traced(10, 40)
     ax = plot.states(t)
     assert [panel.get_title(loc="left") for panel in ax.child_axes] == [
-        "h – hidden state (the first 8 of 40 units)",
-        "c – cell state (the first 8 of 40 units)",
+        "h – hidden state",
+        "c – cell state",
     ]
     for panel, name in zip(ax.child_axes, ("h", "c"), strict=True):
         lines = panel.lines[1:]
         assert len(lines) == len({line.get_color() for line in lines}) == 8
         np.testing.assert_array_equal(lines[7].get_ydata(), t[name][:, 0, 7].double())
+        (whole,) = panel.collections
+        edge = whole.get_paths()[0].vertices
+        for step in range(10):
+            ys = edge[edge[:, 0] == step][:, 1]
+            assert (ys.min(), ys.max()) == (t[name][step].double().min(), t[name][step].double().max())
+        assert keys(panel)[-1] == "range of all 40"
+
+
+# gradient
+
+
+class Scaled(ur.Cell):
+    """Multiplies the state by what it reads: ∂loss/∂h of a step is that of the next one times its x."""
+
+    def step(self, x, h):
+        h = x * h + 1
+        return h
+
+
+def scaled(*x: float) -> ur.Trace:
+    layer = ur.Recurrent(Scaled, 1, 1, bidirectional=True, dtype=torch.float64)
+    t = ur.trace(layer, torch.tensor(x, dtype=torch.float64).unsqueeze(1))
+    return t.backward(lambda output: output[-1, 0] + output[0, 1])
+
+
+def test_a_line_of_norms_for_each_quantity() -> None:
+    t = traced(20).backward(lambda output: output[-1].sum())
+    ax = t.plot("gradient")
+    assert ax.get_yscale() == "log"
+    assert [line.get_label().split("  ")[0] for line in curves(ax)] == ["i", "f", "g", "o", "c", "h"]
+    for line, name in zip(curves(ax), ("i", "f", "g", "o", "c", "h"), strict=True):
+        norms = t.gradient(name)[:, 0].double().norm(dim=-1).numpy()
+        np.testing.assert_allclose(line.get_ydata(), np.where(norms > 0, norms, np.nan), rtol=1e-6)
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in curves(ax)}
+    for part in zip(*looks, strict=True):
+        assert len(set(part)) >= 4
+    assert ax.get_xlim() == (-0.5, 19.5)
+    radii = spectral_radii(t.layers[0].cell)["weight_hh"]
+    said = caption(ax)
+    assert said.startswith(flow(t.layers[0], "c").words)
+    assert said.endswith("blocks of weight_hh are " + ", ".join(f"{radius:.3g}" for radius in radii))
+
+
+def test_the_factor_of_a_linear_recurrence_is_written() -> None:
+    ax = scaled(*[0.5] * 6).plot("gradient")
+    assert keys(ax) == ["h  ×0.5"]
+    assert caption(ax) == (
+        "the gradient of h fades by a factor of 0.5 a step on its way back: "
+        "from 1 at step 5 to 0.0312 at step 0"
+    )
+    backward = scaled(*[2] * 6).layer(0, "backward").plot("gradient")
+    assert "grows by a factor of 2 a step on its way back: from 1 at step 0 to 32 at step 5" in caption(
+        backward
+    )
+    assert "→" in backward.get_xlabel()
+    assert "←" in ax.get_xlabel()
+
+
+def test_zeros_and_what_is_not_finite_stand_beside_the_axis() -> None:
+    ax = scaled(9, 2, 0, 0.5, 0.5).plot("gradient")
+    ((color, steps, height),) = marked(ax)
+    assert (color, steps) == ("white", [0, 1])
+    assert 0 < height < 0.1
+    np.testing.assert_array_equal(curves(ax)[0].get_ydata(), [np.nan, np.nan, 0.25, 0.5, 1])
+    assert keys(ax) == ["h  ×0.5", "exactly 0"]
+    ax.figure.draw_without_rendering()
+    (band,) = ax.patches
+    top = ax.transData.inverted().transform(ax.transAxes.transform((0, band.get_height())))[1]
+    ticks = [*ax.get_yticks(), *ax.get_yticks(minor=True)]
+    assert 0.1 < top <= min(ticks) < 0.25 < 1 <= max(ticks)
+
+    ax = scaled(9, math.nan, 0.5, math.inf, 0.5).plot("gradient")
+    ((color, steps, height),) = marked(ax)
+    assert (color, steps) == (plot.NAN_COLOR, [0, 1, 2])
+    assert 0.9 < height < 1
+    assert keys(ax) == ["h  ×0.5", "NaN or infinite"]
+
+    t = traced(5).backward(lambda output: output.sum() * 0)
+    rows = marked(t.plot("gradient"))
+    assert len({height for _, _, height in rows}) == 6
+    assert all(steps == [0, 1, 2, 3, 4] for _, steps, _ in rows)
+
+
+@pytest.mark.parametrize("x", [(9, 1e-200, 1e-120, 0), (9, 1e200, 1e100), (9, 1e-160, 1e-160), (1,)])
+def test_the_ends_of_float64(x: tuple[float, ...]) -> None:
+    ax = scaled(*x).plot("gradient")
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    seen = [y for y in curves(ax)[0].get_ydata() if math.isfinite(y)]
+    assert all(low <= y <= high < math.inf for y in seen)
+
+
+def test_a_gradient_needs_backward() -> None:
+    with pytest.raises(ValueError, match=r"no gradients yet: call backward\(loss\) of the trace first"):
+        traced().plot("gradient")
+    with pytest.raises(ValueError, match="x is the input: there are gradients of"):
+        scaled(1).plot("gradient", names="x")
+
+
+# all of them
+
+
+def test_large_layers_are_drawn_as_means() -> None:
+    t = traced(1200, 200, cell=ur.cells.RNN)
+    t["h"][700, 0, 60], t["h"][0, 0, 0], t["h"][0, 0, 1] = math.nan, math.inf, -math.inf
+    ax = plot.gates(t, "h")
+    assert ax.get_title(loc="left") == "h – hidden state (means of 2 × 3 numbers)"
+    assert ax.images[0].get_extent() == [-0.5, 1199.5, 199.5, -0.5]
+    exact = t["h"][:, 0].double().T.numpy().reshape(100, 2, 400, 3).swapaxes(1, 2).reshape(100, 400, 6)
+    broken = ~np.isfinite(exact).all(-1)
+    assert broken.sum() == 2
+    np.testing.assert_array_equal(numbers(ax).mask, broken)
+    np.testing.assert_allclose(numbers(ax)[~broken], exact[~broken].mean(-1), rtol=1e-12, atol=1e-12)
+    weights = plot.layer(traced(hidden=301, cell=ur.cells.RNN))
+    assert panels(weights)[1].get_title(loc="left").startswith("weight_hh (means of 2 ×")
+    assert panels(weights)[0].images[0].get_extent() == [-0.5, 1.5, 300.5, -0.5]
+    assert numbers(panels(weights)[0]).shape == (151, 2)
+
+
+def test_the_method_draws_what_the_function_draws() -> None:
+    layer = ur.GRU(2, 3, num_layers=2, bidirectional=True)
+    t = ur.trace(layer, pack_sequence([torch.randn(4, 2), torch.randn(2, 2)])).backward(
+        lambda output: output.data.sum()
+    )
+    part = t.layer(1, "backward")
+    np.testing.assert_array_equal(
+        numbers(part.plot("gates", names=["h"], batch=1)), part["h"][:2, 1].double().numpy().T
+    )
+    assert texts(t.plot("unrolled", steps=[0])) == texts(plot.unrolled(t, steps=[0]))
+    for kind in PICTURES:
+        ax = Figure((12, 8)).add_subplot()
+        assert part.plot(kind, ax=ax) is ax
+
+
+def test_text_stays_text_where_the_user_wants_it(walkthrough: ur.Trace) -> None:
+    svg = io.BytesIO()
+    ax = walkthrough.plot("states")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        ax.figure.savefig(svg, format="svg")
+    nodes = ElementTree.fromstring(svg.getvalue()).iter("{http://www.w3.org/2000/svg}text")
+    assert words(ax) <= {"".join(node.itertext()) for node in nodes}
 
 
 # errors
 
 
-@pytest.mark.parametrize("picture", ["unrolled", "gates", "states"])
+@pytest.mark.parametrize("picture", ["unrolled", "gates", "states", "gradient"])
 @pytest.mark.parametrize("row", [1, -2])
 def test_a_row_that_is_not_there(picture: str, row: int) -> None:
     with pytest.raises(IndexError, match=rf"there is no row {row}: there are 1, counted from 0"):
@@ -415,6 +628,16 @@ def test_what_can_not_be_drawn_is_named() -> None:
         plot.gates(traced(), [])
     with pytest.raises(ValueError, match="Diagonal has no parameter with two axes"):
         plot.layer(ur.trace(ur.Recurrent(Diagonal, 3, 3), torch.ones(2, 3)))
+    with pytest.raises(
+        ValueError, match="should be one of gates, states, gradient, unrolled, layer, got 'gate'"
+    ):
+        traced().plot("gate")
+    with pytest.raises(ValueError, match=r"got \['gates'\]"):
+        traced().plot(["gates"])
+    with pytest.raises(TypeError, match="a picture of layer has no option 'batch': it has ax"):
+        traced().plot("layer", batch=0)
+    with pytest.raises(TypeError, match="no option 'trace'"):
+        traced().plot("gates", trace=None)
     for draw in PICTURES.values():
         with pytest.raises(TypeError, match="a picture is drawn of a trace or of one of its layers, got RNN"):
             draw(ur.RNN(2, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from unrolled.tables import StepTable, frame
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +159,24 @@ class LayerTrace:
         quantities |= {name: self[name] for name in (self.names if names is None else names)}
         rows = {name: values[:length, batch].reshape(length, -1) for name, values in quantities.items()}
         return StepTable(rows, chosen, units, title=f"layer {self.layer}, {self.direction}")
+
+    def plot(self, kind: str, **options: Any) -> Axes:
+        """A picture with matplotlib, on its Axes; ``.figure.savefig("picture.svg")`` of them writes it.
+
+        Args:
+            kind: ``"gates"``, ``"states"``, ``"gradient"`` (after
+                :meth:`Trace.backward <unrolled.Trace.backward>`), ``"unrolled"`` or ``"layer"``.
+            options: of the function with this name in :mod:`unrolled.plot`: ``ax``, where to draw; ``batch``,
+                the row; ``names``, the quantities of gates and gradient; ``steps`` of the layer unrolled.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError, TypeError: there is no such kind of picture, or it has no such option.
+            KeyError, IndexError: there is no such quantity, row or step.
+        """
+        from unrolled import plot
+
+        return plot.draw(self, kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line for each number: layer, direction, step, batch, name, unit, value."""

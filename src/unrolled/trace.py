@@ -24,6 +24,7 @@ from unrolled.tensors import map_tensors, tensors
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 DIRECTIONS = ("forward", "backward")
 
@@ -100,6 +101,10 @@ class Trace:
     ) -> StepTable:
         """:meth:`LayerTrace.table` for the lowest layer, forward."""
         return self.layers[0].table(names, steps, batch, units)
+
+    def plot(self, kind: str, **options: Any) -> Axes:
+        """:meth:`LayerTrace.plot` for the lowest layer, forward."""
+        return self.layers[0].plot(kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line for each number of every layer and direction, as a pandas DataFrame.

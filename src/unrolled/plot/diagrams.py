@@ -26,6 +26,7 @@ from unrolled.plot.figures import (
     divide,
     heading,
     heat_map,
+    inches,
     layer_of,
     new_figure,
     reals,
@@ -132,17 +133,18 @@ def layer(trace: Trace | LayerTrace, ax: Axes | None = None) -> Axes:
             weights[name] = (rows, columns, matrix.T) if turned else (columns, rows, matrix)
     if not weights:
         raise ValueError(f"{type(part.cell).__name__} has no parameter with two axes: nothing to draw")
-    norm = color_norm(matrix for _, _, matrix in weights.values())
+    matrices = [matrix for _, _, matrix in weights.values()]
+    norm = color_norm(matrices)
     left = _heights({source: matrix.shape[1] for source, _, matrix in weights.values()})
     right = _heights({target: matrix.shape[0] for _, target, matrix in weights.values()})
     parallel = len({(source, target) for source, target, _ in weights.values()}) < len(weights)
     if parallel or max(sum(map(len, column.values())) for column in (left, right)) > _NODES:
         ax = ax or new_figure(part, 3.4).add_subplot()
-        panels = divide(ax, len(weights), 1.35, down=False)
+        panels = divide(ax, [1] * len(weights), 0.75, down=False)
         for panel, (name, (source, target, matrix)) in zip(panels, weights.items(), strict=True):
-            heat_map(panel, matrix, norm)
-            set_labels(panel, name, source, target)
-        color_bar(ax, norm, cax=ax.inset_axes((1.03, 0, 0.02, 1)))
+            note = heat_map(panel, matrix, norm)
+            set_labels(panel, name + note, source, target)
+        color_bar(ax.inset_axes((1.03, 0, 0.02, 1)), norm, matrices)
         return ax
 
     top = max(ys[0] for column in (left, right) for ys in column.values()) + 0.35
@@ -166,7 +168,7 @@ def layer(trace: Trace | LayerTrace, ax: Axes | None = None) -> Axes:
             names = [name for name, (source, _, _) in weights.items() if source == kind and side < 0]
             sheet.write(x + side, sum(ys) / len(ys), "\n".join([kind, *names]), 9, ha=align, color=color)
     place = sheet.ax.inset_axes((5.6, -0.8 * top, 0.12, 1.6 * top), transform=sheet.ax.transData)
-    color_bar(sheet.ax, norm, cax=place)
+    color_bar(place, norm, matrices)
     return sheet.ax
 
 
@@ -182,8 +184,8 @@ class _Sheet:
         ax = ax or Picture(figsize=(wide, high - low)).add_axes((0, 0, 1, 1))
         ax.set(xlim=(0, wide), ylim=(low, high), aspect="equal")
         ax.set_axis_off()
-        window, dpi = ax.get_window_extent(), ax.figure.dpi
-        sheet = cls(ax, min(1.0, window.width / dpi / wide, window.height / dpi / (high - low)))
+        room = inches(ax)
+        sheet = cls(ax, min(1.0, room[0] / wide, room[1] / (high - low)))
         sheet.write(0.1, high - 0.15, heading(part), 9, ha="left", color=GREY)
         return sheet
 

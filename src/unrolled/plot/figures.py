@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, patches
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -22,6 +22,10 @@ NAN_COLOR = "#f0e442"  # of NaN and infinity: yellow, which the scale of the num
 SCALE = colormaps["RdBu_r"].with_extremes(bad=NAN_COLOR)  # ColorBrewer's, safe for the colour-blind
 INPUT, GREY = "#0072b2", "#8a8a8a"
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#777777")
+_CELLS = 90  # of a heat map, an inch: somewhat fewer than pixels of a figure as it is
+_FEW = 20  # of them that even the smallest has
+NOT_FINITE = "NaN or infinite"
+KEY: dict[str, Any] = {"loc": "upper left", "frameon": False, "fontsize": 8, "labelspacing": 0.3}
 
 
 class Picture(Figure):
@@ -67,14 +71,32 @@ def new_figure(part: LayerTrace, tall: float) -> Picture:
     return figure
 
 
-def divide(ax: Axes, count: int, pitch: float, down: bool = True) -> list[Axes]:
-    """Axes within an Axes, in a column or a row, ``pitch`` times their size apart; one is itself."""
-    if count == 1:
+def inches(ax: Axes) -> tuple[float, float]:
+    """The width and height of an Axes."""
+    window = ax.get_window_extent()
+    return window.width / ax.figure.dpi, window.height / ax.figure.dpi
+
+
+def divide(ax: Axes, sizes: Sequence[float], gap: float, down: bool = True) -> list[Axes]:
+    """Axes within an Axes: a column with one axis of time, or a row; a single one is the Axes itself.
+
+    Args:
+        ax: what is divided.
+        sizes: the heights in the column or the widths in the row, one beside the other.
+        gap: inches between two, of an Axes large enough.
+        down: a column.
+    """
+    if len(sizes) == 1:
         return [ax]
     ax.set_axis_off()
-    size = 1 / (pitch * (count - 1) + 1)
-    places = [size * pitch * place for place in range(count)]
-    return [ax.inset_axes((0, 1 - size - at, 1, size) if down else (at, 0, size, 1)) for at in places]
+    between = min(gap / inches(ax)[down], 0.6 / (len(sizes) - 1))
+    free = 1 - between * (len(sizes) - 1)
+    panels: list[Axes] = []
+    for place, size in enumerate(sizes):
+        start, share = free * sum(sizes[:place]) / sum(sizes) + between * place, free * size / sum(sizes)
+        bounds = (0, 1 - start - share, 1, share) if down else (start, 0, share, 1)
+        panels.append(ax.inset_axes(bounds, sharex=panels[0] if down and panels else None))
+    return panels
 
 
 def color_norm(arrays: Iterable[Any]) -> Normalize:
@@ -92,12 +114,33 @@ def set_labels(panel: Axes, title: str, x: str, y: str = "") -> None:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
-def heat_map(panel: Axes, grid: Any, norm: Normalize) -> None:
-    """Draw a matrix, its first row on top."""
-    panel.imshow(grid, cmap=SCALE, norm=norm, aspect="auto", interpolation="nearest")
+def heat_map(panel: Axes, grid: Any, norm: Normalize) -> str:
+    """Draw a matrix, its first row on top; where there may be more numbers than pixels, their means.
+
+    Unlike the resampling of matplotlib, which may lose it, a mean is NaN where one of its numbers is.
+
+    Returns:
+        What to say of it: how many numbers a colour stands for, if there are several.
+    """
+    rows, columns = grid.shape
+    note, most = "", []
+    for axis, (count, room) in enumerate(zip(grid.shape, reversed(inches(panel)), strict=True)):
+        most.append(-(-count // max(_FEW, round(_CELLS * room))))
+        starts = np.arange(0, count, most[axis])
+        with np.errstate(invalid="ignore"):  # of infinity less infinity
+            sums = np.add.reduceat(grid, starts, axis)
+        grid = sums / np.expand_dims(np.diff(starts, append=count), 1 - axis)
+    if max(most) > 1:
+        note = f" (means of {most[0]} × {most[1]} numbers)"
+    edges = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    panel.imshow(grid, cmap=SCALE, norm=norm, aspect="auto", interpolation="nearest", extent=edges)
     panel.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+    return note
 
 
-def color_bar(panel: Axes, norm: Normalize, **place: Any) -> None:
-    """Draw the scale of the heat maps."""
-    panel.figure.colorbar(ScalarMappable(norm, SCALE), **place).ax.tick_params(labelsize=8)
+def color_bar(place: Axes, norm: Normalize, arrays: Iterable[Any]) -> None:
+    """Draw the scale of the colours; below, that of NaN and infinity where one is in the arrays."""
+    place.figure.colorbar(ScalarMappable(norm, SCALE), cax=place).ax.tick_params(labelsize=8)
+    if not all(np.isfinite(array).all() for array in arrays):
+        key = [patches.Patch(color=NAN_COLOR, label=NOT_FINITE)]
+        place.legend(handles=key, bbox_to_anchor=(0, 0), **KEY)
