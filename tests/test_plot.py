@@ -448,8 +448,10 @@ def test_a_line_for_each_unit(walkthrough: ur.Trace) -> None:
 def test_states_that_are_not_finite_are_marked() -> None:
     x = torch.ones(6, 2)
     x[4:] = math.nan
-    ax = plot.states(ur.trace(ur.RNN(2, 3), x))
-    assert marked(ax) == [(plot.NAN_COLOR, [4, 5], 1)]
+    t = ur.trace(ur.RNN(2, 3), x)
+    t["h"][1, 0, 2] = math.inf
+    ax = plot.states(t)
+    assert marked(ax) == [(plot.NAN_COLOR, [1, 4, 5], 1)]
     assert keys(ax) == ["unit 0", "unit 1", "unit 2", "NaN or infinite"]
 
 
@@ -529,11 +531,11 @@ def test_zeros_and_what_is_not_finite_stand_beside_the_axis() -> None:
     assert 0 < height < 0.1
     np.testing.assert_array_equal(curves(ax)[0].get_ydata(), [np.nan, np.nan, 0.25, 0.5, 1])
     assert keys(ax) == ["h  ×0.5", "exactly 0"]
-    ax.figure.draw_without_rendering()
-    (band,) = ax.patches
-    top = ax.transData.inverted().transform(ax.transAxes.transform((0, band.get_height())))[1]
-    ticks = [*ax.get_yticks(), *ax.get_yticks(minor=True)]
-    assert 0.1 < top <= min(ticks) < 0.25 < 1 <= max(ticks)
+    falling = scaled(9, 2, 0, 1e-3, 0.1).plot("gradient")
+    (band,) = falling.patches
+    top = falling.transData.inverted().transform(falling.transAxes.transform((0, band.get_height())))[1]
+    ticks = [*falling.get_yticks(), *falling.get_yticks(minor=True)]
+    assert 0.5e-4 < top <= min(ticks) < 2e-4 < 1 <= max(ticks)
 
     ax = scaled(9, math.nan, 0.5, math.inf, 0.5).plot("gradient")
     ((color, steps, height),) = marked(ax)
@@ -577,10 +579,13 @@ def test_large_layers_are_drawn_as_means() -> None:
     assert broken.sum() == 2
     np.testing.assert_array_equal(numbers(ax).mask, broken)
     np.testing.assert_allclose(numbers(ax)[~broken], exact[~broken].mean(-1), rtol=1e-12, atol=1e-12)
-    weights = plot.layer(traced(hidden=301, cell=ur.cells.RNN))
+    wide = traced(hidden=301, cell=ur.cells.RNN)
+    weights = plot.layer(wide)
     assert panels(weights)[1].get_title(loc="left").startswith("weight_hh (means of 2 ×")
     assert panels(weights)[0].images[0].get_extent() == [-0.5, 1.5, 300.5, -0.5]
     assert numbers(panels(weights)[0]).shape == (151, 2)
+    exact = wide.layers[0].cell.weight_ih[-1].double().numpy()  # alone in the last of the rows
+    np.testing.assert_allclose(numbers(panels(weights)[0])[-1], exact, rtol=1e-12)
 
 
 def test_the_method_draws_what_the_function_draws() -> None:
