@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ import unrolled as ur
 from kinds import OddCell
 from unrolled import page, walkthrough
 from unrolled.explain import number
+from unrolled.gradient import flow
 
 pytestmark = pytest.mark.skipif(browsers.find() is None, reason=browsers.LACK)
 
@@ -314,7 +316,9 @@ def test_what_is_not_finite_has_colours_of_its_own(opened: Opener) -> None:
 
 
 def test_gradients_and_the_check(opened: Opener) -> None:
-    t = ur.trace(ur.LSTM(2, 3), torch.randn(5, 2))
+    layer = ur.LSTM(2, 3)
+    weights = layer.weight_hh_l0[:3].detach().numpy()
+    t = ur.trace(layer, torch.randn(5, 2))
     assert "trace.backward(loss)" in opened(t).locator(".slopes").text_content()
     tab = opened(t.backward(lambda output: output[-1].sum()))
     tab.get_by_text("the sizes as a table").click()
@@ -324,6 +328,10 @@ def test_gradients_and_the_check(opened: Opener) -> None:
         norms = [number(t.gradient(name)[step, 0].double().norm().item()) for name in names]
         assert row.locator("td").all_text_contents() == norms
     assert tab.locator(".chart path").count() == len(names)
+    for name in ("h", "c"):
+        assert flow(t.layers[0], name).words[1:] in tab.locator(".gradients").text_content()
+    radius = f"{numpy.abs(numpy.linalg.eigvals(weights)).max():.4f}"
+    assert f"weight_hh: {radius}" in tab.locator(".gradients").text_content()
     text = tab.locator(".check p").text_content()
     assert text.startswith("torch.nn.LSTM gives the same numbers")
 

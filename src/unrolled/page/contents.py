@@ -13,7 +13,7 @@ from unrolled import counterpart
 from unrolled.derivation import Derivations
 from unrolled.describe import equations, meanings, prose
 from unrolled.explain import number
-from unrolled.gradient import spectral_radii
+from unrolled.gradient import flow, spectral_radii
 from unrolled.layer_trace import LayerTrace, position, same
 from unrolled.notation import formulas
 from unrolled.page.derived import Exporter
@@ -194,7 +194,9 @@ def _gradient(part: LayerTrace, batch: int, length: int) -> dict[str, Any] | Non
         {"name": name, "radii": [number(radius) for radius in found]}
         for name, found in spectral_radii(part.cell).items()
     ]
-    return {"norms": norms, "radii": radii, "words": []}
+    told = [flow(part, name, batch).words for name in part.cell.state]
+    words = [f"{text[0].upper()}{text[1:]}." for text in told]
+    return {"norms": norms, "radii": radii, "words": words}
 
 
 def _derivations(part: LayerTrace, batch: int, kept: Kept, names: Sequence[str]) -> dict[str, Any]:
