@@ -16,6 +16,7 @@ from torch import nn
 import unrolled as ur
 from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled import cli
+from unrolled.arguments import parse_cell
 from unrolled.engines.native import build, cache, processor
 
 CELLS = """
@@ -96,7 +97,7 @@ def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys:
         "LSTM(6, 6)": ("native", "native"),
     }
     for entry in found:
-        cell = cli._cell(entry["layer"])
+        cell = parse_cell(entry["layer"])
         layer, x = ur.Recurrent(cell, 6, 6), torch.randn(2, 1, 6)
         for mode in ("inference", "training"):
             with torch.set_grad_enabled(mode == "training"), ur.engine("native"):

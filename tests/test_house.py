@@ -19,6 +19,8 @@ ON_TOP = {
     "conversion",
     "counterpart",
     "cli",
+    "arguments",
+    "show_command",
     "show",
     "plot",
     "walkthrough",

@@ -1,0 +1,116 @@
+"""What several commands read from their arguments: cells, options, the layers of a file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unrolled import files
+from unrolled.cell import Cell
+from unrolled.drop_in import LAYERS
+from unrolled.layers import Recurrent
+from unrolled.recognise import find_layers, parts_of_layers, takes
+
+CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
+CELL_HELP = f"{', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS"
+OPTION_HELP = "an option of the cell, such as nonlinearity=relu"
+
+
+class UsageError(Exception):
+    """What the user gave can't be used; told in one line, with exit code 2."""
+
+
+def parse_cell(text: str) -> type[Cell]:
+    """The class that ``--cell`` names: one of ours, or one of a file or module of the user's.
+
+    Raises:
+        UsageError: there is no such class, or its file or module can't be loaded.
+    """
+    if text in CELLS:
+        return CELLS[text]
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"--cell should be {CELL_HELP}, got {text!r}")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(f"--cell: {place} can't be loaded ({type(error).__name__}: {error})") from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Cell)):
+        raise UsageError(f"--cell: {place} has no subclass of unrolled.Cell named {name!r}")
+    return found
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and typing look a class's module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_options(texts: list[str]) -> dict[str, Any]:
+    """Every ``--option NAME=VALUE``; what is no Python literal is text.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    return dict(_option(text) for text in texts)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--option should be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def check_options(given: dict[str, Any], cells: list[type[Cell]]) -> None:
+    """Raise where none of these cells can have a given option: it would do nothing."""
+    known = dict.fromkeys(name for cell in cells for name in cell.options())
+    for name, value in given.items():
+        if name not in known:
+            has = f"the options here are {', '.join(known)}" if known else "there are none here"
+            raise UsageError(f"--option {name}: no such option of {cells[0].__name__}, {has}")
+        if not any(takes(cell, name, value) for cell in cells):
+            next(cell for cell in cells if name in cell.options()).check_options({name: value})
+
+
+def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> dict[str, Recurrent]:
+    """The recurrent layers of a file of weights, by the prefix of their keys.
+
+    Args:
+        path: of the file.
+        cells: classes to look for beside our own.
+        given: options of the cell.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it holds no weights.
+        UsageError: it holds no recurrent layer.
+    """
+    weights = files.read_weights(path)
+    layers = find_layers(weights, cells, given)
+    if not layers:
+        parts = parts_of_layers(weights, cells)
+        some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
+        raise UsageError(f"{path}: no recurrent layer among its keys{some}")
+    return layers
+
+
+def new_console() -> Console:
+    """The console that every command prints to."""
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console.width = console.width or 80  # some environments have a terminal of no columns
+    return console

@@ -1,0 +1,178 @@
+"""``unrolled show``: what the user asks for, and which layer and sequence are opened."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from unrolled import files, show, walkthrough
+from unrolled.arguments import (
+    CELL_HELP,
+    CELLS,
+    OPTION_HELP,
+    UsageError,
+    check_options,
+    new_console,
+    parse_cell,
+    parse_options,
+    read_layers,
+)
+from unrolled.drop_in import LAYERS
+from unrolled.layers import Recurrent
+from unrolled.trace import Trace, trace
+
+
+def add(commands: Any) -> None:
+    """Add the command to those of an argparse parser."""
+    parser = commands.add_parser(
+        "show",
+        help="every number of a recurrent layer, step by step",
+        description="Show every number of a recurrent layer: of a small example, or of your own weights.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("weights", nargs="?", type=Path, metavar="WEIGHTS", help=".safetensors, .pt or .pth")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE", help="a sequence: .csv or .npy, rows as time steps"
+    )
+    parser.add_argument("--layer", metavar="PREFIX", help="which layer of WEIGHTS, by the prefix of its keys")
+    parser.add_argument("--cell", metavar="CELL", help=CELL_HELP)
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
+    parser.add_argument("--seed", type=_seed, default=0, help="for the weights of an example (default: 0)")
+    parser.add_argument(
+        "--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON for programs, NaN and infinity as text"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        UsageError: what is asked for can't be done.
+        ValueError, OSError: a file can't be read, or what it holds can't be used.
+    """
+    cell = parse_cell(options.cell) if options.cell else None
+    given = parse_options(options.option)
+    console = new_console()
+    x = files.read_input(options.input) if options.input else None
+    if options.weights is None:
+        if options.layer is not None:
+            raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
+        cell = cell or LAYERS[0].cell_class
+        check_options(given, [cell])
+        layer, x = walkthrough.example(cell, x, options.seed, given)
+    else:
+        layers = read_layers(options.weights, [cell] if cell else [], given)
+        if options.layer is not None or x is not None:
+            prefix, layer = _choose(layers, options.layer, options.weights)
+            layers = {prefix: layer}
+        check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
+        if x is None:
+            _list(console, layers, options.json)
+            return
+        for name, value in layer.chosen_options().items():
+            if given.get(name, value) != value:
+                told = f"the weights of {layer} tell {name}={value}"
+                raise UsageError(f"--option {name}={given[name]}: {told}")
+        if not options.json:
+            show.found(console, layers)
+            _say_assumed(console, layer, given)
+        x = _fit(x, layer, options.input)
+    opened = _trace(layer, x)
+    steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
+    if options.json:
+        print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
+    else:
+        show.say(console, opened, steps)
+
+
+def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
+    try:
+        return trace(layer, x)
+    except Exception as error:  # the user's own code may raise anything
+        if layer.cell in CELLS.values():
+            raise
+        raise UsageError(
+            f"--cell: {layer.cell.__name__} can't be run ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"layers": {prefix: repr(layer) for prefix, layer in layers.items()}}, indent=2))
+        return
+    show.found(console, layers)
+    console.print("\nGive a sequence with --input FILE to open a layer.")
+
+
+def _say_assumed(console: Console, layer: Recurrent, given: dict[str, Any]) -> None:
+    chosen = layer.chosen_options()
+    assumed = [f"{k}={v}" for k, v in chosen.items() if k not in given and type(v) is not int]
+    if assumed:
+        console.print(f"No weight tells {', '.join(assumed)}: that is the default, --option sets it.")
+    console.print()
+
+
+def _choose(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tuple[str, Recurrent]:
+    names = ", ".join(f"{name or '(no prefix)'}: {layer}" for name, layer in layers.items())
+    if prefix is None:
+        if len(layers) > 1:
+            raise UsageError(
+                f"{path} holds {len(layers)} recurrent layers ({names}): choose one with --layer"
+            )
+        return next(iter(layers.items()))
+    prefix = prefix.rstrip(".")
+    if prefix not in layers:
+        raise UsageError(f"{path} has no recurrent layer {prefix!r}: it has {names}")
+    return prefix, layers[prefix]
+
+
+def _fit(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
+    if x.shape[1] != layer.input_size:
+        raise UsageError(
+            f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features: {layer}"
+        )
+    return x.to(next(layer.parameters()).dtype)
+
+
+def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:
+    if ranges is None:
+        return None
+    if ranges == [range(0, -1)]:
+        return list(range(length))
+    for part in ranges:
+        if part[-1] >= length:
+            raise UsageError(
+                f"--steps: there is no step {part[-1]}, the sequence has {length} counted from 0"
+            )
+    return [step for part in ranges for step in part]
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2**63, got {text!r}")
+    return seed
+
+
+def _steps(text: str) -> list[range] | None:
+    """``0,2-5`` as ranges; None for ``all``."""
+    if text == "all":
+        return [range(0, -1)]
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(ranges) < len(parts) or not all(ranges):
+        raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
+    return ranges
