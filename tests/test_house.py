@@ -21,6 +21,7 @@ ON_TOP = {
     "cli",
     "arguments",
     "show_command",
+    "colors",
     "show",
     "plot",
     "walkthrough",

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import counterpart
+from unrolled.cell import Cell
+from unrolled.colors import Scale, Scales, shown_on
 from unrolled.describe import equations, meanings, prose
 from unrolled.layer_trace import LayerTrace
 from unrolled.layers import Recurrent
@@ -60,17 +62,23 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
     console.print()
     console.print(_arguments(recurrent))
     _heading(console, "Parameters")
-    console.print(_parameters(recurrent, console.width))
+    scales = Scales.of(trace) if shown_on(console) else None
+    if scales:
+        _legend(console, "", scales.parameters)
+    console.print(_parameters(recurrent, console.width, scales.parameters if scales else None))
     code = equations(cell)
     if code:
         _heading(console, "One step, as the code of the cell has it")
         console.print(Padding(Text(code), (0, 0, 0, 2)))
     x = trace.input
     _heading(console, f"Input {_dimensions(x)}: {length} time steps of {recurrent.input_size} features")
+    if scales:
+        _legend(console, " of the input", scales.input)
+        _legend(console, " of all that is computed", scales.quantities)
     for part in trace.layers:
         for step in chosen:
-            _heading(console, f"Step {step}{_where(trace, part)}")
-            console.print(_step(part, step, console.width))
+            _heading(console, f"Step {step}{where(trace, part)}")
+            console.print(_step(part, step, console.width, scales))
         if len(chosen) < length:
             console.print(f"\n  {length - len(chosen)} of {length} steps are not shown; --steps chooses.")
     _heading(console, "Where a number comes from")
@@ -159,7 +167,7 @@ def _arguments(recurrent: Recurrent) -> Table:
     return table
 
 
-def _parameters(recurrent: Recurrent, width: int) -> Table:
+def _parameters(recurrent: Recurrent, width: int, scale: Scale | None) -> Table:
     table = Table.grid(padding=(0, 2))
     directions = 1 + recurrent.bidirectional
     left = 2 + max(len(name) for name, _ in recurrent.named_parameters()) + 2 + len("1000 × 1000") + 2
@@ -173,14 +181,20 @@ def _parameters(recurrent: Recurrent, width: int) -> Table:
             table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
             if tensor.numel() <= 24:
                 for line in tensor.reshape(-1, tensor.shape[-1]):
-                    table.add_row("", "", Text(vector(line, width - left), style="cyan"))
+                    table.add_row("", "", vector(line, width - left, scale))
     return table
 
 
-def _step(part: LayerTrace, step: int, width: int) -> Table:
-    words = {"x": "the input", **meanings(type(part.cell))}
-    output = next(iter(part.cell.state))
+def words_for(cell: type[Cell]) -> dict[str, str]:
+    """What to say of the quantities of a cell, by name, as far as there is something."""
+    words = {"x": "the input", **meanings(cell)}
+    output = next(iter(cell.state))
     words[output] = f"{words.get(output, 'the new state')}, the output"
+    return words
+
+
+def _step(part: LayerTrace, step: int, width: int, scales: Scales | None) -> Table:
+    words = words_for(type(part.cell))
     rows = {"x": part.input, **part.values}
     name_width, words_width = (max(map(len, texts)) for texts in (rows, words.values()))
     whole = max(len(vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
@@ -191,14 +205,16 @@ def _step(part: LayerTrace, step: int, width: int) -> Table:
     table.add_column(no_wrap=True, width=room)
     for name, values in rows.items():
         row = values[step, 0].flatten()
-        table.add_row(f"  {name}", words.get(name, ""), Text(vector(row, room), style="cyan", no_wrap=True))
+        scale = scales.of_quantity(part, name) if scales else None
+        table.add_row(f"  {name}", words.get(name, ""), vector(row, room, scale))
     return table
 
 
-def _where(trace: Trace, part: LayerTrace) -> str:
-    where = [f"layer {part.layer}"] if trace.recurrent.num_layers > 1 else []
-    where += [part.direction] if trace.recurrent.bidirectional else []
-    return f" ({', '.join(where)})" if where else ""
+def where(trace: Trace, part: LayerTrace) -> str:
+    """Which layer and direction, in brackets; nothing where there is only one."""
+    named = [f"layer {part.layer}"] if trace.recurrent.num_layers > 1 else []
+    named += [part.direction] if trace.recurrent.bidirectional else []
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _verdict(trace: Trace) -> str:
@@ -227,6 +243,10 @@ def _steps(steps: Sequence[int] | None, length: int) -> list[int]:
 
 def _dimensions(value: Tensor | PackedSequence | nn.Parameter) -> str:
     return str(tuple(value.data.shape))
+
+
+def _legend(console: Console, what: str, scale: Scale) -> None:
+    console.print(Text.assemble((f"  Colours{what}: ", "dim"), scale.legend()))
 
 
 def _heading(console: Console, text: str) -> None:

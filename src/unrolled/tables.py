@@ -10,9 +10,12 @@ import torch
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.jupyter import JupyterMixin
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
+from unrolled.colors import Scale
 from unrolled.explain import number
 
 if TYPE_CHECKING:
@@ -81,16 +84,25 @@ class StepTable(JupyterMixin):
         return table
 
 
-def vector(values: Tensor, width: int) -> str:
-    """The numbers of a row as ``[0.2529, 0.7949, -0.0466]``, some left out as ``…`` to fit the width."""
-    texts = [number(value) for value in values.tolist()]
+def vector(values: Tensor, width: int, scale: Scale | None = None) -> Text:
+    """The numbers of a row as ``[0.2529, 0.7949, -0.0466]``, some left out as ``…`` to fit the width.
+
+    Args:
+        values: ``(size,)``.
+        width: in columns; of a row of several numbers two are shown in any case.
+        scale: gives each number its background; None: no colours.
+    """
+    numbers = values.tolist()
+    texts = [number(value) for value in numbers]
+    shown = list[int | None](range(len(texts)))  # None: the ellipsis
     for most in range(min(len(texts), width), 1, -1):
         head, tail = _ends(len(texts), most)
-        parts = [texts[k] for k in head] + ["…"] * bool(tail) + [texts[k] for k in tail]
-        line = f"[{', '.join(parts)}]"
-        if len(line) <= width or most == 2:
-            return line
-    return f"[{', '.join(texts)}]"
+        shown = [*head, *([None] if tail else []), *tail]
+        if 2 + sum(1 if k is None else len(texts[k]) for k in shown) + 2 * (len(shown) - 1) <= width:
+            break
+    styles = [Style() if k is None or scale is None else scale.style(numbers[k]) for k in shown]
+    parts = [Text("…" if k is None else texts[k], style) for k, style in zip(shown, styles, strict=True)]
+    return Text.assemble("[", Text(", ").join(parts), "]", style="cyan")
 
 
 def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: str) -> pandas.DataFrame:
