@@ -39,7 +39,7 @@ clean: ## remove the virtual environment, caches and runs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "unrolled needs Python 3.11 or newer: set PYTHON, for instance make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot,examples]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot,terminal,examples]'
 	@touch $@
 
 .venv/.ready: $(SHOWN)

@@ -22,6 +22,7 @@ ON_TOP = {
     "arguments",
     "show_command",
     "colors",
+    "stepper",
     "show",
     "plot",
     "walkthrough",

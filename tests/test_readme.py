@@ -16,6 +16,7 @@ from torch import nn
 
 import unrolled
 from kinds import NEEDS_COMPILER, QUIET
+from terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +25,7 @@ NEEDING = [pytest.param(text, marks=NEEDS_COMPILER if "torch.export" in text els
 COMMANDS = [
     pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
     for command in re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+    if "--watch" not in command
 ]
 BIN = Path(sys.executable).parent
 
@@ -57,6 +59,14 @@ def test_command(command: str, tmp_path: Path) -> None:
     done = subprocess.run([BIN / program, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "LSTM" in done.stdout or "RNN(" in done.stdout
+
+
+def test_the_command_that_is_watched() -> None:
+    (command,) = re.findall(r"^\$ (.* --watch)$", README, re.MULTILINE)
+    with Terminal([BIN / "unrolled", *shlex.split(command)[1:]]) as terminal:
+        terminal.until(lambda lines: lines[0].startswith("LSTM") and lines[-1].startswith("q quit"))
+        terminal.press("q")
+        assert terminal.end() == 0
 
 
 def test_make_demo(tmp_path: Path) -> None:

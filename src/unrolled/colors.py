@@ -67,11 +67,10 @@ class Scale:
         background = self.color(value)
         return Style(color=_ink(background), bgcolor=background) if background else Style()
 
-    def legend(self) -> Text:
-        """Five numbers from one end of the scale to the other, each on its colour."""
-        shown = [Text(number(share * self.largest), self.style(share * self.largest))
-                 for share in (-1, -0.5, 0, 0.5, 1)]  # fmt: skip
-        return Text(" ").join(shown)
+    def legend(self, shares: Iterable[float] = (-1, -0.5, 0, 0.5, 1)) -> Text:
+        """The numbers at these shares of the largest magnitude, each on its colour."""
+        values = [share * self.largest for share in shares]
+        return Text(" ").join(Text(number(value), self.style(value)) for value in values)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON for programs, NaN and infinity as text"
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON for programs, NaN and infinity as text")
+    form.add_argument(
+        "--watch", action="store_true", help="go through the steps in the terminal, with the arrow keys"
     )
     parser.set_defaults(run=run)
 
@@ -60,9 +64,10 @@ def run(options: argparse.Namespace) -> None:
         UsageError: what is asked for can't be done.
         ValueError, OSError: a file can't be read, or what it holds can't be used.
     """
+    console = new_console()
+    step_through = _stepper(console) if options.watch else None
     cell = parse_cell(options.cell) if options.cell else None
     given = parse_options(options.option)
-    console = new_console()
     x = files.read_input(options.input) if options.input else None
     if options.weights is None:
         if options.layer is not None:
@@ -77,6 +82,8 @@ def run(options: argparse.Namespace) -> None:
             layers = {prefix: layer}
         check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
+            if options.watch:
+                raise UsageError("--watch goes through a sequence: give one with --input FILE")
             _list(console, layers, options.json)
             return
         for name, value in layer.chosen_options().items():
@@ -89,10 +96,24 @@ def run(options: argparse.Namespace) -> None:
         x = _fit(x, layer, options.input)
     opened = _trace(layer, x)
     steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
-    if options.json:
+    if step_through:
+        step_through(console, opened, steps or range(int(opened.layers[0].lengths[0])))
+    elif options.json:
         print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
         show.say(console, opened, steps)
+
+
+def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int]], None]:
+    """What goes through the steps, where there is a terminal for it."""
+    terminals = (stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    if not all(terminals) or console.is_dumb_terminal:
+        raise UsageError("--watch needs a terminal to draw in and to read keys from: leave it out elsewhere")
+    try:
+        from unrolled import stepper
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    return stepper.step_through
 
 
 def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
