@@ -97,6 +97,20 @@ def read_input(path: Path) -> Tensor:
     return torch.from_numpy(array.astype(numpy.float64))
 
 
+def read_labels(path: Path) -> list[str]:
+    """The lines of a text file, which name the time steps of a sequence.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is no text in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text in UTF-8, a label on each line ({error})") from None
+
+
 def _read_csv(path: Path) -> list[list[float]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import reprlib
 import sys
+import warnings
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +58,21 @@ def add(commands: Any) -> None:
     form.add_argument(
         "--watch", action="store_true", help="go through the steps in the terminal, with the arrow keys"
     )
+    form.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page to look at in a browser: a file of its own"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument(
+        "--labels",
+        metavar="TEXT",
+        help="on the page, what stands for each time step: a character of TEXT, or a line of the file TEXT",
+    )
+    parser.add_argument(
+        "--as",
+        dest="inputs",
+        choices=("numbers", "image"),
+        help="how the page draws the input (default: numbers)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -64,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
         UsageError: what is asked for can't be done.
         ValueError, OSError: a file can't be read, or what it holds can't be used.
     """
+    _check_page(options)
     console = new_console()
     step_through = _stepper(console) if options.watch else None
     cell = parse_cell(options.cell) if options.cell else None
@@ -82,15 +102,17 @@ def run(options: argparse.Namespace) -> None:
             layers = {prefix: layer}
         check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
-            if options.watch:
-                raise UsageError("--watch goes through a sequence: give one with --input FILE")
+            if options.watch or options.html:
+                raise UsageError(
+                    f"--{'watch' if options.watch else 'html'} shows a sequence: give one with --input FILE"
+                )
             _list(console, layers, options.json)
             return
         for name, value in layer.chosen_options().items():
             if given.get(name, value) != value:
                 told = f"the weights of {layer} tell {name}={value}"
                 raise UsageError(f"--option {name}={given[name]}: {told}")
-        if not options.json:
+        if not options.json and not options.html:
             show.found(console, layers)
             _say_assumed(console, layer, given)
         x = _fit(x, layer, options.input)
@@ -98,10 +120,50 @@ def run(options: argparse.Namespace) -> None:
     steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
     if step_through:
         step_through(console, opened, steps or range(int(opened.layers[0].lengths[0])))
+    elif options.html:
+        _write_page(options, opened)
     elif options.json:
         print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
         show.say(console, opened, steps)
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """Raise where an option would do nothing: one of a page without a page, or of text with one."""
+    given = {"--open": options.open, "--labels": options.labels is not None, "--as": options.inputs}
+    for name, is_given in given.items():
+        if is_given and not options.html:
+            raise UsageError(f"{name} says how a page is to be, and none is asked for: give --html FILE too")
+    if options.html and options.steps:
+        raise UsageError(
+            "--steps chooses what is printed, and --html writes every step: leave one of them out"
+        )
+
+
+def _write_page(options: argparse.Namespace, opened: Trace) -> None:
+    length = int(opened.layers[0].lengths[0])
+    labels = None if options.labels is None else _labels(options.labels, length)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers")
+    for note in notes:
+        print(f"unrolled: {note.message}", file=sys.stderr)
+    print(f"Wrote {path}: {opened.module} as a page to look at in a browser.", flush=True)
+    if options.open and not webbrowser.open(path.resolve().as_uri()):
+        raise UsageError("--open: there is no browser that can be started here: open the file yourself")
+
+
+def _labels(text: str, length: int) -> list[str]:
+    """A label for each time step: of a file, if there is one of this name, or the characters."""
+    if os.path.isfile(text):  # False for what can't be the name of a file, too
+        labels = files.read_labels(Path(text))
+        what = f"the file {text} has {len(labels)} lines"
+    else:
+        labels = list(text)
+        what = f"{reprlib.repr(text)} is no file and has {len(labels)} characters"
+    if len(labels) != length:
+        raise UsageError(f"--labels: {what}, but the sequence has {length} time steps")
+    return labels
 
 
 def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int]], None]:
