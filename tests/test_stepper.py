@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import unrolled as ur
@@ -80,7 +81,10 @@ def test_the_keys_go_through_every_number() -> None:
         terminal.press(" ")
         terminal.until(lambda lines: "●" in lines[1])
         assert "Step 3" not in terminal.lines[1], "it stopped where it was"
-        scales, to = Scales.of(ur.trace(layer, x)), int(terminal.lines[1].split()[1])
+        scales, to = (
+            Scales.on(Console(force_terminal=True, color_system="truecolor"), ur.trace(layer, x)),
+            int(terminal.lines[1].split()[1]),
+        )
         for name in ("x", *part.names):
             row = next(k for k, line in enumerate(terminal.lines) if re.match(rf"[▸ ] {name} ", line))
             for unit, text in enumerate(re.finditer(r"-?\d\.\d+", terminal.lines[row])):
@@ -169,7 +173,7 @@ def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--watch"], "--watch needs a terminal"),
+        (["--watch"], "--watch needs a terminal to draw in and to read keys from"),
         (["--watch", "--json"], "argument --json: not allowed with argument --watch"),
     ],
     ids=str,
@@ -181,9 +185,29 @@ def test_what_cannot_be_watched_gets_one_sentence(arguments: list[str], message:
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("terminal", "message"),
+    [
+        ("dumb", "--watch needs a terminal to draw in"),
+        ("xterm", "--watch shows a sequence: give one with --in"),
+    ],
+)
+def test_without_a_sequence_or_a_cursor(
+    deep: Any, terminal: str, message: str, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert cli.main(["show", str(deep[0][4]), "--watch"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit.input", None)
     monkeypatch.delitem(sys.modules, "unrolled.stepper", raising=False)
+    monkeypatch.delattr(ur, "stepper", raising=False)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ NAN, INFINITY = "#f0e442", "#cc79a7"
 # Where the scale begins. RdBu begins with white, which on a dark terminal outshines the ends; these
 # are as far from a black background as from a white one.
 _PALE_NEGATIVE, _PALE_POSITIVE = "#9db4cc", "#d1a79e"
+# Terminals of 256 colours would round such mixtures to other hues, so these are steps among their own.
+_NEGATIVE_STEPS = ("#87afd7", "#5f87d7", "#005fd7", "#005faf")
+_POSITIVE_STEPS = ("#d7afaf", "#d78787", "#d75f5f", "#af0000")
 _ZERO = 0.05  # of the largest magnitude: below it a number keeps the terminal's own background
 
 
@@ -36,15 +40,18 @@ class Scale:
 
     Attributes:
         largest: the magnitude that has the full colour; larger ones have it too.
+        coarse: in four steps each way, all among the 256 colours of xterm.
     """
 
     largest: float
+    coarse: bool = False
 
     @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Scale:
+    def of(cls, tensors: Iterable[Tensor], coarse: bool = False) -> Scale:
         """The scale that reaches to the largest finite number of these tensors of any shapes."""
         real = [tensor.detach().double().flatten() for tensor in tensors if not tensor.is_complex()]
-        return cls(max((float(x.abs().nan_to_num(0, 0, 0).max()) for x in real if x.numel()), default=0.0))
+        finite = (float(x.abs().nan_to_num(0, 0, 0).max()) for x in real if x.numel())
+        return cls(max(finite, default=0.0), coarse)
 
     def color(self, value: float | complex) -> str | None:
         """The background of a number as ``#rrggbb``.
@@ -57,8 +64,11 @@ class Scale:
             return INFINITY
         if isinstance(value, complex) or abs(value) <= _ZERO * self.largest:
             return None
-        pale, full = (_PALE_NEGATIVE, NEGATIVE) if value < 0 else (_PALE_POSITIVE, POSITIVE)
         share = abs(value) / self.largest if abs(value) < self.largest else 1.0
+        if self.coarse:
+            steps = _NEGATIVE_STEPS if value < 0 else _POSITIVE_STEPS
+            return steps[math.ceil(share * len(steps)) - 1]
+        pale, full = (_PALE_NEGATIVE, NEGATIVE) if value < 0 else (_PALE_POSITIVE, POSITIVE)
         mixed = (round(a + (b - a) * share) for a, b in zip(_channels(pale), _channels(full), strict=True))
         return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
@@ -82,24 +92,22 @@ class Scales:
     quantities: Scale
 
     @classmethod
-    def of(cls, trace: Trace, batch: int = 0) -> Scales:
-        """Those of one row of a trace, of every layer, direction and step."""
-        length = int(trace.layers[0].lengths[batch])
+    def on(cls, console: Console, trace: Trace) -> Scales | None:
+        """Those of the first row of a trace; None on a console without colours, or of fewer than 256."""
+        if console.color_system not in ("truecolor", "256") or console.no_color:
+            return None
+        coarse = console.color_system == "256"
+        length = int(trace.layers[0].lengths[0])
         values = (value for part in trace.layers for value in part.values.values())
         return cls(
-            Scale.of(trace.recurrent.parameters()),
-            Scale.of([trace.layers[0].input[:length, batch]]),
-            Scale.of(value[:length, batch] for value in values),
+            Scale.of(trace.recurrent.parameters(), coarse),
+            Scale.of([trace.layers[0].input[:length, 0]], coarse),
+            Scale.of((value[:length, 0] for value in values), coarse),
         )
 
     def of_quantity(self, part: LayerTrace, name: str) -> Scale:
         """The scale of a quantity; an upper layer reads what the one below computes."""
         return self.input if part.layer == 0 and name == "x" and name not in part.values else self.quantities
-
-
-def shown_on(console: Console) -> bool:
-    """Whether a console has enough colours for a scale, and they are wished for."""
-    return console.color_system in ("truecolor", "256") and not console.no_color
 
 
 def _channels(color: str) -> tuple[int, ...]:

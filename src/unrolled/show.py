@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import counterpart
 from unrolled.cell import Cell
-from unrolled.colors import Scale, Scales, shown_on
+from unrolled.colors import Scale, Scales
 from unrolled.describe import equations, meanings, prose
 from unrolled.layer_trace import LayerTrace
 from unrolled.layers import Recurrent
@@ -62,7 +62,7 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
     console.print()
     console.print(_arguments(recurrent))
     _heading(console, "Parameters")
-    scales = Scales.of(trace) if shown_on(console) else None
+    scales = Scales.on(console, trace)
     if scales:
         _legend(console, "", scales.parameters)
     console.print(_parameters(recurrent, console.width, scales.parameters if scales else None))

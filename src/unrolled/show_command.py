@@ -64,8 +64,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(
         "--labels",
-        metavar="TEXT",
-        help="on the page, what stands for each time step: a character of TEXT, or a line of the file TEXT",
+        metavar="TEXT_OR_FILE",
+        help="what stands for each time step on the page: a character of a text, or a line of a file",
     )
     parser.add_argument(
         "--as",

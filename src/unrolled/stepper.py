@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from unrolled.colors import Scales, shown_on
+from unrolled.colors import Scales
 from unrolled.describe import equations
 from unrolled.explain import number
 from unrolled.layer_trace import LayerTrace
@@ -54,7 +54,7 @@ def step_through(console: Console, trace: Trace, steps: Sequence[int]) -> None:
         trace: its first row is shown.
         steps: the time steps to go through, at least one.
     """
-    view = _View(trace, steps, Scales.of(trace) if shown_on(console) else None)
+    view = _View(trace, steps, Scales.on(console, trace))
     asyncio.run(_run(console, view, create_input()))
 
 
