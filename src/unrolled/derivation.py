@@ -122,6 +122,25 @@ class Recording(TorchFunctionMode):
                 self._alive.append(tensor)
         return result
 
+    def function_of(self, tensor: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+        """The name of the function of one tensor that made this one, and the function; moves don't count."""
+        made = self._made.get(id(tensor))
+        while made and made.holds() and made.name in _MOVES and isinstance(next(iter(made.args), 0), Tensor):
+            made = self._made.get(id(made.args[0]))
+        if made is None or not made.holds() or made.which is not None:
+            return None
+        call = made
+        if sum(isinstance(value, Tensor) for value in (*call.args, *call.kwargs.values())) != 1:
+            return None
+
+        def function(given: Tensor) -> Tensor:
+            args = [given if isinstance(value, Tensor) else value for value in call.args]
+            kwargs = {k: given if isinstance(value, Tensor) else value for k, value in call.kwargs.items()}
+            result: Tensor = call.function(*args, **kwargs)
+            return result
+
+        return call.name, function
+
     def derivations(self, named: Mapping[str, Tensor]) -> dict[str, Node]:
         """How each of these tensors was made, down to the others of them.
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import engines
 from unrolled.cell import Cell
 from unrolled.layer_trace import LayerTrace, position
 from unrolled.layers import Recurrent
-from unrolled.recording import StepRecorder, cuda_devices
+from unrolled.recording import StepRecorder, cuda_devices, drawing_from
 from unrolled.sequence import Sequence as Steps
 from unrolled.tensors import map_tensors, tensors
 
@@ -31,8 +32,9 @@ def through_time(
     cells: Sequence[Cell],
     starts: Sequence[tuple[Tensor, ...]],
     call: tuple[Any, Any],
-    random_state: Tensor,
+    random_state: list[Tensor],
     loss: Loss | Tensor,
+    drop: Callable[[Tensor, float], Tensor] = dropout,
 ) -> list[dict[str, Tensor]]:
     """Run a layer again, and its backward: ``∂loss/∂quantity`` of every layer and direction.
 
@@ -43,6 +45,7 @@ def through_time(
         call: the input and state that the layer was given.
         random_state: from which dropout between layers is drawn.
         loss: as :meth:`unrolled.Trace.backward` takes it.
+        drop: the dropout between layers.
 
     Returns:
         For each cell, by the name of the quantity, ``(time, batch, size)``; zeros where the loss doesn't
@@ -50,8 +53,7 @@ def through_time(
     """
     recorders: list[StepRecorder] = []
     turned: list[tuple[Steps, bool]] = []
-    with _differentiating(call[0]):
-        torch.set_rng_state(random_state)
+    with differentiating(random_state, cuda_devices(call[0])):
         x, state = (map_tensors(part, lambda tensor: tensor.detach().clone()) for part in call)
         x = map_tensors(x, lambda tensor: tensor.requires_grad_())
         steps = Steps.of(x, recurrent.batch_first, type(recurrent).__name__)
@@ -69,7 +71,7 @@ def through_time(
                 results.append(engines.reference.run(recorder.cell, rows, start, sizes, reverse))
             return results
 
-        value = _value(loss, *recurrent.unroll(x, state, run))
+        value = _value(loss, *recurrent.unroll(x, state, run, drop))
         named = [kept for recorder in recorders for kept in recorder.kept]
         reached = [tensor for kept in named for tensor in kept.values() if tensor.requires_grad]
         gradients = dict(
@@ -86,8 +88,9 @@ def through_time(
 
 
 @contextmanager
-def _differentiating(x: Any) -> Iterator[None]:
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(cuda_devices(x)):
+def differentiating(random_state: list[Tensor], devices: list[torch.device]) -> Iterator[None]:
+    """Record gradients, whatever the caller does, and draw from this random state."""
+    with torch.inference_mode(False), torch.enable_grad(), drawing_from(random_state, devices):
         yield
 
 
@@ -216,6 +219,7 @@ def flow(part: LayerTrace, name: str, batch: int = 0) -> Flow:
         KeyError, IndexError: there is no such quantity or row.
         ValueError: there was no :meth:`unrolled.Trace.backward`, or the quantity is the input.
     """
+    part.check_whole("the gradient's way")
     gradient = part.gradient(name)
     batch = position("row", batch, gradient.shape[1])
     rows = gradient[: int(part.lengths[batch]), batch].flatten(1)

@@ -33,6 +33,11 @@ class LayerTrace:
         values: ``(time, batch, size)`` for every quantity, by name; zeros past the end of a row.
         lengths: ``(batch,)``, the number of steps of every row.
         gradients: after :meth:`Trace.backward <unrolled.Trace.backward>`, ``∂loss/∂quantity``, as ``values``.
+        steps: the time steps that ``input`` and ``values`` have, where not all were kept; else None.
+        units: the units of the hidden size that ``values`` have, where not all were kept; else None.
+        partial: whether not all quantities or units were kept; an ``input`` that wasn't has no features.
+        columns: for the quantities that were cut to these units, the true numbers of their features.
+        before: where not all steps were kept, the states from which each one was computed.
 
     Time always counts along the sequence, in the backward direction too, where the state of a step
     comes from the step after it.
@@ -46,11 +51,23 @@ class LayerTrace:
     values: dict[str, Tensor]
     lengths: Tensor
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    steps: tuple[int, ...] | None = None
+    units: tuple[int, ...] | None = None
+    partial: bool = False
+    columns: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        time, batch = self.input.shape[:2]
         where = f"{type(self.cell).__name__}, layer {self.layer}, {self.direction}"
-        return f"<LayerTrace of {where}: {time} steps × {batch} rows; {', '.join(self.values)}>"
+        return f"<LayerTrace of {where}: {self.extent}; {', '.join(self.values)}>"
+
+    @property
+    def extent(self) -> str:
+        """How much it holds, in words."""
+        time, batch = self.input.shape[:2]
+        of = "" if self.steps is None else f" of {int(self.lengths.max())}"
+        units = "" if self.units is None else f", units {_listed(self.units)} of {self.cell.hidden}"
+        return f"{time}{of} steps × {batch} rows{units}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,7 +76,7 @@ class LayerTrace:
 
     def __getitem__(self, name: str) -> Tensor:
         """The quantity of this name, ``(time, batch, size)``; ``"x"`` is the input."""
-        if name == "x" and name not in self.values:
+        if name == "x" and name not in self.values and self.input.shape[-1]:
             return self.input
         if name not in self.values:
             raise KeyError(f"no quantity {name!r} in this trace: it has {', '.join(self.names)}")
@@ -83,10 +100,44 @@ class LayerTrace:
 
     def state_before(self, step: int, batch: int = 0) -> dict[str, Tensor]:
         """The states, ``(size,)`` each, from which a row computes this step."""
+        if self.partial:
+            raise ValueError(
+                "the arithmetic of a step needs all of its quantities and units, and this trace keeps "
+                f"{', '.join(self.names)}"
+                + ("" if self.units is None else f" of units {_listed(self.units)}")
+                + ": limit steps or rows in the place of names and units"
+            )
+        if self.steps is not None:
+            at = self.at(position("time step", step, int(self.lengths[batch])))
+            return {name: state[at, batch] for name, state in self.before.items()}
         before = step - 1 if self.direction == "forward" else step + 1
         if not 0 <= before < self.lengths[batch]:
             return {name: state[batch] for name, state in self.initial_state.items()}
         return {name: self.values[name][before, batch] for name in self.initial_state}
+
+    def at(self, step: int) -> int:
+        """Where a step, counted from 0, stands along the time axis of what is kept.
+
+        Raises:
+            IndexError: it wasn't kept.
+        """
+        if self.steps is None:
+            return step
+        if step not in self.steps:
+            raise IndexError(f"step {step} wasn't kept: this trace has the steps {_listed(self.steps)}")
+        return self.steps.index(step)
+
+    def check_whole(self, what: str) -> None:
+        """Raise where not every step, quantity and unit was kept, which ``what`` needs.
+
+        Raises:
+            ValueError: they weren't.
+        """
+        if self.steps is not None or self.partial:
+            raise ValueError(
+                f"{what} needs every step, quantity and unit, and this trace has {self.extent}; "
+                f"{', '.join(self.names)}: limit no more than rows"
+            )
 
     def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
         """The arithmetic behind one number, with the numbers put in.
@@ -105,18 +156,19 @@ class LayerTrace:
 
         Raises:
             KeyError: there is no such quantity.
-            IndexError: there is no such step, unit or row.
-            ValueError: the quantity is the input.
+            IndexError: there is no such step, unit or row, or the step wasn't kept.
+            ValueError: the quantity is the input, or not all quantities and units were kept.
         """
         values = self[name]
         batch = position("row", batch, values.shape[1])
         step = position("time step", step, int(self.lengths[batch]))
         if name not in self.values:
             raise ValueError(f"{name} is the input: no arithmetic stands behind it")
-        there = values[step, batch].flatten()
+        derived = self.derivations(step, batch)
+        there = values[self.at(step), batch].flatten()
         unit = position("unit", unit, len(there))
         value = number(there[unit].item())
-        made = self.derivations(step, batch).made.get(name)
+        made = derived.made.get(name)
         again = made.numbers.flatten() if made else there[:0]
         if made is None or again.shape != there.shape or not same(again, there)[unit]:
             return f"{value} = {value}"
@@ -125,7 +177,7 @@ class LayerTrace:
     def derivations(self, step: int, batch: int = 0) -> Derivations:
         """How every quantity of one step is made for one row: the step run again for the row alone."""
         state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
-        x = self.input[step, batch].unsqueeze(0)
+        x = self.input[self.at(step), batch].unsqueeze(0)
         recording = Recording()
         # outside inference mode, so that torch counts what the step changes in place
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
@@ -155,10 +207,16 @@ class LayerTrace:
             raise ValueError(f"a table needs at least one quantity: {', '.join(self.names)}")
         length = int(self.lengths[batch])
         chosen = None if steps is None else [position("time step", step, length) for step in steps]
-        quantities = {"x": self.input} if names is None else {}
+        for step in chosen or ():
+            self.at(step)
+        kept = [step for step in self.steps or range(length) if step < length]
+        quantities = {"x": self.input} if names is None and self.input.shape[-1] else {}
         quantities |= {name: self[name] for name in (self.names if names is None else names)}
-        rows = {name: values[:length, batch].reshape(length, -1) for name, values in quantities.items()}
-        return StepTable(rows, chosen, units, title=f"layer {self.layer}, {self.direction}")
+        if not kept:
+            raise ValueError(f"row {batch} has {length} steps, and none of them was kept")
+        rows = {name: part[: len(kept), batch].reshape(len(kept), -1) for name, part in quantities.items()}
+        title = f"layer {self.layer}, {self.direction}"
+        return StepTable(rows, chosen, units, title, kept, self.columns)
 
     def plot(self, kind: str, **options: Any) -> Axes:
         """A picture with matplotlib, on its Axes; ``.figure.savefig("picture.svg")`` of them writes it.
@@ -180,7 +238,15 @@ class LayerTrace:
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line for each number: layer, direction, step, batch, name, unit, value."""
-        return frame(self.values, self.lengths, self.layer, self.direction)
+        return frame(self.values, self.lengths, self.layer, self.direction, self.steps, self.columns)
+
+
+def _listed(numbers: tuple[int, ...], most: int = 6) -> str:
+    """Some numbers in words, those in the middle left out where there are many."""
+    texts = list(map(str, numbers))
+    if len(texts) > most:
+        texts = [*texts[: most // 2], "…", *texts[-1:]]
+    return ", ".join(texts)
 
 
 def same(again: Tensor, there: Tensor) -> Tensor:

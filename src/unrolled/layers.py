@@ -209,7 +209,11 @@ class Recurrent(CellModule):
         return (output, final, asked.states(list(self._first.state))) if all_states else (output, final)
 
     def unroll(
-        self, x: Tensor | PackedSequence | Sequence, state: State | None, run: Run
+        self,
+        x: Tensor | PackedSequence | Sequence,
+        state: State | None,
+        run: Run,
+        drop: Callable[[Tensor, float], Tensor] = drop,
     ) -> tuple[Tensor | PackedSequence, State]:
         """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
         sequence = x if isinstance(x, Sequence) else Sequence.of(x, self.batch_first, self._label)

@@ -52,13 +52,13 @@ class StepRecorder:
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
         if not self.kept:
-            self._per_row = _names_per_row(self._original, x, *state)
+            self._per_row = names_per_row(self._original, x, *state)
         new, named = run_with_names(self._original, x, *state)
         self.kept.append({name: self._keep(value) for name, value in named.items()})
         return new
 
 
-def _names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
+def names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
     """The names whose tensors have a row for each row of the input, seen by giving one row more."""
 
     def one_more(part: Tensor) -> Tensor:
@@ -73,11 +73,7 @@ def _names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
 
 def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:
     """Run a step; what it returns, and its local tensors by name in the order of their lines."""
-    codes = [
-        inspect.unwrap(vars(base)["step"]).__code__
-        for base in reversed(type(cell).__mro__)
-        if issubclass(base, Cell) and "step" in vars(base)
-    ]
+    codes = _codes(type(cell))
     found: dict[str, Tensor] = {}
 
     def at_return(frame: Any, event: str, argument: Any) -> Any:
@@ -94,7 +90,23 @@ def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str
     returned = new if isinstance(new, tuple) else (new,)
     if len(returned) == len(tuple(cell.state)):
         found.update(zip(cell.state, returned, strict=True))
-    return new, {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    named = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    found.clear()  # at_return holds itself, and would hold the tensors until Python looks for such cycles
+    return new, named
+
+
+def names_of(cell: type[Cell]) -> set[str]:
+    """The names that a quantity of a cell can have: the local variables of its step, and its states."""
+    return {name for code in _codes(cell) for name in _assigned(code)} | set(cell.state)
+
+
+def _codes(cell: type[Cell]) -> list[CodeType]:
+    """The code of a cell's step, and of those that it may call of its bases."""
+    return [
+        inspect.unwrap(vars(base)["step"]).__code__
+        for base in reversed(cell.__mro__)
+        if issubclass(base, Cell) and "step" in vars(base)
+    ]
 
 
 @contextlib.contextmanager
@@ -127,6 +139,21 @@ def _assigned(code: CodeType) -> list[str]:
                 stored = stored if instruction.opname == "STORE_FAST_STORE_FAST" else stored[:1]
             names += stored if isinstance(stored, tuple) else (stored,)
     return list(dict.fromkeys(names))
+
+
+def random_state(devices: list[torch.device]) -> list[Tensor]:
+    """The random state of the CPU and of these devices."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+
+@contextlib.contextmanager
+def drawing_from(state: list[Tensor], devices: list[torch.device]) -> Iterator[None]:
+    """Draw from this random state; what is drawn afterwards is as if nothing had been drawn."""
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(state[0])
+        for device, own in zip(devices, state[1:], strict=True):
+            torch.cuda.set_rng_state(own, device)
+        yield
 
 
 def cuda_devices(x: Any) -> list[torch.device]:

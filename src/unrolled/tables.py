@@ -32,16 +32,32 @@ class StepTable(JupyterMixin):
         chosen: the steps to show; None: all, shortened where there are many.
         units: columns at most; None: as many as the width of the console has room for.
         title: above the table.
+        steps: the number of the step that each of a quantity's rows is of; None: from 0.
+        columns: for a quantity that hasn't all of its units, those that it has.
     """
 
     def __init__(
-        self, rows: Mapping[str, Tensor], chosen: Sequence[int] | None, units: int | None, title: str = ""
+        self,
+        rows: Mapping[str, Tensor],
+        chosen: Sequence[int] | None,
+        units: int | None,
+        title: str = "",
+        steps: Sequence[int] | None = None,
+        columns: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         time = len(next(iter(rows.values())))
         self._title = title
         self._units = units
         self._rows = rows
-        self._head, self._tail = (list(chosen), []) if chosen is not None else _ends(time, _STEPS)
+        self._at = {step: k for k, step in enumerate(range(time) if steps is None else steps)}
+        own = columns or {}
+        self._columns = {name: own.get(name, range(values.shape[1])) for name, values in rows.items()}
+        self._every = sorted({unit for held in self._columns.values() for unit in held})
+        numbers = list(self._at)
+        head, tail = _ends(time, _STEPS)
+        self._head, self._tail = [numbers[k] for k in head], [numbers[k] for k in tail]
+        if chosen is not None:
+            self._head, self._tail = list(chosen), []
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO())
@@ -50,8 +66,7 @@ class StepTable(JupyterMixin):
         return text.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widest = max(values.shape[1] for values in self._rows.values())
-        units = self._units or max(2, min(widest, options.max_width // len(" 0.0000  ")))
+        units = self._units or max(2, min(len(self._every), options.max_width // len(" 0.0000  ")))
         table, unlimited = self._build(units), options.update_width(10_000)
         while self._units is None and units > 2:
             if console.measure(table, options=unlimited).maximum <= options.max_width:
@@ -65,22 +80,23 @@ class StepTable(JupyterMixin):
         table.title = self._title or None
         table.add_column("step", justify="right", no_wrap=True)
         table.add_column("quantity", no_wrap=True)
-        widest = max(values.shape[1] for values in self._rows.values())
-        for unit in range(min(units, widest)):
+        shown = self._every[:units]
+        for unit in shown:
             table.add_column(str(unit), justify="right", no_wrap=True)
-        if widest > units:
+        if len(self._every) > units:
             table.add_column("…")
         for step in [*self._head, *self._tail]:
             if self._tail and step == self._tail[0]:
                 table.add_row("…")
                 table.add_section()
             for index, (name, values) in enumerate(self._rows.items()):
-                texts = [number(value) for value in values[step, :units].tolist()]
-                more = ["…"] if values.shape[1] > units else []
+                held = dict(zip(self._columns[name], values[self._at[step]].tolist(), strict=True))
+                texts = [number(held[unit]) if unit in held else "" for unit in shown]
+                more = ["…"] if any(unit > shown[-1] for unit in held) else []
                 table.add_row("" if index else str(step), name, *texts, *more)
             table.add_section()
         if self._tail:
-            table.caption = f"{self._tail[0] - len(self._head)} steps are not shown"
+            table.caption = f"{len(self._at) - len(self._head) - len(self._tail)} steps are not shown"
         return table
 
 
@@ -105,14 +121,32 @@ def vector(values: Tensor, width: int, scale: Scale | None = None) -> Text:
     return Text.assemble("[", Text(", ").join(parts), "]", style="cyan")
 
 
-def frame(values: Mapping[str, Tensor], lengths: Tensor, layer: int, direction: str) -> pandas.DataFrame:
-    """One line for each number of quantities ``(time, batch, size)`` of a layer and direction."""
+def frame(
+    values: Mapping[str, Tensor],
+    lengths: Tensor,
+    layer: int,
+    direction: str,
+    steps: Sequence[int] | None = None,
+    columns: Mapping[str, Sequence[int]] | None = None,
+) -> pandas.DataFrame:
+    """One line for each number of quantities ``(time, batch, size)`` of a layer and direction.
+
+    Args:
+        values: the quantities, by name.
+        lengths: ``(batch,)``, the steps of every row.
+        layer: of which they are.
+        direction: of which they are.
+        steps: those that the values have; None: all.
+        columns: for a quantity that hasn't all of its units, those that it has.
+    """
     import pandas
 
     frames = []
     for name, whole in values.items():
         flat = whole.flatten(2) if whole.dim() > 2 else whole.unsqueeze(-1)
-        step, row, unit = torch.meshgrid(*map(torch.arange, flat.shape), indexing="ij")
+        time = torch.arange(len(flat)) if steps is None else torch.tensor(steps)
+        units = torch.tensor((columns or {}).get(name, range(flat.shape[2])), dtype=torch.int64)
+        step, row, unit = torch.meshgrid(time, torch.arange(flat.shape[1]), units, indexing="ij")
         inside = step < lengths[row]
         flat = flat.cpu().to(torch.complex128 if flat.is_complex() else torch.float64)
         frames.append(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import counterpart, engines, gradient
@@ -17,7 +18,8 @@ from unrolled.cell_module import State
 from unrolled.gradient import Loss
 from unrolled.layer_trace import LayerTrace, position
 from unrolled.layers import Recurrent
-from unrolled.recording import StepRecorder, cuda_devices
+from unrolled.limits import LimitedRecorder, Rows, Selection
+from unrolled.recording import StepRecorder, cuda_devices, drawing_from, random_state
 from unrolled.sequence import Sequence as Steps
 from unrolled.tables import StepTable
 from unrolled.tensors import map_tensors, tensors
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DIRECTIONS = ("forward", "backward")
+_ALL = Selection()
+_NOT_WHOLE = (
+    "{} runs the layer again, which takes all of its call, and of this one not all was kept: limit no more "
+    "than rows, or record with gradients=True"
+)
 
 
 class Trace:
@@ -40,6 +47,8 @@ class Trace:
         recurrent: the layer of this library that has its parameters; ``module`` itself if it is one.
         input: what the module was given.
         output, final_state: what the module returns for this input.
+        selection: what was kept. Where that is not every step, quantity and unit, there is no ``input`` and
+            no ``output``, but None.
         layers: every layer and direction, in the order in which they run.
     """
 
@@ -51,15 +60,23 @@ class Trace:
         starts: Sequence[tuple[Tensor, ...]],
         call: tuple[Any, Any],
         result: tuple[Any, Any],
-        random_state: Tensor,
+        random_state: list[Tensor],
+        selection: Selection = _ALL,
+        rows: Rows | None = None,
     ) -> None:
         self.module = module
         self.layers = tuple(layers)
         self._starts = tuple(starts)  # of each layer and direction, in the order of the engines' rows
         self.output, self.final_state = result
         self.recurrent = recurrent
-        self.input, self._state = call
+        self.input = call[0]
+        if not selection.whole:
+            self.input = self.output = None
+            self.final_state = _copy(map_tensors(self.final_state, selection.of_states))
+        self.selection = selection
         self._random_state = random_state
+        self._drop = dropout if rows is None else rows.dropout
+        self._again: tuple[Any, Any] | None = call  # what it needs to run again
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,8 +88,21 @@ class Trace:
         return self.layers[0][name]
 
     def __repr__(self) -> str:
-        time, batch = self.layers[0].input.shape[:2]
-        return f"<Trace of {self.module}: {time} steps × {batch} rows; {', '.join(self.names)}>"
+        return f"<Trace of {self.module}: {self.layers[0].extent}; {', '.join(self.names)}>"
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that it holds, the copies of the parameters among them."""
+        return sum(self.storages().values())
+
+    def storages(self) -> dict[int, int]:
+        """The bytes of everything in memory that it holds, by the address."""
+        held: list[Any] = [self.input, self.output, self.final_state, self._starts, self._again]
+        for part in self.layers:
+            held += [part.input, part.lengths, *(getattr(part.cell, name) for name in part.cell.shapes())]
+            for named in (part.initial_state, part.values, part.gradients, part.before):
+                held += named.values()
+        return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors(held)}
 
     def layer(self, index: int, direction: str = "forward") -> LayerTrace:
         """One layer (0 is the lowest; negative counts from the top) in one direction.
@@ -133,15 +163,24 @@ class Trace:
             This trace, so that ``t.backward(loss).gradient("h")`` can be written.
 
         Raises:
-            TypeError, ValueError: a loss that gives no such number, or a target of another shape.
+            TypeError, ValueError: a loss that gives no such number, or a target of another shape; not all of
+                the call was kept.
         """
+        if self._again is None:
+            raise ValueError(_NOT_WHOLE.format("a backward"))
         cells = [part.cell for part in self.layers]
-        call = (self.input, self._state)
-        found = gradient.through_time(self.recurrent, cells, self._starts, call, self._random_state, loss)
+        found = gradient.through_time(
+            self.recurrent, cells, self._starts, self._again, self._random_state, loss, self._drop
+        )
         for part, gradients in zip(self.layers, found, strict=True):
             part.gradients.clear()
-            part.gradients.update(gradients)
+            part.gradients.update({name: self.selection.cut(gradients[name]) for name in part.values})
         return self
+
+    def forget(self) -> None:
+        """Leave out what was not to be kept, and is only needed to run again."""
+        if not self.selection.whole:
+            self._again, self._starts = None, ()
 
     def gradient(self, name: str) -> Tensor:
         """:meth:`LayerTrace.gradient` for the lowest layer, forward."""
@@ -195,8 +234,14 @@ class Trace:
         """Recompute with torch.nn; the largest absolute difference in output and final state.
 
         Raises:
-            ValueError: torch.nn has no layer that computes this cell.
+            ValueError: torch.nn has no layer that computes this cell; or not all of the call was kept.
         """
+        if self.input is None or self._again is None:
+            raise ValueError(_NOT_WHOLE.format("a check"))
+        if self._drop is not dropout and self.recurrent.training and self.recurrent.dropout > 0:
+            raise ValueError(
+                "a check needs the whole batch: torch.nn would draw another dropout for some of its rows"
+            )
         weights = {
             f"{name}_l{part.layer}{'_reverse' if part.direction == 'backward' else ''}": getattr(
                 part.cell, name
@@ -206,10 +251,9 @@ class Trace:
         }
         twin = counterpart.to_torch(self.recurrent, weights)
         devices = cuda_devices(self.input)
-        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+        with torch.no_grad(), drawing_from(self._random_state, devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
-            torch.set_rng_state(self._random_state)
-            theirs = twin(self.input, self._state)
+            theirs = twin(*self._again)
         ours = tensors((self.output, self.final_state))
         pairs = zip(ours, tensors(theirs), strict=True)
         return float(torch.cat([_differences(a, b) for a, b in pairs]).max())
@@ -231,30 +275,74 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         ValueError: an input or state that doesn't fit the module.
     """
     recurrent = counterpart.recurrent(module)
+    return traced(module, recurrent, x, state, random_state(cuda_devices(x)))[0]
+
+
+def traced(
+    module: nn.Module,
+    recurrent: Recurrent,
+    x: Tensor | PackedSequence,
+    state: State | None,
+    drawn_from: list[Tensor],
+    selection: Selection = _ALL,
+    rows: Rows | None = None,
+    earlier: Trace | None = None,
+) -> tuple[Trace, tuple[Any, Any]]:
+    """:func:`trace`, with limits.
+
+    Args:
+        module: what was called.
+        recurrent: our layer of it.
+        x: what it was given.
+        state: what it was given.
+        drawn_from: the random state before the call.
+        selection: what is kept.
+        rows: where x and state are of some rows of a batch, which.
+        earlier: another trace of the module: its copies of the parameters serve where they are the same.
+
+    Returns:
+        The trace, and the output and final state of what ran.
+    """
     parts: list[LayerTrace] = []
     starts: list[tuple[Tensor, ...]] = []
-    with torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-        random_state = torch.get_rng_state()
-        call = (_copy(x), _copy(state))
+    keep: Any = _copy if selection.whole else _detached
+    with torch.no_grad(), drawing_from(drawn_from, cuda_devices(x)):
+        call = (keep(x), keep(state))
         steps = Steps.of(call[0], recurrent.batch_first, type(module).__name__)
 
+        def bound(cell: Cell) -> Cell:
+            now = {name: getattr(cell, name).detach() for name in cell.shapes()}
+            then = None if earlier is None else earlier.layers[len(parts)].cell
+            if then is not None and all(torch.equal(getattr(then, name), now[name]) for name in now):
+                now = {name: getattr(then, name) for name in now}
+            else:
+                now = {name: tensor.clone() for name, tensor in now.items()}
+            return cell.bind(now)
+
         def record(cell: Cell, rows: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
-            recorder = StepRecorder(cell)
             start = engines.reference.zeros(cell, rows, sizes) if start is None else start
+            recorder = (
+                StepRecorder(cell) if selection.whole else LimitedRecorder(cell, selection, steps, reverse)
+            )
             result = engines.reference.run(recorder.cell, rows, start, sizes, reverse)
             starts.append(_copy(start))
+            begun = {
+                name: steps.to_user_order(part, 0).clone()
+                for name, part in zip(cell.state, start, strict=True)
+            }
+            own = (
+                recorder.parts()
+                if isinstance(recorder, LimitedRecorder)
+                else {"input": steps.padded(rows).clone(), "values": recorder.values(steps, reverse)}
+            )
             parts.append(
                 LayerTrace(
-                    cell=cell.bind({name: getattr(cell, name).detach().clone() for name in cell.shapes()}),
+                    cell=bound(cell),
                     layer=len(parts) // (1 + recurrent.bidirectional),
                     direction=DIRECTIONS[reverse],
-                    input=steps.padded(rows).clone(),
-                    initial_state={
-                        name: steps.to_user_order(part, 0).clone()
-                        for name, part in zip(cell.state, start, strict=True)
-                    },
-                    values=recorder.values(steps, reverse),
-                    lengths=steps.lengths,
+                    initial_state={name: selection.of_rows(part) for name, part in begun.items()},
+                    lengths=selection.of_rows(steps.lengths),
+                    **own,
                 )
             )
             return result
@@ -264,8 +352,8 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
             return [record(cell, rows, start, sizes, reverse) for cell, start, reverse in directions]
 
         recurrent.check_noise("trace")
-        result = recurrent.unroll(*call, run)
-    return Trace(module, recurrent, parts, starts, call, result, random_state)
+        result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
+    return Trace(module, recurrent, parts, starts, call, result, drawn_from, selection, rows), result
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
@@ -273,6 +361,10 @@ def _differences(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.double().flatten(), b.double().flatten()
     same = (a == b) | (a.isnan() & b.isnan())
     return torch.cat([a.new_zeros(1), (a - b).abs().masked_fill(same, 0)])
+
+
+def _detached(value: Any) -> Any:
+    return map_tensors(value, Tensor.detach)
 
 
 def _copy(value: Any) -> Any:

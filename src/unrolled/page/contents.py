@@ -39,9 +39,10 @@ def contents(
 
     Raises:
         IndexError: there is no such row.
-        TypeError, ValueError: labels or inputs that can't be used.
+        TypeError, ValueError: labels or inputs that can't be used, or a trace that hasn't all of its call.
     """
     first = trace.layers[0]
+    first.check_whole("a page")
     batch = position("row", batch, first.input.shape[1])
     length = int(first.lengths[batch])
     if length == 0:

@@ -48,6 +48,7 @@ def layer_of(trace: Trace | LayerTrace) -> LayerTrace:
 def row_of(trace: Trace | LayerTrace, batch: int) -> tuple[LayerTrace, int, int]:
     """The layer, the row counted from 0, and the number of its steps."""
     part = layer_of(trace)
+    part.check_whole("a picture")
     batch = position("row", batch, part.input.shape[1])
     return part, batch, int(part.lengths[batch])
 
