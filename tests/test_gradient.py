@@ -100,6 +100,10 @@ def test_it_is_of_the_parameters_that_were() -> None:
         (lambda output: output, ValueError, r"got a tensor of shape \(4, 1, 3\)"),
         (lambda output: 3.0, ValueError, "got float"),
         (lambda output: torch.ones(()), ValueError, "got one that doesn't"),
+        (lambda output: torch.ones((), requires_grad=True), ValueError, "got one that doesn't"),
+        (lambda output: output.sum() * 1j, ValueError, "got a complex one"),
+        (nn.functional.mse_loss, TypeError, "give lambda output"),
+        (nn.MSELoss(), TypeError, "give lambda output"),
     ],
 )
 def test_bad_losses(loss: Any, error: type[Exception], words: str) -> None:

@@ -67,6 +67,27 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Opener]:
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]
 
 
+class Awkward(ur.Cell):
+    """Names, sizes and kinds that are easily mistaken."""
+
+    weight = ur.Param("hidden", "input")
+    turn = ur.Param("hidden", "hidden")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+        x = x * 2
+        constructor = linear(torch.relu(h), self.turn)
+        toString = linear(x, self.weight.abs()) / 3
+        positive = h > 0
+        best = h.argmax(-1)  # noqa: F841
+        total = x.sum(-1)  # noqa: F841
+        none = h[:, :0]  # noqa: F841
+        running = h.cumsum(-1)
+        heads = torch.matmul(h.view(-1, 2, 2), constructor.view(-1, 2, 2))
+        ratio = (constructor / 3) / 2 * toString
+        h = torch.softmax(linear(x, self.weight) + h, -1) + heads.flatten(1) + running + ratio * positive
+        return h
+
+
 class Mixed(ur.Cell):
     """Parameters cut in parts, joined rows, a matrix that is computed, and a label <b>in the docstring</b>.
 
@@ -96,6 +117,7 @@ LAYERS = {
     "reset before": lambda: ur.Recurrent(ur.cells.ResetBeforeGRU, 12, 10),
     "odd": lambda: ur.Recurrent(OddCell, 2, 3),
     "mixed": lambda: ur.Recurrent(Mixed, 2, 3),
+    "awkward": lambda: ur.Recurrent(Awkward, 2, 4),
 }
 READ = """([step]) => {
   const found = [];
@@ -130,7 +152,7 @@ def test_every_number_and_its_arithmetic_are_those_of_the_trace(kind: str, opene
                     assert text == number(part.input[step, 1, place].item())
                 seen.add((key, place))
             assert len(seen) == (
-                sum(part[name].shape[2] for name in part.names)
+                sum(part[name].shape[2:].numel() for name in part.names)
                 + sum(part.cell.state_sizes().values())
                 + part.cell.input
             )
@@ -182,13 +204,18 @@ def test_what_a_number_is_made_of_lights_up_and_can_be_followed_back(opened: Ope
     assert tab.locator(".explanation h3").text_content() == "h₁[0] = 0.2971"
     assert tab.locator(".where").text_content() == "step 1 of 4"
     assert tab.locator("td[aria-selected=true]").get_attribute("data-key") == "quantity h"
+    # the keyboard is on it, and its arrows count, wherever the pointer rests
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="0"]').hover()
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator(".explanation h3").text_content() == "h₁[1] = 0.9556"
 
 
 def test_keys_buttons_slider_and_playing(opened: Opener) -> None:
     tab = opened(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)))
     where = tab.locator(".where")
     tab.keyboard.press("Tab")
-    tab.locator("#page").focus()
+    tab.keyboard.press("Shift+Tab")  # the keys work on a page where nothing was touched
+    assert tab.evaluate("document.activeElement == document.body")
     tab.keyboard.press("ArrowRight")
     assert where.text_content() == "step 1 of 4"
     tab.keyboard.press("ArrowLeft")
@@ -203,7 +230,7 @@ def test_keys_buttons_slider_and_playing(opened: Opener) -> None:
     tab.get_by_role("slider", name="time step").focus()
     tab.keyboard.press("End")
     assert where.text_content() == "step 3 of 4"
-    assert tab.get_by_role("button", name="next step").is_disabled()
+    assert tab.get_by_role("button", name="next step").get_attribute("aria-disabled") == "true"
     tab.get_by_role("button", name="first step").click()
     tab.locator("#page").focus()
     tab.keyboard.press(" ")
@@ -241,6 +268,7 @@ def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> Non
     canvas.focus()
     tab.keyboard.press("ArrowRight")
     assert tab.locator(".where").text_content() == "step 7 of 8"
+    assert f"z₇[{unit}]" in tab.locator(".explanation h3").text_content()
 
 
 def test_dark_light_and_narrow(opened: Opener) -> None:
@@ -251,9 +279,10 @@ def test_dark_light_and_narrow(opened: Opener) -> None:
     assert tab.evaluate(ground) == "rgb(20, 23, 27)"
     tab.get_by_role("button", name="light colours").click()
     assert tab.evaluate(ground) == "rgb(255, 255, 255)"
-    tab.emulate_media(color_scheme="light")
-    tab.emulate_media(color_scheme="dark")
-    expect(tab.locator("#page")).to_have_attribute("data-theme", "dark")
+    tab.get_by_role("button", name="dark colours").click()
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        expect(tab.locator("#page")).to_have_attribute("data-theme", scheme)
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -285,19 +314,80 @@ def test_what_a_screen_reader_is_told(opened: Opener) -> None:
         '- region "The layer, unrolled through time"', '- slider "time step"', '- button "play"',
         '- grid "numbers of the step"', f'''- 'gridcell "h₀, unit 2: {number(t["h"][0, 0, 2].item())}"': ''',
         '- region "where a number comes from"', '- region "Its equations"', '- region "The whole sequence"',
-        'img "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
+        'application "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
         '- region "Beside torch.nn"',
     ):  # fmt: skip
         assert line in tree, line
 
 
+def test_what_has_no_name_is_followed_to_what_has(opened: Opener) -> None:
+    t = ur.trace(ur.Recurrent(Awkward, 2, 4), torch.randn(3, 2)).backward(torch.sum)
+    tab = opened(t)
+    tab.get_by_role("button", name="step 1").click()
+
+    def lit(name: str, place: int) -> set[tuple[str, int]]:
+        tab.locator(f'td[data-key="quantity {name}"][data-place="{place}"]').focus()
+        cells = tab.locator("table[role=grid] td.lit").all()
+        return {(one.get_attribute("data-key"), int(one.get_attribute("data-place"))) for one in cells}
+
+    states = {("before h", unit) for unit in range(4)}
+    assert lit("constructor", 2) == states  # through relu
+    assert lit("toString", 1) == {("quantity x", 0), ("quantity x", 1)}
+    assert tab.locator(".parameters table[aria-label=weight] td.lit").count() == 2  # through abs
+    assert lit("heads", 3) == states | {("quantity constructor", unit) for unit in range(4)}
+    assert lit("ratio", 0) == {("quantity constructor", 0), ("quantity toString", 0)}
+    assert tab.locator(".arithmetic").text_content() == t.explain("ratio", 1, 0)
+    assert re.fullmatch(r"\(\(\S+ / 3\) / 2\)·\S+ = \S+", t.explain("ratio", 1, 0))
+    assert lit("h", 1) >= states
+    assert lit("x", 0) == {("input", 0)}
+    assert tab.locator(".explanation h3").text_content().startswith("x₁[0]")
+    assert "given x₁" in tab.locator(".made").text_content()
+    # at the zero state it began from, nothing is taken for a function of single elements
+    assert t.explain("running", 0, 1).startswith("cumsum([")
+    assert t.explain("heads", 0, 1).startswith("matmul([")
+
+
+def test_named_numbers_are_those_of_the_trace() -> None:
+    class Noisy(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            noise = torch.randn_like(h)
+            clear = (noise - x) * 0  # the same whatever was drawn
+            return h + clear
+
+    t = ur.trace(ur.Recurrent(Noisy, 2, 2), torch.randn(3, 2).abs())
+    noise, x = t["noise"][1, 0, 1].item(), t["x"][1, 0, 1].item()
+    assert t.explain("noise", 1, 1) == f"{number(noise)} = {number(noise)}"
+    assert f"({number(noise)} - {number(x)})" in t.explain("clear", 1, 1)
+
+
+def test_parameters_that_are_pictures_can_be_read(opened: Opener) -> None:
+    layer = ur.LSTM(2, 8)
+    tab = opened(ur.trace(layer, torch.randn(2, 2)))
+    figure = tab.locator("figure", has=tab.get_by_text("weight_hh", exact=True))
+    box = figure.locator("canvas").bounding_box()
+    figure.locator("canvas").hover(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 20.5 / 32})
+    value = number(layer.weight_hh_l0[20, 5].item())
+    assert figure.locator(".read").text_content() == f"weight_hh[20, 5]: {value}"
+    figure.locator("canvas").focus()
+    tab.keyboard.press("ArrowUp")
+    assert figure.locator(".read").text_content().startswith("weight_hh[19, 5]: ")
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="3"]').focus()
+    mark, box = (figure.locator(one).bounding_box() for one in (".mark", "canvas"))
+    assert mark["y"] - box["y"] == pytest.approx(box["height"] * 3 / 32 - 2, abs=1)
+    assert figure.locator(".mark").count() == 1
+
+
 def test_texts_of_users_stay_texts(opened: Opener) -> None:
-    bad = ["</script><script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "\u2028&amp;"]
+    bad = [
+        "</script><script>window.hit = 1</script>",
+        "<img src=x onerror='window.hit = 1'>",
+        "\u2028&amp;\ud800",
+    ]
     t = ur.trace(ur.Recurrent(Mixed, 2, 3), torch.randn(3, 2))
     tab = opened(t, labels=bad, title=bad[0])
     assert tab.evaluate("window.hit") is None
     assert tab.locator("h1").text_content() == tab.title() == bad[0]
-    assert tab.locator(".column .in").all_text_contents() == bad
+    assert tab.locator(".column .in").all_text_contents() == [*bad[:2], "\u2028&amp;?"]
     assert tab.locator("header .words").text_content().endswith("<b>in the docstring</b>.")
     assert "<script>alert(1)</script>" in tab.locator("tr[data-key='quantity both']").text_content()
     assert tab.locator("script").count() == 2
@@ -374,7 +464,9 @@ def test_a_large_trace_is_cut_down_and_says_so(opened: Opener, tmp_path: Path) -
     assert canvas.get_attribute("aria-label").endswith("each colour is the mean of 3 steps × 1 units")
     mean = t["i"][300:303, 0].double().mean(0)
     canvas.hover(position={"x": canvas.bounding_box()["width"] * 100.5 / 200, "y": 1})
-    unit, value = re.search(r"step 300, unit (\d+): (\S+)", tab.locator(".read").text_content()).groups()
+    unit, value = re.search(
+        r"step 300, unit (\d+): (\S+)", tab.locator(".whole .read").text_content()
+    ).groups()
     assert float(value) == pytest.approx(float(mean[int(unit)]), abs=1e-4)
     canvas.click(position={"x": canvas.bounding_box()["width"] - 2, "y": 1})
     assert tab.locator(".where").text_content() == "step 599 of 600"
@@ -395,6 +487,13 @@ def test_wide_quantities_are_shown_part_by_part(opened: Opener) -> None:
     assert line.locator("td").count() == 32
     tab.get_by_role("button", name="later numbers of h", exact=True).click()
     assert line.locator("td").first.text_content() == number(t["h"][0, 0, 32].item())
+    for first in (64, 64):  # to the last part, which a step forward doesn't leave
+        tab.locator('td[data-key="quantity h"]').nth(3).click()
+        tab.get_by_role("button", name="later numbers of h", exact=True).click()
+        assert line.locator("td").first.get_attribute("data-place") == str(first)
+        tab.keyboard.press("Enter")  # what was pressed keeps the keyboard, or its neighbour does
+        assert line.locator("td").first.get_attribute("data-place") == "32"
+    tab.get_by_role("button", name="next step").click()
     tab.locator('td[data-key="quantity h"][data-place="63"]').focus()
     tab.keyboard.press("ArrowRight")
     assert tab.evaluate("document.activeElement.dataset.place") == "64"
@@ -419,16 +518,21 @@ def test_complex_numbers_and_other_bad_requests(tmp_path: Path, opened: Opener) 
     assert "Not all that this number is made of is on this page" in tab.locator(".arithmetic").text_content()
     file = tmp_path / "layer.html"
     for options, words in (
+        ({"title": 5}, "title should be of type str, got 5"),
+        ({"labels": 3}, "labels should be texts, one for each time step, got int"),
+        ({"labels": b"ab"}, "labels should be texts, one for each time step, got bytes"),
         ({"labels": "abc"}, "labels should be one for each of the 2 time steps, got 3"),
         ({"inputs": "picture"}, "inputs should be 'numbers' or 'image', got 'picture'"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, TypeError), match=words):
             t.to_html(file, **options)
     with pytest.raises(IndexError, match="there is no row 1"):
         t.to_html(file, batch=1)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         t.to_html(tmp_path / "nowhere" / "layer.html")
-    with pytest.raises(ValueError, match="limit should be a whole number of at least 1"):
+    with pytest.raises(IsADirectoryError, match="give the path of a file"):
+        t.to_html(tmp_path)
+    with pytest.raises(ValueError, match="limit must be greater than zero, got 0"):
         t.to_html(file, limit=0)
 
 

@@ -235,6 +235,17 @@ def test_a_local_that_is_not_per_row_is_left_out() -> None:
     assert f"{t['strength'][1, 0]:.4f}" in str(t.table(["strength"]))
 
 
+def test_a_local_whose_size_changes_is_left_out() -> None:
+    class Growing(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            read = x if not h.any() else torch.cat([x, h], -1)
+            return h + read[:, :1]
+
+    t = ur.trace(ur.Recurrent(Growing, 2, 3), torch.ones(3, 2))
+    assert t.names == ("h",)
+    assert t["h"][-1].tolist() == [[3, 3, 3]]
+
+
 def test_quantities_of_any_kind_are_explained() -> None:
     class Mixed(ur.Cell):
         weight = ur.Param("hidden", "input")

@@ -59,6 +59,18 @@ class Node:
         places = self.places[operand]
         return index if places is None else int(places[index])
 
+    def read(self) -> Tensor:
+        """The numbers in a row: those of its sources, where it is moved."""
+        flat = self.numbers.flatten()
+        if self.which is None:
+            return flat
+        flat = flat.clone()
+        for k, (operand, places) in enumerate(zip(self.operands, self.places, strict=True)):
+            if places is not None:
+                mine = self.which == k
+                flat[mine] = operand.read()[places[mine]].to(flat.dtype)
+        return flat
+
     def source(self, index: int) -> tuple[Node, int]:
         """Where an element came from, through all functions that only move elements."""
         if self.kind != "moved" or self.which is None:
@@ -99,10 +111,15 @@ class _Made:
 
 
 class Recording(TorchFunctionMode):
-    """While active, notes for every new tensor the torch function that made it."""
+    """While active, notes for every new tensor the torch function that made it.
 
-    def __init__(self) -> None:
+    Args:
+        moves: where moved elements come from, kept from one recording to the next of the same code.
+    """
+
+    def __init__(self, moves: dict[Any, Any] | None = None) -> None:
         super().__init__()
+        self._moves = {} if moves is None else moves
         self._made: dict[int, _Made | None] = {}
         self._alive: list[Any] = []  # an id stays valid as long as its tensor lives
 
@@ -141,23 +158,32 @@ class Recording(TorchFunctionMode):
 
         return call.name, function
 
-    def derivations(self, named: Mapping[str, Tensor]) -> dict[str, Node]:
+    def derivations(self, named: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> dict[str, Node]:
         """How each of these tensors was made, down to the others of them.
 
         Args:
             named: tensors that were there before or were made while this was active, by name.
+            shown: what stands for some of them where others are made of them.
         """
         made = {key: how for key, how in self._made.items() if how and how.holds()}
-        builder = _Builder(made, {id(tensor): name for name, tensor in named.items()})
+        builder = _Builder(made, {id(tensor): name for name, tensor in named.items()}, shown, self._moves)
         return {name: builder.made_of(tensor) for name, tensor in named.items()}
 
 
 class _Builder:
     """Makes the nodes, one for each tensor."""
 
-    def __init__(self, made: Mapping[int, _Made], names: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        made: Mapping[int, _Made],
+        names: Mapping[int, str],
+        shown: Mapping[str, Tensor],
+        moves: dict[Any, Any],
+    ) -> None:
         self._made = made
         self._names = names
+        self._shown = shown
+        self._moves = moves
         self._nodes: dict[int, Node] = {}
 
     def node(self, value: Any) -> Node:
@@ -167,7 +193,8 @@ class _Builder:
             return Node("constant", None, text)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
-            self._nodes[id(value)] = Node("value", value, name) if name else self.made_of(value)
+            same = Node("value", self._shown.get(name, value), name)
+            self._nodes[id(value)] = same if name else self.made_of(value)
         return self._nodes[id(value)]
 
     def made_of(self, tensor: Tensor) -> Node:
@@ -202,7 +229,21 @@ class _Builder:
         return Node("sum", tensor, "", operands, [None] * len(operands), turned=bool(made.name == "matmul"))
 
     def _moved(self, made: _Made, tensor: Tensor) -> Node:
-        """Where every element came from: move their numbers."""
+        """Where every element came from."""
+        sources = list(_parts(made.args[:1] if made.args else made.kwargs))
+        key = None
+        if not any(isinstance(value, Tensor) for value in (*made.args[1:], *made.kwargs.values())):
+            shapes = tuple(source.shape for source in sources)
+            key = (made.name, shapes, repr(made.args[1:]), repr(made.kwargs), made.which)
+        found = self._moves.get(key) or self._places(made)
+        if key is not None:
+            self._moves[key] = found
+        which, places = found
+        return Node("moved", tensor, "", [self.node(source) for source in sources], [*places], which=which)
+
+    @staticmethod
+    def _places(made: _Made) -> tuple[Tensor, list[Tensor]]:
+        """For every element the source that it came from, and for every source the places: move numbers."""
         sources: list[Tensor] = []
 
         def numbered(value: Any) -> Any:
@@ -220,29 +261,43 @@ class _Builder:
         places = (moved if made.which is None else moved[made.which]).flatten()
         sizes = torch.tensor([source.numel() for source in sources], device=places.device)
         which = torch.arange(len(sources), device=places.device).repeat_interleave(sizes)[places]
-        own = [places - start for start in (sizes.cumsum(0) - sizes).tolist()]
-        return Node("moved", tensor, "", [self.node(source) for source in sources], [*own], which=which)
+        return which, [places - start for start in (sizes.cumsum(0) - sizes).tolist()]
 
 
 def _is_elementwise(made: _Made, tensor: Tensor) -> bool:
-    """Whether every element comes of the elements that stand at its place, by this function of them alone."""
+    """Whether every element comes of the elements that stand at its place, by this function of them alone.
+
+    Of numbers drawn for this: with those of the step, such as zeros, other functions would seem so too.
+    """
     arguments = [*made.args, *made.kwargs.values()]
+
+    def called(*values: Tensor) -> Tensor:
+        left = iter(values)
+        given = [next(left) if isinstance(value, Tensor) else value for value in arguments]
+        count = len(made.args)
+        result: Tensor = made.function(*given[:count], **dict(zip(made.kwargs, given[count:], strict=True)))
+        return result
+
     try:
-        met = [value.broadcast_to(tensor.shape) for value in arguments if isinstance(value, Tensor)]
-        rows = [value.reshape(-1, 1, 1) for value in met]
-
-        def alone(*elements: Tensor) -> Tensor:
-            left = iter(elements)
-            given = [next(left) if isinstance(value, Tensor) else value for value in arguments]
-            count = len(made.args)
-            named = dict(zip(made.kwargs, given[count:], strict=True))
-            result: Tensor = made.function(*given[:count], **named)
-            return result
-
-        again = torch.vmap(alone)(*rows)
-        return torch.allclose(again.reshape(-1), tensor.reshape(-1), equal_nan=True)
+        drawn = [_drawn(value) for value in arguments if isinstance(value, Tensor)]
+        rows = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1).clone() for value in drawn]
+        alone, whole = torch.vmap(called)(*rows), called(*drawn)
+        return whole.shape == tensor.shape and torch.allclose(
+            alone.flatten(), whole.flatten(), equal_nan=True
+        )
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
+
+
+def _drawn(value: Tensor) -> Tensor:
+    """Other numbers of the same kind, between 0.1 and 0.9; whole numbers as they are."""
+    generator = torch.Generator(value.device).manual_seed(0)
+    if value.dtype == torch.bool:
+        return torch.rand(value.shape, generator=generator, device=value.device) < 0.5
+    if not (value.is_floating_point() or value.is_complex()):
+        return value.clone()
+    drawn = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float64)
+    return (0.1 + 0.8 * drawn).to(value.dtype)
 
 
 def _broadcast(value: Any, tensor: Tensor) -> Tensor | None:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from unrolled.derivation import INFIX, Node
 
-_SUM, _PRODUCT, _ATOM = range(3)  # how tightly a text holds together
+_SUM, _QUOTIENT, _PRODUCT, _ATOM = range(4)  # how tightly a text holds together
+_STRENGTHS = {  # of the text, and those that its operands need
+    "add": (_SUM, _SUM, _SUM),
+    "sub": (_SUM, _SUM, _QUOTIENT),
+    "mul": (_PRODUCT, _PRODUCT, _PRODUCT),
+    "div": (_QUOTIENT, _PRODUCT, _ATOM),
+}
 
 
 def number(value: float | complex) -> str:
@@ -70,15 +76,14 @@ class _Writer:
         return text if own >= strength else f"({text})"
 
     def _infix(self, node: Node, index: int) -> tuple[str, int]:
-        strength = _SUM if node.name in ("add", "sub") else _PRODUCT
-        right = strength if node.name in ("add", "mul") else strength + 1
-        left = self._held(node, 0, index, strength)
-        return left + INFIX[node.name] + self._held(node, 1, index, right), strength
+        own, left, right = _STRENGTHS[node.name]
+        text = self._held(node, 0, index, left) + INFIX[node.name] + self._held(node, 1, index, right)
+        return text, own
 
     def _products(self, node: Node, index: int) -> tuple[str, int]:
         """A weighted sum: every weight times what it weighs, and the bias."""
         row, unit = divmod(index, node.numbers.shape[-1])
-        given, weight = node.operands[0].numbers, node.operands[1].numbers
+        given, weight = (part.read().reshape(part.numbers.shape) for part in node.operands[:2])
         weighed: list[Any] = given.reshape(-1, given.shape[-1])[row].tolist()
         weights: list[Any] = (weight[:, unit] if node.turned else weight[unit]).tolist()
         size = [abs(w * v) for w, v in zip(weights, weighed, strict=True)]
@@ -91,7 +96,7 @@ class _Writer:
             total = sum(rest) if isinstance(rest[0], complex) else math.fsum(rest)
             parts.append(f"({len(others)} more terms: {number(total)})")
         if len(node.operands) > 2:
-            parts.append(number(node.operands[2].numbers[unit].item()))
+            parts.append(number(node.operands[2].read()[unit].item()))
         return " + ".join(parts), _SUM if len(parts) > 1 else _PRODUCT
 
     def _whole(self, node: Node, index: int) -> str:
@@ -101,7 +106,7 @@ class _Writer:
         which = index * made.shape[0] // made.numel() if made.dim() > 1 else 0
         texts = []
         for part in node.operands:
-            value = part.numbers
+            value = part.read().reshape(part.numbers.shape)
             own = value[which] if value.dim() > 1 and value.shape[0] == rows else value
             texts.append(_shortened(own.flatten(), self.terms))
         return f"{node.name}({', '.join(texts)}){_place(made, index)}"

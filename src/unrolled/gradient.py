@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
@@ -74,9 +74,12 @@ def through_time(
         value = _value(loss, *recurrent.unroll(x, state, run, drop))
         named = [kept for recorder in recorders for kept in recorder.kept]
         reached = [tensor for kept in named for tensor in kept.values() if tensor.requires_grad]
-        gradients = dict(
-            zip(map(id, reached), torch.autograd.grad(value, reached, allow_unused=True), strict=True)
-        )
+        slopes = torch.autograd.grad(value, reached, allow_unused=True)
+        if all(slope is None for slope in slopes):
+            raise ValueError(
+                "the loss should give one number that depends on the output, got one that doesn't"
+            )
+        gradients = dict(zip(map(id, reached), slopes, strict=True))
     found = []
     for recorder, (steps, reverse) in zip(recorders, turned, strict=True):
         for kept in recorder.kept:
@@ -107,22 +110,34 @@ def _value(loss: Loss | Tensor, output: Tensor | PackedSequence, state: Any) -> 
             f"the loss should be a function of the output or a tensor, the target, got {type(loss).__name__}"
         )
     value = loss(output, state) if _takes_two(loss) else loss(output)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad or value.is_complex():
         got = type(value).__name__
         if isinstance(value, Tensor):
-            got = "one that doesn't" if value.numel() == 1 else f"a tensor of shape {tuple(value.shape)}"
+            got = "a complex one" if value.is_complex() else "one that doesn't"
+            got = got if value.numel() == 1 else f"a tensor of shape {tuple(value.shape)}"
         raise ValueError(f"the loss should give one number that depends on the output, got {got}")
     return value.sum()
 
 
 def _takes_two(loss: Loss) -> bool:
-    """Whether a function has two arguments that must be given."""
+    """Whether a function has two arguments that must be given: output and final state.
+
+    Raises:
+        TypeError: the second one is called a target, as those of torch's losses are.
+    """
     try:
-        arguments = inspect.signature(loss).parameters.values()
+        called = loss.forward if isinstance(loss, nn.Module) else loss
+        arguments = inspect.signature(called).parameters.values()
     except (TypeError, ValueError):  # of functions in C
         return False
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in places and one.default is one.empty for one in arguments) == 2
+    needed = [one.name for one in arguments if one.kind in places and one.default is one.empty]
+    if "target" in needed:
+        raise TypeError(
+            "the loss should be a function of the output, or of output and final state, and this one takes a "
+            "target: give lambda output: loss(output, target)"
+        )
+    return len(needed) == 2
 
 
 def pulling(output: Any, state: Any) -> Loss:
@@ -222,7 +237,8 @@ def flow(part: LayerTrace, name: str, batch: int = 0) -> Flow:
     part.check_whole("the gradient's way")
     gradient = part.gradient(name)
     batch = position("row", batch, gradient.shape[1])
-    rows = gradient[: int(part.lengths[batch]), batch].flatten(1)
+    length = int(part.lengths[batch])
+    rows = gradient[:length, batch].reshape(length, -1)
     rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64).abs()
     # unlike a sum of squares, hypot neither overflows nor loses what is very small
     norms = tuple(math.hypot(*row) for row in rows.tolist())

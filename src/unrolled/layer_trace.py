@@ -174,16 +174,28 @@ class LayerTrace:
             return f"{value} = {value}"
         return f"{explain(made, unit, terms)} = {value}"
 
-    def derivations(self, step: int, batch: int = 0) -> Derivations:
-        """How every quantity of one step is made for one row: the step run again for the row alone."""
+    def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> Derivations:
+        """How every quantity of one step is made for one row: the step run again for the row alone.
+
+        Args:
+            step: the time step.
+            batch: the row.
+            moves: kept from one call to the next, it saves time.
+        """
         state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
         x = self.input[self.at(step), batch].unsqueeze(0)
-        recording = Recording()
+        recording = Recording(moves)
         # outside inference mode, so that torch counts what the step changes in place
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
             with recording:
                 _, named = run_with_names(self.cell, x, *state.values())
-            return Derivations(recording.derivations(named), x, state)
+            there = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
+            shown = {
+                name: value
+                for name, value in there.items()
+                if name in named and named[name].shape == value.shape
+            }
+            return Derivations(recording.derivations(named, shown), x, state)
 
     def table(
         self,
@@ -254,8 +266,8 @@ def same(again: Tensor, there: Tensor) -> Tensor:
     if not (there.is_floating_point() or there.is_complex()):
         return again == there
     rounding = torch.finfo(there.dtype).eps ** 0.5
-    scale = there.abs().nan_to_num(0, 0, 0).max() * rounding
-    return torch.isclose(again.to(there.dtype), there, rounding, float(scale), equal_nan=True)
+    largest = there.abs().nan_to_num(0, 0, 0).max() if there.numel() else 0
+    return torch.isclose(again.to(there.dtype), there, rounding, float(largest) * rounding, equal_nan=True)
 
 
 def position(what: str, index: int, size: int) -> int:

@@ -43,10 +43,11 @@ class StepRecorder:
         self._per_row: set[str] = set()
 
     def values(self, steps: Sequence, reverse: bool) -> dict[str, Tensor]:
-        """Every quantity that each step has, ``(time, batch, size)``, zeros past the end of a row."""
+        """Every quantity that all steps have in one size, ``(time, batch, size)``, zeros past a row's end."""
         along = self.kept[::-1] if reverse else self.kept
         names = [name for name in along[0] if name in self._per_row]
         names = [name for name in names if all(name in kept for kept in along)]
+        names = [name for name in names if len({kept[name].shape[1:] for kept in along}) == 1]
         join = torch.stack if steps.sizes is None else torch.cat
         return {name: steps.padded(join([kept[name] for kept in along])) for name in names}
 

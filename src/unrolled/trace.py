@@ -208,8 +208,8 @@ class Trace:
             labels: what stands for each time step, such as the characters of a text.
             inputs: how the input is drawn: as ``"numbers"``, or ``"image"``, whose rows are the time steps.
             title: of the page; None: the layer.
-            limit: how many numbers are kept at most. Of a larger trace evenly spread time steps are kept with
-                every number, and means over bins of all of them; a warning says which.
+            limit: how many numbers are kept, about. Of a larger trace evenly spread time steps are kept with
+                every number, no more than 1000, and means over bins of all of them; a warning says which.
 
         Returns:
             The path.
@@ -217,8 +217,8 @@ class Trace:
         Raises:
             OSError: a path that can't be written.
             IndexError: there is no such row.
-            ValueError: labels of another number than time steps, another word for ``inputs``, a row
-                without time steps, or complex states.
+            TypeError, ValueError: labels of another number than time steps, another word for ``inputs``, a
+                row without time steps, complex states, or another argument that can't be.
         """
         from unrolled import page
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from html import escape
@@ -33,9 +35,13 @@ def write(
     limit: int = ROOM,
 ) -> Path:
     """Write the page of a trace; see :meth:`unrolled.Trace.to_html`."""
-    data = contents(trace, batch, labels, inputs, title, limit)
     path = Path(path)
-    path.write_text(html(data), encoding="utf-8")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder is there, give the path of a file", str(path))
+    data = contents(trace, batch, labels, inputs, title, limit)
+    path.write_bytes(html(data).encode("utf-8", "replace"))
     for note in data["notes"]:
         warnings.warn(note, stacklevel=3)
     return path
@@ -69,6 +75,10 @@ def script() -> str:
 
 def shown(trace: Trace) -> dict[str, Any]:
     """What a notebook shows of a trace, by MIME type: a widget, or without anywidget the page in a frame."""
+    if "IPython" in sys.modules and type(sys.modules["IPython"].get_ipython()).__name__.startswith(
+        "Terminal"
+    ):
+        return {"text/plain": repr(trace)}
     try:
         data = contents(trace, 0, None, "numbers", None, NOTEBOOK_ROOM)
     except ValueError as error:  # such as no time step

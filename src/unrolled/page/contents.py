@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unrolled import counterpart
+from unrolled.cell import whole
 from unrolled.derivation import Derivations
 from unrolled.describe import equations, meanings, prose
 from unrolled.explain import number
@@ -47,15 +48,16 @@ def contents(
     length = int(first.lengths[batch])
     if length == 0:
         raise ValueError(f"row {batch} has no time step: choose another one with batch=")
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title should be of type str, got {title!r}")
     if inputs not in INPUTS:
         raise ValueError(f"inputs should be {' or '.join(map(repr, INPUTS))}, got {inputs!r}")
-    if not isinstance(room, int) or room < 1:
-        raise ValueError(f"limit should be a whole number of at least 1, got {room!r}")
+    room = whole("limit", room)
     notes: list[str] = []
     parts = [_part(part, batch, length, room // len(trace.layers), notes) for part in trace.layers]
     rows = first.input.shape[1]
     return {
-        "title": title or repr(trace.module),
+        "title": repr(trace.module) if title is None else title,
         "module": repr(trace.module),
         "cell": trace.recurrent.cell.__name__,
         "words": prose(trace.recurrent.cell),
@@ -65,6 +67,7 @@ def contents(
         "inputs": inputs,
         "row": batch if rows > 1 else None,
         "rows": rows,
+        "dropout": trace.recurrent.training and trace.recurrent.dropout > 0,
         "length": length,
         "notes": list(dict.fromkeys(notes)),
         "parts": parts,
@@ -72,6 +75,8 @@ def contents(
 
 
 def _labels(labels: Sequence[str], length: int) -> list[str]:
+    if isinstance(labels, (bytes, Mapping)) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels should be texts, one for each time step, got {type(labels).__name__}")
     texts = [str(label) for label in labels]
     if len(texts) != length:
         raise ValueError(f"labels should be one for each of the {length} time steps, got {len(texts)}")
@@ -106,8 +111,8 @@ def _states(trace: Trace) -> list[Tensor]:
 def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]) -> dict[str, Any]:
     """One layer in one direction."""
     kept = Kept.of(part, length, room)
-    shown = {name: values for name, values in part.values.items() if not values.is_complex()}
-    complex_ones = [name for name in part.values if name not in shown]
+    complex_ones = [name for name, values in part.values.items() if values.is_complex()]
+    shown = {name: v for name, v in part.values.items() if name not in complex_ones and v[0, 0].numel()}
     if set(complex_ones) & set(part.cell.state):
         raise ValueError(
             f"a page shows real numbers, and the state {complex_ones[0]} of {type(part.cell).__name__} is "
@@ -133,6 +138,7 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
                 "key": key,
                 "words": words.get(key.removeprefix("quantity "), ""),
                 "size": values.shape[1],
+                "shape": list(everything[key].shape[2:]),
                 "values": packed(values[kept.steps]),
                 "heat": None if kept.all else _heat(values, order),
                 "lines": [k for k, one in enumerate(equation) if key.removeprefix("quantity ") in one.names],
@@ -145,7 +151,7 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
         },
         "parameters": _parameters(part, kept),
         "equations": [{"line": one.line, "last": one.last, "math": one.math} for one in equation],
-        "gradient": _gradient(part, batch, length),
+        "gradient": _gradient(part, batch),
         **_derivations(part, batch, kept, list(shown)),
     }
 
@@ -182,20 +188,21 @@ def _parameters(part: LayerTrace, kept: Kept) -> list[dict[str, Any]]:
     ]
 
 
-def _gradient(part: LayerTrace, batch: int, length: int) -> dict[str, Any] | None:
+def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:
     """How large ∂loss/∂quantity is at every step."""
     if not part.gradients:
         return None
-    norms = {
-        name: packed(values[:length, batch].flatten(1).norm(dim=1).double())
+    flows = {
+        name: flow(part, name, batch)
         for name, values in part.gradients.items()
-        if not values.is_complex()
+        if values.is_floating_point() and values.shape[2:].numel()
     }
+    norms = {name: packed(torch.tensor(one.norms, dtype=torch.float64)) for name, one in flows.items()}
     radii = [
         {"name": name, "radii": [number(radius) for radius in found]}
         for name, found in spectral_radii(part.cell).items()
     ]
-    told = [flow(part, name, batch).words for name in part.cell.state]
+    told = [flows[name].words for name in part.cell.state]
     words = [f"{text[0].upper()}{text[1:]}." for text in told]
     return {"norms": norms, "radii": radii, "words": words}
 
@@ -204,13 +211,15 @@ def _derivations(part: LayerTrace, batch: int, kept: Kept, names: Sequence[str])
     """How the numbers of every kept step are made; steps that are made alike share the data."""
     graphs: dict[str, int] = {}
     tensors: dict[str, int] = {}  # without a name; many are the same at every step
+    moves: dict[Any, Any] = {}
+    runs: dict[int, Any] = {}
     parameters = {id(getattr(part.cell, name)): f"parameter {name}" for name in part.cell.shapes()}
     steps = []
     for step in kept.steps:
-        found = part.derivations(step, batch)
+        found = part.derivations(step, batch, moves)
         known = {id(state): f"before {name}" for name, state in found.before.items()}
         hidden = {name: node for name, node in found.made.items() if name not in names}
-        exporter = Exporter({**parameters, **known, id(found.input): "input"}, hidden)
+        exporter = Exporter({**parameters, **known, id(found.input): "input"}, hidden, runs)
         roots = {name: exporter.add(found.made[name]) for name in names if name in found.made}
         graph = json.dumps({"nodes": exporter.nodes, "roots": roots})
         unnamed = [json.dumps(packed(tensor)) for tensor in exporter.unnamed]

@@ -18,17 +18,24 @@ class Exporter:
     Args:
         known: names, such as ``parameter weight_ih``, of tensors that the page has anyway, by their id.
         hidden: how the tensors are made that have a name in the step, but don't stand on the page.
+        runs: of moved tensors, kept from one step to the next, by the id of what says where they come from.
 
     Attributes:
         nodes: the data: what a node is made of stands before it.
         unnamed: tensors without a name whose numbers are needed, in the order of their numbers.
     """
 
-    def __init__(self, known: Mapping[int, str], hidden: Mapping[str, Node]) -> None:
+    def __init__(
+        self,
+        known: Mapping[int, str],
+        hidden: Mapping[str, Node],
+        runs: dict[int, tuple[Tensor, list[list[int]]]],
+    ) -> None:
         self.nodes: list[dict[str, Any]] = []
         self.unnamed: list[Tensor] = []
         self._known = known
         self._hidden = hidden
+        self._runs = runs
         self._done: dict[int, int] = {}
 
     def add(self, node: Node, needed: bool = False) -> int:
@@ -71,7 +78,12 @@ class Exporter:
             data["rows"], data["own"] = rows, own if node.numbers.dim() > 1 else [False] * len(own)
             data["counts"] = [part.numbers.numel() for part in node.operands]
         elif node.which is not None:
-            data["runs"] = _runs(node)
+            if id(node.which) not in self._runs:
+                self._runs[id(node.which)] = (
+                    node.which,
+                    _runs(node),
+                )  # an id stays its own as long as it lives
+            data["runs"] = self._runs[id(node.which)][1]
         elif any(place is not None for place in node.places):
             data["at"] = [None if place is None else place.tolist() for place in node.places]
         return data

@@ -4,14 +4,19 @@ import { number } from "./numbers.js";
 import { called } from "./layer.js";
 
 const INFIX = { add: " + ", sub: " - ", mul: "·", div: " / " };
-const [SUM, PRODUCT, ATOM] = [0, 1, 2]; // how tightly a text holds together
+const [SUM, QUOTIENT, PRODUCT, ATOM] = [0, 1, 2, 3]; // how tightly a text holds together
+const STRENGTHS = { // of the text, and those that its operands need
+  add: [SUM, SUM, SUM], sub: [SUM, SUM, QUOTIENT], mul: [PRODUCT, PRODUCT, PRODUCT], div: [QUOTIENT, PRODUCT, ATOM],
+};
+
+const FOLLOWED = 20000; // elements without a name, to which what a number is made of is followed at most
 
 /** {text, made}: the arithmetic, and the numbers that it reads as {key, place, weight}, the weightiest first. */
 export function explain(layer, k, name, place, terms = 8) {
   const value = number(layer.value(`quantity ${name}`, k, place));
   const { graph, unnamed, alone } = layer.made[k];
   const { nodes, roots } = layer.graphs[graph];
-  if (!(name in roots) || alone[name]?.includes(place)) return { text: `${value} = ${value}`, made: [], alone: true };
+  if (!Object.hasOwn(roots, name) || (Object.hasOwn(alone, name) && alone[name].includes(place))) return { text: `${value} = ${value}`, made: [], alone: true };
   const writer = new Writer(layer, k, nodes, unnamed, terms);
   let [node, at] = writer.source(roots[name], place);
   const found = nodes[node];
@@ -25,7 +30,7 @@ export function explain(layer, k, name, place, terms = 8) {
 
 class Writer {
   constructor(layer, k, nodes, unnamed, terms) {
-    Object.assign(this, { layer, k, nodes, unnamed, terms, made: [], missing: false });
+    Object.assign(this, { layer, k, nodes, unnamed, terms, made: [], missing: false, followed: new Set() });
   }
 
   /** Where an element came from, through all functions that only move elements. */
@@ -48,11 +53,41 @@ class Writer {
       this.missing = true;
       return NaN;
     }
-    if (of.startsWith("unnamed")) return this.layer.unnamed[this.unnamed[Number(of.slice(8))]][at];
+    if (of.startsWith("unnamed")) {
+      this.follow(from, at, weight ?? 0);
+      return this.layer.unnamed[this.unnamed[Number(of.slice(8))]][at];
+    }
     const value = this.layer.value(of, this.k, at);
     if (value === undefined) this.missing = true;
     this.made.push({ key: of, place: at, weight: weight ?? Math.abs(value) });
     return value ?? NaN;
+  }
+
+  /** Note the numbers that an element without a name is made of. */
+  follow(node, place, weight) {
+    const [from, at] = this.source(node, place);
+    const text = `${from}:${at}`;
+    if (this.followed.has(text) || this.followed.size > FOLLOWED) return;
+    this.followed.add(text);
+    const { kind, of, via, parts, at: places, size, length, turned, counts, own, rows, shape } = this.nodes[from];
+    if (via !== undefined) this.follow(via, at, weight);
+    else if (kind === "value") {
+      if (!of.startsWith("unnamed") && of !== "complex") this.made.push({ key: of, place: at, weight });
+    } else if (kind === "sum") {
+      const unit = at % size;
+      const row = Math.floor(at / size);
+      for (let k = 0; k < length; k += 1) {
+        this.follow(parts[0], row * length + k, weight);
+        this.follow(parts[1], turned ? k * size + unit : unit * length + k, weight);
+      }
+      if (parts.length > 2) this.follow(parts[2], unit, weight);
+    } else if (kind === "rows") {
+      const which = Math.floor((at * rows) / shape.reduce((a, b) => a * b, 1));
+      parts.forEach((part, k) => {
+        const count = own[k] ? counts[k] / rows : counts[k];
+        for (let one = 0; one < count; one += 1) this.follow(part, (own[k] ? which * count : 0) + one, weight);
+      });
+    } else parts.forEach((part, k) => this.follow(part, places?.[k]?.[at] ?? at, weight));
   }
 
   write(node, place) {
@@ -79,9 +114,8 @@ class Writer {
   }
 
   infix(name, left, right) {
-    const strength = name === "add" || name === "sub" ? SUM : PRODUCT;
-    const tighter = name === "add" || name === "mul" ? strength : strength + 1;
-    return [this.held(left, strength) + INFIX[name] + this.held(right, tighter), strength];
+    const [own, before, after] = STRENGTHS[name];
+    return [this.held(left, before) + INFIX[name] + this.held(right, after), own];
   }
 
   /** A weighted sum: every weight times what it weighs, and the bias. */
@@ -138,12 +172,17 @@ function total(values) {
 /** Where an element stands in its row, in brackets; nothing where it is the only one. */
 function bracketed(shape, place) {
   if (shape.reduce((a, b) => a * b, 1) <= 1) return "";
+  return `[${places(shape.length > 1 && shape[0] === 1 ? shape.slice(1) : shape, place)}]`;
+}
+
+/** A place among all elements as one along each axis. */
+export function places(shape, place) {
   const at = [];
   for (const size of [...shape].reverse()) {
     at.unshift(place % size);
     place = Math.floor(place / size);
   }
-  return `[${(shape.length > 1 && shape[0] === 1 ? at.slice(1) : at).join(", ")}]`;
+  return at.join(", ");
 }
 
 function unique(made) {
@@ -155,13 +194,13 @@ function unique(made) {
 }
 
 /** In plain words what a number is, where no arithmetic stands behind it. */
-export function given(layer, k, key, labels) {
+export function given(layer, k, key, { labels, dropout }) {
   const step = layer.steps[k];
   const label = labels ? ` (${labels[step]})` : "";
   if (key === "input") {
     return layer.layer === 0
       ? `x is what the layer reads at step ${step}${label}: it is given, not computed.`
-      : `x is the output of the layer below at step ${step}${label}.`;
+      : `x is the output of the layer below at step ${step}${label}${dropout ? ", after dropout" : ""}.`;
   }
   if (key.startsWith("parameter")) return `${called(key)} is a parameter: the same at every step, learned in training.`;
   return `${called(key)} before the first step is the initial state: it is given, not computed.`;

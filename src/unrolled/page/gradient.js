@@ -4,7 +4,7 @@ import { draw, make } from "./dom.js";
 import { decode, number } from "./numbers.js";
 
 const [CHART, TALL, LEFT, BOTTOM] = [720, 260, 56, 28];
-const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2", "10 4"];
+const DASHES = ["", "6 3", "2 3", "8 3 2 3", "10 4"]; // one less than colours: thirty lines differ
 const COLOURS = { light: ["#d55e00", "#0072b2", "#009e73", "#a0508a", "#8a6d00", "#444"],
   dark: ["#ff9a4d", "#6cc0ff", "#4fd6ac", "#f0a6d3", "#e8cf55", "#ccc"] };
 
@@ -52,7 +52,7 @@ function contents(view) {
 }
 
 function style(view, k, one) {
-  return { fill: "none", stroke: COLOURS[view.theme][k % 6], "stroke-dasharray": DASHES[k % 6], "stroke-width": one.state ? 2.6 : 1.4 };
+  return { fill: "none", stroke: COLOURS[view.theme][k % 6], "stroke-dasharray": DASHES[k % 5], "stroke-width": one.state ? 2.6 : 1.4 };
 }
 
 function sample(view, k, one) {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unrolled.layer_trace import LayerTrace
 
+STEPS = 1000  # kept at most: each one runs again to see how its numbers are made
 COLUMNS, ROWS = 256, 96  # of the heat map of a quantity whose numbers are not all kept
 
 
@@ -35,13 +36,13 @@ class Kept:
         """What of a row of so many steps fits into the room: so many numbers.
 
         The parameters come first, if they take no more than four fifths; then as many steps as fit, evenly
-        spread, the first and the last among them.
+        spread, the first and the last among them in any case.
         """
         weights = sum(math.prod(shape) for shape in part.cell.shapes().values())
         states = sum(part.cell.state_sizes().values())
         width = sum(math.prod(values.shape[2:]) for values in (part.input, *part.values.values())) + states
         parameters = weights <= 0.8 * room or weights + width * length <= room
-        count = min(length, max(2, (room - weights * parameters) // max(1, width)))
+        count = min(length, STEPS, max(2, (room - weights * parameters) // max(1, width)))
         spread = sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})
         return cls(spread, parameters, parameters and count == length)
 

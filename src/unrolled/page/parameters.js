@@ -2,9 +2,12 @@
 
 import { make } from "./dom.js";
 import { colour, number } from "./numbers.js";
+import { places } from "./explain.js";
 import { paint } from "./step.js";
+import { inside } from "./whole.js";
 
 const CELLS = 12; // rows and columns that are written out; a larger parameter is a picture
+const MARKS = 64; // on a picture at most
 
 /** {element, update}: every parameter of the layer. */
 export function parameters(view) {
@@ -57,34 +60,61 @@ function grid(view, weight, rows, columns) {
 }
 
 function picture(view, weight, rows, columns) {
-  const canvas = make("canvas", { width: columns, height: rows, role: "img",
-    "aria-label": `${weight.name}, ${rows} rows and ${columns} columns of numbers as colours` });
+  const canvas = make("canvas", { width: columns, height: rows, tabindex: 0, role: "application",
+    "aria-roledescription": "matrix", "aria-label": `${weight.name}, ${rows} rows and ${columns} columns of numbers as colours` });
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
   weight.values.forEach((value, place) => {
     image.data.set([...colour(value, view.layer.mostWeight, view.theme), 255], 4 * place);
   });
   context.putImageData(image, 0, 0);
-  const mark = make("span", { class: "mark", hidden: true });
-  const element = make("div", { class: "picture" }, canvas, mark);
-  element.style.width = `min(100%, ${columns * 16}px)`;
   canvas.style.height = `${Math.max(16, Math.min(320, rows * 9))}px`;
+  const read = make("output", { class: "read" }, "Point at it to read a number.");
+  const marks = make("div", { class: "marks", "aria-hidden": "true" });
+  const frame = make("div", { class: "picture" }, canvas, marks);
+  frame.style.width = `min(100%, ${columns * 16}px)`;
+
+  let here = [0, 0];
+  const tell = (row, column) => {
+    here = [inside(row, rows), inside(column, columns)];
+    const where = weight.shape.length === 2 ? here.join(", ") : places(weight.shape, here[1]);
+    read.textContent = `${weight.name}[${where}]: ${number(weight.values[here[0] * columns + here[1]])}`;
+  };
+  canvas.addEventListener("pointermove", (event) => {
+    const box = canvas.getBoundingClientRect();
+    tell(((event.clientY - box.top) / box.height) * rows, ((event.clientX - box.left) / box.width) * columns);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    event.stopPropagation();
+    tell(here[0] + move[0], here[1] + move[1]);
+  });
   return {
-    element,
-    light(places) {
-      mark.hidden = places.length === 0;
-      if (mark.hidden) return;
-      const down = places.map((place) => Math.floor(place / columns));
-      const across = places.map((place) => place % columns);
-      const [top, bottom] = ends(down);
-      const [left, right] = ends(across);
+    element: make("div", {}, frame, read),
+    light: (lit) => marks.replaceChildren(...blocks(lit, columns).slice(0, MARKS).map(([top, bottom, left, right]) => {
+      const mark = make("span", { class: "mark" });
       mark.style.inset = [top / rows, 1 - (right + 1) / columns, 1 - (bottom + 1) / rows, left / columns]
         .map((share) => `calc(${share * 100}% - 2px)`).join(" ");
-    },
+      return mark;
+    })),
   };
 }
 
-/** The smallest and the largest. */
-function ends(values) {
-  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+/** Places as rectangles [top, bottom, left, right]: what is lit of a row, rows alike that follow each other as one. */
+function blocks(lit, columns) {
+  const lines = new Map();
+  for (const place of lit) {
+    const row = Math.floor(place / columns);
+    const [left, right] = lines.get(row) ?? [Infinity, -Infinity];
+    lines.set(row, [Math.min(left, place % columns), Math.max(right, place % columns)]);
+  }
+  const found = [];
+  for (const [row, [left, right]] of [...lines].sort((a, b) => a[0] - b[0])) {
+    const last = found.at(-1);
+    if (last && last[1] === row - 1 && last[2] === left && last[3] === right) last[1] = row;
+    else found.push([row, row, left, right]);
+  }
+  return found;
 }

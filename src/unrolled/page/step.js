@@ -1,6 +1,6 @@
 // The numbers of the current step as rows of coloured cells, and where the one pointed at comes from.
 
-import { explain, given } from "./explain.js";
+import { explain, given, places } from "./explain.js";
 import { called } from "./layer.js";
 import { index, make } from "./dom.js";
 import { colour, ink, number } from "./numbers.js";
@@ -14,9 +14,15 @@ export function numbers(view) {
   const cells = new Map(); // by key and place
   let windows = new Map(); // by key, the first place that is shown
   let built = null;
+  let reached = null; // the chosen number when it was last brought into sight
 
   table.addEventListener("keydown", (event) => moved(event));
-  table.addEventListener("pointerover", (event) => view.point(of(event.target)));
+  let pointer = ""; // where it was: what moves below a pointer at rest isn't pointed at
+  table.addEventListener("pointerover", (event) => {
+    const place = `${event.screenX} ${event.screenY}`;
+    if (place !== pointer) view.point(of(event.target));
+    pointer = place;
+  });
   table.addEventListener("pointerleave", () => view.point(null));
   table.addEventListener("focusin", (event) => of(event.target) && view.select(of(event.target)));
 
@@ -33,6 +39,14 @@ export function numbers(view) {
   function build() {
     cells.clear();
     body.replaceChildren(...keys().map(line));
+  }
+
+  /** Show the numbers of a quantity from this place on. */
+  function turn(key, first) {
+    windows.set(key, first);
+    const old = [...body.rows].find((row) => row.dataset.key === key);
+    for (const cell of old.cells) cells.delete(`${key} ${cell.dataset.place}`);
+    old.replaceWith(line(key));
   }
 
   function line(key) {
@@ -53,13 +67,19 @@ export function numbers(view) {
 
   function pager(key, words, size, first, shown) {
     const whose = key.startsWith("before") ? words : called(key);
-    const turn = (to) => { windows.set(key, to); built = null; view.changed(); };
+    const page = (to, label) => {
+      turn(key, to);
+      view.changed();
+      const buttons = [...body.querySelectorAll(`tr[data-key="${CSS.escape(key)}"] button`)];
+      (buttons.find((one) => one.ariaLabel === label && !one.disabled) ?? buttons.find((one) => !one.disabled))?.focus();
+    };
     return make("span", { class: "pager" },
       make("button", { type: "button", "aria-label": `earlier numbers of ${whose}`, disabled: first === 0,
-        onclick: () => turn(Math.max(0, first - WIDE)) }, "‹"),
+        onclick: (event) => page(Math.max(0, first - WIDE), event.currentTarget.ariaLabel) }, "‹"),
       `${first}–${first + shown - 1} of ${size}`,
       make("button", { type: "button", "aria-label": `later numbers of ${whose}`,
-        disabled: first + shown >= size, onclick: () => turn(first + WIDE) }, "›"));
+        disabled: first + shown >= size,
+        onclick: (event) => page(first + WIDE, event.currentTarget.ariaLabel) }, "›"));
   }
 
   /** The arrow keys go from number to number. */
@@ -91,17 +111,15 @@ export function numbers(view) {
 
   function update() {
     const { layer, k, chosen } = view;
-    if (chosen && layer.rows.get(chosen.key)?.size > WIDE) {
-      const first = Math.floor(chosen.place / WIDE) * WIDE;
-      if ((windows.get(chosen.key) ?? 0) !== first && !cells.has(`${chosen.key} ${chosen.place}`)) {
-        windows.set(chosen.key, first);
-        built = null;
-      }
-    }
     if (built !== layer) {
-      if (built !== null) windows = new Map();
+      windows = new Map();
       build();
       built = layer;
+    }
+    if (chosen && chosen !== reached) {
+      const first = Math.floor(chosen.place / WIDE) * WIDE;
+      if (!cells.has(`${chosen.key} ${chosen.place}`)) turn(chosen.key, first);
+      reached = chosen;
     }
     const step = layer.steps[k];
     for (const line of body.rows) {
@@ -130,7 +148,10 @@ export function numbers(view) {
 
 /** A quantity with its time step: a state before the step has the one of the step that it comes from. */
 export function named(view, key, step) {
-  if (!key.startsWith("before")) return `${called(key)}${index(step)}`;
+  if (!key.startsWith("before")) {
+    const twice = key === "input" && view.layer.rows.has("quantity x"); // where the step gives x another value
+    return `${twice ? "given " : ""}${called(key)}${index(step)}`;
+  }
   const source = view.layer.previous(step);
   return source < 0 || source >= view.data.length ? `initial ${called(key)}` : `${called(key)}${index(source)}`;
 }
@@ -144,7 +165,7 @@ export function paint(cell, value, most, theme) {
 }
 
 /** {element, update}: the arithmetic behind the number that is pointed at or chosen. */
-export function explanation(view) {
+export function explanation(view, focus) {
   const heading = make("h3");
   const text = make("p", { class: "arithmetic" });
   const made = make("ul", { class: "made" });
@@ -174,7 +195,7 @@ export function explanation(view) {
     const value = number(view.layer.value(one.key, view.k, one.place));
     const label = `${title(view, one, step)} = ${value}`;
     if (one.key.startsWith("parameter")) return make("li", { class: "weight" }, label);
-    return make("li", {}, make("button", { type: "button", onclick: () => view.follow(one) }, label));
+    return make("li", {}, make("button", { type: "button", onclick: () => { view.follow(one); focus(); } }, label));
   }
 
   return { element, update };
@@ -182,10 +203,8 @@ export function explanation(view) {
 
 function title(view, { key, place }, step) {
   const weight = view.layer.weights.get(key);
-  if (weight?.shape.length === 2) {
-    return `${called(key)}[${Math.floor(place / weight.shape[1])}, ${place % weight.shape[1]}]`;
-  }
-  return `${key.startsWith("parameter") ? called(key) : named(view, key, step)}[${place}]`;
+  const { shape } = weight ?? view.layer.rows.get(key);
+  return `${weight ? called(key) : named(view, key, step)}[${shape?.length > 1 ? places(shape, place) : place}]`;
 }
 
 /** What stands behind a number: {text, made}. */
@@ -208,5 +227,5 @@ export function behind(view, { key, place }) {
       return { text, made: known ? [{ key, place }] : [] };
     }
   }
-  return { text: given(layer, k, key, data.labels), made: [] };
+  return { text: given(layer, k, key, data), made: [] };
 }

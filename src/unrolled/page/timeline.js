@@ -61,8 +61,8 @@ export function timeline(view) {
     const text = `step ${step} of ${view.data.length}${view.data.labels ? `: ${view.data.labels[step]}` : ""}`;
     slider.setAttribute("aria-valuetext", text);
     where.textContent = text;
-    buttons.first.disabled = buttons.back.disabled = k === 0;
-    buttons.last.disabled = buttons.next.disabled = k === count - 1;
+    for (const one of [buttons.first, buttons.back]) one.setAttribute("aria-disabled", k === 0);
+    for (const one of [buttons.last, buttons.next]) one.setAttribute("aria-disabled", k === count - 1);
     const from = Math.max(0, Math.min(k - BESIDE, count - 2 * BESIDE - 1));
     const to = Math.min(count, from + 2 * BESIDE + 1);
     const wanted = `${view.data.parts.indexOf(layer.data)} ${from} ${to} ${view.theme}`;
@@ -95,13 +95,14 @@ function boxes(view, from, to) {
     const step = layer.steps[k];
     found.push(flows(view, k, layer.backward ? step : step - 1));
     const name = view.data.labels ? view.data.labels[step] : `x${index(step)}`;
+    const shown = name.replaceAll("\n", "⏎");
     found.push(make("div", { class: "column" },
       make("span", { class: "name out", "aria-hidden": "true" }, `${called(output)}${index(step)}`),
       bar(view, output, k), arrow("up"),
       make("button", { type: "button", class: "box", "data-k": k, onclick: () => view.go(k) },
         make("b", {}, view.data.cell), make("span", {}, `step ${step}`)),
       arrow("up"), bar(view, "input", k),
-      make("span", { class: "name in", "aria-hidden": "true" }, name)));
+      make("span", { class: "name in", "aria-hidden": "true" }, shown)));
   }
   if (to > from) found.push(flows(view, to, layer.backward ? layer.steps[to - 1] + 1 : layer.steps[to - 1]));
   return found;

@@ -44,8 +44,9 @@ class View {
   }
 
   select(at) {
-    if (this.chosen?.key !== at.key || this.chosen?.place !== at.place) {
+    if (this.chosen?.key !== at.key || this.chosen?.place !== at.place || this.hover) {
       this.chosen = at;
+      this.hover = null;
       this.changed();
     }
   }
@@ -84,7 +85,7 @@ export function mount(root, data) {
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys are not meant in here
   const time = timeline(view);
   const step = numbers(view);
-  const pieces = [time, step, explanation(view), equations(view), parameters(view), whole(view), gradient(view)];
+  const pieces = [time, step, explanation(view, step.focus), equations(view), parameters(view), whole(view), gradient(view)];
   const [, , text, code, weights, maps, slopes] = pieces;
 
   const choices = data.parts.map((part, k) => make("option", { value: k }, `layer ${part.layer}, ${part.direction}`));
@@ -113,7 +114,7 @@ export function mount(root, data) {
     view.changed();
   }
 
-  root.addEventListener("keydown", (event) => {
+  view.keys = (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const busy = event.target.closest("input, select, button, summary");
     const by = { "[": -1, "]": 1, ...(busy ? {} : { ArrowLeft: -1, ArrowRight: 1 }) }[event.key];
@@ -123,9 +124,15 @@ export function mount(root, data) {
     event.preventDefault();
     event.stopPropagation();
     if (event.target.closest("table.numbers")) step.focus();
-  });
+  };
+  root.tabIndex = -1;
+  root.addEventListener("keydown", view.keys);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  const ended = new AbortController();
+  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"), { signal: ended.signal });
+  still.addEventListener("change", () => { view.still = still.matches; }, { signal: ended.signal });
+  view.close = () => { ended.abort(); time.stop(); };
   view.redraw = () => pieces.forEach((piece) => piece.update());
   const { jpThemeLight } = document.body.dataset; // in JupyterLab
   theme((jpThemeLight ? jpThemeLight === "false" : dark.matches) ? "dark" : "light");
@@ -134,5 +141,6 @@ export function mount(root, data) {
 
 /** Of a page of its own: show what stands in it. */
 function start() {
-  mount(document.getElementById("page"), JSON.parse(document.getElementById("trace").textContent));
+  const view = mount(document.getElementById("page"), JSON.parse(document.getElementById("trace").textContent));
+  document.addEventListener("keydown", (event) => { if (event.target === document.body) view.keys(event); });
 }

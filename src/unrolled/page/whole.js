@@ -61,8 +61,9 @@ function map(view, row, sorted, read) {
   const grid = row.heat ? binned(row) : plain(layer, row, sorted);
   const picture = row.key === "input" && data.inputs === "image";
   const most = layer.scale(row.key);
+  const negative = picture && grid.values.some((value) => value < 0); // then zero is the middle grey
   const [wide, tall] = picture ? [grid.down, grid.across] : [grid.across, grid.down]; // an image stands upright
-  const canvas = make("canvas", { width: wide, height: tall, tabindex: 0, role: "img" });
+  const canvas = make("canvas", { width: wide, height: tall, tabindex: 0, role: "application", "aria-roledescription": "heat map" });
   const context = canvas.getContext("2d");
   const image = context.createImageData(wide, tall);
   let [low, high] = [Infinity, -Infinity];
@@ -70,7 +71,7 @@ function map(view, row, sorted, read) {
     for (let y = 0; y < grid.down; y += 1) {
       const value = grid.values[x * grid.down + y];
       if (Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
-      const grey = Math.round(255 * Math.max(0, Math.min(1, value / most)));
+      const grey = Math.round(255 * (negative ? (value / most + 1) / 2 : value / most));
       const shade = picture && Number.isFinite(value) ? [grey, grey, grey] : colour(value, most, view.theme);
       image.data.set([...shade, 255], 4 * (picture ? x * wide + y : y * wide + x));
     }
@@ -82,10 +83,11 @@ function map(view, row, sorted, read) {
   frame.style.maxWidth = picture ? `${(260 * wide) / Math.max(wide, tall)}px` : `${grid.across * 72}px`;
   const means = grid.tall * grid.wide > 1 ? `; each colour is the mean of ${grid.tall} steps × ${grid.wide} units` : "";
   canvas.setAttribute("aria-label", `${called(row.key)}, ${row.words || "a quantity of the step"}: ${row.size} units over `
-    + `${data.length} steps, from ${number(low)} to ${number(high)}${means}`);
+    + `${data.length} steps, ${low <= high ? `from ${number(low)} to ${number(high)}` : "none of them finite"}${means}`);
   const cursor = make("span", { class: "cursor", "aria-hidden": "true" });
   frame.append(cursor);
 
+  let here = [0, 0];
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     const column = inside(((event.clientX - box.left) / box.width) * wide, wide);
@@ -100,11 +102,11 @@ function map(view, row, sorted, read) {
   const choose = ([x, y]) => {
     view.goTo(grid.step(x));
     view.select({ key: row.key, place: grid.unit(y) });
-    tell([x, y]);
+    here = [x, y];
+    tell(here);
   };
   canvas.addEventListener("pointermove", (event) => tell(at(event)));
   canvas.addEventListener("click", (event) => choose(at(event)));
-  let here = [0, 0];
   canvas.addEventListener("keydown", (event) => {
     const along = picture ? { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
       : { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -123,7 +125,7 @@ function map(view, row, sorted, read) {
   const caption = make("figcaption", {}, make("b", {}, called(row.key)), row.words ? ` ${row.words}` : "",
     make("small", {}, aside));
   const labels = row.key === "input" && !picture && data.labels && data.length <= 120
-    ? make("div", { class: "texts", "aria-hidden": "true" }, data.labels.map((text) => make("span", {}, text)))
+    ? make("div", { class: "texts", "aria-hidden": "true" }, data.labels.map((text) => make("span", {}, text.replaceAll("\n", "⏎"))))
     : null;
   if (labels) labels.style.maxWidth = frame.style.maxWidth;
   return {
@@ -139,7 +141,7 @@ function map(view, row, sorted, read) {
 }
 
 /** The place that a position falls into, of so many. */
-function inside(position, count) {
+export function inside(position, count) {
   return Math.max(0, Math.min(count - 1, Math.floor(position)));
 }
 

@@ -13,7 +13,13 @@ class TraceView(anywidget.AnyWidget):
 
     _esm = (
         page.script()
-        + "\nexport default { render({ model, el }) { mount(el, JSON.parse(model.get('contents'))); } };\n"
+        + """
+export default {
+  render({ model, el }) {
+    return mount(el, JSON.parse(model.get("contents"))).close;
+  },
+};
+"""
     )
     _css = page.style()
     contents = traitlets.Unicode().tag(sync=True)
