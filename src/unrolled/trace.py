@@ -119,7 +119,7 @@ class Trace:
         return self.layers[position("layer", index, count) * len(present) + present.index(direction)]
 
     def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
-        """:meth:`LayerTrace.explain` for the lowest layer, forward."""
+        """:meth:`.LayerTrace.explain` for the lowest layer, forward."""
         return self.layers[0].explain(name, step, unit, batch, terms)
 
     def table(
@@ -129,7 +129,7 @@ class Trace:
         batch: int = 0,
         units: int | None = None,
     ) -> StepTable:
-        """:meth:`LayerTrace.table` for the lowest layer, forward."""
+        """:meth:`.LayerTrace.table` for the lowest layer, forward."""
         return self.layers[0].table(names, steps, batch, units)
 
     def plot(self, kind: str, **options: Any) -> Axes:
@@ -183,7 +183,7 @@ class Trace:
             self._again, self._starts = None, ()
 
     def gradient(self, name: str) -> Tensor:
-        """:meth:`LayerTrace.gradient` for the lowest layer, forward."""
+        """:meth:`.LayerTrace.gradient` for the lowest layer, forward."""
         return self.layers[0].gradient(name)
 
     def to_html(

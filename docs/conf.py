@@ -1,0 +1,41 @@
+"""The documentation site: ``make docs``. What it makes by itself is in ``making.py``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import unrolled
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "unrolled"
+author = "The unrolled authors"
+release = version = unrolled.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "making"]
+exclude_patterns = ["_made", "_static"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the notebooks come with their outputs, which tests/test_notebooks.py checks
+nb_merge_streams = True
+nb_ipywidgets_js: dict[str, object] = {}  # they would come from the net
+
+autodoc_typehints = "none"  # the docstrings say types and shapes
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+# What belongs to Python, torch, NumPy, pandas and matplotlib: their indexes are not at hand offline.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|nn|np|numpy|pandas|matplotlib|collections|typing|pathlib|os)\..*")
+]
+
+html_theme = "furo"
+html_title = "unrolled"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_copyright = False
+pygments_style = "tango"
+pygments_dark_style = "github-dark"

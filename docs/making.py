@@ -1,0 +1,92 @@
+"""What the site makes while it is built: notebooks beside the pages, pictures, mathematics, the live page."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from matplotlib.figure import Figure
+from sphinx.application import Sphinx
+
+import unrolled as ur
+from unrolled import cli, plot, walkthrough
+
+HERE = Path(__file__).parent
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx calls this."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("builder-inited", lambda app: make())
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def make() -> None:
+    """Put beside the pages what they show: Sphinx reads no notebook outside of its own folder."""
+    for path in (HERE.parent / "notebooks").glob("*.ipynb"):
+        _write(HERE / "notebooks" / path.name, path.read_bytes())
+    layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
+    _draw("unrolled", plot.unrolled(ur.trace(layer, x)).figure)
+    _draw("layer", plot.layer(ur.trace(layer, x)).figure)
+    _draw("gates", plot.gates(wave())[0].figure)
+    _write(HERE / "_made" / "commands.md", commands().encode())
+
+
+def wave() -> ur.Trace:
+    """An LSTM of eight units that reads a slow wave of 60 steps."""
+    torch.manual_seed(0)
+    return ur.trace(ur.LSTM(1, 8), torch.sin(torch.arange(60) * torch.pi / 10).unsqueeze(1))
+
+
+def commands() -> str:
+    """What every command of ``unrolled`` says of itself."""
+    overview = _help()
+    found = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
+    parts = [("unrolled", overview), *((f"unrolled {name}", _help(name)) for name in found)]
+    return "\n".join(f"### {title}\n\n```text\n{text}```\n" for title, text in parts)
+
+
+def _help(*command: str) -> str:
+    text = io.StringIO()
+    os.environ["COLUMNS"] = "96"  # of argparse's lines
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        cli.main([*command, "--help"])
+    return text.getvalue()
+
+
+def _draw(name: str, figure: Any) -> None:
+    assert isinstance(figure, Figure)
+    text = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same file for the same picture
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    _write(HERE / "_made" / f"{name}.svg", text.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, unless it has this content: Sphinx reads again what is newer than its page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+
+
+def _inline(translator: Any, node: nodes.math) -> None:
+    translator.body.append(_mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def _block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{_mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def _mathml(tex: str, as_block: bool) -> str:
+    """MathML, which browsers draw by themselves: nothing comes from the net."""
+    return str(tex2mathml(re.sub(r"\\\\\[\w.]+\]", r"\\\\", tex), as_block=as_block))
