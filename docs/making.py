@@ -26,6 +26,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", lambda app: make())
+    app.connect("build-finished", lambda app, error: write_pages(Path(app.outdir, "_static")))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -38,6 +39,14 @@ def make() -> None:
     _draw("layer", plot.layer(ur.trace(layer, x)).figure)
     _draw("gates", plot.gates(wave())[0].figure)
     _write(HERE / "_made" / "commands.md", commands().encode())
+
+
+def write_pages(folder: Path) -> None:
+    """The live pages that ``see.md`` holds: a small layer, and a longer sequence with its gradient."""
+    layer, x = walkthrough.example(ur.cells.LSTM, None, 0, {})
+    ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM of three units")
+    seen = wave().backward(lambda output: output[-1].sum())
+    seen.to_html(folder / "wave.html", title="An LSTM reads a wave")
 
 
 def wave() -> ur.Trace:
