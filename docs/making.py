@@ -13,11 +13,11 @@ import matplotlib
 import torch
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from sphinx.application import Sphinx
 
 import unrolled as ur
-from unrolled import cli, plot, walkthrough
+from unrolled import cli, walkthrough
 
 HERE = Path(__file__).parent
 
@@ -35,9 +35,9 @@ def make() -> None:
     for path in (HERE.parent / "notebooks").glob("*.ipynb"):
         _write(HERE / "notebooks" / path.name, path.read_bytes())
     layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
-    _draw("unrolled", plot.unrolled(ur.trace(layer, x)).figure)
-    _draw("layer", plot.layer(ur.trace(layer, x)).figure)
-    _draw("gates", plot.gates(wave())[0].figure)
+    _draw("unrolled", ur.trace(layer, x).plot("unrolled"))
+    _draw("gates", wave().plot("gates"))
+    _draw("gradient", wave().plot("gradient"))
     _write(HERE / "_made" / "commands.md", commands().encode())
 
 
@@ -45,14 +45,14 @@ def write_pages(folder: Path) -> None:
     """The live pages that ``see.md`` holds: a small layer, and a longer sequence with its gradient."""
     layer, x = walkthrough.example(ur.cells.LSTM, None, 0, {})
     ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM of three units")
-    seen = wave().backward(lambda output: output[-1].sum())
-    seen.to_html(folder / "wave.html", title="An LSTM reads a wave")
+    wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
 
 
 def wave() -> ur.Trace:
-    """An LSTM of eight units that reads a slow wave of 60 steps."""
+    """An LSTM of eight units that reads a slow wave of 60 steps, with the gradient of its last output."""
     torch.manual_seed(0)
-    return ur.trace(ur.LSTM(1, 8), torch.sin(torch.arange(60) * torch.pi / 10).unsqueeze(1))
+    t = ur.trace(ur.LSTM(1, 8), torch.sin(torch.arange(60) * torch.pi / 10).unsqueeze(1))
+    return t.backward(lambda output: output[-1].sum())
 
 
 def commands() -> str:
@@ -71,11 +71,10 @@ def _help(*command: str) -> str:
     return text.getvalue()
 
 
-def _draw(name: str, figure: Any) -> None:
-    assert isinstance(figure, Figure)
+def _draw(name: str, axes: Axes) -> None:
     text = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # the same file for the same picture
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        axes.get_figure(root=True).savefig(text, format="svg", metadata={"Date": None})
     _write(HERE / "_made" / f"{name}.svg", text.getvalue())
 
 

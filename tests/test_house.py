@@ -127,5 +127,5 @@ def test_the_makefile_and_ci() -> None:
         assert tool in recipe("test")
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "make lint" in (ROOT / ".pre-commit-config.yaml").read_text()
-    for target in ("demo", "lint", "bench", "clean"):
+    for target in ("demo", "lint", "bench", "docs", "clean"):
         assert recipe(target)

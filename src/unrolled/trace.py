@@ -133,7 +133,7 @@ class Trace:
         return self.layers[0].table(names, steps, batch, units)
 
     def plot(self, kind: str, **options: Any) -> Axes:
-        """:meth:`LayerTrace.plot` for the lowest layer, forward."""
+        """:meth:`.LayerTrace.plot` for the lowest layer, forward."""
         return self.layers[0].plot(kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
