@@ -17,6 +17,7 @@ from kinds import LACK, QUIET
 from printed import NUMBER, assert_as_printed
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a page, which only a notebook that runs shows
 PUBLISHED = {
     "01_open_the_layer": """
         (1, 4, 3) (1, 1, 3) (4, 3) (1, 3)
@@ -46,7 +47,8 @@ def outputs(cell: Any) -> list[tuple[str, Any]]:
                 output = {**output, "text": found.pop()[1] + output.text, "name": output.name}
             found.append((output["name"], output["text"]))
         else:
-            found += sorted(output.get("data", {}).items())
+            data = {kind: text for kind, text in output.get("data", {}).items() if kind != WIDGET}
+            found += sorted(data.items())
     return found
 
 
