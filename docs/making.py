@@ -26,19 +26,28 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", lambda app: make())
-    app.connect("build-finished", lambda app, error: write_pages(Path(app.outdir, "_static")))
+    app.connect("build-finished", _finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def make() -> None:
     """Put beside the pages what they show: Sphinx reads no notebook outside of its own folder."""
-    for path in (HERE.parent / "notebooks").glob("*.ipynb"):
-        _write(HERE / "notebooks" / path.name, path.read_bytes())
+    notebooks = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
+    for name, path in notebooks.items():
+        _write(HERE / "notebooks" / name, path.read_bytes())
+    for path in (HERE / "notebooks").glob("*.ipynb"):
+        if path.name not in notebooks:  # it had another name when the site was built before
+            path.unlink()
     layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
     _draw("unrolled", ur.trace(layer, x).plot("unrolled"))
     _draw("gates", wave().plot("gates"))
     _draw("gradient", wave().plot("gradient"))
     _write(HERE / "_made" / "commands.md", commands().encode())
+
+
+def _finish(app: Sphinx, error: Exception | None) -> None:
+    if error is None:
+        write_pages(Path(app.outdir, "_static"))
 
 
 def write_pages(folder: Path) -> None:
