@@ -24,7 +24,7 @@ def intercepted(modules: Iterable[nn.Module], instead: _Instead) -> Iterator[Non
 
     It may run ``call(*args, **kwargs)``, which is the module's own call with all its hooks. Of the module one
     attribute is set meanwhile, the one in which ``Module.compile`` keeps its result: copies and pickles leave
-    it out.
+    it out (those of torch.nn's own recurrent layers don't).
 
     Args:
         modules: any.
