@@ -26,6 +26,8 @@ def plain(math: str) -> str:
                 return f"{parts[0]}_{{{parts[1]}}}"
             case "msup":
                 return f"{parts[0]}^{{{parts[1]}}}"
+            case "msubsup":
+                return f"{parts[0]}^{{{parts[2]}}}_{{{parts[1]}}}"
             case "mfrac":
                 return f"({parts[0]})/({parts[1]})"
             case "mspace":

@@ -22,7 +22,7 @@ def equations(cell: type[Cell]) -> str:
         return source.strip()
     if not isinstance(function, ast.FunctionDef):
         return source.strip()
-    body = [node for node in function.body if not _is_docstring(node)]
+    body = statements(function)
     return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
 
 
@@ -41,5 +41,10 @@ def prose(cell: type[Cell]) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph]
 
 
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def statements(function: ast.FunctionDef) -> list[ast.stmt]:
+    """The statements of a function, without its docstring and any other constant that stands alone."""
+    return [
+        node
+        for node in function.body
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]

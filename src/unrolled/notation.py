@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
+from unrolled import mathml
 from unrolled.cell import Cell
-
-_GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in map(chr, range(0x3B1, 0x3CA))}
-_GREEK["lambda"] = "λ"  # which Unicode spells otherwise
-_FUNCTIONS = {"sigmoid": "σ", "relu": "ReLU", "silu": "SiLU", "gelu": "GELU", "softmax": "softmax"}
-_MODULES = ("torch", "F", "functional", "nn", "math", "np", "numpy")
-_PARTS = ("chunk", "split", "tensor_split", "unbind", "contiguous", "clone")  # nothing is computed
-_SUM, _PRODUCT, _ATOM = range(3)  # how tightly a formula holds together
+from unrolled.describe import statements
+from unrolled.formula import PARTS, NoFormulaError, Writer
+from unrolled.mathml import SUMS, Math
+from unrolled.scope import Scope, assigned, given, shared
 
 
 @dataclass(frozen=True)
@@ -42,286 +40,238 @@ def formulas(cell: Cell) -> list[Equation]:
     """The equations of a cell's step, in the order of the code; none where there is no source.
 
     ``h`` of the previous step is ``h`` with the index t − 1. A name that is given a value twice has a
-    tilde until the last time. What depends on an option of the cell is there as the option is.
+    tilde until the last time; where there are more, or the input is given a value, numbers in brackets.
+    What depends on an option of the cell is there as the option is. A statement is there as code where a
+    formula would not say all of it.
 
     Args:
         cell: the cell, with its options.
     """
+    cell = cell.innermost
+    step = cell.equations()
     try:
-        source = textwrap.dedent(inspect.getsource(cell.innermost.equations()))
+        source = textwrap.dedent(inspect.getsource(step))
         function = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError):
         return []
-    if not isinstance(function, ast.FunctionDef):
+    if type(cell).step is not step or not isinstance(function, ast.FunctionDef) or function.decorator_list:
+        return []  # what runs is not, or not only, this function
+    arguments = [one.arg for one in function.args.args]
+    body = statements(function)
+    if (
+        len(arguments) != 2 + len(cell.state)
+        or arguments != list(inspect.signature(step).parameters)
+        or not body
+    ):
         return []
-    body = function.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        body = body[1:]
-    return _Reader(cell.innermost, _taken(cell.innermost, body)).equations(body[0].lineno) if body else []
+    return _Reader(Scope(cell, step, arguments, body), source, body).equations()
 
 
-def _taken(cell: Cell, body: Sequence[ast.stmt]) -> list[ast.stmt]:
+@dataclass(frozen=True)
+class _Line:
+    """A statement that runs: as it is written, as the options decide it, and the values known before it."""
+
+    written: ast.stmt
+    decided: ast.stmt
+    values: Mapping[str, Any]
+
+
+def _taken(scope: Scope, body: Sequence[ast.stmt]) -> list[_Line]:
     """The statements that run, where conditions speak of the cell's own options."""
-    found: list[ast.stmt] = []
+    found: list[_Line] = []
     for statement in body:
-        if isinstance(statement, ast.If) and (chosen := _condition(cell, statement.test)) is not None:
-            found += _taken(cell, statement.body if chosen else statement.orelse)
+        if isinstance(statement, ast.If) and (chosen := scope.condition(statement.test)) is not None:
+            found += _taken(scope, statement.body if chosen else statement.orelse)
         else:
-            found.append(statement)
+            decided = _Decided(scope).visit(copy.deepcopy(statement))
+            found.append(_Line(statement, decided, scope.values))
+            scope.learn(decided)
+        if found and isinstance(found[-1].written, (ast.Return, ast.Raise)):
+            break
     return found
 
 
-def _condition(cell: Cell, test: ast.expr) -> bool | None:
-    """Whether a condition on attributes of the cell holds; None for any other condition."""
-    known = {name.id for name in ast.walk(test) if isinstance(name, ast.Name)}
-    if known != {"self"} or any(isinstance(node, ast.Call) for node in ast.walk(test)):
-        return None
-    try:
-        return bool(eval(compile(ast.Expression(test), "step", "eval"), {"__builtins__": {}}, {"self": cell}))
-    except Exception:  # the user's own attributes may raise anything
-        return None
+class _Decided(ast.NodeTransformer):
+    """Puts in the place of a choice what is chosen, where its condition speaks of options."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        chosen = self._scope.condition(node.test)
+        if chosen is None:
+            return self.generic_visit(node)
+        taken: ast.AST = self.visit(node.body if chosen else node.orelse)
+        return taken
 
 
 class _Reader:
     """Reads statements one after another, and knows which names have been given a value by then."""
 
-    def __init__(self, cell: Cell, body: list[ast.stmt]) -> None:
-        self._cell = cell
-        self._body = body
-        stored = [
-            node.id
-            for statement in body
-            for node in ast.walk(statement)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        ]
-        self._left = Counter(stored)  # how often each name will still be given a value
-        self._given: set[str] = set()
-        self._functions: dict[str, str] = {}  # local names of functions
+    def __init__(self, scope: Scope, source: str, body: list[ast.stmt]) -> None:
+        self._scope = scope
+        self._states = tuple(scope.cell.state)
+        self._first = body[0].lineno
+        self._lines = _taken(scope, body)
+        self._total: Counter[str] = Counter()  # how often each name is given a value
+        self._count: Counter[str] = Counter()  # how often it has been by now
+        self._rows = {scope.input, *self._states}  # names of what has a row for each row of the input
+        nodes = [node for statement in body for node in ast.walk(statement)]
+        names = {
+            n.id if isinstance(n, ast.Name) else n.attr
+            for n in nodes
+            if isinstance(n, (ast.Name, ast.Attribute))
+        }
+        self._writer = Writer(scope, source, self._name, self._plain, self._rows.__contains__, names)
+        unclear = (ast.Global, ast.Nonlocal)
+        self._sure = not shared([line.decided for line in self._lines]) and not any(
+            isinstance(node, unclear) for node in nodes
+        )
+        for line in self._lines:
+            self._total.update(self._gives(line, set(self._total)))
 
-    def equations(self, first: int) -> list[Equation]:
-        found: list[Equation] = []
-        for statement in self._body:
-            lines = statement.lineno - first, (statement.end_lineno or statement.lineno) - first
-            for names, math in self._statement(statement):
-                found.append(Equation(names, *lines, f"<math>{math}</math>"))
+    def equations(self) -> list[Equation]:
+        """An equation for each quantity, or the code, in the order of the statements."""
+        return [equation for line in self._lines for equation in self._equations(line)]
+
+    def _equations(self, line: _Line) -> Iterator[Equation]:
+        self._scope.values = line.values
+        start = line.written.lineno - self._first
+        end = (line.written.end_lineno or line.written.lineno) - self._first
+        names = self._gives(line, set(self._count))
+        before = self._count.copy()
+        try:
+            made = self._read(line.decided, names)
+        except NoFormulaError:
+            self._count = before
+            self._give(names)
+            self._rows |= set(names) if self._writer.of_rows(line.decided) else set()
+            text = mathml.code(ast.unparse(line.written)).text
+            made = [(tuple(sorted(names)), text)]
+        if not isinstance(line.written, ast.Return) and any(
+            isinstance(node, ast.Return) for node in ast.walk(line.written)
+        ):
+            self._sure = False  # what follows may not run
+        for given_names, math in made:
+            yield Equation(given_names, start, end, f"<math>{math}</math>")
+
+    def _gives(self, line: _Line, before: set[str]) -> list[str]:
+        """The names that a statement gives a value; a return gives states that are returned as others."""
+        if not isinstance(line.decided, ast.Return):
+            return [name for name in dict.fromkeys(given(line.decided)) if name != self._scope.own]
+        pairs = self._returned(line.decided)
+        unchanged = {n for n, v in pairs if isinstance(v, ast.Name) and v.id == n and n in before}
+        return [name for name in self._states if name not in unchanged] + [
+            name for name in given(line.decided) if name not in self._states
+        ]
+
+    def _returned(self, statement: ast.Return) -> list[tuple[str, ast.expr]]:
+        """The states with what is returned for each; none where this can't be told."""
+        value = statement.value
+        values = value.elts if isinstance(value, ast.Tuple) else [value] if value else []
+        matching = len(values) == len(self._states) and not any(isinstance(v, ast.Starred) for v in values)
+        return list(zip(self._states, values, strict=True)) if matching else []
+
+    def _read(self, statement: ast.stmt, names: list[str]) -> list[tuple[tuple[str, ...], str]]:
+        """The equations of a statement.
+
+        Raises:
+            NoFormulaError: it is to be shown as code.
+        """
+        if isinstance(statement, (ast.Pass, ast.AnnAssign)) and not names:
+            return []
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            return []
+        if isinstance(statement, ast.Return):
+            pairs = self._returned(statement)
+            if pairs and not names:
+                return []
+            if not pairs:
+                raise NoFormulaError
+            return self._simultaneous([(name, value) for name, value in pairs if name in names], names)
+        match statement:
+            case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
+                whole = ast.copy_location(ast.BinOp(ast.Name(name, ast.Load()), op, value), statement)
+                return self._simultaneous([(name, ast.fix_missing_locations(whole))], names)
+            case ast.Assign(
+                targets=[ast.Tuple(elts=targets) | ast.List(elts=targets)], value=ast.Call() as call
+            ):
+                return [self._parts(targets, call, names)]
+            case ast.Assign(targets=[_]) | ast.AnnAssign():
+                return self._simultaneous(self._pairs(statement), names)
+        raise NoFormulaError
+
+    def _pairs(self, statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+        """The names that an assignment gives a value, with their values; without names of functions."""
+        found = []
+        for target, value in assigned(statement):
+            if not isinstance(target, ast.Name):
+                raise NoFormulaError
+            if not callable(self._scope.value(value)):
+                found.append((target.id, value))
+            elif self._scope.named(value) is None:
+                raise NoFormulaError
         return found
 
-    def _statement(self, statement: ast.stmt) -> list[tuple[tuple[str, ...], str]]:
-        match statement:
-            case ast.Assign(targets=[target], value=value):
-                return self._assign(target, value)
-            case ast.AnnAssign(target=target, value=ast.expr() as value):
-                return self._assign(target, value)
-            case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
-                return self._assign(target, ast.BinOp(ast.Name(name, ast.Load()), op, value))
-            case ast.Return(value=ast.expr() as value):
-                values = value.elts if isinstance(value, ast.Tuple) else [value]
-                pairs = zip(self._cell.state, values, strict=False)
-                new = [(state, v) for state, v in pairs if not (isinstance(v, ast.Name) and v.id == state)]
-                made = [(state, self._write(v)) for state, v in new]
-                return [((state,), _equal(_indexed(state, "t"), math)) for state, math in made]
-        stored = {
-            node.id
-            for node in ast.walk(statement)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
-        for name in stored:
-            self._store(name)
-        return [(tuple(sorted(stored)), f"<mtext>{escape(ast.unparse(statement))}</mtext>")]
+    def _simultaneous(
+        self, pairs: list[tuple[str, ast.expr]], names: list[str]
+    ) -> list[tuple[tuple[str, ...], str]]:
+        """Equations whose right sides all have the values from before."""
+        if not self._sure or len({name for name, _ in pairs}) < len(pairs):
+            raise NoFormulaError
+        right = [self._writer.write(value) for _, value in pairs]
+        rows = {name: self._writer.of_rows(value) for name, value in pairs}
+        self._give(names)
+        self._rows -= {name for name in names if not rows.get(name, False)}
+        self._rows |= {name for name, of in rows.items() if of}
+        return [
+            ((n,), f"{self._name(n).text}<mo>=</mo>{_side(m)}")
+            for (n, _), m in zip(pairs, right, strict=True)
+        ]
 
-    def _assign(self, target: ast.expr, value: ast.expr) -> list[tuple[tuple[str, ...], str]]:
-        value = self._decided(value)
-        match target, value:  # a function under a name of its own
-            case ast.Name(id=name), ast.Name(id=function) if not self._known(function):
-                self._functions[name] = function
-                return []
-        targets = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
-        if not all(isinstance(part, ast.Name) for part in targets):
-            code = f"{ast.unparse(target)} = {ast.unparse(value)}"
-            return [((), f"<mtext>{escape(code)}</mtext>")]
-        names = [part.id for part in targets if isinstance(part, ast.Name)]
-        several = isinstance(value, ast.Tuple) and targets != [target] and len(value.elts) == len(names)
-        values = value.elts if several and isinstance(value, ast.Tuple) else [value]
-        right = [self._write(part) for part in values]  # all of them before any name gets its value
-        left = [self._store(name) for name in names]
-        if several:
-            return [((n,), _equal(a, b)) for n, a, b in zip(names, left, right, strict=True)]
-        given = left[0] if len(left) == 1 else _bracketed(_listed(left), "[", "]")
-        return [(tuple(names), _equal(given, right[0]))]
+    def _parts(
+        self, targets: list[ast.expr], call: ast.Call, names: list[str]
+    ) -> tuple[tuple[str, ...], str]:
+        """An equation of several names: the parts of a tensor."""
+        named = self._writer.called(call)
+        parts = [part.id for part in targets if isinstance(part, ast.Name)]
+        starred = any(isinstance(part, ast.Starred) for part in call.args)
+        if not self._sure or named is None or len({*parts}) < len(targets) or {*parts} != {*names} or starred:
+            raise NoFormulaError
+        name, torchs, arguments = named
+        if name not in PARTS or not torchs or not arguments:
+            raise NoFormulaError
+        right, rows = self._writer.write(arguments[0]), self._writer.of_rows(arguments[0])
+        self._give(names)
+        self._rows = self._rows | set(names) if rows else self._rows - set(names)
+        left = mathml.bracketed(mathml.listed([self._name(part).text for part in parts]), "[", "]")
+        return tuple(parts), f"{left}<mo>=</mo>{_side(right)}"
 
-    def _decided(self, value: ast.expr) -> ast.expr:
-        """What an expression is, where conditions speak of the cell's own options."""
-        while isinstance(value, ast.IfExp) and (chosen := _condition(self._cell, value.test)) is not None:
-            value = value.body if chosen else value.orelse
-        return value
+    def _give(self, names: Sequence[str]) -> None:
+        self._count.update(names)
 
-    def _known(self, name: str) -> bool:
-        """Whether this is the name of a quantity of the step."""
-        return name in self._given or name in self._cell.state or name == "x"
+    def _name(self, name: str) -> Math:
+        """A local variable as it is now."""
+        count, total = self._count[name], self._total[name]
+        if callable(self._scope.values.get(name)):
+            raise NoFormulaError
+        if count == 0:
+            if name in self._states:
+                return mathml.indexed(name, "t−1")
+            if name != self._scope.input:
+                raise NoFormulaError
+            return mathml.indexed(name, "t")
+        if name == self._scope.input or (total > 2 and count < total):
+            return mathml.indexed(name, "t", version=count)
+        return mathml.indexed(name, "t", tilde=count < total)
 
-    def _store(self, name: str) -> str:
-        self._left[name] -= 1
-        self._given.add(name)
-        return self._name(name)
-
-    def _name(self, name: str) -> str:
-        if name in self._given:
-            return _indexed(name, "t", tilde=self._left[name] > 0)
-        if name in self._cell.state:
-            return _indexed(name, "t−1")
-        return _indexed(name, "t") if name == "x" else _symbol(name)
-
-    def _held(self, node: ast.expr, strength: int) -> str:
-        return _bracketed(self._write(node)) if _strength(node) < strength else self._write(node)
-
-    def _write(self, node: ast.expr) -> str:
-        match node:
-            case ast.Name(id=name):
-                return self._name(name)
-            case ast.Constant(value=value):
-                return f"<mn>{escape(f'{value:g}' if isinstance(value, float) else str(value))}</mn>"
-            case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                return self._own(name)
-            case ast.Attribute(value=value, attr="T" | "mT"):
-                return f"<msup>{_row(self._held(value, _ATOM))}<mo>⊤</mo></msup>"
-            case ast.Tuple(elts=parts) | ast.List(elts=parts):
-                return _bracketed(_listed([self._write(part) for part in parts]))
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return f"<mo>−</mo>{self._held(operand, _PRODUCT)}"
-            case ast.BinOp():
-                return self._binary(node)
-            case ast.Call():
-                return self._call(node)
-        return f"<mtext>{escape(ast.unparse(node))}</mtext>"
-
-    def _own(self, name: str) -> str:
-        """An attribute of the cell: a parameter, or the value of an option."""
-        value = getattr(self._cell, name, None) if name not in self._cell.params() else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return f"<mn>{value:g}</mn>"
-        return _symbol(name)
-
-    def _binary(self, node: ast.BinOp) -> str:
-        left, right = node.left, node.right
-        begin = self._write(left) if isinstance(left, ast.UnaryOp) else self._held(left, _PRODUCT)
-        match node.op:
-            case ast.Div():
-                return f"<mfrac>{_row(self._write(left))}{_row(self._write(right))}</mfrac>"
-            case ast.Pow():
-                return f"<msup>{_row(self._held(left, _ATOM))}{_row(self._write(right))}</msup>"
-            case ast.MatMult():
-                return _beside(self._held(left, _PRODUCT), self._held(right, _PRODUCT))
-            case ast.Mult():
-                scalar = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in (left, right))
-                sign = "·" if scalar else "⊙"
-                return f"{begin}<mo>{sign}</mo>{self._held(right, _PRODUCT)}"
-            case ast.Add():
-                end = self._held(right, _PRODUCT) if isinstance(right, ast.UnaryOp) else self._write(right)
-                return f"{self._write(left)}<mo>+</mo>{end}"
-            case ast.Sub():
-                return f"{self._write(left)}<mo>−</mo>{self._held(right, _PRODUCT)}"
-        return f"<mtext>{escape(ast.unparse(node))}</mtext>"
-
-    def _call(self, node: ast.Call) -> str:
-        name, arguments = _called(node)
-        name = self._functions.get(name, name)
-        if name == "linear" and len(arguments) >= 2:
-            math = _beside(self._held(arguments[1], _ATOM), self._held(arguments[0], _ATOM))
-            biased = len(arguments) > 2 and not self._none(arguments[2])
-            return f"{math}<mo>+</mo>{self._write(arguments[2])}" if biased else math
-        if name in _PARTS and arguments:
-            return self._write(arguments[0])
-        if name in ("cat", "concat", "hstack", "stack") and isinstance(arguments[0], (ast.List, ast.Tuple)):
-            return _bracketed(_listed([self._write(part) for part in arguments[0].elts], ";"), "[", "]")
-        if name in ("matmul", "mm") and len(arguments) == 2:
-            return self._binary(ast.BinOp(arguments[0], ast.MatMult(), arguments[1]))
-        if name == "exp" and len(arguments) == 1:
-            return f"<msup><mi>e</mi>{_row(self._write(arguments[0]))}</msup>"
-        settings = (ast.Constant, ast.UnaryOp, ast.Tuple)  # such as an axis or a shape
-        tensors = [part for k, part in enumerate(arguments) if k == 0 or not isinstance(part, settings)]
-        written = _bracketed(_listed([self._write(part) for part in tensors]))
-        return f"{_upright(_FUNCTIONS.get(name, name))}<mo>&#x2061;</mo>{written}"
-
-    def _none(self, node: ast.expr) -> bool:
-        """Whether this is a parameter that the cell is without, such as a bias."""
-        match node:
-            case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                return name in self._cell.params() and name not in self._cell.shapes()
-        return isinstance(node, ast.Constant) and node.value is None
+    def _plain(self, name: str) -> bool:
+        """Whether a name has one meaning in the whole step."""
+        if name == self._scope.input:
+            return not self._total[name]
+        return name not in self._scope.local or (name not in self._states and self._total[name] == 1)
 
 
-def _called(node: ast.Call) -> tuple[str, list[ast.expr]]:
-    """The name of a function or method, and what it is given; of a method its tensor first."""
-    arguments = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "bias")]
-    match node.func:
-        case ast.Name(id=name):
-            return name, arguments
-        case ast.Attribute(value=ast.Name(id=module), attr=name) if module in _MODULES:
-            return name, arguments
-        case ast.Attribute(value=ast.Attribute(attr=module), attr=name) if module in _MODULES:
-            return name, arguments
-        case ast.Attribute(value=value, attr=name):
-            return name, [value, *arguments]
-    return ast.unparse(node.func), arguments
-
-
-def _strength(node: ast.expr) -> int:
-    """How tightly the formula of an expression holds together."""
-    match node:
-        case ast.BinOp(op=ast.Add() | ast.Sub()) | ast.UnaryOp():
-            return _SUM
-        case ast.BinOp(op=ast.Mult() | ast.MatMult()):
-            return _PRODUCT
-        case ast.Call():
-            name, arguments = _called(node)
-            if name == "linear":
-                return _SUM
-            return _strength(arguments[0]) if name in _PARTS and arguments else _ATOM
-    return _ATOM
-
-
-def _symbol(name: str) -> str:
-    """A name of the code as the symbol that it stands for: ``weight_ih`` is W with the index ih."""
-    base, _, index = name.partition("_")
-    base = {"weight": "W", "bias": "b"}.get(base, base)
-    return f"<msub>{_letter(base)}{_upright(index)}</msub>" if index else _letter(base)
-
-
-def _indexed(name: str, step: str, tilde: bool = False) -> str:
-    """A quantity of a time step."""
-    base, _, index = name.partition("_")
-    letter = _letter(base)
-    if tilde:
-        letter = f"<mover accent='true'>{letter}<mo>~</mo></mover>"
-    time = f"<mi>t</mi><mo>{step[1]}</mo><mn>1</mn>" if step != "t" else "<mi>t</mi>"
-    below = f"{_upright(index)}<mo>,</mo>{time}" if index else time
-    return f"<msub>{letter}{_row(below)}</msub>"
-
-
-def _letter(base: str) -> str:
-    shown = _GREEK.get(base, base)
-    return f"<mi>{escape(shown)}</mi>" if len(shown) == 1 else _upright(shown)
-
-
-def _upright(text: str) -> str:
-    return f"<mi mathvariant='normal'>{escape(text.replace('_', ' '))}</mi>"
-
-
-def _beside(left: str, right: str) -> str:
-    return f"{left}<mspace width='0.2em'/>{right}"
-
-
-def _row(math: str) -> str:
-    return f"<mrow>{math}</mrow>"
-
-
-def _bracketed(math: str, opening: str = "(", closing: str = ")") -> str:
-    return f"<mrow><mo>{opening}</mo>{math}<mo>{closing}</mo></mrow>"
-
-
-def _listed(parts: Sequence[str], sign: str = ",") -> str:
-    return f"<mo>{sign}</mo>".join(map(_row, parts))
-
-
-def _equal(left: str, right: str) -> str:
-    return f"{left}<mo>=</mo>{right}"
+def _side(math: Math) -> str:
+    """The right side of an equation; a comparison is bracketed, so that it is no second equation."""
+    return math.held(SUMS | {"code"} if math.text.startswith("<mtext>") else SUMS, first=True)
