@@ -94,7 +94,7 @@ class Value:
         return Value(product, self.rows or other.rows)
 
     def __neg__(self) -> Value:
-        return Value(-self.number, self.rows)
+        return Value(self.number * -1, self.rows)
 
 
 def number(value: Any) -> Any:
@@ -286,7 +286,7 @@ def check(cell: ur.Cell) -> None:
     double = {"dtype": torch.float64}
     tensors = {name: torch.randn(shape, **double) for name, shape in cell.shapes().items()}  # type: ignore[call-overload]
     x, state = torch.rand(4, 2, **double) + 0.1, [torch.rand(4, 3, **double) + 0.2 for _ in cell.state]  # type: ignore[call-overload]
-    _, named = run_with_names(cell.bind(tensors), x, *state)
+    _, named = run_with_names(cell.bind(tensors), x, *(value.clone() for value in state))
     symbols = {n.replace("weight_", "W_").replace("bias_", "b_").replace("_", "_{") + "}" * ("_" in n): t
                for n, t in tensors.items()}  # fmt: skip
     found = computed(cell, symbols, x, *state)
@@ -294,7 +294,7 @@ def check(cell: ur.Cell) -> None:
     compared = [one for one in named if keys[one] in found and one != "x"]
     assert set(cell.state) <= set(compared)
     for one in compared:
-        torch.testing.assert_close(found[keys[one]].number, named[one])
+        torch.testing.assert_close(found[keys[one]].number, named[one], equal_nan=True)
 
 
 LINES = {  # the last line of a step before its return, and what is shown for it
@@ -334,6 +334,14 @@ LINES = {  # the last line of a step before its return, and what is shown for it
     "a = self.fine * h ** self.rate": "a_{t}=0.123456789·h_{t−1}^{−0.5}",
     "a = [s for s in h]": "a = [s for s in h]",
     "a = b = h": "a = b = h",
+    "t = torch.nn\na = t.functional.tanh(h)": "a_{t}=tanh(h_{t−1})",
+    "import math\na = h / math.sqrt(3)": "a = h / math.sqrt(3)",
+    "a = torch.square(h).mul(c) @ self.U.T": "a_{t}=(square(h_{t−1})⊙c_{t−1}) U^{⊤}",
+    "a = sum(h)": "a = sum(h)",  # Python's own
+    "a = self.kind.upper()": "a = self.kind.upper()",
+    "a = super().step(x, h, c)": "a = super().step(x, h, c)",
+    "a = -1 ** h - (-1) ** h": "a_{t}=−1^{h_{t−1}}−(−1)^{h_{t−1}}",
+    "a = h @ c.T @ h": "a_{t}=h_{t−1} c_{t−1}^{⊤} h_{t−1}",
     "a, *b = h, c": "a, *b = (h, c)",
     "(a, b), d = (h, c), x": "(a, b), d = ((h, c), x)",
     "a = (b := h) * 2": "a = (b := h) * 2",

@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from unrolled import mathml
@@ -202,15 +203,16 @@ class _Reader:
         raise NoFormulaError
 
     def _pairs(self, statement: ast.stmt) -> list[tuple[str, ast.expr]]:
-        """The names that an assignment gives a value, with their values; without names of functions."""
+        """The names that an assignment gives a value, with their values; no functions."""
         found = []
         for target, value in assigned(statement):
             if not isinstance(target, ast.Name):
                 raise NoFormulaError
-            if not callable(self._scope.value(value)):
-                found.append((target.id, value))
-            elif self._scope.named(value) is None:
+            known = self._scope.value(value)
+            if callable(known) and self._scope.named(value) is None:
                 raise NoFormulaError
+            if not callable(known) and not isinstance(known, ModuleType):
+                found.append((target.id, value))
         return found
 
     def _simultaneous(

@@ -62,6 +62,9 @@ class Scope:
         self._settled = self.own not in changed  # else the step changes its own options
         self.local = {*variables.co_varnames, *variables.co_cellvars, *changed} - {self.own}
         self.values: Mapping[str, Any] = {}
+        nodes = [node for statement in body for node in ast.walk(statement)]
+        definitions = (ast.alias, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        self._defined = {name for node in nodes if isinstance(node, definitions) for name in given(node)}
         self._bound = cell.bind({name: torch.empty(s, device="meta") for name, s in cell.shapes().items()})
         self._outer = {**vars(builtins), **function.__globals__}
         for name, content in zip(variables.co_freevars, function.__closure__ or (), strict=True):
@@ -116,7 +119,8 @@ class Scope:
             return True
         if root.id == self.own:
             return path is not function and path.attr in self.cell.params()
-        return root.id in self.local and not isinstance(self.values.get(root.id), ModuleType)
+        thing = root.id not in self._defined and not isinstance(self.values.get(root.id), ModuleType)
+        return root.id in self.local and thing
 
     def named(self, function: ast.expr) -> tuple[str, bool] | None:
         """The name of a function that is called, and whether it is torch's; None where it can't be known."""
