@@ -40,6 +40,9 @@ def third(value):
 def silu(value):
     return value
 
+def square(value):
+    return value
+
 class Made(ur.Cell):
     state = ("h", "c")
     W = ur.Param("hidden", "input")
@@ -300,10 +303,19 @@ def check(cell: ur.Cell) -> None:
 LINES = {  # the last line of a step before its return, and what is shown for it
     "a = SCALE * third(h)": "a_{t}=SCALE·third(h_{t−1})",
     "a = silu(h)": "a = silu(h)",  # not torch's
+    "a = square(h)": "a = square(h)",
     "a = self.both(x, h, c)": "a = self.both(x, h, c)",
     "a = self.U.mul(h)": "a_{t}=U⊙h_{t−1}",
     "a = torch.relu_(h + 1)": "a = torch.relu_(h + 1)",
     "a = F.relu(h + 1, inplace=True)": "a = F.relu(h + 1, inplace=True)",
+    "torch.tanh_(x + 1)\na = torch.tanh(x)": "a_{t}=tanh(x_{t})",
+    "a = torch.tanh(h, out=None)": "a = torch.tanh(h, out=None)",
+    "a = h * -c - -c": "a_{t}=h_{t−1}⊙(−c_{t−1})−(−c_{t−1})",
+    "a = h @ self.U * c": "a_{t}=(h_{t−1} U)⊙c_{t−1}",
+    "a = c * (h @ self.U)": "a_{t}=c_{t−1}⊙(h_{t−1} U)",
+    "a = torch.where(x == 0, h, x != 1)": "a_{t}=where((x_{t}=0),h_{t−1},x_{t}≠1)",
+    "a = torch.cat((self.U, self.W), 1)": "a_{t}=cat((U,W),1)",
+    "a, b, d = tanh(h)": "a, b, d = tanh(h)",
     "a = unknown(h)": "a = unknown(h)",
     "a = h.unknown()": "a = h.unknown()",
     "a = (lambda s: s)(h)": "a = (lambda s: s)(h)",
@@ -387,6 +399,12 @@ STATEMENTS = {  # a whole step, and all that is shown
         "h_{t}=s_{t}", "c_{t}=c_{t−1}"],
     "x = x * 2\nh, c = c, h\nreturn h ** x ** 2, c": [
         "x^{(1)}_{t}=x_{t}·2", "h~_{t}=c_{t−1}", "c_{t}=h_{t−1}", "h_{t}=h~_{t}^{(x^{(1)}_{t})^{2}}"],
+    "s = x.view(-1, 2)\ns *= 2\nreturn h, x": ["s = x.view(-1, 2)", "s *= 2", "return (h, x)"],
+    "f = tanh\nif x.sum():\n    f = relu\nreturn f(h), c": [
+        "if x.sum():\n    f = relu", "return (f(h), c)"],
+    "f = silu\nreturn f(h), c": ["f = silu", "return (f(h), c)"],
+    "w = v = self.U\nreturn linear(h, w), c": ["w = v = self.U", "h_{t}=w_{t} h_{t−1}", "c_{t}=c_{t−1}"],
+    "w = v = h * 1\nreturn linear(h, w), c": ["w = v = h * 1", "return (linear(h, w), c)"],
     "global h2\nh = h + 1\nreturn h, c": ["global h2", "h = h + 1", "return (h, c)"],
     "s = h.T\ns *= 2\nreturn h, c": ["s = h.T", "s *= 2", "return (h, c)"],  # which changes h too
     "a, b = x, x\na += 1\nreturn b, c": ["a, b = (x, x)", "a += 1", "return (b, c)"],

@@ -55,7 +55,7 @@ def formulas(cell: Cell) -> list[Equation]:
         function = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError):
         return []
-    if type(cell).step is not step or not isinstance(function, ast.FunctionDef) or function.decorator_list:
+    if type(cell).step is not step or not isinstance(function, ast.FunctionDef):
         return []  # what runs is not, or not only, this function
     arguments = [one.arg for one in function.args.args]
     body = statements(function)
@@ -159,11 +159,11 @@ class _Reader:
     def _gives(self, line: _Line, before: set[str]) -> list[str]:
         """The names that a statement gives a value; a return gives states that are returned as others."""
         if not isinstance(line.decided, ast.Return):
-            return [name for name in dict.fromkeys(given(line.decided)) if name != self._scope.own]
+            return [name for name in dict.fromkeys(given(line.decided)) if name in self._scope.local]
         pairs = self._returned(line.decided)
         unchanged = {n for n, v in pairs if isinstance(v, ast.Name) and v.id == n and n in before}
         return [name for name in self._states if name not in unchanged] + [
-            name for name in given(line.decided) if name not in self._states
+            name for name in given(line.decided) if name in self._scope.local - {*self._states}
         ]
 
     def _returned(self, statement: ast.Return) -> list[tuple[str, ast.expr]]:

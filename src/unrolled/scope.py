@@ -60,9 +60,10 @@ class Scope:
         variables = function.__code__
         changed = {name for statement in body for name in given(statement)}
         self._settled = self.own not in changed  # else the step changes its own options
-        self.local = {*variables.co_varnames, *variables.co_cellvars, *changed} - {self.own}
-        self.values: Mapping[str, Any] = {}
         nodes = [node for statement in body for node in ast.walk(statement)]
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        self.local = {*variables.co_varnames, *variables.co_cellvars, *stored} - {self.own}
+        self.values: Mapping[str, Any] = {}
         definitions = (ast.alias, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         self._defined = {name for node in nodes if isinstance(node, definitions) for name in given(node)}
         self._bound = cell.bind({name: torch.empty(s, device="meta") for name, s in cell.shapes().items()})
