@@ -29,6 +29,7 @@ PUBLISHED = {
 }
 # Notebooks that train: after thousands of steps what was learned differs a little from machine to machine,
 # and so does which unit learned it. How far numbers may be apart, and which words may be others.
+SHORTENED = {"03_what_units_learn": ("STEPS = 32, 100, 1500", "STEPS = 32, 100, 200")}  # code, and what runs
 TRAINED = {"02_why_gradients_vanish": (0.25, r"$^"), "03_what_units_learn": (0.15, r"\b[hc] of unit \d+")}
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -56,9 +57,11 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-@pytest.fixture
-def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The notebook, run anew in a folder of its own by the Python that runs the tests."""
+def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> Any:
+    """The notebook, run anew in a folder of its own by the Python that runs the tests.
+
+    Not ``whole``: those that train for long do so for less long.
+    """
     if LACK and path.stem in TRAINED:
         pytest.skip(f"training takes too long step by step: {LACK}")
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
@@ -74,17 +77,35 @@ def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     copy.parent.mkdir()
     shutil.copy(path, copy)
     notebook = read(copy)
+    long, short = ("", "") if whole else SHORTENED[path.stem]
+    assert any(long in cell.source for cell in code_cells(notebook))
+    for cell in code_cells(notebook):
+        if long:  # what it claims of what it learned can't be true yet
+            cell.source = re.sub(r"^( *)assert .*", r"\1pass", cell.source.replace(long, short), flags=re.M)
     where = {"metadata": {"path": str(copy.parent)}}
     NotebookClient(notebook, kernel_name="python3", timeout=300, resources=where).execute()
     return notebook
 
 
-def test_it_runs_and_gives_what_is_stored(path: Path, executed: Any) -> None:
-    for stored, new in zip(code_cells(read(path)), code_cells(executed), strict=True):
+def test_it_runs_and_gives_what_is_stored(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = path.stem not in SHORTENED
+    compare(path, executed(path, tmp_path, monkeypatch, whole), whole)
+
+
+@pytest.mark.exhaustive
+def test_it_trains_as_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(path, executed(path, tmp_path, monkeypatch, whole=True), texts=True)
+
+
+def compare(path: Path, notebook: Any, texts: bool) -> None:
+    """With what is stored: which outputs there are, and what they say."""
+    for stored, new in zip(code_cells(read(path)), code_cells(notebook), strict=True):
         assert "stderr" not in dict(outputs(new)), new.source
         assert [kind for kind, _ in outputs(stored)] == [kind for kind, _ in outputs(new)], new.source
         for (kind, old_text), (_, new_text) in zip(outputs(stored), outputs(new), strict=True):
-            if kind.startswith("image/"):
+            if kind.startswith("image/") or not texts:
                 continue
             near, other = TRAINED.get(path.stem, (2e-4, r"$^"))
             assert_as_printed(re.sub(other, "", old_text), re.sub(other, "", new_text), near)

@@ -91,8 +91,8 @@ def test_what_cannot_be_done_gets_one_sentence(
     html = ("--html", tmp_path / "no.html")
     monkeypatch.setattr(webbrowser, "_tryorder", [])
     for arguments, message in (
-        (("--html", tmp_path / "no" / "page.html"), "no/page.html: No such file or directory"),
-        (("--html", tmp_path), "Is a directory"),
+        (("--html", tmp_path / "no" / "page.html"), "no: there is no such folder"),
+        (("--html", tmp_path), "a folder is there, give the path of a file"),
         (
             (*html, "--labels", "hello"),
             "'hello' is no file and has 5 characters, but the sequence has 4 time",
