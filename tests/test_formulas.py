@@ -32,7 +32,7 @@ from torch import relu, sigmoid, tanh
 from torch.nn.functional import linear, softplus
 import unrolled as ur
 
-SCALE = 2.5
+SCALE = w_t = V = 2.5
 
 def third(value):
     return value / 3
@@ -303,6 +303,8 @@ def check(cell: ur.Cell) -> None:
 LINES = {  # the last line of a step before its return, and what is shown for it
     "a = SCALE * third(h)": "a_{t}=SCALE·third(h_{t−1})",
     "a = silu(h)": "a = silu(h)",  # not torch's
+    "a = w_t * h": "a_{t}=w_t·h_{t−1}",  # which is not w at the time t
+    "a = V * h": "a = V * h",  # which is not self.V
     "a = square(h)": "a = square(h)",
     "a = self.both(x, h, c)": "a = self.both(x, h, c)",
     "a = self.U.mul(h)": "a_{t}=U⊙h_{t−1}",
@@ -423,6 +425,17 @@ def test_statements_that_are_no_equations_are_code_and_what_they_give_is_given(
     code: str, read: Callable[..., list[str]]
 ) -> None:
     assert read(code) == STATEMENTS[code]
+
+
+def test_a_cell_without_a_bias_shows_none() -> None:
+    shown = [plain(one.math) for one in formulas(ur.cells.ResetBeforeGRU(2, 3, bias=False))]
+    assert [shown[1], shown[4], shown[7]] == [
+        "bias_{t}=None", "bias_{r,t}=None", "r_{t}=σ(input_{r,t}+weight_{r,t} h_{t−1})"]  # fmt: skip
+
+
+def test_what_a_line_gives_are_quantities(tmp_path: Path) -> None:
+    made = built(tmp_path, "a = F.relu(h + 1, inplace=True)\nself.k = 2\nb = a.add_(1)\nreturn b, c")
+    assert [one.names for one in formulas(made(2, 3))] == [("a",), (), ("a", "b"), ("h",), ("c",)]
 
 
 def test_the_lines_are_those_of_the_code(tmp_path: Path) -> None:
