@@ -426,6 +426,21 @@ def test_gradients_and_the_check(opened: Opener) -> None:
     assert text.startswith("torch.nn.LSTM gives the same numbers")
 
 
+def test_what_was_recorded_is_a_page_too(opened: Opener, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"encoder": nn.LSTM(2, 3, num_layers=2, dropout=0.5)})
+    with ur.record(model, rows=[1], gradients=True) as rec:
+        model["encoder"](torch.randn(4, 3, 2))[0].sum().backward()
+    tab = opened(rec["encoder"])
+    assert tab.locator(".check p").text_content().startswith("A check needs the whole batch")
+    tab.get_by_label("layer", exact=True).select_option("1")
+    tab.locator('td[data-key="input"]').first.click()
+    assert "after dropout" in tab.locator(".arithmetic").text_content()
+    with ur.record(model, steps=[0]) as rec:
+        model["encoder"](torch.randn(4, 3, 2))
+    with pytest.raises(ValueError, match="a page needs every step, quantity and unit"):
+        rec["encoder"].to_html(tmp_path / "layer.html")
+
+
 def test_labels_images_rows_and_lengths(opened: Opener) -> None:
     rows = nn.utils.rnn.pack_sequence([torch.rand(n, 4) for n in (3, 5)], enforce_sorted=False)
     t = ur.trace(ur.GRU(4, 3), rows)
@@ -511,6 +526,9 @@ def test_complex_numbers_and_other_bad_requests(tmp_path: Path, opened: Opener) 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
             return h * 1j + x
 
+    turned = ur.trace(ur.Recurrent(Complex, 2, 2, dtype=torch.complex64), torch.randn(2, 2) + 0j)
+    with pytest.raises(ValueError, match="the state h of Complex is complex: keep its real"):
+        turned.to_html(tmp_path / "layer.html")
     t = ur.trace(ur.Recurrent(Turning, 2, 2), torch.randn(2, 2))
     with pytest.warns(UserWarning, match="z is not shown: its numbers are complex"):
         tab = opened(t)
