@@ -6,6 +6,7 @@ import copy
 import csv
 import gc
 import math
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,14 @@ def test_which_calls_are_looked_at() -> None:
     with ur.watch(model, every=1, share=1e-7) as rare:  # the first look takes the time of all
         train(model, x, 10)
     assert {record["call"] for record in rare.records} == {1}
+    begun, looks = time.perf_counter(), 0
+    with ur.watch(model, every=1, share=0.3) as modest:
+        while looks < 4:
+            before = modest.seconds
+            train(model, x, 1)
+            if modest.seconds > before:  # what was spent by then was no more than that share
+                assert before <= 0.3 * (time.perf_counter() - begun)
+                looks += 1
     with ur.watch(model, every=1, share=None) as watch, ur.watch(model, every=1, share=None) as other:
         rare.close()
         with ur.record(model) as rec:

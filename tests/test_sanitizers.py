@@ -159,6 +159,7 @@ print("undefined", dies(lambda: library.next(2**31 - 1)), flush=True)
 """
 
 
+@pytest.mark.exhaustive
 def test_a_buffer_that_is_one_element_short_is_reported(tmp_path: Path) -> None:
     """Every buffer of a loop in turn; and with the right ones nothing is reported."""
     done = run(MEMORY, tmp_path, archs()[-1], "-c", FAULTS)

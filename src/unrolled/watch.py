@@ -69,6 +69,11 @@ class Watch:
         self._begun = time.perf_counter()
         self._end: Any = observed.observe(list(modules.values()), self._wants, self._take)
 
+    @property
+    def seconds(self) -> float:
+        """How long looking has taken."""
+        return sum(layer.spent for layer in self._layers.values())
+
     def close(self) -> None:
         """Look at no further call; the records stay."""
         if self._end is not None:
@@ -155,9 +160,9 @@ class Watch:
             place = {"call": number, "module": layer.name}
             self.records += [figures | place for figures in found]
             now = time.perf_counter()
+            cost = now - begun + spent[0]
+            layer.spent += cost
             if self._share is not None:
-                cost = now - begun + spent[0]
-                layer.spent += cost
                 makes_up = len(self._layers) / self._share  # each layer has its part of the share
                 layer.rests = max(now + cost * makes_up, self._begun + (layer.spent + cost) * makes_up)
 
