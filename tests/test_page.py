@@ -198,6 +198,14 @@ def test_what_a_number_is_made_of_lights_up_and_can_be_followed_back(opened: Ope
         "hidden_sum = linear(h, self.weight_hh, self.bias_hh)"
     ]
     assert tab.locator(".formulas li[aria-current]").count() == 1
+    # a parameter says what it is, where it is pointed at and where it is gone to
+    tab.locator(".parameters table[aria-label=weight_ih] td").nth(1).hover()
+    assert tab.locator(".explanation h3").text_content() == "weight_ih[0, 1] = -0.1051"
+    assert "is a parameter: the same at every step" in tab.locator(".arithmetic").text_content()
+    tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').click()
+    tab.locator(".made .weight button").first.press("Enter")
+    assert "is a parameter" in tab.locator(".arithmetic").text_content()
+    assert tab.evaluate("document.activeElement.className") == "explanation"
     # back from h of step 2 to what h of step 1 was made of
     tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').click()
     tab.get_by_role("button", name="h₁[0] = 0.2971").click()

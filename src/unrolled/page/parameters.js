@@ -43,14 +43,20 @@ function one(view, weight) {
 function grid(view, weight, rows, columns) {
   const cells = Array.from(weight.values, (value, place) => {
     const where = rows > 1 ? `${Math.floor(place / columns)}, ${place % columns}` : place;
-    const cell = make("td", { "aria-label": `${weight.name}[${where}]: ${number(value)}` });
+    const cell = make("td", { "data-place": place, "aria-label": `${weight.name}[${where}]: ${number(value)}` });
     paint(cell, value, view.layer.mostWeight, view.theme);
     return cell;
   });
   const body = Array.from({ length: rows }, (_, row) => make("tr", {}, cells.slice(row * columns, (row + 1) * columns)));
   let lit = [];
+  const at = (event) => {
+    const cell = event.target.closest("td");
+    view.point(cell && { key: weight.key, place: Number(cell.dataset.place) });
+  };
+  const table = make("table", { class: "numbers", "aria-label": weight.name, onpointerover: at,
+    onpointerleave: () => view.point(null) }, make("tbody", {}, body));
   return {
-    element: make("div", { class: "scroll" }, make("table", { class: "numbers", "aria-label": weight.name }, make("tbody", {}, body))),
+    element: make("div", { class: "scroll" }, table),
     light(places) {
       for (const cell of lit) cell.classList.remove("lit");
       lit = places.map((place) => cells[place]);

@@ -116,7 +116,7 @@ export function numbers(view) {
       build();
       built = layer;
     }
-    if (chosen && chosen !== reached) {
+    if (chosen && chosen !== reached && layer.rows.has(chosen.key)) {
       const first = Math.floor(chosen.place / WIDE) * WIDE;
       if (!cells.has(`${chosen.key} ${chosen.place}`)) turn(chosen.key, first);
       reached = chosen;
@@ -169,7 +169,7 @@ export function explanation(view, focus) {
   const heading = make("h3");
   const text = make("p", { class: "arithmetic" });
   const made = make("ul", { class: "made" });
-  const element = make("div", { class: "explanation", role: "region", "aria-label": "where a number comes from" },
+  const element = make("div", { class: "explanation", tabindex: -1, role: "region", "aria-label": "where a number comes from" },
     heading, text, made);
   const spoken = make("p", { class: "spoken", "aria-live": "polite" });
   element.append(spoken);
@@ -194,8 +194,13 @@ export function explanation(view, focus) {
   function chip(one, step) {
     const value = number(view.layer.value(one.key, view.k, one.place));
     const label = `${title(view, one, step)} = ${value}`;
-    if (one.key.startsWith("parameter")) return make("li", { class: "weight" }, label);
-    return make("li", {}, make("button", { type: "button", onclick: () => { view.follow(one); focus(); } }, label));
+    const weight = one.key.startsWith("parameter");
+    const go = () => {
+      view.follow(one);
+      if (weight) element.focus();
+      else focus();
+    };
+    return make("li", { class: weight ? "weight" : null }, make("button", { type: "button", onclick: go }, label));
   }
 
   return { element, update };
