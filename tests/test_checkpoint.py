@@ -98,6 +98,7 @@ torch.testing.assert_close(found, train(x), rtol=1e-4, atol=1e-6)
 """
 
 
+@pytest.mark.exhaustive
 @NEEDS_COMPILER
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak is Linux's")
 def test_a_million_steps_take_little_more_than_their_output() -> None:

@@ -31,7 +31,7 @@ PUBLISHED = {
 # and so does which unit learned it. How far numbers may be apart, and which words may be others.
 SHORTENED = {  # code, and what runs in its place
     "02_why_gradients_vanish": ("epochs=20", "epochs=2"),
-    "03_what_units_learn": ("STEPS = 32, 100, 1500", "STEPS = 32, 100, 200"),
+    "03_what_units_learn": ("STEPS = 32, 100, 1500", "STEPS = 32, 100, 80"),
 }
 TRAINED = {"02_why_gradients_vanish": (0.25, r"$^"), "03_what_units_learn": (0.15, r"\b[hc] of unit \d+")}
 
