@@ -16,8 +16,7 @@ from typing import Any
 from unrolled.page.contents import contents
 from unrolled.trace import Trace
 
-ROOM = 3_000_000  # numbers that a page keeps at most, 16 MB of a file
-NOTEBOOK_ROOM = 300_000
+NOTEBOOK_ROOM = 300_000  # numbers that the view in a notebook keeps
 _SCRIPTS = (
     *("numbers", "dom", "layer", "explain", "timeline", "step"),
     *("parameters", "equations", "whole", "gradient", "view"),
@@ -28,11 +27,11 @@ def write(
     trace: Trace,
     path: str | Path,
     *,
-    batch: int = 0,
-    labels: Sequence[str] | None = None,
-    inputs: str = "numbers",
-    title: str | None = None,
-    limit: int = ROOM,
+    batch: int,
+    labels: Sequence[str] | None,
+    inputs: str,
+    title: str | None,
+    limit: int,
 ) -> Path:
     """Write the page of a trace; see :meth:`unrolled.Trace.to_html`."""
     path = Path(path)
