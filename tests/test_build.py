@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import processes
 import unrolled
 from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled import cli
@@ -101,14 +102,12 @@ def python(
     code: str, *, prefix: tuple[str, ...] = (), timeout: float = 100, **environment: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own; None takes a variable away."""
-    given = {**os.environ, **environment}
-    return subprocess.run(
-        [*prefix, sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={name: value for name, value in given.items() if value is not None},
-    )
+    given = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    code = textwrap.dedent(code)
+    if not prefix:
+        return processes.run("-c", code, env=given, timeout=timeout)
+    line = [*prefix, sys.executable, "-c", code]
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=given)
 
 
 def counting_compiler(at: Path, before: str = "", version: str = "") -> tuple[str, Callable[[], int]]:
@@ -295,13 +294,10 @@ def test_what_is_damaged_is_rebuilt(folder: Path, damage: str) -> None:
 
 @NEEDS_SYSTEMS_COMPILER
 def test_many_processes_compile_a_library_once(folder: Path, tmp_path: Path) -> None:
-    cxx, calls = counting_compiler(tmp_path, before="sleep 4")  # so that they meet
+    cxx, calls = counting_compiler(tmp_path, before="sleep 2")  # so that they meet
     code = ASK.format(source=ANSWER)
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "CXX": cxx}, stdout=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    assert [process.communicate()[0] for process in running] == [b"42\n"] * 4
+    running = [processes.start("-c", code, env={**os.environ, "CXX": cxx}) for _ in range(4)]
+    assert [process.communicate()[0] for process in running] == ["42\n"] * 4
     assert calls() == 1
     assert len(list(folder.glob("*.so"))) == 1
     assert not list(folder.glob("build-*"))
@@ -631,12 +627,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nn.ModuleDict({"a": nn.LSTM(2, 3), "b": nn.GRU(4, 5, 2, bidirectional=True)})
     safetensors.torch.save_file(model.state_dict(), at / "w.safetensors")
     archs = ["--arch", "x86-64,x86-64-v3"] if "x86" in processor.system() else []
-    done = subprocess.run(
-        [sys.executable, "-m", "unrolled", "build", at / "w.safetensors", "--out", at / "kernels", *archs],
-        capture_output=True,
-        text=True,
-        env={**os.environ, cache.VARIABLE: str(at / "cache")},
-    )
+    line = ["-m", "unrolled", "build", at / "w.safetensors", "--out", at / "kernels", *archs]
+    done = processes.run(*line, env={**os.environ, cache.VARIABLE: str(at / "cache")})
     assert (done.returncode, done.stderr) == (0, "")
     assert "a: LSTM(2, 3), float32: inference and training\n" in done.stdout
     assert "b: GRU(10, 5), float32: inference and training\n" in done.stdout
@@ -667,15 +659,14 @@ def test_what_a_program_uses_is_shipped(tmp_path: Path, monkeypatch: pytest.Monk
         "    layer(x, resets=torch.rand(4, 1) < 0.5, all_states=True)\n"
     )
     called = ["--rows", "of one"]
-    line = [sys.executable, "-m", "unrolled", "build", "--program", f"{program} --rows 'of one'", "--out"]
-    shell = {"capture_output": True, "text": True}
-    made = subprocess.run([*line, str(tmp_path / "kernels")], **shell)
+    line = ["-m", "unrolled", "build", "--program", f"{program} --rows 'of one'", "--out"]
+    made = processes.run(*line, tmp_path / "kernels")
     assert made.returncode == 0, made.stderr
     assert f"{program}: what it uses\n" in made.stdout
     without = {**os.environ, "PATH": "", "UNROLLED_CACHE": "/dev/null/nowhere"}
-    assert subprocess.run([sys.executable, program, *called], **shell, env=without).returncode == 1
+    assert processes.run(program, *called, env=without).returncode == 1
     without["UNROLLED_KERNELS"] = str(tmp_path / "kernels")
-    done = subprocess.run([sys.executable, program, *called], **shell, env=without)
+    done = processes.run(program, *called, env=without)
     assert (done.returncode, done.stderr) == (0, "")
     program.write_text("pass")
     monkeypatch.setattr(build, "asked", list)

@@ -15,17 +15,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import processes
 import unrolled
 from unrolled import cli
 
 
 def run(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "unrolled", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": str(columns)},
-    )
+    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": str(columns)}
+    done = processes.run("-m", "unrolled", *arguments, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -120,7 +117,7 @@ def test_json_is_the_trace(here: Any) -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> dict[str, Any]:
     model = nn.ModuleDict(
-        {"encoder": nn.GRU(3, 300, 2, bidirectional=True), "tail": nn.RNN(3, 4, nonlinearity="relu")}
+        {"encoder": nn.GRU(3, 60, 2, bidirectional=True), "tail": nn.RNN(3, 4, nonlinearity="relu")}
     )
     safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.save({"model": model["tail"].state_dict()}, tmp_path / "tail.pt")
@@ -133,7 +130,7 @@ def test_opens_a_users_file(weights: Any, here: Any) -> None:
     folder = weights["path"]
     code, out, _ = here("show", folder / "w.safetensors")
     assert code == 0
-    assert "encoder: GRU(3, 300, num_layers=2, bidirectional=True), float32" in out
+    assert "encoder: GRU(3, 60, num_layers=2, bidirectional=True), float32" in out
     assert "tail: RNN(3, 4), float32" in out
     arguments = ("show", folder / "w.safetensors", "--input", folder / "x.csv", "--layer", "encoder")
     code, out, err = run(*arguments, columns=70)
@@ -204,7 +201,7 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", "--cell", f"{folder}/cells.py:Empty"), "Empty can't be run (NotImplementedError: Em"),
         (("show", folder / "whole.pt"), "refused, since reading it would run code"),
         (("show", folder / "cut.safetensors"), "damaged, cut short"),
-        (("show", folder / "w.safetensors", *x), "holds 2 recurrent layers (encoder: GRU(3, 300"),
+        (("show", folder / "w.safetensors", *x), "holds 2 recurrent layers (encoder: GRU(3, 60"),
         (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no': it has encoder"),
         (("show", folder / "tail.pt", "--input", folder / "text.csv"), "line 2, column 2: expected a number"),
         (("show", folder / "tail.pt", "--input", folder / "two.csv"), "2 columns, but the layer takes 3"),

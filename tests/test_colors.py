@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+import processes
 import unrolled as ur
 from terminal import Terminal
 from unrolled import show
@@ -66,7 +66,7 @@ def test_colours_add_a_legend_and_nothing_else(trace: ur.Trace) -> None:
 
 
 def test_a_terminal_of_256_colours() -> None:
-    plain = subprocess.run(COMMAND, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    plain = processes.run(*COMMAND[1:], env={**os.environ, "COLUMNS": "80"})
     with Terminal(COMMAND, 80, 90) as terminal:
         lines = terminal.until(lambda lines: any("largest difference" in line for line in lines))
         assert terminal.end() == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import processes
 import unrolled as ur
 from kinds import NEEDS_COMPILER, QUIET
 from printed import assert_as_printed
@@ -27,7 +27,7 @@ OUTWARD = {"a": "href"}  # what may lead to the net: where a reader clicks
 
 def run(arguments: list[Any], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {**os.environ, "COLUMNS": "100", **environment}
-    return subprocess.run(arguments, cwd=folder, env=given, capture_output=True, text=True)
+    return processes.run(*arguments, cwd=folder, env=given)
 
 
 def page_of(name: str) -> Any:
@@ -40,7 +40,7 @@ def test_code(page: str, tmp_path: Path) -> None:
     blocks = CODE.findall(PAGES[page])
     assert len(blocks) == PAGES[page].count("```python")
     (tmp_path / "page.py").write_text("".join(f"{code}\nprint(end='\\0')\n" for code, _ in blocks))
-    done = run([sys.executable, "-W", "error", "-W", QUIET, "page.py"], tmp_path)
+    done = run(["-W", "error", "-W", QUIET, "page.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     *printed, rest = done.stdout.split("\0")
     assert not rest
@@ -58,9 +58,7 @@ def test_commands_are_those_of_the_readme() -> None:
 @NEEDS_COMPILER
 def test_the_compiler_prints_what_its_page_shows(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(CODE.findall(PAGES["compiler"])[0][0])
-    done = run(
-        [sys.executable, "leaky.py"], tmp_path, UNROLLED_LOG="graph,emit", UNROLLED_CACHE=str(tmp_path)
-    )
+    done = run(["leaky.py"], tmp_path, UNROLLED_LOG="graph,emit", UNROLLED_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     shown = re.findall(r"^```(text|cpp)\n(.*?)^```$", PAGES["compiler"], re.MULTILINE | re.DOTALL)
     assert {kind for kind, _ in shown} == {"text", "cpp"}
@@ -95,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built anew; a warning is an error, and so is a name that can't be looked up."""
     folder = tmp_path_factory.mktemp("site")
     options = ["--fail-on-warning", "--nitpicky", "--quiet", "--doctree-dir", folder / "trees"]
-    done = run([sys.executable, "-m", "sphinx", *options, DOCS, folder / "html"], folder)
+    done = run(["-m", "sphinx", *options, DOCS, folder / "html"], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "html"
 

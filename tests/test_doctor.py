@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import processes
 import unrolled as ur
 from kinds import NEEDS_SYSTEMS_COMPILER
 from unrolled import cli
@@ -46,17 +47,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unrolled", "doctor", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+    line, given = ["-m", "unrolled", "doctor", *arguments], {**os.environ, "COLUMNS": "200", **environment}
+    return processes.run(*line, env=given)
 
 
 @NEEDS_SYSTEMS_COMPILER
 def test_the_machine_as_data(folder: Path) -> None:
-    done = doctor("--json", OMP_NUM_THREADS="1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "unrolled", "doctor", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     data = json.loads(done.stdout)
     assert data["versions"]["torch"] == torch.__version__

@@ -19,15 +19,17 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
+import processes
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def command(name: str, runs: Path, *arguments: object) -> list[str]:
-    return [sys.executable, str(EXAMPLES / name), "--runs", str(runs), *map(str, arguments)]
+    return [str(EXAMPLES / name), "--runs", str(runs), *map(str, arguments)]
 
 
 def run(name: str, runs: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(name, runs, *arguments), capture_output=True, text=True)
+    return processes.run(*command(name, runs, *arguments))
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
@@ -58,9 +60,7 @@ def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> No
 def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]) -> None:
     runs, out = finished
     named = [line.split() for line in out.splitlines() if "unrolled show" in line]
-    shown = subprocess.run(
-        [sys.executable, "-m", "unrolled", *named[-1][1:], "--json"], capture_output=True, text=True
-    )
+    shown = processes.run("-m", "unrolled", *named[-1][1:], "--json")
     assert shown.returncode == 0, shown.stderr
     data = json.loads(shown.stdout)
     assert data["layer"] == "LSTM(8, 16)"
@@ -81,9 +81,7 @@ def test_killed_at_any_moment_nothing_is_lost(
     path = tmp_path / "digits_lstm.pt"
     for _ in range(2):
         before = checkpoint(path)["epoch"] if path.exists() else 0
-        process = subprocess.Popen(
-            command("digits.py", tmp_path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = processes.start(*command("digits.py", tmp_path, *arguments))
         while process.poll() is None and (not path.exists() or checkpoint(path)["epoch"] == before):
             time.sleep(0.005)
         time.sleep(moment)
@@ -101,11 +99,7 @@ def test_killed_at_any_moment_nothing_is_lost(
 
 
 def test_ctrl_c_is_told_in_a_line(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
-    )  # fmt: skip
+    process = processes.start(*command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16))
     while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

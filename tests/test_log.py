@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from kinds import NEEDS_COMPILER
 
 pytestmark = NEEDS_COMPILER
@@ -27,12 +26,8 @@ with ur.engine("reference"):
 
 def logged(stages: str, cache: Path, code: str = CODE, **environment: str) -> tuple[str, dict[str, str]]:
     """All of stderr, and each stage's part of it."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore:Branching", "-c", code.replace(".backward()", "")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "UNROLLED_CACHE": str(cache), "UNROLLED_LOG": stages, **environment},
-    )
+    given = {**os.environ, "UNROLLED_CACHE": str(cache), "UNROLLED_LOG": stages, **environment}
+    done = processes.run("-W", "ignore:Branching", "-c", code.replace(".backward()", ""), env=given)
     assert done.returncode == 0, done.stderr
     parts = re.split(r"^unrolled\.(\w+): ", done.stderr, flags=re.MULTILINE)
     found: dict[str, str] = {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
+import processes
 import unrolled as ur
+
+HERE = Path(__file__).parent  # which finds what this file imports
 
 
 class MGU(ur.Cell):
@@ -78,14 +80,14 @@ def test_trace() -> None:
 
 
 def test_show() -> None:
-    command = [sys.executable, "-m", "unrolled", "show", "--cell", f"{__file__}:MGU"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = ["-m", "unrolled", "show", "--cell", f"{__file__}:MGU"]
+    text = processes.run(*command, cwd=HERE).stdout
     assert "Recurrent(MGU, 2, 3, batch_first=True)" in text
     assert "candidate = tanh(linear(torch.cat([f * h, x], -1), self.weight_h, self.bias_h))" in " ".join(
         text.split()
     )
     assert "torch.nn has no layer that computes MGU" in text
-    data = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    data = json.loads(processes.run(*command, "--json", cwd=HERE).stdout)
     assert [list(step["quantities"]) for step in data["steps"]] == [["f", "candidate", "h"]] * 4
 
 
@@ -93,9 +95,8 @@ def test_show_finds_it_in_a_file(tmp_path) -> None:
     layer = ur.Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True)
     torch.save({"model": {f"net.mgu.{k}": v for k, v in layer.state_dict().items()}}, tmp_path / "w.pt")
     numpy.save(tmp_path / "x.npy", numpy.ones((5, 4)))
-    command = [sys.executable, "-m", "unrolled", "show", "--cell", f"{__file__}:MGU", tmp_path / "w.pt",
-               "--input", tmp_path / "x.npy", "--json"]  # fmt: skip
-    data = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command = ["-m", "unrolled", "show", "--cell", f"{__file__}:MGU", tmp_path / "w.pt"]
+    data = json.loads(processes.run(*command, "--input", tmp_path / "x.npy", "--json", cwd=HERE).stdout)
     assert data["layer"] == "Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True)"
     expected = layer(torch.ones(5, 4))[0]
     assert torch.allclose(torch.tensor(data["output"]), expected, atol=1e-7)

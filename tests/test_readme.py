@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 from torch import nn
 
+import processes
 import unrolled
 from kinds import NEEDS_COMPILER, QUIET
 from terminal import Terminal
@@ -33,8 +34,7 @@ BIN = Path(sys.executable).parent
 @pytest.mark.parametrize("snippet", NEEDING)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
-    command = [sys.executable, "-W", "error", "-W", QUIET, "snippet.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = processes.run("-W", "error", "-W", QUIET, "snippet.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for shown in re.findall(r"# (torch\.Size\(.*?\)|\('input_sum.*?\))$", snippet, re.MULTILINE):
         assert shown in done.stdout
@@ -43,9 +43,7 @@ def test_snippet(snippet: str, tmp_path: Path) -> None:
 def test_the_snippets_cell_opens_in_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "FILE.py").write_text(next(text for text in SNIPPETS if "class MGU" in text))
     (command,) = re.findall(r"`(unrolled show --cell FILE.*?)`", README)
-    done = subprocess.run(
-        [BIN / "unrolled", *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = processes.run(BIN / "unrolled", *shlex.split(command)[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "candidate = tanh" in done.stdout
 
@@ -56,7 +54,7 @@ def test_command(command: str, tmp_path: Path) -> None:
     safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
     numpy.savetxt(tmp_path / "sequence.csv", numpy.ones((6, 3)), delimiter=",")
     program, *arguments = shlex.split(command)
-    done = subprocess.run([BIN / program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = processes.run(BIN / program, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "LSTM" in done.stdout or "RNN(" in done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.functional import layer_norm, linear
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
+import processes
 import unrolled as ur
 from kinds import NEEDS_COMPILER, assert_close
 from unrolled.engines import named
@@ -192,8 +192,7 @@ def test_traced_and_loaded_in_a_new_process(tmp_path: Path) -> None:
 
 def load_elsewhere(path: Path, x: Tensor, expected: Tensor) -> None:
     torch.save((x, expected.detach()), path.with_suffix(".case"))
-    command = [sys.executable, "-W", "ignore", "-c", LOAD, str(path), str(path.with_suffix(".case"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run("-W", "ignore", "-c", LOAD, path, path.with_suffix(".case"))
     assert done.returncode == 0, done.stderr
 
 
