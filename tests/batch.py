@@ -3,7 +3,8 @@
 The engine compiles each loop by itself with -O3, which takes about a second. Inside ``with Batch() as batch``
 its sources are collected instead, each as it is, and compiled together with -O0: a loop in a namespace of its
 own, some hundreds in a library, two compilers at a time. The C++ is what users run; only the compiler's
-effort is less. What a loop is called by is ready at once: a function that jumps to the loop once it is there.
+effort is less. What a loop is called by is ready at once: a function that jumps to the loop once it is there,
+and until then does nothing, so that a program can be gone through once to see which loops it needs.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Batch:
             f"long jump_{k}(long a, long b, long c, long d) {{ return to[{k}](a, b, c, d); }}\n"
             for k in range(self._most)
         )
-        source = f'extern "C" {{\nlong (*to[{self._most}])(long, long, long, long);\n{jumps}}}\n'
+        nothing = "long nothing(long, long, long, long) { return 1; }\n"
+        to = f"long (*to[{self._most}])(long, long, long, long) = {{{'nothing, ' * self._most}}};\n"
+        source = f'extern "C" {{\n{nothing}{to}{jumps}}}\n'
         self._jumps = self._built(compile_cpp(source, self._folder / "jumps.so", "-O0"), "jumps.so")
         self._to = (ctypes.c_void_p * self._most).in_dll(self._jumps, "to")
         self._patch.setattr(build, "load", self.load)

@@ -72,6 +72,90 @@ def test_options_shape_the_parameters() -> None:
     assert torch.allclose(low(x)[0], expected)
 
 
+class Drawn(ur.Cell):
+    """Parameters that only some have, and that follow from others."""
+
+    level: float = 0.5
+    gated: bool = False
+
+    state = ("h",)
+    weight = ur.Param("hidden", "input")
+    size = ur.Param("hidden", init=lambda size, cell: size.copy_(cell.level * cell.weight.norm(dim=1)))
+    bias = ur.Param("hidden", init=nn.init.zeros_, when=lambda cell: cell.gated)
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return self.size * nn.functional.linear(x, self.weight, self.bias) + h
+
+
+def test_parameters_begin_with_what_is_drawn_before_them() -> None:
+    for layer in (ur.Recurrent(Drawn, 4, 3, level=2.0), ur.Recurrent(Drawn, 4, 3, 2, bidirectional=True)):
+        layer.reset_parameters()
+        for suffix in ("_l0", f"_l{layer.num_layers - 1}"):
+            weight, size = getattr(layer, f"weight{suffix}"), getattr(layer, f"size{suffix}")
+            assert torch.allclose(size, layer.chosen_options()["level"] * weight.norm(dim=1))
+
+
+@pytest.mark.parametrize(("options", "has"), [({}, False), ({"gated": True}, True),
+                                              ({"gated": True, "bias": False}, False)])  # fmt: skip
+def test_a_parameter_that_only_some_have(options: dict[str, Any], has: bool) -> None:
+    layer = ur.Recurrent(Drawn, 4, 3, **options)
+    assert hasattr(layer, "bias_l0") is has
+    assert layer(torch.randn(2, 4))[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "SLSTM",
+            (2, 6),
+            {"heads": 4},
+            "heads should divide hidden_size=6, so that .*, got 4",
+        ),
+        (
+            "RGLRU",
+            (2, 6),
+            {"heads": 0},
+            "heads should divide hidden_size=6, so that .*, got 0",
+        ),
+        ("FastRNN", {"input_rank": 3}, "input_rank should be 0 .* or a rank from 1 to 2, .* got 3"),
+        (
+            "FastGRNN",
+            (2, 6),
+            {"hidden_rank": 7},
+            "hidden_rank should be 0 .* or a rank from 1 to 6, .* got 7",
+        ),
+        ("RHN", {"depth": 0}, "depth should be a number of highway layers above 0, got 0"),
+        ("LRU", {"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max <= 1, got .* r_min=0.9, r_max=0.5"),
+        ("HGRN", {"lower_bound": 1.0}, "lower_bound should be at least 0 and below 1, got 1.0"),
+        ("SCRN", {"context_size": -1}, "context_size should be a number of units, .* got -1"),
+        ("JANET", {"t_max": -1}, "t_max should be a number of time steps, or 0 for none, got -1"),
+        ("STAR", {"t_max": -1}, "t_max should be a number of time steps, or 0 for none, got -1"),
+        ("QRNN", {"pooling": "g"}, "Unknown pooling 'g'. Select from 'f' or 'fo' or 'ifo'."),
+        (
+            "SLSTM",
+            (2, 6),
+            {"dtype": torch.complex64},
+            "SLSTM can't be computed in torch.complex64 .*: use a real",
+        ),
+        ("LiGRU", {"dtype": torch.complex128}, "LiGRU can't be computed in torch.complex128"),
+    ],
+)
+def test_what_published_cells_refuse(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ur.Recurrent(getattr(ur.cells, name), 2, 6, **options)
+
+
+def test_options_that_a_published_cell_does_not_have() -> None:
+    with pytest.raises(TypeError, match="MGU has no option 'heads'"):
+        ur.Recurrent(ur.cells.MGU, 2, 6, heads=2)
+
+
+def test_complex_numbers_where_a_step_takes_them() -> None:
+    layer = ur.Recurrent(ur.cells.UGRNN, 2, 3, dtype=torch.complex64)
+    assert layer(torch.randn(4, 2, dtype=torch.complex64))[0].dtype == torch.complex64
+
+
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="Unknown mode 'c'. Select from 'a' or 'b'"):
         ur.Recurrent(Optional, 4, 3, mode="c")

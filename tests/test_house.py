@@ -65,7 +65,9 @@ def imports(path: Path) -> set[str]:
 
 def test_no_cell_is_known_by_name() -> None:
     """Only cells/, the drop-ins named after torch.nn's, and the export may name a cell."""
-    names = re.compile(rf"\b({'|'.join(ur.cells.__all__)})\b", re.IGNORECASE)
+    words = {"RAN", "STAR"}  # of English, in small letters
+    others = "|".join(set(ur.cells.__all__) - words)
+    names = re.compile(rf"\b(?:(?i:{others})|{'|'.join(words)})\b")
     for path in FILES:
         if path.parent.name in ("cells", "io") or path.name in ("drop_in.py", "__init__.py", "custom.py"):
             continue

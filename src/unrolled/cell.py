@@ -64,18 +64,28 @@ class Param:
         shape: the size of each axis, as a number or an expression over the cell's sizes:
             ``Param("4*hidden", "input")``. The names are ``input``, ``hidden`` and every whole-number
             option of the cell. A parameter with an axis of size 0 is left out: the step sees None.
-        init: fills the new tensor in place, for instance ``torch.nn.init.orthogonal_``; without it
-            the draw is torch.nn's for recurrent layers, uniform in ±1/sqrt(hidden).
+        init: fills the new tensor in place, for instance ``torch.nn.init.orthogonal_``; one that takes
+            two arguments gets the cell too, with its sizes, its options and its parameters, of which
+            those that are declared earlier are drawn. Without it the draw is torch.nn's for recurrent
+            layers, uniform in ±1/sqrt(hidden).
+        when: tells of a cell, with its sizes and options, whether it has this parameter; where not, the
+            step sees None. Without it every cell has it.
 
     A parameter whose name begins with ``bias`` is left out in a layer made with ``bias=False``: the
     step sees None, which ``torch.nn.functional.linear`` takes as it is.
     """
 
-    def __init__(self, *shape: str | int, init: Callable[[Tensor], Any] | None = None) -> None:
+    def __init__(
+        self,
+        *shape: str | int,
+        init: Callable[[Tensor], Any] | Callable[[Tensor, Any], Any] | None = None,
+        when: Callable[[Any], bool] | None = None,
+    ) -> None:
         if not shape:
             raise TypeError('Param needs the size of each axis, for instance Param("4*hidden", "input")')
         self.shape = shape
         self.init = init
+        self.when = when
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -93,14 +103,17 @@ class Param:
             f"or from {owner.__name__}(...).bind({{{self.name!r}: tensor, ...}})"
         )
 
-    def fill(self, tensor: Tensor, hidden: int) -> None:
-        """Draw the initial values in place; ``hidden`` is the hidden size."""
+    def fill(self, tensor: Tensor, cell: Cell) -> None:
+        """Draw the initial values of a bound cell's parameter in place."""
+        init: Any = self.init
         with torch.no_grad():
-            if self.init is not None:
-                self.init(tensor)
-            else:
-                bound = hidden**-0.5
+            if init is None:
+                bound = cell.hidden**-0.5
                 nn.init.uniform_(tensor, -bound, bound)
+            elif _takes_two(init):
+                init(tensor, cell)
+            else:
+                init(tensor)
 
 
 class Cell:
@@ -169,7 +182,8 @@ class Cell:
         self.check()
         shapes = {name: self._shape(param) for name, param in self.params().items()}
         for name, shape in shapes.items():
-            if (name.startswith("bias") and not bias) or 0 in shape:
+            when = self.params()[name].when
+            if (name.startswith("bias") and not bias) or 0 in shape or not (when is None or when(self)):
                 self.__dict__[name] = None
         self._shapes = {n: shape for n, shape in shapes.items() if self.__dict__.get(n, shape) is not None}
         declared = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
@@ -285,6 +299,15 @@ class Cell:
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{cls.__name__} needs the option {name!r}")
             setattr(self, name, value)
+
+
+def _takes_two(init: Callable[..., Any]) -> bool:
+    """Whether an initialisation has two arguments that a call must give."""
+    try:
+        given = inspect.signature(init).parameters.values()
+    except (TypeError, ValueError):  # of what isn't written in Python
+        return False
+    return sum(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in given) > 1
 
 
 def _fits(value: Any, hint: type) -> bool:

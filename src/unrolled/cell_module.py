@@ -25,6 +25,8 @@ class CellModule(nn.Module):
         super().__init__()
         for cell in cells.values():
             _check_held(cell)
+            if dtype is not None and dtype.is_complex:
+                _check_complex(cell, dtype)
         self._cells = cells
         self._named = {
             suffix: [(name, name + suffix, shape) for name, shape in cell.shapes().items()]
@@ -51,16 +53,17 @@ class CellModule(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
-        for suffix, cell in self._cells.items():
+        for suffix in self._cells:
+            cell = self._bind(suffix)
             params = cell.params()
             for name, full, _ in self._named[suffix]:
                 if parametrize.is_parametrized(self, full):  # its parameters are then what gives this value
                     drawn = torch.empty_like(getattr(self, full))
-                    params[name].fill(drawn, cell.hidden)
+                    params[name].fill(drawn, cell)
                     setattr(self, full, drawn)
                 else:
                     pruned = self._parameters.get(f"{full}_orig")
-                    params[name].fill(getattr(self, full) if pruned is None else pruned, cell.hidden)
+                    params[name].fill(getattr(self, full) if pruned is None else pruned, cell)
 
     def _bind(self, suffix: str) -> Cell:
         cell, held = self._cells[suffix], self._parameters
@@ -136,6 +139,21 @@ class CellModule(nn.Module):
             raise InputError(
                 f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
             ) from error
+
+
+def _check_complex(cell: Cell, dtype: torch.dtype) -> None:
+    """Raise where the step of a cell can't be taken in complex numbers."""
+    params = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, shape in cell.shapes().items()}
+    widths = cell.features, *cell.state_sizes().values()
+    try:
+        with torch.no_grad():
+            cell.bind(params).step(*(torch.zeros(1, width, dtype=dtype, device="cpu") for width in widths))
+    except (RuntimeError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(cell).__name__} can't be computed in {dtype} ({why}): use a real dtype, or keep real and "
+            "imaginary parts as states of a cell of your own"
+        ) from None
 
 
 def _check_held(cell: Cell) -> None:

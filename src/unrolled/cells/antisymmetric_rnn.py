@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from torch import Tensor, nn, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import lecun_normal
+
+
+class AntisymmetricRNN(Cell):
+    """Antisymmetric RNN (Chang et al., 2019, arXiv:1902.09689): a stable system, step by step.
+
+    ``gamma`` is the diffusion that keeps it stable, ``epsilon`` the step size.
+
+    Quantities:
+        turn: the antisymmetric matrix
+        sums: weighted sums of the input and the turned hidden state
+        h: hidden state
+    """
+
+    gamma: float = 0.01
+    epsilon: float = 0.01
+
+    state = ("h",)
+    weight_ih = Param("hidden", "input", init=lecun_normal)
+    weight_hh = Param("hidden", "hidden", init=lecun_normal)
+    bias_ih = Param("hidden", init=nn.init.zeros_)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        turn = self.weight_hh - self.weight_hh.T
+        sums = linear(h, turn) - self.gamma * h + linear(x, self.weight_ih, self.bias_ih)
+        h = h + self.epsilon * tanh(sums)
+        return h
+
+
+class GatedAntisymmetricRNN(Cell):
+    """Antisymmetric RNN with gating (Chang et al., 2019, arXiv:1902.09689).
+
+    The gate shares the matrix of the hidden state. ``gamma`` is the diffusion, ``epsilon`` the step size.
+
+    Quantities:
+        turn: the antisymmetric matrix
+        hidden_sum: the turned hidden state
+        z: input gate: how far this step goes
+        h: hidden state
+    """
+
+    gamma: float = 0.01
+    epsilon: float = 0.01
+
+    state = ("h",)
+    weight_ih = Param("2*hidden", "input", init=lecun_normal)
+    weight_hh = Param("hidden", "hidden", init=lecun_normal)
+    bias_ih = Param("2*hidden", init=nn.init.zeros_)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        turn = self.weight_hh - self.weight_hh.T
+        hidden_sum = linear(h, turn) - self.gamma * h
+        input_z, input_h = linear(x, self.weight_ih, self.bias_ih).chunk(2, -1)
+        z = sigmoid(hidden_sum + input_z)
+        h = h + self.epsilon * z * tanh(hidden_sum + input_h)
+        return h

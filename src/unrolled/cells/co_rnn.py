@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from torch import Tensor, nn, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class CoRNN(Cell):
+    """Coupled oscillatory RNN (Rusch & Mishra, 2020, arXiv:2010.00951, eq. 3), damped by the old velocity.
+
+    Quantities:
+        force: what drives the oscillators
+        z: velocity
+        y: hidden state
+    """
+
+    dt: float = 0.042
+    gamma: float = 2.7
+    epsilon: float = 4.7
+
+    state = ("y", "z")
+    weight_ih = Param("hidden", "input", init=lambda weight, cell: of_all(weight, cell))
+    weight_hh = Param("hidden", "hidden", init=lambda weight, cell: of_all(weight, cell))
+    weight_zh = Param("hidden", "hidden", init=lambda weight, cell: of_all(weight, cell))
+    bias_ih = Param("hidden", init=lambda bias, cell: of_all(bias, cell))
+
+    def step(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        sums = linear(x, self.weight_ih, self.bias_ih) + linear(y, self.weight_hh) + linear(z, self.weight_zh)
+        force = tanh(sums)
+        z = z + self.dt * (force - self.gamma * y - self.epsilon * z)
+        y = y + self.dt * z
+        return y, z
+
+
+def of_all(tensor: Tensor, cell: CoRNN) -> None:
+    """Draw as torch.nn.Linear does with the input and both states before it."""
+    bound = (cell.input + 2 * cell.hidden) ** -0.5
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+class UnICORNN(Cell):
+    """Undamped independent controlled oscillatory RNN (Rusch & Mishra, 2021, arXiv:2103.05487v2).
+
+    Quantities:
+        pace: time step of each unit
+        force: what drives the oscillators
+        z: velocity
+        y: hidden state
+    """
+
+    dt: float = 0.19
+    alpha: float = 30.65
+
+    state = ("y", "z")
+    weight_ih = Param("hidden", "input", init=lambda weight: nn.init.kaiming_uniform_(weight, a=8))
+    weight_hh = Param("hidden", init=lambda weight: nn.init.uniform_(weight, 0, 1))
+    bias_ih = Param("hidden", init=nn.init.zeros_)
+    control = Param("hidden", init=lambda value: nn.init.uniform_(value, -0.1, 0.1))
+
+    def step(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        pace = self.dt * sigmoid(self.control)
+        force = tanh(linear(x, self.weight_ih, self.bias_ih) + self.weight_hh * y)
+        z = z - pace * (force + self.alpha * y)
+        y = y + pace * z
+        return y, z

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from torch import Tensor, nn, sigmoid, tanh
+from torch.nn.functional import layer_norm, linear
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import each
+
+
+class LayerNormLSTM(Cell):
+    """LSTM with layer normalisation (Ba et al., 2016, arXiv:1607.06450, supplement).
+
+    Of the three shifts of the paper's sums one is kept, since only their sum counts.
+
+    Quantities:
+        input_sum: weighted sums with the input, normalised: i, f, g, o
+        hidden_sum: what the previous hidden state adds, normalised
+        i: input gate: how much g enters
+        f: forget gate: how much old c stays
+        g: candidate: what could be written
+        o: output gate: how much of c is shown
+        c: cell state
+        h: hidden state
+    """
+
+    state = ("h", "c")
+    weight_ih = Param("4*hidden", "input")
+    weight_hh = Param("4*hidden", "hidden", init=each(nn.init.orthogonal_, 4))
+    gain_ih = Param("4*hidden", init=nn.init.ones_)
+    gain_hh = Param("4*hidden", init=nn.init.ones_)
+    gain_c = Param("hidden", init=nn.init.ones_)
+    bias_ih = Param("4*hidden", init=nn.init.zeros_)
+    bias_c = Param("hidden", init=nn.init.zeros_)
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        gates, units = self.gain_hh.shape, self.gain_c.shape
+        input_sum = layer_norm(linear(x, self.weight_ih), gates, self.gain_ih, self.bias_ih)
+        hidden_sum = layer_norm(linear(h, self.weight_hh), gates, self.gain_hh)
+        i, f, g, o = (input_sum + hidden_sum).chunk(4, -1)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+        c = f * c + i * g
+        h = o * tanh(layer_norm(c, units, self.gain_c, self.bias_c))
+        return h, c

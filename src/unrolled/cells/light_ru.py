@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class LightRU(Cell):
+    """Light recurrent unit (Ye et al., 2024, Electronics 13(16) 3204): the candidate sees the input alone.
+
+    Quantities:
+        f: forget gate: how much of the candidate enters
+        candidate: what could be written
+        h: hidden state
+    """
+
+    state = ("h",)
+    weight_ih = Param("2*hidden", "input")
+    weight_hh = Param("hidden", "hidden")
+    bias_ih = Param("2*hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        candidate, input_f = linear(x, self.weight_ih, self.bias_ih).chunk(2, -1)
+        candidate = tanh(candidate)
+        f = sigmoid(input_f + linear(h, self.weight_hh))
+        h = (1 - f) * h + f * candidate
+        return h

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from torch import Tensor, cos, exp, nn, sin
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import lecun_normal
+
+
+class LRU(Cell):
+    """Linear recurrent unit (Orvieto et al., 2023, arXiv:2303.06349, eq. 7 and appendix A).
+
+    A diagonal complex recurrence, kept as a real and an imaginary state of ``state_size`` (0: as many as
+    units); what it shows is linear in them, D a matrix. Its eigenvalues begin on a ring between ``r_min`` and
+    ``r_max``.
+
+    Quantities:
+        size: modulus of the eigenvalues
+        turn: phase of the eigenvalues
+        re: real part of the state
+        im: imaginary part of the state
+        y: output
+    """
+
+    state_size: int = 0
+    r_min: float = 0.0
+    r_max: float = 1.0
+    max_phase: float = 6.283185307179586
+
+    state = {"y": "hidden", "re": "state_size or hidden", "im": "state_size or hidden"}
+    nu = Param("state_size or hidden", init=lambda nu, cell: ring(nu, cell))
+    theta = Param("state_size or hidden", init=lambda theta, cell: phases(theta, cell))
+    gamma = Param("state_size or hidden", init=lambda gamma, cell: normalising(gamma, cell))
+    weight_b = Param("2*(state_size or hidden)", "input", init=lambda weight: halved(weight))
+    weight_c = Param("hidden", "2*(state_size or hidden)", init=lambda weight: doubled(weight))
+    weight_d = Param("hidden", "input", init=lecun_normal)
+
+    def check(self) -> None:
+        if self.state_size < 0 or not 0 <= self.r_min < self.r_max <= 1:
+            raise ValueError(
+                "state_size should be 0 or more and 0 <= r_min < r_max <= 1, got "
+                f"state_size={self.state_size}, r_min={self.r_min}, r_max={self.r_max}"
+            )
+
+    def step(self, x: Tensor, y: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size, turn = exp(-exp(self.nu)), exp(self.theta)
+        across, up = size * cos(turn), size * sin(turn)
+        scale = exp(self.gamma)
+        in_re, in_im = linear(x, self.weight_b).chunk(2, -1)
+        re, im = across * re - up * im + scale * in_re, up * re + across * im + scale * in_im
+        show_re, show_im = self.weight_c.chunk(2, 1)
+        y = linear(re, show_re) - linear(im, show_im) + linear(x, self.weight_d)
+        return y, re, im
+
+
+def halved(weight: Tensor) -> None:
+    """Draw real and imaginary parts that have together a variance of 1 over the inputs."""
+    nn.init.normal_(weight, 0, (2 * weight.shape[1]) ** -0.5)
+
+
+def doubled(weight: Tensor) -> None:
+    """Draw real and imaginary parts with a variance of 1 over the complex inputs each."""
+    nn.init.normal_(weight, 0, (weight.shape[1] / 2) ** -0.5)
+
+
+def ring(nu: Tensor, cell: LRU) -> None:
+    """Draw moduli evenly over the area of the ring (lemma 3.2)."""
+    area = nn.init.uniform_(nu, cell.r_min**2, cell.r_max**2)
+    nu.copy_((-0.5 * area.clamp(min=1e-38).log()).clamp(min=1e-38).log())
+
+
+def normalising(gamma: Tensor, cell: LRU) -> None:
+    """Begin so that the states keep the variance of what enters (eq. 7)."""
+    gamma.copy_(0.5 * (1 - exp(-2 * exp(cell.nu))).clamp(min=1e-38).log())
+
+
+def phases(theta: Tensor, cell: LRU) -> None:
+    """Draw phases evenly from 0 to the largest."""
+    theta.copy_(nn.init.uniform_(theta, 0, cell.max_phase).clamp(min=1e-38).log())

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from torch import Tensor, sigmoid, where
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import like_linear
+
+
+class MinGRU(Cell):
+    """minGRU (Feng et al., 2024, arXiv:2410.01201v3): nothing but the input decides.
+
+    ``positive=True`` keeps the candidate above 0 as the paper's log-space form does (appendix B).
+
+    Quantities:
+        z: update gate: how much of the candidate enters
+        candidate: what could be written
+        h: hidden state
+    """
+
+    positive: bool = False
+
+    state = ("h",)
+    weight_ih = Param("2*hidden", "input", init=like_linear)
+    bias_ih = Param("2*hidden", init=like_linear)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z, candidate = linear(x, self.weight_ih, self.bias_ih).chunk(2, -1)
+        z = sigmoid(z)
+        if self.positive:
+            candidate = where(candidate >= 0, candidate + 0.5, sigmoid(candidate))
+        h = (1 - z) * h + z * candidate
+        return h
+
+
+class MinLSTM(Cell):
+    """minLSTM (Feng et al., 2024, arXiv:2410.01201v3): the two gates share one.
+
+    ``positive=True`` keeps the candidate above 0 as the paper's log-space form does (appendix B).
+
+    Quantities:
+        f: forget gate: its part of both gates' sum
+        i: input gate: its part of both gates' sum
+        candidate: what could be written
+        h: hidden state
+    """
+
+    positive: bool = False
+
+    state = ("h",)
+    weight_ih = Param("3*hidden", "input", init=like_linear)
+    bias_ih = Param("3*hidden", init=like_linear)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        f, i, candidate = linear(x, self.weight_ih, self.bias_ih).chunk(3, -1)
+        f, i = sigmoid(f), sigmoid(i)
+        f, i = f / (f + i), i / (f + i)
+        if self.positive:
+            candidate = where(candidate >= 0, candidate + 0.5, sigmoid(candidate))
+        h = f * h + i * candidate
+        return h

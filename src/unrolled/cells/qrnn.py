@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import like_linear
+
+
+class QRNN(Cell):
+    """Quasi-recurrent network's pooling (Bradbury et al., 2016, arXiv:1611.01576).
+
+    Gates and candidate see one step of the input, the paper's convolution of width 1; a wider one is a
+    ``torch.nn.Conv1d`` below the layer.
+
+    Quantities:
+        z: candidate: what could be written
+        f: forget gate: how much old c stays
+        o: output gate: how much of c is shown
+        i: input gate: how much z enters
+        c: cell state
+        h: hidden state
+    """
+
+    pooling: Literal["f", "fo", "ifo"] = "fo"
+
+    state = ("h", "c")
+    weight_zf = Param("2*hidden", "input", init=like_linear)
+    weight_o = Param("hidden", "input", init=like_linear, when=lambda cell: "o" in cell.pooling)
+    weight_i = Param("hidden", "input", init=like_linear, when=lambda cell: "i" in cell.pooling)
+    bias_zf = Param("2*hidden", init=like_linear)
+    bias_o = Param("hidden", init=like_linear, when=lambda cell: "o" in cell.pooling)
+    bias_i = Param("hidden", init=like_linear, when=lambda cell: "i" in cell.pooling)
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        z, f = linear(x, self.weight_zf, self.bias_zf).chunk(2, -1)
+        z = tanh(z)
+        f = sigmoid(f)
+        i = sigmoid(linear(x, self.weight_i, self.bias_i)) if "i" in self.pooling else 1 - f
+        c = f * c + i * z
+        h = sigmoid(linear(x, self.weight_o, self.bias_o)) * c if "o" in self.pooling else c
+        return h, c

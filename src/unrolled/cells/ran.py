@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn, sigmoid, tanh
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+
+class RAN(Cell):
+    """Recurrent additive network (Lee et al., 2017, arXiv:1705.07393).
+
+    The cell state is a weighted sum of inputs: nothing but gates sees the hidden state. ``output="identity"``
+    shows the cell state as it is.
+
+    Quantities:
+        content: what the input could write
+        i: input gate: how much of the content enters
+        f: forget gate: how much old c stays
+        c: cell state
+        h: hidden state
+    """
+
+    output: Literal["tanh", "identity"] = "tanh"
+
+    state = ("h", "c")
+    weight_ih = Param("3*hidden", "input")
+    weight_hh = Param("2*hidden", "hidden")
+    bias_hh = Param("2*hidden", init=nn.init.zeros_)
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        content, input_i, input_f = linear(x, self.weight_ih).chunk(3, -1)
+        hidden_i, hidden_f = linear(h, self.weight_hh, self.bias_hh).chunk(2, -1)
+        i = sigmoid(input_i + hidden_i)
+        f = sigmoid(input_f + hidden_f)
+        c = i * content + f * c
+        h = tanh(c) if self.output == "tanh" else c
+        return h, c

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from torch import Tensor, exp, nn, sigmoid, sqrt
+from torch.nn.functional import linear, softplus
+
+from unrolled.cell import Cell, Param
+from unrolled.cells.shared import block_linear, check_heads, lecun_normal
+
+
+class RGLRU(Cell):
+    """Real-gated linear recurrent unit of Griffin (De et al., 2024, arXiv:2402.19427, eq. 1 to 4).
+
+    The gates see the input in ``heads`` blocks. An input that isn't as wide as the hidden state is brought
+    to its width first.
+
+    Quantities:
+        r: recurrence gate
+        i: input gate
+        log_a: logarithm of the decay
+        a: decay: how much old h stays
+        h: hidden state
+    """
+
+    heads: int = 1
+
+    state = ("h",)
+    weight_x = Param("hidden", "input", when=lambda cell: cell.input != cell.hidden)
+    weight_r = Param("hidden", "hidden//heads", init=lecun_normal)
+    weight_i = Param("hidden", "hidden//heads", init=lecun_normal)
+    bias_r = Param("hidden", init=nn.init.zeros_)
+    bias_i = Param("hidden", init=nn.init.zeros_)
+    decay = Param("hidden", init=lambda decay: decays(decay))
+
+    def check(self) -> None:
+        check_heads(self)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        x = x if self.weight_x is None else linear(x, self.weight_x)
+        r = sigmoid(block_linear(x, self.weight_r, self.bias_r, self.heads))
+        i = sigmoid(block_linear(x, self.weight_i, self.bias_i, self.heads))
+        log_a = -8 * softplus(self.decay) * r
+        a = exp(log_a)
+        h = a * h + sqrt(1 - exp(2 * log_a)) * (i * x)
+        return h
+
+
+def decays(decay: Tensor) -> None:
+    """Draw so that an open gate keeps between 0.9 and 0.999 of h (section 2.4)."""
+    kept = nn.init.uniform_(decay, 0.9, 0.999) ** (1 / 8)
+    decay.copy_((1 / kept - 1).log())

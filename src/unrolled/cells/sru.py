@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch import Tensor, nn, sigmoid
+from torch.nn.functional import linear
+
+from unrolled.cell import Cell, Param
+
+unit = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # of variance 1 / inputs
+
+
+class SRU(Cell):
+    """Simple recurrent unit (Lei et al., 2017, arXiv:1709.02755v5): no product with the state.
+
+    An input that isn't as wide as the hidden state is brought to its width for the highway connection.
+    ``rescale`` multiplies that by sqrt(1 + 2·exp(highway_bias)), so that it counts as much as c at first.
+
+    Quantities:
+        f: forget gate: how much old c stays
+        r: reset gate: how much of c is shown
+        c: cell state
+        h: hidden state: c, and the input past it
+    """
+
+    highway_bias: float = 0.0
+    rescale: bool = True
+
+    state = ("h", "c")
+    weight_ih = Param("3*hidden", "input", init=lambda weight: gates_less(weight))
+    weight_x = Param("hidden", "input", init=unit, when=lambda cell: cell.input != cell.hidden)
+    weight_c = Param("2*hidden", init=lambda weight: nn.init.uniform_(weight, -(1.5**0.5), 1.5**0.5))
+    bias_f = Param("hidden", init=nn.init.zeros_)
+    bias_r = Param("hidden", init=lambda bias, cell: nn.init.constant_(bias, cell.highway_bias))
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        content, input_f, input_r = linear(x, self.weight_ih).chunk(3, -1)
+        weight_f, weight_r = self.weight_c.chunk(2)
+        past = x if self.weight_x is None else linear(x, self.weight_x)
+        past = past * math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale else past
+        f = sigmoid(input_f + weight_f * c if self.bias_f is None else input_f + weight_f * c + self.bias_f)
+        r = sigmoid(input_r + weight_r * c if self.bias_r is None else input_r + weight_r * c + self.bias_r)
+        c = f * c + (1 - f) * content
+        h = r * c + (1 - r) * past
+        return h, c
+
+
+def gates_less(weight: Tensor) -> None:
+    """Draw with a variance of 1 over the inputs, that of the two gates half as large."""
+    unit(weight)
+    weight[len(weight) // 3 :] *= 0.5**0.5

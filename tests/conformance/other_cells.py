@@ -1,0 +1,186 @@
+"""Other libraries' cells with our parameters: each runs a sequence and gives its outputs.
+
+Where one departs from the paper it can't check ours: :data:`DEPARTS` says in what.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+Peer = Callable[[Any, Parameters, Tensor], Tensor]
+
+DEPARTS = {
+    "LEM": "y sees the old z, where eq. 3 has the new one",
+    "NAS": "all eight pairs are added, where TensorFlow's cell multiplies the fourth",
+    "SCRN": "what returns into the hidden layer is the output, where the paper has the hidden layer",
+}
+
+
+def torchrecurrent(
+    name: str, *, state: int = 0, renamed: dict[str, str | None] | None = None, **arguments: Any
+) -> Peer:
+    """A cell of torchrecurrent, step by step; its further biases are zero.
+
+    Args:
+        name: of its class.
+        state: which part of what it returns is handed to the next step, where that is not all.
+        renamed: of its parameters, which of ours they are, one below another; None: it stays as it is.
+        arguments: of its class; a callable takes our cell.
+    """
+
+    def run(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+        library = importlib.import_module("torchrecurrent")
+        given = {key: value(cell) if callable(value) else value for key, value in arguments.items()}
+        theirs = getattr(library, name)(cell.input, cell.hidden, dtype=x.dtype, **given)
+        left = dict(params)
+        for theirs_name, parameter in theirs.named_parameters():
+            ours = (renamed or {}).get(theirs_name, theirs_name)
+            if ours is None:
+                continue
+            values = [left.pop(part) for part in ours.split("+") if part in params]
+            value = torch.cat([*values, *([] if values else [torch.zeros_like(parameter)])])
+            padded = torch.cat([value, value.new_zeros(len(parameter) - len(value), *value.shape[1:])])
+            parameter.copy_(padded)
+        assert not left, f"{name} has no {', '.join(left)}"
+        outputs, carried = [], None
+        for row in x:
+            found = theirs(row, carried)
+            outputs.append(found[0] if isinstance(found, tuple) else found)
+            carried = found[1] if state and isinstance(found, tuple) else found
+        return torch.stack(outputs)
+
+    return run
+
+
+def lru(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+    from LRU_pytorch import LRU
+
+    theirs = LRU(cell.input, cell.hidden, cell.state_sizes()["re"])
+    for name, ours in (("nu_log", "nu"), ("theta_log", "theta"), ("gamma_log", "gamma"), ("D", "weight_d")):
+        getattr(theirs, name).data = params[ours].float()
+    theirs.B.data = torch.complex(*params["weight_b"].float().chunk(2))
+    theirs.C.data = torch.complex(*(part.contiguous() for part in params["weight_c"].float().chunk(2, 1)))
+    return theirs(x.float().transpose(0, 1)).transpose(0, 1).to(x.dtype)
+
+
+def minimal(name: str, swapped: bool) -> Peer:
+    """minGRU or minLSTM of minGRU-pytorch, by its scan in log space."""
+
+    def run(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+        assert cell.positive
+        module = importlib.import_module(f"minGRU_pytorch.{name}")
+        theirs = getattr(module, name)(cell.input).double()
+        *gates, candidate = params["weight_ih"].chunk(2 if swapped else 3)
+        next(theirs.parameters()).data = torch.cat([candidate, *gates])
+        return theirs(x.transpose(0, 1)).transpose(0, 1)
+
+    return run
+
+
+def rg_lru(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+    from recurrentgemma.torch.layers import RGLRU
+
+    theirs = RGLRU(cell.hidden, cell.heads, dtype=x.dtype)
+    blocks = cell.heads, cell.hidden // cell.heads, cell.hidden // cell.heads
+    for gate, ours in (("input_gate", "i"), ("a_gate", "r")):
+        getattr(theirs, gate).w.data = params[f"weight_{ours}"].reshape(blocks).transpose(1, 2)
+        getattr(theirs, gate).b.data = params[f"bias_{ours}"].reshape(blocks[:2])
+    theirs.a_param.data = params["decay"]
+    place = torch.arange(1, len(x) + 1).expand(x.shape[1], -1)  # 0 would begin anew
+    start = x.new_zeros(x.shape[1], cell.hidden, dtype=torch.float32)
+    return theirs(x.transpose(0, 1), place, start)[0].transpose(0, 1)
+
+
+def slstm(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+    from xlstm.blocks.slstm.cell import sLSTMCell, sLSTMCellConfig
+
+    heads, units = cell.heads, cell.hidden // cell.heads
+    config = sLSTMCellConfig(
+        cell.hidden, heads, backend="vanilla", dtype="float32", enable_automatic_mixed_precision=False
+    )
+    theirs = sLSTMCell(config).double()
+    kernel = params["weight_hh"].reshape(4, heads, units, units).transpose(0, 1)  # head, gate, out, in
+    theirs._recurrent_kernel_.data = kernel.reshape(heads, 4 * units, units)
+    theirs._bias_.data = params["bias_ih"]
+    sums = (x @ params["weight_ih"].T).transpose(0, 1)
+    return theirs(sums)[0].transpose(1, 2).reshape(x.shape[1], len(x), -1).transpose(0, 1)
+
+
+def sru(cell: Any, params: Parameters, x: Tensor) -> Tensor:
+    from sru import SRU
+
+    params = {name: value.float() for name, value in params.items()}
+    theirs = SRU(cell.input, cell.hidden, 1, highway_bias=cell.highway_bias, rescale=cell.rescale)
+    [one] = theirs.rnn_lst
+    scale = one.scale_x if cell.rescale else 1
+    columns = [*params["weight_ih"].chunk(3), *([params["weight_x"] * scale] if "weight_x" in params else [])]
+    one.weight.data = torch.stack([column.T for column in columns], -1).flatten(1)
+    one.weight_c.data, one.bias.data = params["weight_c"], torch.cat([params["bias_f"], params["bias_r"]])
+    return theirs(x.float())[0].to(x.dtype)
+
+
+PEERS: dict[str, tuple[str, Peer]] = {
+    name: ("torchrecurrent", peer)
+    for name, peer in {
+        "PeepholeLSTM": torchrecurrent("PeepholeLSTMCell", renamed={"weight_ph": "peep_i+peep_f+peep_o"}),
+        "MultiplicativeLSTM": torchrecurrent(
+            "MultiplicativeLSTMCell",
+            renamed={"weight_ih": "weight_mx+weight_ih", "weight_hh": "weight_mh", "weight_mh": "weight_im",
+                     "bias_mh": "bias_ih", "bias_ih": ""},
+        ),
+        "JANET": torchrecurrent("JANETCell", renamed={"beta": None}),
+        "MGU": torchrecurrent("MGUCell"),
+        "LightRU": torchrecurrent("LightRUCell"),
+        "LiGRU": torchrecurrent("LiGRUCell"),
+        "UGRNN": torchrecurrent("UGRNNCell"),
+        "IntersectionRNN": torchrecurrent("IntersectionRNNCell", state=1),
+        "CFN": torchrecurrent("CFNCell"),
+        "RAN": torchrecurrent("RANCell", renamed={"bias_ih": "bias_hh", "bias_hh": ""}),
+        "STAR": torchrecurrent("STARCell"),
+        "ATR": torchrecurrent("ATRCell"),
+        "IndRNN": torchrecurrent("IndRNNCell", renamed={"vector_u": "weight_u"}, nonlinearity="relu"),
+        "AntisymmetricRNN": torchrecurrent(
+            "AntisymmetricRNNCell", epsilon=lambda cell: cell.epsilon, gamma=lambda cell: cell.gamma
+        ),
+        "GatedAntisymmetricRNN": torchrecurrent(
+            "GatedAntisymmetricRNNCell", epsilon=lambda cell: cell.epsilon, gamma=lambda cell: cell.gamma
+        ),
+        "FastRNN": torchrecurrent("FastRNNCell"),
+        "FastGRNN": torchrecurrent(
+            "FastGRNNCell", renamed={"bias_ih": "bias_z+bias_h"}, nonlinearity="sigmoid"
+        ),
+        "CoRNN": torchrecurrent(
+            "coRNNCell", renamed={"weight_ch": "weight_zh"}, dt=lambda cell: cell.dt,
+            gamma=lambda cell: cell.gamma, epsilon=lambda cell: cell.epsilon,
+        ),
+        "UnICORNN": torchrecurrent(
+            "UnICORNNCell", renamed={"weight_ch": "control"}, dt=lambda cell: cell.dt,
+            alpha=lambda cell: cell.alpha,
+        ),
+        "BRC": torchrecurrent(
+            "BRCell", renamed={"weight_ih": "weight_gates+weight_ih", "weight_hh": "weight_a+weight_c",
+                               "bias_ih": "bias_gates"},
+        ),
+        "NBRC": torchrecurrent(
+            "NBRCell", renamed={"weight_ih": "weight_gates+weight_ih", "bias_ih": "bias_gates"}
+        ),
+        "LEM": torchrecurrent("LEMCell", renamed={"weight_ch": "weight_zy"}),
+        "NAS": torchrecurrent("NASCell", renamed={"bias_ih": ""}),
+    }.items()
+} | {
+    "LRU": ("LRU_pytorch", lru),
+    "MinGRU positive=True": ("minGRU_pytorch", minimal("minGRU", True)),
+    "MinLSTM positive=True": ("minGRU_pytorch", minimal("minLSTM", False)),
+    "RGLRU": ("recurrentgemma", rg_lru),
+    "RGLRU heads=2": ("recurrentgemma", rg_lru),
+    "SLSTM": ("xlstm", slstm),
+    "SLSTM heads=2": ("xlstm", slstm),
+    "SRU": ("sru", sru),
+    "SRU rescale=False": ("sru", sru),
+}  # fmt: skip

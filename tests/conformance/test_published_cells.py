@@ -1,0 +1,66 @@
+"""Every published cell beside its paper's equations in NumPy, and beside the libraries that have it."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+
+import unrolled as ur
+from conformance import papers
+from conformance.other_cells import DEPARTS, PEERS
+from test_every_cell import CASES, HIDDEN, INPUT, layer_of
+
+OF_TORCH = {"RNN", "LSTM", "GRU"}  # which tests/test_parity.py compares with torch.nn
+
+
+def test_every_cell_has_its_equations_here() -> None:
+    assert set(papers.STEPS) == set(ur.cells.__all__) - OF_TORCH
+
+
+@pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items() if name not in OF_TORCH])
+@pytest.mark.parametrize("input_size", [INPUT, HIDDEN])
+def test_the_papers_equations(case: str, input_size: int) -> None:
+    """In float64, from states that aren't zero, but for those of sLSTM, whose first stabiliser is free."""
+    layer = layer_of(case, input_size)
+    cell = layer._first
+    batch = 2
+    x = torch.randn(6, batch, input_size, dtype=torch.float64)
+    begin = torch.zeros if "n" in cell.state_sizes() else torch.rand
+    states = [begin(1, batch, size, dtype=torch.float64) for size in cell.state_sizes().values()]
+    with torch.no_grad(), ur.engine("reference"):
+        output, _ = layer(x, tuple(states) if len(states) > 1 else states[0])
+    params = {name: getattr(layer, f"{name}_l0").detach().numpy() for name in cell.shapes()}
+    for row in range(batch):
+        begins = [state[0, row].numpy() for state in states]
+        expected = papers.run(type(cell).__name__, params, cell.chosen_options(), x[:, row].numpy(), begins)
+        numpy.testing.assert_allclose(output[:, row], expected, rtol=0, atol=1e-12)
+
+
+IN_FLOAT32 = ("LRU_pytorch", "recurrentgemma", "sru")
+SLOW = ("sru",)  # compiles a minute where it is imported
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.exhaustive if PEERS[case][0] in SLOW else ()) for case in PEERS],
+)
+@pytest.mark.filterwarnings("default")  # theirs
+def test_another_library(case: str) -> None:
+    name, _ = CASES[case]
+    library, peer = PEERS[case]
+    pytest.importorskip(library)
+    alike = name in ("IntersectionRNN", "RGLRU", "MinGRU", "MinLSTM")  # of one size, or without biases, there
+    layer = layer_of(case, HIDDEN if alike else INPUT, bias="Min" not in name)
+    cell = layer._first
+    x = torch.randn(6, 2, cell.input, dtype=torch.float64)
+    params = {key: getattr(layer, f"{key}_l0").detach() for key in cell.shapes()}
+    with torch.no_grad(), ur.engine("reference"):
+        ours, theirs = layer(x)[0], peer(cell, params, x)
+    difference = float((ours - theirs).abs().max())
+    if name in DEPARTS:
+        assert difference > 1e-3, f"{library} no longer departs: {DEPARTS[name]}"
+    else:
+        assert difference < (
+            1e-5 if library in ("LRU_pytorch", "recurrentgemma", "sru") else 1e-12
+        )  # in float32
