@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import functools
 import math
 import re
 from io import StringIO
@@ -494,3 +495,38 @@ def test_traces_what_parametrizations_and_nan_give() -> None:
     torch.testing.assert_close(t.output, module(t.input)[0], equal_nan=True)
     assert "nan" in t.explain("input_sum", 0, 1)
     assert t["r"][0, 0, 1].isnan()
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
+def test_what_is_done_to_the_module_afterwards_changes_nothing(make: type[nn.Module]) -> None:
+    module, x = make(3, 4, 2, dropout=0.5), torch.randn(5, 2, 3)
+    t = ur.trace(module, x)
+    expected = t.backward(torch.sum).gradient("h").clone()
+    module.eval()
+    module.double()
+    module.dropout = 0.1
+    assert torch.equal(t.backward(torch.sum).gradient("h"), expected)
+    assert t.check() < 1e-6
+    assert t.recurrent.training
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
+def test_a_forward_that_was_put_upon_one_module_alone(make: type[nn.Module]) -> None:
+    module = make(3, 4)
+    module.forward = functools.partial(lambda module, x: type(module).forward(module, 2 * x), module)
+    with pytest.raises(TypeError, match="its own forward"):
+        ur.trace(module, torch.randn(4, 3))
+    del module.forward
+    module.forward = module.forward  # the one of its class
+    assert ur.trace(module, torch.randn(4, 3)).check() < 1e-6
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
+def test_a_parametrization_that_changes_with_every_use(make: type[nn.Module]) -> None:
+    module, x = make(3, 4), torch.randn(5, 2, 3)
+    nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0", n_power_iterations=1)
+    module.parametrizations.weight_hh_l0[0]._u.copy_(torch.eye(16)[0])  # far from where it goes
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    t = ur.trace(module, x)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert_close(t.output, module.eval()(x)[0].detach(), 1e-6)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,22 @@ class CellModule(nn.Module):
         bound = cell.bind(tensors)
         bound.training = self.training
         return bound
+
+    def with_cells(self, cells: Iterable[Cell]) -> Self:
+        """This module as it is now, in its mode, with the parameters of these bound cells for its own.
+
+        What is done to it afterwards, this one doesn't see.
+
+        Args:
+            cells: one for each of its own, in their order.
+        """
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        pairs = zip(self._named.values(), cells, strict=True)
+        own = {full: getattr(cell, name) for named, cell in pairs for name, full, _ in named}
+        vars(made)["_parameters"] = own | {k: v for k, v in self._parameters.items() if k not in own}
+        vars(made).pop("_frozen", None)
+        return made
 
     def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
         """What a user gave as state, as a tuple with a tensor for each state of the cell."""

@@ -14,6 +14,7 @@ from unrolled.cell import Cell
 from unrolled.cell_module import CellModule
 from unrolled.drop_in import CELLS, LAYERS, DropInCell, DropInLayer
 from unrolled.layers import Recurrent
+from unrolled.recording import at_rest
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -31,7 +32,7 @@ def recurrent(module: nn.Module) -> Recurrent:
     """
     if not isinstance(module, Recurrent):
         return from_torch(module)
-    if type(module).forward not in (Recurrent.forward, DropInLayer.forward):
+    if _forward(module) not in (Recurrent.forward, DropInLayer.forward):
         base = next(base for base in type(module).__mro__ if base.__module__.startswith("unrolled."))
         raise _overrides(module, f"unrolled.{base.__name__}")
     return module
@@ -51,12 +52,13 @@ def from_torch(module: nn.Module) -> Recurrent:
         raise TypeError(
             f"expected a recurrent layer, one of unrolled's or {names}, got {type(module).__name__}"
         )
-    if type(module).forward is not ours.torch_class.forward:
+    if _forward(module) is not ours.torch_class.forward:
         raise _overrides(module, f"torch.nn.{ours.torch_class.__name__}")
     layer = _quietly(ours, **_arguments(module, ours), device="meta")
-    for name in [name for name, _ in layer.named_parameters()]:
-        delattr(layer, name)
-        setattr(layer, name, getattr(module, name))
+    with at_rest(module):
+        for name in [name for name, _ in layer.named_parameters()]:
+            delattr(layer, name)
+            setattr(layer, name, getattr(module, name))
     return layer.train(module.training)
 
 
@@ -96,10 +98,16 @@ def like(module: nn.Module, kind: Any) -> nn.Module:
     return made.train(module.training)
 
 
+def _forward(module: nn.Module) -> Any:
+    """The function that a call of a module runs, which a wrapper may have put upon this one alone."""
+    own = vars(module).get("forward", type(module).forward)
+    return own.__func__ if getattr(own, "__self__", None) is module else own
+
+
 def _overrides(module: nn.Module, base: str) -> TypeError:
+    how = "has its own forward in the place of that" if "forward" in vars(module) else "overrides the forward"
     return TypeError(
-        f"{type(module).__name__} overrides the forward of {base}: what it computes can't be read from "
-        "its parameters"
+        f"{type(module).__name__} {how} of {base}: what it computes can't be read from its parameters"
     )
 
 

@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cell import Cell
@@ -140,6 +140,20 @@ def _assigned(code: CodeType) -> list[str]:
                 stored = stored if instruction.opname == "STORE_FAST_STORE_FAST" else stored[:1]
             names += stored if isinstance(stored, tuple) else (stored,)
     return list(dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Have a module's parametrizations compute as in eval mode, in which they draw and change nothing."""
+    held: Any = getattr(module, "parametrizations", None)
+    training = [one for one in held.modules() if one.training] if isinstance(held, nn.Module) else []
+    for one in training:
+        one.training = False
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True
 
 
 def random_state(devices: list[torch.device]) -> list[Tensor]:

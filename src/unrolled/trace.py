@@ -19,7 +19,7 @@ from unrolled.gradient import Loss
 from unrolled.layer_trace import LayerTrace, position
 from unrolled.layers import Recurrent
 from unrolled.limits import LimitedRecorder, Rows, Selection
-from unrolled.recording import StepRecorder, cuda_devices, drawing_from, random_state
+from unrolled.recording import StepRecorder, at_rest, cuda_devices, drawing_from, random_state
 from unrolled.sequence import Sequence as Steps
 from unrolled.tables import StepTable
 from unrolled.tensors import map_tensors, tensors
@@ -44,7 +44,8 @@ class Trace:
 
     Attributes:
         module: the module that was traced.
-        recurrent: the layer of this library that has its parameters; ``module`` itself if it is one.
+        recurrent: the layer of this library that computes what ``module`` did: with the parameters, mode and
+            options that it had.
         input: what the module was given.
         output, final_state: what the module returns for this input.
         selection: what was kept. Where that is not every step, quantity and unit, there is no ``input`` and
@@ -68,7 +69,7 @@ class Trace:
         self.layers = tuple(layers)
         self._starts = tuple(starts)  # of each layer and direction, in the order of the engines' rows
         self.output, self.final_state = result
-        self.recurrent = recurrent
+        self.recurrent = recurrent.with_cells(part.cell for part in self.layers)
         self.input = call[0]
         if not selection.whole:
             self.input = self.output = None
@@ -307,7 +308,7 @@ def traced(
     parts: list[LayerTrace] = []
     starts: list[tuple[Tensor, ...]] = []
     keep: Any = _copy if selection.whole else _detached
-    with torch.no_grad(), drawing_from(drawn_from, cuda_devices(x)):
+    with torch.no_grad(), drawing_from(drawn_from, cuda_devices(x)), at_rest(recurrent):
         call = (keep(x), keep(state))
         steps = Steps.of(call[0], recurrent.batch_first, type(module).__name__)
 
