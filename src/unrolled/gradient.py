@@ -104,11 +104,15 @@ def _value(loss: Loss | Tensor, output: Tensor | PackedSequence, state: Any) -> 
         if loss.shape != data.shape:
             shapes = f"{tuple(data.shape)}, got {tuple(loss.shape)}"
             raise ValueError(f"the target should have the shape of the output, {shapes}")
-        return (data - loss.detach().to(data)).square().mean()
+        if loss.is_complex() and not data.is_complex():
+            raise ValueError("the target should be of real numbers as the output is, got complex ones")
+        difference = data - loss.detach().to(data)
+        return (difference.abs() if difference.is_complex() else difference).square().mean()
     if not callable(loss):
         raise TypeError(
             f"the loss should be a function of the output or a tensor, the target, got {type(loss).__name__}"
         )
+    state = map_tensors(state, Tensor.clone)  # a loss may change it in place, and it is that of the last step
     value = loss(output, state) if _takes_two(loss) else loss(output)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad or value.is_complex():
         got = type(value).__name__
@@ -123,7 +127,7 @@ def _takes_two(loss: Loss) -> bool:
     """Whether a function has two arguments that must be given: output and final state.
 
     Raises:
-        TypeError: the second one is called a target, as those of torch's losses are.
+        TypeError: it takes more or none; one is called a target, as those of torch's losses are.
     """
     try:
         called = loss.forward if isinstance(loss, nn.Module) else loss
@@ -131,11 +135,17 @@ def _takes_two(loss: Loss) -> bool:
     except (TypeError, ValueError):  # of functions in C
         return False
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [one.name for one in arguments if one.kind in places and one.default is one.empty]
+    taken = [one for one in arguments if one.kind in places]
+    needed = [one.name for one in taken if one.default is one.empty]
     if "target" in needed:
         raise TypeError(
             "the loss should be a function of the output, or of output and final state, and this one takes a "
             "target: give lambda output: loss(output, target)"
+        )
+    if len(needed) > 2 or not (taken or any(one.kind is one.VAR_POSITIONAL for one in arguments)):
+        raise TypeError(
+            "the loss should be a function of the output, or of output and final state, and this one takes "
+            f"{len(needed) or 'no'} arguments"
         )
     return len(needed) == 2
 
@@ -152,7 +162,8 @@ def pulling(output: Any, state: Any) -> Loss:
     def loss(output: Any, state: Any) -> Tensor:
         made = tensors((output, state))
         pairs = [(a, b) for a, b in zip(made, given, strict=True) if b is not None]
-        return torch.stack([(a * b.to(a)).sum() for a, b in pairs]).sum() if pairs else made[0].sum() * 0
+        products = [(a * b.to(a).conj()).sum() for a, b in pairs] or [made[0].sum() * 0]
+        return torch.stack([one.real if one.is_complex() else one for one in products]).sum()
 
     return loss
 
