@@ -91,7 +91,7 @@ def _quick(seen: Seen, output: Tensor | None, states: list[Tensor | None], count
     """Of some rows, the steps of all times in one call; None where that gives other numbers."""
     recurrent, x, state = seen.recurrent, seen.x, seen.state
     whole = Sequence.of(x, recurrent.batch_first, "")
-    batch, count = whole.batch, max(1, min(count, _LONGEST // int(whole.lengths.max())))
+    batch, count = whole.batch, max(1, min(count, _LONGEST // whole.time))
     there = seen.as_input(seen.output), seen.final
     rows = Rows.of(tuple(range(min(count, batch))), x, recurrent.batch_first) if count < batch else None
     if rows is not None:
@@ -124,6 +124,8 @@ def _quick(seen: Seen, output: Tensor | None, states: list[Tensor | None], count
                 kept.gradients.append(
                     tuple(torch.zeros_like(a) if b is None else b for a, b in zip(step, own, strict=True))
                 )
+    for kept in ran:
+        del vars(kept.cell)["step"]  # which holds it: all would wait for the garbage collector
     parts = [_part(kept, k, recurrent.bidirectional, sequence) for k, kept in enumerate(ran)]
     told = [part for part in parts if part is not None]
     return told if len(told) == len(parts) else None

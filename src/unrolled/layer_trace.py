@@ -65,7 +65,7 @@ class LayerTrace:
     def extent(self) -> str:
         """How much it holds, in words."""
         time, batch = self.input.shape[:2]
-        of = "" if self.steps is None else f" of {int(self.lengths.max())}"
+        of = "" if self.steps is None or not batch else f" of {int(self.lengths.max())}"
         units = "" if self.units is None else f", units {_listed(self.units)} of {self.cell.hidden}"
         return f"{time}{of} steps × {batch} rows{units}"
 
@@ -270,14 +270,19 @@ def same(again: Tensor, there: Tensor) -> Tensor:
     return torch.isclose(again.to(there.dtype), there, rounding, float(largest) * rounding, equal_nan=True)
 
 
+def whole_number(value: Any) -> int:
+    """A whole number, of NumPy and torch too, such as what argmax gives. Raises a TypeError for others."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool):
+        raise TypeError(f"{value!r} is no number")
+    return operator.index(value)
+
+
 def position(what: str, index: int, size: int) -> int:
     """An index counted from 0; negative ones count from the end. Raises where there is no such one."""
     try:
-        whole = operator.index(index)  # of NumPy and torch too, such as what argmax gives
+        whole = whole_number(index)
     except TypeError:
-        whole = None
-    if whole is None or isinstance(index, bool):
-        raise TypeError(f"the {what} should be a whole number, got {index!r}")
+        raise TypeError(f"the {what} should be a whole number, got {index!r}") from None
     if not -size <= whole < size:
         raise IndexError(f"there is no {what} {whole}: there are {size}, counted from 0")
     return whole % size

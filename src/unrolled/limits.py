@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cell import Cell
-from unrolled.layer_trace import position
+from unrolled.layer_trace import position, whole_number
 from unrolled.recording import StepRecorder
 from unrolled.sequence import Sequence
 from unrolled.tensors import map_tensors
@@ -42,7 +41,7 @@ class Limits:
             TypeError, ValueError: a limit of another form, or one that leaves nothing.
         """
         if names is not None:
-            names = (names,) if isinstance(names, str) else tuple(names)
+            names = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
             if not names or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"names should be the names of quantities, such as ['h'], got {names!r}")
         return cls(_form("steps", steps), _form("rows", rows), names, _form("units", units))
@@ -69,17 +68,20 @@ class Limits:
 
 def _form(what: str, given: Any) -> Any:
     """A limit as a slice or a tuple of whole numbers."""
-    if given is None or isinstance(given, slice):
+    if given is None:
         return given
     try:
+        if isinstance(given, slice):
+            range(1)[given]
+            return given
         several = (given,) if hasattr(given, "__index__") and not _has_axes(given) else tuple(given)
-        if any(isinstance(one, bool) for one in several):
-            raise TypeError
-        numbers = tuple(operator.index(one) for one in several)
+        numbers = tuple(whole_number(one) for one in several)
     except TypeError:
         raise TypeError(
             f"{what} should be a whole number, a slice, a range or a list of whole numbers, got {given!r}"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{what}={given!r} can't be: {error}") from None
     if not numbers:
         raise ValueError(f"{what} is empty: nothing would be kept")
     return numbers
@@ -165,7 +167,7 @@ class LimitedRecorder(StepRecorder):
     def __init__(self, cell: Cell, selection: Selection, sequence: Sequence, reverse: bool) -> None:
         super().__init__(cell)
         self._selection = selection
-        self._time = int(sequence.lengths.max())
+        self._time = sequence.time
         self._wanted = set(range(self._time) if selection.steps is None else selection.steps)
         self._reverse = reverse
         self._ran = 0
@@ -177,6 +179,7 @@ class LimitedRecorder(StepRecorder):
 
     def parts(self) -> dict[str, Any]:
         """What a :class:`LayerTrace` of it has of its own, by the names of its attributes."""
+        self.end()
         shape = (len(self._wanted), len(self._places))
         start = self.kept[0] if self.kept else {}
         names = [name for name in start if all(name in kept for kept in self.kept)]

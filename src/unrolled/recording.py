@@ -43,13 +43,21 @@ class StepRecorder:
         self._per_row: set[str] = set()
 
     def values(self, steps: Sequence, reverse: bool) -> dict[str, Tensor]:
-        """Every quantity that all steps have in one size, ``(time, batch, size)``, zeros past a row's end."""
+        """Every quantity that all steps have in one size, ``(time, batch, size)``, zeros past a row's end.
+
+        It ends the recording, and ``kept`` hasn't them any more.
+        """
+        self.end()
         along = self.kept[::-1] if reverse else self.kept
         names = [name for name in along[0] if name in self._per_row]
         names = [name for name in names if all(name in kept for kept in along)]
         names = [name for name in names if len({kept[name].shape[1:] for kept in along}) == 1]
         join = torch.stack if steps.sizes is None else torch.cat
-        return {name: steps.padded(join([kept[name] for kept in along])) for name in names}
+        return {name: steps.padded(join([kept.pop(name) for kept in along])) for name in names}
+
+    def end(self) -> None:
+        """Let go of the cell, which holds this: else all that was kept waits for the garbage collector."""
+        vars(self.cell).pop("step", None)
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
         if not self.kept:
@@ -66,9 +74,12 @@ def names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
         return torch.cat((part, part.new_zeros(1, *part.shape[1:])))
 
     with torch.random.fork_rng(cuda_devices(x)):
-        now = run_with_names(cell, x, *state)[1]
-        more = run_with_names(cell, one_more(x), *map(one_more, state))[1]
-    grown = {name for name in now if name in more and more[name].dim() and now[name].dim()}
+        now = {name: value for name, value in run_with_names(cell, x, *state)[1].items() if value.dim()}
+        try:
+            more = run_with_names(cell, one_more(x), *map(one_more, state))[1]
+        except (RuntimeError, ValueError, TypeError, IndexError):  # it takes just so many rows
+            return {name for name, value in now.items() if len(value) == len(x)}
+    grown = {name for name in now if name in more and more[name].dim()}
     return {name for name in grown if more[name].shape[0] == now[name].shape[0] + 1 == len(x) + 1}
 
 
@@ -163,8 +174,12 @@ def random_state(devices: list[torch.device]) -> list[Tensor]:
 
 @contextlib.contextmanager
 def drawing_from(state: list[Tensor], devices: list[torch.device]) -> Iterator[None]:
-    """Draw from this random state; what is drawn afterwards is as if nothing had been drawn."""
-    with torch.random.fork_rng(devices):
+    """Run what ran before: from this random state, which stays as it is, and without autocast."""
+    kinds = {"cpu", *(device.type for device in devices)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         torch.set_rng_state(state[0])
         for device, own in zip(devices, state[1:], strict=True):
             torch.cuda.set_rng_state(own, device)

@@ -85,6 +85,11 @@ class Sequence:
         return int(self.sizes[0]) if self.order is None else len(self.order)
 
     @property
+    def time(self) -> int:
+        """The number of steps of the longest row."""
+        return self.steps.shape[0] if self.sizes is None else len(self.sizes)
+
+    @property
     def lengths(self) -> Tensor:
         """The number of steps of every row, ``(batch,)``, in the user's order."""
         if self.sizes is None:
