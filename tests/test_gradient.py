@@ -268,3 +268,37 @@ def test_norms_are_over_all_numbers_of_a_quantity() -> None:
     for name in t.names:
         squares = t.gradient(name)[:, 0].square().sum(-1)
         assert flow(t.layers[0], name).norms == pytest.approx(squares.sqrt().tolist(), rel=1e-12)
+
+
+def test_losses_that_can_not_be_or_change_what_they_are_given() -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(5, 2, 2))
+    for loss, words in (
+        (lambda output, state, target_of: output.sum(), "this one takes 3 arguments"),
+        (lambda: torch.zeros(()), "this one takes no arguments"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            t.backward(loss)
+    with pytest.raises(ValueError, match="the target should be of real numbers"):
+        t.backward(torch.zeros(5, 2, 3, dtype=torch.complex64))
+    expected = t.backward(lambda _, state: (2 * state[0]).sum()).gradient("h").clone()
+    assert torch.equal(t.backward(lambda _, state: state[0].mul_(2).sum()).gradient("h"), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(t.backward(lambda _, state: (2 * state[0]).sum()).gradient("h"), expected)
+        assert t.check() < 1e-6
+        with pytest.raises(ValueError, match="a trace doesn't follow autocast: call trace outside of it"):
+            ur.trace(t.module, t.input)
+
+
+def test_complex_numbers() -> None:
+    layer = ur.Recurrent(Scaled, 1, 1, dtype=torch.complex128)
+    x, target = torch.randn(4, 2, 1, dtype=torch.complex128), torch.randn(4, 2, 1, dtype=torch.complex128)
+    with ur.record(layer, gradients=True) as rec:
+        (layer(x.clone().requires_grad_())[0] - target).abs().square().mean().backward()
+    states = [torch.ones(2, 1, dtype=torch.complex128, requires_grad=True)]
+    for step in range(1, 4):
+        states.append(x[step] * states[-1] + 1)
+        states[-1].retain_grad()
+    (torch.stack(states) - target).abs().square().mean().backward()
+    expected = torch.stack([h.grad for h in states if h.grad is not None])
+    for found in (rec[""], ur.trace(layer, x).backward(target)):
+        assert_close(torch.view_as_real(found.gradient("h")), torch.view_as_real(expected), 1e-12)

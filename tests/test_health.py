@@ -440,3 +440,25 @@ def test_compiled_later_it_sees_nothing() -> None:
         assert not watch.records
         train(model["r"], x)
     assert watch.records
+
+
+@pytest.mark.parametrize("make", [nn.GRU, ur.GRU])
+def test_what_is_done_between_a_call_and_its_backward(make: type[nn.Module]) -> None:
+    layer, x = make(3, 4, 2, dropout=0.5), torch.randn(5, 2, 3)
+    found = []
+    for between in (lambda: None, layer.eval):
+        torch.manual_seed(3)
+        with ur.watch(layer, every=1, share=None) as watch:
+            made = layer(x)[0].square().sum()
+            between()
+            with torch.autocast("cpu", torch.bfloat16):
+                made.backward()
+        found.append(watch.records)
+    assert found[0] == found[1]
+    assert {record["layer"] for record in found[0]} == {0, 1}
+    with (
+        ur.watch(layer.train(), every=1, share=None) as watch,
+        pytest.warns(UserWarning, match="without rows"),
+    ):
+        layer(torch.randn(5, 0, 3))[0].sum().backward()
+    assert not watch.records

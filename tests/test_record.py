@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import dropout, linear
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -298,7 +301,7 @@ def test_the_memory_that_it_takes() -> None:
     time, batch, hidden = 24, 6, 32
     layer, x = ur.Recurrent(Counting, 4, hidden), torch.randn(time, batch, 4)
 
-    def peak(**limits: Any) -> tuple[int, ur.Record]:
+    def peak(calls: int = 1, **limits: Any) -> tuple[int, ur.Record]:
         with torch.no_grad(), ur.engine("reference"):
             layer(x)
             gc.collect()
@@ -306,7 +309,8 @@ def test_the_memory_that_it_takes() -> None:
             layer(x)
             alone, Counting.peak = Counting.peak, 1
             with ur.record(layer, **limits) as rec:
-                layer(x)
+                for _ in range(calls):
+                    layer(x)
             taken, Counting.peak = Counting.peak - alone, 0
         return taken, rec
 
@@ -317,6 +321,7 @@ def test_the_memory_that_it_takes() -> None:
     # inside, wide and h of every step; input, output and states
     assert every >= number * time * batch * 10 * hidden
     assert rec.nbytes >= number * time * batch * (10 * hidden + 4)
+    assert peak(calls=2)[0] <= every + parameters + output  # the trace of the first call has gone
     slack = 2 * torch.get_rng_state().nbytes + number * batch * 12 * hidden  # of the step that runs
     for limits, kept in (
         ({"steps": [-1]}, batch * (10 * hidden + 4 + state)),
@@ -345,6 +350,33 @@ def test_the_memory_that_it_takes() -> None:
             layer(x)
     first, second = rec.calls("")
     assert_close(second.layers[0].cell.weight_hh, first.layers[0].cell.weight_hh * 2, 0)
+
+
+@pytest.mark.usefixtures("_new_objects_only")
+@pytest.mark.parametrize("limits", [None, {}, {"steps": [1], "rows": [0]}])
+def test_nothing_waits_for_the_garbage_collector(limits: dict[str, Any] | None) -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(6, 2, 3)
+
+    def train() -> None:
+        if limits is None:
+            looking: Any = ur.watch(layer, every=1, share=None)
+        else:
+            looking = ur.record(layer, gradients=True, **limits)
+        with looking:
+            layer(x)[0].sum().backward()
+
+    def alive() -> int:
+        return sum(type(one) in (Tensor, nn.Parameter) for one in gc.get_objects())
+
+    train()
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        train()
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -540,10 +572,93 @@ def test_compiled_models_run_uncompiled() -> None:
     assert len(runs) > count
 
 
+def test_what_differs_from_the_call_is_told() -> None:
+    layer, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
+    handle = register_module_forward_hook(
+        lambda module, args, made: (made[0] * 2, made[1]) if module is layer else None
+    )
+    try:
+        with (
+            ur.record(layer),
+            pytest.warns(UserWarning, match="the trace of GRU '' differs from what its call"),
+        ):
+            layer(x)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
+def test_batches_without_rows_and_the_meta_device(make: type[nn.Module]) -> None:
+    layer = make(3, 4)
+    for limits in ({}, {"steps": [-1]}):
+        with ur.record(layer, gradients=True, **limits) as rec:
+            layer(torch.randn(5, 0, 3))[0].sum().backward()
+        assert "0 rows" in repr(rec)
+        assert rec[""]["h"].shape == (1 if limits else 5, 0, 4)
+    layer = make(3, 4, device="meta")
+    with ur.record(layer, rows=[0]) as rec:
+        layer(torch.randn(5, 2, 3, device="meta"))
+    with pytest.raises(ValueError, match="it was on the meta device, where there are no numbers"):
+        rec[""]
+
+
+def test_nothing_of_it_is_in_a_captured_graph() -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        plain = make_fx(lambda x: layer(x)[0])(x)
+        with ur.record(layer) as rec:
+            recorded = make_fx(lambda x: layer(x)[0])(x)
+    assert [node.name for node in recorded.graph.nodes] == [node.name for node in plain.graph.nodes]
+    with pytest.raises(ValueError, match="inside a transform of torch"):
+        rec[""]
+
+
+def test_blocks_of_several_threads_end_in_any_order() -> None:
+    model, x, runs = Model(), torch.randn(5, 2, 3), list[Any]()
+    fast = torch.compile(model.decoder, backend=lambda graph, inputs: runs.append(graph) or graph)
+    first, second = ur.record(model), ur.record(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    fast(torch.randn(5, 2, 5))
+    assert "decoder" in second
+    second.__exit__(None, None, None)
+    assert not runs
+    fast(torch.randn(5, 2, 5))
+    assert runs
+    failures = list[BaseException]()
+
+    def repeatedly() -> None:
+        try:
+            for _ in range(30):
+                with ur.record(model.decoder) as rec:
+                    model.decoder(torch.randn(1, 1, 5))
+                assert len(rec) == 1
+        except Exception as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=repeatedly) for _ in range(4)]
+    switches = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(switches)
+    assert not failures
+    assert model(x).requires_grad
+    assert not model.decoder._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("limits", "error", "words"),
     [
         ({"steps": 1.5}, TypeError, "steps should be a whole number, a slice, a range or a list.*got 1.5"),
+        ({"steps": torch.tensor([True, False])}, TypeError, "steps should be a whole number.*tensor"),
+        ({"steps": slice(0.5, None)}, TypeError, "steps should be a whole number, a slice"),
+        ({"units": slice(0.5, None)}, TypeError, "units should be a whole number, a slice"),
+        ({"rows": slice(None, None, 0)}, ValueError, "rows=slice.*can't be: slice step cannot be zero"),
+        ({"names": 5}, ValueError, "names should be the names of quantities"),
         ({"rows": [True, False]}, TypeError, "rows should be a whole number"),
         ({"units": "all"}, TypeError, "units should be a whole number"),
         ({"rows": []}, ValueError, "rows is empty: nothing would be kept"),

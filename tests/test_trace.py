@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
+from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import unrolled as ur
@@ -530,3 +531,22 @@ def test_a_parametrization_that_changes_with_every_use(make: type[nn.Module]) ->
     t = ur.trace(module, x)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert_close(t.output, module.eval()(x)[0].detach(), 1e-6)
+
+
+def test_a_step_that_takes_just_so_many_rows() -> None:
+    class Masked(ur.Cell):
+        weight_hh = ur.Param("hidden", "hidden")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            sums = x + linear(h, self.weight_hh)
+            mask = torch.ones(2, 3)
+            scale = sums.abs().mean(0)
+            h = torch.tanh(sums / scale) * mask
+            return h
+
+    layer, x = ur.Recurrent(Masked, 3, 3), torch.randn(4, 2, 3)
+    with ur.engine("reference"):
+        output = layer(x)[0].detach()
+    t = ur.trace(layer, x)
+    assert t.names == ("sums", "mask", "h")
+    assert torch.equal(t["h"], output)

@@ -82,14 +82,15 @@ class CellModule(nn.Module):
         bound.training = self.training
         return bound
 
-    def with_cells(self, cells: Iterable[Cell]) -> Self:
-        """This module as it is now, in its mode, with the parameters of these bound cells for its own.
+    def with_cells(self, cells: Iterable[Cell] | None = None) -> Self:
+        """This module as it is now, in its mode, with the parameters of bound cells for its own.
 
-        What is done to it afterwards, this one doesn't see.
+        What is done to it afterwards, but to a parameter in place, this one doesn't see.
 
         Args:
-            cells: one for each of its own, in their order.
+            cells: one for each of its own, in their order; None: those, with its parameters.
         """
+        cells = map(self._bind, self._cells) if cells is None else cells
         made = object.__new__(type(self))
         vars(made).update(vars(self))
         pairs = zip(self._named.values(), cells, strict=True)

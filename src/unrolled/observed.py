@@ -61,6 +61,8 @@ class Seen:
         Raises:
             UnseenError: it asked for what a trace doesn't have.
         """
+        if transformed.active():
+            raise UnseenError("it was inside a transform of torch, such as torch.func.vmap")
         recurrent = counterpart.recurrent(module)
         given = dict(zip(("x", "state"), args, strict=False)) | kwargs
         x: Any = given.get("x", given.get("input"))
@@ -68,8 +70,8 @@ class Seen:
         for name in ("resets", "reset_state"):
             if given.get(name) is not None:
                 raise UnseenError(f"{name}= changed its states between the steps")
-        if transformed.active():
-            raise UnseenError("it was inside a transform of torch, such as torch.func.vmap")
+        if x.data.is_meta:
+            raise UnseenError("it was on the meta device, where there are no numbers")
         if transformed.autocasts(x.data.device.type):
             raise UnseenError("it was under autocast, which a trace doesn't follow")
         try:
@@ -160,13 +162,17 @@ def is_single_step(module: nn.Module | None) -> bool:
 
 
 class _Hook:
-    """A hook that stays behind where a module is copied or pickled: there is one that does nothing."""
+    """A hook that stays behind where a module is copied or pickled: there is one that does nothing.
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
+    In the moment in which it is registered or removed, a call of another thread may come without keywords.
+    """
+
+    def __init__(self, function: Callable[..., None], arguments: int) -> None:
+        self._function, self._arguments = function, arguments
 
     def __call__(self, *call: Any) -> None:
-        self._function(*call)
+        if len(call) == self._arguments:
+            self._function(*call)
 
     def __reduce__(self) -> Any:
         # of the standard library, so that whoever loads the module needs nothing of this one
@@ -211,8 +217,8 @@ def observe(
 
     hooks = []
     for module in modules:
-        hooks.append(module.register_forward_pre_hook(_Hook(first), with_kwargs=True))
-        hooks.append(module.register_forward_hook(_Hook(last), with_kwargs=True, prepend=True))
+        hooks.append(module.register_forward_pre_hook(_Hook(first, 3), with_kwargs=True))
+        hooks.append(module.register_forward_hook(_Hook(last, 4), with_kwargs=True, prepend=True))
 
     def end() -> None:
         for hook in hooks:

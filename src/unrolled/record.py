@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,10 @@ from unrolled.observed import Seen, UnseenError
 from unrolled.recording import names_of
 from unrolled.sequence import Sequence
 from unrolled.trace import Trace, traced
+
+_lock = threading.Lock()
+_blocks = 0  # that run, in all threads
+_stance: Any = None  # what torch.compile's becomes again after the last of them
 
 
 @dataclass(eq=False)
@@ -94,10 +99,7 @@ class Record(Mapping[str, Trace]):
             raise RuntimeError("this record is running already: make another one by record(model)")
         self._thread = threading.get_ident()
         self._running = contextlib.ExitStack()
-        if (
-            "torch._dynamo" in sys.modules
-        ):  # what is compiled runs as it was written, or no call would be seen
-            self._running.enter_context(torch.compiler.set_stance("force_eager"))
+        self._running.enter_context(_uncompiled())
         seen = [layer.module for layer in self._of.values() if layer.never is None]
         self._running.callback(observed.observe(seen, self._wants, self._take))
         return self
@@ -203,17 +205,26 @@ class Record(Mapping[str, Trace]):
         rows = None if index is None else Rows.of(index, x, recurrent.batch_first)
         if rows is not None:
             x, state = rows.of_sequence(x), rows.of_states(state)
-        time = int(Sequence.of(x, recurrent.batch_first, "").lengths.max())
+        time = Sequence.of(x, recurrent.batch_first, "").time
         selection = self._limits.selection(time, recurrent.hidden_size)
-        earlier = layer.kept[-1] if layer.kept else None
+        earlier = [part.cell for part in layer.kept[-1].layers] if layer.kept else None
+        if len(layer.kept) == layer.kept.maxlen:
+            del layer.kept[0]  # before another one takes memory
         made, result = traced(layer.module, recurrent, x, state, seen.drawn_from, selection, rows, earlier)
+        there = seen.as_input(seen.output), seen.final
         if rows is not None and not observed.agree(
-            result, (rows.of_sequence(_output(seen)), rows.of_states(seen.final))
+            result, (rows.of_sequence(there[0]), rows.of_states(there[1]))
         ):
             # the step draws random numbers, or its rows depend on each other
             rows, selection = None, replace(selection, rows=index)
-            made, _ = traced(
+            made, result = traced(
                 layer.module, recurrent, seen.x, seen.state, seen.drawn_from, selection, None, earlier
+            )
+        if rows is None and not observed.agree(result, there):
+            warnings.warn(
+                f"the trace of {layer} differs from what its call returned: a hook or parametrization "
+                "changed that, or rounding grows from step to step",
+                stacklevel=2,
             )
         trace = weakref.ref(made)
 
@@ -288,8 +299,22 @@ def record(
     return Record(model, limits, whole("calls", calls), gradients)
 
 
-def _output(seen: Seen) -> Tensor:
-    return seen.as_input(seen.output)
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Have what is compiled run as it was written, or no call would be seen; blocks may end in any order."""
+    global _blocks, _stance
+    with _lock:
+        if not _blocks and "torch._dynamo" in sys.modules:
+            _stance = torch.compiler.set_stance("force_eager")
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if not _blocks and _stance is not None:
+                _stance.__exit__(None, None, None)
+                _stance = None
 
 
 @contextlib.contextmanager

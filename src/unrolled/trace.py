@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled import counterpart, engines, gradient
 from unrolled.cell import Cell
 from unrolled.cell_module import State
+from unrolled.engines import transformed
 from unrolled.gradient import Loss
 from unrolled.layer_trace import LayerTrace, position
 from unrolled.layers import Recurrent
@@ -274,9 +275,14 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
 
     Raises:
         TypeError: the module is no recurrent layer, or overrides the forward of one.
-        ValueError: an input or state that doesn't fit the module.
+        ValueError: an input or state that doesn't fit the module; autocast is on.
     """
     recurrent = counterpart.recurrent(module)
+    if transformed.autocasts(x.data.device.type if isinstance(x, (Tensor, PackedSequence)) else ""):
+        raise ValueError(
+            "a trace doesn't follow autocast: call trace outside of it, or inside torch.autocast("
+            f"{x.data.device.type!r}, enabled=False)"
+        )
     return traced(module, recurrent, x, state, random_state(cuda_devices(x)))[0]
 
 
@@ -288,7 +294,7 @@ def traced(
     drawn_from: list[Tensor],
     selection: Selection = _ALL,
     rows: Rows | None = None,
-    earlier: Trace | None = None,
+    earlier: Sequence[Cell] | None = None,
 ) -> tuple[Trace, tuple[Any, Any]]:
     """:func:`trace`, with limits.
 
@@ -300,7 +306,8 @@ def traced(
         drawn_from: the random state before the call.
         selection: what is kept.
         rows: where x and state are of some rows of a batch, which.
-        earlier: another trace of the module: its copies of the parameters serve where they are the same.
+        earlier: the cells of another trace of the module: their copies of the parameters serve where they are
+            the same.
 
     Returns:
         The trace, and the output and final state of what ran.
@@ -314,7 +321,7 @@ def traced(
 
         def bound(cell: Cell) -> Cell:
             now = {name: getattr(cell, name).detach() for name in cell.shapes()}
-            then = None if earlier is None else earlier.layers[len(parts)].cell
+            then = None if earlier is None else earlier[len(parts)]
             if then is not None and all(torch.equal(getattr(then, name), now[name]) for name in now):
                 now = {name: getattr(then, name) for name in now}
             else:

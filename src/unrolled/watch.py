@@ -19,6 +19,7 @@ from unrolled import observed
 from unrolled.cell import whole
 from unrolled.health import FIELDS, Figures, examine
 from unrolled.observed import Seen, UnseenError
+from unrolled.recording import at_rest
 
 _NOT_SCALARS = ("call", "module", "layer", "direction", "quantity", "function")
 
@@ -139,9 +140,13 @@ class Watch:
         layer.at = number = layer.seen
         try:
             seen = Seen.of(module, *call)
+            if not seen.output.numel():
+                raise UnseenError("it was given a batch without rows")
         except (UnseenError, TypeError) as error:
             self._tell(layer, str(error))
             return
+        with at_rest(module):
+            seen.recurrent = seen.recurrent.with_cells()
         versions = [one._version for one in module.parameters()]
         spent = [time.perf_counter() - begun]
 
@@ -150,7 +155,8 @@ class Watch:
             if self._end is None or len(spent) > 1:  # closed, or reached before
                 return
             spent.append(0.0)
-            if any(type(one) not in (Tensor, nn.Parameter) for one in seen.recurrent.parameters()):
+            held = (*module.parameters(), *seen.recurrent.parameters())
+            if any(type(one) not in (Tensor, nn.Parameter) for one in held):
                 self._tell(layer, "its parameters are of a subclass of torch.Tensor (spread over processes?)")
                 return
             if versions != [one._version for one in module.parameters()]:
