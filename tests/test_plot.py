@@ -646,3 +646,48 @@ def test_what_can_not_be_drawn_is_named() -> None:
     for draw in PICTURES.values():
         with pytest.raises(TypeError, match="a picture is drawn of a trace or of one of its layers, got RNN"):
             draw(ur.RNN(2, 3))
+
+
+@pytest.mark.parametrize("picture", ["gates", "states", "gradient", "unrolled", "layer"])
+def test_an_axes_that_can_not_be_drawn_on(picture: str, walkthrough: ur.Trace) -> None:
+    trace, figure = walkthrough.backward(torch.sum), Figure()
+    for ax, error, words in (
+        (figure.subplots(2), TypeError, "ax should be one Axes of matplotlib, .* got ndarray"),
+        (figure, TypeError, "got Figure"),
+        (figure.add_subplot(projection="polar"), ValueError, "this one is polar"),
+        (figure.add_subplot(projection="3d"), ValueError, "this one is 3d"),
+        (figure.add_axes((0, 0, 0, 1)), ValueError, "ax has no room"),
+    ):
+        with pytest.raises(error, match=words):
+            trace.plot(picture, ax=ax)
+
+
+def test_words_and_names_that_matplotlib_reads_otherwise() -> None:
+    class Priced(ur.Cell):
+        r"""Its words look like formulas.
+
+        Quantities:
+            _gate: between $1 and $2_{
+            h: $\frac$ of it
+        """
+
+        weight_hh = ur.Param("hidden", "hidden")
+
+        def step(self, x, h):
+            _gate = sigmoid(x + linear(h, self.weight_hh))
+            h = tanh(_gate)
+            return h
+
+    trace = ur.trace(ur.Recurrent(Priced, 3, 3), torch.randn(4, 3)).backward(torch.sum)
+    ax = trace.plot("gates")
+    ax.figure.savefig(io.BytesIO())
+    titles = [panel.get_title(loc="left") for panel in ax.child_axes]
+    assert r"_gate – between $1 and $2_{" in titles
+    ax = trace.plot("gradient")
+    ax.figure.savefig(io.BytesIO())
+    keys = [text.get_text().split("×")[0].strip() for text in ax.get_legend().get_texts()]
+    assert keys[:2] == ["_gate", "h"]
+    with pytest.raises(TypeError, match="names should be the names of quantities, got 5"):
+        trace.plot("gates", names=5)
+    with pytest.raises(TypeError, match=r"steps should be several time steps, such as \[0, -1\], got 2"):
+        trace.plot("unrolled", steps=2)

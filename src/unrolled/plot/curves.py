@@ -21,12 +21,12 @@ from unrolled.plot.figures import (
     KEY,
     NAN_COLOR,
     NOT_FINITE,
+    axes,
     color_bar,
     color_norm,
     divide,
     heat_map,
     inches,
-    new_figure,
     reals,
     row_of,
     set_labels,
@@ -61,7 +61,7 @@ def gates(
     grids = [reals(part[name][:length, batch].reshape(length, -1)).T for name in chosen]
     norm = color_norm(grids)
     tall = [min(1.6, 0.3 + 0.07 * max(5, len(grid))) for grid in grids]
-    ax = ax or new_figure(part, sum(tall) + 0.35 * len(tall) + 0.5).add_subplot()
+    ax = axes(ax, part, sum(tall) + 0.35 * len(tall) + 0.5)
     panels = divide(ax, tall, 0.3)
     for panel, name, grid in zip(panels, chosen, grids, strict=True):
         note = heat_map(panel, grid, norm)
@@ -84,7 +84,7 @@ def states(trace: Trace | LayerTrace, batch: int = 0, ax: Axes | None = None) ->
     """
     part, batch, length = row_of(trace, batch)
     names = list(part.cell.state)
-    ax = ax or new_figure(part, 0.8 + 1.7 * len(names)).add_subplot()
+    ax = axes(ax, part, 0.8 + 1.7 * len(names))
     for name, panel in zip(names, divide(ax, [1] * len(names), 0.28), strict=True):
         values = reals(part[name][:length, batch].reshape(length, -1))
         panel.axhline(0, color=GREY, linewidth=0.6)
@@ -131,7 +131,7 @@ def gradient(
     norms = np.array([found.norms for found in flows])
     zero, broken = norms == 0, ~np.isfinite(norms)
     facts = _facts(part, flows)
-    ax = ax or new_figure(part, 3.8 + 0.25 * len(facts)).add_subplot()
+    ax = axes(ax, part, 3.8 + 0.25 * len(facts))
     low, high = _logarithmic(ax, norms, zero.any(1).sum(), broken.any(1).sum())
     for place, found in enumerate(flows):
         color, marker = COLORS[place % len(COLORS)], _MARKERS[place % len(_MARKERS)]
@@ -143,7 +143,10 @@ def gradient(
             linewidth=1.8 if is_state else 1.1,
             marker=marker,
             markersize=4,
-            label=found.name + ("" if found.factor is None else f"  ×{found.factor:.3g}"),
+            # of a label that begins with an underscore there would be no key
+            label=" " * found.name.startswith("_")
+            + found.name
+            + ("" if found.factor is None else f"  ×{found.factor:.3g}"),
         )
         if length > _EVERY:  # in turn, so that lines upon each other stay apart
             line.set_markevery((place * length // (15 * len(flows)), length // 15))
@@ -187,6 +190,8 @@ class _Within(LogLocator):
 def _chosen(part: LayerTrace, names: str | Iterable[str] | None) -> list[str]:
     fit = [n for n in part.names if n in part.cell.state or part[n].shape[2:] == (part.cell.hidden,)]
     fit = [n for n in fit if not part[n].is_complex()]
+    if names is not None and not isinstance(names, Iterable):
+        raise TypeError(f"names should be the names of quantities, got {names!r}")
     chosen = fit if names is None else [names] if isinstance(names, str) else list(names)
     if not chosen:
         raise ValueError("names is empty: there is no quantity to draw")

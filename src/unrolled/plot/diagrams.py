@@ -21,6 +21,8 @@ from unrolled.plot.figures import (
     INPUT,
     SCALE,
     Picture,
+    axes,
+    checked,
     color_bar,
     color_norm,
     divide,
@@ -28,7 +30,6 @@ from unrolled.plot.figures import (
     heat_map,
     inches,
     layer_of,
-    new_figure,
     reals,
     row_of,
     set_labels,
@@ -139,7 +140,7 @@ def layer(trace: Trace | LayerTrace, ax: Axes | None = None) -> Axes:
     right = _heights({target: matrix.shape[0] for _, target, matrix in weights.values()})
     parallel = len({(source, target) for source, target, _ in weights.values()}) < len(weights)
     if parallel or max(sum(map(len, column.values())) for column in (left, right)) > _NODES:
-        ax = ax or new_figure(part, 3.4).add_subplot()
+        ax = axes(ax, part, 3.4)
         panels = divide(ax, [1] * len(weights), 0.75, down=False)
         for panel, (name, (source, target, matrix)) in zip(panels, weights.items(), strict=True):
             note = heat_map(panel, matrix, norm)
@@ -181,7 +182,7 @@ class _Sheet:
 
     @classmethod
     def of(cls, ax: Axes | None, part: LayerTrace, wide: float, low: float, high: float) -> _Sheet:
-        ax = ax or Picture(figsize=(wide, high - low)).add_axes((0, 0, 1, 1))
+        ax = Picture(figsize=(wide, high - low)).add_axes((0, 0, 1, 1)) if ax is None else checked(ax)
         ax.set(xlim=(0, wide), ylim=(low, high), aspect="equal")
         ax.set_axis_off()
         room = inches(ax)
@@ -211,6 +212,8 @@ class _Sheet:
 def _shown(steps: Iterable[int] | None, length: int) -> list[int]:
     if steps is None:
         return list(range(length)) if length <= _STEPS else [0, 1, 2, length - 1]
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"steps should be several time steps, such as [0, -1], got {steps!r}")
     shown = sorted({position("time step", step, length) for step in steps})
     if not shown:
         raise ValueError("steps is empty: there is no time step to draw")

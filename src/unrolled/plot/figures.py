@@ -72,6 +72,32 @@ def new_figure(part: LayerTrace, tall: float) -> Picture:
     return figure
 
 
+def axes(ax: Axes | None, part: LayerTrace, tall: float) -> Axes:
+    """The Axes that was given, checked, or that of a new figure."""
+    return new_figure(part, tall).add_subplot() if ax is None else checked(ax)
+
+
+def checked(ax: Any) -> Axes:
+    """An Axes that a picture can be drawn on.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: its axes aren't straight, or there are no more than two.
+    """
+    if not isinstance(ax, Axes):
+        raise TypeError(
+            "ax should be one Axes of matplotlib, such as figure.add_subplot() gives, got "
+            f"{type(ax).__name__}"
+        )
+    if ax.name in ("polar", "3d"):
+        raise ValueError(
+            f"ax should have two straight axes, and this one is {ax.name}: add it without projection"
+        )
+    if min(inches(ax)) <= 0:
+        raise ValueError("ax has no room: its width or height is 0")
+    return ax
+
+
 def inches(ax: Axes) -> tuple[float, float]:
     """The width and height of an Axes."""
     window = ax.get_window_extent()
@@ -108,7 +134,7 @@ def color_norm(arrays: Iterable[Any]) -> Normalize:
 
 def set_labels(panel: Axes, title: str, x: str, y: str = "") -> None:
     """A title, names for the axes, and time steps or units as whole numbers."""
-    panel.set_title(title, loc="left", fontsize=9.5)
+    panel.set_title(title, loc="left", fontsize=9.5, parse_math=False)  # a docstring's words may hold a $
     panel.set_xlabel(x, fontsize=8.5)
     panel.set_ylabel(y, fontsize=8.5)
     panel.tick_params(labelsize=8)
