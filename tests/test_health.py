@@ -462,3 +462,21 @@ def test_what_is_done_between_a_call_and_its_backward(make: type[nn.Module]) -> 
     ):
         layer(torch.randn(5, 0, 3))[0].sum().backward()
     assert not watch.records
+
+
+def test_what_ran_again_and_differs_is_told() -> None:
+    class Dropped(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return F.dropout(weight, 0.5, self.training)
+
+    layer, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
+    nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", Dropped())
+    torch.manual_seed(3)
+    layer(x)
+    expected = torch.get_rng_state()
+    torch.manual_seed(3)
+    words = "watch may be wrong about '': what ran again differs from what its call returned"
+    with ur.watch(layer, every=1, share=None) as watch, pytest.warns(UserWarning, match=words):
+        layer(x)[0].sum().backward()
+    assert watch.records
+    assert torch.equal(torch.get_rng_state(), expected)

@@ -55,7 +55,9 @@ class _Part:
     lengths: Tensor
 
 
-def examine(seen: Seen, output: Tensor | None, states: list[Tensor | None], rows: int) -> list[Figures]:
+def examine(
+    seen: Seen, output: Tensor | None, states: list[Tensor | None], rows: int, differs: Callable[[], None]
+) -> list[Figures]:
     """The figures of a call that a backward has reached: what :class:`unrolled.Watch` records.
 
     Args:
@@ -64,9 +66,10 @@ def examine(seen: Seen, output: Tensor | None, states: list[Tensor | None], rows
         states: the gradients of its final states.
         rows: of so many rows of the batch at most; of all of them where the step draws random numbers or its
             rows depend on each other.
+        differs: called where the steps, run again, give something else than the call.
     """
     parts = _quick(seen, output, states, rows)
-    return [record for part in parts or _thorough(seen, output, states) for record in _figures(part)]
+    return [record for part in parts or _thorough(seen, output, states, differs) for record in _figures(part)]
 
 
 class _Steps:
@@ -167,9 +170,13 @@ def _part(kept: _Steps, place: int, bidirectional: bool, sequence: Sequence) -> 
     )
 
 
-def _thorough(seen: Seen, output: Tensor | None, states: list[Tensor | None]) -> Iterator[_Part]:
+def _thorough(
+    seen: Seen, output: Tensor | None, states: list[Tensor | None], differs: Callable[[], None]
+) -> Iterator[_Part]:
     """The same of the whole batch, step by step."""
-    trace, _ = traced(seen.recurrent, seen.recurrent, seen.x, seen.state, seen.drawn_from)
+    trace, result = traced(seen.recurrent, seen.recurrent, seen.x, seen.state, seen.drawn_from)
+    if not agree(result, (seen.as_input(seen.output), seen.final)):
+        differs()
     trace.backward(pulling(output, states))
     for part in trace.layers:
         recording = Recording()

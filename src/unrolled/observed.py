@@ -23,6 +23,10 @@ from unrolled.tensors import map_tensors, tensors
 
 _LAYERS = (Recurrent, nn.RNNBase)
 _CELLS = (SingleStep, nn.RNNCellBase)
+DIFFERS = (
+    "differs from what its call returned: a hook or parametrization changed that, or rounding grows from "
+    "step to step"
+)
 SINGLE_STEPS = "what passes between their calls is the model's own affair, and isn't followed"
 
 

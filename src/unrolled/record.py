@@ -221,11 +221,7 @@ class Record(Mapping[str, Trace]):
                 layer.module, recurrent, seen.x, seen.state, seen.drawn_from, selection, None, earlier
             )
         if rows is None and not observed.agree(result, there):
-            warnings.warn(
-                f"the trace of {layer} differs from what its call returned: a hook or parametrization "
-                "changed that, or rounding grows from step to step",
-                stacklevel=2,
-            )
+            warnings.warn(f"the trace of {layer} {observed.DIFFERS}", stacklevel=2)
         trace = weakref.ref(made)
 
         def reached(output: Tensor | None, states: list[Tensor | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import numbers
 import os
 import time
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from unrolled import observed
 from unrolled.cell import whole
 from unrolled.health import FIELDS, Figures, examine
-from unrolled.observed import Seen, UnseenError
+from unrolled.observed import DIFFERS, Seen, UnseenError
 from unrolled.recording import at_rest
 
 _NOT_SCALARS = ("call", "module", "layer", "direction", "quantity", "function")
@@ -162,7 +163,8 @@ class Watch:
             if versions != [one._version for one in module.parameters()]:
                 self._tell(layer, "its parameters change before a backward ends")
                 return
-            found = examine(seen, output, states, self._rows)
+            differs = functools.partial(self._tell, layer, "what ran again " + DIFFERS, "may be wrong about")
+            found = examine(seen, output, states, self._rows, differs)
             place = {"call": number, "module": layer.name}
             self.records += [figures | place for figures in found]
             now = time.perf_counter()
@@ -174,10 +176,10 @@ class Watch:
 
         seen.when_reached(call[-1], reached)
 
-    def _tell(self, layer: _Layer, why: str) -> None:
+    def _tell(self, layer: _Layer, why: str, what: str = "can't tell the health of") -> None:
         if not layer.told:
             layer.told = True
-            warnings.warn(f"watch can't tell the health of {layer.name!r}: {why}", stacklevel=2)
+            warnings.warn(f"watch {what} {layer.name!r}: {why}", stacklevel=2)
 
 
 def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | None = 0.05) -> Watch:
