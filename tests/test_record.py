@@ -350,6 +350,13 @@ def test_the_memory_that_it_takes() -> None:
             layer(x)
     first, second = rec.calls("")
     assert_close(second.layers[0].cell.weight_hh, first.layers[0].cell.weight_hh * 2, 0)
+    with ur.record(layer, calls=2) as rec:
+        layer(x)
+        layer.double()(x.double())
+    first, second = rec.calls("")
+    assert_close(
+        second.backward(torch.sum).gradient("h"), first.backward(torch.sum).gradient("h").double(), 1e-3
+    )
 
 
 @pytest.mark.usefixtures("_new_objects_only")

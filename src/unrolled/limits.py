@@ -72,7 +72,7 @@ def _form(what: str, given: Any) -> Any:
         return given
     try:
         if isinstance(given, slice):
-            range(1)[given]
+            range(1)[given]  # an error where it is no slice of whole numbers
             return given
         several = (given,) if hasattr(given, "__index__") and not _has_axes(given) else tuple(given)
         numbers = tuple(whole_number(one) for one in several)

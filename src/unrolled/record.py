@@ -263,6 +263,8 @@ def record(
     thread. A model that ``torch.compile`` compiled runs uncompiled in the
     block. Single steps (cells) are not recorded: what a model does between their calls is its own affair.
 
+    Where what ran once more gives something else than the call, a warning says so.
+
     The memory that it takes is what the limits leave. For each kept call that is: for every kept step and row
     the kept units of the kept quantities; the input ``x``, if it is among the names; where steps are limited,
     but neither names nor units, the states before each kept step, so that ``explain`` can tell every number;
@@ -300,7 +302,7 @@ def _uncompiled() -> Iterator[None]:
     """Have what is compiled run as it was written, or no call would be seen; blocks may end in any order."""
     global _blocks, _stance
     with _lock:
-        if not _blocks and "torch._dynamo" in sys.modules:
+        if _stance is None and "torch._dynamo" in sys.modules:
             _stance = torch.compiler.set_stance("force_eager")
         _blocks += 1
     try:

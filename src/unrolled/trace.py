@@ -322,7 +322,7 @@ def traced(
         def bound(cell: Cell) -> Cell:
             now = {name: getattr(cell, name).detach() for name in cell.shapes()}
             then = None if earlier is None else earlier[len(parts)]
-            if then is not None and all(torch.equal(getattr(then, name), now[name]) for name in now):
+            if then is not None and all(_equal(getattr(then, name), now[name]) for name in now):
                 now = {name: getattr(then, name) for name in now}
             else:
                 now = {name: tensor.clone() for name, tensor in now.items()}
@@ -363,6 +363,11 @@ def traced(
         recurrent.check_noise("trace")
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
     return Trace(module, recurrent, parts, starts, call, result, drawn_from, selection, rows), result
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one to a copy."""
+    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
