@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -74,6 +75,9 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(rows, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 import unrolled as ur
-from terminal import Terminal
+from terminal import ALTERNATE, Terminal
 from unrolled import cli, walkthrough
 from unrolled.arguments import CELLS
 from unrolled.colors import Scales
@@ -167,6 +168,33 @@ def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
         row = next(k for k, line in enumerate(lines) if line.startswith("  h "))
         assert {terminal.screen.buffer[row][k].bg for k in range(80)} > {"default"}
         terminal.press("q")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(number: signal.Signals) -> None:
+    with Terminal((*COMMAND, "--watch")) as terminal:
+        terminal.until(lambda lines: lines[-1] == KEYS)
+        terminal.send(number)
+        assert terminal.end() == (0 if number == signal.SIGINT else -number)
+        assert "Traceback" not in "".join(terminal.lines)
+
+
+def test_it_pauses_as_any_job_of_a_shell_and_goes_on_where_it_was() -> None:
+    job = 'set -m; "$@"; echo paused; read line; fg; echo ended with $?'
+    with Terminal(("/bin/sh", "-c", job, "sh", *COMMAND, "--watch")) as terminal:
+        terminal.until(lambda lines: lines[-1] == KEYS)
+        terminal.press("l")
+        terminal.until(lambda lines: lines[1].startswith("Step 1"))
+        terminal.press("\x1a")  # Ctrl-Z
+        terminal.until(lambda lines: "paused" in lines)
+        assert ALTERNATE not in terminal.screen.mode
+        terminal.press("\n")
+        terminal.until(lambda lines: lines[1].startswith("Step 1") and lines[-1] == KEYS)
+        terminal.press("l")
+        terminal.until(lambda lines: lines[1].startswith("Step 2"))
+        terminal.press("q")
+        terminal.until(lambda lines: "ended with 0" in lines)
         assert terminal.end() == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -42,8 +43,13 @@ _KEYS = {  # by the names that prompt_toolkit has for them
     "next layer": "c-i pagedown",
     "previous layer": "s-tab pageup",
     "quit": "q Q escape c-c c-d",
+    "tick": "tick",  # no key: the clock, while it plays
 }
 _ACTIONS = {key: action for action, keys in _KEYS.items() for key in keys.split()} | {" ": "play"}
+_SIGNALS: dict[str, signal.Signals] = {}  # that end or pause the program: by the key, or else the name
+if sys.platform != "win32":
+    _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    _SIGNALS = {"c-z": signal.SIGTSTP} | {sent.name: sent for sent in (*_ENDING, signal.SIGCONT)}
 
 
 def step_through(console: Console, trace: Trace, steps: Sequence[int]) -> None:
@@ -55,17 +61,23 @@ def step_through(console: Console, trace: Trace, steps: Sequence[int]) -> None:
         steps: the time steps to go through, at least one.
     """
     view = _View(trace, steps, Scales.on(console, trace))
-    asyncio.run(_run(console, view, create_input()))
+    while sent := asyncio.run(_run(console, view, create_input())):
+        # The terminal is as before, and the signal does what it does to any program. One that has started
+        # this one and waits for it, such as make, is to pause with it.
+        os.kill(0 if sent is _SIGNALS["c-z"] else os.getpid(), sent)
 
 
-async def _run(console: Console, view: _View, source: Input) -> None:
-    """Draw, wait for a key, and so on."""
+async def _run(console: Console, view: _View, source: Input) -> signal.Signals | None:
+    """Draw, wait for a key, and so on, until the user leaves, or a signal comes, which is returned."""
     keys = asyncio.Queue[str]()
 
     def read() -> None:
         for press in source.read_keys():
             keys.put_nowait(press.key)
 
+    for name, sent in {**_SIGNALS, "c-c": signal.SIGINT}.items() if _SIGNALS else ():
+        if signal.getsignal(sent) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(sent, keys.put_nowait, name)
     drawn: os.terminal_size | None = None
     with console.screen(), source.raw_mode(), source.attach(read):
         while not source.closed:
@@ -76,16 +88,18 @@ async def _run(console: Console, view: _View, source: Input) -> None:
                 console.print(Screen(Group(*view.lines(*console.size))), end="")
                 drawn = size
             try:
-                action = _ACTIONS.get(await asyncio.wait_for(keys.get(), _PLAY if view.playing else _LOOK))
+                key = await asyncio.wait_for(keys.get(), _PLAY if view.playing else _LOOK)
             except TimeoutError:
-                action = "tick" if view.playing else None
+                key = "tick" if view.playing else ""
                 for press in source.flush_keys():
                     keys.put_nowait(press.key)
-            if action == "quit":
-                return
+            action = _ACTIONS.get(key)
+            if action == "quit" or key in _SIGNALS:
+                return _SIGNALS.get(key)
             if action:
                 view.do(action)
                 drawn = None
+    return None
 
 
 class _View:
