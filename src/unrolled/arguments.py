@@ -6,10 +6,12 @@ import ast
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from unrolled import files
 from unrolled.cell import Cell
@@ -109,8 +111,26 @@ def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> d
     return layers
 
 
+# What moves the cursor, colours or turns the text round: C0 as the pictures that Unicode has of them.
+_PICTURES = {code: 0x2400 + code for code in range(32) if code != ord("\n")} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """A text from anywhere without what would control the terminal: that stands as characters to see."""
+    return text.translate(_PICTURES)
+
+
+class _Console(Console):
+    """A console on which texts from files control nothing."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def new_console() -> Console:
     """The console that every command prints to."""
-    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console = _Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
     console.width = console.width or 80  # some environments have a terminal of no columns
     return console

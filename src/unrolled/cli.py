@@ -25,6 +25,7 @@ from unrolled.arguments import (
     new_console,
     parse_cell,
     parse_options,
+    printable,
     read_layers,
 )
 from unrolled.bench import command as bench
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if os.environ.get("UNROLLED_TRACEBACK"):
             raise
-        print(f"unrolled: {_one_line(error)}", file=sys.stderr)
+        print(f"unrolled: {printable(_one_line(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -14,8 +14,8 @@ from unrolled.counterpart import drop_in_of
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
 
-_STACKED = re.compile(r"(?P<prefix>.*\.)?(?P<name>\w+)_l(?P<layer>\d+)(?P<reverse>_reverse)?")
-_SINGLE = re.compile(r"(?P<prefix>.*\.)?(?P<name>\w+)")
+_STACKED = re.compile(r"(?P<prefix>.*\.)?(?P<name>\w+)_l(?P<layer>\d+)(?P<reverse>_reverse)?", re.DOTALL)
+_SINGLE = re.compile(r"(?P<prefix>.*\.)?(?P<name>\w+)", re.DOTALL)
 
 
 def find_layers(

@@ -27,6 +27,7 @@ from unrolled.arguments import (
     new_console,
     parse_cell,
     parse_options,
+    printable,
     read_layers,
 )
 from unrolled.drop_in import LAYERS
@@ -148,7 +149,7 @@ def _write_page(options: argparse.Namespace, opened: Trace) -> None:
         path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers")
     for note in notes:
         print(f"unrolled: {note.message}", file=sys.stderr)
-    print(f"Wrote {path}: {opened.module} as a page to look at in a browser.", flush=True)
+    print(f"Wrote {printable(str(path))}: {opened.module} as a page to look at in a browser.", flush=True)
     if options.open and not webbrowser.open(path.resolve().as_uri()):
         raise UsageError("--open: there is no browser that can be started here: open the file yourself")
 
