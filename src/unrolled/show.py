@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -85,7 +86,7 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
     first = trace.layers[0]
     for step in chosen[:2]:
         console.print(f"  Step {step}, the first number of each:")
-        for name in first.names:
+        for name in _with_numbers(first):
             console.print(Padding(Text(f"{name}: {first.explain(name, step, 0)}"), (0, 0, 0, 4)))
     _heading(console, "Output and final state")
     console.print(f"  output {_dimensions(trace.output)}, final {_final(trace)}")
@@ -120,7 +121,7 @@ def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
                 "direction": part.direction,
                 "step": step,
                 "quantities": {name: _plain(part[name][step, 0]) for name in part.names},
-                "explanations": {name: part.explain(name, step, 0) for name in part.names},
+                "explanations": {name: part.explain(name, step, 0) for name in _with_numbers(part)},
             }
             for part in trace.layers
             for step in chosen
@@ -170,7 +171,11 @@ def _arguments(recurrent: Recurrent) -> Table:
 def _parameters(recurrent: Recurrent, width: int, scale: Scale | None) -> Table:
     table = Table.grid(padding=(0, 2))
     directions = 1 + recurrent.bidirectional
-    left = 2 + max(len(name) for name, _ in recurrent.named_parameters()) + 2 + len("1000 × 1000") + 2
+    named = [name for name, _ in recurrent.named_parameters()]
+    if not named:
+        table.add_row("  none")
+        return table
+    left = 2 + max(map(cell_len, named)) + 2 + len("1000 × 1000") + 2
     params = recurrent.cell.params()
     for index, tensors in enumerate(recurrent.all_weights):
         suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
@@ -185,6 +190,11 @@ def _parameters(recurrent: Recurrent, width: int, scale: Scale | None) -> Table:
     return table
 
 
+def _with_numbers(part: LayerTrace) -> list[str]:
+    """The quantities of a layer that have any number."""
+    return [name for name, values in part.values.items() if values[0, 0].numel()]
+
+
 def words_for(cell: type[Cell]) -> dict[str, str]:
     """What to say of the quantities of a cell, by name, as far as there is something."""
     words = {"x": "the input", **meanings(cell)}
@@ -196,11 +206,11 @@ def words_for(cell: type[Cell]) -> dict[str, str]:
 def _step(part: LayerTrace, step: int, width: int, scales: Scales | None) -> Table:
     words = words_for(type(part.cell))
     rows = {"x": part.input, **part.values}
-    name_width, words_width = (max(map(len, texts)) for texts in (rows, words.values()))
+    name_width, words_width = (max(map(cell_len, texts)) for texts in (rows, words.values()))
     whole = max(len(vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
     room = min(whole, max(width // 2, width - (2 + name_width + 2 + words_width + 2)))
     table = Table.grid(padding=(0, 2), pad_edge=False)
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, max_width=max(8, width - room - len("  12345678  ")))
     table.add_column(width=max(8, min(words_width, width - room - name_width - 6)))
     table.add_column(no_wrap=True, width=room)
     for name, values in rows.items():

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions, Group
 from rich.control import Control
 from rich.screen import Screen
@@ -110,9 +111,15 @@ class _View:
         self._trace = trace
         self._steps = steps
         self._scales = scales
-        self._rows = [(part, name) for part in trace.layers for name in dict.fromkeys(("x", *part.names))]
+        self._rows = [
+            (part, name)
+            for part in trace.layers
+            for name in dict.fromkeys(("x", *part.names))
+            if part[name][0, 0].numel()
+        ]
         self._at = 0  # which of the steps
-        self._row = 1  # which of the rows: the first that has arithmetic behind it
+        # which of the rows: the first that has arithmetic behind it
+        self._row = next(k for k, (part, name) in enumerate(self._rows) if name in part.values)
         self._unit = 0  # which number of it, or its last one where it has fewer
         self._left = 0  # the first unit that there is room for
         self._digits = len("-0.0000")  # of the widest number so far: columns stay where they are
@@ -196,9 +203,10 @@ class _View:
         texts = (number(value) for values in numbers.values() for value in values.tolist())
         self._digits = max(self._digits, *map(len, texts))
         cell = self._digits + 2
-        names = 1 + max(len(name) for name in ("unit", *(name for _, name in self._rows)))
+        names = 1 + max(cell_len(name) for name in ("unit", *(name for _, name in self._rows)))
+        names = min(names, max(len("unit "), width - 2 - 1 - cell))  # a number has room in any case
         words = words_for(type(self._rows[self._row][0].cell))
-        told = max(len(words.get(self._rows[row][1], "")) for row in rows) + 2
+        told = max(cell_len(words.get(self._rows[row][1], "")) for row in rows) + 2
         most = max(map(len, numbers.values()))
         if 2 + names + 1 + told + most * cell > width:  # the numbers need that room
             words, told = {}, 0
@@ -213,8 +221,10 @@ class _View:
             part, name = self._rows[row]
             chosen = row == self._row
             line = Text("▸ " if chosen else "  ")
-            line.append(f"{name:<{names}} ", "bold" if chosen else "")
-            line.append(f"{words.get(name, ''):<{told}}", "dim")
+            called = Text(name, "bold" if chosen else "")
+            called.truncate(names, overflow="ellipsis", pad=True)
+            line.append_text(called).append(" ")
+            line.append(set_cell_size(words.get(name, ""), told), "dim")
             scale = self._scales.of_quantity(part, name) if self._scales else None
             for k, value in zip(units, values[units.start : units.stop].tolist(), strict=False):
                 marked = chosen and k == unit
