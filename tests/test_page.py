@@ -256,6 +256,58 @@ def pixel(canvas: Any, x: int, y: int) -> list[int]:
     return list(data[:3])
 
 
+def test_the_keyboard_stays_where_it_was_when_what_it_is_on_is_drawn_anew(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.RNN(2, 3), torch.randn(60, 2)))
+    boxes = tab.locator(".box")
+    boxes.nth(20).focus()
+    tab.keyboard.press("Enter")
+    expect(tab.locator(".box:focus")).to_contain_text("step 20")
+    tab.keyboard.press("]")
+    expect(tab.locator(".box:focus")).to_contain_text("step 21")
+    tab.locator("td[data-key='quantity h']").first.focus()
+    tab.locator(".made button").first.focus()
+    tab.keyboard.press("]")
+    expect(tab.locator(".where")).to_contain_text("step 22")
+    expect(tab.locator(".explanation:focus")).to_have_count(1)
+    tab.keyboard.press("Tab")
+    expect(tab.locator(".made li:first-child button:focus")).to_have_count(1)
+
+
+def test_on_paper_colours_are_those_for_white_and_nothing_is_cut_off(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), "dark", width=718)  # A4 within its margins
+    page_of = tab.locator("#page")
+    tab.evaluate("addEventListener('beforeprint', () => { "
+                 "window.printed = document.querySelector('#page').dataset.theme; })")  # fmt: skip
+    tab.pdf(format="A4")
+    assert tab.evaluate("window.printed") == "light"
+    expect(page_of).to_have_attribute("data-theme", "dark")
+    tab.emulate_media(media="print")
+    assert (
+        page_of.evaluate("""page => [...page.querySelectorAll('td, .box, .code code')].filter(
+        one => one.getBoundingClientRect().right > innerWidth).length""")
+        == 0
+    )
+    cell = tab.locator("table.numbers td").first
+    assert cell.evaluate("cell => getComputedStyle(cell).printColorAdjust") == "exact"
+
+
+def test_long_names_do_not_widen_the_page(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.Recurrent(LongNames, 2, 3), torch.randn(4, 2)), width=640)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+class LongNames(ur.Cell):
+    """Names of parameters and quantities that are wider than a window."""
+
+    a_parameter_with_a_name_which_takes_more_room_than_a_narrow_window_has = ur.Param("hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+        weight = self.a_parameter_with_a_name_which_takes_more_room_than_a_narrow_window_has
+        a_quantity_with_a_name_which_takes_more_room_than_a_narrow_window_has = x @ weight.T
+        h = torch.tanh(a_quantity_with_a_name_which_takes_more_room_than_a_narrow_window_has)
+        return h
+
+
 def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> None:
     t = ur.trace(ur.GRU(2, 5), torch.randn(8, 2))
     tab = opened(t)

@@ -175,6 +175,12 @@ export function explanation(view, focus) {
   element.append(spoken);
 
   function update() {
+    const reached = made.matches(":focus-within"); // by the keyboard, which is to stay here
+    write();
+    if (reached) element.focus({ preventScroll: true });
+  }
+
+  function write() {
     const { shown, layer, k } = view;
     if (!shown) {
       heading.textContent = "Where does a number come from?";

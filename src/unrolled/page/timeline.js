@@ -66,6 +66,7 @@ export function timeline(view) {
     const from = Math.max(0, Math.min(k - BESIDE, count - 2 * BESIDE - 1));
     const to = Math.min(count, from + 2 * BESIDE + 1);
     const wanted = `${view.data.parts.indexOf(layer.data)} ${from} ${to} ${view.theme}`;
+    const reached = strip.matches(":focus-within"); // by the keyboard, which is to stay there
     if (drawn !== wanted) {
       strip.replaceChildren(...boxes(view, from, to));
       drawn = wanted;
@@ -76,6 +77,7 @@ export function timeline(view) {
       if (current) {
         const middle = box.parentElement.offsetLeft + box.offsetWidth / 2 - strip.clientWidth / 2;
         strip.scrollTo({ left: middle, behavior: view.still ? "auto" : "smooth" });
+        if (reached && !strip.matches(":focus-within")) box.focus({ preventScroll: true });
       }
     }
   }

@@ -132,6 +132,10 @@ export function mount(root, data) {
   const ended = new AbortController();
   dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"), { signal: ended.signal });
   still.addEventListener("change", () => { view.still = still.matches; }, { signal: ended.signal });
+  // On paper in the colours for white.
+  let before = null;
+  window.addEventListener("beforeprint", () => { before = view.theme; theme("light"); }, { signal: ended.signal });
+  window.addEventListener("afterprint", () => theme(before), { signal: ended.signal });
   view.close = () => { ended.abort(); time.stop(); };
   view.redraw = () => pieces.forEach((piece) => piece.update());
   const { jpThemeLight } = document.body.dataset; // in JupyterLab
