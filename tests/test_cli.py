@@ -300,6 +300,11 @@ def test_a_reader_that_stops_early_is_fine() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, '{\n  "layer', "")
 
 
+def test_an_interrupt_is_no_failure_to_be_traced(here: Any, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import signal\n\nsignal.raise_signal(signal.SIGINT)\n")
+    assert here("show", "--cell", f"{tmp_path}/slow.py:Cell") == (130, "", "")
+
+
 def test_a_closed_output_is_fine() -> None:
     done = subprocess.run(["bash", "-c", f"{sys.executable} -m unrolled show >&-"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0, or 2 for bad usage or bad input."""
+    """Run the command; the exit code: 0, 2 for bad usage or bad input, or 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without · × … shows ? in their place
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"unrolled: {printable(_one_line(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as shells say it
     return 0
 
 
