@@ -282,6 +282,16 @@ def test_json_is_json_with_nan_and_infinity(here: Any, tmp_path: Path) -> None:
     assert data["input"][0] == [1.0, "Infinity"]
 
 
+def test_a_number_too_large_for_the_layer_does_not_become_infinite(here: Any, tmp_path: Path) -> None:
+    torch.save(nn.RNN(2, 3).state_dict(), tmp_path / "w.pt")
+    torch.save(nn.RNN(2, 3, dtype=torch.float64).state_dict(), tmp_path / "wide.pt")
+    (tmp_path / "x.csv").write_text("1,inf\n3,-1e39\n")
+    told = f"unrolled: {tmp_path}/x.csv: -1e+39 is too large for float32, in which the layer computes\n"
+    x = ("--input", tmp_path / "x.csv")
+    assert here("show", tmp_path / "w.pt", *x) == here("show", *x) == (2, "", told)
+    assert here("show", tmp_path / "wide.pt", *x)[0] == 0
+
+
 def test_nan_weights_are_shown(here: Any, tmp_path: Path) -> None:
     module = nn.LSTM(2, 3)
     with torch.no_grad():

@@ -95,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
             raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
         cell = cell or LAYERS[0].cell_class
         check_options(given, [cell])
+        if x is not None:
+            x = _converted(x, torch.float32, options.input)
         layer, x = walkthrough.example(cell, x, options.seed, given)
     else:
         layers = read_layers(options.weights, [cell] if cell else [], given)
@@ -113,10 +115,10 @@ def run(options: argparse.Namespace) -> None:
             if given.get(name, value) != value:
                 told = f"the weights of {layer} tell {name}={value}"
                 raise UsageError(f"--option {name}={given[name]}: {told}")
+        x = _fit(x, layer, options.input)
         if not options.json and not options.html:
             show.found(console, layers)
             _say_assumed(console, layer, given)
-        x = _fit(x, layer, options.input)
     opened = _trace(layer, x)
     steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
     if step_through:
@@ -225,7 +227,17 @@ def _fit(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
         raise UsageError(
             f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features: {layer}"
         )
-    return x.to(next(layer.parameters()).dtype)
+    return _converted(x, next(layer.parameters()).dtype, path)
+
+
+def _converted(x: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """The input in the numbers that the layer computes with; raises where one would become infinite."""
+    converted = x.to(dtype)
+    lost = x[x.isfinite() & converted.isinf()]
+    if lost.numel():
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(f"{path}: {lost[0].item():g} is too large for {name}, in which the layer computes")
+    return converted
 
 
 def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:
