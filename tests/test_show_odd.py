@@ -37,6 +37,13 @@ class Empty(ur.Cell):
 
 
 class 門(ur.Cell):
+    '''A gate with a name in Chinese.
+
+    Quantities:
+        忘却門: 忘れる割合
+        h: the state
+    '''
+
     weight = ur.Param('hidden', 'input')
 
     def step(self, x, h):

@@ -135,7 +135,7 @@ export function mount(root, data) {
   // On paper in the colours for white.
   let before = null;
   window.addEventListener("beforeprint", () => { before = view.theme; theme("light"); }, { signal: ended.signal });
-  window.addEventListener("afterprint", () => theme(before), { signal: ended.signal });
+  window.addEventListener("afterprint", () => theme(before ?? view.theme), { signal: ended.signal });
   view.close = () => { ended.abort(); time.stop(); };
   view.redraw = () => pieces.forEach((piece) => piece.update());
   const { jpThemeLight } = document.body.dataset; // in JupyterLab
