@@ -205,6 +205,7 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no': it has encoder"),
         (("show", folder / "tail.pt", "--input", folder / "text.csv"), "line 2, column 2: expected a number"),
         (("show", folder / "tail.pt", "--input", folder / "two.csv"), "2 columns, but the layer takes 3"),
+        (("show", folder / "tail.pt", "--input", folder / "two.csv"), "with unrolled.record(model) as rec"),
         (("show", folder / "tail.pt", "--input", folder), "expected the input as .csv or .npy"),
     ):  # fmt: skip
         code, out, err = here(*arguments)

@@ -443,6 +443,12 @@ def test_bad_requests() -> None:
         t.layer(1)
     with pytest.raises(TypeError, match=r"one of unrolled's or torch.nn.RNN.*, got Linear"):
         ur.trace(nn.Linear(2, 3), torch.randn(4, 2))
+    model = nn.Sequential(nn.Embedding(9, 2), nn.LSTM(2, 3))
+    with pytest.raises(TypeError, match=r"got Sequential: .*unrolled.record\(model\).*rec\['1'\]$"):
+        ur.trace(model, torch.arange(4))
+    for ids in (torch.arange(4), pack_sequence([torch.arange(4)])):
+        with pytest.raises(ValueError, match=r"reads features, got .* torch.int64.*unrolled.record\(model\)"):
+            ur.trace(model[1], ids)
     with pytest.raises(ValueError, match="Expected 2, got 5"):
         ur.trace(nn.LSTM(2, 3), torch.randn(4, 5))
 

@@ -141,17 +141,21 @@ def layers_of(model: nn.Module, what: str) -> dict[str, nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what} takes a module, got {type(model).__name__}")
-    modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, nn.Module] = {
-        name: module for name, module in modules.items() if isinstance(module, _LAYERS)
-    }
+    found = layers_in(model)
     if not found:
-        cells = ", ".join(repr(name) for name, module in modules.items() if isinstance(module, _CELLS))
+        modules = model.named_modules(remove_duplicate=False)
+        cells = ", ".join(repr(name) for name, module in modules if isinstance(module, _CELLS))
         single = f" but single steps ({cells}): {SINGLE_STEPS}" if cells else ""
         raise ValueError(
             f"{what} takes a model with recurrent layers, {type(model).__name__} has none{single}"
         )
     return found
+
+
+def layers_in(model: Any) -> dict[str, nn.Module]:
+    """The recurrent layers of a model by name, those of several names by each of them; none of no module."""
+    modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
+    return {name: module for name, module in modules if isinstance(module, _LAYERS)}
 
 
 def agree(result: Any, there: Any) -> bool:

@@ -225,7 +225,9 @@ def _choose(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tup
 def _fit(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
     if x.shape[1] != layer.input_size:
         raise UsageError(
-            f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features: {layer}"
+            f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features, such as an "
+            f"embedding gives: {layer}. To open it inside of its model: with unrolled.record(model) as rec: "
+            "model(...), then rec[name].to_html(FILE)"
         )
     return _converted(x, next(layer.parameters()).dtype, path)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from unrolled import counterpart, engines, gradient
+from unrolled import counterpart, engines, gradient, observed
 from unrolled.cell import Cell
 from unrolled.cell_module import State
 from unrolled.engines import transformed
@@ -34,6 +34,11 @@ _ALL = Selection()
 _NOT_WHOLE = (
     "{} runs the layer again, which takes all of its call, and of this one not all was kept: limit no more "
     "than rows, or record with gradients=True"
+)
+
+_IN_A_MODEL = (
+    "a layer inside of a model is traced while that runs: with unrolled.record(model) as rec: model(...), "
+    "then rec[{!r}]"
 )
 
 
@@ -277,11 +282,21 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         TypeError: the module is no recurrent layer, or overrides the forward of one.
         ValueError: an input or state that doesn't fit the module; autocast is on.
     """
-    recurrent = counterpart.recurrent(module)
-    if transformed.autocasts(x.data.device.type if isinstance(x, (Tensor, PackedSequence)) else ""):
+    try:
+        recurrent = counterpart.recurrent(module)
+    except TypeError as error:
+        inside = [name for name in observed.layers_in(module) if name]
+        raise TypeError(f"{error}: {_IN_A_MODEL.format(inside[0])}" if inside else str(error)) from None
+    data = x.data if isinstance(x, PackedSequence) else x
+    if transformed.autocasts(data.device.type if isinstance(data, Tensor) else ""):
         raise ValueError(
             "a trace doesn't follow autocast: call trace outside of it, or inside torch.autocast("
-            f"{x.data.device.type!r}, enabled=False)"
+            f"{data.device.type!r}, enabled=False)"
+        )
+    if isinstance(data, Tensor) and not (data.is_floating_point() or data.is_complex()):
+        raise ValueError(
+            f"{type(module).__name__} reads features, got numbers of the type {data.dtype}, such as those of "
+            f"tokens before an embedding: {_IN_A_MODEL.format('name of the layer')}"
         )
     return traced(module, recurrent, x, state, random_state(cuda_devices(x)))[0]
 
