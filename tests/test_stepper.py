@@ -241,4 +241,4 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: Any,
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["show", "--watch"]) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "unrolled: --watch needs prompt_toolkit: pip install 'unrolled[terminal]'\n")
+    assert (out, err) == ("", "unrolled: --watch needs prompt_toolkit: pip install prompt_toolkit\n")

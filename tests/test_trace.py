@@ -6,6 +6,7 @@ import cProfile
 import functools
 import math
 import re
+import sys
 from io import StringIO
 from typing import Any
 
@@ -421,6 +422,14 @@ def test_to_pandas_has_every_number_once() -> None:
     for line in frame.sample(50, random_state=0).itertuples():
         part = t.layer(line.layer, line.direction)
         assert part[line.name][line.step, line.batch, line.unit].item() == line.value
+
+
+def test_without_pandas_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for traced in (t, t.layer(0)):
+        with pytest.raises(ImportError, match="a frame needs pandas: pip install pandas$"):
+            traced.to_pandas()
 
 
 def test_bad_requests() -> None:

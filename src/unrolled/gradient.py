@@ -102,8 +102,13 @@ def _value(loss: Loss | Tensor, output: Tensor | PackedSequence, state: Any) -> 
     if isinstance(loss, Tensor):
         data = output.data if isinstance(output, PackedSequence) else output
         if loss.shape != data.shape:
-            shapes = f"{tuple(data.shape)}, got {tuple(loss.shape)}"
-            raise ValueError(f"the target should have the shape of the output, {shapes}")
+            given = f"a tensor of the shape {tuple(loss.shape)}"
+            if loss.numel() == 1:
+                given += ": for a loss that is computed already, record(model, gradients=True)"
+            raise ValueError(
+                "backward takes a function of the output, such as lambda output: output.square().mean(), or "
+                f"a target of the output's shape {tuple(data.shape)}, got {given}"
+            )
         if loss.is_complex() and not data.is_complex():
             raise ValueError("the target should be of real numbers as the output is, got complex ones")
         difference = data - loss.detach().to(data)

@@ -94,7 +94,8 @@ class LayerTrace:
             raise ValueError(
                 f"{name} is the input: there are gradients of {', '.join(self.names)}"
                 if self.gradients
-                else "there are no gradients yet: call backward(loss) of the trace first"
+                else "there are no gradients yet: call backward of the trace first, with a function of the "
+                "output, or record with gradients=True"
             )
         return self.gradients[name]
 

@@ -28,7 +28,7 @@ from unrolled.trace import Trace
 try:
     from prompt_toolkit.input import Input, create_input
 except ImportError as error:
-    raise ImportError("--watch needs prompt_toolkit: pip install 'unrolled[terminal]'") from error
+    raise ImportError("--watch needs prompt_toolkit: pip install prompt_toolkit") from error
 
 _PLAY = 0.5  # seconds for each step
 _LOOK = 0.25  # seconds until the size of the window is looked at again, and a lone Esc is taken for one

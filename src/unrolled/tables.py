@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
@@ -121,6 +121,19 @@ def vector(values: Tensor, width: int, scale: Scale | None = None) -> Text:
     return Text.assemble("[", Text(", ").join(parts), "]", style="cyan")
 
 
+def pandas_or_why() -> Any:
+    """The library pandas.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("a frame needs pandas: pip install pandas") from error
+    return pandas
+
+
 def frame(
     values: Mapping[str, Tensor],
     lengths: Tensor,
@@ -138,9 +151,11 @@ def frame(
         direction: of which they are.
         steps: those that the values have; None: all.
         columns: for a quantity that hasn't all of its units, those that it has.
-    """
-    import pandas
 
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    pandas = pandas_or_why()
     frames = []
     for name, whole in values.items():
         flat = whole.flatten(2) if whole.dim() > 2 else whole.unsqueeze(-1)

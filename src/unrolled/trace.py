@@ -22,7 +22,7 @@ from unrolled.layers import Recurrent
 from unrolled.limits import LimitedRecorder, Rows, Selection
 from unrolled.recording import StepRecorder, at_rest, cuda_devices, drawing_from, random_state
 from unrolled.sequence import Sequence as Steps
-from unrolled.tables import StepTable
+from unrolled.tables import StepTable, pandas_or_why
 from unrolled.tensors import map_tensors, tensors
 
 if TYPE_CHECKING:
@@ -151,9 +151,8 @@ class Trace:
         Raises:
             ImportError: pandas is not installed.
         """
-        import pandas
-
-        return pandas.concat([part.to_pandas() for part in self.layers], ignore_index=True)
+        frames = pandas_or_why()
+        return frames.concat([part.to_pandas() for part in self.layers], ignore_index=True)
 
     def backward(self, loss: Loss | Tensor) -> Trace:
         """Compute the gradient through time: ∂loss/∂quantity at every step, which :meth:`gradient` gives.

@@ -205,16 +205,13 @@ def chosen(names: Sequence[str] | None, full: bool) -> tuple[dict[str, Peer], li
         if name not in known:
             raise ValueError(f"--peers: there is no runtime {name!r}: there are {', '.join(known)}")
         if lacks := PEERS[name].missing():
-            raise ValueError(f"--peers: {name} needs {', '.join(lacks)}: {INSTALL}")
+            raise ValueError(f"--peers: {name} needs {', '.join(lacks)}: pip install {' '.join(lacks)}")
     wanted = [
         name for name in known if (names is None and (full or PEERS[name].quick)) or name in (names or ())
     ]
     missing = dict.fromkeys(package for name in wanted for package in PEERS[name].missing())
     found = [OURS, FROZEN, TORCH, *(name for name in wanted if not PEERS[name].missing())]
     return {name: PEERS[name] for name in found}, list(missing)
-
-
-INSTALL = "pip install 'unrolled[bench]'"
 
 
 def quietly(prepare: Callable[[], Any]) -> Any:

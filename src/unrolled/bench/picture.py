@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from unrolled.bench.peers import INSTALL, OURS
+from unrolled.bench.peers import OURS
 
 _COLUMN, _PANEL = 0.32, 3.2  # inches: a row's place, a panel's height
 
@@ -18,7 +18,7 @@ def check(path: Path) -> None:
         ValueError: matplotlib is missing, or it can't write such a file.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"--plot needs matplotlib: {INSTALL}")
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()

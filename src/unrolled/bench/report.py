@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unrolled.bench.grid import MODES
-from unrolled.bench.peers import CHECKPOINT, FROZEN, INSTALL, OURS, TORCH
+from unrolled.bench.peers import CHECKPOINT, FROZEN, OURS, TORCH
 
 _MIB = 2**20
 _CAPTION = (
@@ -51,7 +51,8 @@ def limits(data: dict[str, float]) -> str:
 
 def missing(packages: list[str]) -> str:
     """Which packages are not installed, and how to get them."""
-    return f"Not timed, for they are not installed: {', '.join(packages)}. To get them: {INSTALL}"
+    get = f"pip install {' '.join(packages)}"
+    return f"Not timed, for they are not installed: {', '.join(packages)}. To get them: {get}"
 
 
 def troubles(rows: list[dict[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 try:
     from matplotlib.axes import Axes
 except ImportError as error:
-    raise ImportError("pictures need matplotlib: pip install 'unrolled[plot]'") from error
+    raise ImportError("pictures need matplotlib: pip install matplotlib") from error
 
 from unrolled.layer_trace import LayerTrace
 from unrolled.plot.curves import gates, gradient, states

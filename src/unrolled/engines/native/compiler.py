@@ -147,7 +147,7 @@ def compilers() -> Iterator[Compiler]:
     if found is None and packaged is None:
         raise NoCompilerError(
             "there is no C++ compiler: install one, or the ziglang package, which holds one "
-            "(pip install 'unrolled[compiler]')"
+            "(pip install ziglang)"
         )
 
 
