@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import gc
@@ -193,7 +194,7 @@ def test_which_calls_are_looked_at() -> None:
     model.eval()
     model(x)[0].sum().backward()
     model.train()
-    assert "'': 0 training calls" in repr(watch)
+    assert "'': 0 training calls, 2 in eval mode or without gradients; 0 records" in repr(watch)
     model(x)
     output, _ = model(x)
     assert not watch.records  # no backward has come here
@@ -222,6 +223,7 @@ def test_which_calls_are_looked_at() -> None:
     with ur.watch(model, every=1, share=1e-7) as rare:  # the first look takes the time of all
         train(model, x, 10)
     assert {record["call"] for record in rare.records} == {1}
+    assert "10 training calls, looks put off for the share of time: 9; " in repr(rare)
     begun, looks = time.perf_counter(), 0
     with ur.watch(model, every=1, share=0.3) as modest:
         while looks < 4:
@@ -242,12 +244,31 @@ def test_which_calls_are_looked_at() -> None:
     scripted.close()
 
 
+def test_one_that_ends_empty_says_why() -> None:
+    model, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
+    for mode, backward, every, words in (
+        (False, True, 1, "0 training calls, 2 in eval mode or .* training mode with gradients, and none was"),
+        (True, True, 5, "2 training calls; 0 records>: the first look is at call 5: give a smaller every"),
+        (True, False, 1, "no backward reached the calls that were looked at"),
+    ):
+        model.train(mode)
+        warned = pytest.warns(UserWarning, match=f"nothing was recorded by <Watch, closed; .*{words}")
+        with warned, ur.watch(model, every=every, share=None):
+            for _ in range(2):
+                output = model(x)[0].sum()
+                if backward:
+                    output.backward()
+    with pytest.raises(KeyError), ur.watch(model):  # to an error in the block nothing is added
+        raise KeyError
+
+
 @pytest.mark.parametrize("reached", [False, True])
 def test_nothing_of_a_call_is_held(reached: bool) -> None:
     layer, x = nn.LSTM(3, 4), torch.randn(5, 2, 3) * 1
     gc.disable()
     try:
         with (
+            contextlib.nullcontext() if reached else pytest.warns(UserWarning, match="no backward"),
             ur.watch(layer, every=1, share=None) as watch,
             ur.record(layer, steps=[0], gradients=True) as rec,
         ):

@@ -31,6 +31,8 @@ class _Layer:
 
     Attributes:
         seen: its training calls so far.
+        others: its calls so far in eval mode or without gradients.
+        put_off: how many looks that were due waited, for the share of time that looking may take.
         at: the number of the call that was looked at last.
         rests: until when it is left alone, on the clock of ``time.perf_counter``.
         spent: the seconds that looking at it took.
@@ -39,10 +41,17 @@ class _Layer:
 
     name: str
     seen: int = 0
+    others: int = 0
+    put_off: int = 0
     at: int = 0
     rests: float = 0.0
     spent: float = 0.0
     told: bool = False
+
+    def __str__(self) -> str:
+        others = f", {self.others} in eval mode or without gradients" * bool(self.others)
+        put_off = f", looks put off for the share of time: {self.put_off}" * bool(self.put_off)
+        return f"{self.name!r}: {self.seen} training calls{others}{put_off}"
 
 
 class Watch:
@@ -89,6 +98,9 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        told = any(layer.told for layer in self._layers.values())
+        if kind is None and not self.records and not told:
+            warnings.warn(f"nothing was recorded by {self!r}: {self._why_empty()}", stacklevel=2)
 
     def __iter__(self) -> Iterator[Figures]:
         """The records that iterating hasn't given yet."""
@@ -122,17 +134,31 @@ class Watch:
             writer.writeheader()
             writer.writerows(self.records)
 
+    def _why_empty(self) -> str:
+        seen = max(layer.seen for layer in self._layers.values())
+        if not seen:
+            return "a watch looks at calls in training mode with gradients, and none was seen"
+        if seen < self._every:
+            return f"the first look is at call {self._every}: give a smaller every"
+        return "no backward reached the calls that were looked at"
+
     def __repr__(self) -> str:
-        calls = ", ".join(f"{layer.name!r}: {layer.seen} training calls" for layer in self._layers.values())
+        calls = ", ".join(map(str, self._layers.values()))
         state = "closed" if self._end is None else f"every {self._every}"
         return f"<Watch, {state}; {calls}; {len(self.records)} records>"
 
     def _wants(self, module: nn.Module) -> bool:
         layer = self._layers[id(module)]
         if not module.training or not torch.is_grad_enabled():
+            layer.others += 1
             return False
         layer.seen += 1
-        return layer.seen - layer.at >= self._every and time.perf_counter() >= layer.rests
+        since = layer.seen - layer.at
+        if since < self._every:
+            return False
+        rests = time.perf_counter() < layer.rests
+        layer.put_off += rests and since % self._every == 0
+        return not rests
 
     def _take(self, module: nn.Module, *call: Any) -> None:
         """A call that is to be looked at."""
@@ -217,7 +243,7 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
 
     Args:
         model: any module that holds recurrent layers, ours or torch.nn's.
-        every: training calls of a layer from one look to the next, at least.
+        every: training calls of a layer from one look to the next, at least; the first look is at this one.
         rows: of how many rows of the batch, the first ones; fewer where sequences are longer than 1000 steps.
             Where a step draws random numbers or its rows depend on each other, it is all rows.
         share: of the time of training, the most that looking may take: what each look takes is measured, and
