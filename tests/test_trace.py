@@ -355,6 +355,21 @@ def test_explanations_are_true(
     assert abs(value - float(result)) < 2e-3  # the numbers in the text are rounded to four places
 
 
+def test_layer_and_direction_may_be_arguments() -> None:
+    t = ur.trace(ur.GRU(2, 3, num_layers=2, bidirectional=True), torch.randn(4, 2)).backward(torch.sum)
+    place = {"layer": 1, "direction": "backward"}
+    part = t.layer(1, "backward")
+    assert t.explain("h", 2, 1, **place) == part.explain("h", 2, 1) != t.explain("h", 2, 1)
+    assert str(t.table(["h"], **place)) == str(part.table(["h"]))
+    assert "layer 1, backward" in str(t.table(**place))
+    assert torch.equal(t.gradient("h", **place), part.gradient("h"))
+    assert not torch.equal(t.gradient("h", **place), t.gradient("h"))
+    drawn, own = (of.plot("states", **at).lines for of, at in ((t, place), (part, {})))
+    assert [list(line.get_ydata()) for line in drawn] == [list(line.get_ydata()) for line in own]
+    with pytest.raises(IndexError, match="there is no layer 2: there are 2"):
+        t.explain("h", 2, 1, layer=2)
+
+
 def test_explain_shortens_long_sums() -> None:
     t = ur.trace(ur.RNN(50, 3), torch.randn(2, 50))
     text = t.explain("input_sum", 1, 0, terms=5)
@@ -407,6 +422,7 @@ def test_table_prints_and_takes_the_input_by_name() -> None:
     text = str(t.table(["x", "h"]))
     assert f"{t.layers[0].input[2, 0, 1]:.4f}" in text
     assert f"{t['h'][2, 0, 1]:.4f}" in text
+    assert repr(t.table(["x", "h"])) == text
     assert torch.equal(t["x"], t.layers[0].input)
     with pytest.raises(ValueError, match="x is the input: no arithmetic stands behind it"):
         t.explain("x", 0, 0)

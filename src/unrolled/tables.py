@@ -65,6 +65,9 @@ class StepTable(JupyterMixin):
             console.print(self)
         return text.get().rstrip()
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         units = self._units or max(2, min(len(self._every), options.max_width // len(" 0.0000  ")))
         table, unlimited = self._build(units), options.update_width(10_000)

@@ -45,8 +45,8 @@ _IN_A_MODEL = (
 class Trace:
     """What :func:`trace` returns: every named number of every layer, direction and step.
 
-    ``trace[name]``, ``names``, ``explain`` and ``table`` speak of the lowest layer, forward;
-    :meth:`layer` gives the others.
+    ``trace[name]`` and ``names`` speak of the lowest layer, forward; :meth:`layer` gives the others, and so
+    do the arguments ``layer`` and ``direction`` of ``explain``, ``table``, ``plot`` and ``gradient``.
 
     Attributes:
         module: the module that was traced.
@@ -125,9 +125,19 @@ class Trace:
         count = len(self.layers) // len(present)
         return self.layers[position("layer", index, count) * len(present) + present.index(direction)]
 
-    def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
-        """:meth:`.LayerTrace.explain` for the lowest layer, forward."""
-        return self.layers[0].explain(name, step, unit, batch, terms)
+    def explain(
+        self,
+        name: str,
+        step: int,
+        unit: int,
+        batch: int = 0,
+        terms: int = 8,
+        *,
+        layer: int = 0,
+        direction: str = "forward",
+    ) -> str:
+        """:meth:`.LayerTrace.explain` of a layer and direction as :meth:`layer` takes them."""
+        return self.layer(layer, direction).explain(name, step, unit, batch, terms)
 
     def table(
         self,
@@ -135,13 +145,16 @@ class Trace:
         steps: Sequence[int] | None = None,
         batch: int = 0,
         units: int | None = None,
+        *,
+        layer: int = 0,
+        direction: str = "forward",
     ) -> StepTable:
-        """:meth:`.LayerTrace.table` for the lowest layer, forward."""
-        return self.layers[0].table(names, steps, batch, units)
+        """:meth:`.LayerTrace.table` of a layer and direction as :meth:`layer` takes them."""
+        return self.layer(layer, direction).table(names, steps, batch, units)
 
-    def plot(self, kind: str, **options: Any) -> Axes:
-        """:meth:`.LayerTrace.plot` for the lowest layer, forward."""
-        return self.layers[0].plot(kind, **options)
+    def plot(self, kind: str, *, layer: int = 0, direction: str = "forward", **options: Any) -> Axes:
+        """:meth:`.LayerTrace.plot` of a layer and direction as :meth:`layer` takes them."""
+        return self.layer(layer, direction).plot(kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line for each number of every layer and direction, as a pandas DataFrame.
@@ -188,9 +201,9 @@ class Trace:
         if not self.selection.whole:
             self._again, self._starts = None, ()
 
-    def gradient(self, name: str) -> Tensor:
-        """:meth:`.LayerTrace.gradient` for the lowest layer, forward."""
-        return self.layers[0].gradient(name)
+    def gradient(self, name: str, *, layer: int = 0, direction: str = "forward") -> Tensor:
+        """:meth:`.LayerTrace.gradient` of a layer and direction as :meth:`layer` takes them."""
+        return self.layer(layer, direction).gradient(name)
 
     def to_html(
         self,
