@@ -91,7 +91,7 @@ def test_the_lstm_shows_its_gates_and_both_states() -> None:
 
 
 def test_the_gru(here: Any) -> None:
-    code, out, _ = here("show", "--cell", "gru")
+    code, out, _ = here("show", "--cell", "GRU")
     assert code == 0
     assert float(re.search(r"largest difference from torch.nn.GRU: (\S+)", out)[1]) < 1e-6
 
@@ -166,6 +166,7 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
     (folder / "broken.py").write_text("import nothing_of_that_name\n")
     (folder / "cells.py").write_text(CELLS)
     torch.save(nn.LSTM(3, 4).state_dict(), folder / "lstm.pt")
+    torch.save({"weight_l0": torch.randn(4, 3)}, folder / "own.pt")
     parametrized = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
     torch.save(parametrized.state_dict(), folder / "part.pt")
     x = ("--input", folder / "x.csv")
@@ -177,6 +178,9 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", "--cell", f"{folder}/no.py:A"), "can't be loaded (FileNotFoundError"),
         (("show", "--cell", f"{folder}/broken.py:A"), "can't be loaded (ModuleNotFoundError"),
         (("show", "--cell", "json:JSONDecoder"), "no subclass of unrolled.Cell named 'JSONDecoder'"),
+        (("show", "--cell", "json:X"), "the cells in it are none"),
+        (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS: the cells in it are Empty, Wrong,"),
+        (("show", folder / "own.pt"), "a cell of your own is found with --cell FILE.py:CLASS"),
         (("show", "--option", "relu"), "--option should be NAME=VALUE"),
         (("show", "--option", "proj_size=1"), "no such option of RNN, the options here are nonlinearity"),
         (("show", "--option", "num_layers=2"), "--option num_layers: no such option of RNN"),

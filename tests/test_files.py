@@ -184,10 +184,14 @@ def test_inputs(tmp_path: Path) -> None:
     (tmp_path / "named.csv").write_text("a,b,c\n" + (tmp_path / "x.csv").read_text() + "\n")
     (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "x.csv").read_bytes())
     numpy.save(tmp_path / "x.npy", values)
-    for name in ("x.csv", "named.csv", "excel.csv", "x.npy"):
+    numpy.savetxt(tmp_path / "spaces.csv", values, fmt="%.17g", header="a b c")
+    numpy.savetxt(tmp_path / "tabs.csv", values, fmt="%.17g", delimiter="\t")
+    for name in ("x.csv", "named.csv", "excel.csv", "spaces.csv", "tabs.csv", "x.npy"):
         numpy.testing.assert_array_equal(files.read_input(tmp_path / name).numpy(), values)
     numpy.save(tmp_path / "one.npy", numpy.arange(4))
     assert files.read_input(tmp_path / "one.npy").tolist() == [[0], [1], [2], [3]]
+    (tmp_path / "column.csv").write_text("unit 1\n0\n1\n2\n3\n")
+    assert files.read_input(tmp_path / "column.csv").tolist() == [[0], [1], [2], [3]]
     (tmp_path / "nan.csv").write_text("1,nan\ninf,2\n")
     assert files.read_input(tmp_path / "nan.csv").isfinite().tolist() == [[True, False], [False, True]]
 
@@ -199,6 +203,9 @@ BAD_INPUTS = [
     ("d.csv", b"", "expected a row of numbers for each time step, found none"),
     ("j.csv", b"1_000,2\n", "line 1, column 1: expected a number, got '1_000'"),
     ("k.npy", b"\x93NUMPY\x01\x00\x0e\x00{'descr': (((\n", "damaged, cut short or no array of numbers"),
+    ("l.csv", b"1;2\n3;4\n", "line 1, column 1: expected a number, got '1;2': separate numbers by commas$"),
+    ("m.csv", b"1 2 3\n4 5\n", "line 2: expected 3 fields as in the rows before, got 2"),
+    ("n.csv", b"1,5 2,5\n", "line 1, column 2: expected a number, got '5 2': separate numbers by commas$"),
     ("e.csv", b"time,value\n", "found none"),
     ("f.csv", b"\xff\xfe\x00\x01", "not a CSV of numbers"),
     ("g.npy", b"not an array", "damaged, cut short or no array of numbers"),
@@ -217,7 +224,7 @@ def test_bad_inputs(tmp_path: Path, name: str, content: bytes, message: str) -> 
 
 def test_bad_arrays(tmp_path: Path) -> None:
     for array, message in (
-        (numpy.zeros((2, 3, 4)), r"expected an array \(time, features\), got the shape \(2, 3, 4\)"),
+        (numpy.zeros((2, 3, 4)), r"an array \(time, features\), got the shape \(2, 3, 4\): save one "),
         (numpy.zeros((0, 4)), r"got the shape \(0, 4\)"),
         (numpy.array(["a"]), "real numbers, got <U1"),
         (numpy.array([1j]), "real numbers, got complex128"),

@@ -34,19 +34,26 @@ def parse_cell(text: str) -> type[Cell]:
     Raises:
         UsageError: there is no such class, or its file or module can't be loaded.
     """
-    if text in CELLS:
-        return CELLS[text]
-    place, _, name = text.rpartition(":")
-    if not place or not name:
+    if text.lower() in CELLS:
+        return CELLS[text.lower()]
+    place, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
+    if not place:
         raise UsageError(f"--cell should be {CELL_HELP}, got {text!r}")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # the user's own code may raise anything
         raise UsageError(f"--cell: {place} can't be loaded ({type(error).__name__}: {error})") from error
     found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, Cell)):
-        raise UsageError(f"--cell: {place} has no subclass of unrolled.Cell named {name!r}")
-    return found
+    if not _is_cell(found):
+        has = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
+        which = f"has no subclass of unrolled.Cell named {name!r}" if name else "should be followed by :CLASS"
+        raise UsageError(f"--cell: {place} {which}: the cells in it are {has}")
+    cell: type[Cell] = found
+    return cell
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Cell) and value is not Cell
 
 
 def _import_file(path: Path) -> Any:
@@ -107,7 +114,8 @@ def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> d
     if not layers:
         parts = parts_of_layers(weights, cells)
         some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
-        raise UsageError(f"{path}: no recurrent layer among its keys{some}")
+        own = "a layer with a cell of your own is found with --cell FILE.py:CLASS"
+        raise UsageError(f"{path}: no recurrent layer among its keys{some}; {own}")
     return layers
 
 

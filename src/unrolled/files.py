@@ -70,7 +70,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_input(path: Path) -> Tensor:
     """A sequence ``(time, features)`` from a ``.csv`` or ``.npy`` file, rows as time steps.
 
-    A first line of a CSV in which nothing is a number is taken as the names of the columns.
+    A first line of a CSV in which nothing is a number is taken as the names of the columns. In place of
+    commas there may be white space between the numbers, as ``numpy.savetxt`` writes them.
 
     Raises:
         OSError: the file can't be read.
@@ -93,7 +94,8 @@ def read_input(path: Path) -> Tensor:
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{path}: expected an array (time, features), got the shape {array.shape}")
+        one = ": save one sequence of a batch, such as array[0]" if array.ndim == 3 else ""
+        raise ValueError(f"{path}: expected an array (time, features), got the shape {array.shape}{one}")
     return torch.from_numpy(array.astype(numpy.float64))
 
 
@@ -117,7 +119,9 @@ def _read_csv(path: Path) -> list[list[float]]:
             lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV of numbers ({error})") from None
-    if lines and not any(_is_number(field) for field in lines[0][1]):
+    if all(len(row) == 1 and not _is_number(row[0]) for _, row in lines):
+        lines = [(number, row[0].split()) for number, row in lines]
+    if lines and not any(_is_number(part) for field in lines[0][1] for part in field.split(";")):
         lines = lines[1:]
     if not lines:
         raise ValueError(f"{path}: expected a row of numbers for each time step, found none")
@@ -129,7 +133,9 @@ def _read_csv(path: Path) -> list[list[float]]:
             )
         for column, field in enumerate(row, 1):
             if not _is_number(field):
-                raise ValueError(f"{path}, line {number}, column {column}: expected a number, got {field!r}")
+                where = f"{path}, line {number}, column {column}"
+                how = ": separate numbers by commas" if re.search(r"\d[;\s]+[-+.\d]", field) else ""
+                raise ValueError(f"{where}: expected a number, got {field!r}{how}")
     return [[float(field) for field in row] for _, row in lines]
 
 
