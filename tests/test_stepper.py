@@ -23,7 +23,7 @@ from unrolled.colors import Scales
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
 RIGHT, LEFT, UP, DOWN, HOME, END, SHIFT_TAB = (f"\x1b[{letter}" for letter in "CDABHFZ")
-KEYS = "q quit   ←→ step   ↑↓ quantity   [ ] unit   space play   g G first, last"
+KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g G first, last"
 
 
 def at(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
@@ -58,6 +58,7 @@ def test_the_keys_go_through_every_number() -> None:
         lines = terminal.until(at(part, 0, "input_sum", 0))
         assert lines[0] == "LSTM(2, 3, batch_first=True)"
         assert lines[-1] == KEYS
+        assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, "at least this line"
         assert lines[-2].startswith("Colours of x: -4.0000 0.0000 4.0000  of the rest: -")
         for key, to in ((RIGHT, 1), ("l", 2), ("n", 3), (RIGHT, 3), (LEFT, 2), ("h", 1), ("p", 0), (LEFT, 0),
                         (END, 3), (HOME, 0), ("G", 3), ("g", 0), (RIGHT + RIGHT, 2)):  # fmt: skip
@@ -137,6 +138,8 @@ def test_layers_units_and_steps_that_have_no_room(deep: Any) -> None:
                 terminal.until(
                     lambda lines: lines[0].startswith("GRU") and lines[-2].startswith(f"▸ {last} ")
                 )
+        terminal.resize(80, 24)
+        terminal.until(lambda lines: lines[-1] == KEYS.replace("unit", "unit  Tab layer"))
         terminal.press("\x03")  # Ctrl-C
         assert terminal.end() == 0
 

@@ -43,7 +43,7 @@ def parse_cell(text: str) -> type[Cell]:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # the user's own code may raise anything
         raise UsageError(f"--cell: {place} can't be loaded ({type(error).__name__}: {error})") from error
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     if not _is_cell(found):
         has = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
         which = f"has no subclass of unrolled.Cell named {name!r}" if name else "should be followed by :CLASS"

@@ -108,8 +108,9 @@ class DropInLayer(Recurrent):
 class RNN(DropInLayer):
     """Simple recurrent layer, a drop-in for :class:`torch.nn.RNN`: same arguments, same numbers.
 
+    The arguments are those of :class:`.DropInLayer`, and after ``num_layers`` one more.
+
     Args:
-        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are those not named here.
         nonlinearity: ``"tanh"`` or ``"relu"``.
     """
 
@@ -147,8 +148,7 @@ class RNN(DropInLayer):
 class LSTM(DropInLayer):
     """Long short-term memory, a drop-in for :class:`torch.nn.LSTM`: same arguments, same numbers.
 
-    Args:
-        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are all others.
+    The arguments are those of :class:`.DropInLayer`.
     """
 
     cell_class = cells.LSTM
@@ -158,8 +158,7 @@ class LSTM(DropInLayer):
 class GRU(DropInLayer):
     """Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: same arguments, same numbers.
 
-    Args:
-        input_size, hidden_size, num_layers: see :class:`.DropInLayer`, as are all others.
+    The arguments are those of :class:`.DropInLayer`.
     """
 
     cell_class = cells.GRU

@@ -176,8 +176,10 @@ class _View:
         above = [self._title(part), self._time(width), *gaps[0], *self._table(rows[top : top + seen], width)]
         above += [*gaps[1], self._named(), *told]
         below = [self._legend(self._scales)] if self._scales and spare > 3 else []
-        if len(above) + len(code) + len(below) + 3 <= height:
-            above += [Text(), *code]
+        for part_of_code in (code, [line for line in code if line.style == "bold"]):
+            if part_of_code and len(above) + len(part_of_code) + len(below) + 3 <= height:
+                above += [Text(), *part_of_code]
+                break
         lines = above + [Text()] * (height - 1 - len(above) - len(below)) + below
         lines = [*lines[: height - 1], self._keys()]
         for line in lines:
@@ -268,7 +270,5 @@ class _View:
         )
 
     def _keys(self) -> Text:
-        layers = "   Tab layer" if len(self._trace.layers) > 1 else ""
-        return Text(
-            f"q quit   ←→ step   ↑↓ quantity   [ ] unit{layers}   space play   g G first, last", "dim"
-        )
+        layers = "  Tab layer" if len(self._trace.layers) > 1 else ""
+        return Text(f"q quit  ←→ step  ↑↓ quantity  [ ] unit{layers}  space play  g G first, last", "dim")
