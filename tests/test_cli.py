@@ -96,6 +96,12 @@ def test_the_gru(here: Any) -> None:
     assert float(re.search(r"largest difference from torch.nn.GRU: (\S+)", out)[1]) < 1e-6
 
 
+def test_labels_stand_beside_the_steps(here: Any) -> None:
+    code, out, _ = here("show", "--labels", "wörd")
+    assert code == 0
+    assert re.findall(r"^Step (.*)$", out, re.M) == ["0 'w'", "1 'ö'", "2 'r'", "3 'd'"]
+
+
 def test_json_is_the_trace(here: Any) -> None:
     code, out, _ = here("show", "--json", "--cell", "lstm", "--seed", "5", "--steps", "1,3")
     assert code == 0

@@ -105,7 +105,8 @@ def test_what_cannot_be_done_gets_one_sentence(
         ((*html, "--json"), "argument --json: not allowed with argument --html"),
         ((*html, "--watch"), "argument --watch: not allowed with argument --html"),
         (("--open",), "--open says how a page is to be, and none is asked for: give --html FILE too"),
-        (("--labels", "abcd"), "--labels says how a page is to be"),
+        (("--labels", "abcd", "--json"), "--labels names time steps for a reader, and --json"),
+        (("--labels", "abc"), "'abc' is no file and has 3 characters, but the sequence has 4 time steps"),
         (("--as", "image", "--json"), "--as says how a page is to be"),
         ((tmp_path / "w.pt", *html), "--html shows a sequence: give one with --input FILE"),
     ):

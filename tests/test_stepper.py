@@ -155,10 +155,10 @@ def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
         "        h = turned.abs() / mean.unsqueeze(-1).sub(2)\n"
         "        return h\n"
     )
-    arguments = ("--cell", f"{tmp_path}/cells.py:Kinds", "--steps", "1,3", "--watch")
+    arguments = ("--cell", f"{tmp_path}/cells.py:Kinds", "--steps", "1,3", "--watch", "--labels", "a bc")
     with Terminal((*COMMAND, *arguments)) as terminal:
         lines = terminal.until(lambda lines: lines[-1] == KEYS)
-        assert lines[1].startswith("Step 1  1 ")
+        assert lines[1].startswith("Step 1 ' '  1 ")
         assert re.search(r"▸ mean +\[2\.0000\]", "\n".join(lines))
         assert "mean" in lines, "the one number of its kind has no index"
         assert numbers(lines, "h") == [float("inf")] * 3
@@ -166,7 +166,7 @@ def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
         assert bold[-1] == "  mean = x.mean(-1)"
         assert "  return h" in lines, "the step is there, and only what makes the number stands out"
         terminal.press("l")
-        lines = terminal.until(lambda lines: lines[1].startswith("Step 3"))
+        lines = terminal.until(lambda lines: lines[1].startswith("Step 3 'c'  1 "))
         assert lines[1].endswith("● 3")
         row = next(k for k, line in enumerate(lines) if line.startswith("  h "))
         assert {terminal.screen.buffer[row][k].bg for k in range(80)} > {"default"}

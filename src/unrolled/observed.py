@@ -29,6 +29,11 @@ DIFFERS = (
 )
 SINGLE_STEPS = "what passes between their calls is the model's own affair, and isn't followed"
 
+_IN_A_MODEL = (
+    "a layer inside of a model is traced while that runs: with unrolled.record(model) as rec: model(...), "
+    "then rec[{!r}]"
+)
+
 
 class UnseenError(ValueError):
     """A call of which no trace can be made, and why."""
@@ -156,6 +161,27 @@ def layers_in(model: Any) -> dict[str, nn.Module]:
     """The recurrent layers of a model by name, those of several names by each of them; none of no module."""
     modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
     return {name: module for name, module in modules if isinstance(module, _LAYERS)}
+
+
+def layer_to_run(module: nn.Module, x: Any) -> Recurrent:
+    """Our layer of a module that is to run on x by itself.
+
+    Raises:
+        TypeError: the module is no recurrent layer, or overrides the forward of one.
+        ValueError: x holds no features, but whole numbers.
+    """
+    try:
+        recurrent = counterpart.recurrent(module)
+    except TypeError as error:
+        inside = [name for name in layers_in(module) if name]
+        raise TypeError(f"{error}: {_IN_A_MODEL.format(inside[0])}" if inside else str(error)) from None
+    data = x.data if isinstance(x, PackedSequence) else x
+    if isinstance(data, Tensor) and not (data.is_floating_point() or data.is_complex()):
+        raise ValueError(
+            f"{type(module).__name__} reads features, got numbers of the type {data.dtype}, such as those of "
+            f"tokens before an embedding: {_IN_A_MODEL.format('name of the layer')}"
+        )
+    return recurrent
 
 
 def agree(result: Any, there: Any) -> bool:

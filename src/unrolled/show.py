@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ PARAMETERS = {
 }
 
 
-def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> None:
+def say(
+    console: Console, trace: Trace, steps: Sequence[int] | None = None, labels: Sequence[str] | None = None
+) -> None:
     """Print a trace of one row: the layer, its parameters, every step, and the check.
 
     Args:
@@ -49,6 +52,7 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
         trace: its first row is shown.
         steps: the time steps to show, negative from the end; None: all of a short sequence, the
             first and the last of a long one.
+        labels: what stands for each time step of the sequence, such as the characters of a text.
 
     Raises:
         IndexError: there is no such step.
@@ -78,7 +82,7 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
         _legend(console, " of all that is computed", scales.quantities)
     for part in trace.layers:
         for step in chosen:
-            _heading(console, f"Step {step}{where(trace, part)}")
+            _heading(console, f"Step {step}{label(labels, step)}{where(trace, part)}")
             console.print(_step(part, step, console.width, scales))
         if len(chosen) < length:
             console.print(f"\n  {length - len(chosen)} of {length} steps are not shown; --steps chooses.")
@@ -91,6 +95,11 @@ def say(console: Console, trace: Trace, steps: Sequence[int] | None = None) -> N
     _heading(console, "Output and final state")
     console.print(f"  output {_dimensions(trace.output)}, final {_final(trace)}")
     console.print(f"  {_verdict(trace)}")
+
+
+def label(labels: Sequence[str] | None, step: int) -> str:
+    """What stands for a time step, as text after its number."""
+    return f" {reprlib.repr(labels[step])}" if labels else ""
 
 
 def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:

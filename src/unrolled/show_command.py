@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--labels",
         metavar="TEXT_OR_FILE",
-        help="what stands for each time step on the page: a character of a text, or a line of a file",
+        help="what stands for each time step: a character of a text, or a line of a file",
     )
     parser.add_argument(
         "--as",
@@ -120,32 +120,33 @@ def run(options: argparse.Namespace) -> None:
             show.found(console, layers)
             _say_assumed(console, layer, given)
     opened = _trace(layer, x)
-    steps = _chosen(options.steps, int(opened.layers[0].lengths[0]))
+    length = int(opened.layers[0].lengths[0])
+    steps = _chosen(options.steps, length)
+    labels = None if options.labels is None else _labels(options.labels, length)
     if step_through:
-        step_through(console, opened, steps or range(int(opened.layers[0].lengths[0])))
+        step_through(console, opened, steps or range(length), labels)
     elif options.html:
-        _write_page(options, opened)
+        _write_page(options, opened, labels)
     elif options.json:
         print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
-        show.say(console, opened, steps)
+        show.say(console, opened, steps, labels)
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Raise where an option would do nothing: one of a page without a page, or of text with one."""
-    given = {"--open": options.open, "--labels": options.labels is not None, "--as": options.inputs}
-    for name, is_given in given.items():
+    """Raise where an option would do nothing, such as one of a page without a page."""
+    for name, is_given in {"--open": options.open, "--as": options.inputs}.items():
         if is_given and not options.html:
             raise UsageError(f"{name} says how a page is to be, and none is asked for: give --html FILE too")
+    if options.json and options.labels is not None:
+        raise UsageError("--labels names time steps for a reader, and --json is for programs: leave one out")
     if options.html and options.steps:
         raise UsageError(
             "--steps chooses what is printed, and --html writes every step: leave one of them out"
         )
 
 
-def _write_page(options: argparse.Namespace, opened: Trace) -> None:
-    length = int(opened.layers[0].lengths[0])
-    labels = None if options.labels is None else _labels(options.labels, length)
+def _write_page(options: argparse.Namespace, opened: Trace, labels: list[str] | None) -> None:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers")
@@ -169,7 +170,7 @@ def _labels(text: str, length: int) -> list[str]:
     return labels
 
 
-def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int]], None]:
+def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int], list[str] | None], None]:
     """What goes through the steps, where there is a terminal for it."""
     terminals = (stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     if not all(terminals) or console.is_dumb_terminal:

@@ -22,7 +22,7 @@ from unrolled.colors import Scales
 from unrolled.describe import equations
 from unrolled.explain import number
 from unrolled.layer_trace import LayerTrace
-from unrolled.show import where, words_for
+from unrolled.show import label, where, words_for
 from unrolled.trace import Trace
 
 try:
@@ -53,15 +53,18 @@ if sys.platform != "win32":
     _SIGNALS = {"c-z": signal.SIGTSTP} | {sent.name: sent for sent in (*_ENDING, signal.SIGCONT)}
 
 
-def step_through(console: Console, trace: Trace, steps: Sequence[int]) -> None:
+def step_through(
+    console: Console, trace: Trace, steps: Sequence[int], labels: Sequence[str] | None = None
+) -> None:
     """Show one step after another of a trace's first row, until the user leaves.
 
     Args:
         console: of a terminal that keys are read from too; it is as before afterwards.
         trace: its first row is shown.
         steps: the time steps to go through, at least one.
+        labels: what stands for each time step of the sequence, such as the characters of a text.
     """
-    view = _View(trace, steps, Scales.on(console, trace))
+    view = _View(trace, steps, Scales.on(console, trace), labels)
     while sent := asyncio.run(_run(console, view, create_input())):
         # The terminal is as before, and the signal does what it does to any program. One that has started
         # this one and waits for it, such as make, is to pause with it.
@@ -106,10 +109,13 @@ async def _run(console: Console, view: _View, source: Input) -> signal.Signals |
 class _View:
     """What is on the screen: one step of one layer and direction, one number of it explained."""
 
-    def __init__(self, trace: Trace, steps: Sequence[int], scales: Scales | None) -> None:
+    def __init__(
+        self, trace: Trace, steps: Sequence[int], scales: Scales | None, labels: Sequence[str] | None
+    ) -> None:
         self.playing = False
         self._trace = trace
         self._steps = steps
+        self._labels = [label(labels, step) for step in steps]
         self._scales = scales
         self._rows = [
             (part, name)
@@ -193,11 +199,12 @@ class _View:
         """Where the step stands among those to go through."""
         first, last = f"  {self._steps[0]} ", f" {self._steps[-1]}"
         mark = "▶" if self.playing else "●"
-        label = f"Step {self._steps[self._at]:<{len(last) - 1}}"
-        room = width - len(label) - len(first) - len(last) - 1
+        step = f"Step {self._steps[self._at]:<{len(last) - 1}}"
+        step += f"{self._labels[self._at]:<{max(map(len, self._labels))}}"
+        room = width - len(step) - len(first) - len(last) - 1
         before = round(self._at / max(1, len(self._steps) - 1) * room)
         line = ("━" * before, mark, "─" * (room - before))
-        return Text.assemble((label, "bold"), (first, "dim"), *line, (last, "dim"))
+        return Text.assemble((step, "bold"), (first, "dim"), *line, (last, "dim"))
 
     def _table(self, rows: list[int], width: int) -> list[Text]:
         """A line that counts the units, and one for each quantity: its name, words, its numbers."""

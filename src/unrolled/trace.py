@@ -36,11 +36,6 @@ _NOT_WHOLE = (
     "than rows, or record with gradients=True"
 )
 
-_IN_A_MODEL = (
-    "a layer inside of a model is traced while that runs: with unrolled.record(model) as rec: model(...), "
-    "then rec[{!r}]"
-)
-
 
 class Trace:
     """What :func:`trace` returns: every named number of every layer, direction and step.
@@ -294,21 +289,12 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         TypeError: the module is no recurrent layer, or overrides the forward of one.
         ValueError: an input or state that doesn't fit the module; autocast is on.
     """
-    try:
-        recurrent = counterpart.recurrent(module)
-    except TypeError as error:
-        inside = [name for name in observed.layers_in(module) if name]
-        raise TypeError(f"{error}: {_IN_A_MODEL.format(inside[0])}" if inside else str(error)) from None
-    data = x.data if isinstance(x, PackedSequence) else x
-    if transformed.autocasts(data.device.type if isinstance(data, Tensor) else ""):
+    recurrent = observed.layer_to_run(module, x)
+    device = x.data.device.type if isinstance(x, (Tensor, PackedSequence)) else ""
+    if transformed.autocasts(device):
         raise ValueError(
-            "a trace doesn't follow autocast: call trace outside of it, or inside torch.autocast("
-            f"{data.device.type!r}, enabled=False)"
-        )
-    if isinstance(data, Tensor) and not (data.is_floating_point() or data.is_complex()):
-        raise ValueError(
-            f"{type(module).__name__} reads features, got numbers of the type {data.dtype}, such as those of "
-            f"tokens before an embedding: {_IN_A_MODEL.format('name of the layer')}"
+            "a trace doesn't follow autocast: call trace outside of it, or inside "
+            f"torch.autocast({device!r}, enabled=False)"
         )
     return traced(module, recurrent, x, state, random_state(cuda_devices(x)))[0]
 
