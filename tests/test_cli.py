@@ -187,6 +187,7 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         (("show", "--cell", "json:X"), "the cells in it are none"),
         (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS: the cells in it are Empty, Wrong,"),
         (("show", folder / "own.pt"), "a cell of your own is found with --cell FILE.py:CLASS"),
+        (("show", folder / "linear.pt", "--cell", "lstm"), "no recurrent layer among its keys\n"),
         (("show", "--option", "relu"), "--option should be NAME=VALUE"),
         (("show", "--option", "proj_size=1"), "no such option of RNN, the options here are nonlinearity"),
         (("show", "--option", "num_layers=2"), "--option num_layers: no such option of RNN"),

@@ -114,8 +114,8 @@ def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> d
     if not layers:
         parts = parts_of_layers(weights, cells)
         some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
-        own = "a layer with a cell of your own is found with --cell FILE.py:CLASS"
-        raise UsageError(f"{path}: no recurrent layer among its keys{some}; {own}")
+        own = "" if cells else "; a layer with a cell of your own is found with --cell FILE.py:CLASS"
+        raise UsageError(f"{path}: no recurrent layer among its keys{some}{own}")
     return layers
 
 

@@ -223,7 +223,7 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     A training call is one in training mode with gradients enabled. After a backward that reaches it, some of
     its rows run once more, forward and backward. Training goes on as without it: the same weights, bit for
     bit, and the same random draws. Calls inside of what ``torch.compile`` made are not seen, nor single steps
-    (cells).
+    (cells). A block that ends without a record warns and says why.
 
     A record has the number of the ``call``, from 1; the ``module`` by name; ``layer`` and ``direction``; the
     ``quantity``, and of it:
