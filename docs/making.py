@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import table_of_cells
 import torch
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -43,6 +44,7 @@ def make() -> None:
     _draw("gates", wave().plot("gates"))
     _draw("gradient", wave().plot("gradient"))
     _write(HERE / "_made" / "commands.md", commands().encode())
+    _write(HERE / "_made" / "cells.html", table_of_cells.table().encode())
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:

@@ -18,7 +18,14 @@ Peer = Callable[[Any, Parameters, Tensor], Tensor]
 DEPARTS = {
     "LEM": "y sees the old z, where eq. 3 has the new one",
     "NAS": "all eight pairs are added, where TensorFlow's cell multiplies the fourth",
-    "SCRN": "what returns into the hidden layer is the output, where the paper has the hidden layer",
+    "SCRN": "the output returns into the hidden layer, where the paper has the hidden layer itself",
+}
+
+LIBRARIES = {  # that other tests compare a cell with
+    "RNN": ("torch.nn", "ONNX Runtime", "Keras", "flax"),
+    "LSTM": ("torch.nn", "ONNX Runtime", "Keras", "flax"),
+    "GRU": ("torch.nn", "ONNX Runtime", "Keras", "flax"),
+    "ResetBeforeGRU": ("ONNX Runtime", "Keras"),
 }
 
 
@@ -172,6 +179,10 @@ PEERS: dict[str, tuple[str, Peer]] = {
         ),
         "LEM": torchrecurrent("LEMCell", renamed={"weight_ch": "weight_zy"}),
         "NAS": torchrecurrent("NASCell", renamed={"bias_ih": ""}),
+        "SCRN": torchrecurrent(
+            "SCRNCell", renamed={"weight_ih": "weight_sx+weight_ih", "weight_hh": "weight_hh",
+                                 "weight_ch": "weight_hs", "alpha": None}, alpha=lambda cell: cell.alpha,
+        ),
     }.items()
 } | {
     "LRU": ("LRU_pytorch", lru),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy
 import pytest
 import torch
 
+import test_every_cell
 import unrolled as ur
 from conformance import papers
 from conformance.other_cells import DEPARTS, PEERS
+from kinds import LACK, assert_close
 from test_every_cell import CASES, HIDDEN, INPUT, layer_of
 
+DOCS = Path(__file__).parents[2] / "docs" / "cells.md"
 OF_TORCH = {"RNN", "LSTM", "GRU"}  # which tests/test_parity.py compares with torch.nn
 
 
@@ -64,3 +72,25 @@ def test_another_library(case: str) -> None:
         assert difference < (
             1e-5 if library in ("LRU_pytorch", "recurrentgemma", "sru") else 1e-12
         )  # in float32
+
+
+def test_a_cell_that_is_added_gets_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That of docs/cells.md, as its page says: a file, a name, and its equations."""
+    code = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "ema.py").write_text(next(block for block in code if "class EMA" in block))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("ema")
+    equations: dict[str, Any] = {}
+    exec(next(block for block in code if "def ema" in block), equations)
+    monkeypatch.setattr(ur.cells, "EMA", module.EMA, raising=False)
+    monkeypatch.setitem(CASES, "EMA", ("EMA", {}))
+    monkeypatch.setitem(papers.STEPS, "EMA", equations["ema"])
+    test_the_papers_equations("EMA", INPUT)
+    test_every_cell.test_a_trace_has_every_number("EMA")
+    test_every_cell.test_a_page_can_be_made("EMA", tmp_path)
+    test_every_cell.test_an_onnx_model_gives_the_same_numbers("EMA")
+    stack = test_every_cell.Run("EMA", num_layers=2, bidirectional=True)
+    with ur.engine("reference"):
+        expected = stack(**test_every_cell.EVERYTHING)
+    with ur.engine("reference" if LACK else "native"):
+        assert_close(stack(**test_every_cell.EVERYTHING), expected, 1e-10)

@@ -1,0 +1,73 @@
+"""The table of all cells: what the site shows of each is read from the cell itself, and from its tests."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from html import escape
+from pathlib import Path
+
+import unrolled as ur
+from unrolled import notation
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
+
+_HEAD = ("cell", "equations of a step", "states", "parameters", "checked against")
+
+
+def table() -> str:
+    """The table as HTML, a row for each cell."""
+    head = "".join(f"<th>{title}</th>" for title in _HEAD)
+    rows = "\n".join(_row(name) for name in sorted(ur.cells.__all__, key=str.lower))
+    return f'<table class="cells">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n'
+
+
+def _row(name: str) -> str:
+    cell = getattr(ur.cells, name)
+    words = (inspect.getdoc(cell) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
+    options = ", ".join(f"{option}={value!r}" for option, value in cell.options().items())
+    made = cell(8, 8)
+    states = ", ".join(f"{state} {size}" for state, size in _states(cell).items())
+    equations = "".join(f"<div>{one.math}</div>" for one in notation.formulas(made))
+    return (
+        f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p>'
+        + (f"<p>Options: <code>{escape(options)}</code></p>" if options else "")
+        + f"</td><td>{equations}</td><td>{states}</td><td>{_count(cell)}</td><td>{_checked(name)}</td></tr>"
+    )
+
+
+def _states(cell: type[ur.Cell]) -> dict[str, str]:
+    declared = cell.state if isinstance(cell.state, dict) else dict.fromkeys(cell.state, "hidden")
+    return {name: str(size).replace("hidden", "n") for name, size in declared.items()}
+
+
+def _linked(words: str) -> str:
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1\2</a>'
+    return re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(words))
+
+
+def _count(cell: type[ur.Cell]) -> str:
+    """How many parameters there are with n units and n inputs, as a polynomial of n."""
+
+    def of(n: int) -> int:
+        shapes = cell(n, n).shapes().values()
+        return sum(size[0] * (size[1] if len(size) > 1 else 1) for size in shapes)
+
+    at, twice, thrice = of(64), of(128), of(192)
+    square = (thrice - 2 * twice + at) // (2 * 64**2)
+    line = (twice - at - square * (128**2 - 64**2)) // 64
+    rest = at - square * 64**2 - line * 64
+    terms = [(square, " n²"), (line, " n"), (rest, "")]
+    return " + ".join(f"{number}{power}" for number, power in terms if number)
+
+
+def _checked(name: str) -> str:
+    """Against what tests compare it: other libraries, and the paper's equations in NumPy."""
+    cases = {case.split()[0]: library for case, (library, _) in PEERS.items()}
+    others = [*LIBRARIES.get(name, ()), *([cases[name]] if name in cases and name not in DEPARTS else [])]
+    if name not in ("RNN", "LSTM", "GRU"):
+        others.append("NumPy")
+    departs = f"<p>{cases[name]} departs: {escape(DEPARTS[name])}</p>" if name in DEPARTS else ""
+    return ", ".join(others) + departs
