@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import processes
 import unrolled as ur
 from terminal import Terminal
 from unrolled import show
-from unrolled.colors import INFINITY, NAN, NEGATIVE, POSITIVE, Scale
+from unrolled.colors import INFINITY, NAN, NEGATIVE, POSITIVE, Scale, ranges
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
 NUMBER = re.compile(r"-?\d+\.\d{4}|-?\d\.\d{3}e[+-]\d\d|nan|-?inf")
@@ -60,7 +61,9 @@ def test_colours_add_a_legend_and_nothing_else(trace: ur.Trace) -> None:
     ansi = printed(trace, force_terminal=True, color_system="truecolor")
     lines = [Text.from_ansi(line).plain for line in ansi.splitlines()]
     legends = [line for line in lines if line.startswith("  Colours")]
-    assert len(legends) == 3
+    assert [line.split(":")[0].removeprefix("  Colours") for line in legends] == [
+        "", " of the input", " of input_sum", " of hidden_sum", " of all else that is computed",
+    ]  # fmt: skip
     assert [line for line in lines if line not in legends] == plain.splitlines()
     assert "\x1b[" not in plain
 
@@ -96,14 +99,19 @@ def test_what_the_colours_say(trace: ur.Trace) -> None:
             float(p.detach().abs().nan_to_num(0, 0, 0).max()) for p in trace.module.parameters()
         ),
         "x": 4.0,
-        "computed": max(
-            float(v.abs().nan_to_num(0, 0, 0).max()) for part in trace.layers for v in part.values.values()
-        ),
     }
-    lines, upper = {"x": "", "computed": ""}, False
+    for part in trace.layers:
+        for name, values in part.values.items():
+            kind = (
+                name if name.endswith("_sum") else "computed"
+            )  # sums of four gates have scales of their own
+            largest[kind] = max(largest.get(kind, 0.0), float(values.abs().nan_to_num(0, 0, 0).max()))
+    lines, upper = dict.fromkeys(set(largest) - {"parameters"}, ""), False
     for line in steps.splitlines():
         upper = "(layer 1" in line or (upper and "(layer 0" not in line)
-        lines["x" if line.startswith("  x ") and not upper else "computed"] += f"{line}\n"
+        name = line[2:].partition(" ")[0] if line.startswith("  ") else ""
+        kind = name if name.endswith("_sum") or (name == "x" and not upper) else "computed"
+        lines[kind] += f"{line}\n"
     seen: dict[str, int] = dict.fromkeys(("red", "blue", "none", NAN, INFINITY), 0)
     for kind, text in {"parameters": parameters, **lines}.items():
         found = [(float(number), color) for number, color in backgrounds(text)]
@@ -150,3 +158,34 @@ def test_text_stands_out_on_every_colour(scale: Scale) -> None:
 def test_a_scale_of_nothing_real() -> None:
     assert Scale.of([]) == Scale.of([torch.empty(0), torch.tensor([1 + 2j])]) == Scale(0.0)
     assert Scale.of([torch.tensor([True]), torch.tensor([-3]), torch.tensor(torch.inf)]) == Scale(3.0)
+
+
+class Growing(ur.Cell):
+    """A state that counts far beyond its gate, and a sum for two gates."""
+
+    state = ("h", "memory")
+    weight = ur.Param("2*hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor, memory: torch.Tensor) -> Any:
+        both = torch.nn.functional.linear(x, self.weight)
+        gate, other = torch.sigmoid(both).chunk(2, -1)
+        memory = memory + gate * other
+        h = gate * torch.tanh(memory)
+        return h, memory
+
+
+def test_what_would_leave_the_others_pale_has_a_scale_of_its_own() -> None:
+    layer = ur.Recurrent(Growing, 2, 3)
+    torch.nn.init.zeros_(layer.weight_l0)
+    t = ur.trace(layer, torch.randn(9, 2))
+    shared, own = ranges(t.layers, 9)
+    assert set(own) == {"both", "memory"}
+    assert own["memory"] == float(t["memory"].max()) == 2.25
+    assert shared == max(float(t[name].abs().max()) for name in ("gate", "other", "h"))
+    shared, own = ranges(t.layers, 1)  # at the first step it is no larger than the others by far
+    assert set(own) == {"both"}
+    assert shared == 0.5
+    still = ur.trace(ur.RNN(2, 3), torch.zeros(2, 2))
+    for value in still.layers[0].values.values():
+        value.zero_()
+    assert ranges(still.layers, 2) == (0.0, {})

@@ -331,6 +331,30 @@ def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> Non
     assert f"z₇[{unit}]" in tab.locator(".explanation h3").text_content()
 
 
+def grown() -> ur.Trace:
+    """Two layers, in the lower one a cell state that counts the steps and gates that stay open."""
+    layer = nn.LSTM(3, 12, num_layers=2)
+    with torch.no_grad():
+        layer.bias_ih_l0.fill_(4)
+    return ur.trace(layer, torch.randn(8, 3))
+
+
+def test_what_would_leave_the_others_pale_has_a_scale_of_its_own(opened: Opener) -> None:
+    t = grown()
+    tab = opened(t)
+    for _ in range(7):
+        tab.get_by_role("button", name="next step").click()
+    assert "x, input_sum, hidden_sum, c: each on a scale of its own" in tab.locator(".scale").text_content()
+    assert f"{number(float(t['c'].abs().max()))}" in tab.locator("figure.map", has=tab.get_by_text(
+        "c", exact=True)).locator("figcaption").text_content()  # fmt: skip
+    full = [178, 24, 43]  # the red end of the scale
+    for name in ("f", "c"):
+        unit = int(t[name][7, 0].argmax())
+        cell = tab.locator(f'td[data-key="quantity {name}"][data-place="{unit}"]')
+        shade = [int(part) for part in re.findall(r"\d+", cell.evaluate(STYLE))]
+        assert shade == pytest.approx(full, abs=12), name
+
+
 def test_dark_light_and_narrow(opened: Opener) -> None:
     t = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
     tab = opened(t, scheme="dark", width=360)

@@ -491,6 +491,20 @@ def scaled(*x: float) -> ur.Trace:
     return t.backward(lambda output: output[-1, 0] + output[0, 1])
 
 
+def test_a_state_that_grew_leaves_no_gate_pale() -> None:
+    layer = ur.LSTM(2, 3)
+    with torch.no_grad():
+        layer.bias_ih_l0.copy_(torch.tensor([9.0, 9.0, 9.0, 9.0]).repeat_interleave(3))  # c counts the steps
+    t = ur.trace(layer, torch.randn(9, 2))
+    found = {panel.get_title(loc="left"): panel.images[0].get_clim() for panel in panels(t.plot("gates"))}
+    (c,) = (title for title in found if title.startswith("c "))
+    assert found.pop(c)[1] == pytest.approx(float(t["c"].max()), rel=1e-6)
+    assert f"a scale of its own: ±{float(t['c'].max()):.3g}" in c
+    (shared,) = set(found.values())
+    assert shared[1] == -shared[0] == pytest.approx(1, abs=1e-2)
+    assert not any("of its own" in title for title in found)
+
+
 def test_a_line_of_norms_for_each_quantity() -> None:
     t = traced(20).backward(lambda output: output[-1].sum())
     ax = t.plot("gradient")

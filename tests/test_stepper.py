@@ -59,7 +59,12 @@ def test_the_keys_go_through_every_number() -> None:
         assert lines[0] == "LSTM(2, 3, batch_first=True)"
         assert lines[-1] == KEYS
         assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, "at least this line"
+        assert lines[-2].startswith("Colours of input_sum, on a scale of its own: -")
+        terminal.press(UP)
+        lines = terminal.until(at(part, 0, "x", 0))
         assert lines[-2].startswith("Colours of x: -4.0000 0.0000 4.0000  of the rest: -")
+        terminal.press(DOWN)
+        terminal.until(at(part, 0, "input_sum", 0))
         for key, to in ((RIGHT, 1), ("l", 2), ("n", 3), (RIGHT, 3), (LEFT, 2), ("h", 1), ("p", 0), (LEFT, 0),
                         (END, 3), (HOME, 0), ("G", 3), ("g", 0), (RIGHT + RIGHT, 2)):  # fmt: skip
             terminal.press(key)

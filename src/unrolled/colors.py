@@ -1,10 +1,11 @@
-"""The colours of numbers in a terminal: one scale, centred on zero, safe for the colour-blind."""
+"""The colours of numbers in a terminal, centred on zero and safe for the colour-blind, and their scales."""
 
 from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ _PALE_NEGATIVE, _PALE_POSITIVE = "#9db4cc", "#d1a79e"
 # Terminals of 256 colours would round such mixtures to other hues, so these are steps among their own.
 _NEGATIVE_STEPS = ("#87afd7", "#5f87d7", "#005fd7", "#005faf")
 _POSITIVE_STEPS = ("#d7afaf", "#d78787", "#d75f5f", "#af0000")
+_APART = 2.5  # times the median: what is larger would leave the others pale
 _ZERO = 0.05  # of the largest magnitude: below it a number keeps the terminal's own background
 
 
@@ -83,13 +85,45 @@ class Scale:
         return Text(" ").join(Text(number(value), self.style(value)) for value in values)
 
 
+def ranges(parts: Iterable[LayerTrace], length: int, batch: int = 0) -> tuple[float, dict[str, float]]:
+    """How far the scale that quantities share reaches, and the scales of those that have one of their own.
+
+    They are those that would leave the others pale: the ones whose largest magnitude is more than 2.5 times
+    the median one, and the ones that have more numbers than the layer has units, such as sums for several
+    gates.
+
+    Args:
+        parts: layers of one cell.
+        length: of the row.
+        batch: the row.
+    """
+    most: dict[str, float] = {}
+    wide = set[str]()
+    for part in parts:
+        units = max(part.cell.hidden, *part.cell.state_sizes().values())
+        for name, values in part.values.items():
+            most[name] = max(most.get(name, 0.0), Scale.of([values[:length, batch]]).largest)
+            if values.shape[2:].numel() > units:
+                wide.add(name)
+    alike = {name: size for name, size in most.items() if name not in wide and size > 0}
+    middle = statistics.median_low(alike.values()) if alike else 0.0
+    own = {name: size for name, size in most.items() if name in wide or size > _APART * middle > 0}
+    return max((size for name, size in most.items() if name not in own), default=0.0), own
+
+
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a whole trace: its parameters, its input, and all else that its steps compute."""
+    """The scales of a whole trace: its parameters, its input, and all else that its steps compute.
+
+    Attributes:
+        quantities: what those share that have none of their own.
+        own: of the others, by their names; see :func:`ranges`.
+    """
 
     parameters: Scale
     input: Scale
     quantities: Scale
+    own: Mapping[str, Scale]
 
     @classmethod
     def on(cls, console: Console, trace: Trace) -> Scales | None:
@@ -98,16 +132,19 @@ class Scales:
             return None
         coarse = console.color_system == "256"
         length = int(trace.layers[0].lengths[0])
-        values = (value for part in trace.layers for value in part.values.values())
+        shared, own = ranges(trace.layers, length)
         return cls(
             Scale.of(trace.recurrent.parameters(), coarse),
             Scale.of([trace.layers[0].input[:length, 0]], coarse),
-            Scale.of((value[:length, 0] for value in values), coarse),
+            Scale(shared, coarse),
+            {name: Scale(size, coarse) for name, size in own.items()},
         )
 
     def of_quantity(self, part: LayerTrace, name: str) -> Scale:
         """The scale of a quantity; an upper layer reads what the one below computes."""
-        return self.input if part.layer == 0 and name == "x" and name not in part.values else self.quantities
+        if part.layer == 0 and name == "x" and name not in part.values:
+            return self.input
+        return self.own.get(name, self.quantities)
 
 
 def _channels(color: str) -> tuple[int, ...]:

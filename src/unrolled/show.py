@@ -79,7 +79,9 @@ def say(
     _heading(console, f"Input {_dimensions(x)}: {length} time steps of {recurrent.input_size} features")
     if scales:
         _legend(console, " of the input", scales.input)
-        _legend(console, " of all that is computed", scales.quantities)
+        for name, scale in scales.own.items():
+            _legend(console, f" of {name}", scale)
+        _legend(console, f" of all {'else ' if scales.own else ''}that is computed", scales.quantities)
     for part in trace.layers:
         for step in chosen:
             _heading(console, f"Step {step}{label(labels, step)}{where(trace, part)}")

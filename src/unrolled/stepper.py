@@ -269,6 +269,10 @@ class _View:
 
     def _legend(self, scales: Scales) -> Text:
         ends = (-1, 0, 1)
+        _, name = self._rows[self._row]
+        if name in scales.own:
+            told = f"Colours of {name}, on a scale of its own: "
+            return Text.assemble((told, "dim"), scales.own[name].legend(ends))
         return Text.assemble(
             ("Colours of x: ", "dim"),
             scales.input.legend(ends),

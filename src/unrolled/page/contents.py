@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unrolled import counterpart
 from unrolled.cell import whole
+from unrolled.colors import Scale, ranges
 from unrolled.derivation import Derivations
 from unrolled.describe import equations, meanings, prose
 from unrolled.explain import number
@@ -131,6 +132,9 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
     order = unit_order(rows[f"quantity {next(iter(part.cell.state))}"])
     equation = formulas(part.cell)
     words = {"input": "the input", **meanings(type(part.cell))}
+    shared, own = ranges([part], length, batch)
+    own["input"] = Scale.of([rows["input"]]).largest
+    units = max(part.cell.hidden, *part.cell.state_sizes().values())
     return {
         "layer": part.layer,
         "direction": part.direction,
@@ -138,11 +142,14 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
         "steps": kept.steps,
         "all": kept.all,
         "order": order,
+        "most": shared,
         "quantities": [
             {
                 "key": key,
                 "words": words.get(key.removeprefix("quantity "), ""),
                 "size": values.shape[1],
+                "own": own.get(key.removeprefix("quantity ")),
+                "wide": key != "input" and values.shape[1] > units,
                 "shape": list(everything[key].shape[2:]),
                 "values": packed(values[kept.steps]),
                 "heat": None if kept.all else _heat(values, order),

@@ -12,8 +12,8 @@ export class Layer {
       this.rows.set(one.key, { ...one, values: decode(one.values), heat: one.heat && opened(one.heat) });
     }
     for (const [name, values] of Object.entries(data.before)) {
-      const { size } = this.rows.get(`quantity ${name}`);
-      this.rows.set(`before ${name}`, { key: `before ${name}`, size, values: decode(values), lines: [] });
+      const { size, own } = this.rows.get(`quantity ${name}`);
+      this.rows.set(`before ${name}`, { key: `before ${name}`, size, own, values: decode(values), lines: [] });
     }
     this.weights = new Map();
     for (const one of data.parameters) {
@@ -22,11 +22,6 @@ export class Layer {
     }
     this.unnamed = data.unnamed.map(decode);
     this.place = new Map(data.steps.map((step, k) => [step, k]));
-    const units = this.order.length;
-    const alike = data.quantities.filter((one) => one.key !== "input" && one.size <= units);
-    const shown = (alike.length ? alike : data.quantities).map((one) => this.rows.get(one.key));
-    this.most = largest(shown.map((row) => row.values)) || 1;
-    this.mostInput = largest([this.rows.get("input").values]) || 1;
     this.mostWeight = largest([...this.weights.values()].map((one) => one.values || [])) || 1;
   }
 
@@ -38,9 +33,9 @@ export class Layer {
     return weight?.values?.[place];
   }
 
-  /** The number that has the strongest colour: one for all quantities, and one for the input. */
+  /** The number that has the strongest colour: one for all quantities but those with a scale of their own. */
   scale(key) {
-    return key === "input" ? this.mostInput : this.most;
+    return (this.rows.get(key).own ?? this.most) || 1;
   }
 
   /** The kept step nearest to a time step. */

@@ -19,12 +19,11 @@ export function whole(view) {
     const { layer, data, theme } = view;
     const wanted = `${data.parts.indexOf(layer.data)} ${theme} ${sorted.checked}`;
     if (wanted !== drawn) {
-      const units = layer.order.length;
       sorted.disabled = !layer.all;
       if (!layer.all) sorted.checked = true;
       const [plain, sums] = [[], []];
       for (const row of layer.quantities.map((one) => layer.rows.get(one.key))) {
-        (row.key === "input" || row.size <= units ? plain : sums).push(row);
+        (row.wide ? sums : plain).push(row);
       }
       shown = [...plain, ...sums].map((row) => map(view, row, sorted.checked, read));
       const figures = shown.map((one) => one.element);
@@ -43,7 +42,7 @@ export function whole(view) {
 }
 
 function legend(view) {
-  const { most } = view.layer;
+  const most = view.layer.most || 1;
   const stops = Array.from({ length: 33 }, (_, k) => `rgb(${colour((k / 16 - 1) * most, most, view.theme)})`);
   const strip = make("span", { class: "bar wide", "aria-hidden": "true" });
   strip.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
@@ -52,7 +51,10 @@ function legend(view) {
     square.style.background = `rgb(${colour(value, 1, view.theme)})`;
     return make("span", {}, square, ` ${name}`);
   };
-  return [make("span", {}, number(-most)), strip, make("span", {}, number(most)), swatch(NaN, "NaN"), swatch(Infinity, "infinite")];
+  const own = [...view.layer.rows.values()].filter((row) => row.own !== null && !row.key.startsWith("before"));
+  const apart = `${own.map((row) => called(row.key)).join(", ")}: each on a scale of its own`;
+  return [make("span", {}, number(-most)), strip, make("span", {}, number(most)), swatch(NaN, "NaN"), swatch(Infinity, "infinite"),
+    make("span", { class: "apart" }, apart)];
 }
 
 /** One quantity: features down, time across. */
@@ -120,7 +122,7 @@ function map(view, row, sorted, read) {
     choose(here);
   });
 
-  const own = row.key === "input" ? `a scale of its own, up to ${number(most)}` : "";
+  const own = row.own === null ? "" : `a scale of its own, up to ${number(most)}`;
   const aside = [means.slice(2), own].filter(Boolean).join("; ");
   const caption = make("figcaption", {}, make("b", {}, called(row.key)), row.words ? ` ${row.words}` : "",
     make("small", {}, aside));

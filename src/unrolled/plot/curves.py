@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from unrolled.colors import ranges
 from unrolled.describe import meanings
 from unrolled.gradient import Flow, flow, spectral_radii
 from unrolled.layer_trace import LayerTrace
@@ -46,6 +47,9 @@ def gates(
 ) -> Axes:
     """Heat maps of quantities over time: a panel for each, a line for each unit, one scale for all.
 
+    A quantity that would leave the others pale, such as a cell state that grew, has a scale of its own, which
+    its title says.
+
     Args:
         trace: of the layer.
         names: the quantities; None: the states, and all others with a number for each hidden unit.
@@ -59,12 +63,16 @@ def gates(
     part, batch, length = row_of(trace, batch)
     chosen = _chosen(part, names)
     grids = [reals(part[name][:length, batch].reshape(length, -1)).T for name in chosen]
-    norm = color_norm(grids)
+    _, apart = ranges([part], length, batch)
+    shared = [grid for name, grid in zip(chosen, grids, strict=True) if name not in apart] or grids
+    norm = color_norm(shared)
     tall = [min(1.6, 0.3 + 0.07 * max(5, len(grid))) for grid in grids]
     ax = axes(ax, part, sum(tall) + 0.35 * len(tall) + 0.5)
     panels = divide(ax, tall, 0.3)
     for panel, name, grid in zip(panels, chosen, grids, strict=True):
-        note = heat_map(panel, grid, norm)
+        own = None if any(grid is one for one in shared) else color_norm([grid])
+        note = heat_map(panel, grid, own or norm)
+        note += f" (a scale of its own: ±{own.vmax:.3g})" if own else ""
         _over_time(panel, _titled(part, name) + note, length, last=panel is panels[-1], y="unit")
     color_bar(ax.inset_axes((1.02, 0, 0.02, 1)), norm, grids)
     return ax
