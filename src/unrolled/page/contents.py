@@ -143,6 +143,7 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
         "all": kept.all,
         "order": order,
         "most": shared,
+        "units": units,
         "quantities": [
             {
                 "key": key,
@@ -150,6 +151,7 @@ def _part(part: LayerTrace, batch: int, length: int, room: int, notes: list[str]
                 "size": values.shape[1],
                 "own": own.get(key.removeprefix("quantity ")),
                 "wide": key != "input" and values.shape[1] > units,
+                "block": units if values.shape[1] % units == 0 else values.shape[1],
                 "shape": list(everything[key].shape[2:]),
                 "values": packed(values[kept.steps]),
                 "heat": None if kept.all else _heat(values, order),

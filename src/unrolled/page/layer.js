@@ -12,8 +12,8 @@ export class Layer {
       this.rows.set(one.key, { ...one, values: decode(one.values), heat: one.heat && opened(one.heat) });
     }
     for (const [name, values] of Object.entries(data.before)) {
-      const { size, own } = this.rows.get(`quantity ${name}`);
-      this.rows.set(`before ${name}`, { key: `before ${name}`, size, own, values: decode(values), lines: [] });
+      const { size, own, words } = this.rows.get(`quantity ${name}`);
+      this.rows.set(`before ${name}`, { key: `before ${name}`, size, own, words, values: decode(values), lines: [] });
     }
     this.weights = new Map();
     for (const one of data.parameters) {

@@ -20,10 +20,10 @@ class View {
     this.open(0);
   }
 
-  open(which) {
+  open(which, k = null, chosen = null) {
     this.layer = this.layers[which];
-    this.k = this.layer.backward ? this.layer.steps.length - 1 : 0;
-    this.chosen = null;
+    this.k = k ?? (this.layer.backward ? this.layer.steps.length - 1 : 0);
+    this.chosen = chosen;
     this.hover = null;
     this.changed();
   }
@@ -87,6 +87,7 @@ export function mount(root, data) {
   const step = numbers(view);
   const pieces = [time, step, explanation(view, step.focus), equations(view), parameters(view), whole(view), gradient(view)];
   const [, , text, code, weights, maps, slopes] = pieces;
+  pieces.push({ update() { picker.value = view.layers.indexOf(view.layer); } });
 
   const choices = data.parts.map((part, k) => make("option", { value: k }, `layer ${part.layer}, ${part.direction}`));
   const picker = make("select", { "aria-label": "layer", onchange: () => { time.stop(); view.open(Number(picker.value)); } }, choices);
@@ -99,10 +100,12 @@ export function mount(root, data) {
     ...data.notes.map((note) => make("p", { role: "note", class: "note" }, note)),
     make("main", {},
       section("unrolled-layer", "The layer, unrolled through time", time.element),
-      make("div", { class: "halves" },
-        section("step", "Every number of the step", step.element, text.element),
-        make("div", {}, section("equation", "Its equations", code.element), section("weights", "Its parameters", weights.element))),
-      section("whole", "The whole sequence", maps.element),
+      make("div", { class: "opened" }, // within which the explanation stays in sight
+        make("div", { class: "halves" },
+          section("step", "Every number of the step", step.element), section("equation", "Its equations", code.element)),
+        text.element,
+        section("weights", "Its parameters", weights.element),
+        section("whole", "The whole sequence", maps.element)),
       section("slopes", "The gradient through time", slopes.element),
       section("check", "Beside torch.nn", make("p", { class: data.check.state }, data.check.text))),
     make("footer", {}, make("p", {}, "Keys: ← → or [ ] step, space plays; in the table of numbers the arrows go from number to number.")));
@@ -136,7 +139,7 @@ export function mount(root, data) {
   let before = null;
   window.addEventListener("beforeprint", () => { before = view.theme; theme("light"); }, { signal: ended.signal });
   window.addEventListener("afterprint", () => theme(before ?? view.theme), { signal: ended.signal });
-  view.close = () => { ended.abort(); time.stop(); };
+  view.close = () => { ended.abort(); time.stop(); step.close(); };
   view.redraw = () => pieces.forEach((piece) => piece.update());
   const { jpThemeLight } = document.body.dataset; // in JupyterLab
   theme((jpThemeLight ? jpThemeLight === "false" : dark.matches) ? "dark" : "light");
