@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unrolled as ur
+from unrolled.page.contents import contents
 from unrolled.page.kept import Kept, binned, packed, spread_order, unit_order
 
 
@@ -31,6 +33,18 @@ def test_no_more_than_there_is_room_for(length: int, room: int, hidden: int) -> 
         assert kept.all
     gaps = {b - a for a, b in zip(kept.steps, kept.steps[1:], strict=False)}
     assert not gaps or max(gaps) - min(gaps) <= 1  # evenly spread
+
+
+def test_the_reason_why_steps_are_left_out_is_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kept", "contents"):
+        monkeypatch.setattr(sys.modules[f"unrolled.page.{module}"], "STEPS", 6)
+    t = ur.trace(ur.RNN(2, 3), torch.zeros(7, 2))
+    (note,) = contents(t, 0, None, "numbers", None, 1_000_000)["notes"]
+    assert note.startswith(
+        "A page has 6 time steps at most: of the 7 time steps of layer 0, forward, 6 are kept"
+    )
+    note, _ = contents(t, 0, None, "numbers", None, 20)["notes"]
+    assert note.startswith("Too large for a page: of the 7 time steps of layer 0, forward, 2 are kept")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])

@@ -211,12 +211,12 @@ def test_what_a_number_is_made_of_lights_up_and_can_be_followed_back(opened: Ope
     tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').click()
     tab.locator(".made .weight button").first.press("Enter")
     assert "is a parameter" in tab.locator(".arithmetic").text_content()
-    assert tab.evaluate("document.activeElement.className") == "explanation"
+    assert tab.evaluate("document.activeElement.matches('.explanation')")
     # back from h of step 2 to what h of step 1 was made of
     tab.locator('td[data-key="quantity hidden_sum"][data-place="1"]').click()
     tab.get_by_role("button", name="h₁[0] = 0.2971").click()
     assert tab.locator(".explanation h3").text_content() == "h₁[0] = 0.2971"
-    assert tab.locator(".where").text_content() == "step 1 of 4"
+    assert tab.locator(".where").text_content() == "step 1 of 0–3"
     assert tab.locator("td[aria-selected=true]").get_attribute("data-key") == "quantity h"
     # the keyboard is on it, and its arrows count, wherever the pointer rests
     tab.locator('td[data-key="quantity hidden_sum"][data-place="0"]').hover()
@@ -231,25 +231,25 @@ def test_keys_buttons_slider_and_playing(opened: Opener) -> None:
     tab.keyboard.press("Shift+Tab")  # the keys work on a page where nothing was touched
     assert tab.evaluate("document.activeElement == document.body")
     tab.keyboard.press("ArrowRight")
-    assert where.text_content() == "step 1 of 4"
+    assert where.text_content() == "step 1 of 0–3"
     tab.keyboard.press("ArrowLeft")
     tab.locator('td[data-key="quantity i"][data-place="0"]').focus()
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowDown")
     assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "place": "1"}
     tab.keyboard.press("]")
-    assert where.text_content() == "step 1 of 4"
+    assert where.text_content() == "step 1 of 0–3"
     assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "place": "1"}
     assert tab.locator(".explanation h3").text_content().startswith("f₁[1] = ")
     tab.get_by_role("slider", name="time step").focus()
     tab.keyboard.press("End")
-    assert where.text_content() == "step 3 of 4"
+    assert where.text_content() == "step 3 of 0–3"
     assert tab.get_by_role("button", name="next step").get_attribute("aria-disabled") == "true"
     tab.get_by_role("button", name="first step").click()
     tab.locator("#page").focus()
     tab.keyboard.press(" ")
     assert tab.get_by_role("button", name="pause").is_visible()
-    expect(where).to_have_text("step 3 of 4")
+    expect(where).to_have_text("step 3 of 0–3")
     expect(tab.get_by_role("button", name="play")).to_be_visible()
 
 
@@ -320,7 +320,7 @@ def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> Non
     canvas = tab.locator("figure.map", has=tab.get_by_text("z", exact=True)).locator("canvas")
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] * 6.5 / 8, "y": box["height"] * 3.5 / 5})
-    assert tab.locator(".where").text_content() == "step 6 of 8"
+    assert tab.locator(".where").text_content() == "step 6 of 0–7"
     shown = tab.locator(".explanation h3").text_content()
     assert shown == f"z₆[3] = {number(t['z'][6, 0, 3].item())}"
     style = tab.locator('td[data-key="quantity z"][data-place="3"]').evaluate(STYLE)
@@ -333,7 +333,7 @@ def test_a_click_on_a_heat_map_goes_to_that_step_and_unit(opened: Opener) -> Non
     assert shown == f"z₆[{unit}] = {number(t['z'][6, 0, unit].item())}"
     canvas.focus()
     tab.keyboard.press("ArrowRight")
-    assert tab.locator(".where").text_content() == "step 7 of 8"
+    assert tab.locator(".where").text_content() == "step 7 of 0–7"
     assert f"z₇[{unit}]" in tab.locator(".explanation h3").text_content()
 
 
@@ -495,6 +495,21 @@ def test_what_is_not_finite_has_colours_of_its_own(opened: Opener) -> None:
     assert tab.locator(".scale").text_content().startswith("-")  # and the scale is of the finite ones
 
 
+def test_what_the_page_says_in_words(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)), labels=["a", " ", "b\n", "\t"], width=1280)
+    assert tab.locator(".column .in").all_text_contents() == ["a", "␣", "b⏎", "⇥"]
+    tab.get_by_role("button", name="next step").click()
+    assert tab.locator(".where").text_content() == "step 1 of 0–3: ␣"
+    assert "4*hidden × hidden)" in tab.locator(".weights").text_content()
+    assert "proj_size" not in tab.locator(".weights").text_content()
+    assert "12 numbers of the output and the 6 of the final state" in tab.locator(".check").text_content()
+    assert "In Python trace.backward(loss) before trace.to_html" in tab.locator(".slopes").text_content()
+    tab.locator(".parameters td").first.hover()
+    assert "learned" not in tab.locator(".arithmetic").text_content()
+    tab = opened(ur.trace(ur.LSTM(2, 4, proj_size=2), torch.randn(4, 2)), width=1280)
+    assert "4*hidden × proj_size)" in tab.locator(".weights").text_content()
+
+
 def test_gradients_and_the_check(opened: Opener) -> None:
     layer = ur.LSTM(2, 3)
     weights = layer.weight_hh_l0[:3].detach().numpy()
@@ -535,7 +550,7 @@ def test_labels_images_rows_and_lengths(opened: Opener) -> None:
     rows = nn.utils.rnn.pack_sequence([torch.rand(n, 4) for n in (3, 5)], enforce_sorted=False)
     t = ur.trace(ur.GRU(4, 3), rows)
     tab = opened(t, batch=0, labels=["a", "b", "c"], inputs="image")
-    assert tab.locator(".where").text_content() == "step 0 of 3: a"
+    assert tab.locator(".where").text_content() == "step 0 of 0–2: a"
     assert tab.get_by_text("Row 0 of a batch of 2.").is_visible()
     grey = round(255 * float(t["x"][1, 0, 2] / t["x"][:3, 0].max()))
     picture = tab.locator("figure.map canvas").first
@@ -549,7 +564,7 @@ def test_backwards_the_arrows_and_the_play_run_backwards(opened: Opener) -> None
     t = ur.trace(ur.GRU(2, 3, bidirectional=True), torch.randn(3, 2))
     tab = opened(t)
     tab.get_by_label("layer", exact=True).select_option("1")
-    assert tab.locator(".where").text_content() == "step 2 of 3"
+    assert tab.locator(".where").text_content() == "step 2 of 0–2"
     assert tab.locator(".arrow.left").count() == 4
     tab.locator('td[data-key="quantity hidden_sum"]').first.click()
     assert "initial h" in tab.locator(".made").text_content()
@@ -566,7 +581,8 @@ def test_a_large_trace_is_cut_down_and_says_so(opened: Opener, tmp_path: Path) -
     assert (tmp_path / "layer.html").stat().st_size < 60_000 * 5.5 + 1_100_000
     assert int(tab.get_by_role("slider", name="time step").get_attribute("max")) == kept - 1
     canvas = tab.locator("figure.map canvas").nth(1)
-    assert canvas.get_attribute("aria-label").endswith("each colour is the mean of 3 steps × 1 units")
+    assert canvas.get_attribute("aria-label").endswith("each colour is the mean of 3 steps")
+    assert "Units are sorted by what they do." in tab.locator(".whole").text_content()
     mean = t["i"][300:303, 0].double().mean(0)
     canvas.hover(position={"x": canvas.bounding_box()["width"] * 100.5 / 200, "y": 1})
     unit, value = re.search(
@@ -574,7 +590,7 @@ def test_a_large_trace_is_cut_down_and_says_so(opened: Opener, tmp_path: Path) -
     ).groups()
     assert float(value) == pytest.approx(float(mean[int(unit)]), abs=1e-4)
     canvas.click(position={"x": canvas.bounding_box()["width"] - 2, "y": 1})
-    assert tab.locator(".where").text_content() == "step 599 of 600"
+    assert tab.locator(".where").text_content() == "step 599 of 0–599"
     place = int(tab.locator('td[data-key="quantity hidden_sum"]').first.get_attribute("data-place"))
     tab.locator(f'td[data-key="quantity hidden_sum"][data-place="{place}"]').click()
     assert tab.locator(".arithmetic").text_content() == t.explain("hidden_sum", 599, place)

@@ -24,7 +24,7 @@ def page(capsys: Any, tmp_path: Path) -> Any:
     torch.manual_seed(0)
     model = nn.LSTM(3, 4)
     x = numpy.random.default_rng(1).normal(size=(10, 3))
-    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save(torch.nn.ModuleDict({"encoder": model}).state_dict(), tmp_path / "w.pt")
     numpy.save(tmp_path / "x.npy", x)
     weights = (str(tmp_path / "w.pt"), "--input", str(tmp_path / "x.npy"))
 
@@ -55,6 +55,11 @@ def test_labels_are_characters_or_lines_and_the_input_an_image(page: Any, tmp_pa
     lines = [f"label {k}" for k in range(8)] + ["", "ein Wort mit ß"]
     (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert page("--labels", tmp_path / "labels.txt")["labels"] == lines
+
+
+def test_the_title_is_the_file_and_the_layer_or_what_is_given(page: Any) -> None:
+    assert page()["title"] == "w.pt: encoder"
+    assert page("--title", "Mine")["title"] == "Mine"
 
 
 def test_the_browser_opens_it(page: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -107,6 +112,7 @@ def test_what_cannot_be_done_gets_one_sentence(
         (("--open",), "--open says how a page is to be, and none is asked for: give --html FILE too"),
         (("--labels", "abcd", "--json"), "--labels names time steps for a reader, and --json"),
         (("--labels", "abc"), "'abc' is no file and has 3 characters, but the sequence has 4 time steps"),
+        (("--title", "Mine"), "--title says how a page is to be"),
         (("--as", "image", "--json"), "--as says how a page is to be"),
         ((tmp_path / "w.pt", *html), "--html shows a sequence: give one with --input FILE"),
     ):

@@ -74,6 +74,11 @@ def add(commands: Any) -> None:
         choices=("numbers", "image"),
         help="how the page draws the input (default: numbers)",
     )
+    parser.add_argument(
+        "--title",
+        metavar="TEXT",
+        help="of the page (default: the name of the file and the prefix of the layer)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -90,6 +95,7 @@ def run(options: argparse.Namespace) -> None:
     cell = parse_cell(options.cell) if options.cell else None
     given = parse_options(options.option)
     x = files.read_input(options.input) if options.input else None
+    title = options.title
     if options.weights is None:
         if options.layer is not None:
             raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
@@ -103,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
         if options.layer is not None or x is not None:
             prefix, layer = _choose(layers, options.layer, options.weights)
             layers = {prefix: layer}
+            title = title or ": ".join(filter(None, (options.weights.name, prefix)))
         check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
             if options.watch or options.html:
@@ -126,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
     if step_through:
         step_through(console, opened, steps or range(length), labels)
     elif options.html:
-        _write_page(options, opened, labels)
+        _write_page(options, opened, labels, title)
     elif options.json:
         print(json.dumps(show.as_data(opened, steps), indent=2, allow_nan=False))
     else:
@@ -134,8 +141,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Raise where an option would do nothing, such as one of a page without a page."""
-    for name, is_given in {"--open": options.open, "--as": options.inputs}.items():
+    """Raise where an option would do nothing: one of a page without a page, or of text with one."""
+    given = {"--open": options.open, "--title": options.title is not None, "--as": options.inputs}
+    for name, is_given in given.items():
         if is_given and not options.html:
             raise UsageError(f"{name} says how a page is to be, and none is asked for: give --html FILE too")
     if options.json and options.labels is not None:
@@ -146,10 +154,12 @@ def _check_page(options: argparse.Namespace) -> None:
         )
 
 
-def _write_page(options: argparse.Namespace, opened: Trace, labels: list[str] | None) -> None:
+def _write_page(
+    options: argparse.Namespace, opened: Trace, labels: list[str] | None, title: str | None
+) -> None:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers")
+        path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers", title=title)
     for note in notes:
         print(f"unrolled: {note.message}", file=sys.stderr)
     print(f"Wrote {printable(str(path))}: {opened.module} as a page to look at in a browser.", flush=True)

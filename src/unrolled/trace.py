@@ -222,9 +222,9 @@ class Trace:
             labels: what stands for each time step, such as the characters of a text.
             inputs: how the input is drawn: as ``"numbers"``, or ``"image"``, whose rows are the time steps.
             title: of the page; None: the layer.
-            limit: how many numbers are kept, about; three million make a file of 16 MB. Of a larger trace
-                evenly spread time steps are kept with every number, no more than 1000, and means over bins of
-                all of them; a warning says which.
+            limit: how many numbers are kept, about; three million make a file of 16 MB. Of a larger trace,
+                and of one of more than 1000 time steps, evenly spread steps are kept with every number, 1000
+                at most, and means over bins of all of them; a warning says so.
 
         Returns:
             The path.

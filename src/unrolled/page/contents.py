@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled import counterpart
-from unrolled.cell import whole
+from unrolled.cell import size_of, whole
 from unrolled.colors import Scale, ranges
 from unrolled.derivation import Derivations
 from unrolled.describe import equations, meanings, prose
@@ -19,7 +19,7 @@ from unrolled.gradient import flow, spectral_radii
 from unrolled.layer_trace import LayerTrace, position, same
 from unrolled.notation import formulas
 from unrolled.page.derived import Exporter
-from unrolled.page.kept import Kept, binned, packed, spread_order, unit_order
+from unrolled.page.kept import STEPS, Kept, binned, packed, spread_order, unit_order
 from unrolled.tensors import tensors
 from unrolled.trace import Trace
 
@@ -98,10 +98,11 @@ def _check(trace: Trace) -> dict[str, str]:
         float(part.nan_to_num(0, 0, 0).abs().max()) for part in (trace.layers[-1].input, *_states(trace))
     )
     eps = torch.finfo(trace.layers[0].input.dtype).eps
-    count = sum(part.numel() for part in tensors((trace.output, trace.final_state)))
+    counts = [sum(part.numel() for part in tensors(of)) for of in (trace.output, trace.final_state)]
+    compared = f"the {counts[0]:,} numbers of the output and the {counts[1]:,} of the final state"
     if difference <= 100 * eps * max(1.0, most):
-        words = f"the largest difference of {count:,} numbers is {difference:.1e}, no more than rounding"
-        words = words if difference else f"all {count:,} are the same to the last bit"
+        words = f"among {compared} the largest difference is {difference:.1e}, no more than rounding"
+        words = words if difference else f"{compared} are equal to the last bit"
         return {"state": "same", "text": f"{name} gives the same numbers: {words}."}
     return {
         "state": "different",
@@ -174,8 +175,11 @@ def _left_out(part: LayerTrace, kept: Kept, length: int) -> list[str]:
     where = f"layer {part.layer}, {part.direction}"
     notes = []
     if len(kept.steps) < length:
+        reason = (
+            f"A page has {STEPS:,} time steps at most" if len(kept.steps) == STEPS else "Too large for a page"
+        )
         notes.append(
-            f"Too large for a page: of the {length:,} time steps of {where}, {len(kept.steps):,} are kept "
+            f"{reason}: of the {length:,} time steps of {where}, {len(kept.steps):,} are kept "
             "with every number, evenly spread; the heat maps show means over bins of all of them."
         )
     if not kept.parameters:
@@ -194,12 +198,21 @@ def _parameters(part: LayerTrace, kept: Kept) -> list[dict[str, Any]]:
         {
             "name": name,
             "shape": list(shape),
-            "sizes": [str(size) for size in part.cell.params()[name].shape],
+            "sizes": [_said(str(size), part) for size in part.cell.params()[name].shape],
             "values": packed(getattr(part.cell, name)) if kept.parameters else None,
         }
         for name, shape in part.cell.shapes().items()
         if not getattr(part.cell, name).is_complex()
     ]
+
+
+def _said(size: str, part: LayerTrace) -> str:
+    """The size of an axis as its cell has it; of ``proj_size or hidden`` the one that this layer takes."""
+    if " or " not in size or "(" in size:
+        return size
+    options = {name: value for name, value in part.cell.chosen_options().items() if isinstance(value, int)}
+    sizes = {**options, "input": part.cell.input, "hidden": part.cell.hidden}
+    return next((one for one in size.split(" or ") if size_of(one, sizes)), size)
 
 
 def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:

@@ -37,6 +37,12 @@ export function index(whole) {
   return [...String(whole)].map((letter) => INDICES[letter]).join("");
 }
 
+/** A label with signs for what would be a gap: line ends, and spaces where there is nothing else. */
+export function visible(label) {
+  const text = label.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return text.trim() ? text : text.replaceAll(" ", "␣");
+}
+
 /** A section of the page under a heading. */
 export function section(kind, heading, ...children) {
   return make("section", { "aria-label": heading, class: kind }, make("h2", {}, heading), ...children);

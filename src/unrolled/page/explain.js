@@ -1,6 +1,7 @@
 // The arithmetic behind one number, word for word as unrolled/explain.py writes it.
 
 import { number } from "./numbers.js";
+import { visible } from "./dom.js";
 import { called } from "./layer.js";
 
 const INFIX = { add: " + ", sub: " - ", mul: "·", div: " / " };
@@ -196,12 +197,12 @@ function unique(made) {
 /** In plain words what a number is, where no arithmetic stands behind it. */
 export function given(layer, k, key, { labels, dropout }) {
   const step = layer.steps[k];
-  const label = labels ? ` (${labels[step]})` : "";
+  const label = labels ? ` (${visible(labels[step])})` : "";
   if (key === "input") {
     return layer.layer === 0
       ? `x is what the layer reads at step ${step}${label}: it is given, not computed.`
       : `x is the output of the layer below at step ${step}${label}${dropout ? ", after dropout" : ""}.`;
   }
-  if (key.startsWith("parameter")) return `${called(key)} is a parameter: the same at every step, learned in training.`;
+  if (key.startsWith("parameter")) return `${called(key)} is a parameter: the same at every step, and what training changes.`;
   return `${called(key)} before the first step is the initial state: it is given, not computed.`;
 }

@@ -35,8 +35,8 @@ const across = (view, step) => LEFT + ((step + 0.5) / view.data.length) * (CHART
 function contents(view) {
   const { layer } = view;
   if (!layer.gradient) {
-    return [make("p", {}, "There is no gradient in this trace: ", make("code", {}, "trace.backward(loss)"),
-      " before the page is written gives it.")];
+    return [make("p", {}, "There is no gradient in this trace. In Python ", make("code", {}, "trace.backward(loss)"),
+      " before ", make("code", {}, "trace.to_html(…)"), " gives it.")];
   }
   const { norms, radii, words } = layer.gradient;
   const series = Object.entries(norms).map(([name, values]) => ({ name, values: decode(values), state: layer.states.includes(name) }));

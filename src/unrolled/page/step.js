@@ -16,6 +16,7 @@ export function numbers(view) {
   const cells = new Map(); // by key and place
   let windows = new Map(); // by how many numbers lines have, the first column that is shown
   let room = WIDE; // columns
+  let filled = 0; // the width that they fill
   let built = null;
   let reached = null; // the chosen number when it was last brought into sight
 
@@ -63,14 +64,17 @@ export function numbers(view) {
   /** Fill the width that there is. */
   function fit() {
     const [cell, heading] = [body.querySelector("td"), body.querySelector("th")];
-    if (!cell || !element.clientWidth) return;
+    if (!cell || element.clientWidth === filled) return;
+    filled = element.clientWidth;
     const widest = Math.max(...[...cells.values()].map((one) => one.offsetWidth));
     const wanted = Math.max(2, Math.min(WIDE, Math.floor((element.clientWidth - heading.offsetWidth - 10) / (widest + 2))));
     if (wanted === room) return;
     room = wanted;
     reached = null;
     built = null;
+    const held = body.contains(document.activeElement);
     update();
+    if (held) focus();
   }
 
   function line({ key, start, count }) {
@@ -220,7 +224,7 @@ export function explanation(view, focus) {
 
   function write() {
     const { shown, layer, k } = view;
-    element.classList.toggle("idle", !shown);
+    element.classList.toggle("chosen", Boolean(view.chosen));
     if (!shown) {
       heading.textContent = "Where does a number come from?";
       text.textContent = "Point at a number, or go to it with the keys: what it is made of lights up.";

@@ -1,7 +1,7 @@
 // The layer unrolled through time: a box for each step, an arrow for each thing that flows, and what plays them.
 
 import { called } from "./layer.js";
-import { draw, index, make } from "./dom.js";
+import { draw, index, make, visible } from "./dom.js";
 import { colour } from "./numbers.js";
 
 const BESIDE = 12; // boxes on each side of the current one
@@ -58,7 +58,7 @@ export function timeline(view) {
     slider.max = count - 1;
     slider.value = k;
     const step = layer.steps[k];
-    const text = `step ${step} of ${view.data.length}${view.data.labels ? `: ${view.data.labels[step]}` : ""}`;
+    const text = `step ${step} of 0–${view.data.length - 1}${view.data.labels ? `: ${visible(view.data.labels[step])}` : ""}`;
     slider.setAttribute("aria-valuetext", text);
     where.textContent = text;
     for (const one of [buttons.first, buttons.back]) one.setAttribute("aria-disabled", k === 0);
@@ -97,7 +97,7 @@ function boxes(view, from, to) {
     const step = layer.steps[k];
     found.push(flows(view, k, layer.backward ? step : step - 1));
     const name = view.data.labels ? view.data.labels[step] : `x${index(step)}`;
-    const shown = name.replaceAll("\n", "⏎");
+    const shown = visible(name);
     found.push(make("div", { class: "column" },
       make("span", { class: "name out", "aria-hidden": "true" }, `${called(output)}${index(step)}`),
       bar(view, output, k), arrow("up"),

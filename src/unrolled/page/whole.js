@@ -1,7 +1,7 @@
 // The whole sequence: a heat map of every quantity, units by time, on one scale; a click goes to a step and unit.
 
 import { called } from "./layer.js";
-import { make } from "./dom.js";
+import { make, visible } from "./dom.js";
 import { colour, number } from "./numbers.js";
 
 /** {element, update}: the heat maps, the legend of their colours, and the switch that sorts units. */
@@ -10,8 +10,9 @@ export function whole(view) {
   const sorted = make("input", { type: "checkbox", onchange: () => { drawn = null; update(); } });
   const read = make("output", { class: "read" }, "Point at a map to read a number; a click goes there.");
   const scale = make("div", { class: "scale" });
+  const choice = make("label", {});
   const element = make("div", {},
-    make("div", { class: "bar-of-controls" }, make("label", {}, sorted, " sort units by what they do"), scale), read, maps);
+    make("div", { class: "bar-of-controls" }, choice, scale), read, maps);
   let drawn = null;
   let shown = [];
 
@@ -19,8 +20,8 @@ export function whole(view) {
     const { layer, data, theme } = view;
     const wanted = `${data.parts.indexOf(layer.data)} ${theme} ${sorted.checked}`;
     if (wanted !== drawn) {
-      sorted.disabled = !layer.all;
-      if (!layer.all) sorted.checked = true;
+      if (layer.all) choice.replaceChildren(sorted, " sort units by what they do");
+      else choice.replaceChildren("Units are sorted by what they do.");
       const [plain, sums] = [[], []];
       for (const row of layer.quantities.map((one) => layer.rows.get(one.key))) {
         (row.wide ? sums : plain).push(row);
@@ -83,7 +84,8 @@ function map(view, row, sorted, read) {
   if (picture) canvas.style.aspectRatio = `${wide} / ${tall}`;
   else canvas.style.height = `${Math.max(28, Math.min(170, grid.down * 14))}px`;
   frame.style.maxWidth = picture ? `${(260 * wide) / Math.max(wide, tall)}px` : `${grid.across * 72}px`;
-  const means = grid.tall * grid.wide > 1 ? `; each colour is the mean of ${grid.tall} steps × ${grid.wide} units` : "";
+  const bins = [[grid.tall, "steps"], [grid.wide, "units"]].filter(([size]) => size > 1).map((one) => one.join(" "));
+  const means = bins.length ? `; each colour is the mean of ${bins.join(" × ")}` : "";
   canvas.setAttribute("aria-label", `${called(row.key)}, ${row.words || "a quantity of the step"}: ${row.size} units over `
     + `${data.length} steps, ${low <= high ? `from ${number(low)} to ${number(high)}` : "none of them finite"}${means}`);
   const cursor = make("span", { class: "cursor", "aria-hidden": "true" });
@@ -97,7 +99,7 @@ function map(view, row, sorted, read) {
     return picture ? [line, column] : [column, line];
   };
   const tell = ([x, y]) => {
-    const label = data.labels ? ` (${data.labels[grid.step(x)]})` : "";
+    const label = data.labels ? ` (${visible(data.labels[grid.step(x)])})` : "";
     read.textContent = `${called(row.key)}, step ${grid.step(x)}${label}, unit ${grid.unit(y)}: `
       + `${number(grid.values[x * grid.down + y])}${means && " (a mean)"}`;
   };
@@ -127,7 +129,7 @@ function map(view, row, sorted, read) {
   const caption = make("figcaption", {}, make("b", {}, called(row.key)), row.words ? ` ${row.words}` : "",
     make("small", {}, aside));
   const labels = row.key === "input" && !picture && data.labels && data.length <= 120
-    ? make("div", { class: "texts", "aria-hidden": "true" }, data.labels.map((text) => make("span", {}, text.replaceAll("\n", "⏎"))))
+    ? make("div", { class: "texts", "aria-hidden": "true" }, data.labels.map((text) => make("span", {}, visible(text))))
     : null;
   if (labels) labels.style.maxWidth = frame.style.maxWidth;
   return {
