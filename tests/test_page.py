@@ -531,6 +531,31 @@ def test_gradients_and_the_check(opened: Opener) -> None:
     assert text.startswith("torch.nn.LSTM gives the same numbers")
 
 
+def test_a_gradient_that_is_exactly_zero_is_marked(opened: Opener) -> None:
+    t = ur.trace(ur.LSTM(2, 3), torch.randn(12, 2)).backward(lambda output: output[8].sum())
+    tab = opened(t, width=1280)
+    zeros = sum(int((t.gradient(name)[:, 0].norm(dim=-1) == 0).sum()) for name in t.names)
+    assert zeros >= 3 * len(t.names)
+    assert tab.locator(".chart .zero").count() == zeros
+    assert "a ring where a gradient is exactly 0" in tab.locator(".slopes").text_content()
+    lines = tab.locator(".chart path").evaluate_all(
+        "(paths) => paths.map((one) => one.getAttribute('stroke'))"
+    )
+    assert len(set(lines)) == len(t.names)
+    ticks = tab.locator(".chart text[text-anchor=middle]").all_text_contents()
+    assert ticks == ["0", "2", "4", "6", "8", "10"]
+
+
+def test_indices_stand_at_one_height_and_long_lines_are_whole(opened: Opener) -> None:
+    tab = opened(ur.trace(ur.Recurrent(Awkward, 2, 4), torch.randn(2, 2)), width=360)
+    assert tab.locator("ol.code").evaluate("(list) => list.scrollWidth <= list.clientWidth")
+    tab = opened(ur.trace(ur.LSTM(2, 3), torch.randn(2, 2)), width=1280)
+    heights = tab.locator(".formulas li").nth(2).locator("msub").evaluate_all(
+        "(all) => all.map((one) => one.lastElementChild.getBoundingClientRect().bottom)")  # fmt: skip
+    assert len(heights) == 6
+    assert max(heights[-2:]) - min(heights[-2:]) < 1.5  # of input and of hidden
+
+
 def test_what_was_recorded_is_a_page_too(opened: Opener, tmp_path: Path) -> None:
     model = nn.ModuleDict({"encoder": nn.LSTM(2, 3, num_layers=2, dropout=0.5)})
     with ur.record(model, rows=[1], gradients=True) as rec:

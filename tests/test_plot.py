@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pack_sequence
 import unrolled as ur
 from unrolled import plot
 from unrolled.gradient import flow, spectral_radii
+from unrolled.plot.curves import _wrapped
 from unrolled.walkthrough import INPUT, WEIGHTS
 
 
@@ -503,6 +504,20 @@ def test_a_state_that_grew_leaves_no_gate_pale() -> None:
     (shared,) = set(found.values())
     assert shared[1] == -shared[0] == pytest.approx(1, abs=1e-2)
     assert not any("of its own" in title for title in found)
+
+
+def test_a_picture_says_which_row_it_shows_and_its_words_fill_the_lines() -> None:
+    t = ur.trace(ur.LSTM(2, 8), torch.randn(40, 3, 2)).backward(lambda output: output[-1].sum())
+    for kind in ("gates", "states", "gradient"):
+        assert t.plot(kind, batch=1).figure.get_suptitle().endswith(", row 1 of 3")
+    assert any(text.get_text().endswith(", row 2 of 3") for text in t.plot("unrolled", batch=2).texts)
+    assert "row" not in ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)).plot("gates").figure.get_suptitle()
+    fact = "the gradient of h fades by a factor of 0.742 a step on its way back: from 2.24 to 1 at step 3"
+    for letters in (40, 60, 90, 103):
+        lines = _wrapped(fact, letters)
+        assert " ".join(line.strip() for line in lines) == fact
+        assert max(map(len, lines)) <= letters
+        assert len(lines) == 1 or len(lines[-1]) > 0.6 * len(lines[0])
 
 
 def test_a_line_of_norms_for_each_quantity() -> None:

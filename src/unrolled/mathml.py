@@ -42,7 +42,7 @@ def symbol(name: str) -> str:
     base, index = _parts(name)
     if index == "t":  # which would be read as the time
         return _letter(name)
-    return f"<msub>{_letter(base)}{upright(index)}</msub>" if index else _letter(base)
+    return f"<msub>{_level(_letter(base))}{upright(index)}</msub>" if index else _letter(base)
 
 
 def indexed(name: str, step: str, tilde: bool = False, version: int = 0) -> Math:
@@ -55,8 +55,8 @@ def indexed(name: str, step: str, tilde: bool = False, version: int = 0) -> Math
     below = row(f"{upright(index)}<mo>,</mo>{time}" if index else time)
     if version:
         above = row(f"<mo>(</mo><mn>{version}</mn><mo>)</mo>")
-        return Math(f"<msubsup>{letter}{below}{above}</msubsup>", "power")
-    return Math(f"<msub>{letter}{below}</msub>")
+        return Math(f"<msubsup>{_level(letter)}{below}{above}</msubsup>", "power")
+    return Math(f"<msub>{_level(letter)}{below}</msub>")
 
 
 def number(text: str) -> Math:
@@ -107,6 +107,11 @@ def _parts(name: str) -> tuple[str, str]:
     if index == "" and keyword.iskeyword(base):  # such as lambda_
         return base, ""
     return (base, index) if base and index and not index.startswith("_") else (name, "")
+
+
+def _level(letter: str) -> str:
+    """A letter whose index stands as low as that of any other, whether or not it reaches below the line."""
+    return f"<mpadded depth='0'>{letter}</mpadded>"
 
 
 def _letter(base: str) -> str:

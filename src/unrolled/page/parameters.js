@@ -78,7 +78,7 @@ function picture(view, weight, rows, columns) {
   const read = make("output", { class: "read" }, "Point at it to read a number.");
   const marks = make("div", { class: "marks", "aria-hidden": "true" });
   const frame = make("div", { class: "picture" }, canvas, marks);
-  frame.style.width = `min(100%, ${columns * 16}px)`;
+  Object.assign(frame.style, { width: `${columns * 16}px`, maxWidth: "100%" });
 
   let here = [0, 0];
   const tell = (row, column) => {

@@ -23,6 +23,7 @@ from unrolled.plot.figures import (
     NAN_COLOR,
     NOT_FINITE,
     axes,
+    checked,
     color_bar,
     color_norm,
     divide,
@@ -35,6 +36,7 @@ from unrolled.plot.figures import (
 from unrolled.trace import Trace
 
 _DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv*P"  # together with the colours no two alike up to 56
+_WIDE, _LETTER = 7.1, 0.061  # inches: of a figure beside the names of its axis, and of a letter of size 8
 _EVERY = 30  # steps up to which each has its marker
 _BAND = 0.045  # height of a row of markers beside the logarithmic axis, of the whole
 
@@ -67,7 +69,7 @@ def gates(
     shared = [grid for name, grid in zip(chosen, grids, strict=True) if name not in apart] or grids
     norm = color_norm(shared)
     tall = [min(1.6, 0.3 + 0.07 * max(5, len(grid))) for grid in grids]
-    ax = axes(ax, part, sum(tall) + 0.35 * len(tall) + 0.5)
+    ax = axes(ax, part, sum(tall) + 0.35 * len(tall) + 0.5, batch)
     panels = divide(ax, tall, 0.3)
     for panel, name, grid in zip(panels, chosen, grids, strict=True):
         own = None if any(grid is one for one in shared) else color_norm([grid])
@@ -92,7 +94,7 @@ def states(trace: Trace | LayerTrace, batch: int = 0, ax: Axes | None = None) ->
     """
     part, batch, length = row_of(trace, batch)
     names = list(part.cell.state)
-    ax = axes(ax, part, 0.8 + 1.7 * len(names))
+    ax = axes(ax, part, 0.8 + 1.7 * len(names), batch)
     for name, panel in zip(names, divide(ax, [1] * len(names), 0.28), strict=True):
         values = reals(part[name][:length, batch].reshape(length, -1))
         panel.axhline(0, color=GREY, linewidth=0.6)
@@ -139,7 +141,8 @@ def gradient(
     norms = np.array([found.norms for found in flows])
     zero, broken = norms == 0, ~np.isfinite(norms)
     facts = _facts(part, flows)
-    ax = axes(ax, part, 3.8 + 0.25 * len(facts))
+    room = (_WIDE if ax is None else inches(checked(ax))[0]) / _LETTER
+    ax = axes(ax, part, 3.8 + 0.25 * len(facts), batch)
     low, high = _logarithmic(ax, norms, zero.any(1).sum(), broken.any(1).sum())
     for place, found in enumerate(flows):
         color, marker = COLORS[place % len(COLORS)], _MARKERS[place % len(_MARKERS)]
@@ -173,8 +176,7 @@ def gradient(
             handles.append(_marks([], [], words, color=GREY, marker="o", markerfacecolor=face))
     title = "factor a step back" if any(found.factor for found in flows) else None
     ax.legend(handles=handles, bbox_to_anchor=(1, 1.03), title=title, title_fontsize=8, **KEY)
-    letters = max(30, round(inches(ax)[0] / 0.062))  # of size 8 in a line
-    lines = [line for fact in facts for line in textwrap.wrap(fact, letters, subsequent_indent="    ")]
+    lines = [line for fact in facts for line in _wrapped(fact, max(30, round(room)))]
     below = ax.annotate("\n".join(lines), (0, 0), (0, -38), "axes fraction", "offset points", va="top")
     below.set(fontsize=8, linespacing=1.3)
     return ax
@@ -225,6 +227,16 @@ def _facts(part: LayerTrace, flows: list[Flow]) -> list[str]:
         which = several if len(radii) > 1 else f"radius of {name} is"
         said.append(f"the spectral {which} {', '.join(f'{radius:.3g}' for radius in radii)}")
     return said
+
+
+def _wrapped(fact: str, letters: int) -> list[str]:
+    """Lines of about the same length, so that no word stands alone in the last."""
+    lines = textwrap.wrap(fact, letters, subsequent_indent="    ")
+    while len(narrower := textwrap.wrap(fact, letters := letters - 1, subsequent_indent="    ")) == len(
+        lines
+    ):
+        lines = narrower
+    return lines
 
 
 def _logarithmic(ax: Axes, norms: Any, zeros: int, broken: int) -> tuple[list[float], list[float]]:

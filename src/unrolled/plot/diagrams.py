@@ -77,7 +77,7 @@ def unrolled(
     end += 0.1 if shown[-1] == length - 1 else 0.5
     top, bottom = (1.05 + 0.15 * _text(values[0]).count("\n") for values in (states[output], inputs))
     heights = [tall - lane * place - 0.3 for place in range(len(states))]
-    sheet = _Sheet.of(ax, part, end, -bottom, tall + top + 0.2)
+    sheet = _Sheet.of(ax, part, end, -bottom, tall + top + 0.2, batch)
 
     def flow(left: float, source: int) -> None:
         """The states after the step ``source``, in the gap that begins at ``left``."""
@@ -181,13 +181,21 @@ class _Sheet:
     scale: float
 
     @classmethod
-    def of(cls, ax: Axes | None, part: LayerTrace, wide: float, low: float, high: float) -> _Sheet:
+    def of(
+        cls,
+        ax: Axes | None,
+        part: LayerTrace,
+        wide: float,
+        low: float,
+        high: float,
+        batch: int | None = None,
+    ) -> _Sheet:
         ax = Picture(figsize=(wide, high - low)).add_axes((0, 0, 1, 1)) if ax is None else checked(ax)
         ax.set(xlim=(0, wide), ylim=(low, high), aspect="equal")
         ax.set_axis_off()
         room = inches(ax)
         sheet = cls(ax, min(1.0, room[0] / wide, room[1] / (high - low)))
-        sheet.write(0.1, high - 0.15, heading(part), 9, ha="left", color=GREY)
+        sheet.write(0.1, high - 0.15, heading(part, batch), 9, ha="left", color=GREY)
         return sheet
 
     def write(self, x: float, y: float, text: str, size: float, **style: Any) -> None:

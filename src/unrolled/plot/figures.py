@@ -53,9 +53,11 @@ def row_of(trace: Trace | LayerTrace, batch: int) -> tuple[LayerTrace, int, int]
     return part, batch, int(part.lengths[batch])
 
 
-def heading(part: LayerTrace) -> str:
-    """Which layer it is."""
-    return f"{type(part.cell).__name__}, layer {part.layer}, {part.direction}"
+def heading(part: LayerTrace, batch: int | None = None) -> str:
+    """Which layer it is, and which row of several; None: of the weights, which are those of all rows."""
+    rows = part.input.shape[1]
+    row = "" if batch is None or rows == 1 else f", row {batch} of {rows}"
+    return f"{type(part.cell).__name__}, layer {part.layer}, {part.direction}{row}"
 
 
 def reals(values: Tensor) -> Any:
@@ -65,16 +67,16 @@ def reals(values: Tensor) -> Any:
     return values.detach().double().cpu().numpy()
 
 
-def new_figure(part: LayerTrace, tall: float) -> Picture:
-    """A figure, ``tall`` inches high, that says which layer it is of."""
+def new_figure(part: LayerTrace, tall: float, batch: int | None = None) -> Picture:
+    """A figure, ``tall`` inches high, that says which layer and row it is of."""
     figure = Picture(figsize=(8, tall), layout="constrained")
-    figure.suptitle(heading(part), fontsize=9, color=GREY, x=0.01, ha="left")
+    figure.suptitle(heading(part, batch), fontsize=9, color=GREY, x=0.01, ha="left")
     return figure
 
 
-def axes(ax: Axes | None, part: LayerTrace, tall: float) -> Axes:
+def axes(ax: Axes | None, part: LayerTrace, tall: float, batch: int | None = None) -> Axes:
     """The Axes that was given, checked, or that of a new figure."""
-    return new_figure(part, tall).add_subplot() if ax is None else checked(ax)
+    return new_figure(part, tall, batch).add_subplot() if ax is None else checked(ax)
 
 
 def checked(ax: Any) -> Axes:
