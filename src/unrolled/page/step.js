@@ -6,6 +6,7 @@ import { index, make } from "./dom.js";
 import { colour, ink, number } from "./numbers.js";
 
 const WIDE = 32; // cells side by side at most; no more than there is room for, the others are a page further
+const ASIDE = 3; // columns that stay free beside words that need not be broken into lines
 
 /** {element, update}: a grid with a line for every quantity, or for each block of one that has several. */
 export function numbers(view) {
@@ -66,8 +67,10 @@ export function numbers(view) {
     const [cell, heading] = [body.querySelector("td"), body.querySelector("th")];
     if (!cell || element.clientWidth === filled) return;
     filled = element.clientWidth;
+    table.classList.remove("roomy");
     const widest = Math.max(...[...cells.values()].map((one) => one.offsetWidth));
     const wanted = Math.max(2, Math.min(WIDE, Math.floor((element.clientWidth - heading.offsetWidth - 10) / (widest + 2))));
+    table.classList.toggle("roomy", Math.max(...lines().map((one) => one.count)) + ASIDE <= wanted);
     if (wanted === room) return;
     room = wanted;
     reached = null;
