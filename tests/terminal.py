@@ -16,10 +16,10 @@ from pathlib import Path
 import pyte
 
 WAIT = 60.0  # seconds at most, on a busy machine, for what should come at once
-# A session leader takes its terminal as the controlling one, from which Ctrl-C comes.
+# A session leader takes its terminal as the controlling one, from which Ctrl-C comes, here never ignored.
 LAUNCH = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 SETTINGS = ("COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR")  # of who runs the tests
 ALTERNATE = 1049 << 5  # as pyte keeps this private mode

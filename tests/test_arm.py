@@ -22,7 +22,6 @@ import unrolled as ur
 from kinds import TOLERANCE, assert_close, team
 from test_functions import ONE, PROGRAM, TWO
 from test_new_cell import MGU
-from unrolled.bench.custom import LayerNorm
 from unrolled.engines.native import autograd, lanes, loop
 from unrolled.engines.native.compiler import FLAGS, INCLUDE
 from unrolled.engines.native.emit import emit
@@ -44,7 +43,7 @@ CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm-proj": (ur.cells.LSTM, {"proj_size": 3}),
     "gru": (ur.cells.GRU, {}),
     "mgu": (MGU, {}),
-    "layer-norm": (LayerNorm, {}),
+    "layer-norm": (ur.cells.LayerNormLSTM, {}),
 }
 
 pytestmark = pytest.mark.skipif(

@@ -18,7 +18,6 @@ import unrolled as ur
 from kinds import NEEDS_COMPILER
 from unrolled import cli
 from unrolled.bench import apart, grid, limits, measure, peers, report, results, timing
-from unrolled.bench.custom import LayerNorm, Peephole
 from unrolled.bench.grid import CELLS, STANDARD, Row
 from unrolled.bench.work import Work, difference
 
@@ -40,6 +39,14 @@ def here(capsys: Any, monkeypatch: Any) -> Any:
     return call
 
 
+GRID = sorted({row.cell for row in grid.rows(True)})
+
+
+def test_every_cell_can_be_timed() -> None:
+    assert set(CELLS) == {name.lower() for name in ur.cells.__all__}
+    assert {row.cell for row in grid.rows(True, list(CELLS))} == set(CELLS)
+
+
 @pytest.fixture(autouse=True)
 def _same_engine() -> Any:
     with ur.engine("reference"):
@@ -47,7 +54,7 @@ def _same_engine() -> Any:
 
 
 @pytest.mark.parametrize("mode", grid.MODES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", GRID)
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if name != peers.TORCH])
 def test_a_runtime_computes_what_torch_does(name: str, cell: str, mode: str, monkeypatch: Any) -> None:
     if missing := peers.PEERS[name].missing():
@@ -87,14 +94,14 @@ def test_which_runtimes_take_a_row() -> None:
     assert take("gru", "inference") == every | graphs | {"jax", "frozen"}
     assert take("lstm", "inference") >= every | graphs | {"jax", "frozen"}
     assert take("rnn", "training", 1000) == every - {"compile"} | {"jax"}
-    assert take("minimal", "training") == every | {"compile-step", "torchscript"}
+    assert take("mgu", "training") == every | {"compile-step", "torchscript"}
     assert take("lstm", "streaming", 100) == {"unrolled", "torch", "frozen", "jax"} | graphs
-    assert take("minimal", "streaming", 100) == {"unrolled", "torch", "frozen"}
+    assert take("mgu", "streaming", 100) == {"unrolled", "torch", "frozen"}
 
 
 def test_custom_cells() -> None:
     """A peephole cell without peepholes is torch.nn's LSTM; the normalised one against its equations."""
-    layer, theirs = ur.Recurrent(Peephole, 3, 4), torch.nn.LSTM(3, 4)
+    layer, theirs = ur.Recurrent(ur.cells.PeepholeLSTM, 3, 4), torch.nn.LSTM(3, 4)
     with torch.no_grad():
         theirs.bias_hh_l0.zero_()
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"):
@@ -109,7 +116,7 @@ def test_custom_cells() -> None:
         o = linear(x[0], theirs.weight_ih_l0, theirs.bias_ih_l0)[:, 12:]
         torch.testing.assert_close(h[0], torch.sigmoid(o + 0.5 * c[0]) * torch.tanh(c[0]))
 
-    normal = ur.Recurrent(LayerNorm, 3, 4, dtype=torch.float64)
+    normal = ur.Recurrent(ur.cells.LayerNormLSTM, 3, 4, dtype=torch.float64)
     w = {name.removesuffix("_l0"): value.detach() for name, value in normal.named_parameters()}
 
     def over(a: torch.Tensor) -> torch.Tensor:
@@ -150,7 +157,7 @@ def test_what_disagrees_is_reported_and_not_timed() -> None:
 def test_roundings_that_grow_are_no_disagreement() -> None:
     """Here torch's own float32 is 2e-4 away from its float64 at some elements, and ours as far."""
     chosen = {name: peers.PEERS[name] for name in ("torch", "unrolled")}
-    entry = measure.measure(Row("layernorm", 32, 100, 128, "inference"), chosen, 0.001, LIMITS)
+    entry = measure.measure(Row("layernormlstm", 32, 100, 128, "inference"), chosen, 0.001, LIMITS)
     assert "seconds" in entry["runtimes"]["unrolled"]
 
 
@@ -163,7 +170,7 @@ def test_the_grid() -> None:
         assert (64, 1000, 1024) not in sizes
         assert {(1, 1, 32), (64, 1, 1024), (64, 100, 1024), (64, 1000, 256), (1, 1000, 1024)} <= sizes
     assert {row.input for row in full if row.hidden == 32} == {16}
-    assert {row.cell for row in full} == set(CELLS)
+    assert {row.cell for row in full} == set(GRID)
     quick = grid.rows(False)
     assert len(quick) < 20
     assert {row.mode for row in quick} == set(grid.MODES)
@@ -179,7 +186,7 @@ def test_the_work_of_a_row() -> None:
     assert row.resident() == 4 * 4 * 32 * (16 + 32)
     assert Row("lstm", 2, 10, 32, "training").operations() == 3 * row.operations()
     assert Row("lstm", 2, 10, 32, "streaming").reading() == 4 * 4 * 32 * 10 * (16 + 32)
-    assert Row("minimal", 1, 7, 32, "inference").reading() == 4 * 2 * 32 * (16 + 7 * 32)
+    assert Row("mgu", 1, 7, 32, "inference").reading() == 4 * 2 * 32 * (16 + 7 * 32)
 
 
 def test_the_limits_are_sane() -> None:
@@ -209,7 +216,7 @@ def test_calls_are_timed_in_turn() -> None:
 def test_json_tables_and_a_picture(here: Any, tmp_path: Path) -> None:
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     threads = torch.get_num_threads()
-    arguments = ("--cells", "rnn,minimal", *SMALL, "--peers", "torchscript", "--threads", 1, "--json", path)
+    arguments = ("--cells", "rnn,mgu", *SMALL, "--peers", "torchscript", "--threads", 1, "--json", path)
     code, out, err = here(*arguments, "--plot", plot)
     assert (code, err) == (0, "")
     assert torch.get_num_threads() == threads
@@ -235,7 +242,7 @@ def test_json_tables_and_a_picture(here: Any, tmp_path: Path) -> None:
         assert row["ratio_to_torch"] == theirs["seconds"] / ours["seconds"]
         alike = row["runtimes"]["frozen"] if row["mode"] == "inference" else ours
         assert row["share_of_limit"] == row["limit_seconds"] / alike["seconds"]
-        assert (row["best_other"] == "torchscript") == (row["cell"] == "minimal")
+        assert (row["best_other"] == "torchscript") == (row["cell"] == "mgu")
     assert found["rows"][0]["runtimes"]["torchscript"] == {
         "trouble": "for custom cells only",
         "refused": True,

@@ -323,7 +323,8 @@ def test_a_reader_that_stops_early_is_fine() -> None:
 
 
 def test_an_interrupt_is_no_failure_to_be_traced(here: Any, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import signal\n\nsignal.raise_signal(signal.SIGINT)\n")
+    handling = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's & leaves it ignored
+    (tmp_path / "slow.py").write_text(f"import signal\n\n{handling}\nsignal.raise_signal(signal.SIGINT)\n")
     assert here("show", "--cell", f"{tmp_path}/slow.py:Cell") == (130, "", "")
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 import unrolled as ur
 from kinds import LAYERS, NEEDS_COMPILER, pair, tensors
 from test_new_cell import MGU
-from unrolled.bench.custom import LayerNorm, Peephole
 
 pytestmark = NEEDS_COMPILER
 
@@ -24,7 +23,7 @@ WORST = 1.1  # of any quantity, over all sizes: a single one of three numbers is
 OVERALL = 1.0  # of all quantities
 
 
-CUSTOM = {"mgu": MGU, "peephole": Peephole, "normed": LayerNorm}
+CUSTOM = {"mgu": MGU, "peephole": ur.cells.PeepholeLSTM, "normed": ur.cells.LayerNormLSTM}
 SIZES = [  # input, hidden, time, batch
     (3, 5, 20, 4),
     (16, 32, 50, 3),

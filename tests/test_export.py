@@ -12,7 +12,6 @@ from torch.nn.utils import prune
 
 import unrolled as ur
 from test_new_cell import MGU
-from unrolled.bench.custom import LayerNorm
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,7 +24,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "reset before": (ur.cells.ResetBeforeGRU, {}),
     "peepholes": (ur.cells.PeepholeLSTM, {"initial_state": "learned"}),
     "a user's": (MGU, {}),
-    "normed": (LayerNorm, {}),
+    "normed": (ur.cells.LayerNormLSTM, {}),
 }
 STANDARD = ("RNN", "GRU", "LSTM", "reset before")
 

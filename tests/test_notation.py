@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 from xml.etree import ElementTree
@@ -109,7 +110,8 @@ def test_every_cell_has_formulas_for_what_its_trace_shows(name: str) -> None:
     cell = getattr(ur.cells, name)
     found = formulas(cell(2, 3))
     assert all(ElementTree.fromstring(one.math).tag == "math" for one in found)
-    assert not any("<mtext>" in one.math for one in found if "None" not in one.math)
+    if "for " not in inspect.getsource(cell.step):  # which is shown as code
+        assert not any("<mtext>" in one.math for one in found if "None" not in one.math)
     shown = {name for one in found for name in one.names}
     assert set(ur.trace(ur.Recurrent(cell, 2, 3), torch.randn(2, 2)).names) <= shown
 

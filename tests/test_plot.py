@@ -588,7 +588,7 @@ def test_the_ends_of_float64(x: tuple[float, ...]) -> None:
 
 
 def test_a_gradient_needs_backward() -> None:
-    with pytest.raises(ValueError, match=r"no gradients yet: call backward\(loss\) of the trace first"):
+    with pytest.raises(ValueError, match=r"no gradients yet: call backward of the trace first, with"):
         traced().plot("gradient")
     with pytest.raises(ValueError, match="x is the input: there are gradients of"):
         scaled(1).plot("gradient", names="x")

@@ -244,6 +244,11 @@ class _Reader:
         if name not in PARTS or not torchs or not arguments:
             raise NoFormulaError
         right, rows = self._writer.write(arguments[0]), self._writer.of_rows(arguments[0])
+        axes = [word.value for word in call.keywords if word.arg == "dim"]
+        axes += arguments[1 if name == "unbind" else 2 :]
+        axis = self._scope.value(axes[0]) if axes else 0
+        if len(axes) > 1 or axis not in ((-1, 1) if rows else (0,)):  # features, or rows of a matrix
+            raise NoFormulaError
         self._give(names)
         self._rows = self._rows | set(names) if rows else self._rows - set(names)
         left = mathml.bracketed(mathml.listed([self._name(part).text for part in parts]), "[", "]")

@@ -110,7 +110,11 @@ class _View:
     """What is on the screen: one step of one layer and direction, one number of it explained."""
 
     def __init__(
-        self, trace: Trace, steps: Sequence[int], scales: Scales | None, labels: Sequence[str] | None
+        self,
+        trace: Trace,
+        steps: Sequence[int],
+        scales: Scales | None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.playing = False
         self._trace = trace

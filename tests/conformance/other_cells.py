@@ -72,7 +72,7 @@ def lru(cell: Any, params: Parameters, x: Tensor) -> Tensor:
     for name, ours in (("nu_log", "nu"), ("theta_log", "theta"), ("gamma_log", "gamma"), ("D", "weight_d")):
         getattr(theirs, name).data = params[ours].float()
     theirs.B.data = torch.complex(*params["weight_b"].float().chunk(2))
-    theirs.C.data = torch.complex(*(part.contiguous() for part in params["weight_c"].float().chunk(2, 1)))
+    theirs.C.data = torch.complex(params["weight_re"].float(), params["weight_im"].float())
     return theirs(x.float().transpose(0, 1)).transpose(0, 1).to(x.dtype)
 
 

@@ -306,9 +306,9 @@ def min_lstm(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
 @cell("LRU")
 def lru(w: Any, o: Any, x: Row, y: Row, re: Row, im: Row) -> tuple[Row, ...]:
     turn = exp(-exp(w.nu) + 1j * exp(w.theta))
-    (b_re, b_im), (c_re, c_im) = parts(w.weight_b, 2), numpy.split(w.weight_c, 2, 1)
+    b_re, b_im = parts(w.weight_b, 2)
     state = turn * (re + 1j * im) + exp(w.gamma) * ((b_re + 1j * b_im) @ x)
-    return ((c_re + 1j * c_im) @ state).real + w.weight_d @ x, state.real, state.imag
+    return ((w.weight_re + 1j * w.weight_im) @ state).real + w.weight_d @ x, state.real, state.imag
 
 
 @cell("RGLRU")

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unrolled.bench.custom import CUSTOM
+from unrolled.bench.custom import CUSTOM, PUBLISHED
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 
 STANDARD: dict[str, type[Cell]] = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
-CELLS: dict[str, type[Cell]] = STANDARD | {cell.__name__.lower(): cell for cell in CUSTOM}
+CELLS: dict[str, type[Cell]] = STANDARD | {cell.__name__.lower(): cell for cell in (*CUSTOM, *PUBLISHED)}
 MODES = ("inference", "training", "streaming")
 
 _FULL = {"batch": (1, 8, 32, 64), "hidden": (32, 128, 256, 512, 1024), "time": (1, 100, 1000)}
@@ -117,7 +117,7 @@ def rows(
 
 
 def _cells(full: bool) -> list[str]:
-    return list(CELLS) if full else [*STANDARD, CUSTOM[0].__name__.lower()]
+    return [*STANDARD, *(cell.__name__.lower() for cell in (CUSTOM if full else CUSTOM[:1]))]
 
 
 def _once(values: Iterable[int]) -> list[int]:

@@ -33,11 +33,11 @@ class LayerNormLSTM(Cell):
     bias_c = Param("hidden", init=nn.init.zeros_)
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        gates, units = self.gain_hh.shape, self.gain_c.shape
-        input_sum = layer_norm(linear(x, self.weight_ih), gates, self.gain_ih, self.bias_ih)
-        hidden_sum = layer_norm(linear(h, self.weight_hh), gates, self.gain_hh)
+        input_sum = linear(x, self.weight_ih)
+        input_sum = layer_norm(input_sum, self.gain_ih.shape, self.gain_ih, self.bias_ih)
+        hidden_sum = layer_norm(linear(h, self.weight_hh), self.gain_hh.shape, self.gain_hh)
         i, f, g, o = (input_sum + hidden_sum).chunk(4, -1)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         c = f * c + i * g
-        h = o * tanh(layer_norm(c, units, self.gain_c, self.bias_c))
+        h = o * tanh(layer_norm(c, self.gain_c.shape, self.gain_c, self.bias_c))
         return h, c

@@ -32,7 +32,8 @@ class LRU(Cell):
     theta = Param("state_size or hidden", init=lambda theta, cell: phases(theta, cell))
     gamma = Param("state_size or hidden", init=lambda gamma, cell: normalising(gamma, cell))
     weight_b = Param("2*(state_size or hidden)", "input", init=lambda weight: halved(weight))
-    weight_c = Param("hidden", "2*(state_size or hidden)", init=lambda weight: doubled(weight))
+    weight_re = Param("hidden", "state_size or hidden", init=lecun_normal)
+    weight_im = Param("hidden", "state_size or hidden", init=lecun_normal)
     weight_d = Param("hidden", "input", init=lecun_normal)
 
     def check(self) -> None:
@@ -48,19 +49,13 @@ class LRU(Cell):
         scale = exp(self.gamma)
         in_re, in_im = linear(x, self.weight_b).chunk(2, -1)
         re, im = across * re - up * im + scale * in_re, up * re + across * im + scale * in_im
-        show_re, show_im = self.weight_c.chunk(2, 1)
-        y = linear(re, show_re) - linear(im, show_im) + linear(x, self.weight_d)
+        y = linear(re, self.weight_re) - linear(im, self.weight_im) + linear(x, self.weight_d)
         return y, re, im
 
 
 def halved(weight: Tensor) -> None:
     """Draw real and imaginary parts that have together a variance of 1 over the inputs."""
     nn.init.normal_(weight, 0, (2 * weight.shape[1]) ** -0.5)
-
-
-def doubled(weight: Tensor) -> None:
-    """Draw real and imaginary parts with a variance of 1 over the complex inputs each."""
-    nn.init.normal_(weight, 0, (weight.shape[1] / 2) ** -0.5)
 
 
 def ring(nu: Tensor, cell: LRU) -> None:

@@ -15,9 +15,9 @@ class SLSTM(Cell):
     leaves the output as it is.
 
     Quantities:
-        i_sum: weighted sums of the input gate, its logarithm
+        log_i: logarithm of the input gate
         log_f: logarithm of the forget gate, and the stabiliser before
-        m: stabiliser: the larger one
+        m: stabiliser: the larger one; where nothing has entered yet, that of the input gate
         i: input gate: how much z enters
         f: forget gate: how much old c stays
         z: candidate: what could be written
@@ -40,15 +40,15 @@ class SLSTM(Cell):
     def step(
         self, x: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        input_sums = linear(x, self.weight_ih, self.bias_ih).chunk(4, -1)
-        hidden_sums = [block_linear(h, weight, None, self.heads) for weight in self.weight_hh.chunk(4)]
-        i_sum, f_sum, z_sum, o_sum = (a + b for a, b in zip(input_sums, hidden_sums, strict=True))
-        log_f = logsigmoid(f_sum) + m
-        m = where(n == 0, i_sum, maximum(log_f, i_sum))
-        i = exp(i_sum - m)
+        input_i, input_f, input_z, input_o = linear(x, self.weight_ih, self.bias_ih).chunk(4, -1)
+        weight_i, weight_f, weight_z, weight_o = self.weight_hh.chunk(4)
+        log_i = input_i + block_linear(h, weight_i, None, self.heads)
+        log_f = logsigmoid(input_f + block_linear(h, weight_f, None, self.heads)) + m
+        m = where(n == 0, log_i, maximum(log_f, log_i))
+        i = exp(log_i - m)
         f = exp(log_f - m)
-        z = tanh(z_sum)
-        o = sigmoid(o_sum)
+        z = tanh(input_z + block_linear(h, weight_z, None, self.heads))
+        o = sigmoid(input_o + block_linear(h, weight_o, None, self.heads))
         c = f * c + i * z
         n = f * n + i
         h = o * (c / n)
