@@ -14,27 +14,29 @@ from unrolled import notation
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
 
-_HEAD = ("cell", "equations of a step", "states", "parameters", "checked against")
-
 
 def table() -> str:
     """The table as HTML, a row for each cell."""
-    head = "".join(f"<th>{title}</th>" for title in _HEAD)
     rows = "\n".join(_row(name) for name in sorted(ur.cells.__all__, key=str.lower))
-    return f'<table class="cells">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n'
+    head = "<thead><tr><th>cell</th><th>equations of a step</th></tr></thead>"
+    return f'<table class="cells">\n{head}\n<tbody>\n{rows}\n</tbody>\n</table>\n'
 
 
 def _row(name: str) -> str:
     cell = getattr(ur.cells, name)
     words = (inspect.getdoc(cell) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
     options = ", ".join(f"{option}={value!r}" for option, value in cell.options().items())
-    made = cell(8, 8)
-    states = ", ".join(f"{state} {size}" for state, size in _states(cell).items())
-    equations = "".join(f"<div>{one.math}</div>" for one in notation.formulas(made))
+    facts = {
+        "states": ", ".join(f"{state} ({size})" for state, size in _states(cell).items()),
+        "parameters": _count(cell),
+        "options": f"<code>{escape(options)}</code>" if options else "",
+        "checked against": _checked(name),
+    }
+    told = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)
+    equations = "".join(f"<div>{one.math}</div>" for one in notation.formulas(cell(8, 8)))
     return (
-        f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p>'
-        + (f"<p>Options: <code>{escape(options)}</code></p>" if options else "")
-        + f"</td><td>{equations}</td><td>{states}</td><td>{_count(cell)}</td><td>{_checked(name)}</td></tr>"
+        f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p><dl>{told}</dl></td>'
+        f"<td>{equations}</td></tr>"
     )
 
 
@@ -69,5 +71,5 @@ def _checked(name: str) -> str:
     others = [*LIBRARIES.get(name, ()), *([cases[name]] if name in cases and name not in DEPARTS else [])]
     if name not in ("RNN", "LSTM", "GRU"):
         others.append("NumPy")
-    departs = f"<p>{cases[name]} departs: {escape(DEPARTS[name])}</p>" if name in DEPARTS else ""
+    departs = f"; {cases[name]} departs: {escape(DEPARTS[name])}" if name in DEPARTS else ""
     return ", ".join(others) + departs
