@@ -10,15 +10,8 @@ from unrolled.cell import Cell, Param
 tenth = partial(nn.init.normal_, std=0.1)
 
 
-class FastRNN(Cell):
-    """FastRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 2): a weighted residual connection in time.
-
-    ``alpha`` and ``beta`` are sigmoids of a learned number. A rank above 0 makes a matrix of that rank.
-
-    Quantities:
-        candidate: what could be written
-        h: hidden state
-    """
+class LowRank(Cell):
+    """What both have: matrices of the input and of the hidden state, perhaps of a low rank."""
 
     input_rank: int = 0
     hidden_rank: int = 0
@@ -28,12 +21,30 @@ class FastRNN(Cell):
     weight_hh = Param("hidden", "hidden_rank or hidden", init=tenth)
     low_ih = Param("input_rank", "input", init=tenth)
     low_hh = Param("hidden_rank", "hidden", init=tenth)
+
+    def check(self) -> None:
+        for name, most in (("input_rank", min(self.input, self.hidden)), ("hidden_rank", self.hidden)):
+            rank = getattr(self, name)
+            if not 0 <= rank <= most:
+                raise ValueError(
+                    f"{name} should be 0 for a full matrix or a rank from 1 to {most}, which the sizes "
+                    f"{self.input} and {self.hidden} allow, got {rank}"
+                )
+
+
+class FastRNN(LowRank):
+    """FastRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 2): a weighted residual connection in time.
+
+    ``alpha`` and ``beta`` are sigmoids of a learned number. A rank above 0 makes a matrix of that rank.
+
+    Quantities:
+        candidate: what could be written
+        h: hidden state
+    """
+
     bias_ih = Param("hidden", init=nn.init.ones_)
     alpha = Param(1, init=lambda value: nn.init.constant_(value, -3))
     beta = Param(1, init=lambda value: nn.init.constant_(value, 3))
-
-    def check(self) -> None:
-        check_ranks(self)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         low_x = x if self.low_ih is None else linear(x, self.low_ih)
@@ -43,7 +54,7 @@ class FastRNN(Cell):
         return h
 
 
-class FastGRNN(Cell):
+class FastGRNN(LowRank):
     """FastGRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 6): gate and candidate share both matrices.
 
     ``zeta`` and ``nu`` are sigmoids of a learned number. A rank above 0 makes a matrix of that rank.
@@ -55,21 +66,10 @@ class FastGRNN(Cell):
         h: hidden state
     """
 
-    input_rank: int = 0
-    hidden_rank: int = 0
-
-    state = ("h",)
-    weight_ih = Param("hidden", "input_rank or input", init=tenth)
-    weight_hh = Param("hidden", "hidden_rank or hidden", init=tenth)
-    low_ih = Param("input_rank", "input", init=tenth)
-    low_hh = Param("hidden_rank", "hidden", init=tenth)
     bias_z = Param("hidden", init=nn.init.ones_)
     bias_h = Param("hidden", init=nn.init.ones_)
     zeta = Param(1, init=lambda value: nn.init.constant_(value, 1))
     nu = Param(1, init=lambda value: nn.init.constant_(value, -4))
-
-    def check(self) -> None:
-        check_ranks(self)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         low_x = x if self.low_ih is None else linear(x, self.low_ih)
@@ -79,14 +79,3 @@ class FastGRNN(Cell):
         candidate = tanh(sums if self.bias_h is None else sums + self.bias_h)
         h = (sigmoid(self.zeta) * (1 - z) + sigmoid(self.nu)) * candidate + z * h
         return h
-
-
-def check_ranks(cell: FastRNN | FastGRNN) -> None:
-    """Raise ValueError where a rank is negative or larger than the sizes that it lies between."""
-    for name, most in (("input_rank", min(cell.input, cell.hidden)), ("hidden_rank", cell.hidden)):
-        rank = getattr(cell, name)
-        if not 0 <= rank <= most:
-            raise ValueError(
-                f"{name} should be 0 for a full matrix or a rank from 1 to {most}, which the sizes "
-                f"{cell.input} and {cell.hidden} allow, got {rank}"
-            )
