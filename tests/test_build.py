@@ -472,6 +472,30 @@ def test_without_a_compiler_the_reference_serves(folder: Path) -> None:
     assert "install one, or the ziglang package, which holds one (pip install ziglang)" in done.stderr
 
 
+def test_what_cannot_be_compiled_keeps_nothing_of_a_call(folder: Path) -> None:
+    """Why it can't is kept, but not the frames that told it, with the tensors in them."""
+    code = """
+    import gc, weakref, torch, unrolled as ur
+    gc.disable()
+    class Branching(ur.Cell):
+        state = ("h",)
+        def step(self, x, h):
+            return h + x if h.sum() > -1 else x
+    for layer in (ur.GRU(4, 4), ur.Recurrent(Branching, 4, 4)):
+        for training in (False, True):
+            for _ in range(3):
+                x = torch.randn(2, 3, 4, requires_grad=training)
+                output = layer(x)[0]
+                held = weakref.ref(x), weakref.ref(output)
+                del x, output
+                print([reference() is None for reference in held])
+    """
+    for path in ("", None):
+        given = {} if path is None else {"PATH": path}
+        done = python(code, PYTHONWARNINGS="ignore", **given)
+        assert done.stdout == "[True, True]\n" * 12, done.stderr
+
+
 def test_without_a_compiler_frozen_layers_run_on_the_reference_too(folder: Path) -> None:
     code = """
     import torch, unrolled as ur

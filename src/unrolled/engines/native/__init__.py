@@ -53,10 +53,10 @@ def compiled(cell: Cell, dtype: torch.dtype) -> Compiled:
                     if made.captured.any_mode:
                         _known[key[0], not cell.training, *key[2:]] = made
                 except (UnsupportedError, NoCompilerError) as error:
-                    _known[key] = error
+                    _known[key] = type(error)(*error.args)  # not its frames, which hold what was computed
             found = _known[key]
     if isinstance(found, Exception):
-        raise found
+        raise type(found)(*found.args)
     return _with_own_tensors(found, cell, key) if found.captured.own else found
 
 

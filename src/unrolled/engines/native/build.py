@@ -39,6 +39,11 @@ def load(source: str) -> ctypes.CDLL:
     future, mine = _claim(source)
     if mine:
         _fulfil(future, source)
+    error = future.exception()
+    if isinstance(error, NoCompilerError):
+        raise NoCompilerError(
+            *error.args
+        )  # another each time: what is kept would keep the frames it goes through
     return future.result()
 
 
@@ -132,7 +137,7 @@ def _fulfil(future: Future[ctypes.CDLL], source: str) -> None:
     try:
         future.set_result(_load(source))
     except NoCompilerError as error:
-        future.set_exception(error)
+        future.set_exception(NoCompilerError(*error.args))
     except BaseException as error:  # an interrupt, or a warning made an error: the next call tries again
         with _lock:
             _libraries.pop(source, None)

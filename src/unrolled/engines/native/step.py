@@ -28,14 +28,14 @@ class Compiled:
     """A step compiled for one dtype: both loops, and what is computed around them."""
 
     def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
-        self._no_training: UnsupportedError | None = None
+        self._no_training: str | None = None  # why not
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
             if size and size % ROWS == 0:  # which stands for the batch
                 raise UnsupportedError(f"it has a size of {size}, a multiple of {ROWS}")
         try:
             self.captured = capture(cell, dtype)
         except UnsupportedError as error:  # perhaps in the backward only
-            self._no_training = error
+            self._no_training = str(error)
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
         log.graph.info("%s", Listing(cell, dtype, self.captured, self._forward, self._backward))
@@ -79,11 +79,11 @@ class Compiled:
             UnsupportedError: the backward holds what the compiler can't take.
         """
         if self._no_training is not None:
-            raise self._no_training
+            raise UnsupportedError(self._no_training)
         try:
             self.training, self.backward  # noqa: B018
         except UnsupportedError as error:
-            self._no_training = error
+            self._no_training = str(error)
             raise
 
     # --- forward ---
