@@ -270,7 +270,7 @@ def test_json_tables_and_a_picture(here: Any, tmp_path: Path) -> None:
         (["--batch", "0"], "expected a whole number from 1, got '0'"),
         (["--hidden", "1,x"], "expected a whole number from 1, got 'x'"),
         (["--threads", "none"], "expected a whole number from 1, got 'none'"),
-        (["--seconds", "nan"], "expected seconds above 0, got 'nan'"),
+        (["--seconds", "nan"], "expected a number above 0, got 'nan'"),
         (["--mode", "both"], "invalid choice: 'both'"),
         (["--peers", "tensorflow"], "there is no runtime 'tensorflow': there are compile, "),
         (["--peers", ","], "expected names with commas between them"),

@@ -102,6 +102,13 @@ def test_labels_stand_beside_the_steps(here: Any) -> None:
     assert re.findall(r"^Step (.*)$", out, re.M) == ["0 'w'", "1 'ö'", "2 'r'", "3 'd'"]
 
 
+@pytest.mark.parametrize("name", ["MinGRU", "mingru"])
+def test_another_cell_by_its_name(name: str, here: Any) -> None:
+    code, out, err = here("show", "--cell", name)
+    assert (code, err) == (0, "")
+    assert out.startswith("Recurrent(MinGRU, 2, 3, batch_first=True)\n")
+
+
 def test_json_is_the_trace(here: Any) -> None:
     code, out, _ = here("show", "--json", "--cell", "lstm", "--seed", "5", "--steps", "1,3")
     assert code == 0
@@ -180,7 +187,7 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         ((), "required: COMMAND"),
         (("shw",), "invalid choice: 'shw'"),
         (("show", "--zzz"), "unrecognized arguments: --zzz"),
-        (("show", "--cell", "lstn"), "should be rnn, lstm, gru, FILE.py:CLASS or MODULE:CLASS, got 'lstn'"),
+        (("show", "--cell", "lstn"), "should be rnn, lstm, gru, another name of unrolled.cells, FILE.py:CL"),
         (("show", "--cell", f"{folder}/no.py:A"), "can't be loaded (FileNotFoundError"),
         (("show", "--cell", f"{folder}/broken.py:A"), "can't be loaded (ModuleNotFoundError"),
         (("show", "--cell", "json:JSONDecoder"), "no subclass of unrolled.Cell named 'JSONDecoder'"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +15,15 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from unrolled import files
+from unrolled import cells, files
 from unrolled.cell import Cell
 from unrolled.drop_in import LAYERS
 from unrolled.layers import Recurrent
 from unrolled.recognise import find_layers, parts_of_layers, takes
 
 CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
-CELL_HELP = f"{', '.join(CELLS)}, FILE.py:CLASS or MODULE:CLASS"
+NAMED: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
+CELL_HELP = f"{', '.join(CELLS)}, another name of unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
 OPTION_HELP = "an option of the cell, such as nonlinearity=relu"
 
 
@@ -28,26 +31,30 @@ class UsageError(Exception):
     """What the user gave can't be used; told in one line, with exit code 2."""
 
 
-def parse_cell(text: str) -> type[Cell]:
-    """The class that ``--cell`` names: one of ours, or one of a file or module of the user's.
+def parse_cell(text: str, option: str = "--cell") -> type[Cell]:
+    """The class that ``--cell`` names: one of ours, in any case, or one of a file or module of the user's.
+
+    Args:
+        text: the name.
+        option: what the user gave it to.
 
     Raises:
         UsageError: there is no such class, or its file or module can't be loaded.
     """
-    if text.lower() in CELLS:
-        return CELLS[text.lower()]
+    if text.lower() in NAMED:
+        return NAMED[text.lower()]
     place, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
     if not place:
-        raise UsageError(f"--cell should be {CELL_HELP}, got {text!r}")
+        raise UsageError(f"{option} should be {CELL_HELP}, got {text!r}")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"--cell: {place} can't be loaded ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{option}: {place} can't be loaded ({type(error).__name__}: {error})") from error
     found: Any = getattr(module, name, None)
     if not _is_cell(found):
         has = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
         which = f"has no subclass of unrolled.Cell named {name!r}" if name else "should be followed by :CLASS"
-        raise UsageError(f"--cell: {place} {which}: the cells in it are {has}")
+        raise UsageError(f"{option}: {place} {which}: the cells in it are {has}")
     cell: type[Cell] = found
     return cell
 
@@ -117,6 +124,52 @@ def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> d
         own = "" if cells else "; a layer with a cell of your own is found with --cell FILE.py:CLASS"
         raise UsageError(f"{path}: no recurrent layer among its keys{some}{own}")
     return layers
+
+
+def words(text: str) -> list[str]:
+    """Names with commas between them, as an argument."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return names
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 1, as an argument."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, as an argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def check_written(json: Path | None, plot: Path | None) -> None:
+    """Raise where results can't be written to the files of ``--json`` and ``--plot``.
+
+    Raises:
+        UsageError: there is no such folder, matplotlib is missing, or it can't write such a file.
+    """
+    for path in filter(None, (json, plot)):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}")
+    if plot is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'unrolled[plot]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix.removeprefix(".").lower() not in kinds:
+        raise UsageError(f"--plot should end in .{', .'.join(sorted(kinds))}, got {plot}")
 
 
 # What moves the cursor, colours or turns the text round: C0 as the pictures that Unicode has of them.

@@ -1,8 +1,10 @@
-"""Weights and sequences from users' files, read without running code in them."""
+"""Weights and sequences from users' files, read without running code in them; results written whole."""
 
 from __future__ import annotations
 
 import csv
+import json
+import os
 import pickle
 import re
 import warnings
@@ -111,6 +113,21 @@ def read_labels(path: Path) -> list[str]:
             return [line.removesuffix("\n") for line in file]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a text in UTF-8, a label on each line ({error})") from None
+
+
+def write_json(document: Any, path: Path) -> None:
+    """Write a JSON document in one step: who reads meanwhile finds the one before.
+
+    Raises:
+        OSError: the file can't be written.
+        ValueError: the document holds NaN or infinity, which JSON has not.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _read_csv(path: Path) -> list[list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import unrolled
+from unrolled import files
+from unrolled.arguments import check_written, positive, whole_number, words
 from unrolled.bench import apart, picture, report, results
 from unrolled.bench.grid import CELLS, MODES, STANDARD, Row, rows
 from unrolled.bench.limits import Limits
@@ -45,10 +46,10 @@ def add(commands: Any) -> None:
     for name, what in (("batch", "rows of the batch"), ("hidden", "hidden units"), ("time", "time steps")):
         parser.add_argument(f"--{name}", type=_numbers, metavar="LIST", help=f"{what}, such as 1,32")
     parser.add_argument("--mode", choices=MODES, help="only this one")
-    parser.add_argument("--seconds", type=_positive, metavar="S", help="of timing for each row and runtime")
+    parser.add_argument("--seconds", type=positive, metavar="S", help="of timing for each row and runtime")
     known = [name for name in PEERS if name not in OWN]
-    parser.add_argument("--peers", type=_list, metavar="LIST", help=f"{', '.join(known)}, or none")
-    parser.add_argument("--threads", type=_number, metavar="N", help="for all (default: torch's number)")
+    parser.add_argument("--peers", type=words, metavar="LIST", help=f"{', '.join(known)}, or none")
+    parser.add_argument("--threads", type=whole_number, metavar="N", help="for all (default: torch's number)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results, row by row")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are in --json already")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them: .png, .svg or .pdf")
@@ -66,11 +67,7 @@ def run(options: argparse.Namespace) -> None:
     peers, missing = chosen(names, options.full)
     if options.resume and options.json is None:
         raise ValueError("--resume needs --json FILE")
-    for path in filter(None, (options.json, options.plot)):
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
-    if options.plot:
-        picture.check(options.plot)
+    check_written(options.json, options.plot)
     planned = rows(options.full, options.cells, options.batch, options.hidden, options.time, options.mode)
     if not planned:
         raise ValueError("every row is too large for the grid: give --batch, --hidden and --time to time it")
@@ -101,7 +98,7 @@ def _run(
     def keep() -> None:
         document["means"] = results.means(document["rows"])
         if options.json:
-            results.write(document, options.json)
+            files.write_json(document, options.json)
 
     def one(row: Row) -> None:
         document["rows"].append(measure(row, peers, seconds, limits))
@@ -175,16 +172,9 @@ def _trained(planned: list[Row]) -> list[str]:
     return list(dict.fromkeys(row.cell for row in planned if row.mode == "training"))
 
 
-def _list(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
-    return names
-
-
 def _names(known: list[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
-        for name in (names := _list(text)):
+        for name in (names := words(text)):
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
         return names
@@ -192,21 +182,5 @@ def _names(known: list[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _number(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
 def _numbers(text: str) -> list[int]:
-    return [_number(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return value
+    return [whole_number(part) for part in text.split(",")]

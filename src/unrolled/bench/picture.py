@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from unrolled.bench.peers import OURS
 
 _COLUMN, _PANEL = 0.32, 3.2  # inches: a row's place, a panel's height
-
-
-def check(path: Path) -> None:
-    """Raise where the picture can't be drawn, before anything is timed.
-
-    Raises:
-        ValueError: matplotlib is missing, or it can't write such a file.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib")
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in kinds:
-        raise ValueError(f"--plot should end in .{', .'.join(sorted(kinds))}, got {path}")
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -99,16 +99,6 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def write(document: dict[str, Any], path: Path) -> None:
-    """Write the document in one step: who reads meanwhile finds the one before."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _processor() -> str:
     """The processor's name, as the system gives it."""
     try:
