@@ -45,6 +45,7 @@ ON_TOP = {
     "health",
     "watch",
     "bench",
+    "compare",
     "doctor",
     "ahead",
 }

@@ -29,6 +29,7 @@ from unrolled.arguments import (
     read_layers,
 )
 from unrolled.bench import command as bench
+from unrolled.compare import command as compare
 from unrolled.layers import Recurrent
 from unrolled.recognise import new_layer
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     show_command.add(commands)
     bench.add(commands)
+    compare.add(commands)
     look = commands.add_parser(
         "doctor",
         help="what this machine gives the compiled loops, and which engine a layer takes",
