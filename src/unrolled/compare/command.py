@@ -116,14 +116,9 @@ def run(options: argparse.Namespace) -> None:
     """
     check_written(options.json, options.plot)
     contenders = _contenders(options)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(options.threads)
-        runs = _planned(options, contenders)
-        options.runs.mkdir(parents=True, exist_ok=True)
-        data = report.document(_ended(runs, options.runs))
-    finally:
-        torch.set_num_threads(before)
+    runs = _planned(options, contenders)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    data = report.document(_ended(runs, options.runs))
     console = new_console()
     report.say(console, data)
     if options.json:
@@ -160,7 +155,7 @@ def _planned(options: argparse.Namespace, contenders: list[Contender]) -> list[R
         length = options.length or entry.length
         task = entry.make(length)
         parameters, steps = options.parameters or entry.parameters, options.steps or entry.steps
-        budget = Budget(parameters, steps, options.batch, options.rate, options.layers)
+        budget = Budget(parameters, steps, options.batch, options.rate, options.layers, options.threads)
         planned += [
             Run(contender, name, length, task, budget, seed)
             for seed in range(options.seeds)

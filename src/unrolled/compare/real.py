@@ -32,7 +32,9 @@ def digits(length: int) -> Task:
 
     data = load_digits()
     if length != (rows := data.images.shape[1]):
-        raise ValueError(f"digits have {rows} rows, one a time step: leave --length {length} out")
+        raise ValueError(
+            f"digits have {rows} rows, one a time step: leave --length {length} out, or choose --tasks"
+        )
     known, held = train_test_split(range(len(data.target)), stratify=data.target, random_state=0)
     pictures = torch.tensor(data.images, dtype=torch.float32).transpose(0, 1) / 16
     labels = torch.tensor(data.target)

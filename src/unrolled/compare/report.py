@@ -5,13 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-import unrolled
-from unrolled.compare.runs import VERSION, Run
+from unrolled.compare.runs import VERSION, VERSIONS, Run
 
 _NEAR = 0.05  # of the budget: how far away parameters may be without being told
 
@@ -39,7 +37,7 @@ def document(runs: list[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
         )
     return {
         "version": VERSION,
-        "versions": {"unrolled": unrolled.__version__, "torch": torch.__version__},
+        "versions": VERSIONS,
         "tasks": tasks,
         "runs": [kept for _, kept in runs],
     }

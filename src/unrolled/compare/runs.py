@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import unrolled
 from unrolled import files
 from unrolled.cell import Cell
 from unrolled.compare.task import Task
 from unrolled.compare.training import Budget, Contender
 
 VERSION = 1  # of what a run computes from its settings, and of the form of its file
+VERSIONS = {"unrolled": unrolled.__version__, "torch": torch.__version__}
 _RESULT = {"units", "parameters", "curve", "score", "diverged"}
 
 
@@ -54,6 +58,7 @@ class Run:
         budget = asdict(self.budget)
         settings = {
             "version": VERSION,
+            **VERSIONS,
             "task": self.name,
             "length": self.length,
             "cell": self.cell,

@@ -29,6 +29,7 @@ class Budget:
         batch: sequences in each.
         rate: Adam's learning rate at the start; it falls to a hundredth along a cosine.
         layers: on top of each other.
+        threads: of torch, on which the last bits hang.
     """
 
     parameters: int
@@ -36,6 +37,7 @@ class Budget:
     batch: int
     rate: float
     layers: int
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def units_for(contender: Contender, task: Task, budget: Budget) -> int:
 def train(
     contender: Contender, task: Task, budget: Budget, seed: int, told: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Train a cell once; the random state of torch stays as it was.
+    """Train a cell once; torch's random state and number of threads stay as they were.
 
     The seed draws the parameters and, apart from them, the batches: the same for every cell.
 
@@ -131,9 +133,14 @@ def train(
         ``score``: the last of these; ``diverged``: None, or the step at which loss or score was no finite
         number any more, where training ends and ``score`` is None.
     """
+    before = torch.get_num_threads()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return _train(contender, task, budget, torch.Generator().manual_seed(seed), told)
+        torch.set_num_threads(budget.threads)
+        try:
+            return _train(contender, task, budget, torch.Generator().manual_seed(seed), told)
+        finally:
+            torch.set_num_threads(before)
 
 
 def _train(
