@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -21,7 +22,7 @@ from torch import nn
 import processes
 import unrolled as ur
 from unrolled import cli
-from unrolled.compare import catalogue, report
+from unrolled.compare import report
 from unrolled.compare.catalogue import TASKS
 from unrolled.compare.runs import Run
 from unrolled.compare.task import Task
@@ -405,7 +406,7 @@ def test_a_damaged_run_is_told(here: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_said(here: Any, monkeypatch: Any) -> None:
-    gone = catalogue.Entry(TASKS["digits"].make, 8, 100, 1, "no_such_package")
+    gone = dataclasses.replace(TASKS["digits"], needs="no_such_package")
     monkeypatch.setattr("unrolled.compare.command.TASKS", {"digits": gone, "adding": TASKS["adding"]})
     how = "digits, which needs no_such_package: pip install scikit-learn"
     code, out, err = here("--cells", "rnn", "--steps", 1)
