@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -406,7 +405,7 @@ def test_a_damaged_run_is_told(here: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_said(here: Any, monkeypatch: Any) -> None:
-    gone = dataclasses.replace(TASKS["digits"], needs="no_such_package")
+    gone = replace(TASKS["digits"], needs="no_such_package")
     monkeypatch.setattr("unrolled.compare.command.TASKS", {"digits": gone, "adding": TASKS["adding"]})
     how = "digits, which needs no_such_package: pip install scikit-learn"
     code, out, err = here("--cells", "rnn", "--steps", 1)
