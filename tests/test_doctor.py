@@ -170,7 +170,7 @@ def test_what_is_wrong_is_in_the_report(folder: Path, tmp_path: Path) -> None:
 def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
     for arguments, message in (
-        (["--cell", "lstn"], "should be rnn, lstm, gru, FILE.py:CLASS or MODULE:CLASS, got 'lstn'"),
+        (["--cell", "lstn"], "should be rnn, lstm, gru, another name of unrolled.cells, FILE.py:CLASS"),
         (["--cell", "lstm", "--option", "proj_size=64"], "has to be smaller than hidden_size=32, got 64"),
         (["--cell", "lstm", "--option", "no=1"], "no such option of LSTM"),
         (["--sizes", "a,b"], "expected INPUT,HIDDEN such as 16,32, got 'a,b'"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import unrolled as ur
 from kinds import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
-from unrolled.bench.custom import CUSTOM
+from test_new_cell import MGU
 from unrolled.stream import Stream
 
 
@@ -108,7 +108,7 @@ def test_the_bits_of_the_whole_sequence(
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("cell", CUSTOM)
+@pytest.mark.parametrize("cell", [ur.cells.PeepholeLSTM, ur.cells.LayerNormLSTM, MGU])
 def test_a_cell_of_the_users_own_at_full_speed(cell: type[ur.Cell]) -> None:
     """What is computed of x alone, such as its normalised sums, is in the loop too: a call is one loop."""
     layer, x = ur.Recurrent(cell, 5, 19, num_layers=2), torch.randn(9, 3, 5)
