@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_WIDTH, _HEIGHT = 4.8, 3.2  # inches: of a panel
+_WIDTH, _HEIGHT, _LINE = 4.8, 3.2, 0.18  # inches: of a panel, and of a line of the key
 _FAR = 10  # times: scores so far apart are drawn on a logarithmic scale
 
 
@@ -25,7 +25,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
     ]
     columns = min(2, len(tasks))
     lines = -(-len(tasks) // columns)
-    figure = Figure((_WIDTH * columns, _HEIGHT * lines + 0.4), layout="constrained")
+    abreast = min(len(cells), 3 * columns)
+    key = _LINE * -(-len(cells) // abreast)
+    figure = Figure((_WIDTH * columns, _HEIGHT * lines + key + 0.2), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flat
     for ax, task in zip(axes, tasks, strict=False):
         for cell, color in zip(cells, shades, strict=False):
@@ -50,6 +52,5 @@ def draw(document: dict[str, Any], path: Path) -> None:
     for ax in figure.axes[len(tasks) :]:
         ax.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 3 * columns)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=abreast, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
