@@ -100,16 +100,17 @@ EVERYTHING: dict[str, Any] = {"lengths": [4, 5, 2], "resets": RESETS, "all_state
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[dict[str, tuple[Run, Run | None, Run | None]]]:
-    """Each case with its loops: one layer in float32; of a cell without options a stack of two layers and
+    """Each case with its loops: one layer in float32; of every other cell a stack of two layers and
     directions in float64; and a layer with as many inputs as units, where that has other parameters."""
     torch.manual_seed(5)
     made, here = {}, [item for item in request.session.items if item.path == request.path]
     asked = {item.callspec.params["case"] for item in here if compiled.__name__ in item.fixturenames}  # type: ignore[attr-defined]
+    stacked = set(PLAIN) if len(asked) > len(PLAIN) else set(PLAIN[::2])  # all of them where it is exhaustive
     with Batch() as batch:
         for number, case in enumerate(case for case in CASES if case in asked):
             one, square = Run(case, dtype=torch.float32), Run(case, input_size=HIDDEN)
             alike = set(square.layer._first.shapes()) == set(one.layer._first.shapes())
-            stack = Run(case, num_layers=2, bidirectional=True) if case in PLAIN else None
+            stack = Run(case, num_layers=2, bidirectional=True) if case in stacked else None
             with ur.engine("native"):  # gone through once, to know which loops there are
                 one()
                 one.streamed()
@@ -186,8 +187,8 @@ def test_an_onnx_model_gives_the_same_numbers(case: str) -> None:
     numpy.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_all_of_them_compile_as_one_graph() -> None:
-    layers = torch.nn.ModuleList([layer_of(case, dtype=torch.float32) for case in PLAIN])
+def test_half_of_them_compile_as_one_graph() -> None:
+    layers = torch.nn.ModuleList([layer_of(case, dtype=torch.float32) for case in PLAIN[::2]])
 
     def all_of(x: Tensor) -> list[Tensor]:
         return [layer(x)[0] for layer in layers]
