@@ -126,9 +126,13 @@ def sru(cell: Any, params: Parameters, x: Tensor) -> Tensor:
     theirs = SRU(cell.input, cell.hidden, 1, highway_bias=cell.highway_bias, rescale=cell.rescale)
     [one] = theirs.rnn_lst
     scale = one.scale_x if cell.rescale else 1
-    columns = [*params["weight_ih"].chunk(3), *([params["weight_x"] * scale] if "weight_x" in params else [])]
+    columns = [
+        params["weight_ih"],
+        *params["weight_gates"].chunk(2),
+        *([params["weight_x"] * scale] if "weight_x" in params else []),
+    ]
     one.weight.data = torch.stack([column.T for column in columns], -1).flatten(1)
-    one.weight_c.data, one.bias.data = params["weight_c"], torch.cat([params["bias_f"], params["bias_r"]])
+    one.weight_c.data, one.bias.data = params["weight_c"], params["bias_gates"]
     return theirs(x.float())[0].to(x.dtype)
 
 

@@ -268,9 +268,9 @@ def nas(w: Any, o: Any, x: Row, h: Row, c: Row) -> tuple[Row, ...]:
 
 @cell("SRU")
 def sru(w: Any, o: Any, x: Row, h: Row, c: Row) -> tuple[Row, ...]:
-    W, v = parts(w.weight_ih, 3), parts(w.weight_c, 2)
-    f, r = sigmoid(W[1] @ x + v[0] * c + w.bias_f), sigmoid(W[2] @ x + v[1] * c + w.bias_r)
-    c = f * c + (1 - f) * (W[0] @ x)
+    W, v, b = parts(w.weight_gates, 2), parts(w.weight_c, 2), parts(w.bias_gates, 2)
+    f, r = sigmoid(W[0] @ x + v[0] * c + b[0]), sigmoid(W[1] @ x + v[1] * c + b[1])
+    c = f * c + (1 - f) * (w.weight_ih @ x)
     past = (w.weight_x @ x if hasattr(w, "weight_x") else x) * (
         sqrt(1 + 2 * exp(o.highway_bias)) if o.rescale else 1
     )

@@ -28,25 +28,25 @@ class SRU(Cell):
     rescale: bool = True
 
     state = ("h", "c")
-    weight_ih = Param("3*hidden", "input", init=lambda weight: gates_less(weight))
+    weight_ih = Param("hidden", "input", init=unit)
+    weight_gates = Param("2*hidden", "input", init=lambda weight: unit(weight).mul_(0.5**0.5))
     weight_x = Param("hidden", "input", init=unit, when=lambda cell: cell.input != cell.hidden)
     weight_c = Param("2*hidden", init=lambda weight: nn.init.uniform_(weight, -(1.5**0.5), 1.5**0.5))
-    bias_f = Param("hidden", init=nn.init.zeros_)
-    bias_r = Param("hidden", init=lambda bias, cell: nn.init.constant_(bias, cell.highway_bias))
+    bias_gates = Param("2*hidden", init=lambda bias, cell: highway(bias, cell))
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        content, input_f, input_r = linear(x, self.weight_ih).chunk(3, -1)
+        content = linear(x, self.weight_ih)
+        input_f, input_r = linear(x, self.weight_gates, self.bias_gates).chunk(2, -1)
         weight_f, weight_r = self.weight_c.chunk(2)
         past = x if self.weight_x is None else linear(x, self.weight_x)
         past = past * math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale else past
-        f = sigmoid(input_f + weight_f * c if self.bias_f is None else input_f + weight_f * c + self.bias_f)
-        r = sigmoid(input_r + weight_r * c if self.bias_r is None else input_r + weight_r * c + self.bias_r)
+        f = sigmoid(input_f + weight_f * c)
+        r = sigmoid(input_r + weight_r * c)
         c = f * c + (1 - f) * content
         h = r * c + (1 - r) * past
         return h, c
 
 
-def gates_less(weight: Tensor) -> None:
-    """Draw with a variance of 1 over the inputs, that of the two gates half as large."""
-    unit(weight)
-    weight[len(weight) // 3 :] *= 0.5**0.5
+def highway(bias: Tensor, cell: SRU) -> None:
+    """Begin with the reset gate at ``highway_bias``."""
+    nn.init.zeros_(bias).chunk(2)[1].fill_(cell.highway_bias)
