@@ -172,7 +172,7 @@ def team(threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_WORTH", 0)
-        patch.setattr(loop, "_WORTH_BY_ROWS", 0)
+        patch.setattr(loop, "_WORTH_APART", 0)
         try:
             yield
         finally:

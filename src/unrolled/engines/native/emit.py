@@ -64,7 +64,8 @@ class _NeededWholeError(Exception):
 class _Body:
     """The lines of a function that computes pieces, and what it sums up, by the row that is read.
 
-    ``hoisted`` are sums of rows that are known before the loop.
+    ``hoisted`` are sums of rows that are known before the loop; ``read`` the places of what every step has
+    read from outside.
     """
 
     level: int
@@ -73,6 +74,7 @@ class _Body:
     names: dict[tuple[fx.Node, int], str] = field(default_factory=dict)
     groups: list[list[Product]] = field(default_factory=list)
     hoisted: list[list[Product]] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
 
     def place(self, product: Product, groups: list[list[Product]]) -> tuple[int, int]:
         """The group of a product and its place in it."""
@@ -105,16 +107,30 @@ class _Emitter:
         self.packs: list[Pack] = []
         self.shifts: list[tuple[fx.Node, int]] = []
         self.phases: list[PhaseText] = []
+        self.crossed = False  # whether a column reads another one of a state
         self.slots: dict[fx.Node, str] = {}  # of what is read from outside, in the order of its use
         self.kept_slots = {n: f"k{k}" for k, n in enumerate(loop.keeps)}
         scratch = [n for n in self.must if n not in loop.keeps and n not in loop.new]
         self.scratch_slots = {n: f"b{k}" for k, n in enumerate(scratch)}
 
     def emit(self) -> Emitted:
-        source = self._file()
+        source = self._file().text()
         return Emitted(
-            source, self.sizes, self.strides, self.shifts, self.pointers, self.packs, frozenset(self.hoisted)
+            source,
+            self.sizes,
+            self.strides,
+            self.shifts,
+            self.pointers,
+            self.packs,
+            frozenset(self.hoisted),
+            self.apart,
         )
+
+    @property
+    def apart(self) -> bool:
+        """Whether the loop is one pass over the panels, each of which follows from itself alone."""
+        alone = len(self.phases) == 1 and not self.phases[0].rows
+        return alone and not self.scalars and not self.crossed
 
     # --- pieces ---
 
@@ -161,7 +177,7 @@ class _Emitter:
                 raise _NeededWholeError(node)
             return self._sum(body, node, offset, hoisted=True)
         if node not in self.inside or stored:
-            return self._loaded(node, offset, columns)
+            return self._loaded(body, node, offset, columns)
         target, args = node.target, node.args
 
         def part(value: object) -> str:
@@ -195,12 +211,17 @@ class _Emitter:
         group, place = body.place(product, body.hoisted if hoisted else body.groups)
         return f"hoisted[{group}][HOISTED{group}; + {place}]" if hoisted else f"sums[GROUP{group}; + {place}]"
 
-    def _loaded(self, node: fx.Node, offset: int, columns: int) -> str:
+    def _loaded(self, body: _Body, node: fx.Node, offset: int, columns: int) -> str:
         address, own = self._address(node), width(node)
-        row = f"at * {self._size(own)}" if per_row(node) else "0"
+        if node in self.loop.old and (offset or own != columns):
+            self.crossed = True
+        wide = self._size(own) if per_row(node) else "0"
         if own == 1 and columns > 1:
-            return f"splat({address}[{row}])"
-        return f"load({address} + {row} + {self._size(offset)} + i, n)"
+            return f"splat({address}[at * {wide}])"
+        place = f"{wide} + {self._size(offset)} + i"
+        if node in self.slots and per_row(node):
+            body.read.append(f"{address} + (at + ahead) * {place}")
+        return f"load({address} + at * {place}, n)"
 
     # --- functions ---
 
@@ -263,7 +284,8 @@ class _Emitter:
                 f"store({slot} + at * {self._size(width(into))} + {self._size(column)} + i, {value}, n);"
                 for slot in self._targets(into)
             ]
-        lines = "\n      ".join([*body.lines, *stores])
+        early = [] if body.groups else [f"__builtin_prefetch({place});" for place in dict.fromkeys(body.read)]
+        lines = "\n      ".join([*early, *body.lines, *stores])
         before = 0
         for number, group in enumerate(body.groups):
             shift = f"{before} * rows * panels + " if before else ""
@@ -298,7 +320,7 @@ class _Emitter:
         text = f"{{{len(products)}, {self._size(pack.depth)}, nullptr, {{{inner}}}, nullptr}}"
         return text, self._pointer("pack", pack)
 
-    def _file(self) -> str:
+    def _file(self) -> File:
         loop = self.loop
         functions: list[str] = []
         calls: list[str] = []
@@ -333,7 +355,8 @@ class _Emitter:
                 (self._size(width(old)), *(self._pointer(kind, k) for kind in ("initial", "states", "final")))
                 for k, old in enumerate(loop.old)
             ],
-        ).text()
+            apart=self.apart,
+        )
 
     def _array(self, node: fx.Node, name: str) -> tuple[str, str]:
         """A value from outside, and where it lies at a step."""

@@ -21,7 +21,7 @@ from unrolled.engines.native.program import HEADER, THREADS, Emitted, per_row, w
 from unrolled.engines.native.views import places
 
 _WORTH = 60_000  # multiplications in a step from which on threads pay
-_WORTH_BY_ROWS = 500_000  # in a call, where each thread keeps its own rows and they never meet
+_WORTH_APART = 500_000  # in a call, where threads never meet: each keeps its own rows, or columns
 _SMALL = 2**18  # bytes of packed weights that each thread may read in every step for its own rows
 _FEW_ROWS = 8  # of each thread, at least, where rows are shared
 _DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
@@ -228,14 +228,14 @@ class Loop:
     ) -> array.array[int]:
         steps, rows = layout.steps, layout.batch
         direct = steps <= _DIRECT and not packed
+        apart = layout.starts is None and self._work * rows * steps > _WORTH_APART
         by_rows = (
-            threads > 1
-            and layout.starts is None
+            apart
+            and threads > 1
             and self._read * self._dtype.itemsize <= _SMALL
-            and rows >= _FEW_ROWS * threads
-            and self._work * rows * steps > _WORTH_BY_ROWS
+            and rows >= threads * (_FEW_ROWS if self.emitted.packs else 1)
         )
-        if not by_rows and self._work * rows < _WORTH:
+        if not by_rows and not (apart and self.emitted.apart) and self._work * rows < _WORTH:
             threads = 1
         at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
         most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)

@@ -54,6 +54,7 @@ class Emitted:
         pointers: what each pointer of a call is: its kind, and whose.
         packs: the products that are packed together.
         hoisted: products of the step that the loop sums up for many steps at once.
+        apart: whether each column follows from itself alone, so that threads never wait for one another.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Emitted:
     pointers: list[tuple[str, Any]]
     packs: list[Pack]
     hoisted: frozenset[fx.Node]
+    apart: bool
 
 
 def per_row(node: fx.Node) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+_SIZE = re.compile(r"D\[SIZES \+ (\d+)\]")
 _AT_ONCE = 4  # rows of which one number each is computed side by side
 
 
@@ -35,15 +37,23 @@ class PhaseText:
 
     def function(self) -> str:
         """Its function of one tile, and the pass."""
+        lines = _SIZE.sub(r"d\1", self.lines)
+        read = sorted(set(map(int, _SIZE.findall(self.lines))))
+        sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)  # a store might change them
+        over = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++) {"]
+        if not self.rows:
+            over = ["for (int r = 0; r < rows; r++)", "for (int u = 0; u < panels; u++) {"]
         return f"""
 static void point{self.name}(const Step& s, long row, int rows, long panel, int panels,
                         [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted) {{
   SLOTS
+  {sizes}
   const long W = {self.width};
-  for (int u = 0; u < panels; u++)
-    for (int r = 0; r < rows; r++) {{
+  [[maybe_unused]] const long ahead = s.ahead(W);
+  {over[0]}
+    {over[1]}
       const long i = (panel + u) * L, n = W - i, at = row + r;
-      {self.lines}
+      {lines}
     }}
 }}
 
@@ -81,7 +91,11 @@ static void rows{level}(const Step& s, const Share& h) {{
 
 @dataclass
 class File:
-    """A loop: pairs are names and what they begin as."""
+    """A loop: pairs are names and what they begin as.
+
+    ``apart``: a column of a step follows from the same column of the step before alone, so that threads which
+    share columns need not wait for one another.
+    """
 
     scalar: str
     functions: list[str]
@@ -92,6 +106,7 @@ class File:
     scratch: list[tuple[str, str]]
     scalars: list[str]
     states: list[tuple[str, ...]]
+    apart: bool
 
     def text(self) -> str:
         """The source of the library."""
@@ -135,6 +150,12 @@ struct Step {{
   long rows;
   bool turned;  // from the last strip to the first
   {lines(members, 2)}
+
+  // The rows until what a step some KiB from here reads: one step, or several narrow ones.
+  long ahead(long width) const {{
+    const long steps = 1 + AHEAD / (rows * width);
+    return D[BACK] ? -steps * rows : steps * rows;
+  }}
 }};
 
 // What a thread keeps for all steps.
@@ -209,7 +230,7 @@ void work(void* what, int id, int count) {{
     {lines(every, 4)}
     if (rows_last && rows_last < rows) h.meet();
     {lines(self.calls, 4)}
-    h.meet();
+    {"if (starts || step + 1 == D[STEPS]) " if self.apart else ""}h.meet();
     const long after = D[BACK] ? t - 1 : t + 1;
     const long next = step + 1 < D[STEPS] ? start(after + 1) - start(after) : 0;
     {lines(finish, 4)}

@@ -9,6 +9,8 @@
 // The first numbers of a call; the widths, offsets and strides that the generated source reads follow.
 enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, PACKED, HOISTED, SIZES };
 
+constexpr long AHEAD = 4096;  // elements: how far before its use what is read once is fetched
+
 struct Call {
   const int64_t* D;
   void* const* P;
@@ -81,7 +83,7 @@ template <int N, int M> struct Phase {
   void cut(const Share& h, long threads, long columns) {
     width = columns;
     panels = (width + L - 1) / L;
-    strip = ALL ? STRIP : 4;
+    strip = ALL ? STRIP : (int)std::max<long>(1, panels);
     rows = MOST;
     const int target = h.few <= 3 ? STRIP : 4;
     for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
@@ -160,9 +162,24 @@ template <int N, int M> struct Phase {
       for (int m = N; m < ALL; m++) sum(h, groups[m], s, x[m], many, room_rows);
   }
 
+  // One step without products: rows and panels in the order in which they lie in memory.
+  template <class Step>
+  void stream(const Step& s, const Share& h, long shift, long room_rows, Point<Step> point) const {
+    const long many = std::min(h.to, s.rows) - h.from;
+    if (many <= 0) return;
+    const V* hoisted[M ? M : 1];
+    for (long k = first; k < last; k++) {
+      const int wide = panels_of(k);
+      for (int m = 0; m < M; m++)
+        hoisted[m] = sums_of(groups[N + m], k, room_rows) + shift * wide * groups[N + m].count;
+      point(s, h.from, (int)many, k * strip, wide, nullptr, hoisted);
+    }
+  }
+
   // One step: the rows of this thread begin `shift` rows after the first that was hoisted.
   template <class Step>
   void sweep(const Step& s, const Share& h, const T* const* x, long shift, long room_rows, Point<Step> point) const {
+    if constexpr (N == 0) return stream(s, h, shift, room_rows, point);
     const long to = std::min(h.to, s.rows), many = to - h.from, tiles = (many + rows - 1) / rows;
     if (many <= 0) return;
     V here[(N ? N : 1) * SUMS];
