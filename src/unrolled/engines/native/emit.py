@@ -26,7 +26,7 @@ from unrolled.engines.native.program import (
     width,
 )
 from unrolled.engines.native.schedule import Phase, Schedule
-from unrolled.engines.native.source import File, PhaseText, rows
+from unrolled.engines.native.source import File, PhaseText, State, rows
 from unrolled.engines.native.vocabulary import PLAIN, REDUCTIONS, SUMS, is_number
 
 aten = torch.ops.aten
@@ -98,7 +98,7 @@ class _Emitter:
         self.shifted = shifted
         products = (n for n in loop.before if n.target is aten.mm.default)  # the forward's are kept
         self.hoisted = {n for n in products if n in loop.reads and n not in whole}
-        self.schedule = Schedule(loop)
+        self.schedule = Schedule(loop, may_wait=not shifted)
         self.inside, self.must = self.schedule.inside, self.schedule.must
         self.levels, self.scalars = self.schedule.levels, self.schedule.scalars
         self.sizes: list[int] = []
@@ -128,9 +128,10 @@ class _Emitter:
 
     @property
     def apart(self) -> bool:
-        """Whether the loop is one pass over the panels, each of which follows from itself alone."""
-        alone = len(self.phases) == 1 and not self.phases[0].rows
-        return alone and not self.scalars and not self.crossed
+        """Whether a step is one pass over the panels, each of which follows from itself alone."""
+        now = [phase for phase in self.phases if not phase.late]
+        alone = not now or (len(now) == 1 and not now[0].rows)
+        return alone and not self.crossed and self.schedule.late.issuperset(self.scalars)
 
     # --- pieces ---
 
@@ -276,7 +277,7 @@ class _Emitter:
             blocks.append(block)
         return rows(level, blocks) if blocks else ""
 
-    def _phase(self, name: str, level: int, phase: Phase) -> PhaseText:
+    def _phase(self, name: str, level: int, phase: Phase, late: bool) -> PhaseText:
         body, stores = _Body(level, products=True), []
         for what, into, column in phase.stores:
             value = self._piece(body, what, 0, phase.width)
@@ -300,6 +301,7 @@ class _Emitter:
             [self._hoisted_row(group[0].row) for group in body.hoisted],
             [self._group(tuple(group), phase.width) for group in (*body.groups, *body.hoisted)],
             lines,
+            late,
         )
 
     def _hoisted_row(self, row: fx.Node) -> str:
@@ -324,36 +326,44 @@ class _Emitter:
         loop = self.loop
         functions: list[str] = []
         calls: list[str] = []
+        late: list[str] = []
         for level, phases in enumerate(self.schedule.phases()):
-            if calls:
-                calls.append("h.meet();")
+            to = late if self.schedule.late and level >= self.schedule.first_late else calls
+            if to:
+                to.append("h.meet();")
             reductions = self._reductions(level)
             if reductions:
                 functions.append(reductions)
-                calls.append(f"rows{level}(s, h);")
+                to.append(f"rows{level}(s, h);")
             for number, phase in enumerate(phases):
-                text = self._phase(f"{level}_{number}", level, phase)
+                text = self._phase(f"{level}_{number}", level, phase, to is late)
                 self.phases.append(text)
                 functions.append(text.function())
-                calls.append(f"pass{text.name}(w, s, shift, room_rows);")
+                to.append(f"pass{text.name}(w, s, h, shift, room_rows);")
         return File(
             scalar=self.scalar,
             functions=functions,
             phases=self.phases,
             calls=calls,
+            late=late,
             arrays=[self._array(node, name) for node, name in self.slots.items()],
             kept=[
                 (name, f"(T*){self._pointer('kept', node)} + first * {self._size(width(node))}")
                 for node, name in self.kept_slots.items()
             ],
             scratch=[
-                (name, f"shared.take<T>(D[ROWS] * {self._size(width(node))})")
+                (name, self._size(width(node)), node in self.schedule.crossing or node in self.schedule.late)
                 for node, name in self.scratch_slots.items()
             ],
             scalars=[f"z{number}" for number in self.scalars.values()],
             states=[
-                (self._size(width(old)), *(self._pointer(kind, k) for kind in ("initial", "states", "final")))
-                for k, old in enumerate(loop.old)
+                State(
+                    self._size(width(old)),
+                    *(self._pointer(kind, k) for kind in ("initial", "states", "final")),
+                    crossing=new in self.schedule.crossing,
+                    late=new in self.schedule.late,
+                )
+                for k, (old, new) in enumerate(zip(loop.old, loop.new, strict=True))
             ],
             apart=self.apart,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -171,7 +171,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
 def _used(graph: fx.Graph, states: int) -> list[bool]:
     """Which placeholders the new states follow from."""
     output = next(node for node in graph.nodes if node.op == "output")
-    found = _ancestors(tree_leaves(output.args[0])[:states])
+    found = ancestors(tree_leaves(output.args[0])[:states])
     return [node in found for node in graph.nodes if node.op == "placeholder"]
 
 
@@ -201,7 +201,7 @@ def _roles(
     output = next(node for node in graph.nodes if node.op == "output")
     returned: list[Any] = tree_leaves(output.args[0])
     carried = [*returned[:states], *returned[states + params + 1 :]]
-    share(graph, _ancestors(node for node in carried if isinstance(node, fx.Node)))
+    share(graph, ancestors(node for node in carried if isinstance(node, fx.Node)))
     returned = tree_leaves(output.args[0])
     order = {node: k for k, node in enumerate(graph.nodes)}
     new_states, grad_states = (
@@ -278,6 +278,13 @@ class Split:
     old: list[fx.Node]
     new: list[fx.Node]
 
+    def alone(self) -> Split:
+        """The loop as it is where nothing but its states is wanted."""
+        wanted = ancestors(self.new)
+        loop = [node for node in self.loop if node in wanted]
+        read = _inputs(loop)
+        return replace(self, loop=loop, reads=[node for node in self.reads if node in read], keeps=[])
+
 
 def split(captured: Captured) -> tuple[Split, Split]:
     """Split the forward and the backward of a step around their loops."""
@@ -294,14 +301,14 @@ def split(captured: Captured) -> tuple[Split, Split]:
 
     # the backward: its loop computes the carries of the time step before, and computes anew what
     # follows from the values that the forward keeps
-    wanted = _ancestors([*gradients, *back_new])
-    forward_loop = _ancestors(captured.new_states) & from_states
+    wanted = ancestors([*gradients, *back_new])
+    forward_loop = ancestors(captured.new_states) & from_states
     anew = {n for n in wanted & from_states - from_gradients if n not in forward_loop}
-    carried = _ancestors(back_new)
+    carried = ancestors(back_new)
     loop = {n for n in carried & (from_carries | anew) if n.op == "call_function"} | set(back_new)
     rest = {n for n in wanted & (from_carries | from_gradients | anew) if n.op == "call_function"} - loop
-    early = {n for n in rest & _ancestors(loop) if n not in from_carries and n not in anew}
-    before = rest & _ancestors(n for n in early if _at_once(n)) & early
+    early = {n for n in rest & ancestors(loop) if n not in from_carries and n not in anew}
+    before = rest & ancestors(n for n in early if _at_once(n)) & early
     after: set[fx.Node] = set()
     for node in in_order(rest - before):
         if _at_once(node) or not after.isdisjoint(node.all_input_nodes):
@@ -312,7 +319,7 @@ def split(captured: Captured) -> tuple[Split, Split]:
     loop |= twice
     anew |= twice
     made = loop | before | after
-    for node in in_order(_ancestors(n for n in gradients if n not in made)):  # they are constants
+    for node in in_order(ancestors(n for n in gradients if n not in made)):  # they are constants
         if node.op == "call_function" and node not in made and node not in from_states:
             after.add(node)
     outside = {n for node in after for n in node.all_input_nodes} | set(gradients)
@@ -328,8 +335,8 @@ def split(captured: Captured) -> tuple[Split, Split]:
 
     # the forward: what its states need, and what the backward reads of it
     read_back = {n for n in _inputs([*loop, *after, *before]) if n not in from_gradients and n not in anew}
-    nodes = [n for n in in_order(_ancestors([*captured.new_states, *read_back])) if n.op == "call_function"]
-    hoisted = _ancestors(n for n in nodes if n not in forward_loop and _at_once(n))
+    nodes = [n for n in in_order(ancestors([*captured.new_states, *read_back])) if n.op == "call_function"]
+    hoisted = ancestors(n for n in nodes if n not in forward_loop and _at_once(n))
     inside = {n for n in nodes if n in forward_loop or (per_row(n) and n not in hoisted)}
     forward = Split(
         before=[n for n in nodes if n not in inside],
@@ -365,7 +372,7 @@ def _at_once(node: fx.Node) -> bool:
 
 def needed_before(before: list[fx.Node], reads: Iterable[fx.Node]) -> list[fx.Node]:
     """Of the nodes before a loop, those that the loop's own reads follow from."""
-    wanted = _ancestors(reads)
+    wanted = ancestors(reads)
     return [node for node in before if node in wanted]
 
 
@@ -377,7 +384,8 @@ def _dependents(seeds: Iterable[fx.Node], order: dict[fx.Node, int]) -> set[fx.N
     return found
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes, and all that they follow from."""
     waiting = list(nodes)
     found = set(waiting)
     while waiting:

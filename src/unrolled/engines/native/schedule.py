@@ -1,4 +1,8 @@
-"""When each value of a loop is computed, and which are stored: levels, and the phases of each."""
+"""When each value of a loop is computed, and which are stored: levels, and the phases of each.
+
+What no later step reads, as an output that is a product with the state, is *late*: it is computed for the rows
+of many steps at once, after them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from unrolled.engines.native.graph import Split
+from unrolled.engines.native.graph import Split, ancestors
 from unrolled.engines.native.program import width
 from unrolled.engines.native.vocabulary import REDUCTIONS, check
 
@@ -28,8 +32,14 @@ class Schedule:
     What a product or a reduction reads whole was stored at an earlier level, and so was what a later
     level would need a product for.
 
+    Args:
+        loop: its split.
+        may_wait: whether values may be late.
+
     Attributes:
         levels: of every value, the first at which it can be computed.
+        late: the values that are computed after the steps of a block; their levels begin with ``first_late``.
+        crossing: values of each step that late ones read, in order.
         must: the values that are stored, in order.
         scalars: values of one column that each thread computes and keeps for itself, numbered.
 
@@ -37,16 +47,19 @@ class Schedule:
         UnsupportedError: an operation that is not in the compiler's vocabulary.
     """
 
-    def __init__(self, loop: Split) -> None:
+    def __init__(self, loop: Split, may_wait: bool) -> None:
         self.loop = loop
         self.inside = set(loop.loop)
+        self.late = self._late() if may_wait else set()
+        self.first_late = 0
         self.levels: dict[fx.Node, int] = {}
         self.scalars: dict[fx.Node, int] = {}
         wanted = dict.fromkeys([*self.loop.keeps, *self.loop.new])
         unstored: set[fx.Node] = set()  # values that stand in registers with a product of their level
-        for node in self.loop.loop:
+        for node in sorted(self.loop.loop, key=self.late.__contains__):  # in order, the late ones last
             check(node)
-            level, product = 0, node.target is aten.mm.default
+            product = node.target is aten.mm.default
+            level = self.first_late if node in self.late else 0
             is_scalar = node.target in REDUCTIONS or (
                 width(node) == 1
                 and not product
@@ -57,6 +70,9 @@ class Schedule:
                 self.scalars[node] = len(self.scalars)
             for given in node.all_input_nodes:
                 if given not in self.inside:
+                    continue
+                if node in self.late and given not in self.late:
+                    wanted[given] = None
                     continue
                 at = self.levels[given]
                 if product:
@@ -78,7 +94,24 @@ class Schedule:
                 not is_scalar and any(n in unstored and self.levels[n] == level for n in node.all_input_nodes)
             ):
                 unstored.add(node)
+            if node not in self.late:
+                self.first_late = max(self.first_late, level + 1)
         self.must = [n for n in self.loop.loop if n in wanted]
+        read = {given for node in self.late for given in node.all_input_nodes}
+        self.crossing = [n for n in self.loop.loop if n in read and n not in self.late]
+
+    def _late(self) -> set[fx.Node]:
+        """What follows from the states and leads to none that a step reads, where a product or a sum is in it."""
+        read = [
+            new
+            for old, new in zip(self.loop.old, self.loop.new, strict=True)
+            if not self.inside.isdisjoint(old.users)
+        ]
+        late = self.inside - ancestors(read)
+        given = {given for node in late for given in node.all_input_nodes}
+        whole = any(node.target is aten.mm.default or node.target in REDUCTIONS for node in late)
+        narrow = any(width(node) == 1 for node in (given & self.inside) - late)
+        return late if whole and not narrow and given.isdisjoint(self.loop.old) else set()
 
     def is_matrix(self, node: fx.Node) -> bool:
         """Whether a value from outside is only what rows are multiplied with."""

@@ -21,6 +21,7 @@ class PhaseText:
         groups: first those of every step, then the hoisted ones; each with where its packed matrices lie
             if they are kept.
         lines: what it computes on a panel and stores.
+        late: whether it is of many steps, after them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PhaseText:
     hoisted: list[str]
     groups: list[tuple[str, str]]
     lines: str
+    late: bool
 
     @property
     def kind(self) -> str:
@@ -57,10 +59,10 @@ static void point{self.name}(const Step& s, long row, int rows, long panel, int 
     }}
 }}
 
-static void pass{self.name}(const Work& w, const Step& s, long shift, long room_rows) {{
+static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows) {{
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
-  w.p{self.name}.sweep(s, w.h, x, shift, room_rows, point{self.name});
+  w.p{self.name}.sweep(s, h, x, shift, room_rows, point{self.name});
 }}
 """
 
@@ -90,29 +92,49 @@ static void rows{level}(const Step& s, const Share& h) {{
 
 
 @dataclass
+class State:
+    """A state: its width, and where its first value, those of all steps and each row's last go.
+
+    ``crossing``: what is late reads it; ``late``: it is late itself.
+    """
+
+    width: str
+    initial: str
+    kept: str
+    final: str
+    crossing: bool
+    late: bool
+
+
+@dataclass
 class File:
     """A loop: pairs are names and what they begin as.
 
-    ``apart``: a column of a step follows from the same column of the step before alone, so that threads which
-    share columns need not wait for one another.
+    Attributes:
+        calls: what a step does.
+        late: what is done after the steps of a block, for all their rows.
+        scratch: names, widths, and whether there is room for the rows of a block.
+        apart: a column of a step follows from the same column of the step before alone, so that threads
+            which share columns need not wait for one another.
     """
 
     scalar: str
     functions: list[str]
     phases: list[PhaseText]
     calls: list[str]
+    late: list[str]
     arrays: list[tuple[str, str]]
     kept: list[tuple[str, str]]
-    scratch: list[tuple[str, str]]
+    scratch: list[tuple[str, str, bool]]
     scalars: list[str]
-    states: list[tuple[str, ...]]
+    states: list[State]
     apart: bool
 
     def text(self) -> str:
         """The source of the library."""
         old = [f"o{k}" for k in range(len(self.states))]
         new = [f"n{k}" for k in range(len(self.states))]
-        written = [name for name, _ in (*self.kept, *self.scratch)] + self.scalars + new
+        written = [name for name, *_ in (*self.kept, *self.scratch)] + self.scalars + new
         read = [name for name, _ in self.arrays] + old
         members = [f"const T* {name};" for name in read] + [f"T* {name};" for name in written]
         slots = " ".join(
@@ -120,11 +142,12 @@ class File:
             + [f"[[maybe_unused]] auto* const {name} = s.{name};" for name in (*read, *written)]
         )
         every = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
-        for k in range(len(self.states)):
-            every.append(f"s.o{k} = before(h, w.s{k}, last, step, rows, rows_last);")
-            every.append(f"s.n{k} = w.s{k}.after(first, step);")
-        once = [f"s.{name} = w.{name};" for name in (*(n for n, _ in self.scratch), *self.scalars)]
-        own = [f"T* {name};" for name in (*(n for n, _ in self.scratch), *self.scalars)]
+        every += [f"s.{n} = w.{n} + (first - known) * {width};" for n, width, block in self.scratch if block]
+        every += [f"s.{name} = w.s{k}.after(first, step, known);" for k, name in enumerate(new)]
+        states = [k for k, state in enumerate(self.states) if not state.late]
+        old_values = [f"s.o{k} = before(h, w.s{k}, s.n{k}, step, rows, rows_last);" for k in states]
+        once = [f"s.{name} = w.{name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
+        own = [f"T* {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
         own += [f"State s{k};" for k in range(len(self.states))]
         own += [f"{phase.kind} p{phase.name};" for phase in self.phases]
         names = [f"w.p{phase.name}" for phase in self.phases]
@@ -134,7 +157,7 @@ class File:
             for p in self.phases
             if p.hoisted
         ]
-        finish = [f"finish(h, w.s{k}, s.n{k}, std::min(next, rows), rows);" for k in range(len(self.states))]
+        finish = [f"finish(h, w.s{k}, s.n{k}, std::min(next(step), rows), rows);" for k in states]
 
         def lines(of: list[str], indent: int) -> str:
             return ("\n" + " " * indent).join(of)
@@ -160,7 +183,7 @@ struct Step {{
 
 // What a thread keeps for all steps.
 struct Work {{
-  Share h;
+  Share h, all;
   {lines(own, 2)}
 
   void lay(const Call& c, const Share& share, Room& shared, Room& own) {{
@@ -168,6 +191,7 @@ struct Work {{
     void* const* const P = c.P;
     const bool direct = D[DIRECT];
     h = share;
+    all = share.of_block(D);
     {lines(self._lay(), 4)}
   }}
 }};
@@ -212,10 +236,15 @@ void work(void* what, int id, int count) {{
   const auto* const starts = (const int64_t*)P[0];
   const auto start = [&](long t) {{ return starts ? starts[t] : t * D[ROWS]; }};
   [[maybe_unused]] const long room_rows = D[HOISTED] * (h.by_rows ? h.to - h.from : D[ROWS]);
-  [[maybe_unused]] long known = 0, last = 0, rows_last = 0;
+  const auto time = [&](long step) {{ return D[BACK] ? D[STEPS] - 1 - step : step; }};
+  const auto rows_of_step = [&](long step) {{ return start(time(step) + 1) - start(time(step)); }};
+  [[maybe_unused]] const auto next = [&](long step) {{ return step + 1 < D[STEPS] ? rows_of_step(step + 1) : 0; }};
+  long known = 0, rows_last = 0;
+  const auto place = [&](Step& s, [[maybe_unused]] long t, [[maybe_unused]] long first, [[maybe_unused]] long step) {{
+    {lines(every, 4)}
+  }};
   for (long step = 0; step < D[STEPS]; step++) {{
-    const long t = D[BACK] ? D[STEPS] - 1 - step : step;
-    const long first = start(t), rows = start(t + 1) - first;
+    const long t = time(step), first = start(t), rows = rows_of_step(step);
     if (step % D[HOISTED] == 0) {{
       const long steps = std::min<long>(D[HOISTED], D[STEPS] - step);
       const long from = D[BACK] ? t + 1 - steps : t;
@@ -227,15 +256,13 @@ void work(void* what, int id, int count) {{
     [[maybe_unused]] const long shift = first - known;
     s.rows = rows;
     s.turned = step & 1;
-    {lines(every, 4)}
+    {lines(old_values, 4)}
+    place(s, t, first, step);
     if (rows_last && rows_last < rows) h.meet();
     {lines(self.calls, 4)}
     {"if (starts || step + 1 == D[STEPS]) " if self.apart else ""}h.meet();
-    const long after = D[BACK] ? t - 1 : t + 1;
-    const long next = step + 1 < D[STEPS] ? start(after + 1) - start(after) : 0;
     {lines(finish, 4)}
-    last = first;
-    rows_last = rows;
+    rows_last = rows;{self._after_block()}
   }}
 }}
 
@@ -247,18 +274,54 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
 }}
 """
 
+    def _after_block(self) -> str:
+        """What is done after the last step of a block."""
+        if not self.late:
+            return ""
+        ends = [k for k, state in enumerate(self.states) if state.late]
+        finish = "\n          ".join(
+            f"finish(h, w.s{k}, s.n{k} + (start(time(of)) - known) * w.s{k}.width, std::min(next(of), rows), rows);"
+            for k in ends
+        )
+        calls = "\n      ".join(self.late)
+        return f"""
+    if ((step + 1) % D[HOISTED] == 0 || step + 1 == D[STEPS]) {{
+      const long begun = step - step % D[HOISTED], shift = 0;
+      const Share& h = w.all;
+      const Step one = s;
+      h.meet();
+      place(s, D[BACK] ? t : t - (step - begun), known, step);
+      s.rows = h.by_rows ? rows : start(time(D[BACK] ? begun : step) + 1) - known;
+      {calls}
+      h.meet();
+      if (starts || step + 1 == D[STEPS])
+        for (long of = begun; of <= step; of++) {{
+          const long rows = rows_of_step(of);
+          {finish}
+        }}
+      s = one;
+    }}"""
+
     def _lay(self) -> list[str]:
-        lines = [f"{name} = {place};" for name, place in self.scratch]
-        lines += [f"{name} = own.take<T>(D[ROWS]);" for name in self.scalars]
-        for k, (width, initial, kept, final) in enumerate(self.states):
-            lines.append(f"s{k}.lay(shared, c, {width}, {initial}, {kept}, {final});")
+        lines = [
+            f"{name} = shared.take<T>({'D[HOISTED] * ' if block else ''}D[ROWS] * {width});"
+            for name, width, block in self.scratch
+        ]
+        block = "D[HOISTED] * " if self.late else ""
+        lines += [f"{name} = own.take<T>({block}D[ROWS]);" for name in self.scalars]
+        for k, state in enumerate(self.states):
+            rows = "D[HOISTED]" if state.crossing or state.late else "0"
+            lines.append(
+                f"s{k}.lay(shared, c, {state.width}, {state.initial}, {state.kept}, {state.final}, {rows});"
+            )
         for phase in self.phases:
             name = f"p{phase.name}"
+            share = "all" if phase.late else "h"
             for number, (group, _) in enumerate(phase.groups):
                 lines.append(f"{name}.groups[{number}] = Group{group};")
-            lines.append(f"{name}.cut(h, D[BY_ROWS] ? 1 : D[THREADS], {phase.width});")
+            lines.append(f"{name}.cut({share}, D[BY_ROWS] ? 1 : D[THREADS], {phase.width});")
             if phase.groups:
                 kept = ", ".join(f"(T*){where}" for _, where in phase.groups)
                 lines.append(f"{{ T* const kept[] = {{{kept}}}; {name}.share_room(shared, direct, kept); }}")
-                lines.append(f"{name}.own_room(own, D[HOISTED] * D[ROWS], D[ROWS], direct);")
+                lines.append(f"{name}.own_room(own, D[HOISTED] * D[ROWS], {share}.few, direct);")
         return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -44,7 +43,7 @@ class Compiled:
         self._zeros: list[None] = [None] * len(self.widths)
         self._no_addresses = [0] * (len(self.widths) - 1)
         self._shapes_of_output = [self.widths[0], *self._zeros[1:]]
-        self._alone = dataclasses.replace(self._forward, keeps=[])
+        self._alone = self._forward.alone()
         self._emitted = emit(
             self._alone, dtype
         )  # what the compiler can't take shows here, not in a later call

@@ -31,6 +31,13 @@ struct Share {
   void meet() const {
     if (!by_rows) meeting->wait(count);
   }
+
+  // The same of all rows that are hoisted together.
+  Share of_block(const int64_t* D) const {
+    Share all = *this;
+    if (!by_rows) all.few = all.to = D[HOISTED] * D[ROWS];
+    return all;
+  }
 };
 
 static inline Share share(Call& c, int id, int count) {
@@ -212,17 +219,18 @@ template <int N, int M> struct Phase {
   }
 };
 
-// The values of a state over the steps: all are kept, (all rows, width), or those of two steps, in turn.
+// The values of a state over the steps: all are kept, (all rows, width), or those of two steps, in turn, or of
+// two blocks of `steps`.
 struct State {
-  long width;
+  long width, steps;
   const T* initial;  // (rows of a step, width)
   T *zeros, *kept, *pair[2];
   T *grown, *last;   // the rows before a step that has more than the one before it; each row's last
 
-  void lay(Room& shared, const Call& c, long columns, void* first, void* all, void* final) {
+  void lay(Room& shared, const Call& c, long columns, void* first, void* all, void* final, long many) {
     const long size = c.D[ROWS] * columns;
-    width = columns, kept = (T*)all, last = (T*)final;
-    for (T*& one : pair) one = kept ? nullptr : shared.take<T>(size);
+    width = columns, kept = (T*)all, last = (T*)final, steps = many;
+    for (T*& one : pair) one = kept ? nullptr : shared.take<T>(size * (many ? many : 1));
     zeros = first ? nullptr : shared.take<T>(size);
     initial = first ? (const T*)first : zeros;
     grown = c.P[0] ? shared.take<T>(size) : nullptr;
@@ -232,13 +240,17 @@ struct State {
     if (zeros) std::memset(zeros, 0, rows * width * sizeof(T));
   }
 
-  T* after(long first, long step) const { return kept ? kept + first * width : pair[step & 1]; }
+  // Of the step whose rows begin with `first`, of a block whose rows begin with `known`.
+  T* after(long first, long step, long known) const {
+    if (kept) return kept + first * width;
+    return steps ? pair[step / steps & 1] + (first - known) * width : pair[step & 1];
+  }
 };
 
-// Where a state's rows lie before a step. Rows that begin with this step come from the initial state.
-static inline const T* before(const Share& h, const State& s, long first_last, long step, long rows, long rows_last) {
+// Where a state's rows lie before a step, and those of the last one. Rows that begin with this step come from the
+// initial state.
+static inline const T* before(const Share& h, const State& s, const T* last, long step, long rows, long rows_last) {
   if (step == 0) return s.initial;
-  const T* const last = s.after(first_last, step - 1);
   if (rows_last >= rows) return last;
   const long from = rows * h.id / h.count, to = rows * (h.id + 1) / h.count;
   for (long r = from; r < to; r++)
