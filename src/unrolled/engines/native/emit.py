@@ -293,7 +293,7 @@ class _Emitter:
             lines = lines.replace(f"GROUP{number};", f"{shift}(r * panels + u) * {len(group)}")
             before += len(group)
         for number, group in enumerate(body.hoisted):
-            lines = lines.replace(f"HOISTED{number};", f"(r * panels + u) * {len(group)}")
+            lines = lines.replace(f"HOISTED{number};", f"(here * panels + u) * {len(group)}")
         return PhaseText(
             name,
             self._size(phase.width),
@@ -324,7 +324,7 @@ class _Emitter:
 
     def _file(self) -> File:
         loop = self.loop
-        functions: list[str] = []
+        functions: list[PhaseText | str] = []
         calls: list[str] = []
         late: list[str] = []
         for level, phases in enumerate(self.schedule.phases()):
@@ -338,8 +338,8 @@ class _Emitter:
             for number, phase in enumerate(phases):
                 text = self._phase(f"{level}_{number}", level, phase, to is late)
                 self.phases.append(text)
-                functions.append(text.function())
-                to.append(f"pass{text.name}(w, s, h, shift, room_rows);")
+                functions.append(text)
+                to.append(f"pass{text.name}(w, s, h, shift, room_rows, {'1' if to is late else 'steps'});")
         return File(
             scalar=self.scalar,
             functions=functions,

@@ -37,32 +37,44 @@ class PhaseText:
         """Its type in C++."""
         return f"Phase<{len(self.rows)}, {len(self.hoisted)}>"
 
-    def function(self) -> str:
-        """Its function of one tile, and the pass."""
+    def function(self, several: list[State] | None = None) -> str:
+        """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
         lines = _SIZE.sub(r"d\1", self.lines)
         read = sorted(set(map(int, _SIZE.findall(self.lines))))
         sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)  # a store might change them
         over = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++) {"]
         if not self.rows:
             over = ["for (int r = 0; r < rows; r++)", "for (int u = 0; u < panels; u++) {"]
+        if several is None:
+            over = ["const long moved = 0;", *over]
+        else:
+            over = [
+                "for (long k = 0; k < steps; k++) {",
+                "  const long moved = k * s.stride();",
+                *(f"  {line}" for number, state in enumerate(several) for line in state.at_step(number)),
+                *over,
+            ]
+        begin = "\n  ".join(over)
         return f"""
 static void point{self.name}(const Step& s, long row, int rows, long panel, int panels,
-                        [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted) {{
+                        [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
+                        [[maybe_unused]] long steps) {{
   SLOTS
   {sizes}
   const long W = {self.width};
   [[maybe_unused]] const long ahead = s.ahead(W);
-  {over[0]}
-    {over[1]}
-      const long i = (panel + u) * L, n = W - i, at = row + r;
+  {begin}
+      [[maybe_unused]] const long here = r + moved;
+      const long i = (panel + u) * L, n = W - i, at = row + r + moved;
       {lines}
     }}
+  {"" if several is None else "}"}
 }}
 
-static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows) {{
+static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows, long steps) {{
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
-  w.p{self.name}.sweep(s, h, x, shift, room_rows, point{self.name});
+  w.p{self.name}.sweep(s, h, x, shift, room_rows, steps, point{self.name});
 }}
 """
 
@@ -105,6 +117,19 @@ class State:
     crossing: bool
     late: bool
 
+    def at_step(self, number: int) -> list[str]:
+        """Where it lies before and after the k-th of several steps, whose rows are ``moved``."""
+        if self.late:
+            return []
+        now, other, old, width = f"s.n{number}", f"s.m{number}", f"s.o{number}", self.width
+        turn = f"(k & 1 ? {{}} : {{}}) - moved * {width}"
+        after = f"{other} ? {turn.format(other, now)} : {now}"
+        before = f"{other} ? {turn.format(now, other)} : {now} - s.stride() * {width}"
+        return [
+            f"[[maybe_unused]] T* const n{number} = {after};",
+            f"[[maybe_unused]] const T* const o{number} = k == 0 ? {old} : {before};",
+        ]
+
 
 @dataclass
 class File:
@@ -119,7 +144,7 @@ class File:
     """
 
     scalar: str
-    functions: list[str]
+    functions: list[PhaseText | str]
     phases: list[PhaseText]
     calls: list[str]
     late: list[str]
@@ -136,7 +161,8 @@ class File:
         new = [f"n{k}" for k in range(len(self.states))]
         written = [name for name, *_ in (*self.kept, *self.scratch)] + self.scalars + new
         read = [name for name, _ in self.arrays] + old
-        members = [f"const T* {name};" for name in read] + [f"T* {name};" for name in written]
+        others = [f"m{k}" for k in range(len(self.states))]
+        members = [f"const T* {name};" for name in read] + [f"T* {name};" for name in (*written, *others)]
         slots = " ".join(
             ["[[maybe_unused]] const int64_t* const D = s.D;"]
             + [f"[[maybe_unused]] auto* const {name} = s.{name};" for name in (*read, *written)]
@@ -144,6 +170,7 @@ class File:
         every = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
         every += [f"s.{n} = w.{n} + (first - known) * {width};" for n, width, block in self.scratch if block]
         every += [f"s.{name} = w.s{k}.after(first, step, known);" for k, name in enumerate(new)]
+        every += [f"s.{name} = w.s{k}.other(step);" for k, name in enumerate(others)]
         states = [k for k, state in enumerate(self.states) if not state.late]
         old_values = [f"s.o{k} = before(h, w.s{k}, s.n{k}, step, rows, rows_last);" for k in states]
         once = [f"s.{name} = w.{name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
@@ -158,6 +185,15 @@ class File:
             if p.hoisted
         ]
         finish = [f"finish(h, w.s{k}, s.n{k}, std::min(next(step), rows), rows);" for k in states]
+
+        several = "1"
+        if self.apart:
+            several = "starts || step == 0 ? 1 : std::max(1L, std::min(step - step % D[HOISTED] + D[HOISTED], D[STEPS] - 1) - step)"
+
+        def text(function: PhaseText | str) -> str:
+            if isinstance(function, str):
+                return function
+            return function.function(self.states if self.apart and not function.late else None)
 
         def lines(of: list[str], indent: int) -> str:
             return ("\n" + " " * indent).join(of)
@@ -175,10 +211,9 @@ struct Step {{
   {lines(members, 2)}
 
   // The rows until what a step some KiB from here reads: one step, or several narrow ones.
-  long ahead(long width) const {{
-    const long steps = 1 + AHEAD / (rows * width);
-    return D[BACK] ? -steps * rows : steps * rows;
-  }}
+  long ahead(long width) const {{ return stride() * (1 + AHEAD / (rows * width)); }}
+
+  long stride() const {{ return D[BACK] ? -rows : rows; }}
 }};
 
 // What a thread keeps for all steps.
@@ -195,7 +230,7 @@ struct Work {{
     {lines(self._lay(), 4)}
   }}
 }};
-{"".join(self.functions).replace("SLOTS", slots)}
+{"".join(map(text, self.functions)).replace("SLOTS", slots)}
 bool prepare(void* what, int count) {{
   Call& c = *(Call*)what;
   Room shared{{nullptr}};
@@ -259,7 +294,9 @@ void work(void* what, int id, int count) {{
     {lines(old_values, 4)}
     place(s, t, first, step);
     if (rows_last && rows_last < rows) h.meet();
+    [[maybe_unused]] const long steps = {several};
     {lines(self.calls, 4)}
+    {"if (steps > 1) step += steps - 1, place(s, time(step), start(time(step)), step);" if self.apart else ""}
     {"if (starts || step + 1 == D[STEPS]) " if self.apart else ""}h.meet();
     {lines(finish, 4)}
     rows_last = rows;{self._after_block()}
@@ -290,7 +327,7 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
       const Share& h = w.all;
       const Step one = s;
       h.meet();
-      place(s, D[BACK] ? t : t - (step - begun), known, step);
+      place(s, time(D[BACK] ? step : begun), known, step);
       s.rows = h.by_rows ? rows : start(time(D[BACK] ? begun : step) + 1) - known;
       {calls}
       h.meet();

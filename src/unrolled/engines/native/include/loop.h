@@ -72,10 +72,10 @@ struct Group {
 };
 
 // The work on the panels of a phase, of rows that begin with `row` and panels that begin with `panel`. The
-// sums of its groups are (row, panel, place) of each group.
+// sums of its groups are (row, panel, place) of each group. It may do several steps, one after another.
 template <class Step>
 using Point = void (*)(const Step& s, long row, int rows, long panel, int panels, const V* sums,
-                       const V* const* hoisted);
+                       const V* const* hoisted, long steps);
 
 // How the work of a phase is cut, for one thread: its strips of panels, and what it sums up.
 // N groups are summed up in every step, M for many steps at once: they read what is known before the loop.
@@ -169,9 +169,9 @@ template <int N, int M> struct Phase {
       for (int m = N; m < ALL; m++) sum(h, groups[m], s, x[m], many, room_rows);
   }
 
-  // One step without products: rows and panels in the order in which they lie in memory.
+  // Steps without products: rows and panels in the order in which they lie in memory.
   template <class Step>
-  void stream(const Step& s, const Share& h, long shift, long room_rows, Point<Step> point) const {
+  void stream(const Step& s, const Share& h, long shift, long room_rows, long steps, Point<Step> point) const {
     const long many = std::min(h.to, s.rows) - h.from;
     if (many <= 0) return;
     const V* hoisted[M ? M : 1];
@@ -179,14 +179,15 @@ template <int N, int M> struct Phase {
       const int wide = panels_of(k);
       for (int m = 0; m < M; m++)
         hoisted[m] = sums_of(groups[N + m], k, room_rows) + shift * wide * groups[N + m].count;
-      point(s, h.from, (int)many, k * strip, wide, nullptr, hoisted);
+      point(s, h.from, (int)many, k * strip, wide, nullptr, hoisted, steps);
     }
   }
 
   // One step: the rows of this thread begin `shift` rows after the first that was hoisted.
   template <class Step>
-  void sweep(const Step& s, const Share& h, const T* const* x, long shift, long room_rows, Point<Step> point) const {
-    if constexpr (N == 0) return stream(s, h, shift, room_rows, point);
+  void sweep(const Step& s, const Share& h, const T* const* x, long shift, long room_rows, long steps,
+             Point<Step> point) const {
+    if constexpr (N == 0) return stream(s, h, shift, room_rows, steps, point);
     const long to = std::min(h.to, s.rows), many = to - h.from, tiles = (many + rows - 1) / rows;
     if (many <= 0) return;
     V here[(N ? N : 1) * SUMS];
@@ -213,7 +214,7 @@ template <int N, int M> struct Phase {
         }
         for (int m = 0; m < M; m++)
           hoisted[m] = sums_of(groups[N + m], k, room_rows) + (shift + row) * wide * groups[N + m].count;
-        point(s, h.from + row, deal, k * strip, wide, here, hoisted);
+        point(s, h.from + row, deal, k * strip, wide, here, hoisted, 1);
       }
     }
   }
@@ -245,6 +246,9 @@ struct State {
     if (kept) return kept + first * width;
     return steps ? pair[step / steps & 1] + (first - known) * width : pair[step & 1];
   }
+
+  // Of the step after it, where those of two steps are kept in turn.
+  T* other(long step) const { return kept || steps ? nullptr : pair[(step + 1) & 1]; }
 };
 
 // Where a state's rows lie before a step, and those of the last one. Rows that begin with this step come from the
