@@ -124,6 +124,7 @@ class _Emitter:
             self.packs,
             frozenset(self.hoisted),
             self.apart,
+            bool(self.schedule.late),
         )
 
     @property

@@ -237,10 +237,18 @@ class Loop:
         )
         if not by_rows and not (apart and self.emitted.apart) and self._work * rows < _WORTH:
             threads = 1
+        panels = -(-max(map(width, self.part.new)) // self._products.lanes)
+        turns = (
+            apart
+            and self.emitted.apart
+            and panels < threads
+            and rows * steps >= 2 * threads * _ROWS_AT_ONCE
+            and not (by_rows or packed or self.emitted.late)
+        )
         at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
         most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)
         hoisted = steps if direct and not by_rows else max(1, min(at_once, most))
-        numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted])
+        numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted, turns])
         assert len(numbers) == HEADER
         numbers.extend(self.emitted.sizes)
         for node, at in self.emitted.strides:

@@ -13,7 +13,7 @@ ROWS = 1_000_003  # the batch while capturing: no other size is likely to equal 
 
 
 # The numbers of a call that stand before a loop's sizes: how many, and where some stand (include/loop.h).
-HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 8, 1, 3, 5, 6
+HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 9, 1, 3, 5, 6
 
 
 class UnsupportedError(Exception):
@@ -55,6 +55,7 @@ class Emitted:
         packs: the products that are packed together.
         hoisted: products of the step that the loop sums up for many steps at once.
         apart: whether each column follows from itself alone, so that threads never wait for one another.
+        late: whether something is computed after the steps of a block.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Emitted:
     packs: list[Pack]
     hoisted: frozenset[fx.Node]
     apart: bool
+    late: bool
 
 
 def per_row(node: fx.Node) -> bool:

@@ -190,6 +190,22 @@ class File:
         if self.apart:
             several = "starts || step == 0 ? 1 : std::max(1L, std::min(step - step % D[HOISTED] + D[HOISTED], D[STEPS] - 1) - step)"
 
+        turn = wait = done = ""
+        if self.apart:
+            turn = """
+      if (h.turns && step / D[HOISTED] % count != id) {
+        step += D[HOISTED] - 1;
+        continue;
+      }"""
+            wait = """
+      if (h.turns && step) {
+        spin([&] { return c.blocks.load(std::memory_order_acquire) == step / D[HOISTED]; });
+        place(s, time(step - 1), start(time(step - 1)), step - 1);
+        rows_last = rows;
+      }"""
+            done = """
+    if (h.turns && (step + 1) % D[HOISTED] == 0) c.blocks.store((step + 1) / D[HOISTED], std::memory_order_release);"""
+
         def text(function: PhaseText | str) -> str:
             if isinstance(function, str):
                 return function
@@ -263,7 +279,7 @@ void work(void* what, int id, int count) {{
   const Share& h = w.h;
   if (!D[DIRECT] && !D[PACKED]) {{
     {lines([f"{name}.pack(h);" for name in names], 4)}
-    if (h.by_rows) c.meeting.wait(count);
+    if (h.all_panels()) c.meeting.wait(count);
   }}
   Step s;
   s.D = D;
@@ -280,13 +296,13 @@ void work(void* what, int id, int count) {{
   }};
   for (long step = 0; step < D[STEPS]; step++) {{
     const long t = time(step), first = start(t), rows = rows_of_step(step);
-    if (step % D[HOISTED] == 0) {{
+    if (step % D[HOISTED] == 0) {{{turn}
       const long steps = std::min<long>(D[HOISTED], D[STEPS] - step);
       const long from = D[BACK] ? t + 1 - steps : t;
       known = start(from);
       [[maybe_unused]] const long begin = known + h.from;
       [[maybe_unused]] const long many = h.by_rows ? h.to - h.from : start(from + steps) - known;
-      {lines(hoists, 6)}
+      {lines(hoists, 6)}{wait}
     }}
     [[maybe_unused]] const long shift = first - known;
     s.rows = rows;
@@ -299,14 +315,14 @@ void work(void* what, int id, int count) {{
     {"if (steps > 1) step += steps - 1, place(s, time(step), start(time(step)), step);" if self.apart else ""}
     {"if (starts || step + 1 == D[STEPS]) " if self.apart else ""}h.meet();
     {lines(finish, 4)}
-    rows_last = rows;{self._after_block()}
+    rows_last = rows;{done}{self._after_block()}
   }}
 }}
 
 }}  // namespace
 
 extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products* products) {{
-  Call c{{sizes, pointers, products, nullptr, 0, 0, {{}}}};
+  Call c{{sizes, pointers, products, nullptr, 0, 0, {{}}, {{}}}};
   return products->team((int)sizes[THREADS], prepare, work, &c);
 }}
 """
@@ -356,7 +372,7 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
             share = "all" if phase.late else "h"
             for number, (group, _) in enumerate(phase.groups):
                 lines.append(f"{name}.groups[{number}] = Group{group};")
-            lines.append(f"{name}.cut({share}, D[BY_ROWS] ? 1 : D[THREADS], {phase.width});")
+            lines.append(f"{name}.cut({share}, D[BY_ROWS] || D[TURNS] ? 1 : D[THREADS], {phase.width});")
             if phase.groups:
                 kept = ", ".join(f"(T*){where}" for _, where in phase.groups)
                 lines.append(f"{{ T* const kept[] = {{{kept}}}; {name}.share_room(shared, direct, kept); }}")

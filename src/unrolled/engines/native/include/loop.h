@@ -7,7 +7,7 @@
 #include "products.h"
 
 // The first numbers of a call; the widths, offsets and strides that the generated source reads follow.
-enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, PACKED, HOISTED, SIZES };
+enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, PACKED, HOISTED, TURNS, SIZES };
 
 constexpr long AHEAD = 4096;  // elements: how far before its use what is read once is fetched
 
@@ -18,18 +18,22 @@ struct Call {
   char* room;          // what all threads share, then what each has for itself
   size_t shared, own;  // their bytes
   Meeting meeting;
+  alignas(64) std::atomic<long> blocks{0};  // that are over, where threads take turns
 };
 
-// What one thread does of a step: some rows, or some of the panels of each phase.
+// What one thread does of a step: some rows, or some of the panels of each phase. Or threads take turns: one does
+// some steps whole, while the others make ready what is known before the steps that follow.
 struct Share {
   const Products* products;
   Meeting* meeting;
   int id, count;
   long few, from, to;  // the rows of a step; its own
-  bool direct, by_rows;
+  bool direct, by_rows, turns;
+
+  bool all_panels() const { return by_rows || turns; }
 
   void meet() const {
-    if (!by_rows) meeting->wait(count);
+    if (!all_panels()) meeting->wait(count);
   }
 
   // The same of all rows that are hoisted together.
@@ -44,7 +48,7 @@ static inline Share share(Call& c, int id, int count) {
   const long rows = c.D[ROWS];
   const bool by_rows = c.D[BY_ROWS] && count > 1;
   return {c.products, &c.meeting, id, count, rows, by_rows ? rows * id / count : 0,
-          by_rows ? rows * (id + 1) / count : rows, c.D[DIRECT] != 0, by_rows};
+          by_rows ? rows * (id + 1) / count : rows, c.D[DIRECT] != 0, by_rows, c.D[TURNS] && count > 1};
 }
 
 // For each of the R rows that are computed side by side.
@@ -97,8 +101,8 @@ template <int N, int M> struct Phase {
     strip = (int)std::min<long>(strip, (panels + threads - 1) / threads);
     for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));
     strips = (panels + strip - 1) / strip;
-    first = h.by_rows ? 0 : strips * h.id / h.count;
-    last = h.by_rows ? strips : strips * (h.id + 1) / h.count;
+    first = h.all_panels() ? 0 : strips * h.id / h.count;
+    last = h.all_panels() ? strips : strips * (h.id + 1) / h.count;
   }
 
   int panels_of(long s) const { return (int)std::min<long>(strip, panels - s * strip); }
@@ -266,7 +270,7 @@ static inline const T* before(const Share& h, const State& s, const T* last, lon
 static inline void finish(const Share& h, const State& s, const T* now, long from, long to) {
   if (!s.last) return;
   if (h.by_rows) from = std::max(from, h.from), to = std::min(to, h.to);
-  else if (h.id) return;
+  else if (h.id && !h.turns) return;
   if (to > from) std::memcpy(s.last + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
 }
 
