@@ -28,6 +28,7 @@ LOOPS = (
     "test_stream",
     "test_checkpoint",
     "test_asked",
+    "test_scans",
     "test_vocabulary",
     "test_random_steps",
 )

@@ -287,7 +287,7 @@ class _Emitter:
                 for slot in self._targets(into)
             ]
         early = [] if body.groups else [f"__builtin_prefetch({place});" for place in dict.fromkeys(body.read)]
-        lines = "\n      ".join([*early, *body.lines, *stores])
+        lines = "\n".join([*early, *body.lines, *stores])
         before = 0
         for number, group in enumerate(body.groups):
             shift = f"{before} * rows * panels + " if before else ""
@@ -340,7 +340,8 @@ class _Emitter:
                 text = self._phase(f"{level}_{number}", level, phase, to is late)
                 self.phases.append(text)
                 functions.append(text)
-                to.append(f"pass{text.name}(w, s, h, shift, room_rows, {'1' if to is late else 'steps'});")
+                steps = "0, room_rows, 1" if to is late else "shift, room_rows, steps"
+                to.append(f"pass{text.name}(*this, s, h, {steps});")
         return File(
             scalar=self.scalar,
             functions=functions,
@@ -349,7 +350,7 @@ class _Emitter:
             late=late,
             arrays=[self._array(node, name) for node, name in self.slots.items()],
             kept=[
-                (name, f"(T*){self._pointer('kept', node)} + first * {self._size(width(node))}")
+                (name, f"(T*){self._pointer('kept', node)} + at.first * {self._size(width(node))}")
                 for node, name in self.kept_slots.items()
             ],
             scratch=[
@@ -376,7 +377,7 @@ class _Emitter:
             return name, f"(const T*){base}"
         columns = self._size(width(node))
         if node not in self.shifted:
-            return name, f"(const T*){base} + first * {columns}"
+            return name, f"(const T*){base} + at.first * {columns}"
         first, shift = self._pointer("first", node), self._size(0)
         self.shifts.append((node, len(self.sizes) - 1))
-        return name, f"array({base}, {first}, {shift}, c, t, first, {columns})"
+        return name, f"array({base}, {first}, {shift}, c, at, {columns})"

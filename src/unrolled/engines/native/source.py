@@ -37,24 +37,22 @@ class PhaseText:
         """Its type in C++."""
         return f"Phase<{len(self.rows)}, {len(self.hoisted)}>"
 
+    def hoist(self) -> str:
+        """The call that sums up its hoisted groups."""
+        rows = ", ".join([*["nullptr"] * len(self.rows), *self.hoisted])
+        return f"{{ const T* const x[] = {{{rows}}}; p{self.name}.hoist(h, x, many, room_rows); }}"
+
     def function(self, several: list[State] | None = None) -> str:
         """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
-        lines = _SIZE.sub(r"d\1", self.lines)
+        lines = _lines(_SIZE.sub(r"d\1", self.lines).splitlines(), 8)
         read = sorted(set(map(int, _SIZE.findall(self.lines))))
         sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)  # a store might change them
-        over = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++) {"]
-        if not self.rows:
-            over = ["for (int r = 0; r < rows; r++)", "for (int u = 0; u < panels; u++) {"]
-        if several is None:
-            over = ["const long moved = 0;", *over]
-        else:
-            over = [
-                "for (long k = 0; k < steps; k++) {",
-                "  const long moved = k * s.stride();",
-                *(f"  {line}" for number, state in enumerate(several) for line in state.at_step(number)),
-                *over,
-            ]
-        begin = "\n  ".join(over)
+        steps, places = "", []
+        if several is not None:
+            steps = "for (long k = 0; k < steps; k++)"
+            places = [line for number, state in enumerate(several) for line in state.at_step(number)]
+        order = ["int u = 0; u < panels; u++", "int r = 0; r < rows; r++"]
+        outer, inner = order if self.rows else order[::-1]  # without products as it lies in memory
         return f"""
 static void point{self.name}(const Step& s, long row, int rows, long panel, int panels,
                         [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
@@ -63,12 +61,15 @@ static void point{self.name}(const Step& s, long row, int rows, long panel, int 
   {sizes}
   const long W = {self.width};
   [[maybe_unused]] const long ahead = s.ahead(W);
-  {begin}
-      [[maybe_unused]] const long here = r + moved;
-      const long i = (panel + u) * L, n = W - i, at = row + r + moved;
-      {lines}
-    }}
-  {"" if several is None else "}"}
+  {steps} {{
+    const long moved = {"k * s.stride()" if steps else "0"};
+    {_lines(places, 4)}
+    for ({outer})
+      for ({inner}) {{
+        [[maybe_unused]] const long i = (panel + u) * L, n = W - i, here = r + moved, at = row + here;
+        {lines}
+      }}
+  }}
 }}
 
 static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows, long steps) {{
@@ -157,203 +158,119 @@ class File:
 
     def text(self) -> str:
         """The source of the library."""
-        old = [f"o{k}" for k in range(len(self.states))]
-        new = [f"n{k}" for k in range(len(self.states))]
-        written = [name for name, *_ in (*self.kept, *self.scratch)] + self.scalars + new
-        read = [name for name, _ in self.arrays] + old
-        others = [f"m{k}" for k in range(len(self.states))]
-        members = [f"const T* {name};" for name in read] + [f"T* {name};" for name in (*written, *others)]
-        slots = " ".join(
-            ["[[maybe_unused]] const int64_t* const D = s.D;"]
-            + [f"[[maybe_unused]] auto* const {name} = s.{name};" for name in (*read, *written)]
+        members, slots = self._members()
+        functions = "".join(
+            function
+            if isinstance(function, str)
+            else function.function(self.states if self.apart and not function.late else None)
+            for function in self.functions
         )
-        every = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
-        every += [f"s.{n} = w.{n} + (first - known) * {width};" for n, width, block in self.scratch if block]
-        every += [f"s.{name} = w.s{k}.after(first, step, known);" for k, name in enumerate(new)]
-        every += [f"s.{name} = w.s{k}.other(step);" for k, name in enumerate(others)]
-        states = [k for k, state in enumerate(self.states) if not state.late]
-        old_values = [f"s.o{k} = before(h, w.s{k}, s.n{k}, step, rows, rows_last);" for k in states]
-        once = [f"s.{name} = w.{name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
-        own = [f"T* {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
-        own += [f"State s{k};" for k in range(len(self.states))]
-        own += [f"{phase.kind} p{phase.name};" for phase in self.phases]
-        names = [f"w.p{phase.name}" for phase in self.phases]
-        hoists = [
-            f"{{ const T* const x[] = {{{', '.join(['nullptr'] * len(p.rows) + p.hoisted)}}}; "
-            f"w.p{p.name}.hoist(h, x, many, room_rows); }}"
-            for p in self.phases
-            if p.hoisted
-        ]
-        finish = [f"finish(h, w.s{k}, s.n{k}, std::min(next(step), rows), rows);" for k in states]
-
-        several = "1"
-        if self.apart:
-            several = "starts || step == 0 ? 1 : std::max(1L, std::min(step - step % D[HOISTED] + D[HOISTED], D[STEPS] - 1) - step)"
-
-        turn = wait = done = ""
-        if self.apart:
-            turn = """
-      if (h.turns && step / D[HOISTED] % count != id) {
-        step += D[HOISTED] - 1;
-        continue;
-      }"""
-            wait = """
-      if (h.turns && step) {
-        spin([&] { return c.blocks.load(std::memory_order_acquire) == step / D[HOISTED]; });
-        place(s, time(step - 1), start(time(step - 1)), step - 1);
-        rows_last = rows;
-      }"""
-            done = """
-    if (h.turns && (step + 1) % D[HOISTED] == 0) c.blocks.store((step + 1) / D[HOISTED], std::memory_order_release);"""
-
-        def text(function: PhaseText | str) -> str:
-            if isinstance(function, str):
-                return function
-            return function.function(self.states if self.apart and not function.late else None)
-
-        def lines(of: list[str], indent: int) -> str:
-            return ("\n" + " " * indent).join(of)
-
         return f"""using T = {self.scalar};
 #include "loop.h"
 
 namespace {{
 
 // What changes from step to step.
-struct Step {{
-  const int64_t* D;
-  long rows;
-  bool turned;  // from the last strip to the first
-  {lines(members, 2)}
-
-  // The rows until what a step some KiB from here reads: one step, or several narrow ones.
-  long ahead(long width) const {{ return stride() * (1 + AHEAD / (rows * width)); }}
-
-  long stride() const {{ return D[BACK] ? -rows : rows; }}
+struct Step : Moment {{
+  {_lines(members, 2)}
 }};
 
 // What a thread keeps for all steps.
 struct Work {{
+  static constexpr bool APART = {str(self.apart).lower()}, LATE = {str(bool(self.late)).lower()};
   Share h, all;
-  {lines(own, 2)}
+  {_lines(self._own(), 2)}
 
   void lay(const Call& c, const Share& share, Room& shared, Room& own) {{
     [[maybe_unused]] const int64_t* const D = c.D;
     void* const* const P = c.P;
-    const bool direct = D[DIRECT];
+    [[maybe_unused]] const bool direct = D[DIRECT];
     h = share;
     all = share.of_block(D);
-    {lines(self._lay(), 4)}
+    {_lines(self._lay(), 4)}
   }}
+
+  void begin(long rows) const {{
+    {_lines([f"s{k}.begin(rows);" for k in range(len(self.states))], 4)}
+  }}
+
+  void pack() const {{
+    {_lines([f"p{phase.name}.pack(h);" for phase in self.phases], 4)}
+  }}
+
+  void keep(Step& s) const {{
+    {_lines([f"s.{name} = {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)], 4)}
+  }}
+
+  void place(Step& s, const Call& c, const Place& at) const {{
+    [[maybe_unused]] const int64_t* const D = c.D;
+    [[maybe_unused]] void* const* const P = c.P;
+    {_lines(self._place(), 4)}
+  }}
+
+  void before(Step& s, long step, long rows, long rows_last) const {{
+    {_lines([f"s.o{k} = value_before(h, s{k}, s.n{k}, step, rows, rows_last);" for k in self._of(late=False)], 4)}
+  }}
+
+  void finish(const Step& s, long from, long to) const {{
+    {_lines([f"keep_last(h, s{k}, s.n{k}, from, to);" for k in self._of(late=False)], 4)}
+  }}
+
+  void finish_late(const Step& s, long row, long from, long to) const {{
+    {_lines([f"keep_last(h, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in self._of(late=True)], 4)}
+  }}
+
+  void hoist(const Call& c, long begin, long many, long room_rows) const {{
+    [[maybe_unused]] const int64_t* const D = c.D;
+    [[maybe_unused]] void* const* const P = c.P;
+    {_lines([phase.hoist() for phase in self.phases if phase.hoisted], 4)}
+  }}
+
+  void step(const Step& s, long shift, long room_rows, long steps) const;
+  void late(const Step& s, long room_rows) const;
 }};
-{"".join(map(text, self.functions)).replace("SLOTS", slots)}
-bool prepare(void* what, int count) {{
-  Call& c = *(Call*)what;
-  Room shared{{nullptr}};
-  size_t most = 0;
-  for (int id = 0; id < count; id++) {{
-    Work w;
-    Room own{{nullptr}};
-    shared.used = 0;
-    w.lay(c, share(c, id, count), shared, own);
-    most = std::max(most, own.used);
-  }}
-  c.own = most;
-  c.shared = shared.used;
-  c.room = c.products->room(shared.used + count * most);
-  if (!c.room) return false;
-  Room all{{c.room}}, own{{c.room}};
-  Work w;
-  w.lay(c, share(c, 0, count), all, own);
-  {lines([f"w.s{k}.begin(c.D[ROWS]);" for k in range(len(self.states))], 2)}
-  return true;
+{functions.replace("SLOTS", slots)}
+void Work::step(const Step& s, long shift, long room_rows, long steps) const {{
+  {_lines(self.calls, 2)}
 }}
 
-void work(void* what, int id, int count) {{
-  Call& c = *(Call*)what;
-  const int64_t* const D = c.D;
-  void* const* const P = c.P;
-  Work w;
-  Room shared{{c.room}}, own{{c.room + c.shared + id * c.own}};
-  w.lay(c, share(c, id, count), shared, own);
-  const Share& h = w.h;
-  if (!D[DIRECT] && !D[PACKED]) {{
-    {lines([f"{name}.pack(h);" for name in names], 4)}
-    if (h.all_panels()) c.meeting.wait(count);
-  }}
-  Step s;
-  s.D = D;
-  {lines(once, 2)}
-  const auto* const starts = (const int64_t*)P[0];
-  const auto start = [&](long t) {{ return starts ? starts[t] : t * D[ROWS]; }};
-  [[maybe_unused]] const long room_rows = D[HOISTED] * (h.by_rows ? h.to - h.from : D[ROWS]);
-  const auto time = [&](long step) {{ return D[BACK] ? D[STEPS] - 1 - step : step; }};
-  const auto rows_of_step = [&](long step) {{ return start(time(step) + 1) - start(time(step)); }};
-  [[maybe_unused]] const auto next = [&](long step) {{ return step + 1 < D[STEPS] ? rows_of_step(step + 1) : 0; }};
-  long known = 0, rows_last = 0;
-  const auto place = [&](Step& s, [[maybe_unused]] long t, [[maybe_unused]] long first, [[maybe_unused]] long step) {{
-    {lines(every, 4)}
-  }};
-  for (long step = 0; step < D[STEPS]; step++) {{
-    const long t = time(step), first = start(t), rows = rows_of_step(step);
-    if (step % D[HOISTED] == 0) {{{turn}
-      const long steps = std::min<long>(D[HOISTED], D[STEPS] - step);
-      const long from = D[BACK] ? t + 1 - steps : t;
-      known = start(from);
-      [[maybe_unused]] const long begin = known + h.from;
-      [[maybe_unused]] const long many = h.by_rows ? h.to - h.from : start(from + steps) - known;
-      {lines(hoists, 6)}{wait}
-    }}
-    [[maybe_unused]] const long shift = first - known;
-    s.rows = rows;
-    s.turned = step & 1;
-    {lines(old_values, 4)}
-    place(s, t, first, step);
-    if (rows_last && rows_last < rows) h.meet();
-    [[maybe_unused]] const long steps = {several};
-    {lines(self.calls, 4)}
-    {"if (steps > 1) step += steps - 1, place(s, time(step), start(time(step)), step);" if self.apart else ""}
-    {"if (starts || step + 1 == D[STEPS]) " if self.apart else ""}h.meet();
-    {lines(finish, 4)}
-    rows_last = rows;{done}{self._after_block()}
-  }}
+void Work::late(const Step& s, long room_rows) const {{
+  [[maybe_unused]] const Share& h = all;
+  {_lines(self.late, 2)}
 }}
 
 }}  // namespace
 
 extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products* products) {{
-  Call c{{sizes, pointers, products, nullptr, 0, 0, {{}}, {{}}}};
-  return products->team((int)sizes[THREADS], prepare, work, &c);
+  return call<Work, Step>(sizes, pointers, products);
 }}
 """
 
-    def _after_block(self) -> str:
-        """What is done after the last step of a block."""
-        if not self.late:
-            return ""
-        ends = [k for k, state in enumerate(self.states) if state.late]
-        finish = "\n          ".join(
-            f"finish(h, w.s{k}, s.n{k} + (start(time(of)) - known) * w.s{k}.width, std::min(next(of), rows), rows);"
-            for k in ends
-        )
-        calls = "\n      ".join(self.late)
-        return f"""
-    if ((step + 1) % D[HOISTED] == 0 || step + 1 == D[STEPS]) {{
-      const long begun = step - step % D[HOISTED], shift = 0;
-      const Share& h = w.all;
-      const Step one = s;
-      h.meet();
-      place(s, time(D[BACK] ? step : begun), known, step);
-      s.rows = h.by_rows ? rows : start(time(D[BACK] ? begun : step) + 1) - known;
-      {calls}
-      h.meet();
-      if (starts || step + 1 == D[STEPS])
-        for (long of = begun; of <= step; of++) {{
-          const long rows = rows_of_step(of);
-          {finish}
-        }}
-      s = one;
-    }}"""
+    def _of(self, late: bool) -> list[int]:
+        """The states that are late, or are not."""
+        return [k for k, state in enumerate(self.states) if state.late is late]
+
+    def _members(self) -> tuple[list[str], str]:
+        """The places of values that a step has, and their names within its functions."""
+        count = range(len(self.states))
+        read = [*(name for name, _ in self.arrays), *(f"o{k}" for k in count)]
+        written = [name for name, *_ in (*self.kept, *self.scratch)] + self.scalars + [f"n{k}" for k in count]
+        members = [f"const T* {name};" for name in read]
+        members += [f"T* {name};" for name in (*written, *(f"m{k}" for k in count))]
+        slots = ["[[maybe_unused]] const int64_t* const D = s.D;"]
+        slots += [f"[[maybe_unused]] auto* const {name} = s.{name};" for name in (*read, *written)]
+        return members, " ".join(slots)
+
+    def _own(self) -> list[str]:
+        lines = [f"T* {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
+        lines += [f"State s{k};" for k in range(len(self.states))]
+        return lines + [f"{phase.kind} p{phase.name};" for phase in self.phases]
+
+    def _place(self) -> list[str]:
+        lines = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
+        lines += [f"s.{n} = {n} + (at.first - at.known) * {width};" for n, width, block in self.scratch if block]
+        lines += [f"s.n{k} = s{k}.after(at);" for k in range(len(self.states))]
+        return lines + [f"s.m{k} = s{k}.other(at.step);" for k in range(len(self.states))]
 
     def _lay(self) -> list[str]:
         lines = [
@@ -378,3 +295,7 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
                 lines.append(f"{{ T* const kept[] = {{{kept}}}; {name}.share_room(shared, direct, kept); }}")
                 lines.append(f"{name}.own_room(own, D[HOISTED] * D[ROWS], {share}.few, direct);")
         return lines
+
+
+def _lines(of: list[str], indent: int) -> str:
+    return ("\n" + " " * indent).join(of)

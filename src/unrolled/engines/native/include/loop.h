@@ -1,282 +1,127 @@
-// What every generated loop stands on: how its work is shared, where its values lie, and a pass over the
-// panels of a phase.
+// What every generated loop stands on: how a thread goes through the steps. What a step does is in the generated
+// source, in its structs Work and Step.
 #pragma once
-#include <algorithm>
-
-#include "functions.h"
-#include "products.h"
-
-// The first numbers of a call; the widths, offsets and strides that the generated source reads follow.
-enum { STEPS, ROWS, BACK, THREADS, DIRECT, BY_ROWS, PACKED, HOISTED, TURNS, SIZES };
+#include "phase.h"
+#include "state.h"
 
 constexpr long AHEAD = 4096;  // elements: how far before its use what is read once is fetched
 
-struct Call {
+// What a step has beside the places of its values.
+struct Moment {
   const int64_t* D;
-  void* const* P;
-  const Products* products;
-  char* room;          // what all threads share, then what each has for itself
-  size_t shared, own;  // their bytes
-  Meeting meeting;
-  alignas(64) std::atomic<long> blocks{0};  // that are over, where threads take turns
+  long rows;
+  bool turned;  // from the last strip to the first
+
+  // The rows from what a step reads to what the next one reads.
+  long stride() const { return D[BACK] ? -rows : rows; }
+
+  // The rows to what is read some KiB from here: by the next step, or several narrow ones later.
+  long ahead(long width) const { return stride() * (1 + AHEAD / (rows * width)); }
 };
 
-// What one thread does of a step: some rows, or some of the panels of each phase. Or threads take turns: one does
-// some steps whole, while the others make ready what is known before the steps that follow.
-struct Share {
-  const Products* products;
-  Meeting* meeting;
-  int id, count;
-  long few, from, to;  // the rows of a step; its own
-  bool direct, by_rows, turns;
+// The steps of a call in their order, and their rows.
+struct Order {
+  const int64_t *D, *starts;  // where the rows of each time begin, if not all have as many
 
-  bool all_panels() const { return by_rows || turns; }
-
-  void meet() const {
-    if (!all_panels()) meeting->wait(count);
-  }
-
-  // The same of all rows that are hoisted together.
-  Share of_block(const int64_t* D) const {
-    Share all = *this;
-    if (!by_rows) all.few = all.to = D[HOISTED] * D[ROWS];
-    return all;
-  }
+  long start(long time) const { return starts ? starts[time] : time * D[ROWS]; }
+  long time(long step) const { return D[BACK] ? D[STEPS] - 1 - step : step; }
+  long first(long step) const { return start(time(step)); }
+  long end(long step) const { return start(time(step) + 1); }
+  long rows(long step) const { return end(step) - first(step); }
+  long rows_after(long step) const { return step + 1 < D[STEPS] ? rows(step + 1) : 0; }
+  Place at(long step, long known) const { return {step, time(step), first(step), known}; }
+  bool closes(long step) const { return (step + 1) % D[HOISTED] == 0 || step + 1 == D[STEPS]; }
 };
 
-static inline Share share(Call& c, int id, int count) {
-  const long rows = c.D[ROWS];
-  const bool by_rows = c.D[BY_ROWS] && count > 1;
-  return {c.products, &c.meeting, id, count, rows, by_rows ? rows * id / count : 0,
-          by_rows ? rows * (id + 1) / count : rows, c.D[DIRECT] != 0, by_rows, c.D[TURNS] && count > 1};
-}
-
-// For each of the R rows that are computed side by side.
-#define EACH _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-
-// Hands out the memory of a call, or without a beginning counts how much it takes.
-struct Room {
-  char* begin;
-  size_t used = 0;
-
-  template <class E> E* take(size_t elements) {
-    E* found = begin ? (E*)(begin + used) : nullptr;
-    used += (elements * sizeof(E) + 63) / 64 * 64;  // no two threads write to one line
-    return found;
+// What one thread does of a call.
+template <class Work, class Step> void work(void* what, int id, int count) {
+  Call& c = *(Call*)what;
+  const int64_t* const D = c.D;
+  const Order order{D, (const int64_t*)c.P[0]};
+  Work w;
+  Room shared{c.room}, own{c.room + c.shared + id * c.own};
+  w.lay(c, share(c, id, count), shared, own);
+  const Share& h = w.h;
+  if (!D[DIRECT] && !D[PACKED]) {
+    w.pack();
+    if (h.all_panels()) c.meeting.wait(count);
   }
-};
-
-// Products that read the same row: sums of `count` panels for each panel of the phase.
-struct Group {
-  int count;
-  long depth;
-  T* packed;
-  Matrix matrix[STRIP];
-  V* sums;  // of its rows for the thread's own strips: (strip, row, panel, place)
-};
-
-// The work on the panels of a phase, of rows that begin with `row` and panels that begin with `panel`. The
-// sums of its groups are (row, panel, place) of each group. It may do several steps, one after another.
-template <class Step>
-using Point = void (*)(const Step& s, long row, int rows, long panel, int panels, const V* sums,
-                       const V* const* hoisted, long steps);
-
-// How the work of a phase is cut, for one thread: its strips of panels, and what it sums up.
-// N groups are summed up in every step, M for many steps at once: they read what is known before the loop.
-template <int N, int M> struct Phase {
-  long width, panels, strips, first, last;
-  int strip, rows;
-  Group groups[N + M ? N + M : 1];
-
-  static constexpr int ALL = N + M;
-
-  // Among the threads that are wanted, not those that came: packed matrices are kept from call to call.
-  void cut(const Share& h, long threads, long columns) {
-    width = columns;
-    panels = (width + L - 1) / L;
-    strip = ALL ? STRIP : (int)std::max<long>(1, panels);
-    rows = MOST;
-    const int target = h.few <= 3 ? STRIP : 4;
-    for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
-    strip = (int)std::min<long>(strip, (panels + threads - 1) / threads);
-    for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));
-    strips = (panels + strip - 1) / strip;
-    first = h.all_panels() ? 0 : strips * h.id / h.count;
-    last = h.all_panels() ? strips : strips * (h.id + 1) / h.count;
-  }
-
-  int panels_of(long s) const { return (int)std::min<long>(strip, panels - s * strip); }
-
-  // The memory of the packed matrices, that all threads share.
-  void share_room(Room& room, bool direct, T* const* kept) {
-    for (int g = 0; g < ALL; g++)
-      groups[g].packed = direct ? nullptr
-                         : kept[g] ? kept[g]
-                                   : room.take<T>(panels * groups[g].count * groups[g].depth * L);
-  }
-
-  // The memory of the sums, each thread's own.
-  void own_room(Room& room, long hoisted_rows, long few, bool direct) {
-    for (int g = 0; g < ALL; g++) {
-      const long many = g >= N ? hoisted_rows : direct ? few : 0;
-      groups[g].sums = room.take<V>((last - first) * strip * groups[g].count * many);
-    }
-  }
-
-  void pack_strip(const Share& h, const Group& g, T* to, long from, long depth, long s) const {
-    const int many = panels_of(s);
-    for (int u = 0; u < many; u++)
-      for (int q = 0; q < g.count; q++) {
-        Matrix m = g.matrix[q];
-        m.from += from * m.k;
-        h.products->pack(to + (u * g.count + q) * L, many * g.count, m, depth, (s * strip + u) * L, width);
+  Step s;
+  s.D = D;
+  w.keep(s);
+  const long room_rows = D[HOISTED] * (h.by_rows ? h.to - h.from : D[ROWS]);
+  long known = 0, end = 0, rows_last = 0;
+  for (long step = 0; step < D[STEPS]; step++) {
+    const long block = step / D[HOISTED], begun = block * D[HOISTED], rows = order.rows(step);
+    if (step == begun) {  // what is known before the steps of a block
+      if (h.turns && block % count != id) {
+        step += D[HOISTED] - 1;
+        continue;
       }
-  }
-
-  // Each thread packs its own strips; a share of them where the rows are shared.
-  void pack(const Share& h) const {
-    const long begin = strips * h.id / h.count, end = strips * (h.id + 1) / h.count;
-    for (long s = begin; s < end; s++)
-      for (int g = 0; g < ALL; g++)
-        pack_strip(h, groups[g], groups[g].packed + s * strip * groups[g].count * groups[g].depth * L, 0,
-                   groups[g].depth, s);
-  }
-
-  V* sums_of(const Group& g, long s, long many) const { return g.sums + (s - first) * strip * g.count * many; }
-
-  // The sums of a strip for `many` rows, kept in the group's own memory.
-  void sum(const Share& h, const Group& g, long s, const T* x, long many, long room_rows) const {
-    const int wide = panels_of(s) * g.count;
-    const int most = rows_of(wide);
-    const long tiles = (many + most - 1) / most;
-    V* const sums = sums_of(g, s, room_rows);
-    alignas(64) T block[BLOCK * STRIP * L];
-    const long step = h.direct ? BLOCK : g.depth;
-    for (long k = 0; k < g.depth; k += step) {
-      const long deep = std::min(step, g.depth - k);
-      const T* w = block;
-      if (h.direct)
-        pack_strip(h, g, block, k, deep, s);
-      else
-        w = g.packed + s * strip * g.count * g.depth * L;
-      for (long t = 0; t < tiles; t++) {
-        const long row = many * t / tiles;
-        const int deal = (int)(many * (t + 1) / tiles - row);
-        h.products->tiles[deal - 1][wide - 1](x + row * g.depth + k, g.depth, 1, w, deep, k > 0, sums + row * wide);
+      const long last = std::min<long>(step + D[HOISTED], D[STEPS]) - 1;
+      known = std::min(order.first(step), order.first(last));
+      end = std::max(order.end(step), order.end(last));
+      w.hoist(c, known + h.from, h.by_rows ? h.to - h.from : end - known, room_rows);
+      if (h.turns && step) {
+        spin([&] { return c.blocks.load(std::memory_order_acquire) == block; });
+        w.place(s, c, order.at(step - 1, known));
+        rows_last = rows;
       }
     }
-  }
-
-  // What is known before the loop: `many` rows, of one step or several.
-  void hoist(const Share& h, const T* const* x, long many, long room_rows) const {
-    for (long s = first; s < last; s++)
-      for (int m = N; m < ALL; m++) sum(h, groups[m], s, x[m], many, room_rows);
-  }
-
-  // Steps without products: rows and panels in the order in which they lie in memory.
-  template <class Step>
-  void stream(const Step& s, const Share& h, long shift, long room_rows, long steps, Point<Step> point) const {
-    const long many = std::min(h.to, s.rows) - h.from;
-    if (many <= 0) return;
-    const V* hoisted[M ? M : 1];
-    for (long k = first; k < last; k++) {
-      const int wide = panels_of(k);
-      for (int m = 0; m < M; m++)
-        hoisted[m] = sums_of(groups[N + m], k, room_rows) + shift * wide * groups[N + m].count;
-      point(s, h.from, (int)many, k * strip, wide, nullptr, hoisted, steps);
+    s.rows = rows;
+    s.turned = step & 1;
+    w.before(s, step, rows, rows_last);
+    w.place(s, c, order.at(step, known));
+    if (rows_last && rows_last < rows) h.meet();
+    long steps = 1;
+    if (Work::APART && !order.starts && step)  // the first and the last one may read what lies elsewhere
+      steps = std::max(1L, std::min<long>(begun + D[HOISTED], D[STEPS] - 1) - step);
+    w.step(s, order.first(step) - known, room_rows, steps);
+    if (steps > 1) {
+      step += steps - 1;
+      w.place(s, c, order.at(step, known));
+    }
+    if (!Work::APART || order.starts || step + 1 == D[STEPS]) h.meet();
+    w.finish(s, std::min(order.rows_after(step), rows), rows);
+    rows_last = rows;
+    if (h.turns && order.closes(step)) c.blocks.store(block + 1, std::memory_order_release);
+    if (Work::LATE && order.closes(step)) {  // what no step reads, for all rows of the block
+      Step all = s;
+      h.meet();
+      w.place(all, c, {step, std::min(order.time(begun), order.time(step)), known, known});
+      all.rows = h.by_rows ? rows : end - known;
+      w.late(all, room_rows);
+      h.meet();
+      for (long k = begun; k <= step && (order.starts || step + 1 == D[STEPS]); k++)
+        w.finish_late(all, order.first(k) - known, std::min(order.rows_after(k), order.rows(k)), order.rows(k));
     }
   }
-
-  // One step: the rows of this thread begin `shift` rows after the first that was hoisted.
-  template <class Step>
-  void sweep(const Step& s, const Share& h, const T* const* x, long shift, long room_rows, long steps,
-             Point<Step> point) const {
-    if constexpr (N == 0) return stream(s, h, shift, room_rows, steps, point);
-    const long to = std::min(h.to, s.rows), many = to - h.from, tiles = (many + rows - 1) / rows;
-    if (many <= 0) return;
-    V here[(N ? N : 1) * SUMS];
-    const V* hoisted[M ? M : 1];
-    for (long j = first; j < last; j++) {
-      const long k = s.turned ? last - 1 - (j - first) : j;  // what was read last is still in the cache
-      const int wide = panels_of(k);
-      if (h.direct)
-        for (int g = 0; g < N; g++) sum(h, groups[g], k, x[g] + h.from * groups[g].depth, many, h.few);
-      for (long t = 0; t < tiles; t++) {
-        const long row = many * t / tiles;
-        const int deal = (int)(many * (t + 1) / tiles - row);
-        V* at = here;
-        for (int g = 0; g < N; g++) {
-          const Group& group = groups[g];
-          const int all = wide * group.count;
-          if (h.direct)
-            std::memcpy(at, sums_of(group, k, h.few) + row * all, deal * all * sizeof(V));
-          else
-            h.products->tiles[deal - 1][all - 1](x[g] + (h.from + row) * group.depth, group.depth, 1,
-                                                 group.packed + k * strip * group.count * group.depth * L,
-                                                 group.depth, false, at);
-          at += deal * all;
-        }
-        for (int m = 0; m < M; m++)
-          hoisted[m] = sums_of(groups[N + m], k, room_rows) + (shift + row) * wide * groups[N + m].count;
-        point(s, h.from + row, deal, k * strip, wide, here, hoisted, 1);
-      }
-    }
-  }
-};
-
-// The values of a state over the steps: all are kept, (all rows, width), or those of two steps, in turn, or of
-// two blocks of `steps`.
-struct State {
-  long width, steps;
-  const T* initial;  // (rows of a step, width)
-  T *zeros, *kept, *pair[2];
-  T *grown, *last;   // the rows before a step that has more than the one before it; each row's last
-
-  void lay(Room& shared, const Call& c, long columns, void* first, void* all, void* final, long many) {
-    const long size = c.D[ROWS] * columns;
-    width = columns, kept = (T*)all, last = (T*)final, steps = many;
-    for (T*& one : pair) one = kept ? nullptr : shared.take<T>(size * (many ? many : 1));
-    zeros = first ? nullptr : shared.take<T>(size);
-    initial = first ? (const T*)first : zeros;
-    grown = c.P[0] ? shared.take<T>(size) : nullptr;
-  }
-
-  void begin(long rows) const {
-    if (zeros) std::memset(zeros, 0, rows * width * sizeof(T));
-  }
-
-  // Of the step whose rows begin with `first`, of a block whose rows begin with `known`.
-  T* after(long first, long step, long known) const {
-    if (kept) return kept + first * width;
-    return steps ? pair[step / steps & 1] + (first - known) * width : pair[step & 1];
-  }
-
-  // Of the step after it, where those of two steps are kept in turn.
-  T* other(long step) const { return kept || steps ? nullptr : pair[(step + 1) & 1]; }
-};
-
-// Where a state's rows lie before a step, and those of the last one. Rows that begin with this step come from the
-// initial state.
-static inline const T* before(const Share& h, const State& s, const T* last, long step, long rows, long rows_last) {
-  if (step == 0) return s.initial;
-  if (rows_last >= rows) return last;
-  const long from = rows * h.id / h.count, to = rows * (h.id + 1) / h.count;
-  for (long r = from; r < to; r++)
-    std::memcpy(s.grown + r * s.width, (r < rows_last ? last : s.initial) + r * s.width, s.width * sizeof(T));
-  return s.grown;
 }
 
-// Each row's last state, once its steps are over: rows `from` to `to` of what a step has made.
-static inline void finish(const Share& h, const State& s, const T* now, long from, long to) {
-  if (!s.last) return;
-  if (h.by_rows) from = std::max(from, h.from), to = std::min(to, h.to);
-  else if (h.id && !h.turns) return;
-  if (to > from) std::memcpy(s.last + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
+// The memory of a call, for so many threads.
+template <class Work> bool prepare(void* what, int count) {
+  Call& c = *(Call*)what;
+  Room shared{nullptr};
+  size_t most = 0;
+  for (int id = 0; id < count; id++) {
+    Work w;
+    Room own{nullptr};
+    shared.used = 0;
+    w.lay(c, share(c, id, count), shared, own);
+    most = std::max(most, own.used);
+  }
+  c.own = most;
+  c.shared = shared.used;
+  c.room = c.products->room(shared.used + count * most);
+  if (!c.room) return false;
+  Room all{c.room}, own{c.room};
+  Work w;
+  w.lay(c, share(c, 0, count), all, own);
+  w.begin(c.D[ROWS]);
+  return true;
 }
 
-// Values of every step that a loop reads. Those of a state before each step are shifted by one.
-static inline const T* array(const void* base, const void* initial, long shift, const Call& c, long t, long first,
-                             long width) {
-  if (shift && (shift < 0 ? t == 0 : t + 1 == c.D[STEPS])) return (const T*)initial;
-  return (const T*)base + (first + shift * c.D[ROWS]) * width;
+template <class Work, class Step> bool call(const int64_t* sizes, void* const* pointers, const Products* products) {
+  Call c{sizes, pointers, products, nullptr, 0, 0, {}, {}};
+  return products->team((int)sizes[THREADS], prepare<Work>, work<Work, Step>, &c);
 }
