@@ -44,9 +44,12 @@ class PhaseText:
 
     def function(self, several: list[State] | None = None) -> str:
         """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
-        lines = _lines(_SIZE.sub(r"d\1", self.lines).splitlines(), 8)
-        read = sorted(set(map(int, _SIZE.findall(self.lines))))
-        sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)  # a store might change them
+        sizes, lines = "", self.lines
+        if not self.rows:  # a store might change what lies in memory
+            read = sorted(set(map(int, _SIZE.findall(lines))))
+            sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)
+            lines = _SIZE.sub(r"d\1", lines)
+        lines = _lines(lines.splitlines(), 8)
         steps, places = "", []
         if several is not None:
             steps = "for (long k = 0; k < steps; k++)"
