@@ -1,20 +1,23 @@
 """Every published cell beside our LSTM: the time of a step, and what its operations predict.
 
 A step's operations are the fused multiply-adds of its matrix products, and what the loop spends on its other
-functions, one for a sum and some 16 for a sigmoid. At the LSTM's rate they predict the time.
-Each result is checked against the reference engine in float64 before it is timed: within 1e-4 (training 1e-3)
-of the largest magnitude, or within three times what that engine itself is away in float32, for some recurrences
-make much of each rounding. A cell is timed in turn with the LSTM, medians of calls.
+functions: one for a sum, some 16 for a sigmoid. At the LSTM's rate they predict the time. Each result is
+checked against the reference engine in float64 before it is timed: within 1e-4 (training 1e-3) of the largest
+magnitude, or three times as far from it as that engine itself is in float32, for some recurrences make much
+of each rounding. A cell is timed in turn with the LSTM, medians of calls. `--keep` writes what the site's
+table of cells shows of it to benchmarks/cells.json.
 
-python benchmarks/cells.py [--batch 32] [--hidden 128] [--time 100] [--mode inference] [--cells RNN,GRU]
+python benchmarks/cells.py [--batch 32] [--hidden 128] [--time 100] [--mode training] [--cells RNN] [--keep]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -32,6 +35,7 @@ COSTS = {  # operations for a number; 1 where nothing is said
     "div": 4, "sqrt": 4, "rsqrt": 4, "exp": 12, "log": 14, "log1p": 16, "sigmoid": 16, "tanh": 16, "sin": 20,
     "cos": 20, "expand": 0, "clone": 0, "slice": 0, "cat": 0, "permute": 0, "view": 0, "full": 0,
 }  # fmt: skip
+KEPT = Path(__file__).with_suffix(".json")
 AGREE = 1e-4  # largest difference of float32 from float64, of the largest magnitude
 
 
@@ -70,7 +74,7 @@ def work(layer: ur.Recurrent, x: Tensor, mode: str) -> Callable[[], Sequence[Ten
 
 
 def checked(layer: ur.Recurrent, x: Tensor, mode: str) -> tuple[float, float]:
-    """The largest differences from the reference engine in float64: the native engine's, and its own in float32."""
+    """How far the native engine, and the reference engine in float32, are from that in float64."""
     twin = copy.deepcopy(layer).double()
     with ur.engine("reference"):
         exact = work(twin, x.detach().double().requires_grad_(x.requires_grad), mode)()
@@ -93,8 +97,10 @@ def main() -> None:
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
     parser.add_argument("--cells", default="", help="names, separated by commas; all of them")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each cell")
+    parser.add_argument("--keep", action="store_true", help="write the ratios to benchmarks/cells.json")
     options = parser.parse_args()
     torch.manual_seed(0)
+    ratios = {}
     size = options.hidden
     x = torch.randn(options.time, options.batch, size, requires_grad=options.mode == "training")
     lstm = ur.LSTM(size, size)
@@ -121,6 +127,7 @@ def main() -> None:
             found = interleave(calls, options.seconds)
         ratio = found["ours"].seconds / found["lstm"].seconds
         share = operations(layer, options.mode) / known
+        ratios[name] = round(ratio, 2)
         micro = found["ours"].seconds / options.time * 1e6
         table.add_row(
             name,
@@ -132,6 +139,11 @@ def main() -> None:
             f"{apart:.0e}",
         )
     Console(width=120).print(table)
+    if options.keep:
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        setting = f"{options.mode}, {options.batch}×{options.time}×{size}×{size}"
+        kept[setting] = kept.get(setting, {}) | ratios
+        KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

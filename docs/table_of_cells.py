@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import re
 import sys
 from html import escape
@@ -11,7 +13,8 @@ from pathlib import Path
 import unrolled as ur
 from unrolled import notation
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
 from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
 
 
@@ -30,6 +33,7 @@ def _row(name: str) -> str:
         "states": ", ".join(f"{state} ({size})" for state, size in _states(cell).items()),
         "parameters": _count(cell),
         "options": f"<code>{escape(options)}</code>" if options else "",
+        "time beside LSTM": ", ".join(f"{mode} {times[name]:.2f}" for mode, times in _times().items()),
         "checked against": _checked(name),
     }
     told = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)
@@ -38,6 +42,13 @@ def _row(name: str) -> str:
         f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p><dl>{told}</dl></td>'
         f"<td>{equations}</td></tr>"
     )
+
+
+@functools.cache
+def _times() -> dict[str, dict[str, float]]:
+    """What ``benchmarks/cells.py --keep`` has measured: by mode, each cell's time in units of the LSTM's."""
+    kept = json.loads((ROOT / "benchmarks" / "cells.json").read_text())
+    return {mode: kept[f"{mode}, 32×100×128×128"] for mode in ("inference", "training")}
 
 
 def _states(cell: type[ur.Cell]) -> dict[str, str]:

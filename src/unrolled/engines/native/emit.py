@@ -217,13 +217,15 @@ class _Emitter:
         address, own = self._address(node), width(node)
         if node in self.loop.old and (offset or own != columns):
             self.crossed = True
-        wide = self._size(own) if per_row(node) else "0"
+        wide = self._size(own) if per_row(node) else ""
         if own == 1 and columns > 1:
-            return f"splat({address}[at * {wide}])"
-        place = f"{wide} + {self._size(offset)} + i"
-        if node in self.slots and per_row(node):
-            body.read.append(f"{address} + (at + ahead) * {place}")
-        return f"load({address} + at * {place}, n)"
+            return f"splat({address}[{f'at * {wide}' if wide else 0}])"
+        start = f"{self._size(offset)} + i"
+        if not wide:
+            return f"load({address} + {start}, n)"
+        if node in self.slots:
+            body.read.append(f"{address} + (at + ahead) * {wide} + {start}")
+        return f"load({address} + at * {wide} + {start}, n)"
 
     # --- functions ---
 
@@ -294,7 +296,7 @@ class _Emitter:
             lines = lines.replace(f"GROUP{number};", f"{shift}(r * panels + u) * {len(group)}")
             before += len(group)
         for number, group in enumerate(body.hoisted):
-            lines = lines.replace(f"HOISTED{number};", f"(here * panels + u) * {len(group)}")
+            lines = lines.replace(f"HOISTED{number};", f"(HERE * panels + u) * {len(group)}")
         return PhaseText(
             name,
             self._size(phase.width),
@@ -361,7 +363,9 @@ class _Emitter:
             states=[
                 State(
                     self._size(width(old)),
-                    *(self._pointer(kind, k) for kind in ("initial", "states", "final")),
+                    initial=self._pointer("initial", k),
+                    kept=self._pointer("states", k),
+                    final=self._pointer("final", k),
                     crossing=new in self.schedule.crossing,
                     late=new in self.schedule.late,
                 )

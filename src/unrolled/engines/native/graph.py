@@ -315,7 +315,8 @@ def split(captured: Captured) -> tuple[Split, Split]:
             after.add(node)
         else:
             loop.add(node)
-    twice = _twice(in_order(forward_loop - set(captured.new_states)), loop, before | after)
+    columns = {n for n in captured.x.users if n.target is aten.slice.Tensor}
+    twice = _twice(in_order((forward_loop | columns) - set(captured.new_states)), loop, before | after)
     loop |= twice
     anew |= twice
     made = loop | before | after
@@ -353,13 +354,17 @@ def split(captured: Captured) -> tuple[Split, Split]:
 def _twice(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]) -> set[fx.Node]:
     """Of the nodes of the forward loop, those that the backward loop had better compute again than read.
 
-    That is one operation on values that it reads anyway, or on what is the same in every row.
+    That is one operation on values that it reads anyway, or on what is the same in every row; or none, where
+    they are columns of the input.
     """
     read = _inputs(loop)
     found: set[fx.Node] = set()
     for node in nodes:
-        cheap = node in read and node.target in _CHEAP and around.isdisjoint(node.users)
-        if cheap and all((n in read and n not in found) or not per_row(n) for n in node.all_input_nodes):
+        given = node.all_input_nodes
+        known = all((n in read and n not in found) or not per_row(n) for n in given)
+        columns = node.target is aten.slice.Tensor and given[0].op == "placeholder"
+        cheap = columns or (node.target in _CHEAP and known)
+        if cheap and node in read and around.isdisjoint(node.users):
             found.add(node)
     return found
 
@@ -368,12 +373,6 @@ def _at_once(node: fx.Node) -> bool:
     """Whether a node is better computed for all time steps at once: products, and sums over the batch."""
     value = node.meta["val"]
     return node.target is aten.mm.default or not (per_row(node) and value.shape[0] == ROWS)
-
-
-def needed_before(before: list[fx.Node], reads: Iterable[fx.Node]) -> list[fx.Node]:
-    """Of the nodes before a loop, those that the loop's own reads follow from."""
-    wanted = ancestors(reads)
-    return [node for node in before if node in wanted]
 
 
 def _dependents(seeds: Iterable[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:

@@ -1,7 +1,7 @@
 """When each value of a loop is computed, and which are stored: levels, and the phases of each.
 
-What no later step reads, as an output that is a product with the state, is *late*: it is computed for the rows
-of many steps at once, after them.
+What no later step reads, as an output that is a product with the state, is *late*: it is computed after a
+block of steps, for all their rows at once.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Schedule:
         self.crossing = [n for n in self.loop.loop if n in read and n not in self.late]
 
     def _late(self) -> set[fx.Node]:
-        """What follows from the states and leads to none that a step reads, where a product or a sum is in it."""
+        """What leads to no state that a step reads, where a product or a sum is in it."""
         read = [
             new
             for old, new in zip(self.loop.old, self.loop.new, strict=True)

@@ -44,38 +44,40 @@ class PhaseText:
 
     def function(self, several: list[State] | None = None) -> str:
         """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
-        sizes, lines = "", self.lines
+        lines, over = self.lines, []
         if not self.rows:  # a store might change what lies in memory
-            read = sorted(set(map(int, _SIZE.findall(lines))))
-            sizes = " ".join(f"const long d{k} = D[SIZES + {k}];" for k in read)
+            over += [f"const long d{k} = D[SIZES + {k}];" for k in sorted(set(map(int, _SIZE.findall(lines))))]
             lines = _SIZE.sub(r"d\1", lines)
-        lines = _lines(lines.splitlines(), 8)
-        steps, places = "", []
+        over.append(f"const long W = {self.width};")
+        fetches = "__builtin_prefetch" in lines
+        if fetches:
+            over.append("const Ahead fetched(s, W, rows);")
+        here, depth = "r", 0
         if several is not None:
-            steps = "for (long k = 0; k < steps; k++)"
-            places = [line for number, state in enumerate(several) for line in state.at_step(number)]
-        order = ["int u = 0; u < panels; u++", "int r = 0; r < rows; r++"]
-        outer, inner = order if self.rows else order[::-1]  # without products as it lies in memory
+            here = "(r + moved)"
+            over += ["for (long k = 0; k < steps; k++) {", "  const long moved = k * s.stride();"]
+            over += [f"  {line}" for number, state in enumerate(several) for line in state.at_step(number)]
+            depth = 1
+        order = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++)"]
+        if self.rows:
+            over += ["  " * depth + order[0], "  " * (depth + 1) + f"{order[1]} {{"]
+        else:  # as it lies in memory
+            over += ["  " * depth + order[1], "  " * (depth + 1) + f"{order[0]} {{"]
+        inner = [f"const long i = (panel + u) * L, n = W - i, at = row + {here};"]
+        inner += ["const long ahead = fetched.from(r);"] * fetches
+        inner += lines.replace("HERE", here).splitlines()
+        over += ["  " * (depth + 2) + line for line in inner]
+        over += ["  " * (depth + 1) + "}", *["}"] * depth]
         return f"""
 static void point{self.name}(const Step& s, long row, int rows, long panel, int panels,
                         [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
                         [[maybe_unused]] long steps) {{
   SLOTS
-  {sizes}
-  const long W = {self.width};
-  [[maybe_unused]] const long ahead = s.ahead(W);
-  {steps} {{
-    const long moved = {"k * s.stride()" if steps else "0"};
-    {_lines(places, 4)}
-    for ({outer})
-      for ({inner}) {{
-        [[maybe_unused]] const long i = (panel + u) * L, n = W - i, here = r + moved, at = row + here;
-        {lines}
-      }}
-  }}
+  {_lines(over, 2)}
 }}
 
-static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows, long steps) {{
+static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows,
+                            long steps) {{
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
   w.p{self.name}.sweep(s, h, x, shift, room_rows, steps, point{self.name});
@@ -162,6 +164,8 @@ class File:
     def text(self) -> str:
         """The source of the library."""
         members, slots = self._members()
+        late = [k for k, state in enumerate(self.states) if state.late]
+        now = [k for k, state in enumerate(self.states) if not state.late]
         functions = "".join(
             function
             if isinstance(function, str)
@@ -212,15 +216,15 @@ struct Work {{
   }}
 
   void before(Step& s, long step, long rows, long rows_last) const {{
-    {_lines([f"s.o{k} = value_before(h, s{k}, s.n{k}, step, rows, rows_last);" for k in self._of(late=False)], 4)}
+    {_lines([f"s.o{k} = value_before(h, s{k}, s.n{k}, step, rows, rows_last);" for k in now], 4)}
   }}
 
   void finish(const Step& s, long from, long to) const {{
-    {_lines([f"keep_last(h, s{k}, s.n{k}, from, to);" for k in self._of(late=False)], 4)}
+    {_lines([f"keep_last(h, s{k}, s.n{k}, from, to);" for k in now], 4)}
   }}
 
   void finish_late(const Step& s, long row, long from, long to) const {{
-    {_lines([f"keep_last(h, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in self._of(late=True)], 4)}
+    {_lines([f"keep_last(h, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in late], 4)}
   }}
 
   void hoist(const Call& c, long begin, long many, long room_rows) const {{
@@ -249,10 +253,6 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
 }}
 """
 
-    def _of(self, late: bool) -> list[int]:
-        """The states that are late, or are not."""
-        return [k for k, state in enumerate(self.states) if state.late is late]
-
     def _members(self) -> tuple[list[str], str]:
         """The places of values that a step has, and their names within its functions."""
         count = range(len(self.states))
@@ -271,7 +271,8 @@ extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products*
 
     def _place(self) -> list[str]:
         lines = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
-        lines += [f"s.{n} = {n} + (at.first - at.known) * {width};" for n, width, block in self.scratch if block]
+        blocks = [(name, width) for name, width, block in self.scratch if block]
+        lines += [f"s.{name} = {name} + (at.first - at.known) * {width};" for name, width in blocks]
         lines += [f"s.n{k} = s{k}.after(at);" for k in range(len(self.states))]
         return lines + [f"s.m{k} = s{k}.other(at.step);" for k in range(len(self.states))]
 

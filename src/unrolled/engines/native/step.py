@@ -13,7 +13,7 @@ from unrolled.engines import log
 from unrolled.engines.native import build
 from unrolled.engines.native.around import Around, Values
 from unrolled.engines.native.emit import emit
-from unrolled.engines.native.graph import Split, capture, needed_before, split
+from unrolled.engines.native.graph import Split, ancestors, capture, split
 from unrolled.engines.native.layout import Layout, whole
 from unrolled.engines.native.listing import Listing
 from unrolled.engines.native.loop import Job, Loop
@@ -116,7 +116,7 @@ class Compiled:
     def _around(self, part: Split, loop: Loop, read_later: set[fx.Node]) -> Around:
         """What is computed before a loop: what the loop reads, and what is read later."""
         wanted = [*loop.needs, *(node for node in part.before if node in read_later and not is_number(node))]
-        nodes = needed_before(part.before, wanted)
+        nodes = _needed(part.before, wanted)
         arrays = {node for node in wanted if per_row(node)}
         return Around(nodes, [node for node in nodes if node in arrays], self._looped, self.dtype)
 
@@ -185,7 +185,7 @@ class Compiled:
     @functools.cached_property
     def held(self) -> list[fx.Node]:
         """The values that a forward call leaves and the backward reads."""
-        around = needed_before(self._forward.before, self._read_back)
+        around = _needed(self._forward.before, self._read_back)
         made = self._before_training.makes
         return [*self._forward.keeps, *(node for node in around if node in made and not is_number(node))]
 
@@ -227,7 +227,7 @@ class Compiled:
     def _after_backward(self) -> Around:
         part = self._backward
         made = {*self._forward.before, *part.before, *self._looped}
-        nodes = needed_before(list(self.captured.graph.nodes), [*part.after, *self._wanted])
+        nodes = _needed(list(self.captured.graph.nodes), [*part.after, *self._wanted])
         nodes = [n for n in nodes if n.op == "call_function" and n not in made]
         return Around(nodes, self._wanted, self._looped, self.dtype)
 
@@ -293,3 +293,9 @@ class Compiled:
             found.append(None if node is None else values[node].clone() if same else values[node])
             seen |= {node} if node is not None else set()
         return found, None if captured.grad_x is None else whole(values[captured.grad_x])
+
+
+def _needed(before: list[fx.Node], reads: Iterable[fx.Node]) -> list[fx.Node]:
+    """Of the nodes before a loop, those that the loop's own reads follow from."""
+    wanted = ancestors(reads)
+    return [node for node in before if node in wanted]

@@ -4,7 +4,7 @@
 #include "phase.h"
 #include "state.h"
 
-constexpr long AHEAD = 4096;  // elements: how far before its use what is read once is fetched
+constexpr long AHEAD = 1024;  // elements: how far before its use what is read once is fetched
 
 // What a step has beside the places of its values.
 struct Moment {
@@ -15,8 +15,20 @@ struct Moment {
   // The rows from what a step reads to what the next one reads.
   long stride() const { return D[BACK] ? -rows : rows; }
 
-  // The rows to what is read some KiB from here: by the next step, or several narrow ones later.
-  long ahead(long width) const { return stride() * (1 + AHEAD / (rows * width)); }
+};
+
+// What a pass of `rows` rows of each step reads some KiB after one of them: how many rows from it that lies.
+struct Ahead {
+  long rows, stride, steps, more;
+
+  Ahead(const Moment& s, long width, long rows) : rows(rows), stride(s.stride()) {
+    const long far = 1 + AHEAD / width;
+    steps = far / rows, more = far % rows;
+  }
+
+  long from(long row) const {
+    return row + more < rows ? steps * stride + more : (steps + 1) * stride + more - rows;
+  }
 };
 
 // The steps of a call in their order, and their rows.
