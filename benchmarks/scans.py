@@ -3,7 +3,7 @@
 Ours is the step of a cell, compiled. Beside it are accelerated-scan's implementation in torch, and torch's
 associative scan, eager and compiled; all of them compute numbers more than once to go through time side by
 side. What the memory gives is told by torch.addcmul of the same numbers where they lie: a * b + b, with no
-recurrence. Each result is checked against a loop in float64 before it is timed; all in turn, medians of calls.
+recurrence. Each result is checked against a loop in float64 first; all are timed in turn, medians of calls.
 
 python benchmarks/scans.py [--seconds 3] [--training]
 """

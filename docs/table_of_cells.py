@@ -13,8 +13,7 @@ from pathlib import Path
 import unrolled as ur
 from unrolled import notation
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
 
 
@@ -47,7 +46,7 @@ def _row(name: str) -> str:
 @functools.cache
 def _times() -> dict[str, dict[str, float]]:
     """What ``benchmarks/cells.py --keep`` has measured: by mode, each cell's time in units of the LSTM's."""
-    kept = json.loads((ROOT / "benchmarks" / "cells.json").read_text())
+    kept = json.loads((Path(__file__).parents[1] / "benchmarks" / "cells.json").read_text())
     return {mode: kept[f"{mode}, 32×100×128×128"] for mode in ("inference", "training")}
 
 

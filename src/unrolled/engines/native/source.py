@@ -46,7 +46,8 @@ class PhaseText:
         """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
         lines, over = self.lines, []
         if not self.rows:  # a store might change what lies in memory
-            over += [f"const long d{k} = D[SIZES + {k}];" for k in sorted(set(map(int, _SIZE.findall(lines))))]
+            read = sorted(set(map(int, _SIZE.findall(lines))))
+            over += [f"const long d{k} = D[SIZES + {k}];" for k in read]
             lines = _SIZE.sub(r"d\1", lines)
         over.append(f"const long W = {self.width};")
         fetches = "__builtin_prefetch" in lines
