@@ -14,7 +14,6 @@ struct Moment {
 
   // The rows from what a step reads to what the next one reads.
   long stride() const { return D[BACK] ? -rows : rows; }
-
 };
 
 // What a pass of `rows` rows of each step reads some KiB after one of them: how many rows from it that lies.
