@@ -88,7 +88,7 @@ def test_what_is_seen(name: str) -> None:
     assert (loop.emitted.apart, loop.emitted.late) == (name in APART, name in LATE)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(list(CELLS)),
     hidden=st.integers(1, 40),
@@ -104,7 +104,7 @@ def test_any_size(name: str, hidden: int, time: int, batch: int, threads: int, b
         both_engines(layer, x)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     name=st.sampled_from(["MinGRU", "SRU", "LRU", "HGRN", "Shown"]),
     hidden=st.integers(1, 40),

@@ -13,7 +13,13 @@ OURS = {name: getattr(ur, name) for name in torch_modules.NAMES}
     "engine",
     [pytest.param("native", marks=NEEDS_COMPILER), pytest.param("reference", marks=pytest.mark.exhaustive)],
 )
-@pytest.mark.parametrize("check", torch_modules.CHECKS)
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, marks=[pytest.mark.exhaustive] if check == "factory_arguments" else [])
+        for check in torch_modules.CHECKS
+    ],
+)
 def test_torchs_own_inputs(check: str, engine: str) -> None:
     with ur.engine(engine):
         torch_modules.CHECKS[check](OURS)
