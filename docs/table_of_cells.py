@@ -32,7 +32,9 @@ def _row(name: str) -> str:
         "states": ", ".join(f"{state} ({size})" for state, size in _states(cell).items()),
         "parameters": _count(cell),
         "options": f"<code>{escape(options)}</code>" if options else "",
-        "time beside LSTM": ", ".join(f"{mode} {times[name]:.2f}" for mode, times in _times().items()),
+        "time beside LSTM": ", ".join(
+            f"{mode} {times[name]:.2f}" for mode, times in _times().items() if name in times
+        ),
         "checked against": _checked(name),
     }
     told = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)

@@ -88,6 +88,21 @@ def test_what_is_seen(name: str) -> None:
     assert (loop.emitted.apart, loop.emitted.late) == (name in APART, name in LATE)
 
 
+def test_columns_of_the_input_are_not_kept() -> None:
+    """The backward reads the input again, and no copy of a part of it."""
+
+    class Given(ur.Cell):
+        state = ("h",)
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            a, b = x.chunk(2, -1)
+            return a * h + b
+
+    layer = ur.Recurrent(Given, 8, 4, dtype=torch.float64)
+    assert native.compiled(layer._first, torch.float64).held == []
+    both_engines(layer, torch.randn(5, 3, 8, dtype=torch.float64).requires_grad_())
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(list(CELLS)),
