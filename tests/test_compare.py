@@ -279,6 +279,22 @@ def test_killed_and_stopped_it_goes_on(tmp_path: Path, monkeypatch: Any, capsys:
     assert len(names[0]) == 4
 
 
+def test_stopped_while_a_result_is_kept(here: Any, monkeypatch: Any) -> None:
+    """Between the training of two runs too, it says what is kept."""
+    save = Run.save
+
+    def interrupted(run: Run, *given: Any) -> None:
+        save(run, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", interrupted)
+    code, out, err = here("--cells", "rnn", *SMALL, "--seeds", 2, "--steps", 1)
+    assert (code, out) == (130, "")
+    assert re.fullmatch(
+        r"unrolled: stopped: 1 of 2 runs are kept in .*, the same command goes on from there\n", err
+    )
+
+
 def test_table_json_and_a_picture(here: Any, tmp_path: Path) -> None:
     path, plot = tmp_path / "all.json", tmp_path / "all.svg"
     given = ("--cells", "rnn,GRU,gru", *SMALL, "--steps", 60, "--json", path, "--plot", plot)

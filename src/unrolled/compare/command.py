@@ -195,7 +195,18 @@ def _check(run: Run) -> None:
 
 def _ended(runs: list[Run], folder: Path) -> list[tuple[Run, dict[str, Any]]]:
     """Every run with its result: read where it is kept, else trained and kept."""
-    waiting = [run for run in runs if run.load(folder) is None]
+    try:
+        _train([run for run in runs if run.load(folder) is None], folder)
+    except KeyboardInterrupt:
+        done = f"{sum(run.load(folder) is not None for run in runs)} of {len(runs)} runs are kept in {folder}"
+        again = "the same command goes on from there"
+        print(f"unrolled: stopped: {printable(done)}, {again}", file=sys.stderr)
+        raise
+    return [(run, kept) for run in runs if (kept := run.load(folder)) is not None]
+
+
+def _train(waiting: list[Run], folder: Path) -> None:
+    """Train runs, one after another, and keep their results."""
     for one in {(run.name, run.cell): run for run in waiting}.values():
         _check(one)
     shown, percent = Console(stderr=True), TextColumn("{task.percentage:.0f} %")
@@ -204,18 +215,9 @@ def _ended(runs: list[Run], folder: Path) -> list[tuple[Run, dict[str, Any]]]:
         bar = progress.add_task("", total=sum(run.budget.steps for run in waiting))
         for place, run in enumerate(waiting):
             progress.update(bar, description=f"{run.label} ({place + 1} of {len(waiting)})")
-            told = partial(progress.advance, bar)
-            try:
-                result = train(run.contender, run.task, run.budget, run.seed, told)
-            except KeyboardInterrupt:
-                progress.stop()
-                done = f"{len(runs) - len(waiting) + place} of {len(runs)} runs are kept in {folder}"
-                again = "the same command goes on from there"
-                print(f"unrolled: stopped: {printable(done)}, {again}", file=sys.stderr)
-                raise
+            result = train(run.contender, run.task, run.budget, run.seed, partial(progress.advance, bar))
             run.save(folder, result)
             progress.update(bar, completed=sum(run.budget.steps for run in waiting[: place + 1]))
-    return [(run, kept) for run in runs if (kept := run.load(folder)) is not None]
 
 
 def _defaults(of: str) -> str:
