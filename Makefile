@@ -17,7 +17,7 @@ demo: $(SHOWN) ## open a small layer, then train one on real data and open it to
 
 # Several processes share the cores: threads of OpenMP that wait are to sleep, not to keep a core busy.
 test: lint ## lint, types and all tests (under ten minutes)
-	@$(BIN)/python tests/browser.py
+	@$(BIN)/python tests/helpers/browser.py
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff and mypy

@@ -25,11 +25,10 @@ from rich.table import Table
 from torch import Tensor
 
 import unrolled as ur
-from unrolled.bench.timing import interleave
-from unrolled.bench.work import difference
-from unrolled.engines import native
-from unrolled.engines.native.graph import ancestors
-from unrolled.engines.native.program import ROWS, per_row
+from unrolled.cli.bench.timing import interleave
+from unrolled.cli.bench.work import difference
+from unrolled.engines.compiler.ir import ROWS, ancestors, per_row
+from unrolled.engines.native import registry
 
 COSTS = {  # operations for a number; 1 where nothing is said
     "div": 4, "sqrt": 4, "rsqrt": 4, "exp": 12, "log": 14, "log1p": 16, "sigmoid": 16, "tanh": 16, "sin": 20,
@@ -41,7 +40,7 @@ AGREE = 1e-4  # largest difference of float32 from float64, of the largest magni
 
 def operations(layer: ur.Recurrent, mode: str) -> int:
     """Those of a step of one row: forward, and in training backward too."""
-    graph = native.compiled(layer._first, torch.float32).captured
+    graph = registry.compiled(layer._first, torch.float32).captured
     wanted = list(graph.new_states)
     if mode == "training":
         gradients = (*graph.grad_params, graph.grad_x, *graph.grad_states)

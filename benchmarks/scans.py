@@ -22,8 +22,8 @@ from torch import Tensor
 from torch._higher_order_ops.associative_scan import associative_scan
 
 import unrolled as ur
-from unrolled.bench.timing import interleave
-from unrolled.bench.work import difference
+from unrolled.cli.bench.timing import interleave
+from unrolled.cli.bench.work import difference
 
 SHAPES = [(1, 65536, 16), (1, 8192, 128), (1, 4096, 1024), (8, 2048, 256), (32, 512, 256), (32, 4096, 512)]
 AGREE = 1e-5  # largest difference of float32 from float64, of the largest magnitude

@@ -17,7 +17,9 @@ exclude_patterns = ["_made", "_static"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebooks come with their outputs, which tests/test_notebooks.py checks
+nb_execution_mode = (
+    "off"  # the notebooks come with their outputs, which tests/project/test_notebooks.py checks
+)
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, object] = {}  # they would come from the net
 

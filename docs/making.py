@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from sphinx.application import Sphinx
 
 import unrolled as ur
-from unrolled import cli, walkthrough
+from unrolled.cli import example, main
 
 HERE = Path(__file__).parent
 
@@ -39,7 +39,7 @@ def make() -> None:
     for path in (HERE / "notebooks").glob("*.ipynb"):
         if path.name not in notebooks:  # it had another name when the site was built before
             path.unlink()
-    layer, x = walkthrough.example(ur.cells.RNN, None, 0, {})
+    layer, x = example.example(ur.cells.RNN, None, 0, {})
     _draw("unrolled", ur.trace(layer, x).plot("unrolled"))
     _draw("gates", wave().plot("gates"))
     _draw("gradient", wave().plot("gradient"))
@@ -54,7 +54,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
 
 def write_pages(folder: Path) -> None:
     """The live pages that ``see.md`` holds: a small layer, and a longer sequence with its gradient."""
-    layer, x = walkthrough.example(ur.cells.LSTM, None, 0, {})
+    layer, x = example.example(ur.cells.LSTM, None, 0, {})
     ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM of three units")
     wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
 
@@ -78,7 +78,7 @@ def _help(*command: str) -> str:
     text = io.StringIO()
     os.environ["COLUMNS"] = "96"  # of argparse's lines
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
+        main.main([*command, "--help"])
     return text.getvalue()
 
 

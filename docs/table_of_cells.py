@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 import unrolled as ur
-from unrolled import notation
+from unrolled.equations import formulas
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
@@ -38,7 +38,7 @@ def _row(name: str) -> str:
         "checked against": _checked(name),
     }
     told = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)
-    equations = "".join(f"<div>{one.math}</div>" for one in notation.formulas(cell(8, 8)))
+    equations = "".join(f"<div>{one.math}</div>" for one in formulas.formulas(cell(8, 8)))
     return (
         f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p><dl>{told}</dl></td>'
         f"<td>{equations}</td></tr>"

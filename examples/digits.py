@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import unrolled as ur
 from training import Run, console, options, say_how_to_open, start, told, train
-from unrolled.drop_in import LAYERS
+from unrolled.layers.torch_layers import LAYERS
 
 SHADES = " .:-=+*#%@"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import unrolled as ur
-from kinds import LACK, QUIET
+from helpers.layer_pairs import LACK, QUIET
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,18 +1,20 @@
-"""Recurrent layers you can open: every number visible, any equation, full speed."""
+"""Recurrent layers for PyTorch that you can look inside."""
 
-from unrolled import cells, io
-from unrolled.cell import Cell, Param
-from unrolled.conversion import convert, revert
-from unrolled.drop_in import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from unrolled.engines import engine
-from unrolled.frozen import frozen
-from unrolled.layers import Recurrent
-from unrolled.record import Record, record
-from unrolled.stream import Stream
-from unrolled.trace import Trace, trace
-from unrolled.watch import Watch, watch
+from types import ModuleType
 
-__version__ = "0.1.0"
+from unrolled import _moved_modules, cells, io
+from unrolled._version import __version__ as __version__
+from unrolled.cells.base import Cell, Param
+from unrolled.engines.dispatch import engine
+from unrolled.inference.frozen import frozen
+from unrolled.inference.stream import Stream
+from unrolled.layers.convert import convert, revert
+from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.torch_layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from unrolled.tracing import display
+from unrolled.tracing.record import Record, record
+from unrolled.tracing.trace import Trace, trace
+from unrolled.tracing.watch import Watch, watch
 
 __all__ = [
     "GRU",
@@ -38,3 +40,24 @@ __all__ = [
     "trace",
     "watch",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"])
+
+
+def _plot() -> ModuleType:
+    from unrolled import plot  # imports matplotlib
+
+    return plot
+
+
+def _page() -> ModuleType:
+    from unrolled import page
+
+    return page
+
+
+_moved_modules.register()
+display.register("plot", _plot)
+display.register("page", _page)

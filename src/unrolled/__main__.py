@@ -2,6 +2,6 @@
 
 import sys
 
-from unrolled.cli import main
+from unrolled.cli.main import main
 
 sys.exit(main())

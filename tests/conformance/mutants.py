@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import unrolled as ur
-from unrolled.cell import Cell
+from unrolled.cells.base import Cell
 
 
 def swapped(cell: Cell) -> Cell:

@@ -9,7 +9,7 @@ import torch
 
 import unrolled as ur
 from conformance import mutants
-from kinds import NEEDS_COMPILER
+from helpers.layer_pairs import NEEDS_COMPILER
 from unrolled.io import RecurrentNode
 
 cases = pytest.importorskip("conformance.onnx_models", reason="needs onnx and onnxruntime")

@@ -8,7 +8,7 @@ import torch
 
 import unrolled as ur
 from conformance import mutants
-from kinds import NEEDS_COMPILER
+from helpers.layer_pairs import NEEDS_COMPILER
 
 libraries = pytest.importorskip("conformance.other_libraries", reason="needs keras, flax and jax")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # in Keras

@@ -4,7 +4,7 @@ import pytest
 
 import unrolled as ur
 from conformance import mutants, torch_modules
-from kinds import NEEDS_COMPILER
+from helpers.layer_pairs import NEEDS_COMPILER
 
 OURS = {name: getattr(ur, name) for name in torch_modules.NAMES}
 

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
+from unrolled.cells.base import Cell, Param
 
 tenth = partial(nn.init.normal_, std=0.1)
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, cat, cos, nn, sigmoid, sin
 from torch.nn.functional import layer_norm, linear, silu
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import like_linear
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import like_linear
 
 
 class HGRN(Cell):

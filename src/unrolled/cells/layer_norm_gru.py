@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import layer_norm, linear
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import each
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import each
 
 
 class LayerNormGRU(Cell):

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor, cos, exp, nn, sin
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import lecun_normal
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import lecun_normal
 
 
 class LRU(Cell):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
+from unrolled.cells.base import Cell, Param
 
 
 class MGU(Cell):

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor, sigmoid, where
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import like_linear
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import like_linear
 
 
 class MinGRU(Cell):

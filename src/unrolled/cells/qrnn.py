@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import like_linear
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import like_linear
 
 
 class QRNN(Cell):

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor, exp, nn, sigmoid, sqrt
 from torch.nn.functional import linear, softplus
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import block_linear, check_heads, lecun_normal
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import block_linear, check_heads, lecun_normal
 
 
 class RGLRU(Cell):

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, relu, tanh
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
+from unrolled.cells.base import Cell, Param
 
 
 class RNN(Cell):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, exp, maximum, nn, sigmoid, tanh, where
 from torch.nn.functional import linear, logsigmoid
 
-from unrolled.cell import Cell, Param
-from unrolled.cells.shared import block_linear, check_heads
+from unrolled.cells.base import Cell, Param
+from unrolled.cells.init import block_linear, check_heads
 
 
 class SLSTM(Cell):

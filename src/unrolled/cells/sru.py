@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn, sigmoid
 from torch.nn.functional import linear
 
-from unrolled.cell import Cell, Param
+from unrolled.cells.base import Cell, Param
 
 unit = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # of variance 1 / inputs
 

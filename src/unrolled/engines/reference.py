@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unrolled.cell import Cell
+from unrolled.cells.base import Cell
 
 
 def run(

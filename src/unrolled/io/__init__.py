@@ -1,7 +1,7 @@
 """Weights and models of other libraries: what they hold as our layers, and ours as theirs."""
 
-from unrolled.io.export import to_onnx
-from unrolled.io.layouts import from_flax, from_keras, to_flax, to_keras
-from unrolled.io.nodes import RecurrentNode, from_onnx
+from unrolled.io.keras_flax import from_flax, from_keras, to_flax, to_keras
+from unrolled.io.onnx_export import to_onnx
+from unrolled.io.onnx_import import RecurrentNode, from_onnx
 
 __all__ = ["RecurrentNode", "from_flax", "from_keras", "from_onnx", "to_flax", "to_keras", "to_onnx"]

@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from unrolled.layers import Recurrent
-from unrolled.single_step import SingleStep
+from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.single_step import SingleStep
 
 Array = numpy.ndarray[Any, Any]
 

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrolled import counterpart
-from unrolled.cell import size_of, whole
-from unrolled.colors import Scale, ranges
-from unrolled.derivation import Derivations
-from unrolled.describe import equations, meanings, prose
-from unrolled.explain import number
-from unrolled.gradient import flow, spectral_radii
-from unrolled.layer_trace import LayerTrace, position, same
-from unrolled.notation import formulas
-from unrolled.page.derived import Exporter
-from unrolled.page.kept import STEPS, Kept, binned, packed, spread_order, unit_order
-from unrolled.tensors import tensors
-from unrolled.trace import Trace
+from unrolled.cells.base import size_of, whole
+from unrolled.equations.formulas import formulas
+from unrolled.equations.source import equations, meanings, prose
+from unrolled.layers.convert import drop_in_layer
+from unrolled.layers.tensors import tensors
+from unrolled.page.provenance import Exporter
+from unrolled.page.sampling import STEPS, Kept, binned, packed, spread_order, unit_order
+from unrolled.tracing.color_scales import ranges
+from unrolled.tracing.colors import Scale
+from unrolled.tracing.explain import number
+from unrolled.tracing.gradient_flow import flow, spectral_radii
+from unrolled.tracing.indexing import position, same
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.provenance import Derivations
+from unrolled.tracing.trace import Trace
 
 INPUTS = ("numbers", "image")
 
@@ -86,7 +88,7 @@ def _labels(labels: Sequence[str], length: int) -> list[str]:
 
 def _check(trace: Trace) -> dict[str, str]:
     """The comparison with torch.nn in plain words."""
-    ours = counterpart.drop_in_of(trace.recurrent.cell)
+    ours = drop_in_layer(trace.recurrent.cell)
     if ours is None or not trace.recurrent.plain:
         return {"state": "none", "text": "torch.nn has no layer that computes this: nothing to compare with."}
     name = f"torch.nn.{ours.torch_class.__name__}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import anywidget
 import traitlets
 
-from unrolled import page
+from unrolled.page import assets
 
 
 class TraceView(anywidget.AnyWidget):
     """Shows the contents of a page, which :func:`unrolled.page.contents.contents` makes, as JSON."""
 
     _esm = (
-        page.script()
+        assets.script()
         + """
 export default {
   render({ model, el }) {
@@ -21,5 +21,5 @@ export default {
 };
 """
     )
-    _css = page.style()
+    _css = assets.style()
     contents = traitlets.Unicode().tag(sync=True)

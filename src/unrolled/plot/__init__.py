@@ -13,16 +13,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from unrolled.plot.curves import gates, gradient, states
+from unrolled.plot.diagrams import layer, unrolled
+from unrolled.plot.figures import NAN_COLOR, Picture
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.trace import Trace
+
 try:
     from matplotlib.axes import Axes
 except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install matplotlib") from error
 
-from unrolled.layer_trace import LayerTrace
-from unrolled.plot.curves import gates, gradient, states
-from unrolled.plot.diagrams import layer, unrolled
-from unrolled.plot.figures import NAN_COLOR, Picture
-from unrolled.trace import Trace
 
 __all__ = ["NAN_COLOR", "Picture", "draw", "gates", "gradient", "layer", "states", "unrolled"]
 

@@ -12,10 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from unrolled.colors import ranges
-from unrolled.describe import meanings
-from unrolled.gradient import Flow, flow, spectral_radii
-from unrolled.layer_trace import LayerTrace
+from unrolled.equations.source import meanings
 from unrolled.plot.figures import (
     COLORS,
     GREY,
@@ -33,7 +30,10 @@ from unrolled.plot.figures import (
     row_of,
     set_labels,
 )
-from unrolled.trace import Trace
+from unrolled.tracing.color_scales import ranges
+from unrolled.tracing.gradient_flow import Flow, flow, spectral_radii
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.trace import Trace
 
 _DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv*P"  # together with the colours no two alike up to 56
 _WIDE, _LETTER = 7.1, 0.061  # inches: of a figure beside the names of its axis, and of a letter of size 8

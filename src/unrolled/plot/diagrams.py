@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
-from unrolled.explain import number
-from unrolled.layer_trace import LayerTrace, position
 from unrolled.plot.figures import (
     COLORS,
     GREY,
@@ -34,7 +32,10 @@ from unrolled.plot.figures import (
     row_of,
     set_labels,
 )
-from unrolled.trace import Trace
+from unrolled.tracing.explain import number
+from unrolled.tracing.indexing import position
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.trace import Trace
 
 _SMALL = 4  # numbers of a vector that are written out
 _STEPS = 5  # steps of a sequence that are all drawn

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from unrolled.layer_trace import LayerTrace, position
-from unrolled.trace import Trace
+from unrolled.tracing.indexing import position
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.trace import Trace
 
 NAN_COLOR = "#f0e442"  # of NaN and infinity: yellow, which the scale of the numbers doesn't hold
 SCALE = colormaps["RdBu_r"].with_extremes(bad=NAN_COLOR)  # ColorBrewer's, safe for the colour-blind

@@ -1,0 +1,115 @@
+"""The functions of one element that the compiler knows: torch's name to C++ on vectors.
+
+A truth value is 1 or 0 in the loop's own type.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from unrolled.engines.compiler.ir import is_number, per_row
+from unrolled.engines.compiler.source_location import place_of, refused
+
+aten = torch.ops.aten
+
+PLAIN: dict[object, str] = {
+    aten.rsqrt.default: "(splat(1) / sqrt({0}))",
+    aten.reciprocal.default: "(splat(1) / {0})",
+    aten.neg.default: "(-{0})",
+    aten.abs.default: "absolute({0})",
+    aten.sgn.default: "sign({0})",
+    aten.clone.default: "{0}",
+    aten.expand.default: "{0}",
+    aten.mul.Tensor: "({0} * {1})",
+    aten.mul.Scalar: "({0} * {1})",
+    aten.div.Tensor: "({0} / {1})",
+    aten.div.Scalar: "({0} / {1})",
+    aten.pow.Tensor_Scalar: "pow({0}, {1})",
+    aten.pow.Tensor_Tensor: "pow({0}, {1})",
+    aten.pow.Scalar: "pow({0}, {1})",
+    aten.remainder.Scalar: "remainder({0}, {1})",
+    aten.remainder.Tensor: "remainder({0}, {1})",
+    aten.fmod.Scalar: "fmod({0}, {1})",
+    aten.fmod.Tensor: "fmod({0}, {1})",
+    aten.fmax.default: "where(truth({0} != {0}), {1}, where(truth({1} != {1}), {0}, maximum({0}, {1})))",
+    aten.fmin.default: "where(truth({0} != {0}), {1}, where(truth({1} != {1}), {0}, minimum({0}, {1})))",
+    aten.copysign.Tensor: "sign_of(absolute({0}), {1})",
+    aten.signbit.default: "truth(sign_of(splat(1), {0}) < V{{}})",
+    aten.where.self: "where({0}, {1}, {2})",
+    aten.isnan.default: "truth({0} != {0})",
+    aten.isinf.default: "truth(absolute({0}) == splat(INFINITY))",
+    aten.logical_not.default: "truth({0} == V{{}})",
+    aten.bitwise_not.default: "truth({0} == V{{}})",
+    aten.logical_and.default: "({0} * {1})",
+    aten.bitwise_and.Tensor: "({0} * {1})",
+    aten.logical_or.default: "maximum({0}, {1})",
+    aten.bitwise_or.Tensor: "maximum({0}, {1})",
+    aten.logical_xor.default: "truth({0} != {1})",
+    aten.bitwise_xor.Tensor: "truth({0} != {1})",
+}
+for _name in (
+    *(
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "sigmoid",
+        "tanh",
+        "relu",
+        "erf",
+        "erfc",
+    ),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    *("sign", "floor", "ceil", "round", "trunc"),
+):
+    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}})"
+for _name in ("maximum", "minimum", "atan2", "hypot"):
+    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}}, {{1}})"
+for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items():
+    for _kind in ("Scalar", "Tensor"):
+        PLAIN[getattr(getattr(aten, _name), _kind)] = f"truth({{0}} {_sign} {{1}})"
+
+SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
+
+# Reductions of a row: what is joined, and what leaves the result as it is.
+REDUCTIONS: dict[object, tuple[str, str]] = {
+    aten.sum.dim_IntList: ("({0} + {1})", "0"),
+    aten.prod.dim_int: ("({0} * {1})", "1"),
+    aten.amax.default: ("maximum({0}, {1})", "-INFINITY"),
+    aten.amin.default: ("minimum({0}, {1})", "INFINITY"),
+}
+
+
+def check(node: fx.Node) -> None:
+    """Raise where an operation of a loop is not in the vocabulary.
+
+    Raises:
+        UnsupportedError: the operation, and the line of the step that it belongs to.
+    """
+    target = node.target
+    if target in PLAIN or target in SUMS or is_number(node):
+        return
+    if target in (aten.slice.Tensor, aten.cat.default) and node.args[1] in (1, -1):
+        return
+    if target in REDUCTIONS and node.args[1] in (1, [1]):
+        return
+    if target is aten.mm.default:
+        row, matrix = node.args
+        if per_row(row) and not per_row(matrix):  # type: ignore[arg-type]
+            return
+    raise refused(f"{target} is not in the compiler's vocabulary", place_of(node))
+
+
+def literal(value: object) -> str:
+    """A number as C++ has it."""
+    number = float(value)  # type: ignore[arg-type]
+    if math.isinf(number):
+        return "-INFINITY" if number < 0 else "INFINITY"
+    return "NAN" if math.isnan(number) else repr(number)

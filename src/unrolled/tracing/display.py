@@ -1,0 +1,30 @@
+"""Access to the pictures and the page of a trace, which are packages on top of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+_loaders: dict[str, Callable[[], ModuleType]] = {}
+
+
+def register(kind: str, load: Callable[[], ModuleType]) -> None:
+    """Set how the package for one kind of display is imported; called once, by ``unrolled/__init__.py``.
+
+    Args:
+        kind: ``"plot"`` or ``"page"``.
+        load: Imports the package and returns it.
+    """
+    _loaders[kind] = load
+
+
+def package(kind: str) -> ModuleType:
+    """Import the package for one kind of display.
+
+    Args:
+        kind: ``"plot"`` or ``"page"``.
+
+    Returns:
+        The package.
+    """
+    return _loaders[kind]()

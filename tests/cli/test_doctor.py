@@ -1,0 +1,188 @@
+"""``unrolled doctor``: what it says of this machine is so, and which engine it names is the one that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unrolled as ur
+from helpers import processes
+from helpers.layer_pairs import NEEDS_SYSTEMS_COMPILER
+from unrolled.cli import main
+from unrolled.cli.arguments import parse_cell
+from unrolled.engines.native.toolchain import build, cache, cpu
+
+CELLS = """
+import torch, unrolled as ur
+class Plain(ur.Cell):
+    weight = ur.Param("hidden", "input")
+    def step(self, x, h):
+        return torch.tanh(torch.nn.functional.linear(x, self.weight) + h)
+class Turned(ur.Cell):
+    def step(self, x, h):
+        turned = torch.zeros_like(h)
+        turned[:, 1:] = h[:, :-1]
+        return turned + x
+class Sorting(ur.Cell):
+    def step(self, x, h):
+        return torch.sort(h + x, -1)[0]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("CXX", "UNROLLED_KERNELS", "UNROLLED_ARCH", "UNROLLED_LOG", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    place = tmp_path / "kernels"
+    monkeypatch.setenv(cache.VARIABLE, str(place))
+    return place
+
+
+def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    line, given = ["-m", "unrolled", "doctor", *arguments], {**os.environ, "COLUMNS": "200", **environment}
+    return processes.run(*line, env=given)
+
+
+@NEEDS_SYSTEMS_COMPILER
+def test_the_machine_as_data(folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "unrolled", "doctor", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    data = json.loads(done.stdout)
+    assert data["versions"]["torch"] == torch.__version__
+    assert data["versions"]["unrolled"] == ur.__version__
+    assert data["processor"]["system"] == cpu.system()
+    assert set(data["processor"]["instructions"]) <= set(cpu.features() or ())
+    command = data["compiler"]["command"].split()
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+    assert data["compiler"]["version"] == version.splitlines()[0]
+    assert "-O3" in data["compiler"]["flags"]
+    assert data["kernel"]["arch"] == "native"
+    assert data["kernel"]["float32_lanes"] == build.load(build.PROBE).lanes()
+    assert data["threads"]["torch"] == 1
+    assert data["threads"]["cores"] == len(os.sched_getaffinity(0))
+    libraries = list(folder.glob("*.so"))
+    assert data["cache"]["folder"] == str(folder)
+    assert data["cache"]["libraries"] == len(libraries) == 1
+    assert data["cache"]["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert data["cache"]["writable"] is True
+    assert data["shipped"] is None
+    assert data["variables"] == {cache.VARIABLE: str(folder), "OMP_NUM_THREADS": "1"}
+    assert data["engine"] == "auto"
+    assert data["layers"] == []
+
+
+@NEEDS_SYSTEMS_COMPILER
+def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(CELLS)
+    names = [f"{tmp_path}/mine.py:{name}" for name in ("Plain", "Turned", "Sorting")]
+    cells = [part for name in (*names, "lstm") for part in ("--cell", name)]
+    assert main.main(["doctor", *cells, "--sizes", "6,6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["layers"]
+    told = {entry["cell"]: (entry["inference"]["engine"], entry["training"]["engine"]) for entry in found}
+    assert told == {
+        "Plain(6, 6)": ("native", "native"),
+        "Turned(6, 6)": ("native", "native"),
+        "Sorting(6, 6)": ("reference", "reference"),
+        "LSTM(6, 6)": ("native", "native"),
+    }
+    for entry in found:
+        cell = parse_cell(entry["layer"])
+        layer, x = ur.Recurrent(cell, 6, 6), torch.randn(2, 1, 6)
+        for mode in ("inference", "training"):
+            with torch.set_grad_enabled(mode == "training"), ur.engine("native"):
+                try:
+                    layer(x.requires_grad_(mode == "training"))
+                    ran = ("native", "its step is compiled")
+                except RuntimeError as error:
+                    ran = ("reference", str(error).partition("native engine: ")[2])
+            assert (entry[mode]["engine"], entry[mode]["why"]) == ran
+
+
+@NEEDS_SYSTEMS_COMPILER
+def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
+    model = nn.ModuleDict({"encoder": nn.GRU(3, 5, 2, bidirectional=True), "tail": nn.LSTM(3, 4)})
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save(model["tail"].half().state_dict(), tmp_path / "half.pt")
+    assert main.main(["doctor", str(tmp_path / "w.pt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["layers"]
+    assert [(e["layer"], e["index"], e["direction"], e["cell"]) for e in found] == [
+        ("encoder", 0, "forward", "GRU(3, 5)"),
+        ("encoder", 0, "backward", "GRU(3, 5)"),
+        ("encoder", 1, "forward", "GRU(10, 5)"),
+        ("encoder", 1, "backward", "GRU(10, 5)"),
+        ("tail", 0, "forward", "LSTM(3, 4)"),
+    ]
+    assert {e[mode]["engine"] for e in found for mode in ("inference", "training")} == {"native"}
+    assert main.main(["doctor", str(tmp_path / "w.pt"), str(tmp_path / "half.pt")]) == 0
+    out = capsys.readouterr().out
+    text = "".join(out.split())
+    why = "(it takes float32, float64 and bfloat16, not torch.float16)"
+    for line in (
+        f"{tmp_path}/w.pt: encoder 1 backward: GRU(10, 5), float32: native",
+        f"{tmp_path}/half.pt: (no prefix): LSTM(3, 4), float16: reference {why}",
+    ):
+        assert line.replace(" ", "") in text
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@NEEDS_SYSTEMS_COMPILER
+def test_the_report_for_a_reader(folder: Path) -> None:
+    done = doctor("--cell", "gru", UNROLLED_LOG="")
+    assert (done.returncode, done.stderr) == (0, "")
+    lanes = build.load(build.PROBE).lanes()
+    for words in (
+        f"unrolled {ur.__version__}\n",
+        f"  processor  {cpu.name()}, {cpu.system()}",
+        f"instruction set native: vectors of {lanes} float32 or {lanes // 2} float64",
+        "it is this user's own and can be written to",
+        "auto, where nothing else is chosen",
+        "  gru: GRU(16, 32), float32: native",
+    ):
+        assert words in done.stdout, words
+
+
+def test_what_is_wrong_is_in_the_report(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = doctor("--cell", "lstm", PATH="", UNROLLED_KERNELS=str(tmp_path / "none"))
+    assert (done.returncode, done.stderr) == (0, "")
+    text = " ".join(done.stdout.split())
+    for words in (
+        "compiler there is no C++ compiler: install one, or the ziglang package",
+        "kernels none can be run: there is no C++ compiler",
+        f"cache others can write to the kernel cache {folder} (mode 777; empty it and chmod 700 it)",
+        f"shipped {tmp_path}/none can't be read (No such file or directory)",
+        "lstm: LSTM(16, 32), float32: reference (there is no C++ compiler",
+    ):
+        assert words in text, words
+
+
+def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
+    for arguments, message in (
+        (["--cell", "lstn"], "should be rnn, lstm, gru, another name of unrolled.cells, FILE.py:CLASS"),
+        (["--cell", "lstm", "--option", "proj_size=64"], "has to be smaller than hidden_size=32, got 64"),
+        (["--cell", "lstm", "--option", "no=1"], "no such option of LSTM"),
+        (["--sizes", "a,b"], "expected INPUT,HIDDEN such as 16,32, got 'a,b'"),
+        ([str(tmp_path / "none.pt")], "none.pt: No such file or directory"),
+        ([str(tmp_path / "linear.pt")], "no recurrent layer among its keys"),
+    ):
+        assert main.main(["doctor", *arguments]) == 2
+        out, error = capsys.readouterr()
+        assert (out, error.count("\n")) == ("", 1)
+        assert error.startswith("unrolled: ")
+        assert message in error
+    with pytest.raises(SystemExit) as left:
+        main.main(["doctor", "--help"])
+    assert left.value.code == 0
+    assert "--sizes INPUT,HIDDEN" in capsys.readouterr().out

@@ -1,0 +1,252 @@
+"""``unrolled show --watch`` in a real terminal: what it shows is the trace, and the keys go through it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import unrolled as ur
+from helpers.terminal import ALTERNATE, Terminal
+from unrolled.cli import example, main
+from unrolled.cli.arguments import CELLS
+from unrolled.tracing.color_scales import Scales
+
+COMMAND = (sys.executable, "-m", "unrolled", "show")
+RIGHT, LEFT, UP, DOWN, HOME, END, SHIFT_TAB = (f"\x1b[{letter}" for letter in "CDABHFZ")
+KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g G first, last"
+
+
+def at(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
+    """Whether a screen shows this step of a layer, this number marked, and the arithmetic behind it."""
+    value = f"[{part[name][step, 0, unit]:.4f}]"
+
+    def check(lines: list[str]) -> bool:
+        named = [k for k, line in enumerate(lines) if line.startswith(f"{name}[{unit}]  ")]
+        marked = [line for line in lines if re.match(rf"▸ {name} ", line) and value in line]
+        if (
+            not named
+            or not marked
+            or not lines[-1].startswith("q quit")
+            or not re.match(rf"Step {step} ", lines[1])
+        ):
+            return False
+        told = " ".join(" ".join(lines[named[0] + 1 :]).split())
+        return told.startswith(part.explain(name, step, unit) if name in part.values else "given: the input")
+
+    return check
+
+
+def numbers(lines: list[str], name: str) -> list[float]:
+    line = next(line for line in lines if re.match(rf"[▸ ] {name} ", line))
+    return [float(text) for text in re.findall(r"-?\d+\.\d{4}|nan|-?inf", line)]
+
+
+def test_the_keys_go_through_every_number() -> None:
+    layer, x = example.example(CELLS["lstm"], None, 3, {})
+    (part,) = ur.trace(layer, x).layers
+    with Terminal((*COMMAND, "--cell", "lstm", "--seed", 3, "--watch"), COLORTERM="truecolor") as terminal:
+        lines = terminal.until(at(part, 0, "input_sum", 0))
+        assert lines[0] == "LSTM(2, 3, batch_first=True)"
+        assert lines[-1] == KEYS
+        assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, "at least this line"
+        assert lines[-2].startswith("Colours of input_sum, on a scale of its own: -")
+        terminal.press(UP)
+        lines = terminal.until(at(part, 0, "x", 0))
+        assert lines[-2].startswith("Colours of x: -4.0000 0.0000 4.0000  of the rest: -")
+        terminal.press(DOWN)
+        terminal.until(at(part, 0, "input_sum", 0))
+        for key, to in ((RIGHT, 1), ("l", 2), ("n", 3), (RIGHT, 3), (LEFT, 2), ("h", 1), ("p", 0), (LEFT, 0),
+                        (END, 3), (HOME, 0), ("G", 3), ("g", 0), (RIGHT + RIGHT, 2)):  # fmt: skip
+            terminal.press(key)
+            lines = terminal.until(at(part, to, "input_sum", 0))
+            for name in ("x", *part.names):
+                expected = part[name][to, 0, : len(numbers(lines, name))].tolist()
+                assert len(expected) >= min(7, part[name].shape[-1])
+                assert numbers(lines, name) == pytest.approx(expected, abs=5.1e-5)
+        for key, name, unit in ((DOWN, "hidden_sum", 0), ("]", "hidden_sum", 1), (">", "hidden_sum", 2),
+                                (".", "hidden_sum", 3), (DOWN, "i", 2), ("j", "f", 2), ("[", "f", 1),
+                                ("k", "i", 1), ("<", "i", 0), (",", "i", 0), (UP * 9, "x", 0),
+                                ("]]]", "x", 1), (DOWN * 20, "h", 1)):  # fmt: skip
+            terminal.press(key)
+            terminal.until(at(part, 2, name, unit))
+        terminal.press("g ")  # plays to the end
+        terminal.until(lambda lines: "▶" in lines[1])
+        terminal.until(at(part, 3, "h", 1))
+        terminal.until(lambda lines: "▶" not in lines[1])
+        terminal.press(" ")  # and once more, from the first step
+        terminal.until(at(part, 1, "h", 1))
+        terminal.press(" ")
+        terminal.until(lambda lines: "●" in lines[1])
+        assert "Step 3" not in terminal.lines[1], "it stopped where it was"
+        scales, to = (
+            Scales.on(Console(force_terminal=True, color_system="truecolor"), ur.trace(layer, x)),
+            int(terminal.lines[1].split()[1]),
+        )
+        for name in ("x", *part.names):
+            row = next(k for k, line in enumerate(terminal.lines) if re.match(rf"[▸ ] {name} ", line))
+            for unit, text in enumerate(re.finditer(r"-?\d\.\d+", terminal.lines[row])):
+                color = scales.of_quantity(part, name).color(part[name][to, 0, unit].item())
+                background = terminal.screen.buffer[row][text.start()].bg
+                assert background == (color or "#default")[1:]
+        terminal.resize(60, 12)
+        lines = terminal.until(lambda lines: lines[0].startswith("LSTM") and lines[-1].endswith("…"))
+        assert any(line.startswith("▸ h ") for line in lines)
+        terminal.press("\x1b")
+        assert terminal.end() == 0
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> tuple[tuple[Any, ...], ur.Trace]:
+    torch.manual_seed(0)
+    model = nn.GRU(3, 40, num_layers=2, bidirectional=True)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    x = numpy.random.default_rng(1).normal(size=(300, 3))
+    numpy.save(tmp_path / "x.npy", x)
+    arguments = (*COMMAND, tmp_path / "w.pt", "--input", tmp_path / "x.npy", "--watch")
+    return arguments, ur.trace(model, torch.tensor(x, dtype=torch.float32))
+
+
+def test_layers_units_and_steps_that_have_no_room(deep: Any) -> None:
+    arguments, trace = deep
+    with Terminal(arguments, 50, 9, NO_COLOR="1") as terminal:
+        name = trace.names[0]
+        terminal.until(at(trace.layer(0), 0, name, 0))
+        terminal.press("G" + "]" * 30)
+        lines = terminal.until(lambda lines: any(line.startswith(f"{name}[30]") for line in lines))
+        assert f"[{trace[name][299, 0, 30]:.4f}]" in "".join(lines)
+        assert lines[2].split()[-1] == "30", "the units scroll"
+        assert {cell.bg for row in terminal.screen.buffer.values() for cell in row.values()} == {"default"}
+        for key, layer, direction in (("\t", 0, "backward"), ("\t", 1, "forward"), ("\t", 1, "backward"),
+                                      ("\t", 0, "forward"), (SHIFT_TAB, 1, "backward")):  # fmt: skip
+            terminal.press(key)
+            marked = f"[{trace.layer(layer, direction)[name][299, 0, 30]:.4f}]"
+            terminal.until(lambda lines, marked=marked: any(marked in line for line in lines))
+            assert lines[-1].startswith("q quit")
+        terminal.press(UP * 2)  # beyond the first quantity comes the last of the layer before
+        last = trace.names[-1]
+        marked = f"[{trace.layer(1, 'forward')[last][299, 0, 30]:.4f}]"
+        terminal.until(lambda lines: any(marked in line and line.startswith(f"▸ {last} ") for line in lines))
+        for rows in (5, 3, 1):
+            terminal.resize(20, rows)
+            terminal.until(lambda lines: lines[-1].startswith("q quit"))
+            if rows > 4:
+                terminal.until(
+                    lambda lines: lines[0].startswith("GRU") and lines[-2].startswith(f"▸ {last} ")
+                )
+        terminal.resize(80, 24)
+        terminal.until(lambda lines: lines[-1] == KEYS.replace("unit", "unit  Tab layer"))
+        terminal.press("\x03")  # Ctrl-C
+        assert terminal.end() == 0
+
+
+def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text(
+        "import torch, unrolled as ur\n\n\n"
+        "class Kinds(ur.Cell):\n"
+        "    weight = ur.Param('hidden', 'input')\n\n"
+        "    def step(self, x, h):\n"
+        "        mean = x.mean(-1)\n"
+        "        turned = torch.complex(h, x @ self.weight.T)\n"
+        "        h = turned.abs() / mean.unsqueeze(-1).sub(2)\n"
+        "        return h\n"
+    )
+    arguments = ("--cell", f"{tmp_path}/cells.py:Kinds", "--steps", "1,3", "--watch", "--labels", "a bc")
+    with Terminal((*COMMAND, *arguments)) as terminal:
+        lines = terminal.until(lambda lines: lines[-1] == KEYS)
+        assert lines[1].startswith("Step 1 ' '  1 ")
+        assert re.search(r"▸ mean +\[2\.0000\]", "\n".join(lines))
+        assert "mean" in lines, "the one number of its kind has no index"
+        assert numbers(lines, "h") == [float("inf")] * 3
+        bold = [line for k, line in enumerate(lines) if terminal.screen.buffer[k][2].bold]
+        assert bold[-1] == "  mean = x.mean(-1)"
+        assert "  return h" in lines, "the step is there, and only what makes the number stands out"
+        terminal.press("l")
+        lines = terminal.until(lambda lines: lines[1].startswith("Step 3 'c'  1 "))
+        assert lines[1].endswith("● 3")
+        row = next(k for k, line in enumerate(lines) if line.startswith("  h "))
+        assert {terminal.screen.buffer[row][k].bg for k in range(80)} > {"default"}
+        terminal.press("q")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(number: signal.Signals) -> None:
+    with Terminal((*COMMAND, "--watch")) as terminal:
+        terminal.until(lambda lines: lines[-1] == KEYS)
+        terminal.send(number)
+        assert terminal.end() == (0 if number == signal.SIGINT else -number)
+        assert "Traceback" not in "".join(terminal.lines)
+
+
+def test_it_pauses_as_any_job_of_a_shell_and_goes_on_where_it_was() -> None:
+    job = 'set -m; "$@"; echo paused; read line; fg; echo ended with $?'
+    with Terminal(("/bin/sh", "-c", job, "sh", *COMMAND, "--watch")) as terminal:
+        terminal.until(lambda lines: lines[-1] == KEYS)
+        terminal.press("l")
+        terminal.until(lambda lines: lines[1].startswith("Step 1"))
+        terminal.press("\x1a")  # Ctrl-Z
+        terminal.until(lambda lines: "paused" in lines)
+        assert ALTERNATE not in terminal.screen.mode
+        terminal.press("\n")
+        terminal.until(lambda lines: lines[1].startswith("Step 1") and lines[-1] == KEYS)
+        terminal.press("l")
+        terminal.until(lambda lines: lines[1].startswith("Step 2"))
+        terminal.press("q")
+        terminal.until(lambda lines: "ended with 0" in lines)
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--watch"], "--watch needs a terminal to draw in and to read keys from"),
+        (["--watch", "--json"], "argument --json: not allowed with argument --watch"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_watched_gets_one_sentence(arguments: list[str], message: str, capsys: Any) -> None:
+    assert main.main(["show", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("terminal", "message"),
+    [
+        ("dumb", "--watch needs a terminal to draw in"),
+        ("xterm", "--watch shows a sequence: give one with --in"),
+    ],
+)
+def test_without_a_sequence_or_a_cursor(
+    deep: Any, terminal: str, message: str, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert main.main(["show", str(deep[0][4]), "--watch"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "prompt_toolkit.input", None)
+    monkeypatch.delitem(sys.modules, "unrolled.stepper", raising=False)
+    monkeypatch.delattr(ur, "stepper", raising=False)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main.main(["show", "--watch"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "unrolled: --watch needs prompt_toolkit: pip install prompt_toolkit\n")

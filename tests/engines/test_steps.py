@@ -1,0 +1,380 @@
+"""Steps of every shape on the native engine, and a cell's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+import unrolled as ur
+from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, with_gradients
+from helpers.step_batch import Batch
+
+pytestmark = NEEDS_COMPILER
+
+
+class Sign(torch.autograd.Function):
+    """A function with a backward of its own."""
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        return v.sign()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 0.5 * grad
+
+
+class Base(ur.Cell):
+    """Parameters that the steps below share."""
+
+    w = ur.Param("hidden", "input")
+    u = ur.Param("hidden", "hidden")
+    b = ur.Param("hidden")
+
+    def sums(self, x: Tensor, h: Tensor) -> Tensor:
+        return linear(x, self.w, self.b) + linear(h, self.u)
+
+
+class OutputOfAnotherSize(Base):
+    state = {"y": "hidden//2", "h": "hidden"}
+    o = ur.Param("hidden//2", "hidden")
+
+    def step(self, x, y, h):
+        h = torch.tanh(self.sums(x, h))
+        return linear(h, self.o), h
+
+
+class OutputOfTheInput(Base):
+    state = ("y", "h")
+
+    def step(self, x, y, h):
+        return linear(x, self.w), torch.tanh(self.sums(x, h))
+
+
+class OutputIsConstant(Base):
+    state = ("y", "h")
+
+    def step(self, x, y, h):
+        return torch.ones_like(y), torch.tanh(self.sums(x, h))
+
+
+class OutputIsAParameter(Base):
+    state = ("y", "h")
+
+    def step(self, x, y, h):
+        return self.b.expand(x.shape[0], -1), torch.tanh(self.sums(x, h))
+
+
+class TheSameTwice(Base):
+    state = ("h", "t")
+
+    def step(self, x, h, t):
+        h = torch.tanh(self.sums(x, t))
+        return h, h
+
+
+class Swapped(Base):
+    state = ("h", "t")
+
+    def step(self, x, h, t):
+        return t, torch.tanh(self.sums(x, h))
+
+
+class Shifted(Base):
+    state = ("h", "one", "two")
+
+    def step(self, x, h, one, two):
+        return torch.tanh(self.sums(x, two)), h, one
+
+
+class LeftAsItIs(Base):
+    state = ("h", "t")
+
+    def step(self, x, h, t):
+        return torch.tanh(self.sums(x, h) + t), t
+
+
+class Counting(Base):
+    state = {"h": "hidden", "n": 1}
+
+    def step(self, x, h, n):
+        n = n + 1
+        return torch.tanh(self.sums(x, h) / n.abs().clamp(min=1)), n
+
+
+class CountingForNothing(Base):
+    state = {"h": "hidden", "n": 1}
+
+    def step(self, x, h, n):
+        return torch.tanh(self.sums(x, h)), n + 1
+
+
+class NoRecurrence(Base):
+    def step(self, x, h):
+        return torch.tanh(linear(x, self.w, self.b))
+
+
+class NoInput(Base):
+    def step(self, x, h):
+        return torch.tanh(linear(h, self.u))
+
+
+class NoParameter(ur.Cell):
+    def step(self, x, h):
+        return torch.tanh(x.repeat(1, 3)[:, : h.shape[1]] + h)
+
+
+class OnlyTheInput(Base):
+    def step(self, x, h):
+        return x.repeat(1, 3)[:, : h.shape[1]]
+
+
+class Unchanged(Base):
+    def step(self, x, h):
+        return h
+
+
+class Nothing(Base):
+    def step(self, x, h):
+        return h - h
+
+
+class FourSizes(Base):
+    state = {"h": "hidden", "a": 3, "b": "2*hidden", "c": 1}
+    v = ur.Param("2*hidden", 3)
+    q = ur.Param(3, "2*hidden")
+    z = ur.Param(1, "hidden")
+
+    def step(self, x, h, a, b, c):
+        b = torch.sin(b + linear(a, self.v))
+        a = torch.tanh(linear(b, self.q) + c)
+        c = torch.sigmoid(linear(h, self.z))
+        h = torch.tanh(linear(x, self.w) + b.chunk(2, -1)[0] * h)
+        return h, a, b, c
+
+
+class FastWeights(Base):
+    state = {"h": "hidden", "m": "hidden*hidden"}
+
+    def step(self, x, h, m):
+        n = self.hidden
+        k = torch.tanh(linear(x, self.w))
+        m = 0.9 * m.view(-1, n, n) + k[:, :, None] * h[:, None, :]
+        h = torch.tanh(linear(x, self.w) + (m @ k[:, :, None]).squeeze(-1))
+        return h, m.flatten(1)
+
+
+class Deep(Base):
+    def step(self, x, h):
+        for _ in range(6):
+            h = torch.tanh(linear(h, self.u) + linear(x, self.w))
+        return h
+
+
+class ResetBefore(Base):
+    r = ur.Param("hidden", "hidden")
+
+    def step(self, x, h):
+        reset = torch.sigmoid(linear(x, self.w) + linear(h, self.r))
+        return 0.5 * h + 0.5 * torch.tanh(linear(x, self.w) + linear(reset * h, self.u))
+
+
+class ResetAfter(Base):
+    r = ur.Param("hidden", "hidden")
+
+    def step(self, x, h):  # the backward reads a product of the state as it is
+        return torch.tanh(linear(x, self.w) + torch.sigmoid(linear(h, self.r)) * linear(h, self.u))
+
+
+class HandedOn(Base):
+    """States that the backward hands to a parameter and to x as they are."""
+
+    state = {"h": "hidden", "product": "hidden", "bias": "hidden", "last": "input"}
+
+    def step(self, x, h, product, bias, last):
+        h = torch.tanh(h + product + bias + last.repeat(1, 3)[:, :8])
+        return h, linear(h, self.u), self.b.expand(x.shape[0], -1), x
+
+
+class TwoProducts(Base):
+    state = ("h", "t")
+
+    def step(self, x, h, t):
+        return torch.tanh(linear(x, self.w) + h * linear(t, self.u)), torch.sin(h)
+
+
+class Attention(Base):
+    state = ("h", "c")
+
+    def step(self, x, h, c):
+        query, keys = linear(x, self.w), torch.stack([h, c], 1)
+        weights = torch.softmax((query[:, None] * keys).sum(-1), -1)
+        return torch.tanh((weights[:, :, None] * keys).sum(1) + query), h
+
+
+class Stopped(Base):
+    def step(self, x, h):
+        return torch.tanh(linear(x, self.w) + linear(h.detach(), self.u))
+
+
+class WithoutGradient(Base):
+    def step(self, x, h):
+        with torch.no_grad():
+            gate = torch.sigmoid(linear(h, self.u))
+        return torch.tanh(linear(x, self.w) + gate * h)
+
+
+class OwnBackward(Base):
+    def step(self, x, h):
+        return 0.3 * Sign.apply(self.sums(x, h))
+
+
+class JoinedWeights(Base):
+    def step(self, x, h):
+        weights = torch.cat([self.w, self.u], 1).t()
+        return torch.tanh(torch.addmm(self.b, torch.cat([x, h], 1), weights))
+
+
+class OneBatchedParameter(Base):
+    every = ur.Param(2, "hidden", "hidden")
+
+    def step(self, x, h):
+        a, b = torch.einsum("bi,koi->kbo", h, self.every).unbind(0)
+        return torch.tanh(linear(x, self.w) + a) * torch.sigmoid(b)
+
+
+CELLS = [
+    cell
+    for cell in list(globals().values())
+    if isinstance(cell, type) and issubclass(cell, ur.Cell) and "step" in vars(cell)
+]
+
+
+def values(layer: Any, x: Tensor, state: list[Tensor]) -> list[Tensor]:
+    """Outputs and final states."""
+    return list(tensors(layer(x, tuple(state) if len(state) > 1 else state[0])))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[None]:
+    with Batch() as batch:
+        for cell in CELLS:
+            for dtype in (torch.float64, torch.float32):
+                batch.prepare(cell(3, 8), dtype)
+        batch.finish()
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
+def test_as_the_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None:
+    for time, batch, bidirectional in ((4, 3, False), (1, 1, False), (3, 2, True)):
+        layer = ur.Recurrent(cell, 3, 8, bidirectional=bidirectional, dtype=dtype)
+        for param in layer.parameters():
+            nn.init.normal_(param, 0, 0.4)
+        x = torch.randn(time, batch, 3, dtype=dtype).requires_grad_()
+        sizes = layer._first.state_sizes().values()
+        state = [torch.randn(1 + bidirectional, batch, n, dtype=dtype).requires_grad_() for n in sizes]
+        leaves = [x, *state, *layer.parameters()]
+        with ur.engine("reference"):
+            weights = [torch.randn_like(value) for value in values(layer, x, state)]
+            expected = with_gradients(values(layer, x, state), weights, leaves)
+        with ur.engine("native"):
+            actual = with_gradients(values(layer, x, state), weights, leaves)
+            assert_close(actual, expected, TOLERANCE[dtype])
+            with torch.no_grad():
+                assert_close(values(layer, x, state), expected[: len(weights)], TOLERANCE[dtype])
+
+
+def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
+    layer, x = ur.Recurrent(NoInput, 3, 8), torch.randn(2, 2, 3, requires_grad=True)
+    for name in ("reference", "native"):
+        with ur.engine(name):
+            output, _ = layer(x, torch.ones(1, 2, 8))
+        layer.zero_grad()
+        output.sum().backward()
+        assert layer.w_l0.grad is None
+        assert layer.u_l0.grad is not None
+        assert x.grad is None
+
+
+class MaskWrapper(Base):
+    mask = torch.rand(8, 8).tril().t()
+    signs = torch.tensor([True, False] * 4)
+
+    def check(self) -> None:
+        self.scale = torch.linspace(0.5, 1.5, self.hidden)
+
+    def step(self, x, h):
+        v = linear(x, self.w) + linear(h, self.u * self.mask)
+        return torch.tanh(torch.where(self.signs, v, -v) * self.scale)
+
+
+def test_tensors_of_a_cell_are_read_at_every_call() -> None:
+    layer, other = ur.Recurrent(MaskWrapper, 3, 8), ur.Recurrent(MaskWrapper, 3, 8)
+    x = torch.randn(3, 2, 3, requires_grad=True)
+    cell, another = layer._first, other._first
+
+    def same(layer: Any) -> Tensor:
+        weights, leaves = [torch.ones(3, 2, 8), torch.ones(1, 2, 8)], [x, *layer.parameters()]
+        with ur.engine("reference"):
+            expected = with_gradients(list(tensors(layer(x))), weights, leaves)
+        with ur.engine("native"):
+            assert_close(with_gradients(list(tensors(layer(x))), weights, leaves), expected, 1e-5)
+        return expected[0]
+
+    first = same(layer)
+    cell.scale.mul_(2)  # in place
+    assert not torch.allclose(same(layer), first)
+    another.scale = torch.ones(8)  # another tensor, of another layer of the same cell
+    other.load_state_dict(layer.state_dict())
+    assert not torch.allclose(same(other), same(layer))
+    with ur.engine("native"):
+        output = layer(x)[0]
+        expected = torch.autograd.grad(output.sum(), x, retain_graph=True)
+        cell.scale.zero_()  # after the forward: its backward has what the forward had
+        assert torch.equal(torch.autograd.grad(output.sum(), x)[0], expected[0])
+        for value, why in (
+            (torch.ones(1), r"its scale should be torch.float32 of shape \(8,\)"),
+            (torch.ones(8).double(), r"its scale should be torch.float32 of shape \(8,\)"),
+            (torch.ones(8).requires_grad_(), "its tensor scale wants a gradient, which only a Param gets"),
+        ):
+            cell.scale = value
+            with pytest.raises(RuntimeError, match=why):
+                layer(x)
+    with torch.inference_mode():
+        cell.scale = torch.ones(8)
+        with ur.engine("native"):
+            given = layer(x)[0]
+        with ur.engine("reference"):
+            assert_close(given, layer(x)[0], 1e-5)
+
+
+def test_infinity_and_nan_in_a_running_sum() -> None:
+    class Running(ur.Cell):
+        def step(self, x, h):
+            return x.cumsum(-1)
+
+    x = torch.tensor(
+        [
+            [1.0, 2, 3, 4, 5],
+            [1, torch.inf, 3, 4, 5],
+            [1, -torch.inf, 3, 4, 5],
+            [1, torch.inf, 3, -torch.inf, 5],
+            [1, 2, torch.nan, 4, torch.inf],
+            [torch.inf, torch.inf, 1, torch.nan, 1],
+        ]
+    )
+    with ur.engine("native"):
+        for dtype in (torch.float32, torch.float64):
+            output = ur.Recurrent(Running, 5, 5, dtype=dtype)(x[None].to(dtype))[0][0]
+            torch.testing.assert_close(output, x.to(dtype).cumsum(-1), equal_nan=True)

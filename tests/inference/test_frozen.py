@@ -1,0 +1,168 @@
+"""Frozen layers: the same bits as outside the block, changed weights noticed, everything else as usual."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unrolled as ur
+from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, pair, team, tensors
+from unrolled.engines.native import matmul
+
+pytestmark = NEEDS_COMPILER
+
+
+@pytest.fixture(autouse=True)
+def _native() -> Any:
+    with ur.engine("native"), torch.no_grad():
+        yield
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert all(torch.equal(p, q) for p, q in zip(tensors(a), tensors(b), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_same_bits_as_outside(kind: str, bidirectional: bool) -> None:
+    layer, theirs = pair(kind, 9, 37, num_layers=2, bidirectional=bidirectional)
+    inputs = [torch.randn(time, batch, 9) for time, batch in ((1, 1), (7, 1), (1, 5), (30, 3), (12, 40))]
+    states = [tuple(torch.randn_like(part) for part in tensors(layer(x)[1])) for x in inputs]
+    states = [state if len(state) > 1 else state[0] for state in states]
+    expected = [(layer(x), layer(x, state)) for x, state in zip(inputs, states, strict=True)]
+    with ur.frozen(layer):
+        for _ in range(2):  # packing at first, packed then
+            for x, state, (plain, stateful) in zip(inputs, states, expected, strict=True):
+                assert_same(layer(x), plain)
+                assert_same(layer(x, state), stateful)
+    torch.testing.assert_close(expected[3][0][0], theirs(inputs[3])[0])
+
+
+def while_the_team_is_busy(call: Callable[[], Any]) -> Any:
+    """Call from inside a piece of the team's work, so that no other thread is to be had."""
+    found = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+    work = kind(lambda what, number, count: found.append(call()) if number == 0 else None)
+    matmul._team().team_run(2, None, work, None)
+    return found[0]
+
+
+def test_the_same_bits_whether_or_not_other_threads_come() -> None:
+    """Matrices that are packed for rows shared by threads serve a thread alone, and the reverse."""
+    layer, x = ur.RNN(9, 37), torch.randn(12, 40, 9)
+    expected = layer(x)
+    for first, second in ((0, 1), (1, 0)):
+        with team(2), ur.frozen(layer):
+            for busy in (first, second, first):
+                assert_same(while_the_team_is_busy(lambda: layer(x)) if busy else layer(x), expected)
+
+
+def test_what_is_not_sped_up_runs_as_usual() -> None:
+    layer = ur.LSTM(4, 6, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [5, 2, 3], batch_first=True, enforce_sorted=False)
+    calls = (lambda: layer(x), lambda: layer(x[0]), lambda: layer(packed), lambda: layer(x[:0]))
+    expected = [call() for call in calls]
+    with ur.frozen(layer):
+        for call, before in zip(calls, expected, strict=True):
+            assert_same(call(), before)
+        with torch.enable_grad():
+            layer(x)[0].sum().backward()
+        with pytest.raises(ValueError, match=r"input.size\(-1\) must be equal to input_size"):
+            layer(torch.randn(3, 5, 3))
+        with pytest.raises(ValueError, match="Expected hidden size"):
+            layer(x, (torch.zeros(1, 2, 6), torch.zeros(1, 3, 6)))
+    assert layer.weight_hh_l0.grad is not None
+
+
+def test_any_layout_of_x_and_states() -> None:
+    layer = ur.GRU(4, 6, batch_first=True)
+    for x in (
+        torch.randn(3, 5, 4),
+        torch.randn(3, 4, 5).mT,
+        torch.randn(1, 5, 8)[..., ::2],
+        torch.randn(3, 1, 4),
+    ):
+        state = torch.randn(6, x.shape[0], 1).permute(2, 1, 0)
+        expected = layer(x), layer(x, state)
+        with ur.frozen(layer):
+            assert_same((layer(x), layer(x, state)), expected)
+            assert layer(x)[0].shape == expected[0][0].shape
+    with ur.frozen(layer), pytest.raises(TypeError, match="a tensor"):
+        layer(x, (state,))
+
+
+def test_gradients_of_a_state_are_kept() -> None:
+    layer = ur.RNN(2, 3).requires_grad_(False)
+    x, state = torch.randn(4, 1, 2), torch.randn(1, 1, 3, requires_grad=True)
+    with torch.enable_grad(), ur.frozen(layer):
+        layer(x, state)[0].sum().backward()
+    assert state.grad is not None
+
+
+def test_a_model_moved_to_another_dtype_is_noticed() -> None:
+    layer, x = ur.GRU(4, 5), torch.randn(6, 2, 4)
+    with ur.frozen(layer):
+        layer(x)
+        layer.double()
+        for given in (x, x.double()):
+            with pytest.raises(RuntimeError, match="GRU: a weight was changed inside unrolled.frozen"):
+                layer(given)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_memory_that_moved_is_not_read(number: int) -> None:
+    layer, x = ur.GRU(4, 5), torch.randn(6, 2, 4)
+    for move in (nn.Parameter.share_memory_, lambda param: setattr(param, "data", torch.randn(1000))):
+        with ur.frozen(layer):
+            layer(x)
+            move(list(layer.parameters())[number])
+            with pytest.raises(RuntimeError, match="GRU: a weight was changed inside unrolled.frozen"):
+                layer(x)
+
+
+def test_a_changed_weight_is_noticed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), ur.GRU(4, 5))
+    x = torch.randn(6, 2, 4)
+    before = model(x)
+    with ur.frozen(model):
+        assert_same(model(x), before)
+        model[1].weight_hh_l0.mul_(2)
+        with pytest.raises(RuntimeError, match="GRU: a weight was changed inside unrolled.frozen"):
+            model(x)
+    changed = model(x)
+    assert not torch.equal(changed[0], before[0])
+    with ur.frozen(model):
+        assert_same(model(x), changed)
+        model[1].weight_hh_l0 = nn.Parameter(torch.zeros(15, 5))
+        with pytest.raises(RuntimeError, match="a weight was changed"):
+            model(x)
+
+
+def test_blocks_nest_and_end() -> None:
+    layer, x = ur.RNN(3, 4), torch.randn(5, 2, 3)
+    with ur.frozen(layer):
+        with ur.frozen(layer):
+            layer(x)
+        layer(x)
+    assert layer._frozen is None
+    with pytest.raises(TypeError, match="frozen takes a module, got int"):
+        ur.frozen(3)  # type: ignore[arg-type]
+
+
+def test_a_copy_of_a_frozen_layer_is_not_frozen() -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad(), ur.frozen(layer):
+        expected = layer(x)[0]
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(copied(x)[0], expected)
+            copied.weight_hh_l0.mul_(2)
+            assert not torch.equal(copied(x)[0], expected)

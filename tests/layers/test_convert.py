@@ -1,0 +1,226 @@
+"""Models whose layers are swapped for ours and back: the same numbers, parameters, modes and hooks."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import unrolled as ur
+from helpers.layer_pairs import CELLS, LAYERS, NEEDS_COMPILER, assert_close, tensors
+
+
+class Tagger(nn.Module):
+    """A model with layers in several places, one of them twice, cells in a list, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict(
+            {"words": nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True, dropout=0.5)}
+        )
+        self.shared = nn.Sequential(nn.Identity(), nn.GRU(10, 3, batch_first=True))
+        self.again = self.shared[1]
+        self.cells = nn.ModuleList(
+            [nn.LSTMCell(3, 6), nn.GRUCell(6, 6), nn.RNNCell(6, 6, nonlinearity="relu")]
+        )
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder["words"](x)[0]
+        x = self.again(self.shared[1](x)[0].repeat(1, 1, 4)[..., :10])[0]
+        h, _ = self.cells[0](x[:, -1])
+        return self.head(self.cells[2](self.cells[1](h)))
+
+
+def kinds_of(model: nn.Module) -> list[str]:
+    return [f"{type(m).__module__.split('.')[0]}.{type(m).__name__}" for m in model.modules()]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_model_computes_the_same_with_the_same_parameters(mode: bool) -> None:
+    model = Tagger().train(mode)
+    x = torch.randn(2, 4, 4)
+    parameters, keys, kinds = dict(model.named_parameters()), list(model.state_dict()), kinds_of(model)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        output = model(x)
+        return [output, *torch.autograd.grad(output.sum(), list(model.parameters()))]
+
+    expected = run()
+    assert ur.convert(model) is model
+    assert kinds_of(model).count("unrolled.LSTM") == kinds_of(model).count("unrolled.GRU") == 1
+    assert not [name for name in kinds_of(model) if name in ("torch.LSTM", "torch.GRU", "torch.LSTMCell")]
+    assert model.again is model.shared[1]
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert list(model.state_dict()) == keys
+    assert {module.training for module in model.modules()} == {mode}
+    assert_close(run(), expected, 1e-5)
+    assert kinds_of(ur.convert(model)) == kinds_of(model)  # nothing is left to convert
+    assert ur.revert(model) is model
+    assert kinds_of(model) == kinds
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+
+
+@pytest.mark.parametrize("table", [LAYERS, CELLS], ids=["layers", "cells"])
+def test_every_kind_alone(table: Any) -> None:
+    for ours, theirs, options in table.values():
+        for bias in (True, False):
+            layer = theirs(4, 5, bias=bias, dtype=torch.float64, **options).eval()
+            found = ur.convert(layer)
+            assert type(found) is ours
+            assert repr(found) == repr(layer)
+            x = torch.randn(3, 4, dtype=torch.float64)
+            assert_close(found(x), layer(x), 1e-12)
+            back = ur.revert(found)
+            assert type(back) is theirs
+            assert all(a.equal(b) for a, b in zip(tensors(back(x)), tensors(layer(x)), strict=True))
+            assert all(a is b for a, b in zip(back.parameters(), layer.parameters(), strict=True))
+    assert ur.convert(head := nn.Linear(2, 2)) is head
+
+
+def test_hooks_attributes_and_frozen_parameters_are_kept() -> None:
+    model = nn.Sequential(nn.GRU(4, 5))
+    model[0].weight_hh_l0.requires_grad_(False)
+    model[0].note = "mine"
+    called = []
+    handle = model[0].register_forward_hook(lambda *_: called.append(1))
+    ur.convert(model)
+    model(torch.randn(2, 4))
+    assert (called, model[0].note, model[0].weight_hh_l0.requires_grad) == ([1], "mine", False)
+    handle.remove()
+    model(torch.randn(2, 4))
+    assert called == [1]
+    ur.revert(model)
+    assert model[0].note == "mine"
+
+
+def test_old_weight_norm_goes_on() -> None:
+    model = nn.Sequential(nn.LSTM(4, 5))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(model[0], "weight_hh_l0")
+    expected = model(torch.ones(2, 4))[0]
+    ur.convert(model)
+    assert_close(model(torch.ones(2, 4))[0], expected, 1e-6)
+    model[0].weight_hh_l0_g.data *= 2
+    assert not torch.allclose(model(torch.ones(2, 4))[0], expected)
+
+
+@NEEDS_COMPILER
+def test_parametrizations_of_ours() -> None:
+    for register in (
+        parametrizations.weight_norm,
+        parametrizations.orthogonal,
+        parametrizations.spectral_norm,
+        functools.partial(prune.random_unstructured, amount=0.5),
+    ):
+        torch.manual_seed(3)
+        theirs = nn.GRU(4, 5)
+        ours = ur.convert(copy.deepcopy(theirs))
+        for layer in (theirs, ours):
+            torch.manual_seed(3)
+            register(layer, "weight_hh_l0")
+        x = torch.randn(3, 2, 4)
+        with ur.engine("native"):
+            assert_close(ours.eval()(x), theirs.eval()(x), 1e-5)
+
+
+def test_what_is_left_alone() -> None:
+    class Own(nn.LSTM):
+        pass
+
+    model = nn.ModuleDict(
+        {"own": Own(2, 3), "normed": parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")}
+    )
+    own, normed = model["own"], model["normed"]
+    with pytest.warns(UserWarning, match="is left alone") as told:
+        ur.convert(model)
+    assert [str(w.message).split(":")[0] for w in told] == [
+        "module 'own', of the class Own, is left alone",
+        "module 'normed', of the class ParametrizedGRU, is left alone",
+    ]
+    assert (model["own"], model["normed"]) == (own, normed)
+    kept = nn.Sequential(ur.Recurrent(ur.GRU.cell_class, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
+    with pytest.warns(UserWarning, match="is left alone: torch.nn has no") as told:
+        ur.revert(kept)
+    assert len(told) == 2
+    assert str(told[1].message).endswith("torch.nn has no option zoneout=0.1")
+    for function in (ur.convert, ur.revert):
+        with pytest.raises(TypeError, match="expected a module, got list"):
+            function([nn.LSTM(2, 3)])
+
+
+def test_what_users_have_put_on_a_layer() -> None:
+    layer = nn.LSTM(3, 4)
+    layer.head, layer.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+    model = nn.Sequential(layer)
+    held = dict(model.named_parameters())
+    ur.convert(model)
+    assert type(model[0]) is ur.LSTM
+    assert model[0].head is layer.head
+    assert {name: id(value) for name, value in model.named_parameters()} == {
+        n: id(v) for n, v in held.items()
+    }
+    for name, value in (
+        ("cell", 1),
+        ("initial_state", nn.Parameter(torch.zeros(4))),
+        ("step", nn.Identity()),
+        ("forward", lambda x: x),
+    ):
+        model = nn.Sequential(nn.LSTM(3, 4))
+        setattr(model[0], name, value)
+        with pytest.warns(
+            UserWarning, match=f"module '0', of the class LSTM, is left alone: its attribute '{name}'"
+        ):
+            ur.convert(model)
+        assert type(model[0]) is nn.LSTM
+    model = nn.Sequential(nn.GRU(3, 4))
+    model[0].hidden_size = 5
+    with pytest.warns(UserWarning, match=r"its weight_ih_l0 has the shape \(12, 3\), and its sizes ask for"):
+        ur.convert(model)
+
+
+def test_nothing_is_half_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.LSTM(2, 3), nn.GRU(3, 3))
+    before = list(model)
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ur.GRU, "__init__", broken)
+    with pytest.raises(MemoryError):
+        ur.convert(model)
+    assert list(model) == before
+
+
+@pytest.mark.filterwarnings("default")  # what importing transformers warns of is its own
+def test_a_speech_codec_of_transformers() -> None:
+    from transformers import EncodecConfig, EncodecModel
+
+    codec = EncodecModel(EncodecConfig(num_filters=4, hidden_size=16, codebook_size=32)).double().eval()
+    sound = torch.randn(1, 1, 3200, dtype=torch.float64)
+
+    def read() -> list[Tensor]:
+        codec.zero_grad()
+        heard = codec.decoder(codec.encoder(sound))
+        heard.square().mean().backward()
+        return [
+            heard.detach(),
+            *(value.grad.clone() for value in codec.parameters() if value.grad is not None),
+        ]
+
+    expected, keys = read(), list(codec.state_dict())
+    ur.convert(codec)
+    layers = [module for module in codec.modules() if isinstance(module, ur.LSTM)]
+    assert len(layers) == 2
+    assert not any(isinstance(module, nn.LSTM) for module in codec.modules())
+    assert list(codec.state_dict()) == keys
+    assert_close(read(), expected, 1e-9)
+    ur.revert(codec)
+    assert_close(read(), expected, 0)

@@ -1,0 +1,237 @@
+"""The examples, run as users run them: results, baselines, and what a kill at any moment costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import statsmodels.api as sm
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
+
+from helpers import processes
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def command(name: str, runs: Path, *arguments: object) -> list[str]:
+    return [str(EXAMPLES / name), "--runs", str(runs), *map(str, arguments)]
+
+
+def run(name: str, runs: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return processes.run(*command(name, runs, *arguments))
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: Any) -> tuple[Path, str]:
+    """A run of ten epochs that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run("digits.py", runs, "--epochs", 10, "--hidden", 16)
+    assert done.returncode == 0, done.stderr
+    return runs, done.stdout
+
+
+def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> None:
+    runs, out = finished
+    result = json.loads((runs / "digits_lstm.json").read_text())
+    assert f"{result['accuracy']:.1%} by the layer" in out
+    assert f"{result['baseline']['logistic regression']:.1%} by logistic regression" in out
+    assert result["accuracy"] > 0.3
+    assert "the trained layer" in out.lower()
+    for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv", "digits_lstm.html"):
+        assert (runs / name).exists()
+        assert str(runs / name) in out
+
+
+def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]) -> None:
+    runs, out = finished
+    named = [line.split() for line in out.splitlines() if "unrolled show" in line]
+    shown = processes.run("-m", "unrolled", *named[-1][1:], "--json")
+    assert shown.returncode == 0, shown.stderr
+    data = json.loads(shown.stdout)
+    assert data["layer"] == "LSTM(8, 16)"
+    weights = checkpoint(runs / "digits_lstm.pt")["model"]
+    reference = torch.nn.LSTM(8, 16)
+    reference.load_state_dict(
+        {k.removeprefix("layer."): v for k, v in weights.items() if k.startswith("layer.")}
+    )
+    x = torch.tensor(numpy.loadtxt(runs / "digits_lstm_sample.csv", delimiter=","), dtype=torch.float32)
+    torch.testing.assert_close(torch.tensor(data["output"]), reference(x)[0])
+
+
+@pytest.mark.parametrize("moment", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
+def test_killed_at_any_moment_nothing_is_lost(
+    finished: tuple[Path, str], tmp_path: Path, moment: float
+) -> None:
+    arguments = ("--epochs", 10, "--hidden", 16)
+    path = tmp_path / "digits_lstm.pt"
+    for _ in range(2):
+        before = checkpoint(path)["epoch"] if path.exists() else 0
+        process = processes.start(*command("digits.py", tmp_path, *arguments))
+        while process.poll() is None and (not path.exists() or checkpoint(path)["epoch"] == before):
+            time.sleep(0.005)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 0 < checkpoint(path)["epoch"] <= 10
+    done = run("digits.py", tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Going on after epoch" in done.stdout or "Nothing left to train" in done.stdout
+    whole = checkpoint(finished[0] / "digits_lstm.pt")["model"]
+    for name, value in checkpoint(path)["model"].items():
+        assert torch.equal(value, whole[name]), name
+    results = [json.loads((runs / "digits_lstm.json").read_text()) for runs in (tmp_path, finished[0])]
+    assert results[0] == results[1]
+
+
+def test_ctrl_c_is_told_in_a_line(tmp_path: Path) -> None:
+    process = processes.start(*command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16))
+    while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "digits.py: stopped; the same command goes on after the last finished epoch" in err
+    assert "Traceback" not in err
+    assert checkpoint(tmp_path / "digits_lstm.pt")["epoch"] > 0
+
+
+def test_a_finished_run_says_so(finished: tuple[Path, str]) -> None:
+    done = run("digits.py", finished[0], "--epochs", 10, "--hidden", 16)
+    assert done.returncode == 0
+    assert "Nothing left to train" in done.stdout
+
+
+def test_a_checkpoint_that_cannot_be_used(finished: tuple[Path, str], tmp_path: Path) -> None:
+    whole = (finished[0] / "digits_lstm.pt").read_bytes()
+    for content, epochs, message in (
+        (whole[: len(whole) // 2], 10, "is damaged"),
+        (b"", 10, "is damaged"),
+        (whole, 12, "was made with another epochs"),
+    ):
+        (tmp_path / "digits_lstm.pt").write_bytes(content)
+        done = run("digits.py", tmp_path, "--epochs", epochs, "--hidden", 16)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "--restart" in done.stderr
+        assert done.stderr.count("\n") == 1
+    done = run("digits.py", tmp_path, "--epochs", 1, "--hidden", 16, "--restart")
+    assert done.returncode == 0
+    done = run("digits.py", tmp_path, "--epochs", 0)
+    assert done.returncode == 2
+    assert "expected a whole number above 0, got 0" in done.stderr
+
+
+def test_sunspots(tmp_path: Path) -> None:
+    done = run("sunspots.py", tmp_path, "--epochs", 60)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads((tmp_path / "sunspots.json").read_text())["mean_absolute_error"]
+    values = sm.datasets.sunspots.load_pandas().data["SUNACTIVITY"].to_numpy()
+    assert errors["same as last year"] == pytest.approx(numpy.abs(numpy.diff(values))[-60:].mean())
+    lagged = numpy.stack([values[9 - k : len(values) - k] for k in range(1, 10)], 1)
+    design = numpy.column_stack([numpy.ones(len(lagged)), lagged])
+    weights = numpy.linalg.lstsq(design[:-60], values[9:-60], rcond=None)[0]
+    expected = numpy.abs(design[-60:] @ weights - values[-60:]).mean()
+    assert errors["autoregression of 9 years"] == pytest.approx(expected)
+    assert errors["layer"] < errors["same as last year"]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param([], marks=pytest.mark.exhaustive, id="ddp"), pytest.param(["--sharded"], id="sharded")],
+)
+def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(EXAMPLES / "data_parallel.py"), "--epochs", "5", "--hidden", "8", *way],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, gradients as of one to" in done.stdout
+    first, last = (float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("epoch"))
+    assert last < first
+
+
+@pytest.mark.filterwarnings("default")  # Lightning's own, of torch
+def test_lightning_and_a_plain_loop_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from data_parallel import Forecaster, windows
+    from with_lightning import Training, fit
+
+    batches = DataLoader(TensorDataset(*windows()), batch_size=64)
+    training, plain = Training(8), Forecaster(8)
+    plain.load_state_dict(training.model.state_dict())
+    fit(training, batches, epochs=2)
+    optimiser = torch.optim.Adam(plain.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        for past, change in batches:
+            loss = torch.nn.functional.huber_loss(plain(past), change)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    assert training.losses == losses
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(training.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_folder_is_scored_in_parts(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, trained = tmp_path / "pictures", tmp_path / "scores", finished[0] / "digits_lstm.pt"
+    folder.mkdir()
+    heights = numpy.random.default_rng(0).integers(1, 9, 20)
+    pictures = [image[:rows] / 16 for image, rows in zip(load_digits().images, heights, strict=False)]
+    for number, picture in enumerate(pictures):
+        numpy.save(folder / f"{number:03}.npy", picture)
+    weights = checkpoint(trained)["model"]
+    line = [str(EXAMPLES / "score_folder.py"), str(trained), str(folder), "--part", "7", "--out", str(out)]
+    done = subprocess.run([sys.executable, *line, "--workers", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "20 sequences in 3 parts, 3 parts to be scored" in done.stdout
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import score_folder
+
+    monkeypatch.setattr(sys, "argv", line)
+    monkeypatch.setattr(score_folder, "run", lambda parts, *_: pytest.fail(f"{parts} are there"))
+    score_folder.main()  # which finds all parts scored
+    tables = [table.read_text().splitlines() for table in sorted(out.glob("*.csv"))]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", [*line[:2], str(tmp_path / "empty"), *line[3:]])
+    with pytest.raises(ValueError, match="empty holds no .npy file"):
+        score_folder.main()
+    numpy.save(tmp_path / "bad.npy", numpy.zeros((3, 7)))
+    with pytest.raises(ValueError, match=r"bad.npy should hold rows of 8 pixels, got an array of \(3, 7\)"):
+        score_folder.score((tmp_path / "bad.csv", [tmp_path / "bad.npy"]), checkpoint(trained))
+    assert not (tmp_path / "bad.csv").exists()
+    rows = [row for table in tables for row in csv.DictReader(table)]
+    assert [row["file"] for row in rows] == [f"{number:03}.npy" for number in range(20)]
+    layer = torch.nn.LSTM(8, 16)
+    layer.load_state_dict(
+        {name.removeprefix("layer."): value for name, value in weights.items() if "layer" in name}
+    )
+    for row, picture in zip(rows, pictures, strict=True):
+        last = layer(torch.tensor(picture).float())[0][-1]
+        scores = (weights["name_it.weight"] @ last + weights["name_it.bias"]).softmax(0)
+        assert int(row["digit"]) == scores.argmax()
+        assert float(row["sure"]) == pytest.approx(float(scores.max().detach()), rel=1e-5)
