@@ -423,7 +423,7 @@ def test_a_damaged_run_is_told(here: Any, tmp_path: Path) -> None:
 
 def test_what_is_not_installed_is_said(here: Any, monkeypatch: Any) -> None:
     gone = replace(TASKS["digits"], needs="no_such_package")
-    monkeypatch.setattr("unrolled.compare.command.TASKS", {"digits": gone, "adding": TASKS["adding"]})
+    monkeypatch.setattr("unrolled.cli.compare.command.TASKS", {"digits": gone, "adding": TASKS["adding"]})
     how = "digits, which needs no_such_package: pip install scikit-learn"
     code, out, err = here("--cells", "rnn", "--steps", 1)
     assert (code, err) == (0, f"unrolled: left out: {how}\n")

@@ -242,7 +242,7 @@ def test_without_a_sequence_or_a_cursor(
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit.input", None)
-    monkeypatch.delitem(sys.modules, "unrolled.stepper", raising=False)
+    monkeypatch.delitem(sys.modules, "unrolled.cli.stepper", raising=False)
     monkeypatch.delattr(ur, "stepper", raising=False)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)

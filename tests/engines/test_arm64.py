@@ -26,7 +26,7 @@ from unrolled.engines import autograd, run_compiled
 from unrolled.engines.native import kernel
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.kernel import KernelCall, Loop, execute
+from unrolled.engines.native.kernel import KernelCall, launch
 from unrolled.engines.native.matmul import _source, _team_source
 from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE
 
@@ -130,7 +130,7 @@ class Call:
     """A call of a loop, made here: its source, and all memory that it reads and writes, before and after."""
 
     def __init__(self, job: KernelCall) -> None:
-        loops = {one._address: one for one in gc.get_objects() if type(one) is Loop}
+        loops = {one._address: one for one in gc.get_objects() if type(one) is Kernel}
         self.source = loops[job.run].emitted.source
         tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
@@ -146,7 +146,7 @@ class Call:
             [struct.pack(f"<{1 + len(part)}q", len(part), *part) for part in parts]
             + list(map(memory, blocks))
         )
-        execute([job])
+        launch([job])
         self.after = torch.frombuffer(bytearray(b"".join(map(memory, blocks))), dtype=torch.float32)
 
 
@@ -160,7 +160,7 @@ def test_a_loop_gives_the_numbers_that_it_gives_here(
     """Forward for inference, forward for training and back, in float32."""
     calls: list[Call] = []
     for module in (run_compiled, autograd):
-        monkeypatch.setattr(module, "execute", lambda jobs: calls.extend(map(Call, jobs)))
+        monkeypatch.setattr(module, "launch", lambda jobs: calls.extend(map(Call, jobs)))
     monkeypatch.setattr(kernel, "_WORTH", 0)
     made, options = CELLS[kind]
     layer, x = ur.Recurrent(made, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)

@@ -62,10 +62,10 @@ THREADS = Sanitizer(
 )
 OWN_TEAM = """
 import sys, torch
-from unrolled.engines.native import loop, products
-loop._WORTH = 0
+from unrolled.engines.native import kernel, matmul
+kernel._WORTH = 0
 torch.set_num_threads(3)
-products._team().team_join(None, None, None)
+matmul._team().team_join(None, None, None)
 """
 
 
@@ -120,19 +120,19 @@ def archs() -> list[str]:
 
 FAULTS = """
 import os, torch, unrolled as ur
-from unrolled.engines import native
-from unrolled.engines.native import build
-from unrolled.engines.native.layout import Layout
-from unrolled.engines.native.loop import execute
+from unrolled.engines.native import registry
+from unrolled.engines.native.toolchain import build
+from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.native.kernel import launch
 
 torch.manual_seed(0)
 cell, x = ur.cells.RNN(5, 19), torch.randn(4, 3, 5)
 params = [torch.randn(shape) / 19**0.5 for shape in cell.shapes().values()]
 initial = torch.randn(3, 19)
-compiled = native.compiled(cell, torch.float32)
+compiled = registry.compiled(cell, torch.float32)
 with torch.no_grad():
     job, output, (final,) = compiled.infer(params, x, (initial,), Layout.of(x, None), False, 1)
-    execute([job])
+    launch([job])
 expected = torch.nn.RNN(5, 19)
 expected.load_state_dict(dict(zip((f"{name}_l0" for name in cell.shapes()), params)))
 print("clean", torch.allclose(output, expected(x, initial[None])[0], atol=1e-6), flush=True)
@@ -150,7 +150,7 @@ def too_short(tensor):  # by one element
     assert places
     for place in places:
         job.pointers[place] = short.data_ptr()
-    execute([job])
+    launch([job])
 
 buffers = {**dict(zip(cell.shapes(), params)), "x": x, "initial": initial, "output": output, "final": final}
 for name, tensor in buffers.items():

@@ -36,8 +36,8 @@ ANSWER = 'extern "C" int answer() { return 42; }\n'
 OTHER = 'extern "C" int answer() { return 43; }\n'
 ASK = """
 import sys
-from unrolled.engines.native import build, cache
-from unrolled.engines.native.compiler import NoCompilerError
+from unrolled.engines.native.toolchain import build, cache
+from unrolled.engines.native.toolchain.compiler import NoCompilerError
 try:
     print(build.load({source!r}).answer())
 except NoCompilerError as error:
@@ -308,7 +308,7 @@ def test_threads_compile_a_library_once(tmp_path: Path) -> None:
     cxx, calls = counting_compiler(tmp_path, before="sleep 1")
     code = f"""
     import threading
-    from unrolled.engines.native import build
+    from unrolled.engines.native.toolchain import build
     build.start({ANSWER!r})
     found = []
     def work(): found.append(build.load({ANSWER!r}).answer())
@@ -327,7 +327,7 @@ def test_a_forked_child_compiles_what_its_parents_thread_was_compiling(tmp_path:
     cxx, _ = counting_compiler(tmp_path, before="sleep 2")
     code = f"""
     import os, time
-    from unrolled.engines.native import build
+    from unrolled.engines.native.toolchain import build
     build.start({ANSWER!r})
     time.sleep(0.5)
     child = os.fork()
@@ -346,7 +346,7 @@ def test_the_lock_of_a_killed_process_is_free(folder: Path) -> None:
     library.unlink()
     hold = f"""
 from pathlib import Path
-from unrolled.engines.native import cache
+from unrolled.engines.native.toolchain import cache
 with cache.alone(Path({str(library)!r})):
     print(1, flush=True)
     input()
@@ -542,7 +542,7 @@ def test_the_next_compiler_is_tried_where_the_first_fails(tmp_path: Path, told: 
 def test_the_compiler_of_the_ziglang_package(folder: Path) -> None:
     """It has no home, no path, and the cache alone to write to."""
     pytest.importorskip("ziglang")
-    code = "from unrolled.engines.native import build\nprint(build.load(build.PROBE).lanes())"
+    code = "from unrolled.engines.native.toolchain import build\nprint(build.load(build.PROBE).lanes())"
     native = python(code, UNROLLED_CACHE=str(folder.with_name("system")))
     zig = python(code, PATH="", HOME="", UNROLLED_LOG="build")
     assert zig.stdout == native.stdout, zig.stderr
@@ -568,7 +568,7 @@ X86 = pytest.mark.skipif("x86" not in cpu.system(), reason="names of x86 instruc
 @NEEDS_SYSTEMS_COMPILER
 def test_an_instruction_set_can_be_chosen(folder: Path, arch: str, lanes: int) -> None:
     code = both_engines("native")
-    code += "from unrolled.engines.native import build\nprint(build.load(build.PROBE).lanes())"
+    code += "from unrolled.engines.native.toolchain import build\nprint(build.load(build.PROBE).lanes())"
     done = python(code, UNROLLED_ARCH=arch)
     if lanes == 16 and "avx512f" not in (cpu.features() or ()):
         assert "use avx512bw" in done.stderr
@@ -633,7 +633,7 @@ def test_libraries_with_vectors_of_two_widths_do_not_meet(folder: Path) -> None:
     note = json.loads(cache.note_of(first).read_text())
     note["requires"] = []
     cache.note_of(first).write_text(json.dumps(note))
-    done = python(f"from unrolled.engines.native import build\nbuild.load({ANSWER!r})\n{code}")
+    done = python(f"from unrolled.engines.native.toolchain import build\nbuild.load({ANSWER!r})\n{code}")
     assert "refused: kernels with the smallest vectors are in use already" in done.stdout, done.stderr
     assert "UNROLLED_ARCH sets all" in done.stdout
 
@@ -698,7 +698,7 @@ def test_what_a_program_uses_is_shipped(tmp_path: Path, monkeypatch: pytest.Monk
 @X86
 @NEEDS_SYSTEMS_COMPILER
 def test_the_best_instruction_set_of_a_folder_is_taken(kernels: Path) -> None:
-    code = "from unrolled.engines.native import build\nprint(build.arch(), build.load(build.PROBE).lanes())"
+    code = "from unrolled.engines.native.toolchain import build\nprint(build.arch(), build.load(build.PROBE).lanes())"
     best = "x86-64-v3 8\n" if "avx2" in cpu.known() else "x86-64 4\n"
     assert python(code, PATH="", UNROLLED_KERNELS=str(kernels)).stdout == best
     chosen = python(code, PATH="", UNROLLED_KERNELS=str(kernels), UNROLLED_ARCH="x86-64")

@@ -41,7 +41,7 @@ class DirectionCall:
 def run_directions(
     lanes: Sequence[DirectionCall], x: Tensor, sizes: list[int] | None, checkpoint: int | None = None
 ) -> list[tuple[Tensor, States]]:
-    """The output and the final states of every lane; the arguments are those of :func:`unrolled.engines.run`.
+    """The output and the final states of every lane; the arguments are those of :func:`unrolled.engines.dispatch.run`.
 
     bfloat16 is computed in float32: it is widened before and narrowed after.
     """

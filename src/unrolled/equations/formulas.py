@@ -26,7 +26,7 @@ class Equation:
 
     Attributes:
         names: the quantities that it gives.
-        line: which line of the step's code, from 0, as :func:`unrolled.describe.equations` shows it.
+        line: which line of the step's code, from 0, as :func:`unrolled.equations.source.equations` shows it.
         last: the last line of it.
         math: the equation as a ``<math>`` element; the code itself where it is no formula.
     """

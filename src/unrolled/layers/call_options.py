@@ -148,7 +148,7 @@ class CallOptions:
     def run(
         self, run: Any, cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: Any
     ) -> list[tuple[Tensor, States]]:
-        """Run cells as :func:`unrolled.engines.run` does, variants of them where something is asked for."""
+        """Run cells as :func:`unrolled.engines.dispatch.run` does, variants of them where something is asked for."""
         count = len(cells[0].state)
         widths = list(cells[0].state_sizes().values())
         noise = self.noise

@@ -84,7 +84,7 @@ def run(
 ) -> list[tuple[Tensor, States]] | str:
     """Run bound cells over a sequence by an operator; or why none takes them, in words.
 
-    The arguments are those of :func:`unrolled.engines.run`.
+    The arguments are those of :func:`unrolled.engines.dispatch.run`.
     """
     given = x.dtype
     if given not in DTYPES:
