@@ -27,7 +27,7 @@ from torch import Tensor
 import unrolled as ur
 from unrolled.cli.bench.timing import interleave
 from unrolled.cli.bench.work import difference
-from unrolled.engines.compiler.ir import ROWS, ancestors, per_row
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, is_batched
 from unrolled.engines.native import registry
 
 COSTS = {  # operations for a number; 1 where nothing is said
@@ -47,13 +47,13 @@ def operations(layer: ur.Recurrent, mode: str) -> int:
         wanted += [node for node in gradients if node is not None]
     found = 0
     for node in ancestors(wanted):
-        if node.op != "call_function" or not any(map(per_row, (node, *node.all_input_nodes))):
+        if node.op != "call_function" or not any(map(is_batched, (node, *node.all_input_nodes))):
             continue
         name = node.target.__name__.split(".")[0].lstrip("_")
-        numbers = math.prod(size for size in node.meta["val"].shape if size != ROWS)
+        numbers = math.prod(size for size in node.meta["val"].shape if size != BATCH_SYMBOL)
         if name == "mm":
             deep = node.args[0].meta["val"].shape[-1]
-            found += numbers * (1 if deep == ROWS else deep)
+            found += numbers * (1 if deep == BATCH_SYMBOL else deep)
         else:
             found += numbers * COSTS.get(name, 1)
     return found

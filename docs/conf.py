@@ -1,4 +1,4 @@
-"""The documentation site: ``make docs``. What it makes by itself is in ``making.py``."""
+"""Sphinx configuration for ``make docs``. ``making.py`` generates some of the content."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ exclude_patterns = ["_made", "_static"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = (
-    "off"  # the notebooks come with their outputs, which tests/project/test_notebooks.py checks
-)
+nb_execution_mode = "off"  # notebooks contain their outputs; tests/project/test_notebooks.py checks them
 nb_merge_streams = True
-nb_ipywidgets_js: dict[str, object] = {}  # they would come from the net
+nb_ipywidgets_js: dict[str, object] = {}  # the defaults load scripts from the web
 
-autodoc_typehints = "none"  # the docstrings say types and shapes
+autodoc_typehints = "none"  # docstrings state types and shapes
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-# What belongs to Python, torch, NumPy, pandas and matplotlib: their indexes are not at hand offline.
+# Objects of Python, torch, NumPy, pandas and matplotlib: their inventories aren't available offline.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|numpy|pandas|matplotlib|collections|typing|pathlib|os)\..*")
 ]

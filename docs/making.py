@@ -1,4 +1,4 @@
-"""What the site makes while it is built: notebooks beside the pages, pictures, mathematics, the live page."""
+"""Generate content when the site is built: copies of the notebooks, figures, MathML and interactive pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Sphinx calls this."""
+    """Register the extension with Sphinx."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", lambda app: make())
     app.connect("build-finished", _finish)
@@ -32,12 +32,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def make() -> None:
-    """Put beside the pages what they show: Sphinx reads no notebook outside of its own folder."""
+    """Copy the notebooks and draw the figures. Sphinx can't read notebooks outside of its source folder."""
     notebooks = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
     for name, path in notebooks.items():
         _write(HERE / "notebooks" / name, path.read_bytes())
     for path in (HERE / "notebooks").glob("*.ipynb"):
-        if path.name not in notebooks:  # it had another name when the site was built before
+        if path.name not in notebooks:  # renamed or removed since the last build
             path.unlink()
     layer, x = example.example(ur.cells.RNN, None, 0, {})
     _draw("unrolled", ur.trace(layer, x).plot("unrolled"))
@@ -53,24 +53,24 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
 
 
 def write_pages(folder: Path) -> None:
-    """The live pages that ``see.md`` holds: a small layer, and a longer sequence with its gradient."""
+    """Write the interactive pages shown in ``see.md``: a small layer, and a long sequence with gradient."""
     layer, x = example.example(ur.cells.LSTM, None, 0, {})
-    ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM of three units")
+    ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM with three units")
     wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
 
 
 def wave() -> ur.Trace:
-    """An LSTM of eight units that reads a slow wave of 60 steps, with the gradient of its last output."""
+    """Trace an LSTM with eight units on a slow wave of 60 steps, with the gradient of its last output."""
     torch.manual_seed(0)
     t = ur.trace(ur.LSTM(1, 8), torch.sin(torch.arange(60) * torch.pi / 10).unsqueeze(1))
     return t.backward(lambda output: output[-1].sum())
 
 
 def commands() -> str:
-    """What every command of ``unrolled`` says of itself."""
+    """Return the help texts of all commands as Markdown."""
     overview = _help()
-    found = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
-    parts = [("unrolled", overview), *((f"unrolled {name}", _help(name)) for name in found)]
+    names = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
+    parts = [("unrolled", overview), *((f"unrolled {name}", _help(name)) for name in names)]
     return "\n".join(f"### {title}\n\n```text\n{text}```\n" for title, text in parts)
 
 
@@ -84,13 +84,13 @@ def _help(*command: str) -> str:
 
 def _draw(name: str, axes: Axes) -> None:
     text = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same file for the same picture
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # make the file reproducible
         axes.get_figure(root=True).savefig(text, format="svg", metadata={"Date": None})
     _write(HERE / "_made" / f"{name}.svg", text.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, unless it has this content: Sphinx reads again what is newer than its page."""
+    """Write a file unless its content is unchanged, because Sphinx rebuilds pages whose files are newer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_bytes() != content:
         path.write_bytes(content)
@@ -107,5 +107,5 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 
 def _mathml(tex: str, as_block: bool) -> str:
-    """MathML, which browsers draw by themselves: nothing comes from the net."""
+    """Convert TeX to MathML, which browsers render without scripts from the web."""
     return str(tex2mathml(re.sub(r"\\\\\[\w.]+\]", r"\\\\", tex), as_block=as_block))

@@ -1,4 +1,4 @@
-"""The table of all cells: what the site shows of each is read from the cell itself, and from its tests."""
+"""Generate the table of all cells from the cells themselves and from their tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformance.other_cells import DEPARTS, LIBRARIES, PEERS
 
 
 def table() -> str:
-    """The table as HTML, a row for each cell."""
+    """Return the table as HTML, with one row for each cell."""
     rows = "\n".join(_row(name) for name in sorted(ur.cells.__all__, key=str.lower))
     head = "<thead><tr><th>cell</th><th>equations of a step</th></tr></thead>"
     return f'<table class="cells">\n{head}\n<tbody>\n{rows}\n</tbody>\n</table>\n'
@@ -26,30 +26,30 @@ def table() -> str:
 
 def _row(name: str) -> str:
     cell = getattr(ur.cells, name)
-    words = (inspect.getdoc(cell) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
+    summary = (inspect.getdoc(cell) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
     options = ", ".join(f"{option}={value!r}" for option, value in cell.options().items())
     facts = {
         "states": ", ".join(f"{state} ({size})" for state, size in _states(cell).items()),
         "parameters": _count(cell),
         "options": f"<code>{escape(options)}</code>" if options else "",
-        "time beside LSTM": ", ".join(
+        "time relative to LSTM": ", ".join(
             f"{mode} {times[name]:.2f}" for mode, times in _times().items() if name in times
         ),
-        "checked against": _checked(name),
+        "tested against": _references(name),
     }
-    told = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)
+    description = "".join(f"<dt>{title}</dt><dd>{fact}</dd>" for title, fact in facts.items() if fact)
     equations = "".join(f"<div>{one.math}</div>" for one in formulas.formulas(cell(8, 8)))
     return (
-        f'<tr id="{name}"><td><code>{name}</code><p>{_linked(words)}</p><dl>{told}</dl></td>'
+        f'<tr id="{name}"><td><code>{name}</code><p>{_with_links(summary)}</p><dl>{description}</dl></td>'
         f"<td>{equations}</td></tr>"
     )
 
 
 @functools.cache
 def _times() -> dict[str, dict[str, float]]:
-    """What ``benchmarks/cells.py --keep`` has measured: by mode, each cell's time in units of the LSTM's."""
-    kept = json.loads((Path(__file__).parents[1] / "benchmarks" / "cells.json").read_text())
-    return {mode: kept[f"{mode}, 32×100×128×128"] for mode in ("inference", "training")}
+    """Return the times saved by ``benchmarks/cells.py --keep``: by mode and cell, relative to the LSTM."""
+    measurements = json.loads((Path(__file__).parents[1] / "benchmarks" / "cells.json").read_text())
+    return {mode: measurements[f"{mode}, 32×100×128×128"] for mode in ("inference", "training")}
 
 
 def _states(cell: type[ur.Cell]) -> dict[str, str]:
@@ -57,28 +57,29 @@ def _states(cell: type[ur.Cell]) -> dict[str, str]:
     return {name: str(size).replace("hidden", "n") for name, size in declared.items()}
 
 
-def _linked(words: str) -> str:
+def _with_links(text: str) -> str:
     link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1\2</a>'
-    return re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(words))
+    return re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(text))
 
 
 def _count(cell: type[ur.Cell]) -> str:
-    """How many parameters there are with n units and n inputs, as a polynomial of n."""
+    """Return the number of parameters for n units and n inputs, as a polynomial of n."""
 
-    def of(n: int) -> int:
+    def count(n: int) -> int:
         shapes = cell(n, n).shapes().values()
         return sum(size[0] * (size[1] if len(size) > 1 else 1) for size in shapes)
 
-    at, twice, thrice = of(64), of(128), of(192)
-    square = (thrice - 2 * twice + at) // (2 * 64**2)
-    line = (twice - at - square * (128**2 - 64**2)) // 64
-    rest = at - square * 64**2 - line * 64
-    terms = [(square, " n²"), (line, " n"), (rest, "")]
-    return " + ".join(f"{number}{power}" for number, power in terms if number)
+    # Solve for the coefficients of the polynomial from its values at three sizes.
+    at_64, at_128, at_192 = count(64), count(128), count(192)
+    quadratic = (at_192 - 2 * at_128 + at_64) // (2 * 64**2)
+    linear = (at_128 - at_64 - quadratic * (128**2 - 64**2)) // 64
+    constant = at_64 - quadratic * 64**2 - linear * 64
+    terms = [(quadratic, " n²"), (linear, " n"), (constant, "")]
+    return " + ".join(f"{coefficient}{power}" for coefficient, power in terms if coefficient)
 
 
-def _checked(name: str) -> str:
-    """Against what tests compare it: other libraries, and the paper's equations in NumPy."""
+def _references(name: str) -> str:
+    """List what the tests compare a cell with: other libraries, and the paper's equations in NumPy."""
     cases = {case.split()[0]: library for case, (library, _) in PEERS.items()}
     others = [*LIBRARIES.get(name, ()), *([cases[name]] if name in cases and name not in DEPARTS else [])]
     if name not in ("RNN", "LSTM", "GRU"):

@@ -4,22 +4,22 @@ import pytest
 import torch
 
 import unrolled as ur
-from helpers.layer_pairs import LACK, QUIET
+from helpers.layer_pairs import COMPILER_ERROR, FALLBACK_FILTER
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if LACK:
-        config.addinivalue_line("filterwarnings", QUIET)
+    if COMPILER_ERROR:
+        config.addinivalue_line("filterwarnings", FALLBACK_FILTER)
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> None:
+def _fixed_seed() -> None:
     torch.manual_seed(20261123)
 
 
 @pytest.fixture
 def walkthrough_layer() -> ur.RNN:
-    """The layer of the walk-through, its published weights rounded to four places."""
+    """Return the layer of the introductory example, with its published weights, rounded to four decimals."""
     layer = ur.RNN(input_size=2, hidden_size=3, batch_first=True)
     weights = {
         "weight_ih_l0": [[0.5407, -0.1051], [0.1025, 0.3401], [-0.1288, 0.4972]],
@@ -33,5 +33,5 @@ def walkthrough_layer() -> ur.RNN:
 
 @pytest.fixture
 def walkthrough_input() -> torch.Tensor:
-    """Four time steps of two features, with a batch axis of one: (1, 4, 2)."""
+    """Return four time steps with two features and a batch of one: ``(1, 4, 2)``."""
     return torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]).unsqueeze(0)

@@ -47,7 +47,7 @@ def __dir__() -> list[str]:
 
 
 def _plot() -> ModuleType:
-    from unrolled import plot  # imports matplotlib
+    from unrolled import plot  # imported on first use, because it needs matplotlib
 
     return plot
 

@@ -1,4 +1,4 @@
-"""``python -m unrolled`` is the command ``unrolled``."""
+"""Run the command line with ``python -m unrolled``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Names of modules that have moved, so that pickled layers from before the move still load."""
+"""Aliases for modules that have moved, so that layers pickled before the move still load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOVED: dict[str, dict[str, type]] = {
 
 
 def register() -> None:
-    """Make the old module names importable. ``unrolled.layers`` is a package now and needs no alias."""
-    for name, members in _MOVED.items():
+    """Make the old module names importable. ``unrolled.layers`` is still a name and needs no alias."""
+    for name, classes in _MOVED.items():
         module = sys.modules.setdefault(name, ModuleType(name))
-        vars(module).update(members)
+        vars(module).update(classes)

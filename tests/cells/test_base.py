@@ -1,4 +1,4 @@
-"""Declarations of a cell: sizes, options, states, and what a wrong declaration gets."""
+"""Declarations of a cell: sizes, options, states, and error messages for invalid declarations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unrolled.cells.base import size_of
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
-def test_sizes_are_arithmetic(a: int, b: int, k: int) -> None:
+def test_size_expressions(a: int, b: int, k: int) -> None:
     names = {"a": a, "b": b}
     assert size_of(f"{k}*a + (b - a)//{k}", names) == k * a + (b - a) // k
     assert size_of("a or b", names) == (a or b)
@@ -27,21 +27,21 @@ def test_sizes_are_arithmetic(a: int, b: int, k: int) -> None:
     "expression",
     ["4*hiden", "hidden**2", "__import__('os')", "hidden.real", "2.5*hidden", "f(hidden)", "hidden +", ""],
 )
-def test_sizes_hold_nothing_else(expression: str) -> None:
+def test_invalid_size_expressions(expression: str) -> None:
     with pytest.raises(ValueError, match="the size"):
         size_of(expression, {"hidden": 3})
 
 
-def test_a_size_error_names_the_parameter() -> None:
-    class Misspelt(ur.Cell):
+def test_size_errors_name_the_parameter() -> None:
+    class Misspelled(ur.Cell):
         weight = ur.Param("hiden", "input")
 
-    with pytest.raises(ValueError, match="Misspelt.weight: the size 'hiden'.*names input, hidden"):
-        ur.Recurrent(Misspelt, 2, 3)
+    with pytest.raises(ValueError, match="Misspelled.weight: the size 'hiden'.*names input, hidden"):
+        ur.Recurrent(Misspelled, 2, 3)
 
 
 class Optional(ur.Cell):
-    """A cell with options, conditional parameters and drawn ones."""
+    """A cell with options, conditional parameters and initializers."""
 
     rank: int = 0
     mode: Literal["a", "b"] = "a"
@@ -72,8 +72,8 @@ def test_options_shape_the_parameters() -> None:
     assert torch.allclose(low(x)[0], expected)
 
 
-class Drawn(ur.Cell):
-    """Parameters that only some have, and that follow from others."""
+class Initialized(ur.Cell):
+    """A cell with a conditional parameter, and one whose initial value depends on another parameter."""
 
     level: float = 0.5
     gated: bool = False
@@ -87,19 +87,22 @@ class Drawn(ur.Cell):
         return self.size * nn.functional.linear(x, self.weight, self.bias) + h
 
 
-def test_parameters_begin_with_what_is_drawn_before_them() -> None:
-    for layer in (ur.Recurrent(Drawn, 4, 3, level=2.0), ur.Recurrent(Drawn, 4, 3, 2, bidirectional=True)):
+def test_initializers_see_earlier_parameters() -> None:
+    for layer in (
+        ur.Recurrent(Initialized, 4, 3, level=2.0),
+        ur.Recurrent(Initialized, 4, 3, 2, bidirectional=True),
+    ):
         layer.reset_parameters()
         for suffix in ("_l0", f"_l{layer.num_layers - 1}"):
             weight, size = getattr(layer, f"weight{suffix}"), getattr(layer, f"size{suffix}")
             assert torch.allclose(size, layer.chosen_options()["level"] * weight.norm(dim=1))
 
 
-@pytest.mark.parametrize(("options", "has"), [({}, False), ({"gated": True}, True),
+@pytest.mark.parametrize(("options", "exists"), [({}, False), ({"gated": True}, True),
                                               ({"gated": True, "bias": False}, False)])  # fmt: skip
-def test_a_parameter_that_only_some_have(options: dict[str, Any], has: bool) -> None:
-    layer = ur.Recurrent(Drawn, 4, 3, **options)
-    assert hasattr(layer, "bias_l0") is has
+def test_conditional_parameter(options: dict[str, Any], exists: bool) -> None:
+    layer = ur.Recurrent(Initialized, 4, 3, **options)
+    assert hasattr(layer, "bias_l0") is exists
     assert layer(torch.randn(2, 4))[0].shape == (2, 3)
 
 
@@ -110,33 +113,33 @@ def test_a_parameter_that_only_some_have(options: dict[str, Any], has: bool) -> 
         ("RGLRU", {"heads": 0}, "heads should divide hidden_size=6, so that .*, got 0"),
         ("FastRNN", {"input_rank": 3}, "input_rank should be 0 .* or a rank from 1 to 2, .* got 3"),
         ("FastGRNN", {"hidden_rank": 7}, "hidden_rank should be 0 .* or a rank from 1 to 6, .* got 7"),
-        ("RHN", {"depth": 0}, "depth should be a number of highway layers above 0, got 0"),
+        ("RHN", {"depth": 0}, "depth should be a positive number of highway layers, got 0"),
         ("LRU", {"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max <= 1, got .* r_min=0.9, r_max=0.5"),
         ("HGRN", {"lower_bound": 1.0}, "lower_bound should be at least 0 and below 1, got 1.0"),
         ("SCRN", {"context_size": -1}, "context_size should be a number of units, .* got -1"),
-        ("JANET", {"t_max": -1}, "t_max should be a number of time steps, or 0 for none, got -1"),
-        ("STAR", {"t_max": -1}, "t_max should be a number of time steps, or 0 for none, got -1"),
+        ("JANET", {"t_max": -1}, "t_max should be a number of time steps, or 0 to disable it, got -1"),
+        ("STAR", {"t_max": -1}, "t_max should be a number of time steps, or 0 to disable it, got -1"),
         ("QRNN", {"pooling": "g"}, "Unknown pooling 'g'. Select from 'f' or 'fo' or 'ifo'."),
         ("SLSTM", {"dtype": torch.complex64}, "SLSTM can't be computed in torch.complex64 .*: use a real"),
         ("LiGRU", {"dtype": torch.complex128}, "LiGRU can't be computed in torch.complex128"),
     ],
 )
-def test_what_published_cells_refuse(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_of_published_cells(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ur.Recurrent(getattr(ur.cells, name), 2, 6, **options)
 
 
-def test_options_that_a_published_cell_does_not_have() -> None:
+def test_unknown_option_of_a_published_cell() -> None:
     with pytest.raises(TypeError, match="MGU has no option 'heads'"):
         ur.Recurrent(ur.cells.MGU, 2, 6, heads=2)
 
 
-def test_complex_numbers_where_a_step_takes_them() -> None:
+def test_complex_dtype() -> None:
     layer = ur.Recurrent(ur.cells.UGRNN, 2, 3, dtype=torch.complex64)
     assert layer(torch.randn(4, 2, dtype=torch.complex64))[0].dtype == torch.complex64
 
 
-def test_wrong_options() -> None:
+def test_invalid_options() -> None:
     with pytest.raises(ValueError, match="Unknown mode 'c'. Select from 'a' or 'b'"):
         ur.Recurrent(Optional, 4, 3, mode="c")
     with pytest.raises(TypeError, match="rank should be of type int, got: float"):
@@ -149,17 +152,17 @@ def test_wrong_options() -> None:
     with pytest.raises(TypeError, match="Optional has no option 'depth': its options are rank, mode, scale"):
         Optional(4, 3, depth=1)
 
-    class Demanding(ur.Cell):
+    class RequiredOption(ur.Cell):
         heads: int
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
             return h
 
-    with pytest.raises(TypeError, match="Demanding needs the option 'heads'"):
-        ur.Recurrent(Demanding, 4, 3)
+    with pytest.raises(TypeError, match="RequiredOption needs the option 'heads'"):
+        ur.Recurrent(RequiredOption, 4, 3)
 
 
-def test_wrong_declarations() -> None:
+def test_invalid_declarations() -> None:
     with pytest.raises(TypeError, match=r"state should be a tuple of names such as \('h',\)"):
         type("Text", (ur.Cell,), {"state": "h"})
     with pytest.raises(TypeError, match="state should be"):
@@ -168,18 +171,18 @@ def test_wrong_declarations() -> None:
         TypeError, match=r"should take \(self, x, h, c\) to match its state, got \(self, x, h\)"
     ):
         type("Short", (ur.Cell,), {"state": ("h", "c"), "step": lambda self, x, h: h})
-    with pytest.raises(TypeError, match="Param needs the size of each axis"):
+    with pytest.raises(TypeError, match="Param needs the size of each dimension"):
         ur.Param()
     with pytest.raises(NotImplementedError, match="Stepless has no step"):
         ur.Recurrent(type("Stepless", (ur.Cell,), {}), 2, 3)(torch.randn(4, 2))
 
 
-def test_an_unbound_cell_says_how_to_bind() -> None:
+def test_error_for_a_parameter_of_an_unbound_cell() -> None:
     with pytest.raises(AttributeError, match=r"Optional.weight has no tensor yet.*bind"):
         _ = Optional(4, 3).weight
 
 
-def test_a_cell_runs_by_hand() -> None:
+def test_a_bound_cell_can_be_called_directly() -> None:
     weights = {"weight": torch.randn(3, 4), "bias_only": torch.randn(3)}
     bound = Optional(4, 3).bind(weights)
     x = torch.randn(2, 4)
@@ -202,7 +205,7 @@ def test_states_of_several_sizes() -> None:
         layer(torch.randn(5, 7, 4), (h, h))
 
 
-def test_a_cell_extends_another() -> None:
+def test_inheritance() -> None:
     class Damped(ur.cells.LSTM):
         rate: float = 0.9
 
@@ -219,8 +222,8 @@ def test_a_cell_extends_another() -> None:
     assert {"input_sum", "hidden_sum", "i", "f", "g", "o", "c", "h"} <= set(t.names)
 
 
-class Holding(ur.Cell):
-    """Keeps a module, as no cell may."""
+class WithModule(ur.Cell):
+    """A cell with a module as an attribute, which is not allowed."""
 
     state = ("h",)
 
@@ -232,8 +235,8 @@ class Holding(ur.Cell):
         return torch.tanh(self.map(x) + h)
 
 
-class Sharing(ur.Cell):
-    """Keeps a parameter of its class, as no cell may."""
+class WithParameter(ur.Cell):
+    """A cell with a parameter as a class attribute, which is not allowed."""
 
     state = ("h",)
     weight = nn.Parameter(torch.ones(3))
@@ -242,16 +245,16 @@ class Sharing(ur.Cell):
         return torch.tanh(x * self.weight + h)
 
 
-def test_parameters_that_nothing_would_train_are_refused() -> None:
-    for cell, what in ((Holding, "map is a Linear"), (Sharing, "weight is a Parameter")):
+def test_parameters_and_modules_as_attributes_are_errors() -> None:
+    for cell, attribute in ((WithModule, "map is a Linear"), (WithParameter, "weight is a Parameter")):
         with pytest.raises(
-            TypeError, match=rf"{cell.__name__}\.{what}, which a layer would neither train nor"
+            TypeError, match=rf"{cell.__name__}\.{attribute}, which a layer would neither train nor"
         ):
             ur.Recurrent(cell, 3, 3)
 
 
-class Ill(ur.Cell):
-    """Multiplies what doesn't go together."""
+class WrongShapes(ur.Cell):
+    """A cell that multiplies matrices of incompatible shapes."""
 
     state = ("h",)
     weight = ur.Param("hidden", "input")
@@ -260,14 +263,14 @@ class Ill(ur.Cell):
         return torch.tanh(torch.nn.functional.linear(h, self.weight))
 
 
-def test_a_step_that_fails_tells_it_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_a_step_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        ur.Recurrent(Ill, 3, 4)(torch.randn(5, 2, 3))
+        ur.Recurrent(WrongShapes, 3, 4)(torch.randn(5, 2, 3))
     assert not caplog.records
 
 
 @NEEDS_COMPILER
-def test_a_warning_is_of_the_users_line() -> None:
+def test_the_fallback_warning_has_the_callers_line() -> None:
     class Sorting(ur.Cell):
         state = ("h",)
         weight = ur.Param("hidden", "input")
@@ -275,6 +278,6 @@ def test_a_warning_is_of_the_users_line() -> None:
         def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
             return torch.sort(torch.nn.functional.linear(x, self.weight) + h, dim=-1).values
 
-    with pytest.warns(UserWarning, match="on the reference engine") as told:
+    with pytest.warns(UserWarning, match="on the reference engine") as caught:
         ur.Recurrent(Sorting, 3, 4)(torch.randn(5, 2, 3))
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__

@@ -1,4 +1,4 @@
-"""A cell that nobody here knows, in under 20 lines, gets everything that the built-in ones have."""
+"""A custom cell of fewer than 20 lines has all features of the built-in cells."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from helpers import processes, user_cell
 from helpers.user_cell import MGU
 
 
-def test_it_is_short() -> None:
+def test_the_cell_is_short() -> None:
     assert len(inspect.getsource(MGU).splitlines()) < 20
 
 
-def by_numpy(layer: ur.Recurrent, x: numpy.ndarray, suffix: str, reverse: bool) -> numpy.ndarray:
-    """The paper's equations in float64, one row of the batch at a time."""
+def run_with_numpy(layer: ur.Recurrent, x: numpy.ndarray, suffix: str, reverse: bool) -> numpy.ndarray:
+    """Run the paper's equations in float64, one row of the batch at a time."""
     w = {name: getattr(layer, name + suffix).detach().numpy() for name in MGU.params()}
     out = numpy.full((*x.shape[:2], layer.hidden_size), numpy.nan)
     for row in range(x.shape[1]):
@@ -34,14 +34,14 @@ def by_numpy(layer: ur.Recurrent, x: numpy.ndarray, suffix: str, reverse: bool) 
 def test_layer_stack_and_both_directions() -> None:
     layer = ur.Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(6, 5, 4, dtype=torch.float64)
-    below = x.numpy()
+    expected = x.numpy()
     for k in range(2):
-        directions = [by_numpy(layer, below, f"_l{k}{'_reverse' * r}", bool(r)) for r in (0, 1)]
-        below = numpy.concatenate(directions, -1)
+        directions = [run_with_numpy(layer, expected, f"_l{k}{'_reverse' * r}", bool(r)) for r in (0, 1)]
+        expected = numpy.concatenate(directions, -1)
     output, final = layer(x)
-    numpy.testing.assert_allclose(output.detach().numpy(), below, rtol=0, atol=1e-14)
-    numpy.testing.assert_allclose(final[2].detach().numpy(), below[-1, :, :3], atol=1e-14)
-    numpy.testing.assert_allclose(final[3].detach().numpy(), below[0, :, 3:], atol=1e-14)
+    numpy.testing.assert_allclose(output.detach().numpy(), expected, rtol=0, atol=1e-14)
+    numpy.testing.assert_allclose(final[2].detach().numpy(), expected[-1, :, :3], atol=1e-14)
+    numpy.testing.assert_allclose(final[3].detach().numpy(), expected[0, :, 3:], atol=1e-14)
     assert torch.autograd.gradcheck(lambda x: layer(x)[0], x.requires_grad_(), fast_mode=True)
 
 
@@ -71,7 +71,7 @@ def test_show() -> None:
     assert [list(step["quantities"]) for step in data["steps"]] == [["f", "candidate", "h"]] * 4
 
 
-def test_show_finds_it_in_a_file(tmp_path) -> None:
+def test_show_reads_its_weights_from_a_file(tmp_path) -> None:
     layer = ur.Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True)
     torch.save({"model": {f"net.mgu.{k}": v for k, v in layer.state_dict().items()}}, tmp_path / "w.pt")
     numpy.save(tmp_path / "x.npy", numpy.ones((5, 4)))

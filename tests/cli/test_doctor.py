@@ -1,4 +1,4 @@
-"""``unrolled doctor``: what it says of this machine is so, and which engine it names is the one that runs."""
+"""``unrolled doctor``: its report is correct, and the engine it reports is the one that runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 import unrolled as ur
 from helpers import processes
-from helpers.layer_pairs import NEEDS_SYSTEMS_COMPILER
+from helpers.layer_pairs import NEEDS_SYSTEM_COMPILER
 from unrolled.cli import main
 from unrolled.cli.arguments import parse_cell
 from unrolled.engines.native.toolchain import build, cache, cpu
@@ -41,21 +41,21 @@ class Sorting(ur.Cell):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CXX", "UNROLLED_KERNELS", "UNROLLED_ARCH", "UNROLLED_LOG", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    place = tmp_path / "kernels"
-    monkeypatch.setenv(cache.VARIABLE, str(place))
-    return place
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv(cache.VARIABLE, str(folder))
+    return folder
 
 
 def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    line, given = ["-m", "unrolled", "doctor", *arguments], {**os.environ, "COLUMNS": "200", **environment}
-    return processes.run(*line, env=given)
+    variables = {**os.environ, "COLUMNS": "200", **environment}
+    return processes.run("-m", "unrolled", "doctor", *arguments, env=variables)
 
 
-@NEEDS_SYSTEMS_COMPILER
-def test_the_machine_as_data(folder: Path) -> None:
+@NEEDS_SYSTEM_COMPILER
+def test_json_report_of_the_machine(folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "unrolled", "doctor", "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "unrolled", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     data = json.loads(done.stdout)
     assert data["versions"]["torch"] == torch.__version__
@@ -81,21 +81,21 @@ def test_the_machine_as_data(folder: Path) -> None:
     assert data["layers"] == []
 
 
-@NEEDS_SYSTEMS_COMPILER
-def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys: Any) -> None:
+@NEEDS_SYSTEM_COMPILER
+def test_the_reported_engine_runs_each_cell(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(CELLS)
     names = [f"{tmp_path}/mine.py:{name}" for name in ("Plain", "Turned", "Sorting")]
     cells = [part for name in (*names, "lstm") for part in ("--cell", name)]
     assert main.main(["doctor", *cells, "--sizes", "6,6", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["layers"]
-    told = {entry["cell"]: (entry["inference"]["engine"], entry["training"]["engine"]) for entry in found}
-    assert told == {
+    entries = json.loads(capsys.readouterr().out)["layers"]
+    engines = {e["cell"]: (e["inference"]["engine"], e["training"]["engine"]) for e in entries}
+    assert engines == {
         "Plain(6, 6)": ("native", "native"),
         "Turned(6, 6)": ("native", "native"),
         "Sorting(6, 6)": ("reference", "reference"),
         "LSTM(6, 6)": ("native", "native"),
     }
-    for entry in found:
+    for entry in entries:
         cell = parse_cell(entry["layer"])
         layer, x = ur.Recurrent(cell, 6, 6), torch.randn(2, 1, 6)
         for mode in ("inference", "training"):
@@ -108,25 +108,25 @@ def test_the_engine_of_each_cell_is_the_one_that_runs_it(tmp_path: Path, capsys:
             assert (entry[mode]["engine"], entry[mode]["why"]) == ran
 
 
-@NEEDS_SYSTEMS_COMPILER
+@NEEDS_SYSTEM_COMPILER
 def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     model = nn.ModuleDict({"encoder": nn.GRU(3, 5, 2, bidirectional=True), "tail": nn.LSTM(3, 4)})
     torch.save(model.state_dict(), tmp_path / "w.pt")
     torch.save(model["tail"].half().state_dict(), tmp_path / "half.pt")
     assert main.main(["doctor", str(tmp_path / "w.pt"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["layers"]
-    assert [(e["layer"], e["index"], e["direction"], e["cell"]) for e in found] == [
+    entries = json.loads(capsys.readouterr().out)["layers"]
+    assert [(e["layer"], e["index"], e["direction"], e["cell"]) for e in entries] == [
         ("encoder", 0, "forward", "GRU(3, 5)"),
         ("encoder", 0, "backward", "GRU(3, 5)"),
         ("encoder", 1, "forward", "GRU(10, 5)"),
         ("encoder", 1, "backward", "GRU(10, 5)"),
         ("tail", 0, "forward", "LSTM(3, 4)"),
     ]
-    assert {e[mode]["engine"] for e in found for mode in ("inference", "training")} == {"native"}
+    assert {e[mode]["engine"] for e in entries for mode in ("inference", "training")} == {"native"}
     assert main.main(["doctor", str(tmp_path / "w.pt"), str(tmp_path / "half.pt")]) == 0
     out = capsys.readouterr().out
     text = "".join(out.split())
-    why = "(it takes float32, float64 and bfloat16, not torch.float16)"
+    why = "(the native engine supports float32, float64 and bfloat16, not torch.float16)"
     for line in (
         f"{tmp_path}/w.pt: encoder 1 backward: GRU(10, 5), float32: native",
         f"{tmp_path}/half.pt: (no prefix): LSTM(3, 4), float16: reference {why}",
@@ -135,34 +135,36 @@ def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-@NEEDS_SYSTEMS_COMPILER
-def test_the_report_for_a_reader(folder: Path) -> None:
+@NEEDS_SYSTEM_COMPILER
+def test_printed_report(folder: Path) -> None:
     done = doctor("--cell", "gru", UNROLLED_LOG="")
     assert (done.returncode, done.stderr) == (0, "")
     lanes = build.load(build.PROBE).lanes()
     for words in (
-        f"unrolled {ur.__version__}\n",
-        f"  processor  {cpu.name()}, {cpu.system()}",
+        f"Unrolled      {ur.__version__}",
+        f"Processor     {cpu.name()}, {cpu.system()}, ",
         f"instruction set native: vectors of {lanes} float32 or {lanes // 2} float64",
-        "it is this user's own and can be written to",
-        "auto, where nothing else is chosen",
+        f"Cache         {folder} (1 kernels, ",
+        "; private and writable)",
+        "Engine        auto (default)",
+        "native: the test kernel loaded and ran in ",
         "  gru: GRU(16, 32), float32: native",
     ):
         assert words in done.stdout, words
 
 
-def test_what_is_wrong_is_in_the_report(folder: Path, tmp_path: Path) -> None:
+def test_problems_are_reported(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     done = doctor("--cell", "lstm", PATH="", UNROLLED_KERNELS=str(tmp_path / "none"))
     assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(done.stdout.split())
     for words in (
-        "compiler there is no C++ compiler: install one, or the ziglang package",
-        "kernels none can be run: there is no C++ compiler",
-        f"cache others can write to the kernel cache {folder} (mode 777; empty it and chmod 700 it)",
-        f"shipped {tmp_path}/none can't be read (No such file or directory)",
-        "lstm: LSTM(16, 32), float32: reference (there is no C++ compiler",
+        "Compiler no C++ compiler was found. Install one, or the ziglang package",
+        "Engine auto (default) native: not available, because no C++ compiler was found",
+        f"Cache Other users can write to the kernel cache {folder} (mode 777; empty it, then run chmod 700)",
+        f"Prebuilt {tmp_path}/none can't be read (No such file or directory)",
+        "lstm: LSTM(16, 32), float32: reference (no C++ compiler was found",
     ):
         assert words in text, words
 
@@ -170,19 +172,19 @@ def test_what_is_wrong_is_in_the_report(folder: Path, tmp_path: Path) -> None:
 def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
     for arguments, message in (
-        (["--cell", "lstn"], "should be rnn, lstm, gru, another name of unrolled.cells, FILE.py:CLASS"),
+        (["--cell", "lstn"], "expected rnn, lstm, gru, another cell of unrolled.cells, FILE.py:CLASS"),
         (["--cell", "lstm", "--option", "proj_size=64"], "has to be smaller than hidden_size=32, got 64"),
-        (["--cell", "lstm", "--option", "no=1"], "no such option of LSTM"),
+        (["--cell", "lstm", "--option", "no=1"], "LSTM has no such option"),
         (["--sizes", "a,b"], "expected INPUT,HIDDEN such as 16,32, got 'a,b'"),
         ([str(tmp_path / "none.pt")], "none.pt: No such file or directory"),
-        ([str(tmp_path / "linear.pt")], "no recurrent layer among its keys"),
+        ([str(tmp_path / "linear.pt")], "no recurrent layer found"),
     ):
         assert main.main(["doctor", *arguments]) == 2
         out, error = capsys.readouterr()
         assert (out, error.count("\n")) == ("", 1)
         assert error.startswith("unrolled: ")
         assert message in error
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         main.main(["doctor", "--help"])
-    assert left.value.code == 0
+    assert exited.value.code == 0
     assert "--sizes INPUT,HIDDEN" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command, run as users run it."""
+"""The command line, run as users run it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def here(capsys: Any) -> Any:
-    """The command in this process: faster, for what doesn't hang on a process of its own."""
+def run_here(capsys: Any) -> Any:
+    """Run the command in this process, which is faster, for tests that don't need a process of their own."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main.main([str(argument) for argument in arguments])
@@ -38,22 +38,22 @@ def here(capsys: Any) -> Any:
     return call
 
 
-def test_the_walk_through() -> None:
+def test_the_example() -> None:
     code, out, err = run("show")
     assert (code, err) == (0, "")
     assert out.startswith("RNN(2, 3, batch_first=True)\n")
     for line in (
-        r"input_size=2 +features of the input at each time step",
-        r"hidden_size=3 +units",
+        r"input_size=2 +number of features at each time step",
+        r"hidden_size=3 +number of units",
         r"batch_first=True +True: \(batch, time, features\)",
-        r"weight_ih_l0 +3 × 2 +weighs the input",
-        r"weight_hh_l0 +3 × 3 +weighs the previous hidden state",
+        r"weight_ih_l0 +3 × 2 +multiplies the input",
+        r"weight_hh_l0 +3 × 3 +multiplies the previous hidden state",
         r"bias_ih_l0 +3 +is added",
         r"input_sum = linear\(x, self.weight_ih, self.bias_ih\)",
         r"Input \(1, 4, 2\): 4 time steps of 2 features",
         r"Step 0\n +x +the input +\[1.0000, 1.0000\]",
-        r"input_sum +weighted sum with the input +\[-0.1290, 0.5513, 0.2439\]",
-        r"hidden_sum +what the previous hidden state adds +\[0.3875, 0.5334, -0.2906\]",
+        r"input_sum +input pre-activation +\[-0.1290, 0.5513, 0.2439\]",
+        r"hidden_sum +recurrent pre-activation +\[0.3875, 0.5334, -0.2906\]",
         r"h +hidden state, the output +\[0.2529, 0.7949, -0.0466\]",
         r"\[0.3066, 0.9938, 0.6123\]",
         r"\[0.2971, 0.9556, 0.1416\]",
@@ -69,7 +69,7 @@ def test_the_walk_through() -> None:
         assert re.search(line, out), line
 
 
-def test_a_terminal_of_no_columns_is_taken_for_one_of_80() -> None:
+def test_a_terminal_with_zero_columns_counts_as_80() -> None:
     assert run("show", columns=0) == run("show", columns=80)
 
 
@@ -90,27 +90,27 @@ def test_the_lstm_shows_its_gates_and_both_states() -> None:
     assert float(re.search(r"largest difference from torch.nn.LSTM: (\S+)", out)[1]) < 1e-6
 
 
-def test_the_gru(here: Any) -> None:
-    code, out, _ = here("show", "--cell", "GRU")
+def test_the_gru(run_here: Any) -> None:
+    code, out, _ = run_here("show", "--cell", "GRU")
     assert code == 0
     assert float(re.search(r"largest difference from torch.nn.GRU: (\S+)", out)[1]) < 1e-6
 
 
-def test_labels_stand_beside_the_steps(here: Any) -> None:
-    code, out, _ = here("show", "--labels", "wörd")
+def test_labels_are_printed_with_the_steps(run_here: Any) -> None:
+    code, out, _ = run_here("show", "--labels", "wörd")
     assert code == 0
     assert re.findall(r"^Step (.*)$", out, re.M) == ["0 'w'", "1 'ö'", "2 'r'", "3 'd'"]
 
 
 @pytest.mark.parametrize("name", ["MinGRU", "mingru"])
-def test_another_cell_by_its_name(name: str, here: Any) -> None:
-    code, out, err = here("show", "--cell", name)
+def test_cell_names_in_any_case(name: str, run_here: Any) -> None:
+    code, out, err = run_here("show", "--cell", name)
     assert (code, err) == (0, "")
     assert out.startswith("Recurrent(MinGRU, 2, 3, batch_first=True)\n")
 
 
-def test_json_is_the_trace(here: Any) -> None:
-    code, out, _ = here("show", "--json", "--cell", "lstm", "--seed", "5", "--steps", "1,3")
+def test_json_matches_torch(run_here: Any) -> None:
+    code, out, _ = run_here("show", "--json", "--cell", "lstm", "--seed", "5", "--steps", "1,3")
     assert code == 0
     data = json.loads(out)
     torch.manual_seed(5)
@@ -139,9 +139,9 @@ def weights(tmp_path: Path) -> dict[str, Any]:
     return {"model": model, "path": tmp_path, "x": torch.tensor(x, dtype=torch.float32)}
 
 
-def test_opens_a_users_file(weights: Any, here: Any) -> None:
+def test_weights_files(weights: Any, run_here: Any) -> None:
     folder = weights["path"]
-    code, out, _ = here("show", folder / "w.safetensors")
+    code, out, _ = run_here("show", folder / "w.safetensors")
     assert code == 0
     assert "encoder: GRU(3, 60, num_layers=2, bidirectional=True), float32" in out
     assert "tail: RNN(3, 4), float32" in out
@@ -150,26 +150,26 @@ def test_opens_a_users_file(weights: Any, here: Any) -> None:
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 70
     assert "Step 29 (layer 1, backward)" in out
-    assert "26 of 30 steps are not shown" in out
-    assert not re.search(r"\d…", out)  # no number is cut
+    assert "26 of 30 steps hidden; use --steps all" in out
+    assert not re.search(r"\d…", out)  # no number is truncated
     assert float(re.search(r"largest difference from torch.nn.GRU: (\S+)", out)[1]) < 1e-5
-    code, out, _ = here(*arguments, "--json", "--steps", "all")
+    code, out, _ = run_here(*arguments, "--json", "--steps", "all")
     expected = weights["model"]["encoder"](weights["x"])[0]
     torch.testing.assert_close(torch.tensor(json.loads(out)["output"]), expected, atol=1e-5, rtol=0)
     assert len(json.loads(out)["steps"]) == 4 * 30
 
 
-def test_what_the_weights_do_not_tell_is_said(weights: Any, here: Any) -> None:
+def test_assumed_options_are_reported(weights: Any, run_here: Any) -> None:
     arguments = ("show", weights["path"] / "tail.pt", "--input", weights["path"] / "x.csv")
-    code, out, _ = here(*arguments)
+    code, out, _ = run_here(*arguments)
     assert code == 0
-    assert "No weight tells nonlinearity=tanh" in out
-    code, out, _ = here(*arguments, "--option", "nonlinearity=relu", "--json")
+    assert "Assuming nonlinearity=tanh: the weights don't determine it" in out
+    code, out, _ = run_here(*arguments, "--option", "nonlinearity=relu", "--json")
     expected = weights["model"]["tail"](weights["x"])[0]
     torch.testing.assert_close(torch.tensor(json.loads(out)["output"]), expected)
 
 
-def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path: Path) -> None:
+def test_bad_usage_and_bad_input_get_one_line(weights: Any, run_here: Any, tmp_path: Path) -> None:
     folder = weights["path"]
     torch.save(nn.Linear(2, 3).state_dict(), folder / "linear.pt")
     torch.save(weights["model"], folder / "whole.pt")
@@ -187,46 +187,46 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, here: Any, tmp_path:
         ((), "required: COMMAND"),
         (("shw",), "invalid choice: 'shw'"),
         (("show", "--zzz"), "unrecognized arguments: --zzz"),
-        (("show", "--cell", "lstn"), "should be rnn, lstm, gru, another name of unrolled.cells, FILE.py:CL"),
-        (("show", "--cell", f"{folder}/no.py:A"), "can't be loaded (FileNotFoundError"),
-        (("show", "--cell", f"{folder}/broken.py:A"), "can't be loaded (ModuleNotFoundError"),
+        (("show", "--cell", "lstn"), "expected rnn, lstm, gru, another cell of unrolled.cells, FILE.py:CL"),
+        (("show", "--cell", f"{folder}/no.py:A"), "no.py (FileNotFoundError"),
+        (("show", "--cell", f"{folder}/broken.py:A"), "broken.py (ModuleNotFoundError"),
         (("show", "--cell", "json:JSONDecoder"), "no subclass of unrolled.Cell named 'JSONDecoder'"),
-        (("show", "--cell", "json:X"), "the cells in it are none"),
-        (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS: the cells in it are Empty, Wrong,"),
-        (("show", folder / "own.pt"), "a cell of your own is found with --cell FILE.py:CLASS"),
-        (("show", folder / "linear.pt", "--cell", "lstm"), "no recurrent layer among its keys\n"),
-        (("show", "--option", "relu"), "--option should be NAME=VALUE"),
-        (("show", "--option", "proj_size=1"), "no such option of RNN, the options here are nonlinearity"),
-        (("show", "--option", "num_layers=2"), "--option num_layers: no such option of RNN"),
-        (("show", "--option", "device=cuda"), "--option device: no such option of RNN"),
-        (("show", "--cell", "gru", "--option", "a=1"), "no such option of GRU, there are none here"),
-        (("show", "--seed", 10**30), f"expected a whole number from 0, below 2**63, got '{10**30}'"),
-        (("show", "--seed", "x"), "expected a whole number from 0, below 2**63, got 'x'"),
+        (("show", "--cell", "json:X"), "(cells in it: none)"),
+        (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS (cells in it: Empty, Wrong,"),
+        (("show", folder / "own.pt"), "for a custom cell, add --cell FILE.py:CLASS"),
+        (("show", folder / "linear.pt", "--cell", "lstm"), "no recurrent layer found\n"),
+        (("show", "--option", "relu"), "--option: expected NAME=VALUE"),
+        (("show", "--option", "proj_size=1"), "RNN has no such option (available: nonlinearity)"),
+        (("show", "--option", "num_layers=2"), "--option num_layers: RNN has no such option"),
+        (("show", "--option", "device=cuda"), "--option device: RNN has no such option"),
+        (("show", "--cell", "gru", "--option", "a=1"), "GRU has no such option (available: none)"),
+        (("show", "--seed", 10**30), f"expected an integer from 0 to 2**63 - 1, got '{10**30}'"),
+        (("show", "--seed", "x"), "expected an integer from 0 to 2**63 - 1, got 'x'"),
         (("show", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
         (("show", "--steps", "3-1"), "expected steps such as 0,2-5 or all, got '3-1'"),
         (("show", "--steps", "x"), "expected steps such as 0,2-5 or all, got 'x'"),
-        (("show", "--steps", "4"), "there is no step 4, the sequence has 4"),
-        (("show", "--layer", "a"), "no WEIGHTS are given"),
+        (("show", "--steps", "4"), "there is no step 4; the last one is 3"),
+        (("show", "--layer", "a"), "--layer needs a WEIGHTS file"),
         (("show", folder / "no.pt"), "no.pt: No such file or directory"),
-        (("show", folder / "linear.pt"), "no recurrent layer among its keys"),
-        (("show", folder / "part.pt"), "though weight_ih_l0, bias_ih_l0, bias_hh_l0 may be parts of one"),
-        (("show", folder / "tail.pt", "--option", "relu=1"), "--option relu: no such option of RNN"),
+        (("show", folder / "linear.pt"), "no recurrent layer found"),
+        (("show", folder / "part.pt"), "weight_ih_l0, bias_ih_l0, bias_hh_l0 look like parts of one"),
+        (("show", folder / "tail.pt", "--option", "relu=1"), "--option relu: RNN has no such option"),
         (("show", folder / "tail.pt", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
-        (("show", folder / "tail.pt", *x, "--option", "nonlinearty=relu"), "no such option of RNN"),
-        (("show", folder / "lstm.pt", *x, "--option", "proj_size=2"), "the weights of LSTM(3, 4) tell proj_"),
-        (("show", folder / "lstm.pt", *x, "--option", "nonlinearity=relu"), "no such option of LSTM"),
-        (("show", "--cell", f"{folder}/cells.py:Wrong"), "Wrong can't be run (RuntimeError: mat1 and mat2"),
-        (("show", "--cell", f"{folder}/cells.py:Empty"), "Empty can't be run (NotImplementedError: Em"),
-        (("show", folder / "whole.pt"), "refused, since reading it would run code"),
-        (("show", folder / "cut.safetensors"), "damaged, cut short"),
-        (("show", folder / "w.safetensors", *x), "holds 2 recurrent layers (encoder: GRU(3, 60"),
-        (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no': it has encoder"),
+        (("show", folder / "tail.pt", *x, "--option", "nonlinearty=relu"), "RNN has no such option"),
+        (("show", folder / "lstm.pt", *x, "--option", "proj_size=2"), "the weights have proj_size=0 (LSTM("),
+        (("show", folder / "lstm.pt", *x, "--option", "nonlinearity=relu"), "LSTM has no such option"),
+        (("show", "--cell", f"{folder}/cells.py:Wrong"), "Wrong failed to run (RuntimeError: mat1 and mat2"),
+        (("show", "--cell", f"{folder}/cells.py:Empty"), "Empty failed to run (NotImplementedError: Em"),
+        (("show", folder / "whole.pt"), "refused, because loading it would run code"),
+        (("show", folder / "cut.safetensors"), "not a safetensors file, or damaged"),
+        (("show", folder / "w.safetensors", *x), "has 2 recurrent layers (encoder: GRU(3, 60"),
+        (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no', only encoder"),
         (("show", folder / "tail.pt", "--input", folder / "text.csv"), "line 2, column 2: expected a number"),
-        (("show", folder / "tail.pt", "--input", folder / "two.csv"), "2 columns, but the layer takes 3"),
+        (("show", folder / "tail.pt", "--input", folder / "two.csv"), "2 columns, but the layer expects 3"),
         (("show", folder / "tail.pt", "--input", folder / "two.csv"), "with unrolled.record(model) as rec"),
-        (("show", folder / "tail.pt", "--input", folder), "expected the input as .csv or .npy"),
+        (("show", folder / "tail.pt", "--input", folder), "expected a .csv or .npy file"),
     ):  # fmt: skip
-        code, out, err = here(*arguments)
+        code, out, err = run_here(*arguments)
         assert code == 2, arguments
         assert out == "" or "float32" in out
         assert message in err
@@ -264,12 +264,12 @@ class Kinds(Empty):
 
 
 @pytest.mark.parametrize("name", ["Inline", "Kinds"])
-def test_a_step_of_any_kind_is_shown(here: Any, tmp_path: Path, name: str) -> None:
+def test_unusual_steps_are_shown(run_here: Any, tmp_path: Path, name: str) -> None:
     (tmp_path / "cells.py").write_text(CELLS)
-    code, out, err = here("show", "--cell", f"{tmp_path}/cells.py:{name}")
+    code, out, err = run_here("show", "--cell", f"{tmp_path}/cells.py:{name}")
     assert (code, err) == (0, "")
     assert "torch.tanh(" in out
-    code, out, _ = here("show", "--cell", f"{tmp_path}/cells.py:{name}", "--json")
+    code, out, _ = run_here("show", "--cell", f"{tmp_path}/cells.py:{name}", "--json")
     assert code == 0
     data = json.loads(out)
     assert "torch.tanh(" in data["equations"]
@@ -282,65 +282,67 @@ def test_a_step_of_any_kind_is_shown(here: Any, tmp_path: Path, name: str) -> No
         )
 
 
-def test_json_is_json_with_nan_and_infinity(here: Any, tmp_path: Path) -> None:
+def test_nan_and_infinity_are_strings_in_json(run_here: Any, tmp_path: Path) -> None:
     module = nn.RNN(2, 3)
     with torch.no_grad():
         module.weight_ih_l0[0, 0] = torch.nan
         module.bias_hh_l0[1] = -torch.inf
     torch.save(module.state_dict(), tmp_path / "w.pt")
     (tmp_path / "x.csv").write_text("1,inf\n3,4\n")
-    code, out, _ = here("show", tmp_path / "w.pt", "--input", tmp_path / "x.csv", "--json")
+    code, out, _ = run_here("show", tmp_path / "w.pt", "--input", tmp_path / "x.csv", "--json")
 
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+    def fail(name: str) -> None:
+        raise AssertionError(f"{name} is not valid JSON")
 
-    data = json.loads(out, parse_constant=refuse)
+    data = json.loads(out, parse_constant=fail)
     assert code == 0
     assert data["parameters"]["weight_ih_l0"][0][0] == "NaN"
     assert data["parameters"]["bias_hh_l0"][1] == "-Infinity"
     assert data["input"][0] == [1.0, "Infinity"]
 
 
-def test_a_number_too_large_for_the_layer_does_not_become_infinite(here: Any, tmp_path: Path) -> None:
+def test_a_number_too_large_for_the_dtype_is_an_error(run_here: Any, tmp_path: Path) -> None:
     torch.save(nn.RNN(2, 3).state_dict(), tmp_path / "w.pt")
     torch.save(nn.RNN(2, 3, dtype=torch.float64).state_dict(), tmp_path / "wide.pt")
     (tmp_path / "x.csv").write_text("1,inf\n3,-1e39\n")
-    told = f"unrolled: {tmp_path}/x.csv: -1e+39 is too large for float32, in which the layer computes\n"
+    message = f"unrolled: {tmp_path}/x.csv: -1e+39 is too large for float32, the dtype of the layer\n"
     x = ("--input", tmp_path / "x.csv")
-    assert here("show", tmp_path / "w.pt", *x) == here("show", *x) == (2, "", told)
-    assert here("show", tmp_path / "wide.pt", *x)[0] == 0
+    assert run_here("show", tmp_path / "w.pt", *x) == run_here("show", *x) == (2, "", message)
+    assert run_here("show", tmp_path / "wide.pt", *x)[0] == 0
 
 
-def test_nan_weights_are_shown(here: Any, tmp_path: Path) -> None:
+def test_nan_weights_are_shown(run_here: Any, tmp_path: Path) -> None:
     module = nn.LSTM(2, 3)
     with torch.no_grad():
         module.weight_ih_l0[0, 0] = torch.nan
     torch.save(module.state_dict(), tmp_path / "w.pt")
     (tmp_path / "x.csv").write_text("1,2\n3,4\n")
-    code, out, _ = here("show", tmp_path / "w.pt", "--input", tmp_path / "x.csv")
+    code, out, _ = run_here("show", tmp_path / "w.pt", "--input", tmp_path / "x.csv")
     assert code == 0
     assert "[nan, " in out
     assert "largest difference from torch.nn.LSTM: " in out
 
 
-def test_a_reader_that_stops_early_is_fine() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m unrolled show --cell lstm --json | head -c 10"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '{\n  "layer', "")
 
 
-def test_an_interrupt_is_no_failure_to_be_traced(here: Any, tmp_path: Path) -> None:
-    handling = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's & leaves it ignored
+def test_an_interrupt_gives_no_traceback(run_here: Any, tmp_path: Path) -> None:
+    handling = (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job of a shell ignores it
+    )
     (tmp_path / "slow.py").write_text(f"import signal\n\n{handling}\nsignal.raise_signal(signal.SIGINT)\n")
-    assert here("show", "--cell", f"{tmp_path}/slow.py:Cell") == (130, "", "")
+    assert run_here("show", "--cell", f"{tmp_path}/slow.py:Cell") == (130, "", "")
 
 
-def test_a_closed_output_is_fine() -> None:
+def test_a_closed_standard_output_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", f"{sys.executable} -m unrolled show >&-"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_plain_terminal_still_works() -> None:
+def test_an_ascii_terminal() -> None:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "unrolled", "show"], capture_output=True, env=environment)
     assert done.returncode == 0

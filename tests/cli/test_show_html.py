@@ -20,7 +20,7 @@ from unrolled.cli import main
 
 @pytest.fixture
 def page(capsys: Any, tmp_path: Path) -> Any:
-    """The contents of the page that ``show`` writes with these arguments, of an LSTM and ten steps."""
+    """A function that runs ``show --html`` on an LSTM with ten steps and returns the data in the page."""
     torch.manual_seed(0)
     model = nn.LSTM(3, 4)
     x = numpy.random.default_rng(1).normal(size=(10, 3))
@@ -32,7 +32,7 @@ def page(capsys: Any, tmp_path: Path) -> Any:
         path = tmp_path / "page.html"
         assert main.main(["show", *weights, "--html", str(path), *map(str, arguments)]) == 0
         out, err = capsys.readouterr()
-        assert (out, err) == (f"Wrote {path}: LSTM(3, 4) as a page to look at in a browser.\n", "")
+        assert (out, err) == (f"Wrote {path}, an interactive page for LSTM(3, 4).\n", "")
         return json.loads(re.search(r'<script type="application/json" id="trace">(.*?)</script>',
                                     path.read_text(), re.DOTALL)[1])  # fmt: skip
 
@@ -40,16 +40,16 @@ def page(capsys: Any, tmp_path: Path) -> Any:
     return write
 
 
-def test_the_page_holds_the_numbers_and_the_line_says_where_it_is(page: Any) -> None:
+def test_the_page_contains_the_numbers(page: Any) -> None:
     data = page()
     assert (data["labels"], data["inputs"], data["length"]) == (None, "numbers", 10)
-    quantities = {quantity["key"].split()[-1]: quantity for quantity in data["parts"][0]["quantities"]}
+    quantities = {quantity["key"].split()[-1]: quantity for quantity in data["layers"][0]["quantities"]}
     for name in page.trace.names:
         values = numpy.frombuffer(base64.b64decode(quantities[name]["values"]["data"]), "<f4")
         assert values.tolist() == page.trace[name].flatten().tolist(), name
 
 
-def test_labels_are_characters_or_lines_and_the_input_an_image(page: Any, tmp_path: Path) -> None:
+def test_labels_and_image_input(page: Any, tmp_path: Path) -> None:
     assert page("--labels", "</script>!")["labels"] == list("</script>!")
     assert page("--labels", "x" * 10, "--as", "image")["inputs"] == "image"
     lines = [f"label {k}" for k in range(8)] + ["", "ein Wort mit ß"]
@@ -57,21 +57,21 @@ def test_labels_are_characters_or_lines_and_the_input_an_image(page: Any, tmp_pa
     assert page("--labels", tmp_path / "labels.txt")["labels"] == lines
 
 
-def test_the_title_is_the_file_and_the_layer_or_what_is_given(page: Any) -> None:
+def test_titles(page: Any) -> None:
     assert page()["title"] == "w.pt: encoder"
     assert page("--title", "Mine")["title"] == "Mine"
 
 
-def test_the_browser_opens_it(page: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_open_starts_the_browser(page: Any, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     (tmp_path / "browser").chmod(0o755)
     monkeypatch.setenv("BROWSER", str(tmp_path / "browser"))
-    monkeypatch.setattr(webbrowser, "_tryorder", None)  # found anew, by this variable
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # look up the browser again, with this variable
     page("--open")
     assert (tmp_path / "opened").read_text().strip() == (tmp_path / "page.html").as_uri()
 
 
-def test_what_the_page_leaves_out_is_said(tmp_path: Path, capsys: Any) -> None:
+def test_a_quantity_that_a_page_cannot_show_gives_a_warning(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "cells.py").write_text(
         "import torch, unrolled as ur\n\n\n"
         "class Turned(ur.Cell):\n"
@@ -84,37 +84,38 @@ def test_what_the_page_leaves_out_is_said(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "page.html"
     assert main.main(["show", "--cell", f"{tmp_path}/cells.py:Turned", "--html", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"Wrote {path}: Recurrent(Turned, ")
-    assert err == "unrolled: turned is not shown: its numbers are complex.\n"
+    assert out.startswith(f"Wrote {path}, an interactive page for Recurrent(Turned, ")
+    assert err == "unrolled: turned is not shown because its values are complex.\n"
 
 
-def test_what_cannot_be_done_gets_one_sentence(
-    page: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+def test_errors_are_one_line(page: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
     (tmp_path / "latin.txt").write_bytes(b"\xfc\n" * 10)
     html = ("--html", tmp_path / "no.html")
     monkeypatch.setattr(webbrowser, "_tryorder", [])
     for arguments, message in (
-        (("--html", tmp_path / "no" / "page.html"), "no: there is no such folder"),
-        (("--html", tmp_path), "a folder is there, give the path of a file"),
+        (("--html", tmp_path / "no" / "page.html"), "no: the folder does not exist"),
+        (("--html", tmp_path), "expected the path of a file, but this is a folder"),
         (
             (*html, "--labels", "hello"),
-            "'hello' is no file and has 5 characters, but the sequence has 4 time",
+            "'hello' is not a file and has 5 characters, but the sequence has 4 time",
         ),
         ((*html, "--labels", tmp_path / "three.txt"), "three.txt has 3 lines, but the sequence has 4 time"),
-        ((*html, "--labels", tmp_path / "latin.txt"), "latin.txt: expected a text in UTF-8, a label on each"),
-        ((*html, "--labels", ""), "'' is no file and has 0 characters"),
-        ((*html, "--steps", "0"), "--steps chooses what is printed, and --html writes every step"),
+        (
+            (*html, "--labels", tmp_path / "latin.txt"),
+            "latin.txt: expected UTF-8 text with one label per line",
+        ),
+        ((*html, "--labels", ""), "'' is not a file and has 0 characters"),
+        ((*html, "--steps", "0"), "--steps can't be combined with --html: a page always has all steps"),
         ((*html, "--as", "picture"), "argument --as: invalid choice: 'picture'"),
         ((*html, "--json"), "argument --json: not allowed with argument --html"),
         ((*html, "--watch"), "argument --watch: not allowed with argument --html"),
-        (("--open",), "--open says how a page is to be, and none is asked for: give --html FILE too"),
-        (("--labels", "abcd", "--json"), "--labels names time steps for a reader, and --json"),
-        (("--labels", "abc"), "'abc' is no file and has 3 characters, but the sequence has 4 time steps"),
-        (("--title", "Mine"), "--title says how a page is to be"),
-        (("--as", "image", "--json"), "--as says how a page is to be"),
-        ((tmp_path / "w.pt", *html), "--html shows a sequence: give one with --input FILE"),
+        (("--open",), "--open needs --html FILE"),
+        (("--labels", "abcd", "--json"), "--labels can't be combined with --json"),
+        (("--labels", "abc"), "'abc' is not a file and has 3 characters, but the sequence has 4 time steps"),
+        (("--title", "Mine"), "--title needs --html FILE"),
+        (("--as", "image", "--json"), "--as needs --html FILE"),
+        ((tmp_path / "w.pt", *html), "--html needs an input sequence: add --input FILE"),
     ):
         assert main.main(["show", *map(str, arguments)]) == 2, arguments
         out, err = capsys.readouterr()
@@ -124,5 +125,7 @@ def test_what_cannot_be_done_gets_one_sentence(
         assert not (tmp_path / "no.html").exists()
     assert main.main(["show", "--html", str(tmp_path / "page.html"), "--open"]) == 2
     out, err = capsys.readouterr()
-    assert out.startswith(f"Wrote {tmp_path}/page.html: RNN(2, 3, batch_first=True) as a page")
-    assert err == "unrolled: --open: there is no browser that can be started here: open the file yourself\n"
+    assert out.startswith(
+        f"Wrote {tmp_path}/page.html, an interactive page for RNN(2, 3, batch_first=True).\n"
+    )
+    assert err == "unrolled: --open: no browser could be started; open the file yourself\n"

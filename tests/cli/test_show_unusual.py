@@ -1,4 +1,4 @@
-"""``unrolled show`` with what is rare: hostile names in files, steps with no numbers, names of any width."""
+"""``unrolled show`` in unusual cases: hostile names in files, empty quantities, names of any width."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def cells(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["Still", "Empty"])
-def test_a_step_without_parameters_or_with_a_quantity_of_no_numbers(
-    cells: str, name: str, capsys: Any
-) -> None:
+def test_cells_without_parameters_or_with_an_empty_quantity(cells: str, name: str, capsys: Any) -> None:
     assert main.main(["show", "--cell", f"{cells}:{name}"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -80,25 +78,25 @@ def test_a_step_without_parameters_or_with_a_quantity_of_no_numbers(
     step = json.loads(capsys.readouterr()[0])["steps"][0]
     assert set(step["explanations"]) == {"h"}
     assert step["quantities"].get("none", []) == []
-    view = watched(cells, name)
+    view = new_view(cells, name)
     view.do("down")
     assert [line for line in view.lines(80, 24) if line.plain.startswith("▸ h ")]
 
 
-def watched(cells: str, name: str) -> _View:
+def new_view(cells: str, name: str) -> _View:
     layer, x = example.example(parse_cell(f"{cells}:{name}"), None, 0, {})
     return _View(ur.trace(layer, x), range(4), None)
 
 
 @pytest.mark.parametrize(("name", "width"), [("門", 60), ("Long", 80), ("Long", 30)])
-def test_numbers_stand_below_each_other_beside_names_of_any_width(cells: str, name: str, width: int) -> None:
-    view = watched(cells, name)
+def test_numbers_are_aligned_for_names_of_any_width(cells: str, name: str, width: int) -> None:
+    view = new_view(cells, name)
     lines = [line.plain for line in view.lines(width, 24)]
     first = next(k for k, line in enumerate(lines) if line.startswith("  unit"))
     ends = set()
     for line in lines[first + 1 : first + 4]:
         number = re.search(r"\d\.\d{4}", line)
-        assert number, "the first number is whole"
+        assert number, "the first number is not truncated"
         ends.add(cell_len(line[: number.end()]))
     assert len(ends) == 1, lines
     assert max(map(cell_len, lines)) <= width
@@ -118,7 +116,7 @@ def test_a_long_name_leaves_room_for_the_numbers(cells: str, capsys: Any, monkey
 HOSTILE = "enc\x1b[31m\x9b2J\x07\r\u202ered\nnext"
 
 
-def test_names_in_files_control_no_terminal(tmp_path: Path, capsys: Any) -> None:
+def test_control_characters_in_names_are_replaced(tmp_path: Path, capsys: Any) -> None:
     weights = {f"{HOSTILE}.{name}": value for name, value in nn.LSTM(3, 4).state_dict().items()}
     torch.save(weights, tmp_path / "one.pt")
     torch.save(

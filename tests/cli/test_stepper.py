@@ -1,4 +1,4 @@
-"""``unrolled show --watch`` in a real terminal: what it shows is the trace, and the keys go through it."""
+"""``unrolled show --watch`` in a pseudo-terminal: it shows the numbers of the trace, and the keys work."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from torch import nn
 import unrolled as ur
 from helpers.terminal import ALTERNATE, Terminal
 from unrolled.cli import example, main
-from unrolled.cli.arguments import CELLS
-from unrolled.tracing.color_scales import Scales
+from unrolled.cli.arguments import TORCH_CELLS
+from unrolled.tracing.color_scales import ColorScales
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
 RIGHT, LEFT, UP, DOWN, HOME, END, SHIFT_TAB = (f"\x1b[{letter}" for letter in "CDABHFZ")
 KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g G first, last"
 
 
-def at(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
-    """Whether a screen shows this step of a layer, this number marked, and the arithmetic behind it."""
+def shows(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
+    """Return a check: the screen shows this time step, with this number marked and explained."""
     value = f"[{part[name][step, 0, unit]:.4f}]"
 
     def check(lines: list[str]) -> bool:
-        named = [k for k, line in enumerate(lines) if line.startswith(f"{name}[{unit}]  ")]
+        name_lines = [k for k, line in enumerate(lines) if line.startswith(f"{name}[{unit}]  ")]
         marked = [line for line in lines if re.match(rf"▸ {name} ", line) and value in line]
         if (
-            not named
+            not name_lines
             or not marked
             or not lines[-1].startswith("q quit")
             or not re.match(rf"Step {step} ", lines[1])
         ):
             return False
-        told = " ".join(" ".join(lines[named[0] + 1 :]).split())
-        return told.startswith(part.explain(name, step, unit) if name in part.values else "given: the input")
+        text = " ".join(" ".join(lines[name_lines[0] + 1 :]).split())
+        return text.startswith(part.explain(name, step, unit) if name in part.values else "the input of the")
 
     return check
 
@@ -51,24 +51,26 @@ def numbers(lines: list[str], name: str) -> list[float]:
     return [float(text) for text in re.findall(r"-?\d+\.\d{4}|nan|-?inf", line)]
 
 
-def test_the_keys_go_through_every_number() -> None:
-    layer, x = example.example(CELLS["lstm"], None, 3, {})
+def test_the_keys_reach_every_number() -> None:
+    layer, x = example.example(TORCH_CELLS["lstm"], None, 3, {})
     (part,) = ur.trace(layer, x).layers
     with Terminal((*COMMAND, "--cell", "lstm", "--seed", 3, "--watch"), COLORTERM="truecolor") as terminal:
-        lines = terminal.until(at(part, 0, "input_sum", 0))
+        lines = terminal.until(shows(part, 0, "input_sum", 0))
         assert lines[0] == "LSTM(2, 3, batch_first=True)"
         assert lines[-1] == KEYS
-        assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, "at least this line"
-        assert lines[-2].startswith("Colours of input_sum, on a scale of its own: -")
+        assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, (
+            "at least the selected line of the step is shown"
+        )
+        assert lines[-2].startswith("Colors of input_sum, on its own scale: -")
         terminal.press(UP)
-        lines = terminal.until(at(part, 0, "x", 0))
-        assert lines[-2].startswith("Colours of x: -4.0000 0.0000 4.0000  of the rest: -")
+        lines = terminal.until(shows(part, 0, "x", 0))
+        assert lines[-2].startswith("Colors of x: -4.0000 0.0000 4.0000  of other quantities: -")
         terminal.press(DOWN)
-        terminal.until(at(part, 0, "input_sum", 0))
+        terminal.until(shows(part, 0, "input_sum", 0))
         for key, to in ((RIGHT, 1), ("l", 2), ("n", 3), (RIGHT, 3), (LEFT, 2), ("h", 1), ("p", 0), (LEFT, 0),
                         (END, 3), (HOME, 0), ("G", 3), ("g", 0), (RIGHT + RIGHT, 2)):  # fmt: skip
             terminal.press(key)
-            lines = terminal.until(at(part, to, "input_sum", 0))
+            lines = terminal.until(shows(part, to, "input_sum", 0))
             for name in ("x", *part.names):
                 expected = part[name][to, 0, : len(numbers(lines, name))].tolist()
                 assert len(expected) >= min(7, part[name].shape[-1])
@@ -78,18 +80,20 @@ def test_the_keys_go_through_every_number() -> None:
                                 ("k", "i", 1), ("<", "i", 0), (",", "i", 0), (UP * 9, "x", 0),
                                 ("]]]", "x", 1), (DOWN * 20, "h", 1)):  # fmt: skip
             terminal.press(key)
-            terminal.until(at(part, 2, name, unit))
-        terminal.press("g ")  # plays to the end
+            terminal.until(shows(part, 2, name, unit))
+        terminal.press("g ")  # play to the end
         terminal.until(lambda lines: "▶" in lines[1])
-        terminal.until(at(part, 3, "h", 1))
+        terminal.until(shows(part, 3, "h", 1))
         terminal.until(lambda lines: "▶" not in lines[1])
-        terminal.press(" ")  # and once more, from the first step
-        terminal.until(at(part, 1, "h", 1))
+        terminal.press(" ")  # play again, from the first step
+        terminal.until(shows(part, 1, "h", 1))
         terminal.press(" ")
         terminal.until(lambda lines: "●" in lines[1])
-        assert "Step 3" not in terminal.lines[1], "it stopped where it was"
+        assert "Step 3" not in terminal.lines[1], "pausing keeps the step"
         scales, to = (
-            Scales.on(Console(force_terminal=True, color_system="truecolor"), ur.trace(layer, x)),
+            ColorScales.for_console(
+                Console(force_terminal=True, color_system="truecolor"), ur.trace(layer, x)
+            ),
             int(terminal.lines[1].split()[1]),
         )
         for name in ("x", *part.names):
@@ -102,7 +106,7 @@ def test_the_keys_go_through_every_number() -> None:
         lines = terminal.until(lambda lines: lines[0].startswith("LSTM") and lines[-1].endswith("…"))
         assert any(line.startswith("▸ h ") for line in lines)
         terminal.press("\x1b")
-        assert terminal.end() == 0
+        assert terminal.exit_code() == 0
 
 
 @pytest.fixture
@@ -116,11 +120,11 @@ def deep(tmp_path: Path) -> tuple[tuple[Any, ...], ur.Trace]:
     return arguments, ur.trace(model, torch.tensor(x, dtype=torch.float32))
 
 
-def test_layers_units_and_steps_that_have_no_room(deep: Any) -> None:
+def test_scrolling_in_a_small_window(deep: Any) -> None:
     arguments, trace = deep
     with Terminal(arguments, 50, 9, NO_COLOR="1") as terminal:
         name = trace.names[0]
-        terminal.until(at(trace.layer(0), 0, name, 0))
+        terminal.until(shows(trace.layer(0), 0, name, 0))
         terminal.press("G" + "]" * 30)
         lines = terminal.until(lambda lines: any(line.startswith(f"{name}[30]") for line in lines))
         assert f"[{trace[name][299, 0, 30]:.4f}]" in "".join(lines)
@@ -132,7 +136,7 @@ def test_layers_units_and_steps_that_have_no_room(deep: Any) -> None:
             marked = f"[{trace.layer(layer, direction)[name][299, 0, 30]:.4f}]"
             terminal.until(lambda lines, marked=marked: any(marked in line for line in lines))
             assert lines[-1].startswith("q quit")
-        terminal.press(UP * 2)  # beyond the first quantity comes the last of the layer before
+        terminal.press(UP * 2)  # up from the first quantity: the last one of the previous layer
         last = trace.names[-1]
         marked = f"[{trace.layer(1, 'forward')[last][299, 0, 30]:.4f}]"
         terminal.until(lambda lines: any(marked in line and line.startswith(f"▸ {last} ") for line in lines))
@@ -146,10 +150,10 @@ def test_layers_units_and_steps_that_have_no_room(deep: Any) -> None:
         terminal.resize(80, 24)
         terminal.until(lambda lines: lines[-1] == KEYS.replace("unit", "unit  Tab layer"))
         terminal.press("\x03")  # Ctrl-C
-        assert terminal.end() == 0
+        assert terminal.exit_code() == 0
 
 
-def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
+def test_selected_steps_of_a_custom_cell(tmp_path: Path) -> None:
     (tmp_path / "cells.py").write_text(
         "import torch, unrolled as ur\n\n\n"
         "class Kinds(ur.Cell):\n"
@@ -165,30 +169,30 @@ def test_steps_that_are_chosen_and_a_cell_of_ones_own(tmp_path: Path) -> None:
         lines = terminal.until(lambda lines: lines[-1] == KEYS)
         assert lines[1].startswith("Step 1 ' '  1 ")
         assert re.search(r"▸ mean +\[2\.0000\]", "\n".join(lines))
-        assert "mean" in lines, "the one number of its kind has no index"
+        assert "mean" in lines, "a single number has no index"
         assert numbers(lines, "h") == [float("inf")] * 3
         bold = [line for k, line in enumerate(lines) if terminal.screen.buffer[k][2].bold]
         assert bold[-1] == "  mean = x.mean(-1)"
-        assert "  return h" in lines, "the step is there, and only what makes the number stands out"
+        assert "  return h" in lines, "the whole step is shown, with one line in bold"
         terminal.press("l")
         lines = terminal.until(lambda lines: lines[1].startswith("Step 3 'c'  1 "))
         assert lines[1].endswith("● 3")
         row = next(k for k, line in enumerate(lines) if line.startswith("  h "))
         assert {terminal.screen.buffer[row][k].bg for k in range(80)} > {"default"}
         terminal.press("q")
-        assert terminal.end() == 0
+        assert terminal.exit_code() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
-def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(number: signal.Signals) -> None:
+def test_signals_restore_the_terminal(number: signal.Signals) -> None:
     with Terminal((*COMMAND, "--watch")) as terminal:
         terminal.until(lambda lines: lines[-1] == KEYS)
         terminal.send(number)
-        assert terminal.end() == (0 if number == signal.SIGINT else -number)
+        assert terminal.exit_code() == (0 if number == signal.SIGINT else -number)
         assert "Traceback" not in "".join(terminal.lines)
 
 
-def test_it_pauses_as_any_job_of_a_shell_and_goes_on_where_it_was() -> None:
+def test_ctrl_z_pauses_and_fg_resumes() -> None:
     job = 'set -m; "$@"; echo paused; read line; fg; echo ended with $?'
     with Terminal(("/bin/sh", "-c", job, "sh", *COMMAND, "--watch")) as terminal:
         terminal.until(lambda lines: lines[-1] == KEYS)
@@ -203,18 +207,18 @@ def test_it_pauses_as_any_job_of_a_shell_and_goes_on_where_it_was() -> None:
         terminal.until(lambda lines: lines[1].startswith("Step 2"))
         terminal.press("q")
         terminal.until(lambda lines: "ended with 0" in lines)
-        assert terminal.end() == 0
+        assert terminal.exit_code() == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--watch"], "--watch needs a terminal to draw in and to read keys from"),
+        (["--watch"], "--watch needs an interactive terminal"),
         (["--watch", "--json"], "argument --json: not allowed with argument --watch"),
     ],
     ids=str,
 )
-def test_what_cannot_be_watched_gets_one_sentence(arguments: list[str], message: str, capsys: Any) -> None:
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: Any) -> None:
     assert main.main(["show", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -224,11 +228,11 @@ def test_what_cannot_be_watched_gets_one_sentence(arguments: list[str], message:
 @pytest.mark.parametrize(
     ("terminal", "message"),
     [
-        ("dumb", "--watch needs a terminal to draw in"),
-        ("xterm", "--watch shows a sequence: give one with --in"),
+        ("dumb", "--watch needs an interactive terminal"),
+        ("xterm", "--watch needs an input sequence: add --in"),
     ],
 )
-def test_without_a_sequence_or_a_cursor(
+def test_dumb_terminal_or_missing_input(
     deep: Any, terminal: str, message: str, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setenv("TERM", terminal)
@@ -240,7 +244,7 @@ def test_without_a_sequence_or_a_cursor(
     assert message in err
 
 
-def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
+def test_a_missing_package_gives_the_install_command(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit.input", None)
     monkeypatch.delitem(sys.modules, "unrolled.cli.stepper", raising=False)
     monkeypatch.delattr(ur, "stepper", raising=False)

@@ -1,4 +1,4 @@
-"""Cells that are wrong in one place each: what a suite of others must notice, or it proves nothing."""
+"""Cells with one deliberate mistake each. A conformance suite that doesn't detect them proves nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import unrolled as ur
 from unrolled.cells.base import Cell
 
 
-def swapped(cell: Cell) -> Cell:
-    """The first two gates exchanged."""
+def swap_gates(cell: Cell) -> Cell:
+    """Swap the recurrent weights of the first two gates."""
     blocks = cell.weight_hh.shape[0] // cell.hidden
 
     def swap(tensor: Tensor) -> Tensor:
@@ -27,13 +27,13 @@ def swapped(cell: Cell) -> Cell:
     )
 
 
-def without_a_bias(cell: Cell) -> Cell:
-    """The bias of the recurrent product dropped."""
+def drop_bias(cell: Cell) -> Cell:
+    """Set the recurrent bias to zero."""
     return cell.bind({"bias_hh": torch.zeros_like(cell.bias_hh)}) if cell.bias else cell
 
 
-def transposed(cell: Cell) -> Cell:
-    """The recurrent weights of each gate transposed."""
+def transpose_weights(cell: Cell) -> Cell:
+    """Transpose the recurrent weights of each gate."""
     blocks = cell.weight_hh.split(cell.hidden)
     if blocks[0].shape[0] != blocks[0].shape[1]:
         return cell
@@ -46,12 +46,12 @@ class _TanhForSigmoid(TorchFunctionMode):
 
 
 def tanh_for_sigmoid(cell: Cell) -> Cell:
-    """Nothing of the parameters: see :func:`mutated`."""
+    """Leave the parameters unchanged: :func:`mutate` replaces the function."""
     return cell
 
 
-def mutated(cell_class: type[Cell], change: Callable[[Cell], Cell]) -> type[Cell]:
-    """A cell whose step is that of another one, changed."""
+def mutate(cell_class: type[Cell], change: Callable[[Cell], Cell]) -> type[Cell]:
+    """Return a subclass of a cell whose step runs with changed parameters."""
 
     def step(self: Any, x: Tensor, *states: Tensor) -> Any:
         changed = change(self)
@@ -64,23 +64,28 @@ def mutated(cell_class: type[Cell], change: Callable[[Cell], Cell]) -> type[Cell
     return type(cell_class.__name__, (cell_class,), {"step": step})
 
 
-# Each with the classes that it changes: a simple RNN has no gates and no sigmoid.
+# Each mistake with the cells that it applies to: a simple RNN has no gates and no sigmoid.
 CHANGES: dict[str, tuple[Callable[[Cell], Cell], tuple[str, ...]]] = {
-    "two gates swapped": (swapped, ("GRU", "LSTM")),
-    "a bias dropped": (without_a_bias, ("RNN", "GRU", "LSTM")),
-    "a weight transposed": (transposed, ("RNN", "GRU", "LSTM")),
+    "two gates swapped": (swap_gates, ("GRU", "LSTM")),
+    "a bias dropped": (drop_bias, ("RNN", "GRU", "LSTM")),
+    "a weight transposed": (transpose_weights, ("RNN", "GRU", "LSTM")),
     "tanh for sigmoid": (tanh_for_sigmoid, ("GRU", "LSTM")),
 }
-MUTANTS = [(what, kind) for what, (_, kinds) in CHANGES.items() for kind in kinds]
+MUTANTS = [(change, kind) for change, (_, kinds) in CHANGES.items() for kind in kinds]
 
 
-def classes_with(what: str, kind: str) -> dict[str, Any]:
-    """Our classes by torch.nn's names, those of one kind mutated."""
-    found: dict[str, Any] = {}
+def classes_with(change: str, kind: str) -> dict[str, Any]:
+    """Return this library's classes by torch.nn's names, with a mistake in those of one kind.
+
+    Args:
+        change: A key of ``CHANGES``.
+        kind: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
+    """
+    classes: dict[str, Any] = {}
     for name in ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"):
         ours = getattr(ur, name)
-        found[name] = ours
+        classes[name] = ours
         if name.removesuffix("Cell") == kind:
-            wrong = mutated(ours.cell_class, CHANGES[what][0])
-            found[name] = type(ours.__name__, (ours,), {"cell_class": wrong})
-    return found
+            wrong = mutate(ours.cell_class, CHANGES[change][0])
+            classes[name] = type(ours.__name__, (ours,), {"cell_class": wrong})
+    return classes

@@ -1,7 +1,7 @@
-"""Published cells once more, in NumPy from the papers' equations: one step of one row, by the cells' names.
+"""NumPy implementations of published cells, written from the equations of the papers.
 
-Each function takes the parameters by name, the cell's options, the input and the old states of one row, and
-returns the new states. Matrices of several gates are ``(gates, units, inputs)`` here.
+Each function computes one step for one row. It takes the parameters ``w``, options ``o``, the input and the
+old states, and returns the new states. Matrices of several gates are split into ``(gates, units, inputs)``.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ def norm(v: Row, gain: Row, shift: Row | float, eps: float = 1e-5) -> Row:
 
 
 def parts(value: Row, count: int) -> Row:
-    """So many matrices or vectors that lie below one another."""
+    """Split concatenated matrices or vectors: ``(count * units, …)`` to ``(count, units, …)``."""
     return value.reshape(count, -1, *value.shape[1:])
 
 
 def cell(*names: str) -> Callable[[Step], Step]:
-    def keep(step: Step) -> Step:
+    """Register a step for the cells with these names."""
+
+    def register(step: Step) -> Step:
         STEPS.update(dict.fromkeys(names, step))
         return step
 
-    return keep
+    return register
 
 
 def blocks(matrix: Row, v: Row, heads: int) -> Row:
-    """A block-diagonal matrix, made whole, times a vector."""
+    """Multiply a block-diagonal matrix, given by its blocks, with a vector."""
     stacked = parts(matrix, heads)
-    _, out, inside = stacked.shape
-    whole = numpy.zeros((heads * out, heads * inside))
+    _, outputs, inputs = stacked.shape
+    full = numpy.zeros((heads * outputs, heads * inputs))
     for k in range(heads):
-        whole[k * out : (k + 1) * out, k * inside : (k + 1) * inside] = stacked[k]
-    return whole @ v
+        full[k * outputs : (k + 1) * outputs, k * inputs : (k + 1) * inputs] = stacked[k]
+    return full @ v
 
 
 @cell("PeepholeLSTM")
@@ -211,19 +213,19 @@ def antisymmetric_rnn(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
     return (h + o.epsilon * gate * tanh(turned + sums[-1]),)
 
 
-def ranked(matrix: Row, low: Row | None) -> Row:
+def low_rank_product(matrix: Row, low: Row | None) -> Row:
     return matrix if low is None else matrix @ low
 
 
 @cell("FastRNN")
 def fast_rnn(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
-    W, U = (ranked(getattr(w, f"weight_{k}"), getattr(w, f"low_{k}", None)) for k in ("ih", "hh"))
+    W, U = (low_rank_product(getattr(w, f"weight_{k}"), getattr(w, f"low_{k}", None)) for k in ("ih", "hh"))
     return (sigmoid(w.alpha) * tanh(W @ x + U @ h + w.bias_ih) + sigmoid(w.beta) * h,)
 
 
 @cell("FastGRNN")
 def fast_grnn(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
-    W, U = (ranked(getattr(w, f"weight_{k}"), getattr(w, f"low_{k}", None)) for k in ("ih", "hh"))
+    W, U = (low_rank_product(getattr(w, f"weight_{k}"), getattr(w, f"low_{k}", None)) for k in ("ih", "hh"))
     z = sigmoid(W @ x + U @ h + w.bias_z)
     return ((sigmoid(w.zeta) * (1 - z) + sigmoid(w.nu)) * tanh(W @ x + U @ h + w.bias_h) + z * h,)
 
@@ -286,21 +288,21 @@ def qrnn(w: Any, o: Any, x: Row, h: Row, c: Row) -> tuple[Row, ...]:
     return (c if o.pooling == "f" else sigmoid(w.weight_o @ x + w.bias_o) * c), c
 
 
-def above_zero(v: Row, positive: bool) -> Row:
+def positive_candidate(v: Row, positive: bool) -> Row:
     return numpy.where(v >= 0, v + 0.5, sigmoid(v)) if positive else v
 
 
 @cell("MinGRU")
 def min_gru(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
     k, v = parts(w.weight_ih @ x + w.bias_ih, 2)
-    return ((1 - sigmoid(k)) * h + sigmoid(k) * above_zero(v, o.positive),)
+    return ((1 - sigmoid(k)) * h + sigmoid(k) * positive_candidate(v, o.positive),)
 
 
 @cell("MinLSTM")
 def min_lstm(w: Any, o: Any, x: Row, h: Row) -> tuple[Row, ...]:
     f, i, v = parts(w.weight_ih @ x + w.bias_ih, 3)
     share = sigmoid(f) / (sigmoid(f) + sigmoid(i))
-    return (share * h + (1 - share) * above_zero(v, o.positive),)
+    return (share * h + (1 - share) * positive_candidate(v, o.positive),)
 
 
 @cell("LRU")
@@ -341,9 +343,17 @@ def slstm(w: Any, o: Any, x: Row, h: Row, c: Row, n: Row, m: Row) -> tuple[Row, 
 
 
 def run(name: str, params: dict[str, Row], options: dict[str, Any], x: Row, states: list[Row]) -> Row:
-    """The outputs of a sequence of one row, ``(time, units)``."""
-    w, o, found = SimpleNamespace(**params), SimpleNamespace(**options), []
+    """Return the outputs of a cell for a sequence of one row, ``(time, units)``.
+
+    Args:
+        name: The name of the cell.
+        params: Its parameters by name.
+        options: Its options by name.
+        x: The input, ``(time, features)``.
+        states: The initial states.
+    """
+    w, o, outputs = SimpleNamespace(**params), SimpleNamespace(**options), []
     for row in x:
         states = list(STEPS[name](w, o, row, *states))
-        found.append(states[0])
-    return numpy.stack(found)
+        outputs.append(states[0])
+    return numpy.stack(outputs)

@@ -20,107 +20,109 @@ ENGINES = pytest.mark.parametrize(
 
 
 @ENGINES
-def test_onnxs_own_cases(engine: str) -> None:
-    assert len(cases.official()) == 18
+def test_official_onnx_cases(engine: str) -> None:
+    assert len(cases.official_cases()) == 18
     with ur.engine(engine):
-        cases.check_official(RecurrentNode)
+        cases.check_official_cases(RecurrentNode)
 
 
 @ENGINES
 def test_random_models_in_onnx_runtime(engine: str) -> None:
     with ur.engine(engine):
-        cases.check_random(RecurrentNode)
-        cases.check_models(None)
+        cases.check_random_nodes(RecurrentNode)
+        cases.check_models()
 
 
-@pytest.mark.parametrize(("what", "kind"), mutants.MUTANTS)
-def test_a_wrong_cell_is_noticed(what: str, kind: str) -> None:
+@pytest.mark.parametrize(("change", "kind"), mutants.MUTANTS)
+def test_mutants_are_detected(change: str, kind: str) -> None:
     class Wrong(RecurrentNode):
-        def _cell(self, peepholes: bool) -> Any:
-            return mutants.mutated(super()._cell(peepholes), mutants.CHANGES[what][0])
+        def _cell_class(self, peepholes: bool) -> Any:
+            return mutants.mutate(super()._cell_class(peepholes), mutants.CHANGES[change][0])
 
     with ur.engine("reference"), pytest.raises(AssertionError):
-        cases.check_random(Wrong, only=kind)
+        cases.check_random_nodes(Wrong, only=kind)
 
 
 @pytest.mark.parametrize(
-    ("operator", "attributes", "why"),
+    ("operator", "attributes", "message"),
     [
-        ("LSTM", {"clip": 3.0}, r"the node \(LSTM\): clip is not supported, it is 3.0"),
-        ("LSTM", {"input_forget": 1}, "input_forget is not supported, it is 1"),
+        ("LSTM", {"clip": 3.0}, r"the node \(LSTM\): clip=3.0 is not supported"),
+        ("LSTM", {"input_forget": 1}, "input_forget=1 is not supported"),
         (
             "GRU",
             {"activations": ["Sigmoid", "Softsign"]},
-            "Softsign are not supported, expected Sigmoid, Tanh",
+            "expected the activations Sigmoid, Tanh in every direction, got Sigmoid, Softsign",
         ),
         (
             "RNN",
             {"activations": ["Tanh", "Relu"], "direction": "bidirectional"},
-            "Tanh, Relu are not supported",
+            "got Tanh, Relu",
         ),
-        ("RNN", {"shape": 1}, "the attribute shape is not known"),
+        ("RNN", {"shape": 1}, "unknown attribute shape"),
         (
             "RNN",
             {"direction": "bidirectional"},
-            "'bidirectional' doesn't go with weights of 1 direction",
+            "the direction is 'bidirectional', but the weights have 1 direction",
         ),
-        ("RNN", {"direction": "sideways"}, "the direction 'sideways' is none of forward, reverse, bidirect"),
-        ("LSTM", {"hidden_size": 9}, "hidden_size is 9, and R has 2 units"),
+        ("RNN", {"direction": "sideways"}, "the direction forward, reverse or bidirectional, got 'sideways'"),
+        ("LSTM", {"hidden_size": 9}, "hidden_size is 9, but R has 2 units"),
     ],
 )
-def test_what_cannot_be_read(operator: str, attributes: dict[str, Any], why: str) -> None:
+def test_unsupported_attributes(operator: str, attributes: dict[str, Any], message: str) -> None:
     gates = cases.GATES[operator]
-    lanes = 2 if len(attributes.get("activations", [])) == 2 and operator == "RNN" else 1
-    weights = {"W": torch.randn(lanes, gates * 2, 3), "R": torch.randn(lanes, gates * 2, 2)}
-    with pytest.raises(ValueError, match=why):
+    directions = 2 if len(attributes.get("activations", [])) == 2 and operator == "RNN" else 1
+    weights = {"W": torch.randn(directions, gates * 2, 3), "R": torch.randn(directions, gates * 2, 2)}
+    with pytest.raises(ValueError, match=message):
         RecurrentNode(operator, weights, attributes)
 
 
-def test_computed_weights_are_told() -> None:
+def test_computed_weights_are_not_supported() -> None:
     node = cases.helper.make_node("RNN", ["X", "W", "R"], ["Y"], "mine", hidden_size=2)
     graph = cases.helper.make_graph([node], "model", [], [])
-    with pytest.raises(ValueError, match=r"mine \(RNN\): its weights W are computed in the model, not held"):
+    with pytest.raises(
+        ValueError, match=r"mine \(RNN\): expected constant weights, but the model computes W"
+    ):
         ur.io.from_onnx(cases.helper.make_model(graph))
 
 
-def model_of(*nodes: Any, held: Any = ()) -> Any:
-    return cases.helper.make_model(cases.helper.make_graph(list(nodes), "model", [], [], list(held)))
+def model_of(*nodes: Any, weights: Any = ()) -> Any:
+    return cases.helper.make_model(cases.helper.make_graph(list(nodes), "model", [], [], list(weights)))
 
 
-def test_weights_that_do_not_go_together() -> None:
-    good = {"W": torch.randn(1, 8, 3), "R": torch.randn(1, 8, 2)}
-    for change, why in (
-        ({"W": torch.randn(1, 6, 3)}, r"W should have the shape \(1, 8, 3\) for 2 units, it has \(1, 6, 3\)"),
-        ({"B": torch.randn(1, 8)}, r"B should have the shape \(1, 16\)"),
-        ({"P": torch.randn(2, 6)}, r"P should have the shape \(1, 6\)"),
+def test_weights_of_inconsistent_shapes() -> None:
+    valid = {"W": torch.randn(1, 8, 3), "R": torch.randn(1, 8, 2)}
+    for change, message in (
+        ({"W": torch.randn(1, 6, 3)}, r"expected W of shape \(1, 8, 3\) for 2 units, got \(1, 6, 3\)"),
+        ({"B": torch.randn(1, 8)}, r"expected B of shape \(1, 16\)"),
+        ({"P": torch.randn(2, 6)}, r"expected P of shape \(1, 6\)"),
         (
             {"R": torch.randn(8, 2)},
-            r"R should be \(directions, gates × hidden, features\), got the shape",
+            r"expected R of shape \(directions, gates × hidden, features\), got",
         ),
     ):
-        with pytest.raises(ValueError, match=why):
-            RecurrentNode("LSTM", good | change, {})
+        with pytest.raises(ValueError, match=message):
+            RecurrentNode("LSTM", valid | change, {})
     with pytest.raises(ValueError, match=r"the node \(Foo\): expected the operator RNN, GRU or LSTM"):
-        RecurrentNode("Foo", good, {})
+        RecurrentNode("Foo", valid, {})
 
 
-def test_where_nodes_and_their_weights_are(tmp_path: Path) -> None:
+def test_finding_nodes_and_weights(tmp_path: Path) -> None:
     helper = cases.helper
     W, R = (cases.onnx.numpy_helper.from_array(numpy.ones(s, numpy.float32), n) for n, s in SIZES.items())
     node = helper.make_node("RNN", ["X", "W", "R"], ["Y"], "mine", hidden_size=2, activation_alpha=[1.0])
     constant = helper.make_node("Constant", [], ["W"], value=W)
-    [found] = ur.io.from_onnx(model_of(constant, node, held=[R])).values()
-    assert torch.equal(found.layer.weight_ih_l0, torch.ones(2, 3))
-    with pytest.raises(ValueError, match="two nodes of the model have the name mine"):
-        ur.io.from_onnx(model_of(node, node, held=[W, R]))
+    [module] = ur.io.from_onnx(model_of(constant, node, weights=[R])).values()
+    assert torch.equal(module.layer.weight_ih_l0, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="two nodes of the model are named mine"):
+        ur.io.from_onnx(model_of(node, node, weights=[W, R]))
     branch = helper.make_graph([node], "branch", [], [], [W, R])
     both = {"then_branch": branch, "else_branch": branch}
-    with pytest.raises(ValueError, match=r"mine \(RNN\) lies inside the If node 'choice'"):
+    with pytest.raises(ValueError, match=r"mine \(RNN\) is inside the If node 'choice'"):
         ur.io.from_onnx(model_of(helper.make_node("If", ["c"], ["Y"], "choice", **both)))
     with pytest.raises(TypeError, match=r"a path or an onnx.ModelProto, got bytes"):
         ur.io.from_onnx(b"")
     (tmp_path / "bad.onnx").write_text("hello")
-    with pytest.raises(ValueError, match=r"bad.onnx is no ONNX model"):
+    with pytest.raises(ValueError, match=r"bad.onnx is not an ONNX model"):
         ur.io.from_onnx(tmp_path / "bad.onnx")
 
 

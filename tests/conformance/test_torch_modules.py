@@ -20,19 +20,19 @@ OURS = {name: getattr(ur, name) for name in torch_modules.NAMES}
         for check in torch_modules.CHECKS
     ],
 )
-def test_torchs_own_inputs(check: str, engine: str) -> None:
+def test_torchs_module_tests(check: str, engine: str) -> None:
     with ur.engine(engine):
         torch_modules.CHECKS[check](OURS)
 
 
-def test_all_of_torchs_modules_are_there() -> None:
+def test_all_torch_modules_are_tested() -> None:
     assert {name for name, _ in torch_modules.infos()} == set(torch_modules.NAMES)
     assert len(list(torch_modules.samples(OURS))) >= 87
 
 
-@pytest.mark.parametrize(("what", "kind"), mutants.MUTANTS)
-def test_a_wrong_cell_is_noticed(what: str, kind: str) -> None:
-    classes = mutants.classes_with(what, kind)
+@pytest.mark.parametrize(("change", "kind"), mutants.MUTANTS)
+def test_mutants_are_detected(change: str, kind: str) -> None:
+    classes = mutants.classes_with(change, kind)
     with ur.engine("reference"):
         for check in torch_modules.NUMERIC:
             with pytest.raises(AssertionError):

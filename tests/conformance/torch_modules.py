@@ -1,7 +1,7 @@
-"""What torch's own tests ask of torch.nn's recurrent modules, asked of any classes.
+"""Torch's tests of its recurrent modules, applied to other classes.
 
-The inputs and the errors are those of ``torch.testing._internal.common_modules`` in the torch wheel; the
-checks are of the same things as those that torch's ``test/test_modules.py`` makes with them.
+Inputs and errors are those of ``torch.testing._internal.common_modules``, which is part of the torch wheel.
+The checks correspond to those in torch's ``test/test_modules.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Classes = Mapping[str, Any]
 
 
 def infos() -> Iterator[tuple[str, Any]]:
-    """The names of the modules, with what torch knows of them."""
+    """Yield the name and torch's ModuleInfo of each recurrent module."""
     for info in common_modules.module_db:
         name = info.module_cls.__name__
         if name in NAMES and info.module_cls is getattr(nn, name, None):
@@ -35,170 +35,164 @@ def infos() -> Iterator[tuple[str, Any]]:
 def samples(
     classes: Classes, dtype: torch.dtype = torch.float64, training: bool = True
 ) -> Iterator[tuple[str, Any, Any, Any]]:
-    """The name, our module and torch's with the same random parameters, and an input of forward."""
+    """Yield a description, our module and torch's with the same parameters, and the arguments of forward."""
     for name, info in infos():
         for sample in info.module_inputs_func(
             info, device="cpu", dtype=dtype, requires_grad=True, training=training
         ):
-            given = sample.constructor_input
-            theirs = getattr(nn, name)(*given.args, **given.kwargs, dtype=dtype).train(training)
-            ours = classes[name](*given.args, **given.kwargs, dtype=dtype).train(training)
+            arguments = sample.constructor_input
+            theirs = getattr(nn, name)(*arguments.args, **arguments.kwargs, dtype=dtype).train(training)
+            ours = classes[name](*arguments.args, **arguments.kwargs, dtype=dtype).train(training)
             ours.load_state_dict(theirs.state_dict())
-            yield f"{name}({given.args}, {given.kwargs})", ours, theirs, sample.forward_input
+            yield f"{name}({arguments.args}, {arguments.kwargs})", ours, theirs, sample.forward_input
 
 
-def call(module: Any, given: Any) -> list[Tensor]:
-    """All tensors of a forward."""
-    return flat(module(*given.args, **given.kwargs))
+def call(module: Any, inputs: Any) -> list[Tensor]:
+    """Run forward, and return all resulting tensors."""
+    return flat(module(*inputs.args, **inputs.kwargs))
 
 
 def flat(value: Any) -> list[Tensor]:
-    """All tensors in a value."""
+    """Return all tensors of a nested value."""
     if isinstance(value, PackedSequence):
         return [value.data]
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def leaves(given: Any) -> list[Tensor]:
-    """The tensors of an input that want gradients."""
-    return [tensor for tensor in flat((given.args, given.kwargs)) if tensor.requires_grad]
+def leaves(inputs: Any) -> list[Tensor]:
+    """Return the input tensors that require gradients."""
+    return [tensor for tensor in flat((inputs.args, inputs.kwargs)) if tensor.requires_grad]
 
 
-def near(found: Any, expected: Any, what: str, tolerance: float = 1e-10) -> None:
-    """Equal to float64's precision."""
-    found, expected = flat(found), flat(expected)
-    assert len(found) == len(expected), what
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape, what
-        assert a.dtype == b.dtype, what
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
+def assert_near(actual: Any, expected: Any, case: str, tolerance: float = 1e-10) -> None:
+    """Compare all tensors of nested values. The default tolerance is for float64."""
+    actual, expected = flat(actual), flat(expected)
+    assert len(actual) == len(expected), case
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape, case
+        assert a.dtype == b.dtype, case
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text: f"{case}: {text}")
 
 
-def gradients(module: Any, given: Any) -> list[Tensor]:
-    """Of a weighted sum of all results, for inputs and parameters."""
-    results = call(module, given)
+def gradients(module: Any, inputs: Any) -> list[Tensor]:
+    """Return the gradients of a weighted sum of all results, for inputs and parameters."""
+    results = call(module, inputs)
     loss = sum((r * torch.linspace(-1, 1, r.numel(), dtype=r.dtype).view(r.shape)).sum() for r in results)
-    wanted = [*leaves(given), *module.parameters()]
-    return list(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    variables = [*leaves(inputs), *module.parameters()]
+    return list(torch.autograd.grad(loss, variables, allow_unused=True, materialize_grads=True))
 
 
 # --- the checks ---
 
 
 def check_forward(classes: Classes) -> None:
-    for what, ours, theirs, given in samples(classes):
-        near(call(ours, given), call(theirs, given), what)
+    for case, ours, theirs, inputs in samples(classes):
+        assert_near(call(ours, inputs), call(theirs, inputs), case)
 
 
 def check_gradients(classes: Classes) -> None:
-    for what, ours, theirs, given in samples(classes):
-        near(gradients(ours, given), gradients(theirs, given), what)
+    for case, ours, theirs, inputs in samples(classes):
+        assert_near(gradients(ours, inputs), gradients(theirs, inputs), case)
 
 
 def check_finite_differences(classes: Classes) -> None:
-    """First gradients; second ones of the smallest input of each class."""
-    seen = set()
-    for what, ours, _, given in samples(classes):
-        tensors = [*leaves(given), *ours.parameters()]
-        if type(ours) in seen or any(isinstance(part, PackedSequence) for part in given.args):
+    """Check first and second gradients for one input of each class."""
+    checked = set()
+    for case, ours, _, inputs in samples(classes):
+        tensors = [*leaves(inputs), *ours.parameters()]
+        if type(ours) in checked or any(isinstance(part, PackedSequence) for part in inputs.args):
             continue
-        seen.add(type(ours))
+        checked.add(type(ours))
         names = [name for name, _ in ours.named_parameters()]
 
-        def run(*values: Tensor, ours: Any = ours, given: Any = given, names: list[str] = names) -> Any:
+        def run(*values: Tensor, ours: Any = ours, inputs: Any = inputs, names: list[str] = names) -> Any:
             count = len(values) - len(names)
-            filled = iter(values[:count])
-            args = tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, given.args)
+            replacements = iter(values[:count])
+            args = tree_map(
+                lambda leaf: next(replacements) if isinstance(leaf, Tensor) else leaf, inputs.args
+            )
             parameters = dict(zip(names, values[count:], strict=True))
-            return tuple(flat(torch.func.functional_call(ours, parameters, args, given.kwargs)))
+            return tuple(flat(torch.func.functional_call(ours, parameters, args, inputs.kwargs)))
 
         detached = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-        assert torch.autograd.gradcheck(run, detached, fast_mode=True), what
-        assert torch.autograd.gradgradcheck(run, detached, fast_mode=True), what
+        assert torch.autograd.gradcheck(run, detached, fast_mode=True), case
+        assert torch.autograd.gradgradcheck(run, detached, fast_mode=True), case
 
 
 def check_non_contiguous(classes: Classes) -> None:
-    def spread(value: Any) -> Any:
+    def non_contiguous(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         wide = torch.stack((value.detach(), torch.full_like(value, torch.nan)), -1)
         return wide.requires_grad_(value.requires_grad)[..., 0]
 
-    for what, ours, _, given in samples(classes):
-        if any(isinstance(part, PackedSequence) for part in given.args):
+    for case, ours, _, inputs in samples(classes):
+        if any(isinstance(part, PackedSequence) for part in inputs.args):
             continue
-        expected = gradients(ours, given)
-        args = tree_map(spread, given.args)
-        results = ours(*args, **given.kwargs)
-        near(results, call(ours, given), what)
+        expected = gradients(ours, inputs)
+        args = tree_map(non_contiguous, inputs.args)
+        results = ours(*args, **inputs.kwargs)
+        assert_near(results, call(ours, inputs), case)
         for parameter in ours.parameters():
-            parameter.data = spread(parameter.data)
-        near(ours(*args, **given.kwargs), results, what)
-        near(gradients(ours, given), expected, what)
+            parameter.data = non_contiguous(parameter.data)
+        assert_near(ours(*args, **inputs.kwargs), results, case)
+        assert_near(gradients(ours, inputs), expected, case)
 
 
 def check_pickle_and_copy(classes: Classes) -> None:
-    for what, ours, _, given in samples(classes):
-        expected = call(ours, given)
-        near(call(copy.deepcopy(ours), given), expected, what, 0)
-        near(call(pickle.loads(pickle.dumps(ours)), given), expected, what, 0)
+    for case, ours, _, inputs in samples(classes):
+        expected = call(ours, inputs)
+        assert_near(call(copy.deepcopy(ours), inputs), expected, case, 0)
+        assert_near(call(pickle.loads(pickle.dumps(ours)), inputs), expected, case, 0)
         file = io.BytesIO()
         torch.save(ours, file)
         file.seek(0)
-        near(call(torch.load(file, weights_only=False), given), expected, what, 0)
+        assert_near(call(torch.load(file, weights_only=False), inputs), expected, case, 0)
 
 
 def check_state_dicts(classes: Classes) -> None:
-    for what, ours, theirs, given in samples(classes):
-        assert list(ours.state_dict()) == list(theirs.state_dict()), what
+    for case, ours, theirs, inputs in samples(classes):
+        assert list(ours.state_dict()) == list(theirs.state_dict()), case
         file = io.BytesIO()
         torch.save(ours.state_dict(), file)
         file.seek(0)
         theirs.load_state_dict(torch.load(file))
-        near(call(theirs, given), call(ours, given), what)
+        assert_near(call(theirs, inputs), call(ours, inputs), case)
 
 
 def check_modes(classes: Classes) -> None:
-    """In and out of training: the same, as these modules have no dropout by themselves."""
+    """Compare results in training and eval mode."""
     for training in (True, False):
-        for what, ours, theirs, given in samples(classes, training=training):
-            assert ours.training is training, what
-            near(call(ours, given), call(theirs, given), what)
+        for case, ours, theirs, inputs in samples(classes, training=training):
+            assert ours.training is training, case
+            assert_near(call(ours, inputs), call(theirs, inputs), case)
 
 
 def check_repr_and_attributes(classes: Classes) -> None:
-    for what, ours, theirs, _ in samples(classes):
-        assert repr(ours) == repr(theirs), what
-        for name in (
-            "input_size",
-            "hidden_size",
-            "bias",
-            "num_layers",
-            "batch_first",
-            "bidirectional",
-            "proj_size",
-        ):
-            assert getattr(ours, name, None) == getattr(theirs, name, None), f"{what}: {name}"
+    for case, ours, theirs, _ in samples(classes):
+        assert repr(ours) == repr(theirs), case
+        for name in ATTRIBUTES:
+            assert getattr(ours, name, None) == getattr(theirs, name, None), f"{case}: {name}"
 
 
 def check_factory_arguments(classes: Classes) -> None:
-    """dtype and device are arguments, parameters are made so, and meta tensors hold no data."""
+    """Check dtype and device of the parameters, also on the meta device."""
     for name, info in infos():
         for sample in info.module_inputs_func(
             info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
         ):
-            given = sample.constructor_input
+            arguments = sample.constructor_input
             for kwargs in (
                 {"dtype": torch.float64},
                 {"device": "meta"},
                 {"device": "cpu", "dtype": torch.bfloat16},
             ):
-                made = classes[name](*given.args, **given.kwargs, **kwargs)
-                assert {p.dtype for p in made.parameters()} == {kwargs.get("dtype", torch.float32)}, name
-                assert {p.device.type for p in made.parameters()} == {kwargs.get("device", "cpu")}, name
-            empty = classes[name](*given.args, **given.kwargs, device="meta").to_empty(device="cpu")
+                module = classes[name](*arguments.args, **arguments.kwargs, **kwargs)
+                assert {p.dtype for p in module.parameters()} == {kwargs.get("dtype", torch.float32)}, name
+                assert {p.device.type for p in module.parameters()} == {kwargs.get("device", "cpu")}, name
+            empty = classes[name](*arguments.args, **arguments.kwargs, device="meta").to_empty(device="cpu")
             empty.reset_parameters()
-            near(
+            assert_near(
                 flat(empty(*sample.forward_input.args)),
                 flat(copy.deepcopy(empty)(*sample.forward_input.args)),
                 name,
@@ -207,12 +201,12 @@ def check_factory_arguments(classes: Classes) -> None:
 
 
 def check_conversions(classes: Classes) -> None:
-    """To other dtypes and back, and shared memory."""
-    for what, ours, theirs, given in samples(classes):
+    """Convert to another dtype and back, and move parameters to shared memory."""
+    for case, ours, theirs, inputs in samples(classes):
         for module in (ours, theirs):
             module.to(torch.float32).double()
-        near(call(ours, given), call(theirs, given), what)
-        near(call(ours.share_memory(), given), call(theirs, given), what)
+        assert_near(call(ours, inputs), call(theirs, inputs), case)
+        assert_near(call(ours.share_memory(), inputs), call(theirs, inputs), case)
         ours.zero_grad()
 
 
@@ -223,21 +217,23 @@ def check_errors(classes: Classes) -> None:
         for sample in info.module_error_inputs_func(
             info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
         ):
-            given = sample.module_error_input
-            made = given.constructor_input
-            kind, pattern = sample.error_type, sample.error_regex.replace("RNN input", f"{name} input")
-            if "relu" in made.args or "tanh" in made.args:  # given as bias, which torch.nn takes for True
-                kind, pattern = TypeError, "bias should be of type bool, got: str"
+            error_input = sample.module_error_input
+            arguments = error_input.constructor_input
+            error_type, pattern = sample.error_type, sample.error_regex.replace("RNN input", f"{name} input")
+            if (
+                "relu" in arguments.args or "tanh" in arguments.args
+            ):  # passed as bias; torch.nn takes it for True
+                error_type, pattern = TypeError, "bias should be of type bool, got: str"
 
-            def run(name: str = name, given: Any = given, made: Any = made) -> None:
-                module = classes[name](*made.args, **made.kwargs)
-                module(*given.forward_input.args, **given.forward_input.kwargs)
+            def run(name: str = name, error_input: Any = error_input, arguments: Any = arguments) -> None:
+                module = classes[name](*arguments.args, **arguments.kwargs)
+                module(*error_input.forward_input.args, **error_input.forward_input.kwargs)
 
-            with pytest.raises(kind, match=pattern):
+            with pytest.raises(error_type, match=pattern):
                 run()
 
 
 CHECKS: dict[str, Callable[[Classes], None]] = {
     name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")
 }
-NUMERIC = ("forward", "gradients", "modes")  # those that see a cell that computes something else
+NUMERIC = ("forward", "gradients", "modes")  # the checks that detect wrong equations

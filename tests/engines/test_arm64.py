@@ -1,4 +1,4 @@
-"""The same sources for arm64: compiled by the zig of this machine, and run where qemu is at hand."""
+"""The generated C++ on arm64: compiled with the ziglang package, and run with qemu, if they are installed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from typing import Any
 
 import pytest
 import torch
-from test_vector_math import ONE, PROGRAM, TWO
+from test_vector_math import BINARY, PROGRAM, UNARY
 
 import unrolled as ur
-from helpers.layer_pairs import TOLERANCE, assert_close, team
+from helpers.layer_pairs import TOLERANCE, assert_close, use_threads
 from helpers.user_cell import MGU
 from unrolled.engines import autograd, run_compiled
 from unrolled.engines.native import kernel
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.kernel import KernelCall, launch
-from unrolled.engines.native.matmul import _source, _team_source
+from unrolled.engines.native.kernel import Kernel, KernelCall, launch
+from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE
 
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-RUN = Path(__file__).with_name("arm64.cpp")
-NEEDS_QEMU = pytest.mark.skipif(
-    QEMU is None, reason="there is no qemu-aarch64, which runs programs for arm64"
-)
+RUN_CALL = Path(__file__).with_name("arm64.cpp")
+NEEDS_QEMU = pytest.mark.skipif(QEMU is None, reason="needs qemu-aarch64, to run programs for arm64")
 TARGET = ("-target", "aarch64-linux-musl", "-mcpu=generic")
-WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function")  # GCC's unroll
+# The last two: clang doesn't know GCC's unroll pragma, and each loop uses only some functions of the headers.
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function")
 CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rnn-tanh": (ur.cells.RNN, {}),
     "rnn-relu": (ur.cells.RNN, {"nonlinearity": "relu"}),
@@ -49,7 +48,7 @@ CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ziglang") is None,
-    reason="the ziglang package, which compiles for arm64, is not here",
+    reason="needs the ziglang package, to compile for arm64",
 )
 
 
@@ -58,7 +57,7 @@ def zig(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("zig")
     caches = {f"ZIG_{name}_CACHE_DIR": str(folder / "cache") for name in ("GLOBAL", "LOCAL")}
 
-    def compiled(*arguments: object) -> None:
+    def compile_cpp(*arguments: object) -> None:
         line = [
             sys.executable,
             "-m",
@@ -73,17 +72,17 @@ def zig(tmp_path_factory: pytest.TempPathFactory) -> Any:
         done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **caches})
         assert done.returncode == 0, done.stderr
 
-    return compiled
+    return compile_cpp
 
 
 @functools.cache
 def sources(kind: str, dtype: torch.dtype) -> list[str]:
-    """The loops of a cell: for inference, for training and back."""
-    made, options = CELLS[kind]
-    step = CompiledCell(made(5, 12, **options), dtype)
-    forward = emit(step._forward, dtype, whole=step._read_back)
-    back = emit(step._backward, dtype, shifted=step.captured.states)
-    return [step._emitted.source, forward.source, back.source]
+    """Return the source of a cell's loops: for inference, and forward and backward for training."""
+    cell, options = CELLS[kind]
+    compiled = CompiledCell(cell(5, 12, **options), dtype)
+    forward = emit(compiled._forward, dtype, whole=compiled._read_by_backward)
+    backward = emit(compiled._backward, dtype, shifted=compiled.captured.states)
+    return [compiled._inference_spec.source, forward.source, backward.source]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.exhaustive)])
@@ -97,9 +96,9 @@ def test_every_loop_compiles_without_a_warning(
         zig(*WARNINGS, "-c", file, "-o", file.with_suffix(".o"))
 
 
-def test_products_and_team_compile_without_a_warning(zig: Any, tmp_path: Path) -> None:
+def test_products_and_thread_pool_compile_without_a_warning(zig: Any, tmp_path: Path) -> None:
     for name, source in {
-        "float": _source(torch.float32), "double": _source(torch.float64), "team": _team_source()
+        "float": _source(torch.float32), "double": _source(torch.float64), "pool": _thread_pool_source()
     }.items():  # fmt: skip
         file = tmp_path / f"{name}.cpp"
         file.write_text(source)
@@ -108,69 +107,76 @@ def test_products_and_team_compile_without_a_warning(zig: Any, tmp_path: Path) -
 
 @pytest.mark.exhaustive
 @NEEDS_QEMU
-def test_the_functions_are_within_two_units(zig: Any, tmp_path: Path) -> None:
-    """In float32. The C library's acosh, that ours is compared with here, is wrong below -2^21."""
+def test_functions_are_within_two_units(zig: Any, tmp_path: Path) -> None:
+    """In float32. The C library's acosh, which is the reference here, is wrong below -2^21."""
     kernel, program = tmp_path / "kernel.o", tmp_path / "program"
     zig("-DKERNEL=arm64", PROGRAM, "-c", "-o", kernel)
     zig("-DKERNELS=X(arm64)", PROGRAM, kernel, "-static", "-o", program)
-    for function in (*ONE, *TWO):
+    for function in (*UNARY, *BINARY):
         line = [str(QEMU), str(program), function, "0", "1", "4001", "100000"]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
-        _, _, error, _, _, wrong, _, _, moved = done.stdout.split()
+        _, _, error, _, _, wrong, _, _, lane_dependent = done.stdout.split()
         assert float(error) <= 2, (function, error)
-        assert int(moved) == 0, function
+        assert int(lane_dependent) == 0, function
         assert int(wrong) == 0 or function == "acosh", function
 
 
-def memory(block: torch.UntypedStorage) -> bytes:
+def read_memory(block: torch.UntypedStorage) -> bytes:
     return ctypes.string_at(block.data_ptr(), block.nbytes())
 
 
-class Call:
-    """A call of a loop, made here: its source, and all memory that it reads and writes, before and after."""
+class RecordedCall:
+    """A call of a loop on this machine, recorded.
 
-    def __init__(self, job: KernelCall) -> None:
-        loops = {one._address: one for one in gc.get_objects() if type(one) is Kernel}
-        self.source = loops[job.run].emitted.source
+    Attributes:
+        source: Source of the loop.
+        content: Its arguments and all memory that it reads or writes, before the call.
+        after: The same memory after the call.
+    """
+
+    def __init__(self, call: KernelCall) -> None:
+        kernels = {value._address: value for value in gc.get_objects() if type(value) is Kernel}
+        self.source = kernels[call.run].spec.source
         tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         starts = sorted(storages)
-        numbers: dict[int, int] = {}
-        places = []
-        for pointer in job.pointers:
+        block_numbers: dict[int, int] = {}
+        places = []  # for each pointer its block and the offset in it
+        for pointer in call.pointers:
             start = starts[bisect.bisect_right(starts, pointer) - 1] if pointer else 0
-            places += [numbers.setdefault(start, len(numbers)), pointer - start] if pointer else [-1, 0]
-        blocks = [storages[start] for start in numbers]
-        parts = [list(job.sizes), places, [block.nbytes() for block in blocks]]
+            number = block_numbers.setdefault(start, len(block_numbers)) if pointer else -1
+            places += [number, pointer - start] if pointer else [-1, 0]
+        blocks = [storages[start] for start in block_numbers]
+        parts = [list(call.numbers), places, [block.nbytes() for block in blocks]]
         self.content = b"".join(
             [struct.pack(f"<{1 + len(part)}q", len(part), *part) for part in parts]
-            + list(map(memory, blocks))
+            + list(map(read_memory, blocks))
         )
-        launch([job])
-        self.after = torch.frombuffer(bytearray(b"".join(map(memory, blocks))), dtype=torch.float32)
+        launch([call])
+        self.after = torch.frombuffer(bytearray(b"".join(map(read_memory, blocks))), dtype=torch.float32)
 
 
 @pytest.mark.exhaustive
 @NEEDS_QEMU
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_loop_gives_the_numbers_that_it_gives_here(
+def test_loops_give_the_same_numbers_as_on_this_machine(
     kind: str, threads: int, zig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward for inference, forward for training and back, in float32."""
-    calls: list[Call] = []
+    """The forward for inference, and forward and backward for training, in float32."""
+    calls: list[RecordedCall] = []
     for module in (run_compiled, autograd):
-        monkeypatch.setattr(module, "launch", lambda jobs: calls.extend(map(Call, jobs)))
-    monkeypatch.setattr(kernel, "_WORTH", 0)
-    made, options = CELLS[kind]
-    layer, x = ur.Recurrent(made, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
-    with team(threads), ur.engine("native"):
+        monkeypatch.setattr(module, "launch", lambda new: calls.extend(map(RecordedCall, new)))
+    monkeypatch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
+    cell, options = CELLS[kind]
+    layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
+    with use_threads(threads), ur.engine("native"):
         with torch.no_grad():
             layer(x)
         layer(x)[0].square().sum().backward()
     assert len(calls) == 3
-    shared = [tmp_path / f"{name}.o" for name in ("products", "team")]
-    for object_file, source in zip(shared, (_source(torch.float32), _team_source()), strict=True):
+    shared = [tmp_path / f"{name}.o" for name in ("products", "pool")]
+    for object_file, source in zip(shared, (_source(torch.float32), _thread_pool_source()), strict=True):
         file = object_file.with_suffix(".cpp")
         file.write_text(source)
         zig("-c", file, "-o", object_file)
@@ -178,7 +184,7 @@ def test_a_loop_gives_the_numbers_that_it_gives_here(
         file, program, before, after = (tmp_path / f"{number}.{end}" for end in ("cpp", "out", "in", "after"))
         file.write_text(call.source)
         before.write_bytes(call.content)
-        zig(RUN, file, *shared, "-static", "-o", program)
+        zig(RUN_CALL, file, *shared, "-static", "-o", program)
         subprocess.run([str(QEMU), str(program), str(before), str(after)], check=True)
-        found = torch.frombuffer(bytearray(after.read_bytes()), dtype=torch.float32)
-        assert_close(found, call.after, TOLERANCE[torch.float32], f"call {number}")
+        result = torch.frombuffer(bytearray(after.read_bytes()), dtype=torch.float32)
+        assert_close(result, call.after, TOLERANCE[torch.float32], f"call {number}")

@@ -1,4 +1,4 @@
-"""``UNROLLED_LOG``: each stage of the compiler, read in a process of its own."""
+"""``UNROLLED_LOG``: the output of each stage, from programs in new processes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ with ur.engine("reference"):
 """
 
 
-def logged(stages: str, cache: Path, code: str = CODE, **environment: str) -> tuple[str, dict[str, str]]:
-    """All of stderr, and each stage's part of it."""
-    given = {**os.environ, "UNROLLED_CACHE": str(cache), "UNROLLED_LOG": stages, **environment}
-    done = processes.run("-W", "ignore:Branching", "-c", code.replace(".backward()", ""), env=given)
+def run_with_log(stages: str, cache: Path, code: str = CODE) -> tuple[str, dict[str, str]]:
+    """Run a program with some stages logged, and return all of stderr, and the part of each stage."""
+    environment = {**os.environ, "UNROLLED_CACHE": str(cache), "UNROLLED_LOG": stages}
+    done = processes.run("-W", "ignore:Branching", "-c", code.replace(".backward()", ""), env=environment)
     assert done.returncode == 0, done.stderr
     parts = re.split(r"^unrolled\.(\w+): ", done.stderr, flags=re.MULTILINE)
-    found: dict[str, str] = {}
+    output: dict[str, str] = {}
     for stage, text in zip(parts[1::2], parts[2::2], strict=True):
-        found[stage] = found.get(stage, "") + text
-    return done.stderr, found
+        output[stage] = output.get(stage, "") + text
+    return done.stderr, output
 
 
 @pytest.fixture(scope="module")
@@ -41,62 +41,64 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("log") / "kernels"
 
 
-def test_every_stage_prints_itself(cache: Path) -> None:
-    _, told = logged("graph, emit,build,engine", cache)
-    assert set(told) == {"graph", "emit", "build", "engine"}
+def test_all_stages_are_logged(cache: Path) -> None:
+    _, output = run_with_log("graph, emit,build,engine", cache)
+    assert set(output) == {"graph", "emit", "build", "engine"}
 
-    graph = told["graph"]
+    graph = output["graph"]
     assert graph.startswith("GRU, torch.float32\nforward, before the loop, once for all time steps:\n")
     before, rest = graph.split("forward, in the loop:\n")
     inside, backward = rest.split("backward, in the loop:\n")
     loop, after = backward.split("backward, after the loop, once for all time steps:\n")
-    assert re.search(r"mm = mm\(x, permute\) +\(B, 15\)\n", before)  # the product with the input
-    assert re.search(r"mm\(h, permute_\w+\) +\(B, 15\)\n", inside)  # that with the hidden state
+    assert re.search(r"mm = mm\(x, permute\) +\(B, 15\)\n", before)  # the input times its weight matrix
+    assert re.search(r"mm\(h, permute_\w+\) +\(B, 15\)\n", inside)  # the hidden state times its weight matrix
     assert "carries h <- " in inside
     assert "tanh" in inside
     assert re.search(r"mm\(cat\w*, permute_\w+\) +\(B, 5\)\n", loop)
-    assert re.search(r"mm\(slice\w*, h\) +\(10, 5\)\n", after)  # of weight_hh's gradient, all steps at once
+    assert re.search(
+        r"mm\(slice\w*, h\) +\(10, 5\)\n", after
+    )  # the gradient of weight_hh, for all time steps
     assert "1000003" not in graph
 
-    assert told["emit"].count('#include "loop.h"') == 2  # forward and backward
-    assert 'extern "C" bool run(' in told["emit"]
+    assert output["emit"].count('#include "loop.h"') == 2  # forward and backward
+    assert 'extern "C" bool run(' in output["emit"]
 
-    build = told["build"]
+    build = output["build"]
     names = re.findall(r"^miss: (\S+)\n", build, re.MULTILINE)
     assert sorted(names) == sorted(str(file) for file in cache.glob("*.so"))
     for name in names:
         assert re.search(rf"^compiled: {re.escape(name)} \(\d+\.\d\d s\)$", build, re.MULTILINE)
     assert len(re.findall(r"-O3 .* -shared -o ", build)) == len(names)
 
-    engine = told["engine"].splitlines()
-    assert engine[0] == "GRU: native engine (auto is chosen, nothing is in its way)"
+    engine = output["engine"].splitlines()
+    assert engine[0] == "GRU: native engine (selected: auto)"
     assert engine[1].startswith("Branching: reference engine (its step can't be captured")
-    assert engine[2] == "GRU: reference engine (it is chosen)"
+    assert engine[2] == "GRU: reference engine (selected)"
 
 
-def test_a_stage_alone_and_hits_of_the_cache(cache: Path) -> None:
-    logged("", cache)  # whether or not the test before has run
-    _, told = logged("build", cache)
-    assert set(told) == {"build"}
-    hits = re.findall(r"^hit: (\S+) \(\d+\.\d ms\)$", told["build"], re.MULTILINE)
-    assert len(hits) == len(told["build"].splitlines()) >= 4
+def test_one_stage_with_cache_hits(cache: Path) -> None:
+    run_with_log("", cache)  # fill the cache, even if this test runs alone
+    _, output = run_with_log("build", cache)
+    assert set(output) == {"build"}
+    hits = re.findall(r"^hit: (\S+) \(\d+\.\d ms\)$", output["build"], re.MULTILINE)
+    assert len(hits) == len(output["build"].splitlines()) >= 4
     assert set(hits) <= {str(file) for file in cache.glob("*.so")}
 
 
-def test_nothing_is_printed_unasked(cache: Path) -> None:
-    assert logged("", cache)[0] == ""
+def test_nothing_is_logged_by_default(cache: Path) -> None:
+    assert run_with_log("", cache)[0] == ""
 
 
-def test_all_stages_by_one_word_and_no_line_twice(cache: Path) -> None:
+def test_all_logs_each_line_once(cache: Path) -> None:
     code = f"import logging; logging.basicConfig(level=0)\n{CODE}"
-    text, told = logged("all", cache, code)
-    assert set(told) == {"graph", "emit", "build", "engine"}
-    assert text.count("GRU: reference engine (it is chosen)") == 1
+    text, output = run_with_log("all", cache, code)
+    assert set(output) == {"graph", "emit", "build", "engine"}
+    assert text.count("GRU: reference engine (selected)") == 1
 
 
 @pytest.mark.parametrize("code", ["import unrolled", CODE])
-def test_an_unknown_name_gets_one_warning(cache: Path, code: str) -> None:
-    text, _ = logged("graphs,engine,emitt", cache, code)
+def test_unknown_stages_give_one_warning(cache: Path, code: str) -> None:
+    text, _ = run_with_log("graphs,engine,emitt", cache, code)
     line = "UserWarning: UNROLLED_LOG should name graph, emit, build, engine or all, got 'emitt', 'graphs'"
     assert text.count("UserWarning") == 1
     assert line in text

@@ -1,7 +1,7 @@
-"""Random steps out of the whole vocabulary, native against reference: each a program of its own, compiled.
+"""Random steps made of all supported operations: compare the native engine with the reference engine.
 
-Every program is captured, split and written as C++ as any user's step is; what is saved is only the
-compiler's effort (``batch``). Of a program that fails, operations are left out as long as it fails.
+Each program goes through the same stages as a user's step; only the C++ is compiled with less optimization
+(see ``helpers/step_batch.py``). If a program fails, operations are removed from it as long as it still fails.
 """
 
 from __future__ import annotations
@@ -22,32 +22,47 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import unrolled as ur
-from helpers.layer_pairs import NEEDS_COMPILER, assert_as_near, team, tensors, with_gradients
-from helpers.step_batch import Batch
-from helpers.step_operations import ANY, JUMPING, PAIRS, PRODUCTS, Get, cell_of, fit
+from helpers.layer_pairs import (
+    NEEDS_COMPILER,
+    assert_close_within_rounding,
+    tensors,
+    use_threads,
+    values_and_gradients,
+)
+from helpers.step_batch import BatchCompiler
+from helpers.step_operations import BINARY, DISCONTINUOUS, PRODUCTS, UNARY, Get, cell_of, fit
 
 pytestmark = NEEDS_COMPILER
 
-MANY, WIDEST = 100, 12  # programs of a test; columns of a value
+PROGRAMS = 100  # per test
+MAX_WIDTH = 12  # columns of a value
 
 
 @dataclass(frozen=True)
 class Program:
-    """A random step and what it is run on.
+    """A random step, and the call that runs it.
 
     Attributes:
-        input, hidden, states: sizes; the first state is the output.
-        operations: a name of the vocabulary, and which earlier values it takes.
-        ends: for each state, how it is made of which value.
-        dtype: torch's name of it.
-        time, batch, threads, layout, bidirectional, stateful, lengths: of the run.
+        input: Input size.
+        hidden: Hidden size.
+        states: Size of each state; the first state is the output.
+        operations: For each operation its name, and two numbers that select its operands.
+        updates: For each state the function that computes its new value, and a number to select its operand.
+        dtype: Name of the dtype.
+        time: Number of time steps.
+        batch: Batch size.
+        threads: Number of threads.
+        layout: Memory layout of the input.
+        bidirectional: Whether the layer is bidirectional.
+        stateful: Whether an initial state is passed.
+        lengths: Whether the input is a packed sequence.
     """
 
     input: int
     hidden: int
     states: tuple[int, ...]
     operations: tuple[tuple[str, int, int], ...]
-    ends: tuple[tuple[str, int], ...]
+    updates: tuple[tuple[str, int], ...]
     dtype: str
     time: int
     batch: int
@@ -59,35 +74,36 @@ class Program:
 
 
 NAMES = [
-    *ANY,
-    *(f"jump: {name}" for name in JUMPING),
-    *(f"pair: {name}" for name in PAIRS for _ in range(2)),
+    *UNARY,
+    *(f"jump: {name}" for name in DISCONTINUOUS),
+    *(f"pair: {name}" for name in BINARY for _ in range(2)),
     *(f"product: {name}" for name in PRODUCTS for _ in range(2)),
 ]
-ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+UPDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tanh": lambda value, old: torch.tanh(value),
     "softsign": lambda value, old: value / (1 + value.abs()),
     "leak": lambda value, old: 0.5 * old + 0.5 * torch.sin(value),
     "gate": lambda value, old: torch.lerp(old, torch.cos(value), torch.sigmoid(old)),
     "whole": lambda value, old: torch.nn.functional.hardtanh(value, -2, 2),
 }
-RAW = ("as-it-was", "another", "input")  # a state that is an input of the step, unchanged
+PASSED_ON = ("as-it-was", "another", "input")  # the new state is an input of the step, unchanged
 
 
-def drawn(rng: random.Random, longest: int) -> Program:
-    """A program of so many operations at most."""
+def random_program(rng: random.Random, max_operations: int) -> Program:
+    """Return a random program with at most ``max_operations`` operations."""
 
-    def end() -> tuple[str, int]:
-        return rng.choice([*ENDS, *ENDS, *RAW]), rng.randrange(20)
+    def update() -> tuple[str, int]:
+        return rng.choice([*UPDATES, *UPDATES, *PASSED_ON]), rng.randrange(20)
 
     return Program(
         input=rng.randint(1, 5),
         hidden=rng.randint(1, 9),
         states=tuple(rng.randint(1, 9) for _ in range(rng.randint(1, 3))),
         operations=tuple(
-            (rng.choice(NAMES), rng.randrange(20), rng.randrange(20)) for _ in range(rng.randint(2, longest))
+            (rng.choice(NAMES), rng.randrange(20), rng.randrange(20))
+            for _ in range(rng.randint(2, max_operations))
         ),
-        ends=(end(), end(), end()),
+        updates=(update(), update(), update()),
         dtype=rng.choice(["float64", "float32"]),
         time=rng.randint(1, 4),
         batch=rng.choice([1, 2, 3, 5, 7, 17]),
@@ -99,35 +115,34 @@ def drawn(rng: random.Random, longest: int) -> Program:
     )
 
 
-def step(program: Program, x: Tensor, old: tuple[Tensor, ...], get: Get) -> tuple[Tensor, ...]:
-    """The step that a program is."""
+def step(program: Program, x: Tensor, states: tuple[Tensor, ...], get: Get) -> tuple[Tensor, ...]:
+    """Run the step of a program."""
     a = linear(x, get(program.hidden, program.input), get(program.hidden))
-    b = linear(old[0], get(program.hidden, program.states[0]))
-    values = [a + b, x, *old]
+    b = linear(states[0], get(program.hidden, program.states[0]))
+    values = [a + b, x, *states]
     for name, i, j in program.operations:
         family, _, operation = name.partition(": ")
         first, second = values[-1 - i % len(values)], values[-1 - j % len(values)]
         if family == "pair":
-            value = PAIRS[operation](first, fit(second, first.shape[1]))
+            value = BINARY[operation](first, fit(second, first.shape[1]))
         elif family == "product":
             value = PRODUCTS[operation](first, get)
         else:
-            value = JUMPING[operation](first) if family == "jump" else ANY[name](first)
-        values.append(value[:, :WIDEST] if value.shape[1] > WIDEST else value)
-    new = []
-    for k, (how, number) in zip(range(len(old)), program.ends, strict=False):
-        width = program.states[k]
-        if how in ENDS:
-            new.append(ENDS[how](fit(values[-1 - number % len(values)], width), old[k]))
+            value = DISCONTINUOUS[operation](first) if family == "jump" else UNARY[name](first)
+        values.append(value[:, :MAX_WIDTH] if value.shape[1] > MAX_WIDTH else value)
+    new_states = []
+    for state, width, (update, number) in zip(states, program.states, program.updates, strict=False):
+        if update in UPDATES:
+            new_states.append(UPDATES[update](fit(values[-1 - number % len(values)], width), state))
+        elif update == "as-it-was":
+            new_states.append(state)
         else:
-            new.append(
-                old[k] if how == "as-it-was" else fit(x if how == "input" else old[number % len(old)], width)
-            )
-    return tuple(new)
+            new_states.append(fit(x if update == "input" else states[number % len(states)], width))
+    return tuple(new_states)
 
 
 class Case:
-    """A layer of a program, with its input."""
+    """A layer for a program, with its inputs."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -138,7 +153,7 @@ class Case:
         )
 
     def fill(self) -> None:
-        """Draw parameters, input, states and lengths, and the weights of the results."""
+        """Draw random parameters, inputs, states and lengths, and weights of the results for the loss."""
         program, dtype = self.program, self.dtype
         for param in self.layer.parameters():
             nn.init.normal_(param, 0, 0.5)
@@ -150,15 +165,15 @@ class Case:
             "expanded": (time, 1, features),
         }[program.layout]
         self.base = torch.randn(shape, dtype=dtype).requires_grad_()
-        lanes = 1 + program.bidirectional
-        self.state = [torch.randn(batch, lanes, n, dtype=dtype).requires_grad_() for n in program.states]
+        directions = 1 + program.bidirectional
+        self.state = [torch.randn(batch, directions, n, dtype=dtype).requires_grad_() for n in program.states]
         self.lengths = torch.randint(1, time + 1, (batch,))
         self.lengths[0] = time
         self.leaves = [self.base, *self.state, *self.layer.parameters()]
         self.weights = [torch.randn_like(value) for value in self.values()]
 
     def values(self) -> list[Tensor]:
-        """Outputs and final states."""
+        """Return output and final states."""
         program = self.program
         x = self.base
         if program.layout == "batch-first":
@@ -175,12 +190,12 @@ class Case:
             x = nn.utils.rnn.pack_padded_sequence(x, self.lengths, enforce_sorted=False)
         return list(tensors(self.layer(x, state)))
 
-    def all(self) -> list[Tensor]:
-        """Outputs, final states and every gradient."""
-        return with_gradients(self.values(), self.weights, self.leaves)
+    def values_and_gradients(self) -> list[Tensor]:
+        """Return output, final states and all gradients."""
+        return values_and_gradients(self.values(), self.weights, self.leaves)
 
-    def exact(self) -> list[Tensor]:
-        """The same in float64."""
+    def in_float64(self) -> list[Tensor]:
+        """Return output, final states and all gradients, computed in float64."""
         twin = copy.copy(self)
         twin.layer = copy.deepcopy(self.layer).double()
         twin.base, *twin.state = (
@@ -188,100 +203,104 @@ class Case:
         )
         twin.leaves = [twin.base, *twin.state, *twin.layer.parameters()]
         twin.weights = [weight.double() for weight in self.weights]
-        return twin.all()
+        return twin.values_and_gradients()
 
 
 def check(case: Case) -> None:
-    """Both engines give the same numbers."""
+    """Check that both engines give the same numbers."""
     torch.manual_seed(1)
     with ur.engine("reference"):
         case.fill()
-        expected = case.all()
-    with team(case.program.threads), ur.engine("native"):
+        expected = case.values_and_gradients()
+    with use_threads(case.program.threads), ur.engine("native"):
         with torch.no_grad():
             actual = case.values()
-        actual += case.all()
+        actual += case.values_and_gradients()
 
-    def twice(make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    def on_reference(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
         with ur.engine("reference"):
-            found = make()
-        return [*found[: len(case.weights)], *found]
+            results = compute()
+        return [*results[: len(case.weights)], *results]
 
     expected = [*expected[: len(case.weights)], *expected]
-    again, exact = (functools.partial(twice, make) for make in (case.all, case.exact))
-    # functions are squeezed between numbers of about 1: what cancels there no change of the leaves may show
-    assert_as_near(
-        actual, expected, again, case.leaves, terms=0.1, exact=exact if case.dtype is torch.float32 else None
-    )
+    recompute = functools.partial(on_reference, case.values_and_gradients)
+    exact = functools.partial(on_reference, case.in_float64) if case.dtype is torch.float32 else None
+    # scale: inside the step, values are about 1. Where they cancel, a change of the leaves may not show it.
+    assert_close_within_rounding(actual, expected, recompute, case.leaves, scale=0.1, exact=exact)
 
 
-def failure(program: Program, batch: Batch, case: Case | None = None) -> str | None:
-    """What goes wrong with a program."""
+def failure(program: Program, batch: BatchCompiler, case: Case | None = None) -> str | None:
+    """Return the error message of a program, or None if it passes."""
     try:
-        check(case or prepared(program, batch))
+        check(case or prepare(program, batch))
     except Exception as error:
         return f"{program}\n{type(error).__name__}: {error}"
     return None
 
 
-def prepared(program: Program, batch: Batch) -> Case:
-    """Its case, with its loops made."""
+def prepare(program: Program, batch: BatchCompiler) -> Case:
+    """Return a program's case, with its kernels collected."""
     case = Case(program)
     batch.prepare(case.layer._first, case.dtype)
     return case
 
 
-def shortened(program: Program, batch: Batch) -> str | None:
-    """The failure of the shortest program with some of its operations that fails."""
-    found = failure(program, batch)
+def shrink(program: Program, batch: BatchCompiler) -> str | None:
+    """Remove operations from a program as long as it fails, and return its last error message."""
+    message = failure(program, batch)
     for k in reversed(range(len(program.operations))):
-        less = dataclasses.replace(program, operations=program.operations[:k] + program.operations[k + 1 :])
-        told = failure(less, batch)
-        if told is not None:
-            program, found = less, told
-    return found
+        shorter = dataclasses.replace(
+            program, operations=program.operations[:k] + program.operations[k + 1 :]
+        )
+        shorter_message = failure(shorter, batch)
+        if shorter_message is not None:
+            program, message = shorter, shorter_message
+    return message
 
 
 def run_programs(programs: list[Program], optimize: str = "-O0") -> None:
-    """Compile and run programs; what fails is told with its shortest form."""
+    """Compile and run programs, and report the shortest form of those that fail."""
     cases: list[Case | None] = []
-    with Batch(optimize) as batch:
+    with BatchCompiler(optimize) as batch:
         for program in programs:
             try:
-                cases.append(prepared(program, batch))
-            except Exception:  # told below
+                cases.append(prepare(program, batch))
+            except Exception:  # reported below
                 cases.append(None)
             if len(cases) % 40 == 0:
                 batch.start()
         batch.finish()
-        assert len(batch.sources) > 2 * len(programs)  # so the programs are different ones
+        assert len(batch.sources) > 2 * len(programs)  # the programs differ
         pairs = zip(programs, cases, strict=True)
         failed = [program for program, case in pairs if failure(program, batch, case) is not None]
-        told = [shortened(program, batch) for program in failed[:3]]
-    assert not failed, "\n\n".join(map(str, [f"{len(failed)} of {len(programs)} programs fail", *told]))
+        messages = [shrink(program, batch) for program in failed[:3]]
+    assert not failed, "\n\n".join(map(str, [f"{len(failed)} of {len(programs)} programs fail", *messages]))
 
 
-def some(number: int, many: int, longest: int) -> list[Program]:
-    """Programs of a seed."""
-    rng = random.Random(number)
-    return [drawn(rng, longest) for _ in range(many)]
+def random_programs(seed: int, count: int, max_operations: int) -> list[Program]:
+    """Return random programs."""
+    rng = random.Random(seed)
+    return [random_program(rng, max_operations) for _ in range(count)]
 
 
 def test_random_steps() -> None:
-    run_programs(some(0, MANY, longest=5))
+    run_programs(random_programs(0, PROGRAMS, max_operations=5))
 
 
-def test_what_has_failed_once() -> None:
-    """Views with no columns, constants among computed columns, numbers and products that are read outside the
-    loop or by the backward, a product of one column, truth values that the loop keeps, constant matrices
-    turned around, the carries of unequal lengths, two steps of rows that threads share, a difference that
-    rounding hides, a gradient of zeros that the forward computes too, a result of lerp that is laid out as
-    its transposed input."""
+def test_programs_that_failed_before() -> None:
+    """Run programs that once failed.
+
+    They cover views without columns, constants among computed columns, numbers and products that are read
+    outside the loop or by the backward, a product with one column, bools that the loop saves, transposed
+    constant matrices, carries of sequences of unequal length, threads that share rows over two steps, a
+    difference hidden by rounding, a zero gradient that the forward computes too, and a result of lerp with
+    the memory layout of its transposed input.
+    """
     lines = (Path(__file__).parent / "random_steps_that_failed.txt").read_text().splitlines()
     run_programs([Program(*ast.literal_eval(line)) for line in lines])
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("number", range(100, 200))
-def test_ten_thousand_random_steps(number: int) -> None:
-    run_programs(some(number, 100, longest=12), optimize="-O1")
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_ten_thousand_random_steps(seed: int) -> None:
+    run_programs(random_programs(seed, 100, max_operations=12), optimize="-O1")

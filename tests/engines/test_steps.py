@@ -1,4 +1,4 @@
-"""Steps of every shape on the native engine, and a cell's own tensors."""
+"""Steps with unusual states, outputs and parameters on the native engine, and tensors as cell attributes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import unrolled as ur
-from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, with_gradients
-from helpers.step_batch import Batch
+from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, values_and_gradients
+from helpers.step_batch import BatchCompiler
 
 pytestmark = NEEDS_COMPILER
 
 
 class Sign(torch.autograd.Function):
-    """A function with a backward of its own."""
+    """Sign with a custom backward."""
 
     @staticmethod
     def forward(v: Tensor) -> Tensor:
@@ -34,88 +34,88 @@ class Sign(torch.autograd.Function):
 
 
 class Base(ur.Cell):
-    """Parameters that the steps below share."""
+    """Parameters that the cells below share."""
 
     w = ur.Param("hidden", "input")
     u = ur.Param("hidden", "hidden")
     b = ur.Param("hidden")
 
-    def sums(self, x: Tensor, h: Tensor) -> Tensor:
+    def preactivation(self, x: Tensor, h: Tensor) -> Tensor:
         return linear(x, self.w, self.b) + linear(h, self.u)
 
 
-class OutputOfAnotherSize(Base):
+class OutputHasAnotherSize(Base):
     state = {"y": "hidden//2", "h": "hidden"}
     o = ur.Param("hidden//2", "hidden")
 
     def step(self, x, y, h):
-        h = torch.tanh(self.sums(x, h))
+        h = torch.tanh(self.preactivation(x, h))
         return linear(h, self.o), h
 
 
-class OutputOfTheInput(Base):
+class OutputDependsOnInputOnly(Base):
     state = ("y", "h")
 
     def step(self, x, y, h):
-        return linear(x, self.w), torch.tanh(self.sums(x, h))
+        return linear(x, self.w), torch.tanh(self.preactivation(x, h))
 
 
 class OutputIsConstant(Base):
     state = ("y", "h")
 
     def step(self, x, y, h):
-        return torch.ones_like(y), torch.tanh(self.sums(x, h))
+        return torch.ones_like(y), torch.tanh(self.preactivation(x, h))
 
 
-class OutputIsAParameter(Base):
+class OutputIsParameter(Base):
     state = ("y", "h")
 
     def step(self, x, y, h):
-        return self.b.expand(x.shape[0], -1), torch.tanh(self.sums(x, h))
+        return self.b.expand(x.shape[0], -1), torch.tanh(self.preactivation(x, h))
 
 
-class TheSameTwice(Base):
+class OneTensorForTwoStates(Base):
     state = ("h", "t")
 
     def step(self, x, h, t):
-        h = torch.tanh(self.sums(x, t))
+        h = torch.tanh(self.preactivation(x, t))
         return h, h
 
 
-class Swapped(Base):
+class SwappedStates(Base):
     state = ("h", "t")
 
     def step(self, x, h, t):
-        return t, torch.tanh(self.sums(x, h))
+        return t, torch.tanh(self.preactivation(x, h))
 
 
-class Shifted(Base):
+class DelayLine(Base):
     state = ("h", "one", "two")
 
     def step(self, x, h, one, two):
-        return torch.tanh(self.sums(x, two)), h, one
+        return torch.tanh(self.preactivation(x, two)), h, one
 
 
-class LeftAsItIs(Base):
+class ConstantState(Base):
     state = ("h", "t")
 
     def step(self, x, h, t):
-        return torch.tanh(self.sums(x, h) + t), t
+        return torch.tanh(self.preactivation(x, h) + t), t
 
 
-class Counting(Base):
+class Counter(Base):
     state = {"h": "hidden", "n": 1}
 
     def step(self, x, h, n):
         n = n + 1
-        return torch.tanh(self.sums(x, h) / n.abs().clamp(min=1)), n
+        return torch.tanh(self.preactivation(x, h) / n.abs().clamp(min=1)), n
 
 
-class CountingForNothing(Base):
+class UnusedCounter(Base):
     state = {"h": "hidden", "n": 1}
 
     def step(self, x, h, n):
-        return torch.tanh(self.sums(x, h)), n + 1
+        return torch.tanh(self.preactivation(x, h)), n + 1
 
 
 class NoRecurrence(Base):
@@ -128,27 +128,27 @@ class NoInput(Base):
         return torch.tanh(linear(h, self.u))
 
 
-class NoParameter(ur.Cell):
+class NoParameters(ur.Cell):
     def step(self, x, h):
         return torch.tanh(x.repeat(1, 3)[:, : h.shape[1]] + h)
 
 
-class OnlyTheInput(Base):
+class OnlyInput(Base):
     def step(self, x, h):
         return x.repeat(1, 3)[:, : h.shape[1]]
 
 
-class Unchanged(Base):
+class Identity(Base):
     def step(self, x, h):
         return h
 
 
-class Nothing(Base):
+class Zero(Base):
     def step(self, x, h):
         return h - h
 
 
-class FourSizes(Base):
+class FourStateSizes(Base):
     state = {"h": "hidden", "a": 3, "b": "2*hidden", "c": 1}
     v = ur.Param("2*hidden", 3)
     q = ur.Param(3, "2*hidden")
@@ -173,7 +173,7 @@ class FastWeights(Base):
         return h, m.flatten(1)
 
 
-class Deep(Base):
+class SixLayers(Base):
     def step(self, x, h):
         for _ in range(6):
             h = torch.tanh(linear(h, self.u) + linear(x, self.w))
@@ -191,12 +191,12 @@ class ResetBefore(Base):
 class ResetAfter(Base):
     r = ur.Param("hidden", "hidden")
 
-    def step(self, x, h):  # the backward reads a product of the state as it is
+    def step(self, x, h):  # the backward reads the product of the state without the reset gate
         return torch.tanh(linear(x, self.w) + torch.sigmoid(linear(h, self.r)) * linear(h, self.u))
 
 
-class HandedOn(Base):
-    """States that the backward hands to a parameter and to x as they are."""
+class PassedOn(Base):
+    """Its backward passes gradients of states to a parameter and to x unchanged."""
 
     state = {"h": "hidden", "product": "hidden", "bias": "hidden", "last": "input"}
 
@@ -221,34 +221,34 @@ class Attention(Base):
         return torch.tanh((weights[:, :, None] * keys).sum(1) + query), h
 
 
-class Stopped(Base):
+class Detached(Base):
     def step(self, x, h):
         return torch.tanh(linear(x, self.w) + linear(h.detach(), self.u))
 
 
-class WithoutGradient(Base):
+class NoGrad(Base):
     def step(self, x, h):
         with torch.no_grad():
             gate = torch.sigmoid(linear(h, self.u))
         return torch.tanh(linear(x, self.w) + gate * h)
 
 
-class OwnBackward(Base):
+class CustomBackward(Base):
     def step(self, x, h):
-        return 0.3 * Sign.apply(self.sums(x, h))
+        return 0.3 * Sign.apply(self.preactivation(x, h))
 
 
-class JoinedWeights(Base):
+class ConcatenatedWeights(Base):
     def step(self, x, h):
         weights = torch.cat([self.w, self.u], 1).t()
         return torch.tanh(torch.addmm(self.b, torch.cat([x, h], 1), weights))
 
 
-class OneBatchedParameter(Base):
-    every = ur.Param(2, "hidden", "hidden")
+class BatchedParameter(Base):
+    stacked = ur.Param(2, "hidden", "hidden")
 
     def step(self, x, h):
-        a, b = torch.einsum("bi,koi->kbo", h, self.every).unbind(0)
+        a, b = torch.einsum("bi,koi->kbo", h, self.stacked).unbind(0)
         return torch.tanh(linear(x, self.w) + a) * torch.sigmoid(b)
 
 
@@ -260,13 +260,13 @@ CELLS = [
 
 
 def values(layer: Any, x: Tensor, state: list[Tensor]) -> list[Tensor]:
-    """Outputs and final states."""
+    """Run a layer and return its output and final states."""
     return list(tensors(layer(x, tuple(state) if len(state) > 1 else state[0])))
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[None]:
-    with Batch() as batch:
+    with BatchCompiler() as batch:
         for cell in CELLS:
             for dtype in (torch.float64, torch.float32):
                 batch.prepare(cell(3, 8), dtype)
@@ -276,7 +276,7 @@ def compiled() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
-def test_as_the_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None:
+def test_matches_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None:
     for time, batch, bidirectional in ((4, 3, False), (1, 1, False), (3, 2, True)):
         layer = ur.Recurrent(cell, 3, 8, bidirectional=bidirectional, dtype=dtype)
         for param in layer.parameters():
@@ -287,15 +287,15 @@ def test_as_the_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None
         leaves = [x, *state, *layer.parameters()]
         with ur.engine("reference"):
             weights = [torch.randn_like(value) for value in values(layer, x, state)]
-            expected = with_gradients(values(layer, x, state), weights, leaves)
+            expected = values_and_gradients(values(layer, x, state), weights, leaves)
         with ur.engine("native"):
-            actual = with_gradients(values(layer, x, state), weights, leaves)
+            actual = values_and_gradients(values(layer, x, state), weights, leaves)
             assert_close(actual, expected, TOLERANCE[dtype])
             with torch.no_grad():
                 assert_close(values(layer, x, state), expected[: len(weights)], TOLERANCE[dtype])
 
 
-def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
+def test_unused_parameter_has_no_gradient() -> None:
     layer, x = ur.Recurrent(NoInput, 3, 8), torch.randn(2, 2, 3, requires_grad=True)
     for name in ("reference", "native"):
         with ur.engine(name):
@@ -307,7 +307,7 @@ def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
         assert x.grad is None
 
 
-class MaskWrapper(Base):
+class WithTensors(Base):
     mask = torch.rand(8, 8).tril().t()
     signs = torch.tensor([True, False] * 4)
 
@@ -319,48 +319,51 @@ class MaskWrapper(Base):
         return torch.tanh(torch.where(self.signs, v, -v) * self.scale)
 
 
-def test_tensors_of_a_cell_are_read_at_every_call() -> None:
-    layer, other = ur.Recurrent(MaskWrapper, 3, 8), ur.Recurrent(MaskWrapper, 3, 8)
+def test_tensor_attributes_are_read_at_every_call() -> None:
+    layer, other = ur.Recurrent(WithTensors, 3, 8), ur.Recurrent(WithTensors, 3, 8)
     x = torch.randn(3, 2, 3, requires_grad=True)
-    cell, another = layer._first, other._first
+    cell, other_cell = layer._first, other._first
 
-    def same(layer: Any) -> Tensor:
+    def compare(layer: Any) -> Tensor:
         weights, leaves = [torch.ones(3, 2, 8), torch.ones(1, 2, 8)], [x, *layer.parameters()]
         with ur.engine("reference"):
-            expected = with_gradients(list(tensors(layer(x))), weights, leaves)
+            expected = values_and_gradients(list(tensors(layer(x))), weights, leaves)
         with ur.engine("native"):
-            assert_close(with_gradients(list(tensors(layer(x))), weights, leaves), expected, 1e-5)
+            assert_close(values_and_gradients(list(tensors(layer(x))), weights, leaves), expected, 1e-5)
         return expected[0]
 
-    first = same(layer)
+    first = compare(layer)
     cell.scale.mul_(2)  # in place
-    assert not torch.allclose(same(layer), first)
-    another.scale = torch.ones(8)  # another tensor, of another layer of the same cell
+    assert not torch.allclose(compare(layer), first)
+    other_cell.scale = torch.ones(8)  # a different tensor in another layer with the same cell class
     other.load_state_dict(layer.state_dict())
-    assert not torch.allclose(same(other), same(layer))
+    assert not torch.allclose(compare(other), compare(layer))
     with ur.engine("native"):
         output = layer(x)[0]
         expected = torch.autograd.grad(output.sum(), x, retain_graph=True)
-        cell.scale.zero_()  # after the forward: its backward has what the forward had
+        cell.scale.zero_()  # the backward uses the value from the forward
         assert torch.equal(torch.autograd.grad(output.sum(), x)[0], expected[0])
-        for value, why in (
-            (torch.ones(1), r"its scale should be torch.float32 of shape \(8,\)"),
-            (torch.ones(8).double(), r"its scale should be torch.float32 of shape \(8,\)"),
-            (torch.ones(8).requires_grad_(), "its tensor scale wants a gradient, which only a Param gets"),
+        for value, message in (
+            (torch.ones(1), r"its attribute scale must be torch.float32 with shape \(8,\)"),
+            (torch.ones(8).double(), r"its attribute scale must be torch.float32 with shape \(8,\)"),
+            (
+                torch.ones(8).requires_grad_(),
+                "its attribute scale requires a gradient; declare it as a Param",
+            ),
         ):
             cell.scale = value
-            with pytest.raises(RuntimeError, match=why):
+            with pytest.raises(RuntimeError, match=message):
                 layer(x)
     with torch.inference_mode():
         cell.scale = torch.ones(8)
         with ur.engine("native"):
-            given = layer(x)[0]
+            output = layer(x)[0]
         with ur.engine("reference"):
-            assert_close(given, layer(x)[0], 1e-5)
+            assert_close(output, layer(x)[0], 1e-5)
 
 
-def test_infinity_and_nan_in_a_running_sum() -> None:
-    class Running(ur.Cell):
+def test_cumsum_of_infinity_and_nan() -> None:
+    class Cumsum(ur.Cell):
         def step(self, x, h):
             return x.cumsum(-1)
 
@@ -376,5 +379,5 @@ def test_infinity_and_nan_in_a_running_sum() -> None:
     )
     with ur.engine("native"):
         for dtype in (torch.float32, torch.float64):
-            output = ur.Recurrent(Running, 5, 5, dtype=dtype)(x[None].to(dtype))[0][0]
+            output = ur.Recurrent(Cumsum, 5, 5, dtype=dtype)(x[None].to(dtype))[0][0]
             torch.testing.assert_close(output, x.to(dtype).cumsum(-1), equal_nan=True)

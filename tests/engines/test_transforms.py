@@ -1,8 +1,7 @@
-"""Inside torch's transforms: compile, export, trace, vmap, torch.func, forward mode, autocast."""
+"""Layers inside torch transforms: compile, export, trace, vmap, torch.func, forward mode, autocast."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,19 @@ from torch.utils.checkpoint import checkpoint
 import unrolled as ur
 from helpers import processes
 from helpers.layer_pairs import NEEDS_COMPILER, assert_close
-from unrolled.engines.torch_ops import cell_text, operators
+from unrolled.engines.torch_ops import operators
 
 pytestmark = [
     NEEDS_COMPILER,
-    pytest.mark.filterwarnings(
-        r"ignore:.torch\.jit\..* is deprecated:DeprecationWarning"
-    ),  # torch calls it itself
+    # torch calls deprecated functions of torch.jit itself
+    pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated:DeprecationWarning"),
 ]
 
 INPUT, HIDDEN = 3, 4
 
 
 class Scaled(ur.Cell):
-    """With a tensor of its own, an option, and a norm: which torch.nn has not."""
+    """A cell with a tensor attribute, an option and a normalization, unlike the cells of torch.nn."""
 
     state = ("h", "m")
     weight_ih = ur.Param("hidden", "input")
@@ -52,7 +50,7 @@ class Scaled(ur.Cell):
 
 
 class Sorting(ur.Cell):
-    """A step that the compiler can't take."""
+    """A cell that the compiler doesn't support."""
 
     weight = ur.Param("hidden", "input")
 
@@ -60,43 +58,44 @@ class Sorting(ur.Cell):
         return torch.sort(h, -1)[0] * 0.5 + linear(x, self.weight)
 
 
-KINDS: dict[str, Callable[..., Any]] = {
+LAYERS: dict[str, Callable[..., Any]] = {
     "rnn": lambda **kw: ur.RNN(INPUT, HIDDEN, **kw),
     "lstm": lambda **kw: ur.LSTM(INPUT, HIDDEN, num_layers=2, bidirectional=True, **kw),
     "gru": lambda **kw: ur.GRU(INPUT, HIDDEN, **kw),
-    "own": lambda **kw: ur.Recurrent(Scaled, INPUT, HIDDEN, leak=0.25, **kw),
+    "custom": lambda **kw: ur.Recurrent(Scaled, INPUT, HIDDEN, leak=0.25, **kw),
 }
-EVERY = pytest.mark.parametrize("kind", KINDS)
+EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 
-def results(layer: Any, run: Any, x: Tensor, state: Any = None) -> list[Tensor]:
-    """Outputs, final states and the gradients of all there is."""
+def outputs_and_gradients(layer: Any, run: Any, x: Tensor, state: Any = None) -> list[Tensor]:
+    """Return the output, the final states and the gradients of x and the parameters."""
     x = x.clone().requires_grad_()
     output, final = run(x, state)
     final = final if isinstance(final, tuple) else (final,)
     loss = (output**2).sum() + sum((part * 0.5).sum() for part in final)
-    found = torch.autograd.grad(loss, [x, *layer.parameters()])
-    return [output.detach(), *(part.detach() for part in final), *found]
+    gradients = torch.autograd.grad(loss, [x, *layer.parameters()])
+    return [output.detach(), *(part.detach() for part in final), *gradients]
 
 
 # --- compile ---
 
 
-@EVERY
-def test_compiled_without_a_break_and_once_for_all_lengths(kind: str) -> None:
-    layer = KINDS[kind]()
+@EACH_LAYER
+def test_compiled_to_one_graph_for_all_lengths_and_batch_sizes(name: str) -> None:
+    layer = LAYERS[name]()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
-    for time, batch in ((5, 2), (9, 2), (6, 7)):  # not the features: torch takes equal sizes for one
+    for time, batch in ((5, 2), (9, 2), (6, 7)):  # all different from the features: torch merges equal sizes
         x = torch.randn(time, batch, INPUT)
         with ur.engine("native"):
-            expected, found = results(layer, layer, x), results(layer, compiled, x)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            expected = outputs_and_gradients(layer, layer, x)
+            actual = outputs_and_gradients(layer, compiled, x)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_compiled_by_inductor_in_a_model_with_states_and_without_gradients() -> None:
+def test_compiled_model_by_inductor_with_and_without_gradients() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,29 +110,31 @@ def test_compiled_by_inductor_in_a_model_with_states_and_without_gradients() -> 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     state = (torch.randn(2, 2, HIDDEN), torch.randn(2, 2, HIDDEN))
-    assert_close(results(model, compiled, x, state), results(model, model, x, state), 1e-5)
+    assert_close(
+        outputs_and_gradients(model, compiled, x, state), outputs_and_gradients(model, model, x, state), 1e-5
+    )
     with torch.no_grad():
         assert_close(compiled(x), model(x), 1e-5)
 
 
-def test_compiled_with_packed_sequences() -> None:
+def test_compiled_layer_with_packed_sequences() -> None:
     layer = ur.GRU(INPUT, HIDDEN, bidirectional=True)
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for lengths in ((5, 3, 1), (2, 4, 4)):
         packed = pack_sequence([torch.randn(n, INPUT) for n in lengths], enforce_sorted=False)
-        expected, found = layer(packed), compiled(packed)
-        assert torch.equal(found[0].data, expected[0].data)
-        assert torch.equal(found[1], expected[1])
+        expected, actual = layer(packed), compiled(packed)
+        assert torch.equal(actual[0].data, expected[0].data)
+        assert torch.equal(actual[1], expected[1])
 
 
-def test_compiled_steps_that_the_native_engine_leaves_to_the_reference() -> None:
+def test_compiled_layer_that_falls_back_to_the_reference_engine() -> None:
     layer, x = ur.Recurrent(Sorting, INPUT, HIDDEN), torch.randn(3, 2, INPUT)
     torch._dynamo.reset()
     with pytest.warns(UserWarning, match="Sorting runs on the reference engine"):
-        expected = results(layer, layer, x)
+        expected = outputs_and_gradients(layer, layer, x)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    assert_close(results(layer, compiled, x), expected, 1e-5)
+    assert_close(outputs_and_gradients(layer, compiled, x), expected, 1e-5)
     torch._dynamo.reset()
     with ur.engine("native"), pytest.raises(Exception, match=r"can't run on the native engine.*aten\.sort"):
         torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
@@ -154,7 +155,7 @@ import sys, torch, unrolled
 x, expected = torch.load(sys.argv[2])
 path = sys.argv[1]
 loaded = torch.export.load(path).module() if path.endswith("pt2") else torch.jit.load(path)
-assert torch.equal(loaded(x)[0], expected), "another result"
+assert torch.equal(loaded(x)[0], expected), "the result differs"
 """
 
 
@@ -174,10 +175,10 @@ def test_exported_with_dynamic_sizes_and_loaded_in_a_new_process(tmp_path: Path,
         expected = layer(x)[0]
     assert torch.equal(exported.module()(x)[0], expected)
     torch.export.save(exported, tmp_path / "layer.pt2")
-    load_elsewhere(tmp_path / "layer.pt2", x, expected)
+    assert_same_in_new_process(tmp_path / "layer.pt2", x, expected)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of what is checked of sizes, as in torch.nn
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # about checks of sizes, as in torch.nn
 def test_traced_and_loaded_in_a_new_process(tmp_path: Path) -> None:
     layer = ur.GRU(INPUT, HIDDEN, 2).eval()
     traced = torch.jit.trace(layer, (torch.randn(5, 2, INPUT),))
@@ -186,56 +187,33 @@ def test_traced_and_loaded_in_a_new_process(tmp_path: Path) -> None:
         expected = layer(x)[0]
     assert torch.equal(traced(x)[0], expected)
     torch.jit.save(traced, tmp_path / "layer.ts")
-    load_elsewhere(tmp_path / "layer.ts", x, expected)
+    assert_same_in_new_process(tmp_path / "layer.ts", x, expected)
 
 
-def load_elsewhere(path: Path, x: Tensor, expected: Tensor) -> None:
+def assert_same_in_new_process(path: Path, x: Tensor, expected: Tensor) -> None:
     torch.save((x, expected.detach()), path.with_suffix(".case"))
     done = processes.run("-W", "ignore", "-c", LOAD, path, path.with_suffix(".case"))
     assert done.returncode == 0, done.stderr
 
 
-def test_a_cell_stands_in_a_graph_as_text() -> None:
-    cell = Scaled(INPUT, HIDDEN, leak=0.125)
-    text = cell_text.text_of(cell, False)
-    assert '"leak": 0.125' in text
-    cell_text._cells.pop(text)
-    read = cell_text.cell_of(text)
-    assert (read.identity(), read.training) == (cell.identity(), False)
-
-    class Local(Scaled):
-        pass
-
-    text = cell_text.text_of(Local(INPUT, HIDDEN), True)
-    assert isinstance(cell_text.cell_of(text), Local)
-    cell_text._cells.pop(text)
-    with pytest.raises(ValueError, match="Local.*in the process that made the graph only"):
-        cell_text.cell_of(text)
-    for name, why in (
-        ("antigravity:Cell", "the cell Cell of the module antigravity: import antigravity first"),
-        ("unrolled:engine", "the cell engine of the module unrolled, which has no such cell"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            cell_text.cell_of(cell_text.text_of(cell, False).replace("test_transforms:Scaled", name))
-    assert "antigravity" not in sys.modules
-
-
-@EVERY
-def test_what_torch_checks_of_an_operator(kind: str) -> None:
-    layer, x = KINDS[kind](), torch.randn(3, 2, INPUT)
-    texts, given = [], []
+@EACH_LAYER
+def test_operators_pass_torchs_opcheck(name: str) -> None:
+    layer, x = LAYERS[name](), torch.randn(3, 2, INPUT)
+    texts, tensors = [], []
     for k, (suffix, cell) in enumerate(list(layer._cells.items())[: 2 if layer.bidirectional else 1]):
-        text, own, _, why = operators.described(cell, (), True, torch.float32, False, k == 1)
-        assert not why
+        text, own_names, _, error = operators.serialize_direction(
+            cell, (), True, torch.float32, False, k == 1
+        )
+        assert not error
         texts.append(text)
-        given += [getattr(layer, name + suffix).detach().requires_grad_() for name in cell.shapes()]
-        given += [getattr(cell, name) for name in own]
-    arguments = (x.requires_grad_(), given, None, f"[{', '.join(texts)}]")
+        tensors += [getattr(layer, name + suffix).detach().requires_grad_() for name in cell.shapes()]
+        tensors += [getattr(cell, name) for name in own_names]
+    arguments = (x.requires_grad_(), tensors, None, f"[{', '.join(texts)}]")
     for operator in (torch.ops.unrolled.recurrence, torch.ops.unrolled.recurrence_kept):
         torch.library.opcheck(operator.default, arguments)
 
 
-def test_traced_by_make_fx_and_run_without_data() -> None:
+def test_make_fx_and_fake_tensors() -> None:
     layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(4, 2, INPUT)
     graph = make_fx(lambda x: layer(x)[0])(x)
     assert torch.ops.unrolled.recurrence_kept.default in {node.target for node in graph.graph.nodes}
@@ -252,7 +230,7 @@ def test_traced_by_make_fx_and_run_without_data() -> None:
 # --- torch.func ---
 
 
-def loss_of(layer: Any) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+def loss_function(layer: Any) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         output, final = functional_call(layer, parameters, (x,))
         final = final if isinstance(final, tuple) else (final,)
@@ -261,22 +239,22 @@ def loss_of(layer: Any) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     return loss
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> tuple[Any, Any, dict[str, Tensor], Tensor]:
-    layer = KINDS[request.param](dtype=torch.float64)
+    layer = LAYERS[request.param](dtype=torch.float64)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
-    return layer, loss_of(layer), parameters, torch.randn(4, 3, INPUT, dtype=torch.float64)
+    return layer, loss_function(layer), parameters, torch.randn(4, 3, INPUT, dtype=torch.float64)
 
 
-def same(found: Any, compute: Callable[[], Any]) -> None:
-    """As the reference engine has it, to float64's precision."""
+def assert_same_by_reference(actual: Any, compute: Callable[[], Any]) -> None:
+    """Assert that the reference engine gives the same result, within the precision of float64."""
     with ur.engine("reference"):
         expected = compute()
     leaves = torch.utils._pytree.tree_leaves
-    assert_close(leaves(found), leaves(expected), 1e-10)
+    assert_close(leaves(actual), leaves(expected), 1e-10)
 
 
-def test_gradients_of_samples_are_native(case: Any) -> None:
+def test_per_sample_gradients_are_native(case: Any) -> None:
     _, loss, parameters, x = case
     samples = x.unsqueeze(2)
 
@@ -284,11 +262,11 @@ def test_gradients_of_samples_are_native(case: Any) -> None:
         return vmap(grad(loss), (None, 1))(parameters, samples)
 
     with ur.engine("native"):
-        found = compute()
-        each = [grad(loss)(parameters, samples[:, k]) for k in range(3)]
-    same(found, compute)
-    for name, value in found.items():
-        assert_close(value, torch.stack([one[name] for one in each]), 1e-12)
+        actual = compute()
+        one_by_one = [grad(loss)(parameters, samples[:, k]) for k in range(3)]
+    assert_same_by_reference(actual, compute)
+    for name, value in actual.items():
+        assert_close(value, torch.stack([gradients[name] for gradients in one_by_one]), 1e-12)
 
 
 def test_ensembles_are_native(case: Any) -> None:
@@ -300,42 +278,43 @@ def test_ensembles_are_native(case: Any) -> None:
         return values, vmap(grad(loss), (0, 1))(stacked, x.unsqueeze(2))
 
     with ur.engine("native"):
-        found = compute()
-    same(found, compute)
+        actual = compute()
+    assert_same_by_reference(actual, compute)
 
 
 def test_nested_and_mixed_transforms(case: Any) -> None:
     _, loss, parameters, x = case
-    many = torch.randn(2, 3, 4, 1, INPUT, dtype=torch.float64)
+    nested_x = torch.randn(2, 3, 4, 1, INPUT, dtype=torch.float64)
 
     def penalty(parameters: Any, x: Tensor) -> Tensor:
         return sum((part**2).sum() for part in grad(loss)(parameters, x).values())
 
     def compute() -> Any:
-        twice = vmap(vmap(grad(loss), (None, 0)), (None, 0))(parameters, many)
+        nested = vmap(vmap(grad(loss), (None, 0)), (None, 0))(parameters, nested_x)
         outer = grad(lambda p: (vmap(grad(loss, 1), (None, 1))(p, x.unsqueeze(2)) ** 2).sum())(parameters)
         penalties = vmap(grad(penalty), (None, 1))(parameters, x.unsqueeze(2))
-        return twice, outer, penalties
+        return nested, outer, penalties
 
     with ur.engine("native"):
-        found = compute()
-    same(found, compute)
+        actual = compute()
+    assert_same_by_reference(actual, compute)
 
 
 def test_forward_mode_and_hessians(case: Any) -> None:
     _, loss, parameters, x = case
     x = x[:2, :1]
 
-    def of_x(x: Tensor) -> Tensor:
+    def loss_of_x(x: Tensor) -> Tensor:
         return loss(parameters, x)
 
-    found = jvp(of_x, (x,), (torch.ones_like(x),)), jacfwd(of_x)(x), hessian(of_x)(x)
-    first = grad(of_x)(x)
-    assert_close(found[0][1], first.sum(), 1e-10)
-    assert_close(found[1], first, 1e-10)
-    assert_close(found[2], torch.autograd.functional.hessian(of_x, x), 1e-10)
+    _, tangent = jvp(loss_of_x, (x,), (torch.ones_like(x),))
+    jacobian, second = jacfwd(loss_of_x)(x), hessian(loss_of_x)(x)
+    first = grad(loss_of_x)(x)
+    assert_close(tangent, first.sum(), 1e-10)
+    assert_close(jacobian, first, 1e-10)
+    assert_close(second, torch.autograd.functional.hessian(loss_of_x, x), 1e-10)
     with forward_ad.dual_level():
-        value = of_x(forward_ad.make_dual(x, torch.ones_like(x)))
+        value = loss_of_x(forward_ad.make_dual(x, torch.ones_like(x)))
         assert_close(forward_ad.unpack_dual(value).tangent, first.sum(), 1e-10)
 
 
@@ -351,26 +330,26 @@ def test_second_and_third_gradients(case: Any) -> None:
         second = torch.autograd.grad(penalty, leaves, create_graph=True)
         return second, torch.autograd.grad(sum(part.sum() for part in second), x)
 
-    same(compute(), compute)
+    assert_same_by_reference(compute(), compute)
 
     def third(x: Tensor) -> Tensor:
         return grad(lambda x: (grad(lambda x: loss(parameters, x))(x) ** 2).sum())(x)
 
-    same(third(x.detach()), lambda: third(x.detach()))
+    assert_same_by_reference(third(x.detach()), lambda: third(x.detach()))
 
 
 # --- autocast, checkpointing ---
 
 
-@EVERY
-def test_autocast(kind: str) -> None:
-    layer, x = KINDS[kind](), torch.randn(5, 2, INPUT)
+@EACH_LAYER
+def test_autocast(name: str) -> None:
+    layer, x = LAYERS[name](), torch.randn(5, 2, INPUT)
     expected = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer(x)
-        loss = found[0].float().sum()
-    assert found[0].dtype is torch.bfloat16
-    assert_close(found[0].float(), expected[0], 0.03)
+        output = layer(x)[0]
+        loss = output.float().sum()
+    assert output.dtype is torch.bfloat16
+    assert_close(output.float(), expected[0], 0.03)
     loss.backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
     assert {parameter.grad.dtype for parameter in layer.parameters()} == {torch.float32}
@@ -378,21 +357,21 @@ def test_autocast(kind: str) -> None:
         assert layer(x)[0].dtype is torch.bfloat16
 
 
-@EVERY
+@EACH_LAYER
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_keeps_less(kind: str, reentrant: bool) -> None:
-    layer, x = KINDS[kind](), torch.randn(5, 2, INPUT, requires_grad=True)
+def test_gradient_checkpointing_by_torch(name: str, reentrant: bool) -> None:
+    layer, x = LAYERS[name](), torch.randn(5, 2, INPUT, requires_grad=True)
     saved: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> Tensor:
         saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = layer(x)[0]
-    assert sum(tensor.numel() for tensor in saved) >= output.numel()  # what is kept, can be kept elsewhere
+    assert sum(tensor.numel() for tensor in saved) >= output.numel()  # hooks see all saved tensors
     expected = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
     output = checkpoint(lambda x: layer(x)[0], x, use_reentrant=reentrant)
     output.sum().backward()
-    found = [x.grad, *(parameter.grad for parameter in layer.parameters())]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    gradients = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))

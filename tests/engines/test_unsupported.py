@@ -1,4 +1,4 @@
-"""What a step may not do: told by operation and line, and run on the reference engine instead."""
+"""Steps that can't be compiled: the error names operation and line, and the reference engine runs them."""
 
 from __future__ import annotations
 
@@ -80,28 +80,28 @@ def outside(self, x, h):
     return torch.tanh(h + x * GLOBAL)
 
 
-def remembered(self, x, h):
+def stores_a_tensor(self, x, h):
     self.last = getattr(self, "last", 0) + x
     return torch.tanh(h + self.last)
 
 
-def complexes(self, x, h):
+def complex_dtype(self, x, h):
     return torch.fft.rfft(h + x).abs()[:, [0, 1, 2, 3, 3, 2, 1, 0]]
 
 
-def half(self, x, h):
+def bfloat16(self, x, h):
     return torch.tanh((h + x).bfloat16()).to(h.dtype)
 
 
-def whole_numbers(self, x, h):
+def integers(self, x, h):
     return (h + x) * ((h > 0).sum(-1, keepdim=True) * 1000 // 7)
 
 
-def backward_only(self, x, h):
+def only_in_backward(self, x, h):
     return torch.sigmoid(h + x).prod(-1, keepdim=True) + x
 
 
-def handed_on(self, x, h):
+def in_a_helper(self, x, h):
     return helper(h + x)
 
 
@@ -109,63 +109,68 @@ def helper(v):
     return v.cummax(-1).values
 
 
-CHANGING = (inplace, inplace_view)
-REFUSED = [
+IN_PLACE = (inplace, inplace_view)
+UNSUPPORTED = [
     (branch, "torch.Tensor.__bool__", "values of a tensor"),
     (item, "torch.Tensor.item", "values of a tensor"),
     (inplace, "torch.Tensor.add_", "changes its input h in place"),
     (inplace_view, "torch.Tensor.__setitem__", "changes its input x in place"),
-    (sort, "torch.sort", "aten.sort.stable|aten.sort.default is not in the compiler's vocabulary"),
+    (sort, "torch.sort", "aten.sort.stable|aten.sort.default is not supported by the compiler"),
     (batch_mean, "torch.Tensor.mean", "mixes rows of the batch"),
     (batch_norm, "torch.nn.functional.batch_norm", "batch_norm"),
     (batch_flip, "torch.Tensor.flip", "mixes rows of the batch"),
     (batch_attention, "torch.Tensor.matmul", "mixes rows of the batch"),
     (noise, "torch.randn_like", "draws random numbers"),
     (dropout, "torch.nn.functional.dropout", "draws random numbers"),
-    (size, "torch.Tensor.div", "depends on the size of the batch"),
-    (branch_on_size, "torch.Tensor", "depends on the size of the batch"),
+    (size, "torch.Tensor.div", "depends on the batch size"),
+    (branch_on_size, "torch.Tensor", "depends on the batch size"),
     (python_noise, "torch.Tensor.mul", "differs from run to run"),
     (outside, "torch.Tensor.mul", "a tensor from outside"),
-    (remembered, "torch.Tensor.add", "another run of the step has made"),
-    (complexes, "torch.fft.rfft", "changes to torch.complex64"),
-    (half, "torch.Tensor.bfloat16", "changes to torch.bfloat16"),
-    (whole_numbers, "torch.Tensor.mul", "computes with whole numbers"),
-    (backward_only, "the backward of torch.Tensor.prod", "aten.cumprod"),
-    (handed_on, "torch.Tensor.cummax", "aten.cummax"),
+    (stores_a_tensor, "torch.Tensor.add", "another run of the step created"),
+    (complex_dtype, "torch.fft.rfft", "converts to torch.complex64"),
+    (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
+    (integers, "torch.Tensor.mul", "computes with integers"),
+    (only_in_backward, "the backward of torch.Tensor.prod", "aten.cumprod"),
+    (in_a_helper, "torch.Tensor.cummax", "aten.cummax"),
 ]
 
 
-@pytest.mark.parametrize(("step", "name", "why"), REFUSED, ids=lambda part: getattr(part, "__name__", ""))
-def test_what_is_refused_is_named_with_its_line(step: Callable[..., Any], name: str, why: str) -> None:
-    cell = type(f"Refused{step.__name__.title()}", (ur.Cell,), {"step": step})
+@pytest.mark.parametrize(
+    ("step", "name", "reason"), UNSUPPORTED, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_error_names_operation_and_line(step: Callable[..., Any], name: str, reason: str) -> None:
+    cell = type(f"Unsupported{step.__name__.title()}", (ur.Cell,), {"step": step})
     layer, x = ur.Recurrent(cell, 8, 8), torch.randn(3, 2, 8, requires_grad=True)
     line = step.__code__.co_firstlineno + 1
-    pattern = f"({why}).*\\({re.escape(name)}[^,]*, {re.escape(__file__)}:{line}\\)$"
+    pattern = f"({reason}).*\\({re.escape(name)}[^,]*, {re.escape(__file__)}:{line}\\)$"
     with ur.engine("native"), pytest.raises(RuntimeError, match=pattern):
         layer(x.clone())
-    if step in CHANGING:
+    if step in IN_PLACE:
         with ur.engine("auto"), pytest.raises(ValueError, match="in place"):
             layer(x.detach().clone())
         return
 
-    def seeded() -> torch.Tensor:
+    def run_with_seed() -> torch.Tensor:
         torch.manual_seed(1)
         random.seed(1)
         return layer(x.clone())[0]
 
     with ur.engine("auto"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seeded()
-        output = seeded()
-    [told] = caught  # once
-    assert f"{cell.__name__} runs on the reference engine, step by step: " in str(told.message)
-    assert re.search(pattern, str(told.message))
+        run_with_seed()
+        output = run_with_seed()
+    [warning] = caught  # only one for two calls
+    message = str(warning.message)
+    assert message.startswith(
+        f"{cell.__name__} runs on the reference engine, which is slower, because it can't be compiled: "
+    )
+    assert re.search(pattern, message)
     assert output.requires_grad is (step is not item)
     with ur.engine("reference"):
-        assert torch.equal(output, seeded())
+        assert torch.equal(output, run_with_seed())
 
 
-class Dropping(ur.Cell):
+class DropoutCell(ur.Cell):
     w = ur.Param("hidden", "input")
 
     def step(self, x, h):
@@ -173,8 +178,8 @@ class Dropping(ur.Cell):
 
 
 @NEEDS_COMPILER
-def test_dropout_in_a_step_is_the_reference_engines_in_training() -> None:
-    layer, x = ur.Recurrent(Dropping, 3, 8), torch.randn(3, 2, 3)
+def test_dropout_in_a_step_falls_back_in_training() -> None:
+    layer, x = ur.Recurrent(DropoutCell, 3, 8), torch.randn(3, 2, 3)
     layer.eval()
     with ur.engine("reference"):
         expected = layer(x)[0]
@@ -182,24 +187,24 @@ def test_dropout_in_a_step_is_the_reference_engines_in_training() -> None:
         assert_close(layer(x)[0], expected, 1e-5)
         layer.train()
         with pytest.raises(
-            RuntimeError, match=r"random numbers.*\(torch.nn.functional.dropout, .*test_refused.py"
+            RuntimeError, match=r"random numbers.*\(torch.nn.functional.dropout, .*test_unsupported.py"
         ):
             layer(x)
         layer.eval()
         assert_close(layer(x)[0], expected, 1e-5)
     layer.train()
-    with ur.engine("auto"), pytest.warns(match="Dropping runs on the reference engine"):
+    with ur.engine("auto"), pytest.warns(match="DropoutCell runs on the reference engine"):
         assert not torch.allclose(layer(x)[0], expected)
-    with pytest.raises(TypeError, match="training is the mode of the layer: name the option otherwise"):
+    with pytest.raises(TypeError, match="training is the mode of the layer: give the option another name"):
         type("Taken", (ur.Cell,), {"training": True})
 
 
-def test_a_step_of_too_many_pieces_is_refused() -> None:
-    class Turned(ur.Cell):
+def test_too_many_pieces() -> None:
+    class Flip(ur.Cell):
         def step(self, x, h):
             return torch.tanh(h.flip(-1) + x)
 
-    layer, x = ur.Recurrent(Turned, 300, 300), torch.randn(2, 2, 300)
+    layer, x = ur.Recurrent(Flip, 300, 300), torch.randn(2, 2, 300)
     with (
         ur.engine("native"),
         pytest.raises(RuntimeError, match="rearranges features into more than 256 pieces"),

@@ -1,7 +1,7 @@
-"""The vector functions of the native engine against libm in more digits: by a program made of their header.
+"""The native engine's vector functions, compared with libm in higher precision by a C++ program.
 
-A strided sweep of the float32 bit patterns, all specials and random arguments runs always; all bit patterns,
-some minutes a function, with ``pytest -m exhaustive``.
+By default, the arguments are every 1009th float32 bit pattern, special values and random numbers.
+``pytest -m exhaustive`` compares all bit patterns, which takes some minutes per function.
 """
 
 from __future__ import annotations
@@ -16,62 +16,74 @@ from pathlib import Path
 import pytest
 import torch
 
-from unrolled.engines.native.cpp_ops import PLAIN
+from unrolled.engines.native.cpp_ops import CPP_OPS
 from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE, NATIVE, NoCompilerError, compilers
 
 PROGRAM = Path(__file__).with_name("vector_math.cpp")
-ONE, TWO = (
+UNARY, BINARY = (
     re.findall(r"X\((\w+)\)", block)
-    for block in re.findall(r"#define (?:ONE|TWO)\(X\)((?:.*\\\n)*.*)", PROGRAM.read_text())
+    for block in re.findall(r"#define (?:UNARY|BINARY)\(X\)((?:.*\\\n)*.*)", PROGRAM.read_text())
 )
 EXACT = {"sqrt", "relu", "sign", "floor", "ceil", "round", "trunc", "reciprocal", "fmod", "remainder"}
 EXACT |= {"maximum", "minimum"}
-IN_FLOAT64 = ("exp", "expm1", "sigmoid", "tanh")  # the others are libm's there
+IN_FLOAT64 = ("exp", "expm1", "sigmoid", "tanh")  # the other functions call libm in float64
 
 
-def machines() -> dict[str, list[str]]:
-    """The instruction sets that this machine runs, and the flags that choose them."""
-    found, compiler = {"native": [NATIVE]}, next(compilers())
+def instruction_sets() -> dict[str, list[str]]:
+    """Return the instruction sets that this machine supports, and the compiler flags that select them."""
+    archs, compiler = {"native": NATIVE}, next(compilers())
     if platform.machine() in ("x86_64", "AMD64"):
-        found["baseline"] = ["x86-64"]
+        archs["baseline"] = "x86-64"
         if torch.cpu._is_avx2_supported():
-            found["avx2"] = ["x86-64-v3"]
-    return {name: [compiler.arch_flag(arch)] for name, [arch] in found.items()}
+            archs["avx2"] = "x86-64-v3"
+    return {name: [compiler.arch_flag(arch)] for name, arch in archs.items()}
 
 
 @dataclass
-class Line:
-    """What the program found of a function on an instruction set."""
+class Comparison:
+    """The result for one function and one instruction set.
+
+    Attributes:
+        function: Name of the function.
+        instruction_set: Name of the instruction set.
+        error: The largest error, in units in the last place.
+        error_at: Its arguments.
+        wrong: Number of wrong special results: NaN, infinity or the sign of a zero.
+        wrong_at: The arguments of the first of these.
+        lane_dependent: Number of arguments whose result has other bits in another lane.
+    """
 
     function: str
-    machine: str
+    instruction_set: str
     error: float
-    at: tuple[float, float]
+    error_at: tuple[float, float]
     wrong: int
     wrong_at: tuple[float, float]
-    moved: int
+    lane_dependent: int
 
 
 @dataclass
 class Programs:
+    """The compiled comparison programs, in a folder."""
+
     folder: Path
 
-    def compiled(self, scalar: str) -> Path:
-        """The comparison for a type, built at its first use."""
+    def build(self, scalar: str) -> Path:
+        """Return the program for a scalar type. It is compiled at the first call."""
         program = self.folder / scalar
         if not program.exists():
             objects = []
-            for name, flags in machines().items():
+            for name, flags in instruction_sets().items():
                 objects.append(str(self.folder / f"{scalar}-{name}.o"))
                 self._run(f"-DKERNEL={name}", f"-DTYPE={scalar}", *flags, "-c", "-o", objects[-1])
-            kernels = " ".join(f"X({name})" for name in machines())
+            kernels = " ".join(f"X({name})" for name in instruction_sets())
             self._run(f"-DKERNELS={kernels}", f"-DTYPE={scalar}", *objects, "-o", str(program))
         return program
 
     def library(self) -> ctypes.CDLL:
-        """The functions of float32 on this machine's own instruction set."""
+        """Return the float32 functions for this machine's own instruction set."""
         path = self.folder / "kernel.so"
-        self._run("-DKERNEL=kernel", "-shared", *machines()["native"], "-o", str(path))
+        self._run("-DKERNEL=kernel", "-shared", *instruction_sets()["native"], "-o", str(path))
         return ctypes.CDLL(str(path))
 
     def _run(self, *arguments: str) -> None:
@@ -84,17 +96,21 @@ class Programs:
         )
         assert done.returncode == 0, done.stderr
 
-    def found(self, scalar: str, function: str, stride: int, random: int) -> list[Line]:
-        """Compare one function over all numbers, ``stride`` bit patterns apart, and random arguments."""
-        command = [str(self.compiled(scalar)), function, "0", "1", str(stride), str(random)]
+    def compare(self, scalar: str, function: str, stride: int, random: int) -> list[Comparison]:
+        """Compare a function for every ``stride``-th bit pattern and for ``random`` random arguments."""
+        command = [str(self.build(scalar)), function, "0", "1", str(stride), str(random)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        lines = []
-        for name, machine, error, *rest in map(str.split, text.splitlines()):
+        comparisons = []
+        for name, instruction_set, error, *rest in map(str.split, text.splitlines()):
             x, y, wrong_x, wrong_y = (float.fromhex(rest[k]) for k in (0, 1, 3, 4))
-            wrong, moved = int(rest[2]), int(rest[5])
-            lines.append(Line(name, machine, float(error), (x, y), wrong, (wrong_x, wrong_y), moved))
-        assert {line.machine for line in lines} == set(machines())
-        return lines
+            wrong, lane_dependent = int(rest[2]), int(rest[5])
+            comparisons.append(
+                Comparison(
+                    name, instruction_set, float(error), (x, y), wrong, (wrong_x, wrong_y), lane_dependent
+                )
+            )
+        assert {comparison.instruction_set for comparison in comparisons} == set(instruction_sets())
+        return comparisons
 
 
 @pytest.fixture(scope="module")
@@ -106,48 +122,48 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     return Programs(tmp_path_factory.mktemp("functions"))
 
 
-def check(lines: list[Line]) -> None:
-    for line in lines:
-        assert line.wrong == 0, f"NaN, infinity or a sign of zero is not libm's: {line}"
-        assert line.error <= (0.5 if line.function in EXACT else 2), line
-        assert line.moved == 0, f"a number has other bits in another lane: {line}"
+def check(comparisons: list[Comparison]) -> None:
+    for comparison in comparisons:
+        assert comparison.wrong == 0, f"NaN, infinity or the sign of a zero differs from libm: {comparison}"
+        assert comparison.error <= (0.5 if comparison.function in EXACT else 2), comparison
+        assert comparison.lane_dependent == 0, f"bits depend on the lane: {comparison}"
 
 
-@pytest.mark.parametrize("function", [*ONE, *TWO])
+@pytest.mark.parametrize("function", [*UNARY, *BINARY])
 def test_float32_is_within_two_units(programs: Programs, function: str) -> None:
-    check(programs.found("float", function, stride=1009, random=200_000))
+    check(programs.compare("float", function, stride=1009, random=200_000))
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("function", ONE)
+@pytest.mark.parametrize("function", UNARY)
 def test_every_float32_is_within_two_units(programs: Programs, function: str) -> None:
-    lines = programs.found("float", function, stride=1, random=0)
-    print("\n", "; ".join(f"{line.machine} {line.error}" for line in lines), end=" ")
-    check(lines)
+    comparisons = programs.compare("float", function, stride=1, random=0)
+    print("\n", "; ".join(f"{c.instruction_set} {c.error}" for c in comparisons), end=" ")
+    check(comparisons)
 
 
 @pytest.mark.parametrize("function", [*IN_FLOAT64, *sorted(EXACT)])
 def test_float64_is_within_two_units(programs: Programs, function: str) -> None:
-    """Against ``long double``, which must have more digits."""
+    """Compared with ``long double``, if it is more precise."""
     if torch.finfo(torch.float64).bits == 8 * ctypes.sizeof(ctypes.c_longdouble):
         pytest.skip("long double is float64 on this machine")
-    check(programs.found("double", function, stride=2**44 + 1, random=400_000))
+    check(programs.compare("double", function, stride=2**44 + 1, random=400_000))
 
 
-def test_all_functions_of_the_vocabulary_are_compared() -> None:
-    called = {name for text in PLAIN.values() for name in re.findall(r"(\w+)\(", text)}
-    # no arithmetic: the tests of the steps compare them
-    unlike = {"splat", "truth", "where", "absolute", "sign_of"}
-    assert called - unlike <= {*ONE, *TWO}
+def test_all_supported_functions_are_compared() -> None:
+    called = {name for text in CPP_OPS.values() for name in re.findall(r"(\w+)\(", text)}
+    # These only select or copy bits, and are covered by the tests of steps.
+    not_compared = {"splat", "truth", "where", "absolute", "sign_of"}
+    assert called - not_compared <= {*UNARY, *BINARY}
 
 
-def test_specials_are_torchs(programs: Programs) -> None:
+def test_special_values_are_those_of_torch(programs: Programs) -> None:
     numbers = [0.0, 1e-45, 1e-40, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 100.0, 3e38, torch.inf]
     specials = torch.tensor([*numbers, *(-n for n in numbers), torch.nan])
     kernel = programs.library().kernel
-    for number, function in enumerate([*ONE, *TWO]):
+    for number, function in enumerate([*UNARY, *BINARY]):
         x = specials
-        if function in TWO:
+        if function in BINARY:
             x, y = (v.flatten().contiguous() for v in torch.meshgrid(x, x, indexing="ij"))
             truth = getattr(torch, function)(x.double(), y.double()).float()
         else:
@@ -159,6 +175,6 @@ def test_specials_are_torchs(programs: Programs) -> None:
         assert torch.equal(actual.isnan(), truth.isnan()), function
         known = ~truth.isnan()
         if function in ("maximum", "minimum"):
-            known &= (x != 0) | (y != 0)  # of two zeros torch's own answer depends on the lane
+            known &= (x != 0) | (y != 0)  # for two zeros, the sign of torch's result depends on the lane
         assert torch.equal(actual.signbit()[known], truth.signbit()[known]), function
         torch.testing.assert_close(actual, truth, rtol=3e-7, atol=0, equal_nan=True, msg=function)

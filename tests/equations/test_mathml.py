@@ -1,4 +1,4 @@
-"""Formulas made of the source of a step: their symbols, and that they are MathML."""
+"""Formulas of published cells, and that they are valid MathML."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from formula_helpers import to_text
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import linear
@@ -17,32 +18,11 @@ import unrolled as ur
 from unrolled.equations.formulas import formulas
 
 
-def plain(math: str) -> str:
-    """A formula as text: an index after _, a power after ^, a tilde after its letter, a fraction with /."""
-
-    def text(element: ElementTree.Element) -> str:
-        parts = [text(part) for part in element]
-        match element.tag:
-            case "msub":
-                return f"{parts[0]}_{{{parts[1]}}}"
-            case "msup":
-                return f"{parts[0]}^{{{parts[1]}}}"
-            case "msubsup":
-                return f"{parts[0]}^{{{parts[2]}}}_{{{parts[1]}}}"
-            case "mfrac":
-                return f"({parts[0]})/({parts[1]})"
-            case "mspace":
-                return " "
-        return (element.text or "").replace("\u2061", "") + "".join(parts)
-
-    return text(ElementTree.fromstring(math))
-
-
 def read(cell: type[ur.Cell], **options: Any) -> list[str]:
-    return [plain(one.math) for one in formulas(cell(2, 3, **options))]
+    return [to_text(one.math) for one in formulas(cell(2, 3, **options))]
 
 
-def test_the_equations_of_torchs_layers_as_in_its_documentation() -> None:
+def test_equations_of_torch_layers_match_its_documentation() -> None:
     assert read(ur.cells.RNN) == [
         "input_{sum,t}=W_{ih} x_{t}+b_{ih}",
         "hidden_{sum,t}=W_{hh} h_{t−1}+b_{hh}",
@@ -69,17 +49,17 @@ def test_the_equations_of_torchs_layers_as_in_its_documentation() -> None:
     ]
 
 
-def test_an_option_decides_what_is_shown() -> None:
+def test_options_change_the_formulas() -> None:
     assert read(ur.cells.LSTM, proj_size=2)[-2:] == ["h~_{t}=o_{t}⊙tanh(c_{t})", "h_{t}=W_{hr} h~_{t}"]
 
 
-class Rare(ur.Cell):
+class OtherNotations(ur.Cell):
     rate: float = 0.25
     U = ur.Param("hidden", "hidden")
     weight = ur.Param("hidden", "input")
 
     def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-        """Its own words are no equation."""
+        """A docstring is not an equation."""
         alpha = torch.exp(-self.rate * h.abs())
         both = torch.cat((h, x), dim=-1)
         (u,) = (x @ self.weight.T,)
@@ -90,8 +70,8 @@ class Rare(ur.Cell):
         return F.layer_norm(power + both[:, :3], (self.hidden,)) + h @ (self.U - self.U.T)
 
 
-def test_everything_else_that_steps_are_made_of() -> None:
-    assert read(Rare) == [
+def test_other_notations() -> None:
+    assert read(OtherNotations) == [
         "α_{t}=e^{−0.25·abs(h_{t−1})}",
         "both_{t}=[h_{t−1};x_{t}]",
         "u~_{t}=x_{t} W^{⊤}",
@@ -100,24 +80,24 @@ def test_everything_else_that_steps_are_made_of() -> None:
         "if x.shape[0] > 5:\n    power = power * 2",
         "h_{t}=layer norm(power_{t}+both[:, :3])+h_{t−1} (U−U^{⊤})",
     ]
-    lines = [(one.names, one.line, one.last) for one in formulas(Rare(2, 3))]
+    lines = [(one.names, one.first_line, one.last_line) for one in formulas(OtherNotations(2, 3))]
     assert lines[0] == (("alpha",), 0, 0)
     assert lines[5] == (("power",), 5, 6)
 
 
 @pytest.mark.parametrize("name", ur.cells.__all__)
-def test_every_cell_has_formulas_for_what_its_trace_shows(name: str) -> None:
+def test_every_traced_quantity_has_a_formula(name: str) -> None:
     cell = getattr(ur.cells, name)
-    found = formulas(cell(2, 3))
-    assert all(ElementTree.fromstring(one.math).tag == "math" for one in found)
-    if "for " not in inspect.getsource(cell.step):  # which is shown as code
-        assert not any("<mtext>" in one.math for one in found if "None" not in one.math)
-    shown = {name for one in found for name in one.names}
-    assert set(ur.trace(ur.Recurrent(cell, 2, 3), torch.randn(2, 2)).names) <= shown
+    equations = formulas(cell(2, 3))
+    assert all(ElementTree.fromstring(equation.math).tag == "math" for equation in equations)
+    if "for " not in inspect.getsource(cell.step):  # a loop is shown as code
+        assert not any("<mtext>" in equation.math for equation in equations if "None" not in equation.math)
+    names = {name for equation in equations for name in equation.names}
+    assert set(ur.trace(ur.Recurrent(cell, 2, 3), torch.randn(2, 2)).names) <= names
 
 
-def test_without_source_there_are_none() -> None:
-    space: dict[str, Any] = {"ur": ur, "linear": linear, "nn": nn}
-    exec("class Made(ur.Cell):\n    def step(self, x, h):\n        return h + x", space)
-    assert formulas(space["Made"](2, 2)) == []
-    assert re.search("Made", repr(space["Made"]))
+def test_no_formulas_without_source() -> None:
+    namespace: dict[str, Any] = {"ur": ur, "linear": linear, "nn": nn}
+    exec("class GeneratedCell(ur.Cell):\n    def step(self, x, h):\n        return h + x", namespace)
+    assert formulas(namespace["GeneratedCell"](2, 2)) == []
+    assert re.search("GeneratedCell", repr(namespace["GeneratedCell"]))

@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page: Chromium, as the system has it or as Playwright brings it."""
+"""Chromium for the tests of the page: the one of the system, or the one that Playwright installs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LACK = "no Chromium here, so the page is not tested in a browser: install it, or run make test with a network"
+EXECUTABLES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NOT_FOUND = (
+    "Chromium not found: the browser tests of the page are skipped. "
+    "Install Chromium, or run make test with network access."
+)
 
 
-def find() -> str | None:
-    """The program to run; None where there is none."""
-    for name in NAMES:
-        if found := shutil.which(name):
-            return found
+def find_browser() -> str | None:
+    """Return the path of the executable, or None if there is none."""
+    for name in EXECUTABLES:
+        if path := shutil.which(name):
+            return path
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -28,30 +31,32 @@ def find() -> str | None:
 
 
 @contextmanager
-def launched() -> Iterator[Any]:
-    """A running browser, without the network."""
+def running_browser() -> Iterator[Any]:
+    """Run a headless browser that makes no network requests of its own."""
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    arguments = ["--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=[*quiet, *root])
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
         yield browser
         browser.close()
 
 
 def main() -> None:
-    """Have a browser: find it, or install it by the system's packages or by Playwright."""
-    if find():
+    """Install Chromium with the system's package manager or with Playwright, unless it is there already."""
+    if find_browser():
         return
-    steps = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
     if shutil.which("apt-get") and os.geteuid() == 0:
-        steps = [["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "--yes", "chromium"], *steps]
-    for step in steps:
-        subprocess.run(step, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-        if find():
+        install = ["apt-get", "-qq", "install", "--yes", "chromium"]
+        commands = [["apt-get", "-qq", "update"], install, *commands]
+    for command in commands:
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        if find_browser():
             return
-    print(LACK)
+    print(NOT_FOUND)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""torch.nn's recurrent layers and cells beside ours, and how two results are compared."""
+"""Pairs of layers of this library and of torch.nn, and functions that compare their results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CELLS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7}
 
 
-def lack() -> str:
-    """Why nothing can be compiled here, in the words of the engine; empty where it can."""
+def _compiler_error() -> str:
+    """Return the error message if no C++ compiler works here, otherwise an empty string."""
     try:
         next(compilers())
     except NoCompilerError as error:
@@ -41,18 +41,18 @@ def lack() -> str:
     return ""
 
 
-LACK = lack()
-NEEDS_COMPILER = pytest.mark.skipif(bool(LACK), reason=LACK)
-# Without CXX, which some tests take away: they look at what else decides.
-NEEDS_SYSTEMS_COMPILER = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="there is no program c++ here"
+COMPILER_ERROR = _compiler_error()
+NEEDS_COMPILER = pytest.mark.skipif(bool(COMPILER_ERROR), reason=COMPILER_ERROR)
+# Some tests unset CXX and therefore need the program c++.
+NEEDS_SYSTEM_COMPILER = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="the program c++ is not installed"
 )
-# As an argument of -W: what the engine says once where nothing can be compiled, and there alone.
-QUIET = "ignore:recurrent layers run on the reference engine" if LACK else "error"
+# An argument for python -W. Without a compiler the warning about the reference engine is expected.
+FALLBACK_FILTER = "ignore:recurrent layers run on the reference engine" if COMPILER_ERROR else "error"
 
 
 class OddCell(ur.Cell):
-    """Functions of every kind: of elements, of rows, with constants, changed in place, without a name."""
+    """Operations of every kind: elementwise, over rows, with constants, in place, without a name."""
 
     weight = ur.Param("hidden", "input")
 
@@ -70,17 +70,24 @@ class OddCell(ur.Cell):
 
 
 def pair(kind: str, *sizes: int, table: dict[str, Any] = LAYERS, **arguments: Any) -> tuple[Any, Any]:
-    """Ours and torch.nn's, drawn with the same seed."""
-    made, theirs, special = table[kind]
+    """Return a layer of this library and one of torch.nn, with the same parameters.
+
+    Args:
+        kind: A key of ``table``.
+        sizes: Positional arguments of both layers.
+        table: ``LAYERS`` or ``CELLS``.
+        arguments: Keyword arguments of both layers.
+    """
+    ours, theirs, options = table[kind]
     seed = int(torch.randint(2**31, ()))
     torch.manual_seed(seed)
-    first = made(*sizes, **special, **arguments)
+    layer = ours(*sizes, **options, **arguments)
     torch.manual_seed(seed)
-    return first, theirs(*sizes, **special, **arguments)
+    return layer, theirs(*sizes, **options, **arguments)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor of an output and its states."""
+    """Yield every tensor of a nested value."""
     if isinstance(value, PackedSequence):
         yield value.data
     elif isinstance(value, Tensor):
@@ -91,62 +98,69 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
-    """Every tensor within ``tolerance`` times the largest magnitude of what is expected."""
+    """Compare nested tensors. Errors are relative to the largest magnitude of each expected tensor."""
     for a, b in zip(tensors(actual), tensors(expected), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         if a.numel():
-            scale, error = max(largest(b), 1e-30), largest(a.detach().double() - b.detach().double())
+            scale, error = max(max_abs(b), 1e-30), max_abs(a.detach().double() - b.detach().double())
             assert error <= tolerance * scale, f"{what} {error:.3e} > {tolerance:.0e} × {scale:.3e}".strip()
 
 
-def assert_as_near(
+def assert_close_within_rounding(
     actual: list[Tensor],
     expected: list[Tensor],
-    again: Callable[[], list[Tensor]],
+    recompute: Callable[[], list[Tensor]],
     leaves: list[Tensor],
-    terms: float = 1e-30,
+    scale: float = 1e-30,
     exact: Callable[[], list[Tensor]] | None = None,
 ) -> None:
-    """Every tensor as close as its dtype and its own condition allow.
+    """Compare tensors with a tolerance that depends on their dtype and their conditioning.
 
-    Errors are taken beside a tensor's largest magnitude, or ``terms``: the size of what is summed up inside.
+    Errors are relative to a tensor's largest magnitude. If terms cancel, a result is small compared with the
+    terms, and its last digits consist of their rounding errors. Therefore errors may also be up to 20 times
+    the change of the expected tensors when the leaves change by some units in the last place, or 20 times
+    their error compared with ``exact``.
 
-    Where terms cancel, a result is small beside what it is summed up from, and its last digits are the terms'
-    rounding. So an error may also be some times what ``again``, which makes the expected tensors, changes by
-    when the leaves that they are made from change by some units in the last place; or what ``expected`` is
-    itself away from ``exact``, where what the terms are rounded to hides such changes.
+    Args:
+        actual: The tensors to check.
+        expected: The expected tensors.
+        recompute: Computes the expected tensors again from the leaves.
+        leaves: The tensors that the expected ones are computed from. They are changed temporarily.
+        scale: Minimum magnitude that errors are relative to, for results whose terms are larger.
+        exact: Computes the expected tensors in higher precision.
     """
     pairs = list(zip(actual, expected, strict=True))
     assert all(a.shape == b.shape and a.dtype is b.dtype for a, b in pairs)
-    errors = [largest(a - b) for a, b in pairs]
-    allowed = [TOLERANCE[b.dtype] * max(largest(b), terms) for _, b in pairs]
-    if all(error <= most for error, most in zip(errors, allowed, strict=True)):
+    errors = [max_abs(a - b) for a, b in pairs]
+    tolerances = [TOLERANCE[b.dtype] * max(max_abs(b), scale) for _, b in pairs]
+    if all(error <= tolerance for error, tolerance in zip(errors, tolerances, strict=True)):
         return
-    kept = [leaf.detach().clone() for leaf in leaves]
+    originals = [leaf.detach().clone() for leaf in leaves]
     with torch.no_grad():
-        moved = [0.0] * len(expected)
+        changes = [0.0] * len(expected)
         for _ in range(3):
-            for leaf, value in zip(leaves, kept, strict=True):
+            for leaf, value in zip(leaves, originals, strict=True):
                 leaf.copy_(value * (1 + 4 * torch.finfo(value.dtype).eps * torch.randn_like(value)))
             with torch.enable_grad():
-                found = again()
-            moved = [max(m, largest(a - b)) for m, a, b in zip(moved, found, expected, strict=True)]
-        for leaf, value in zip(leaves, kept, strict=True):
+                perturbed = recompute()
+            changes = [max(c, max_abs(a - b)) for c, a, b in zip(changes, perturbed, expected, strict=True)]
+        for leaf, value in zip(leaves, originals, strict=True):
             leaf.copy_(value)
     if exact is not None:
-        moved = [max(m, largest(a - b)) for m, a, b in zip(moved, expected, exact(), strict=True)]
-    for k, (error, most, noise) in enumerate(zip(errors, allowed, moved, strict=True)):
-        assert error <= most + 20 * noise, f"result {k}: {error:.1e} > {most:.1e} + 20 × {noise:.1e}"
+        changes = [max(c, max_abs(a - b)) for c, a, b in zip(changes, expected, exact(), strict=True)]
+    for k, (error, tolerance, change) in enumerate(zip(errors, tolerances, changes, strict=True)):
+        message = f"result {k}: {error:.1e} > {tolerance:.1e} + 20 × {change:.1e}"
+        assert error <= tolerance + 20 * change, message
 
 
-def largest(value: Tensor) -> float:
-    """The largest magnitude."""
+def max_abs(value: Tensor) -> float:
+    """Return the largest magnitude, 0 for an empty tensor."""
     return float(value.detach().double().abs().max()) if value.numel() else 0.0
 
 
 def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> list[Tensor]:
-    """Run, weigh every output with fixed random numbers, and return every gradient."""
+    """Return the gradients of a weighted sum of all results, for inputs and parameters."""
     leaves = [leaf for leaf in tensors((x, state)) if leaf.requires_grad]
     parameters = list(module.parameters())
     results = list(tensors(module(x, state)))
@@ -154,26 +168,26 @@ def gradients(module: nn.Module, x: Any, state: Any, weights: list[Tensor]) -> l
     return list(torch.autograd.grad(loss, leaves + parameters))
 
 
-def with_gradients(values: list[Tensor], weights: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    """Values, and every gradient of their weighted sum: zeros where there is none."""
+def values_and_gradients(values: list[Tensor], weights: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """Return the values, followed by the gradients of their weighted sum. Missing gradients are zeros."""
     loss = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return [*values, *map(torch.zeros_like, leaves)]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    zipped = zip(leaves, found, strict=True)
-    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zipped]
-    return [*(value.detach() for value in values), *grads]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    pairs = zip(leaves, gradients, strict=True)
+    filled = [torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in pairs]
+    return [*(value.detach() for value in values), *filled]
 
 
 @contextmanager
-def team(threads: int) -> Iterator[None]:
-    """So many threads, for the smallest work too."""
-    before = torch.get_num_threads()
+def use_threads(threads: int) -> Iterator[None]:
+    """Use this number of threads, even for small inputs."""
+    previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "_WORTH", 0)
-        patch.setattr(kernel, "_WORTH_APART", 0)
+        patch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
+        patch.setattr(kernel, "_MIN_WORK_WITHOUT_SYNC", 0)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(previous)

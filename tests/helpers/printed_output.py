@@ -1,4 +1,4 @@
-"""What was printed once beside what is printed now: the same words, and numbers as near as rounding."""
+"""Comparison of printed output with a stored copy: equal words, and equal numbers up to rounding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import re
 NUMBER = r"-?\d+\.\d+(?:e[+-]?\d+)?"
 
 
-def assert_as_printed(stored: str, now: str, absolute: float = 2e-4, relative: float = 1e-3) -> None:
-    """Everything but decimal numbers is the same, white space aside, and those differ by so much at most."""
-    assert re.sub(NUMBER, "", stored).split() == re.sub(NUMBER, "", now).split()
-    for before, after in zip(re.findall(NUMBER, stored), re.findall(NUMBER, now), strict=True):
-        near = math.isclose(float(before), float(after), abs_tol=absolute, rel_tol=relative)
-        assert near, f"{before} was printed, and now it is {after}"
+def assert_same_output(stored: str, printed: str, absolute: float = 2e-4, relative: float = 1e-3) -> None:
+    """Assert that two texts are equal up to white space and the rounding of decimal numbers.
+
+    Args:
+        stored: The stored output.
+        printed: The output of this run.
+        absolute, relative: Tolerances for each number.
+    """
+    assert re.sub(NUMBER, "", stored).split() == re.sub(NUMBER, "", printed).split()
+    for expected, actual in zip(re.findall(NUMBER, stored), re.findall(NUMBER, printed), strict=True):
+        close = math.isclose(float(expected), float(actual), abs_tol=absolute, rel_tol=relative)
+        assert close, f"expected {expected}, but {actual} was printed"

@@ -1,7 +1,7 @@
-"""What a step may be written in: torch's operations by family, for test_vocabulary and test_random_steps.
+"""Operations that a step can use, by family, for test_operations and test_random_steps.
 
-Every entry takes a value ``(batch, width)``; all stay where they are defined and bounded for any input. Where
-``get`` is taken, ``get(*shape)`` gives a parameter of the cell.
+Every function takes a value ``(batch, width)`` and is defined and bounded for any input. Where it also takes
+``get``, a call ``get(*shape)`` returns a parameter of the cell.
 """
 
 from __future__ import annotations
@@ -23,29 +23,35 @@ Run = Callable[[Tensor, tuple[Tensor, ...], Get], tuple[Tensor, ...]]
 
 
 def cell_of(run: Run, inputs: int, widths: tuple[int, ...]) -> type[ur.Cell]:
-    """A cell whose step is ``run(x, old, get)``: what that gets are the parameters, in this order."""
+    """Return a cell class whose step is ``run(x, states, get)``.
+
+    Args:
+        run: Computes the new states. It calls ``get`` for its parameters, in the same order in each run.
+        inputs: Width of the input.
+        widths: Widths of the states.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def shaped(*shape: int) -> Tensor:
+    def record_shape(*shape: int) -> Tensor:
         shapes[f"p{len(shapes)}"] = shape
         return torch.zeros(shape)
 
-    run(torch.ones(2, inputs), tuple(torch.ones(2, width) for width in widths), shaped)
+    run(torch.ones(2, inputs), tuple(torch.ones(2, width) for width in widths), record_shape)
 
-    def step(self: Any, x: Tensor, *old: Tensor) -> tuple[Tensor, ...]:
-        given = iter([getattr(self, name) for name in shapes])
-        return run(x, old, lambda *_: next(given))
+    def step(self: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        params = iter([getattr(self, name) for name in shapes])
+        return run(x, states, lambda *_: next(params))
 
-    states = {f"s{k}": width for k, width in enumerate(widths)}
+    state_sizes = {f"s{k}": width for k, width in enumerate(widths)}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    arguments = [inspect.Parameter(name, kind) for name in ("self", "x", *states)]
+    arguments = [inspect.Parameter(name, kind) for name in ("self", "x", *state_sizes)]
     step.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
     params = {name: ur.Param(*shape) for name, shape in shapes.items()}
-    return type("Made", (ur.Cell,), {"state": states, "step": step, **params})
+    return type("Generated", (ur.Cell,), {"state": state_sizes, "step": step, **params})
 
 
 def between(v: Tensor, low: float = -0.9, high: float = 0.9) -> Tensor:
-    """Squeezed, so that a function is defined there."""
+    """Squash values into an interval, for functions that are defined only there."""
     return low + (high - low) * torch.sigmoid(v)
 
 
@@ -124,7 +130,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "nan-to-num": torch.nan_to_num,
     "numbers": lambda v: (1 - 2 * v / 3 + 0.5) * math.pi,
 }
-JUMPING: dict[str, Callable[[Tensor], Tensor]] = {  # a rounding of the input may move the result far
+DISCONTINUOUS: dict[
+    str, Callable[[Tensor], Tensor]
+] = {  # rounding errors of the input may change the result a lot
     "sign": lambda v: torch.sign(v) * v,
     "floor": lambda v: v + torch.floor(v),
     "ceil": lambda v: v + v.ceil(),
@@ -137,12 +145,12 @@ JUMPING: dict[str, Callable[[Tensor], Tensor]] = {  # a rounding of the input ma
     "division-down": lambda v: torch.div(v, 0.3, rounding_mode="floor") * 0.1,
     "division-to-0": lambda v: torch.div(v, 0.3, rounding_mode="trunc") * 0.1,
 }
-STOPPING: dict[str, Callable[[Tensor], Tensor]] = {  # gradients that are no derivatives
+CUSTOM_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {  # gradients that aren't the derivative
     "detach": lambda v: v.detach() * v,
     "straight-through": lambda v: (torch.tanh(v) - v).detach() + v,
-    "hardsigmoid": F.hardsigmoid,  # torch takes 1/6 in float32 in its backward
+    "hardsigmoid": F.hardsigmoid,  # torch's backward uses 1/6 in float32
 }
-PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda a, b: torch.add(a, b, alpha=0.3),
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * torch.tanh(b),
@@ -171,32 +179,32 @@ PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def heads(v: Tensor) -> int:
-    """How many heads a width is seen as."""
+    """Return into how many heads a value is split."""
     return 2 if v.shape[1] % 2 == 0 else 1
 
 
-def put_in_place(v: Tensor) -> Tensor:
+def assign_slices(v: Tensor) -> Tensor:
     y = torch.zeros_like(v)
     y[:, 1:] = v[:, :-1]
     y[:, 0] = 0.5
     return y
 
 
-def put_by_steps(v: Tensor) -> Tensor:
+def assign_strided_slices(v: Tensor) -> Tensor:
     y = v.new_empty(v.shape)
     y[:, ::2] = torch.sin(v[:, ::2])
     y[:, 1::2] = v[:, 1::2] * 2
     return y
 
 
-def put_in_heads(v: Tensor) -> Tensor:
+def assign_heads(v: Tensor) -> Tensor:
     y = torch.zeros(v.shape[0], heads(v), v.shape[1] // heads(v), dtype=v.dtype)
     y[:, -1] = v.view(y.shape)[:, 0]
     y[..., -1] += 0.5
     return y.flatten(1)
 
 
-def changed_in_place(v: Tensor) -> Tensor:
+def modify_in_place(v: Tensor) -> Tensor:
     y = v.clone()
     y.mul_(torch.sigmoid(v)).add_(v, alpha=0.3)
     y[:, :1].neg_()
@@ -229,10 +237,10 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "by-head": lambda v: (v.unflatten(1, (heads(v), -1)) * v.unflatten(1, (heads(v), -1))[:, :, :1]).flatten(
         1
     ),
-    "put-in-place": put_in_place,
-    "put-by-steps": put_by_steps,
-    "put-in-heads": put_in_heads,
-    "changed-in-place": changed_in_place,
+    "put-in-place": assign_slices,
+    "put-by-steps": assign_strided_slices,
+    "put-in-heads": assign_heads,
+    "changed-in-place": modify_in_place,
 }
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda v: torch.tanh(v.sum(-1, keepdim=True)),
@@ -320,7 +328,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Get], Tensor]] = {
     "clamp": lambda v, get: torch.clamp(v, -get(v.shape[1]).abs(), get(1).abs() + 0.5),
     "put": lambda v, get: torch.cat([get(2).expand(v.shape[0], 2), v], 1),
 }
-ANY: dict[str, Callable[[Tensor], Tensor]] = {
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     f"{family}: {name}": function
     for family, table in {
         "activation": ACTIVATIONS,
@@ -334,6 +342,6 @@ ANY: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def fit(v: Tensor, width: int) -> Tensor:
-    """Columns again and again, up to a width."""
-    times = -(-width // v.shape[1])
-    return (v.repeat(1, times) if times > 1 else v)[:, :width]
+    """Repeat or cut columns to a width."""
+    repeats = -(-width // v.shape[1])
+    return (v.repeat(1, repeats) if repeats > 1 else v)[:, :width]

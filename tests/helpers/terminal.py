@@ -1,4 +1,4 @@
-"""A command in a real pseudo-terminal, its screen as a person would see it, and keys for it."""
+"""A command in a pseudo-terminal, with its screen and keyboard input."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from pathlib import Path
 
 import pyte
 
-WAIT = 60.0  # seconds at most, on a busy machine, for what should come at once
-# A session leader takes its terminal as the controlling one, from which Ctrl-C comes, here never ignored.
+TIMEOUT = 60.0  # seconds; long enough for a busy machine
+# The command runs in a new session with the pseudo-terminal as its controlling one, so that Ctrl-C works.
 LAUNCH = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
-SETTINGS = ("COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR")  # of who runs the tests
-ALTERNATE = 1049 << 5  # as pyte keeps this private mode
+# Environment variables of the user that would change the output.
+OUTPUT_VARIABLES = ("COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR")
+ALTERNATE = 1049 << 5  # the mode number of the alternate screen in pyte
 
 
 class Terminal:
-    """A command in a terminal of its own, until the ``with`` block ends.
+    """A command in its own terminal. The end of the ``with`` block kills it.
 
     Args:
-        command: the program and its arguments.
-        columns, rows: of the terminal.
-        folder: where it runs.
-        environment: beside that of the tests, without what says how to print.
+        command: The program and its arguments.
+        columns, rows: Size of the terminal.
+        folder: Working directory of the command.
+        environment: Environment variables to add to those of the tests.
     """
 
     def __init__(
@@ -45,16 +46,16 @@ class Terminal:
     ) -> None:
         self._master, self._slave = pty.openpty()
         termios.tcsetwinsize(self._slave, (rows, columns))
-        self._before = termios.tcgetattr(self._slave)
+        self._initial_settings = termios.tcgetattr(self._slave)
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
-        kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        inherited = {name: value for name, value in os.environ.items() if name not in OUTPUT_VARIABLES}
         self._process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, *map(str, command)],
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
-            env={**kept, "TERM": "xterm-256color", **environment},
+            env={**inherited, "TERM": "xterm-256color", **environment},
             cwd=folder,
             start_new_session=True,
         )
@@ -70,7 +71,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What stands on the screen, without the spaces at the ends of lines."""
+        """The lines of the screen, without trailing spaces."""
         return [line.rstrip() for line in self.screen.display]
 
     def press(self, keys: str) -> None:
@@ -83,29 +84,30 @@ class Terminal:
         self.screen.resize(rows, columns)
         termios.tcsetwinsize(self._slave, (rows, columns))
 
-    def until(self, seen: Callable[[list[str]], object]) -> list[str]:
-        """The lines of the screen, as soon as they are as expected."""
-        end = time.monotonic() + WAIT
-        while not seen(self.lines):
+    def until(self, condition: Callable[[list[str]], object]) -> list[str]:
+        """Wait until the lines of the screen fulfill a condition, and return them."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition(self.lines):
             shown = "\n".join(self.lines)
-            assert time.monotonic() < end, f"the screen didn't become as expected:\n{shown}"
+            assert time.monotonic() < deadline, f"timeout; the screen shows:\n{shown}"
             self._read(0.5)
         return self.lines
 
-    def end(self) -> int:
-        """The exit code, once the command has ended; asserts that the terminal is as it was."""
-        end = time.monotonic() + WAIT
+    def exit_code(self) -> int:
+        """Wait for the command to end, check that it restored the terminal, and return its exit code."""
+        deadline = time.monotonic() + TIMEOUT
         while self._process.poll() is None:
-            assert time.monotonic() < end, "the command doesn't end"
+            assert time.monotonic() < deadline, "timeout: the command doesn't end"
             self._read(0.1)
         while self._read(0):
             pass
-        assert termios.tcgetattr(self._slave) == self._before
+        assert termios.tcgetattr(self._slave) == self._initial_settings
         assert ALTERNATE not in self.screen.mode
         assert not self.screen.cursor.hidden
         return self._process.returncode
 
     def _read(self, timeout: float) -> bool:
+        """Read some output, if any comes within the timeout, and return whether there was any."""
         ready = bool(select.select([self._master], [], [], timeout)[0])
         if ready:
             self._stream.feed(os.read(self._master, 2**16))

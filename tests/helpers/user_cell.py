@@ -1,4 +1,4 @@
-"""A user's own cell: nothing in the package knows it."""
+"""A custom cell, as a user would write it outside of the package."""
 
 import torch
 from torch import Tensor, sigmoid, tanh

@@ -1,4 +1,4 @@
-"""Weights and sequences from files: what is found, and what a bad file gets."""
+"""Weights and sequences from files: the layers found, and the errors for bad files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unrolled.io.state_dicts import find_layers
 
 
 class Model(nn.Module):
-    """A model as users have them: several recurrent layers among others."""
+    """A typical model: several recurrent layers among other modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ def test_finds_every_recurrent_layer(tmp_path: Path) -> None:
         tmp_path / "c.pth",
     )
     for name, prefix in (("w.safetensors", ""), ("w.pt", ""), ("c.pth", "model.")):
-        found = find_layers(files.read_weights(tmp_path / name))
-        assert {k: repr(v) for k, v in found.items()} == {prefix + k: v for k, v in EXPECTED.items()}
+        layers = find_layers(files.read_weights(tmp_path / name))
+        assert {k: repr(v) for k, v in layers.items()} == {prefix + k: v for k, v in EXPECTED.items()}
         x = torch.randn(5, 2, 6)
-        assert_close(found[f"{prefix}encoder"](x), model.encoder(x), 1e-5)
+        assert_close(layers[f"{prefix}encoder"](x), model.encoder(x), 1e-5)
 
 
 @settings(max_examples=80, deadline=None)
@@ -68,19 +68,19 @@ def test_finds_every_recurrent_layer(tmp_path: Path) -> None:
     bidirectional=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_any_size_is_worked_out(
+def test_any_size_is_inferred(
     kind: str, sizes: tuple[int, int, int], bias: bool, bidirectional: bool, dtype: Any
 ) -> None:
-    _, torchs, special = LAYERS[kind]
-    module = torchs(*sizes, **special, bias=bias, bidirectional=bidirectional, dtype=dtype)
-    found = find_layers({f"a.b.{name}": value for name, value in module.state_dict().items()})
-    assert {k: repr(v) for k, v in found.items()} == {"a.b": repr(module)}
-    assert found["a.b"].weight_hh_l0.dtype == dtype
+    _, torch_class, options = LAYERS[kind]
+    module = torch_class(*sizes, **options, bias=bias, bidirectional=bidirectional, dtype=dtype)
+    layers = find_layers({f"a.b.{name}": value for name, value in module.state_dict().items()})
+    assert {k: repr(v) for k, v in layers.items()} == {"a.b": repr(module)}
+    assert layers["a.b"].weight_hh_l0.dtype == dtype
     assert find_layers({}) == {}
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_cell_is_a_layer_of_one(kind: str) -> None:
+def test_a_cell_is_found_as_a_layer(kind: str) -> None:
     for bias, (inputs, hidden) in itertools.product([True, False], [(3, 4), (4, 4), (8, 2), (1, 1)]):
         module = CELLS[kind][1](inputs, hidden, bias=bias)
         (layer,) = find_layers(module.state_dict()).values()
@@ -88,20 +88,20 @@ def test_a_cell_is_a_layer_of_one(kind: str) -> None:
         assert layer.cell.__name__ in type(module).__name__
 
 
-def test_shapes_that_do_not_go_together_are_told() -> None:
+def test_inconsistent_shapes_raise_an_error() -> None:
     weights = nn.LSTM(3, 4, num_layers=2).state_dict()
     weights["weight_hh_l1"] = torch.zeros(16, 5)
     with pytest.raises(
-        ValueError, match=r"weight_hh_l1: expected the shape \(16, 4\) in LSTM.*got the shape \(16, 5\)"
+        ValueError, match=r"weight_hh_l1: expected shape \(16, 4\) for LSTM.*got shape \(16, 5\)"
     ):
         find_layers(weights)
     del weights["weight_hh_l1"]
-    with pytest.raises(ValueError, match="weight_hh_l1: expected the shape .* got no such tensor"):
+    with pytest.raises(ValueError, match="weight_hh_l1: expected shape .* got no such tensor"):
         find_layers(weights)
 
 
 class Evil:
-    """What, unpickled, would run a command that leaves a file behind."""
+    """Unpickling it would run a command that creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -110,49 +110,53 @@ class Evil:
         return os.system, (f"touch {self.file}",)
 
 
-def test_bad_weights(tmp_path: Path) -> None:
-    def bad(name: str, error: type[Exception], message: str) -> None:
+def test_bad_weight_files(tmp_path: Path) -> None:
+    def check_error(name: str, error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message) as caught:
             files.read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
 
     torch.save(Evil(tmp_path / "was-here"), tmp_path / "evil.pt")
-    bad("evil.pt", ValueError, r"refused, since reading it would run code \((posix|nt).system\)")
+    check_error("evil.pt", ValueError, r"refused, because loading it would run code \((posix|nt).system\)")
     assert not (tmp_path / "was-here").exists()
     torch.save(nn.LSTM(2, 3), tmp_path / "whole.pt")
-    bad("whole.pt", ValueError, r"would run code .*save model.state_dict\(\) in place of the model")
+    check_error("whole.pt", ValueError, r"would run code .*save model.state_dict\(\) instead of the model")
     for protocol in (3, 4, 5):
         (tmp_path / "new.pt").write_bytes(pickle.dumps(Evil(tmp_path / "was-here"), protocol))
-        bad("new.pt", ValueError, "refused, .* run code")
+        check_error("new.pt", ValueError, "refused, .* run code")
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "new.pt", pickle_protocol=4)
-    bad("new.pt", ValueError, "refused, a pickle in which reading may run code: .* its own pickle protocol")
+    check_error(
+        "new.pt", ValueError, "refused, because loading this pickle may run code; .* its default pickle"
+    )
     assert not (tmp_path / "was-here").exists()
-    script = {"version": "1", "constants.pkl": "", "data.pkl": ""}  # what torch.load knows it by
+    script = {"version": "1", "constants.pkl": "", "data.pkl": ""}  # what torch.load recognizes it by
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         for name, content in script.items():
             archive.writestr(f"script/{name}", content)
-    bad("script.pt", ValueError, r"script.pt: refused, a TorchScript program .*save module.state_dict\(\)")
+    check_error(
+        "script.pt", ValueError, r"script.pt: refused, .* TorchScript program; save module.state_dict\(\)"
+    )
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "w.pt")
     whole = (tmp_path / "w.pt").read_bytes()
     safetensors.torch.save_file(nn.LSTM(2, 3).state_dict(), tmp_path / "w.safetensors")
     safe = (tmp_path / "w.safetensors").read_bytes()
     for cut in (0, 1, 50, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut.pt").write_bytes(whole[:cut])
-        bad("cut.pt", ValueError, "damaged, cut short or no checkpoint|damaged, or no checkpoint")
+        check_error("cut.pt", ValueError, "not a torch.save checkpoint, or damaged")
     for cut in (0, 4, 50, len(safe) - 1):
         (tmp_path / "cut.safetensors").write_bytes(safe[:cut])
-        bad("cut.safetensors", ValueError, "damaged, cut short or no safetensors file")
+        check_error("cut.safetensors", ValueError, "not a safetensors file, or damaged")
     torch.save(nn.LSTM(90, 90).state_dict(), tmp_path / "large.pt")
     large = (tmp_path / "large.pt").read_bytes()
     for cut in (len(large) // 2, len(large) - 3):
         (tmp_path / "cut.pt").write_bytes(large[:cut])
-        bad("cut.pt", ValueError, "cut.pt: damaged, cut short or no checkpoint")
+        check_error("cut.pt", ValueError, "cut.pt: not a torch.save checkpoint, or damaged")
     (tmp_path / "text.pt").write_text("hello, world\n" * 30)
-    bad("text.pt", ValueError, "damaged")
-    bad("missing.pt", FileNotFoundError, "missing.pt")
-    bad("weights.h5", ValueError, "expected weights as .safetensors, .pt or .pth, got '.h5'")
+    check_error("text.pt", ValueError, "damaged")
+    check_error("missing.pt", FileNotFoundError, "missing.pt")
+    check_error("weights.h5", ValueError, "expected a .safetensors, .pt or .pth file, got '.h5'")
     (tmp_path / "folder.pt").mkdir()
-    bad("folder.pt", IsADirectoryError, "folder.pt")
+    check_error("folder.pt", IsADirectoryError, "folder.pt")
 
 
 @settings(max_examples=300, deadline=None)
@@ -160,25 +164,27 @@ def test_bad_weights(tmp_path: Path) -> None:
     legacy=st.booleans(),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=9),
 )
-def test_any_damage_is_told(tmp_path_factory: Any, legacy: bool, changes: list[tuple[float, int]]) -> None:
+def test_random_damage_raises_nothing_but_value_error(
+    tmp_path_factory: Any, legacy: bool, changes: list[tuple[float, int]]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.pt"
     torch.save(nn.GRU(2, 3).state_dict(), path, _use_new_zipfile_serialization=not legacy)
     content = bytearray(path.read_bytes())
-    for place, byte in changes:
-        content[int(place * len(content))] = byte
+    for position, byte in changes:
+        content[int(position * len(content))] = byte
     path.write_bytes(content)
     with contextlib.suppress(ValueError):
         files.read_weights(path)
 
 
-def test_suffixes_in_capitals(tmp_path: Path) -> None:
+def test_uppercase_suffixes(tmp_path: Path) -> None:
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "W.PT")
     assert find_layers(files.read_weights(tmp_path / "W.PT"))
     (tmp_path / "X.CSV").write_text("1,2\n")
     assert files.read_input(tmp_path / "X.CSV").tolist() == [[1, 2]]
 
 
-def test_inputs(tmp_path: Path) -> None:
+def test_input_files(tmp_path: Path) -> None:
     values = numpy.random.default_rng(0).normal(size=(7, 3))
     numpy.savetxt(tmp_path / "x.csv", values, delimiter=",", fmt="%.17g")
     (tmp_path / "named.csv").write_text("a,b,c\n" + (tmp_path / "x.csv").read_text() + "\n")
@@ -198,24 +204,24 @@ def test_inputs(tmp_path: Path) -> None:
 
 BAD_INPUTS = [
     ("a.csv", b"1,2\n3,x\n", "line 2, column 2: expected a number, got 'x'"),
-    ("b.csv", b"1,2\n3,4,5\n", "line 2: expected 2 fields as in the rows before, got 3"),
+    ("b.csv", b"1,2\n3,4,5\n", "line 2: expected 2 fields as in the rows above, got 3"),
     ("c.csv", b"1,2\n3,\n", "line 2, column 2: expected a number, got ''"),
-    ("d.csv", b"", "expected a row of numbers for each time step, found none"),
+    ("d.csv", b"", "expected one row of numbers per time step, found none"),
     ("j.csv", b"1_000,2\n", "line 1, column 1: expected a number, got '1_000'"),
-    ("k.npy", b"\x93NUMPY\x01\x00\x0e\x00{'descr': (((\n", "damaged, cut short or no array of numbers"),
-    ("l.csv", b"1;2\n3;4\n", "line 1, column 1: expected a number, got '1;2': separate numbers by commas$"),
-    ("m.csv", b"1 2 3\n4 5\n", "line 2: expected 3 fields as in the rows before, got 2"),
-    ("n.csv", b"1,5 2,5\n", "line 1, column 2: expected a number, got '5 2': separate numbers by commas$"),
+    ("k.npy", b"\x93NUMPY\x01\x00\x0e\x00{'descr': (((\n", "not an array of numbers, or damaged"),
+    ("l.csv", b"1;2\n3;4\n", "line 1, column 1: expected a number, got '1;2'; separate numbers by commas$"),
+    ("m.csv", b"1 2 3\n4 5\n", "line 2: expected 3 fields as in the rows above, got 2"),
+    ("n.csv", b"1,5 2,5\n", "line 1, column 2: expected a number, got '5 2'; separate numbers by commas$"),
     ("e.csv", b"time,value\n", "found none"),
-    ("f.csv", b"\xff\xfe\x00\x01", "not a CSV of numbers"),
-    ("g.npy", b"not an array", "damaged, cut short or no array of numbers"),
-    ("h.npy", b"", "damaged, cut short or no array of numbers"),
-    ("i.json", b"[1]", "expected the input as .csv or .npy, got '.json'"),
+    ("f.csv", b"\xff\xfe\x00\x01", "not a CSV file of numbers"),
+    ("g.npy", b"not an array", "not an array of numbers, or damaged"),
+    ("h.npy", b"", "not an array of numbers, or damaged"),
+    ("i.json", b"[1]", "expected a .csv or .npy file, got '.json'"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_INPUTS)
-def test_bad_inputs(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_bad_input_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         files.read_input(tmp_path / name)
@@ -224,11 +230,11 @@ def test_bad_inputs(tmp_path: Path, name: str, content: bytes, message: str) -> 
 
 def test_bad_arrays(tmp_path: Path) -> None:
     for array, message in (
-        (numpy.zeros((2, 3, 4)), r"an array \(time, features\), got the shape \(2, 3, 4\): save one "),
-        (numpy.zeros((0, 4)), r"got the shape \(0, 4\)"),
+        (numpy.zeros((2, 3, 4)), r"an array of shape \(time, features\), got \(2, 3, 4\); save one "),
+        (numpy.zeros((0, 4)), r"got \(0, 4\)"),
         (numpy.array(["a"]), "real numbers, got <U1"),
         (numpy.array([1j]), "real numbers, got complex128"),
-        (numpy.array([{}], dtype=object), "no array of numbers"),
+        (numpy.array([{}], dtype=object), "not an array of numbers"),
     ):
         numpy.save(tmp_path / "x.npy", array)
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Models whose layers are swapped for ours and back: the same numbers, parameters, modes and hooks."""
+"""Conversion of models to this library and back: numbers, parameters, modes and hooks stay the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.layer_pairs import CELLS, LAYERS, NEEDS_COMPILER, assert_close, ten
 
 
 class Tagger(nn.Module):
-    """A model with layers in several places, one of them twice, cells in a list, and a head."""
+    """A model with nested layers, a layer that is used twice, a list of cells, and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,15 +37,16 @@ class Tagger(nn.Module):
         return self.head(self.cells[2](self.cells[1](h)))
 
 
-def kinds_of(model: nn.Module) -> list[str]:
+def class_names(model: nn.Module) -> list[str]:
+    """Return library and class of every module, such as ``torch.LSTM``."""
     return [f"{type(m).__module__.split('.')[0]}.{type(m).__name__}" for m in model.modules()]
 
 
-@pytest.mark.parametrize("mode", [True, False])
-def test_a_model_computes_the_same_with_the_same_parameters(mode: bool) -> None:
-    model = Tagger().train(mode)
+@pytest.mark.parametrize("training", [True, False])
+def test_converting_a_model_keeps_results_and_parameters(training: bool) -> None:
+    model = Tagger().train(training)
     x = torch.randn(2, 4, 4)
-    parameters, keys, kinds = dict(model.named_parameters()), list(model.state_dict()), kinds_of(model)
+    parameters, keys, names = dict(model.named_parameters()), list(model.state_dict()), class_names(model)
 
     def run() -> list[Tensor]:
         torch.manual_seed(0)
@@ -54,54 +55,55 @@ def test_a_model_computes_the_same_with_the_same_parameters(mode: bool) -> None:
 
     expected = run()
     assert ur.convert(model) is model
-    assert kinds_of(model).count("unrolled.LSTM") == kinds_of(model).count("unrolled.GRU") == 1
-    assert not [name for name in kinds_of(model) if name in ("torch.LSTM", "torch.GRU", "torch.LSTMCell")]
+    converted = class_names(model)
+    assert converted.count("unrolled.LSTM") == converted.count("unrolled.GRU") == 1
+    assert not {"torch.LSTM", "torch.GRU", "torch.LSTMCell"} & set(converted)
     assert model.again is model.shared[1]
     assert all(p is parameters[name] for name, p in model.named_parameters())
     assert list(model.state_dict()) == keys
-    assert {module.training for module in model.modules()} == {mode}
+    assert {module.training for module in model.modules()} == {training}
     assert_close(run(), expected, 1e-5)
-    assert kinds_of(ur.convert(model)) == kinds_of(model)  # nothing is left to convert
+    assert class_names(ur.convert(model)) == converted  # a second conversion changes nothing
     assert ur.revert(model) is model
-    assert kinds_of(model) == kinds
+    assert class_names(model) == names
     assert all(p is parameters[name] for name, p in model.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
 
 
 @pytest.mark.parametrize("table", [LAYERS, CELLS], ids=["layers", "cells"])
-def test_every_kind_alone(table: Any) -> None:
+def test_every_class_by_itself(table: Any) -> None:
     for ours, theirs, options in table.values():
         for bias in (True, False):
             layer = theirs(4, 5, bias=bias, dtype=torch.float64, **options).eval()
-            found = ur.convert(layer)
-            assert type(found) is ours
-            assert repr(found) == repr(layer)
+            converted = ur.convert(layer)
+            assert type(converted) is ours
+            assert repr(converted) == repr(layer)
             x = torch.randn(3, 4, dtype=torch.float64)
-            assert_close(found(x), layer(x), 1e-12)
-            back = ur.revert(found)
-            assert type(back) is theirs
-            assert all(a.equal(b) for a, b in zip(tensors(back(x)), tensors(layer(x)), strict=True))
-            assert all(a is b for a, b in zip(back.parameters(), layer.parameters(), strict=True))
+            assert_close(converted(x), layer(x), 1e-12)
+            reverted = ur.revert(converted)
+            assert type(reverted) is theirs
+            assert all(a.equal(b) for a, b in zip(tensors(reverted(x)), tensors(layer(x)), strict=True))
+            assert all(a is b for a, b in zip(reverted.parameters(), layer.parameters(), strict=True))
     assert ur.convert(head := nn.Linear(2, 2)) is head
 
 
-def test_hooks_attributes_and_frozen_parameters_are_kept() -> None:
+def test_hooks_attributes_and_requires_grad_are_kept() -> None:
     model = nn.Sequential(nn.GRU(4, 5))
     model[0].weight_hh_l0.requires_grad_(False)
     model[0].note = "mine"
-    called = []
-    handle = model[0].register_forward_hook(lambda *_: called.append(1))
+    calls = []
+    handle = model[0].register_forward_hook(lambda *_: calls.append(1))
     ur.convert(model)
     model(torch.randn(2, 4))
-    assert (called, model[0].note, model[0].weight_hh_l0.requires_grad) == ([1], "mine", False)
+    assert (calls, model[0].note, model[0].weight_hh_l0.requires_grad) == ([1], "mine", False)
     handle.remove()
     model(torch.randn(2, 4))
-    assert called == [1]
+    assert calls == [1]
     ur.revert(model)
     assert model[0].note == "mine"
 
 
-def test_old_weight_norm_goes_on() -> None:
+def test_deprecated_weight_norm_still_works() -> None:
     model = nn.Sequential(nn.LSTM(4, 5))
     with pytest.warns(FutureWarning, match="weight_norm"):
         nn.utils.weight_norm(model[0], "weight_hh_l0")
@@ -113,7 +115,7 @@ def test_old_weight_norm_goes_on() -> None:
 
 
 @NEEDS_COMPILER
-def test_parametrizations_of_ours() -> None:
+def test_parametrizations_of_converted_layers() -> None:
     for register in (
         parametrizations.weight_norm,
         parametrizations.orthogonal,
@@ -131,41 +133,41 @@ def test_parametrizations_of_ours() -> None:
             assert_close(ours.eval()(x), theirs.eval()(x), 1e-5)
 
 
-def test_what_is_left_alone() -> None:
-    class Own(nn.LSTM):
+def test_modules_that_are_not_converted() -> None:
+    class CustomLSTM(nn.LSTM):
         pass
 
     model = nn.ModuleDict(
-        {"own": Own(2, 3), "normed": parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")}
+        {"custom": CustomLSTM(2, 3), "normed": parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")}
     )
-    own, normed = model["own"], model["normed"]
-    with pytest.warns(UserWarning, match="is left alone") as told:
+    custom, normed = model["custom"], model["normed"]
+    with pytest.warns(UserWarning, match="is not converted") as caught:
         ur.convert(model)
-    assert [str(w.message).split(":")[0] for w in told] == [
-        "module 'own', of the class Own, is left alone",
-        "module 'normed', of the class ParametrizedGRU, is left alone",
+    assert [str(warning.message).split(":")[0] for warning in caught] == [
+        "module 'custom' (CustomLSTM) is not converted",
+        "module 'normed' (ParametrizedGRU) is not converted",
     ]
-    assert (model["own"], model["normed"]) == (own, normed)
-    kept = nn.Sequential(ur.Recurrent(ur.GRU.cell_class, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
-    with pytest.warns(UserWarning, match="is left alone: torch.nn has no") as told:
-        ur.revert(kept)
-    assert len(told) == 2
-    assert str(told[1].message).endswith("torch.nn has no option zoneout=0.1")
+    assert (model["custom"], model["normed"]) == (custom, normed)
+    ours = nn.Sequential(ur.Recurrent(ur.GRU.cell_class, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
+    with pytest.warns(UserWarning, match="is not converted: torch.nn has no") as caught:
+        ur.revert(ours)
+    assert len(caught) == 2
+    assert str(caught[1].message).endswith("torch.nn has no option zoneout=0.1")
     for function in (ur.convert, ur.revert):
         with pytest.raises(TypeError, match="expected a module, got list"):
             function([nn.LSTM(2, 3)])
 
 
-def test_what_users_have_put_on_a_layer() -> None:
+def test_attributes_that_users_added_to_a_layer() -> None:
     layer = nn.LSTM(3, 4)
     layer.head, layer.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
     model = nn.Sequential(layer)
-    held = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     ur.convert(model)
     assert type(model[0]) is ur.LSTM
     assert model[0].head is layer.head
     assert {name: id(value) for name, value in model.named_parameters()} == {
-        n: id(v) for n, v in held.items()
+        name: id(value) for name, value in parameters.items()
     }
     for name, value in (
         ("cell", 1),
@@ -176,51 +178,51 @@ def test_what_users_have_put_on_a_layer() -> None:
         model = nn.Sequential(nn.LSTM(3, 4))
         setattr(model[0], name, value)
         with pytest.warns(
-            UserWarning, match=f"module '0', of the class LSTM, is left alone: its attribute '{name}'"
+            UserWarning, match=rf"module '0' \(LSTM\) is not converted: its additional attribute '{name}'"
         ):
             ur.convert(model)
         assert type(model[0]) is nn.LSTM
     model = nn.Sequential(nn.GRU(3, 4))
     model[0].hidden_size = 5
-    with pytest.warns(UserWarning, match=r"its weight_ih_l0 has the shape \(12, 3\), and its sizes ask for"):
+    with pytest.warns(UserWarning, match=r"its weight_ih_l0 has the shape \(12, 3\), expected \(15, 3\)"):
         ur.convert(model)
 
 
-def test_nothing_is_half_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_leaves_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.LSTM(2, 3), nn.GRU(3, 3))
-    before = list(model)
+    modules = list(model)
 
-    def broken(self: Any, *args: Any, **kwargs: Any) -> None:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(ur.GRU, "__init__", broken)
+    monkeypatch.setattr(ur.GRU, "__init__", fail)
     with pytest.raises(MemoryError):
         ur.convert(model)
-    assert list(model) == before
+    assert list(model) == modules
 
 
-@pytest.mark.filterwarnings("default")  # what importing transformers warns of is its own
-def test_a_speech_codec_of_transformers() -> None:
+@pytest.mark.filterwarnings("default")  # importing transformers gives warnings
+def test_a_speech_codec_from_transformers() -> None:
     from transformers import EncodecConfig, EncodecModel
 
     codec = EncodecModel(EncodecConfig(num_filters=4, hidden_size=16, codebook_size=32)).double().eval()
-    sound = torch.randn(1, 1, 3200, dtype=torch.float64)
+    audio = torch.randn(1, 1, 3200, dtype=torch.float64)
 
-    def read() -> list[Tensor]:
+    def run() -> list[Tensor]:
         codec.zero_grad()
-        heard = codec.decoder(codec.encoder(sound))
-        heard.square().mean().backward()
+        decoded = codec.decoder(codec.encoder(audio))
+        decoded.square().mean().backward()
         return [
-            heard.detach(),
+            decoded.detach(),
             *(value.grad.clone() for value in codec.parameters() if value.grad is not None),
         ]
 
-    expected, keys = read(), list(codec.state_dict())
+    expected, keys = run(), list(codec.state_dict())
     ur.convert(codec)
     layers = [module for module in codec.modules() if isinstance(module, ur.LSTM)]
     assert len(layers) == 2
     assert not any(isinstance(module, nn.LSTM) for module in codec.modules())
     assert list(codec.state_dict()) == keys
-    assert_close(read(), expected, 1e-9)
+    assert_close(run(), expected, 1e-9)
     ur.revert(codec)
-    assert_close(read(), expected, 0)
+    assert_close(run(), expected, 0)

@@ -1,4 +1,4 @@
-"""What a drop-in shares with torch.nn beside its numbers, and what bad input gets."""
+"""Parameters, repr, files and errors of the drop-in layers, compared with torch.nn."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_same_cells(kind: str, arguments: dict[str, Any]) -> None:
     assert (ours.bias_ih is None) == (theirs.bias_ih is None)
 
 
-def test_positional_arguments_stand_as_in_torch() -> None:
+def test_positional_arguments_have_torchs_order() -> None:
     assert repr(ur.RNN(2, 3, 2, "relu", False, True, 0.5, True)) == repr(
         nn.RNN(2, 3, 2, "relu", False, True, 0.5, True)
     )
@@ -68,19 +68,19 @@ def test_positional_arguments_stand_as_in_torch() -> None:
     )
     assert repr(ur.GRU(2, 3, 2, False, True, 0.5, True)) == repr(nn.GRU(2, 3, 2, False, True, 0.5, True))
     assert repr(ur.RNNCell(2, 3, False, "relu")) == repr(nn.RNNCell(2, 3, False, "relu"))
-    kind = (0, "cpu", torch.float64)  # in torch.nn proj_size stands before the device in all layers
+    last = (0, "cpu", torch.float64)  # in all torch.nn layers proj_size comes before device and dtype
     for name in ("LSTM", "GRU"):
-        given = (2, 3, 2, False, True, 0.5, True, *kind)
-        ours, theirs = getattr(ur, name)(*given), getattr(nn, name)(*given)
+        args = (2, 3, 2, False, True, 0.5, True, *last)
+        ours, theirs = getattr(ur, name)(*args), getattr(nn, name)(*args)
         assert repr(ours) == repr(theirs)
         assert ours.weight_ih_l0.dtype == torch.float64
-    assert ur.RNN(2, 3, 2, "relu", False, True, 0.5, True, *kind).weight_ih_l0.dtype == torch.float64
+    assert ur.RNN(2, 3, 2, "relu", False, True, 0.5, True, *last).weight_ih_l0.dtype == torch.float64
     for name in ("LSTMCell", "GRUCell", "RNNCell"):
         theirs = list(inspect.signature(getattr(nn, name)).parameters)
         assert list(inspect.signature(getattr(ur, name)).parameters) == theirs
 
 
-def test_sizes_may_be_numpys() -> None:
+def test_sizes_may_be_numpy_integers() -> None:
     three, two = numpy.int64(3), numpy.int32(2)
     assert repr(ur.LSTM(three, 4, two)) == "LSTM(3, 4, num_layers=2)"
     assert repr(ur.GRUCell(three, three)) == "GRUCell(3, 3)"
@@ -88,7 +88,7 @@ def test_sizes_may_be_numpys() -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_files_go_both_ways(kind: str) -> None:
+def test_state_dicts_load_in_both_directions(kind: str) -> None:
     ours, theirs = pair(kind, 4, 5, num_layers=2)
     for source, target in ((ours, theirs), (theirs, ours)):
         with torch.no_grad():
@@ -103,7 +103,7 @@ def test_files_go_both_ways(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_copies_pickles_moves_and_changes_mode(kind: str) -> None:
+def test_copy_pickle_mode_dtype_and_device(kind: str) -> None:
     layer, _ = pair(kind, 4, 5, num_layers=2, bidirectional=True)
     x = torch.randn(3, 2, 4)
     expected = layer(x)
@@ -129,7 +129,7 @@ def test_keywords_and_state_names(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_zero_rows(kind: str) -> None:
+def test_empty_batch(kind: str) -> None:
     layer, _ = pair(kind, 4, 5, num_layers=2, bidirectional=True)
     output, final = layer(torch.randn(3, 0, 4))
     assert output.shape == (3, 0, 2 * (layer.proj_size or 5))
@@ -140,7 +140,7 @@ def test_zero_rows(kind: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_finite_differences(kind: str, second: bool) -> None:
     if kind == "rnn-relu":
-        torch.manual_seed(4)  # a draw with no sum within a finite difference of the kink
+        torch.manual_seed(4)  # with this seed no pre-activation is close to the kink of ReLU
     layer, _ = pair(kind, 2, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     names, values = zip(*layer.named_parameters(), strict=True)
@@ -153,7 +153,7 @@ def test_finite_differences(kind: str, second: bool) -> None:
     assert check(run, (x, *values), fast_mode=True)
 
 
-def test_reads_parameters_anew_at_each_call() -> None:
+def test_parameters_are_read_at_each_call() -> None:
     layer = ur.LSTM(3, 4)
     nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     reference = nn.LSTM(3, 4)
@@ -164,7 +164,7 @@ def test_reads_parameters_anew_at_each_call() -> None:
 
 
 class Doubling(ur.Cell):
-    """A cell with one parameter, for what goes wrong in a step."""
+    """A cell with one parameter, for error messages."""
 
     weight = ur.Param("hidden", "input")
 
@@ -172,8 +172,8 @@ class Doubling(ur.Cell):
         return 2 * h + x @ self.weight.T
 
 
-def mixed(module: nn.Module, name: str) -> nn.Module:
-    """The module with one parameter in float64."""
+def with_float64(module: nn.Module, name: str) -> nn.Module:
+    """Convert one parameter of the module to float64."""
     setattr(module, name, nn.Parameter(getattr(module, name).double()))
     return module
 
@@ -191,10 +191,11 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
      r"Convert input: input.to\(torch.float32\)$"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4).double()), ValueError, "does not match weight dtype"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4).double()), ValueError, "or convert model: model.to"),
-    (lambda: mixed(ur.GRU(4, 5, 2), "bias_hh_l1")(torch.randn(3, 2, 4)), ValueError,
-     r"GRU has parameters of different kinds, weight_ih_l1 \(torch.float32, cpu\) and bias_hh_l1 "
-     r"\(torch.float64, cpu\): convert all of them"),
-    (lambda: mixed(ur.GRUCell(4, 5), "weight_hh")(torch.randn(2, 4)), RuntimeError, "of different kinds"),
+    (lambda: with_float64(ur.GRU(4, 5, 2), "bias_hh_l1")(torch.randn(3, 2, 4)), ValueError,
+     r"GRU has parameters with different dtypes or devices, weight_ih_l1 \(torch.float32, cpu\) and "
+     r"bias_hh_l1 \(torch.float64, cpu\): convert all of them"),
+    (lambda: with_float64(ur.GRUCell(4, 5), "weight_hh")(torch.randn(2, 4)), RuntimeError,
+     "with different dtypes or devices"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4, device="meta")), ValueError, "on meta but .* on cpu"),
     (lambda: ur.GRU(4, 5)(torch.randn(3, 2, 4), torch.randn(1, 3, 5)), RuntimeError,
      r"Expected hidden size \(1, 2, 5\), got \[1, 3, 5\]"),
@@ -236,7 +237,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ur.RNN(4, 3, proj_size=1), ValueError, "only supported for LSTM"),
     (lambda: ur.LSTM(4, 3, batchfirst=True), TypeError, "no option 'batchfirst': did you mean 'batch_first'"),
     (lambda: ur.LSTM(4, 3, zoneot=0.1), TypeError, "LSTM has no option 'zoneot': did you mean 'zoneout'?"),
-    (lambda: ur.LSTM(4, 3, zzzz=True), TypeError, "^LSTM has no option 'zzzz': it takes input_size, hidden_"),
+    (lambda: ur.LSTM(4, 3, zzzz=True), TypeError, "^LSTM has no option 'zzzz': its options are input_size,"),
     (lambda: ur.LSTM(4, 3, proj_size=1.5), TypeError, "proj_size should be of type int, got: float"),
     (lambda: ur.LSTMCell(4, 3, zzzz=True), TypeError, "LSTMCell.*unexpected keyword argument 'zzzz'"),
     (lambda: ur.Recurrent(nn.LSTM, 4, 3), TypeError, "subclass of unrolled.Cell"),
@@ -250,7 +251,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
      "hidden0 has inconsistent hidden_size: got 7, expected 3"),
     (lambda: ur.RNNCell(4, 3)(torch.randn(2, 4), torch.randn(5, 3)), RuntimeError,
      "Input batch size 2 doesn't match hidden0 batch size 5"),
-    (lambda: ur.RNNCell(4, 3)(torch.randn(2, 4), torch.randn(3)), ValueError, "2D as the input is, got 1D"),
+    (lambda: ur.RNNCell(4, 3)(torch.randn(2, 4), torch.randn(3)), ValueError, "2D like the input, got 1D"),
     (lambda: ur.RNNCell(4, 3)(torch.randn(2, 4), torch.randn(1, 1, 2, 3)), ValueError,
      "Expected hidden to be 1D or 2D, got 4D"),
     (lambda: ur.LSTMCell(4, 3)(torch.randn(2, 4), (torch.randn(2, 3), torch.randn(2, 2, 3))), ValueError,
@@ -263,27 +264,27 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
 @pytest.mark.parametrize(
     ("call", "error", "message"), BAD_CALLS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_bad_input_gets_one_sentence(call: Any, error: type[Exception], message: str) -> None:
+def test_errors_are_one_line(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [lambda **k: ur.GRU(2, 3, **k), lambda **k: ur.LSTM(2, 3, **k),
+@pytest.mark.parametrize("construct", [lambda **k: ur.GRU(2, 3, **k), lambda **k: ur.LSTM(2, 3, **k),
                                   lambda **k: ur.Recurrent(Doubling, 2, 3, **k)])  # fmt: skip
-def test_dropout_with_one_layer_warns_at_the_callers_line(make: Any) -> None:
+def test_the_warning_about_dropout_has_the_callers_line(construct: Any) -> None:
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last") as caught:
-        make(dropout=0.5)
+        construct(dropout=0.5)
     assert caught[0].filename == __file__
 
 
-def test_what_a_step_may_not_return() -> None:
-    def layer_returning(value: Any) -> Any:
+def test_invalid_return_values_of_a_step() -> None:
+    def layer_returning(compute: Any) -> Any:
         class Wrong(ur.Cell):
             state = ("h", "c")
 
             def step(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Any:
-                return value(x, h, c)
+                return compute(x, h, c)
 
         return ur.Recurrent(Wrong, 3, 4)
 
@@ -297,8 +298,8 @@ def test_what_a_step_may_not_return() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_a_step_may_not_change_what_it_is_given(mode: Any) -> None:
-    """Earlier steps' outputs are these tensors: all of them would become the last one."""
+def test_a_step_must_not_change_its_arguments(mode: Any) -> None:
+    """The states are the outputs of earlier steps, which would change, too."""
 
     class Fading(ur.Cell):
         weight = ur.Param("hidden", "input")
@@ -322,7 +323,7 @@ def test_a_step_may_not_change_what_it_is_given(mode: Any) -> None:
             ur.Recurrent(Doubled, 3, 3)(x)
 
 
-def test_nan_weights_travel() -> None:
+def test_nan_weights_spread_as_in_torch() -> None:
     ours, theirs = pair("lstm", 4, 5)
     for layer in (ours, theirs):
         with torch.no_grad():
@@ -333,7 +334,7 @@ def test_nan_weights_travel() -> None:
 
 
 @pytest.mark.parametrize("kind", ["norm", "orthogonal", "spectral", "prune"])
-def test_computed_parameters_are_drawn_anew_too(kind: str) -> None:
+def test_reset_parameters_of_parametrized_and_pruned_layers(kind: str) -> None:
     layer = ur.GRU(3, 4)
     register: Any = {
         "norm": nn.utils.parametrizations.weight_norm,
@@ -342,7 +343,7 @@ def test_computed_parameters_are_drawn_anew_too(kind: str) -> None:
         "prune": lambda layer, name: prune.l1_unstructured(layer, name, 0.3),
     }[kind]
     register(layer, "weight_hh_l0")
-    layer(torch.ones(2, 3))  # which computes what pruning leaves
+    layer(torch.ones(2, 3))  # pruning computes the weight in a forward pre-hook
     before = layer.weight_hh_l0.clone()
     layer.reset_parameters()
     layer(torch.ones(2, 3))

@@ -1,4 +1,4 @@
-"""Outputs, final states and every gradient against torch.nn, over the whole grid of options."""
+"""Outputs, final states and all gradients compared with torch.nn, for all combinations of options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from helpers.layer_pairs import CELLS, LAYERS, TOLERANCE, assert_close, gradient
 FORMS = ["batched", "unbatched", "packed", "packed-unsorted"]
 
 
-def an_input(form: str, time: int, batch: int, features: int, batch_first: bool, dtype: torch.dtype) -> Any:
+def random_input(
+    form: str, time: int, batch: int, features: int, batch_first: bool, dtype: torch.dtype
+) -> Any:
     if form == "unbatched":
         return torch.randn(time, features, dtype=dtype).requires_grad_()
     if form == "batched":
@@ -29,7 +31,7 @@ def an_input(form: str, time: int, batch: int, features: int, batch_first: bool,
     return PackedSequence(packed.data.requires_grad_(), *packed[1:])
 
 
-def a_state(layer: Any, form: str, batch: int, dtype: torch.dtype) -> Any:
+def random_state(layer: Any, form: str, batch: int, dtype: torch.dtype) -> Any:
     count = layer.num_layers * (1 + layer.bidirectional)
     rows = () if form == "unbatched" else (batch,)
     h = torch.randn(count, *rows, layer.proj_size or layer.hidden_size, dtype=dtype).requires_grad_()
@@ -41,15 +43,15 @@ def a_state(layer: Any, form: str, batch: int, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_every_option(kind: str, form: str, dtype: torch.dtype) -> None:
+def test_all_combinations_of_options(kind: str, form: str, dtype: torch.dtype) -> None:
     grid = itertools.product([1, 3], [True, False], [True, False], [True, False], [True, False])
     for num_layers, bias, batch_first, bidirectional, with_state in grid:
         ours, theirs = pair(
             kind, 5, 7, num_layers=num_layers, bias=bias, batch_first=batch_first,
             bidirectional=bidirectional, dtype=dtype,
         )  # fmt: skip
-        x = an_input(form, 6, 4, 5, batch_first, dtype)
-        state = a_state(ours, form, 4, dtype) if with_state else None
+        x = random_input(form, 6, 4, 5, batch_first, dtype)
+        state = random_state(ours, form, 4, dtype) if with_state else None
         expected = theirs(x, state)
         assert_close(ours(x, state), expected, TOLERANCE[dtype])
         weights = [torch.randn_like(part) for part in tensors(expected)]
@@ -63,7 +65,7 @@ def test_every_option(kind: str, form: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_bfloat16(kind: str, form: str) -> None:
     ours, theirs = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=torch.bfloat16)
-    x = an_input(form, 6, 4, 5, False, torch.bfloat16)
+    x = random_input(form, 6, 4, 5, False, torch.bfloat16)
     output, final = ours(x)
     assert all(part.dtype == torch.bfloat16 for part in tensors((output, final)))
     exact = theirs.double()(
@@ -77,7 +79,7 @@ def test_bfloat16(kind: str, form: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_dropout_draws_the_same_mask(kind: str, form: str) -> None:
     ours, theirs = pair(kind, 5, 7, num_layers=3, dropout=0.4, bidirectional=True)
-    x = an_input(form, 6, 4, 5, False, torch.float32)
+    x = random_input(form, 6, 4, 5, False, torch.float32)
     torch.manual_seed(3)
     actual = ours(x)
     torch.manual_seed(3)
@@ -97,7 +99,7 @@ def test_dropout_draws_the_same_mask(kind: str, form: str) -> None:
     form=st.sampled_from(FORMS),
     with_state=st.booleans(),
 )
-def test_any_shape(
+def test_random_shapes(
     kind: str,
     sizes: tuple[int, int, int],
     time: int,
@@ -107,12 +109,11 @@ def test_any_shape(
     with_state: bool,
 ) -> None:
     bias, batch_first, bidirectional = flags
-    double = torch.float64
     ours, theirs = pair(
-        kind, *sizes, bias=bias, batch_first=batch_first, bidirectional=bidirectional, dtype=double
+        kind, *sizes, bias=bias, batch_first=batch_first, bidirectional=bidirectional, dtype=torch.float64
     )
-    x = an_input(form, time, batch, sizes[0], batch_first, double)
-    state = a_state(ours, form, batch, double) if with_state else None
+    x = random_input(form, time, batch, sizes[0], batch_first, torch.float64)
+    state = random_state(ours, form, batch, torch.float64) if with_state else None
     assert_close(ours(x, state), theirs(x, state), 1e-12)
 
 
@@ -125,7 +126,7 @@ def test_strided_input(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_packing_does_not_read_the_padding(kind: str) -> None:
+def test_packed_sequences_ignore_padding(kind: str) -> None:
     ours, theirs = pair(kind, 5, 7, bidirectional=True)
     x = torch.randn(6, 3, 5)
     x[3:, 1] = torch.nan

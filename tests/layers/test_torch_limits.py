@@ -1,4 +1,4 @@
-"""Every row of the table in docs/torch_nn.md, on both sides: it tells if torch.nn can what it could not."""
+"""The table in docs/torch_nn.md: every row is tested with torch.nn and with this library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER
 
 TABLE = (Path(__file__).parents[2] / "docs" / "torch_nn.md").read_text()
-ROWS = re.findall(r"^\| (?!what \||-)(.*?) \| (.*?) \| (.*?) \|$", TABLE.replace("|---", ""), re.MULTILINE)
+ROWS = re.findall(r"^\| (?!feature \||-)(.*?) \| (.*?) \| (.*?) \|$", TABLE.replace("|---", ""), re.MULTILINE)
 KINDS = ("RNN", "GRU", "LSTM")
 
 pytestmark = [NEEDS_COMPILER, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
@@ -41,7 +41,7 @@ def exports(layer: Any) -> None:
     assert torch.equal(exported(torch.cat([x(), x()]))[0], layer(torch.cat([x(), x()]))[0])
 
 
-def takes_many(layer: Any) -> None:
+def maps_over_inputs(layer: Any) -> None:
     assert vmap(lambda x: layer(x)[0])(torch.stack([x(), x()])).shape[:2] == (2, 4)
 
 
@@ -53,14 +53,14 @@ def parameters_of(layer: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in layer.named_parameters()}
 
 
-def takes_an_ensemble(layer: Any) -> None:
+def maps_over_parameters(layer: Any) -> None:
     stacked = {name: torch.stack([value, -value]) for name, value in parameters_of(layer).items()}
     assert vmap(loss_of(layer), (0, None))(stacked, x()).shape == (2,)
 
 
-def has_gradients_of_samples(layer: Any) -> None:
-    found = vmap(grad(loss_of(layer)), (None, 1))(parameters_of(layer), x().unsqueeze(2))
-    assert found["weight_hh_l0"].shape[0] == 2
+def has_per_sample_gradients(layer: Any) -> None:
+    gradients = vmap(grad(loss_of(layer)), (None, 1))(parameters_of(layer), x().unsqueeze(2))
+    assert gradients["weight_hh_l0"].shape[0] == 2
 
 
 def has_a_jvp(layer: Any) -> None:
@@ -72,30 +72,30 @@ def has_a_hessian(layer: Any) -> None:
 
 
 def has_second_gradients(layer: Any) -> None:
-    given = x().requires_grad_()
-    [first] = torch.autograd.grad(layer(given)[0].square().sum(), given, create_graph=True)
+    leaf = x().requires_grad_()
+    [first] = torch.autograd.grad(layer(leaf)[0].square().sum(), leaf, create_graph=True)
     first.square().sum().backward()
 
 
-def takes_autocast(layer: Any) -> None:
+def supports_autocast(layer: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(x())[0]
     output.float().sum().backward()
 
 
-def gives_every_state(layer: Any) -> None:
+def returns_all_states(layer: Any) -> None:
     assert layer(x(), all_states=True)[2]["h"].requires_grad
 
 
-def takes_lengths(layer: Any) -> None:
+def supports_lengths(layer: Any) -> None:
     assert not layer(x(), lengths=[4, 2])[0][2:, 1].any()
 
 
-def takes_resets(layer: Any) -> None:
+def supports_resets(layer: Any) -> None:
     layer(x(), resets=torch.ones(4, 2, dtype=torch.bool))
 
 
-def has_options(layer: Any) -> None:
+def has_regularization(layer: Any) -> None:
     type(layer)(3, 5, zoneout=0.1, recurrent_dropout=0.1, variational_dropout=0.1, initial_state="learned")
 
 
@@ -107,73 +107,75 @@ class Leaky(ur.Cell):
         return 0.5 * h + 0.5 * torch.tanh(h @ self.weight.T + x @ self.weight_x.T)
 
 
-def takes_a_cell(layer: Any) -> None:
+def runs_a_custom_cell(layer: Any) -> None:
     with ur.engine("native"):
-        made = ur.Recurrent(Leaky, 3, 5) if isinstance(layer, ur.Recurrent) else type(layer)(Leaky, 3, 5)
-        made(x())
+        custom = ur.Recurrent(Leaky, 3, 5) if isinstance(layer, ur.Recurrent) else type(layer)(Leaky, 3, 5)
+        custom(x())
 
 
-def has_the_bits_of_pieces(layer: Any) -> None:
+def is_bit_identical_in_pieces(layer: Any) -> None:
     torch.manual_seed(1)
-    wide = type(layer)(64, 96)
-    given = torch.randn(40, 3, 64)
+    layer = type(layer)(64, 96)
+    sequence = torch.randn(40, 3, 64)
     with torch.no_grad():
-        whole = wide(given)[0]
+        expected = layer(sequence)[0]
         for cut in range(1, 40):
-            first, state = wide(given[:cut])
-            assert torch.equal(torch.cat([first, wide(given[cut:], state)[0]]), whole)
-        assert torch.equal(wide(given[:, 1:2])[0], whole[:, 1:2])
+            first, state = layer(sequence[:cut])
+            assert torch.equal(torch.cat([first, layer(sequence[cut:], state)[0]]), expected)
+        assert torch.equal(layer(sequence[:, 1:2])[0], expected[:, 1:2])
 
 
-def exports_a_cell(layer: Any) -> None:
+def exports_a_custom_cell(layer: Any) -> None:
     pytest.importorskip("onnxscript")
     if not isinstance(layer, ur.Recurrent):
-        raise TypeError("torch.nn has no layer of it")
+        raise TypeError("torch.nn has no layer for a custom cell")
     ur.io.to_onnx(ur.Recurrent(Leaky, 3, 5))
 
 
-CHECKS: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {  # and which of torch.nn's can't
+CHECKS: dict[
+    str, tuple[Callable[[Any], None], tuple[str, ...]]
+] = {  # the check, and the torch.nn layers that fail it
     "torch.compile": (compiles, KINDS),
     "torch.export": (exports, KINDS),
-    "torch.vmap` over inputs": (takes_many, KINDS),
-    "torch.vmap` over parameters": (takes_an_ensemble, KINDS),
-    "gradients of every sample": (has_gradients_of_samples, ("RNN", "GRU")),
+    "torch.vmap` over inputs": (maps_over_inputs, KINDS),
+    "torch.vmap` over parameters": (maps_over_parameters, KINDS),
+    "per-sample gradients": (has_per_sample_gradients, ("RNN", "GRU")),
     "forward mode": (has_a_jvp, ("LSTM",)),
     "hessian": (has_a_hessian, ("LSTM",)),
-    "second gradients": (has_second_gradients, ()),
-    "autocast": (takes_autocast, ()),
-    "every state": (gives_every_state, KINDS),
-    "rows of several lengths": (takes_lengths, KINDS),
-    "episodes": (takes_resets, KINDS),
-    "learned initial states": (has_options, KINDS),
-    "a cell of one's own": (takes_a_cell, KINDS),
-    "the same bits": (has_the_bits_of_pieces, ("RNN", "GRU")),
-    "ONNX export": (exports_a_cell, KINDS),
+    "double backward": (has_second_gradients, ()),
+    "autocast": (supports_autocast, ()),
+    "all states": (returns_all_states, KINDS),
+    "variable lengths": (supports_lengths, KINDS),
+    "resets within": (supports_resets, KINDS),
+    "learned initial states": (has_regularization, KINDS),
+    "custom cells": (runs_a_custom_cell, KINDS),
+    "bit-identical": (is_bit_identical_in_pieces, ("RNN", "GRU")),
+    "ONNX export": (exports_a_custom_cell, KINDS),
 }
 
 
-def test_every_row_has_its_check() -> None:
+def test_every_row_has_a_check() -> None:
     assert len(ROWS) == len(CHECKS)
-    for (row, torchs, ours), (key, (_, cannot)) in zip(ROWS, CHECKS.items(), strict=True):
+    for (row, theirs, ours), (key, (_, failing)) in zip(ROWS, CHECKS.items(), strict=True):
         assert key in row
         assert ours != "no"
-        said = torchs.partition(":")
-        if said[2].strip() == "no":
-            assert cannot == tuple(kind for kind in KINDS if kind in said[0])
+        before, _, after = theirs.partition(":")
+        if after.strip() == "no":
+            assert failing == tuple(kind for kind in KINDS if kind in before)
         else:
-            assert cannot == (KINDS if said[0].split()[0] == "no" else ())
+            assert failing == (KINDS if before.split()[0] == "no" else ())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("key", CHECKS)
-def test_a_row(key: str, kind: str) -> None:
-    check, cannot = CHECKS[key]
+def test_row(key: str, kind: str) -> None:
+    check, failing = CHECKS[key]
     check(getattr(ur, kind)(3, 5))
     theirs = getattr(nn, kind)(3, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if kind in cannot:
-            with pytest.raises(Exception):  # noqa: B017, PT011  # whatever it is that torch says
+        if kind in failing:
+            with pytest.raises(Exception):  # noqa: B017, PT011  # torch raises various exceptions
                 check(theirs)
         elif (key, kind) != ("autocast", "LSTM"):
             check(theirs)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and its stored outputs are what its code gives."""
+"""Every notebook runs from top to bottom, and its stored outputs match those of a new run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers.layer_pairs import LACK, QUIET
-from helpers.printed_output import NUMBER, assert_as_printed
+from helpers.layer_pairs import COMPILER_ERROR, FALLBACK_FILTER
+from helpers.printed_output import NUMBER, assert_same_output
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-WIDGET = "application/vnd.jupyter.widget-view+json"  # a page, which only a notebook that runs shows
+WIDGET = "application/vnd.jupyter.widget-view+json"  # the widget is not stored in a notebook
 PUBLISHED = {
     "01_open_the_layer": """
         (1, 4, 3) (1, 1, 3) (4, 3) (1, 3)
@@ -27,12 +27,13 @@ PUBLISHED = {
         0.2529 0.7949 -0.0466 0.2971 0.9556 0.1416 0.5706 0.9837 0.4186 0.7589 0.9947 0.5448
     """
 }
-# Notebooks that train: after thousands of steps what was learned differs a little from machine to machine,
-# and so does which unit learned it. How far numbers may be apart, and which words may be others.
-SHORTENED = {  # code, and what runs in its place
+# For notebooks that train: code, and its replacement for a shorter run.
+SHORTENED = {
     "02_why_gradients_vanish": ("epochs=20", "epochs=2"),
     "03_what_units_learn": ("STEPS = 32, 100, 1500", "STEPS = 32, 100, 80"),
 }
+# The results of training differ slightly between machines, and so does which unit learns what. These are the
+# tolerance for numbers, and a pattern of text that may differ.
 TRAINED = {"02_why_gradients_vanish": (0.25, r"$^"), "03_what_units_learn": (0.15, r"\b[hc] of unit \d+")}
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -43,30 +44,34 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def outputs(cell: Any) -> list[tuple[str, Any]]:
-    """The kind and the content of every output, for a stream its name and text."""
-    found: list[tuple[str, Any]] = []
+    """Return the type and content of every output. The type of a stream is its name."""
+    result: list[tuple[str, Any]] = []
     for output in cell.outputs:
         if output.output_type == "stream":
-            if found and found[-1][0] == output.name:  # what is printed may come in several pieces
-                output = {**output, "text": found.pop()[1] + output.text, "name": output.name}
-            found.append((output["name"], output["text"]))
+            if result and result[-1][0] == output.name:  # one stream may be stored in several pieces
+                output = {**output, "text": result.pop()[1] + output.text, "name": output.name}
+            result.append((output["name"], output["text"]))
         else:
             data = {kind: text for kind, text in output.get("data", {}).items() if kind != WIDGET}
-            found += sorted(data.items())
-    return found
+            result += sorted(data.items())
+    return result
 
 
 def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> Any:
-    """The notebook, run anew in a folder of its own by the Python that runs the tests.
+def execute(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortened: bool) -> Any:
+    """Run a notebook in a separate folder, with the Python that runs the tests.
 
-    Not ``whole``: those that train for long do so for less long.
+    Args:
+        path: The notebook.
+        tmp_path: The folder.
+        monkeypatch: Sets the environment of the kernel.
+        shortened: Whether to train for fewer steps.
     """
-    if LACK and path.stem in TRAINED:
-        pytest.skip(f"training takes too long step by step: {LACK}")
+    if COMPILER_ERROR and path.stem in TRAINED:
+        pytest.skip(f"training takes too long step by step: {COMPILER_ERROR}")
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -74,55 +79,57 @@ def executed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole:
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    if LACK:
-        monkeypatch.setenv("PYTHONWARNINGS", QUIET)
+    if COMPILER_ERROR:
+        monkeypatch.setenv("PYTHONWARNINGS", FALLBACK_FILTER)
     copy = tmp_path / "notebooks" / path.name
     copy.parent.mkdir()
     shutil.copy(path, copy)
     notebook = read(copy)
-    if not whole:
-        long, short = SHORTENED[path.stem]
-        for cell in code_cells(notebook)[first_shortened(notebook, path) :]:
-            # what it claims of what it learned can't be true yet
-            cell.source = re.sub(r"^( *)assert .*", r"\1pass", cell.source.replace(long, short), flags=re.M)
-    where = {"metadata": {"path": str(copy.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=where).execute()
+    if shortened:
+        original, replacement = SHORTENED[path.stem]
+        for cell in code_cells(notebook)[first_shortened_cell(notebook, path) :]:
+            # assertions about the trained model don't hold after a short training
+            source = cell.source.replace(original, replacement)
+            cell.source = re.sub(r"^( *)assert .*", r"\1pass", source, flags=re.M)
+    resources = {"metadata": {"path": str(copy.parent)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
     return notebook
 
 
-def test_it_runs_and_gives_what_is_stored(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = path.stem not in SHORTENED
-    notebook = executed(path, tmp_path, monkeypatch, whole)
-    compare(path, notebook, len(code_cells(notebook)) if whole else first_shortened(read(path), path))
+def test_outputs_match_the_stored_ones(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortened = path.stem in SHORTENED
+    notebook = execute(path, tmp_path, monkeypatch, shortened)
+    count = first_shortened_cell(read(path), path) if shortened else len(code_cells(notebook))
+    assert_same_outputs(path, notebook, count)
 
 
 @pytest.mark.exhaustive
-def test_it_trains_as_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = executed(path, tmp_path, monkeypatch, whole=True)
-    compare(path, notebook, len(code_cells(notebook)))
+def test_outputs_match_after_full_training(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = execute(path, tmp_path, monkeypatch, shortened=False)
+    assert_same_outputs(path, notebook, len(code_cells(notebook)))
 
 
-def first_shortened(notebook: Any, path: Path) -> int:
-    """The first cell that runs for less long."""
+def first_shortened_cell(notebook: Any, path: Path) -> int:
+    """Return the index of the code cell that is shortened."""
     return next(k for k, cell in enumerate(code_cells(notebook)) if SHORTENED[path.stem][0] in cell.source)
 
 
-def compare(path: Path, notebook: Any, count: int) -> None:
-    """With what is stored: which outputs there are, and of so many cells what they say."""
+def assert_same_outputs(path: Path, notebook: Any, count: int) -> None:
+    """Compare the types of all outputs with the stored ones, and the text of the first ``count`` cells."""
     cells = zip(code_cells(read(path)), code_cells(notebook), strict=True)
-    for place, (stored, new) in enumerate(cells):
+    for index, (stored, new) in enumerate(cells):
         assert "stderr" not in dict(outputs(new)), new.source
         assert [kind for kind, _ in outputs(stored)] == [kind for kind, _ in outputs(new)], new.source
         for (kind, old_text), (_, new_text) in zip(outputs(stored), outputs(new), strict=True):
-            if kind.startswith("image/") or place >= count:
+            if kind.startswith("image/") or index >= count:
                 continue
-            near, other = TRAINED.get(path.stem, (2e-4, r"$^"))
-            assert_as_printed(re.sub(other, "", old_text), re.sub(other, "", new_text), near)
+            tolerance, ignored = TRAINED.get(path.stem, (2e-4, r"$^"))
+            assert_same_output(re.sub(ignored, "", old_text), re.sub(ignored, "", new_text), tolerance)
 
 
-def test_what_is_stored_is_whole_and_of_no_machine(path: Path) -> None:
+def test_the_stored_notebook_is_complete_and_portable(path: Path) -> None:
     notebook = read(path)
     nbformat.validate(notebook)
     cells = code_cells(notebook)
@@ -134,12 +141,12 @@ def test_what_is_stored_is_whole_and_of_no_machine(path: Path) -> None:
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     texts = [cell.source for cell in notebook.cells]
     texts += [text for cell in cells for kind, text in outputs(cell) if not kind.startswith("image/")]
-    for text in texts:  # an absolute path, or an address in memory
+    for text in texts:  # no absolute paths or memory addresses
         assert not re.search(r"(?<![\w.:/])/\w+/\w|\b[A-Z]:\\\w|\b0x[0-9a-f]{6}", text), text
 
 
 def test_it_installs_its_own_repository_and_its_data(path: Path) -> None:
-    """Not what an index has under the name of this library."""
+    """It must not install a package with the same name from an index."""
     commands = re.findall(r"^.*\bpip\b.*$", "\n".join(cell.source for cell in code_cells(read(path))), re.M)
     own = '%pip install -q "..[plot]"'
     assert [command.strip() for command in commands] == {
@@ -148,7 +155,7 @@ def test_it_installs_its_own_repository_and_its_data(path: Path) -> None:
     }.get(path.stem, [own])
 
 
-def test_without_its_repository_it_says_so(
+def test_outside_of_the_repository_it_raises_an_error(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source,) = [cell.source for cell in code_cells(read(path)) if "%pip" in cell.source]
@@ -159,8 +166,8 @@ def test_without_its_repository_it_says_so(
 
 
 def test_the_published_numbers_appear(path: Path) -> None:
-    shown = " ".join(
+    printed = " ".join(
         content for cell in code_cells(read(path)) for kind, content in outputs(cell) if kind == "stdout"
     )
     for number in re.findall(rf"{NUMBER}|\([\d, ]+\)", PUBLISHED.get(path.stem, "")):
-        assert number in shown, number
+        assert number in printed, number

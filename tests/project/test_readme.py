@@ -1,4 +1,4 @@
-"""Every command and snippet of the README runs."""
+"""Every command and snippet of the README runs, and every file that it names exists."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 import safetensors.torch
 from torch import nn
 
-import unrolled
 from helpers import processes
-from helpers.layer_pairs import NEEDS_COMPILER, QUIET
+from helpers.layer_pairs import FALLBACK_FILTER, NEEDS_COMPILER
 from helpers.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +33,7 @@ BIN = Path(sys.executable).parent
 @pytest.mark.parametrize("snippet", NEEDING)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
-    done = processes.run("-W", "error", "-W", QUIET, "snippet.py", cwd=tmp_path)
+    done = processes.run("-W", "error", "-W", FALLBACK_FILTER, "snippet.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for shown in re.findall(r"# (torch\.Size\(.*?\)|\('input_sum.*?\))$", snippet, re.MULTILINE):
         assert shown in done.stdout
@@ -64,12 +63,12 @@ def test_the_command_that_is_watched() -> None:
     with Terminal([BIN / "unrolled", *shlex.split(command)[1:]]) as terminal:
         terminal.until(lambda lines: lines[0].startswith("LSTM") and lines[-1].startswith("q quit"))
         terminal.press("q")
-        assert terminal.end() == 0
+        assert terminal.exit_code() == 0
 
 
 def test_make_demo(tmp_path: Path) -> None:
     assert "make demo" in README
-    command = ["make", "demo", f"BIN={BIN}", "SHOWN=", f"RUNS={tmp_path / 'runs'}"]
+    command = ["make", "demo", f"BIN={BIN}", "DEMO_READY=", f"RUNS={tmp_path / 'runs'}"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
     )
@@ -79,10 +78,26 @@ def test_make_demo(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").rglob("*.json"))
 
 
-def test_the_rooms_are_those_of_the_readme() -> None:
-    rooms = README.split("along the data:")[1].split("`tests/`")[0]
-    for path in Path(unrolled.__file__).parent.iterdir():
-        if not path.name.startswith("_") and path.name != "py.typed":
-            assert path.name in rooms, f"{path.name} is not in the README's architecture"
-    for name in re.findall(r"[\w/]+\.py", rooms):
-        assert (Path(unrolled.__file__).parent / name).exists(), f"the README speaks of {name}"
+def test_length() -> None:
+    """Details belong in docs/."""
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "src/unrolled/engines/README.md", "tests/README.md"]
+)
+def test_named_files_exist(name: str) -> None:
+    """Links, and files and folders in code style or in indented tables."""
+    text = (ROOT / name).read_text()
+    folders = [
+        ROOT,
+        (ROOT / name).parent,
+        ROOT / "src" / "unrolled",
+        ROOT / "src" / "unrolled" / "engines" / "native",
+    ]
+    folders += [ROOT / "tests" / "helpers"]
+    named = re.findall(r"\]\(([^)#]+)", text) + re.findall(r"`([\w/.]+(?:/|\.(?:py|md|js|css)))`", text)
+    named += re.findall(r"^ {4}([\w/]+(?:/|\.py)) ", text, re.MULTILINE)
+    assert named
+    for path in set(named) - {"FILE.py", "build/docs/"}:
+        assert any((folder / path).exists() for folder in folders), f"{name}: there is no {path}"

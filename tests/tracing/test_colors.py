@@ -1,4 +1,4 @@
-"""The colours of numbers in the terminal: what they say, and that they change nothing else."""
+"""Colors of numbers in the terminal: the scales, the contrast, and that the text is unchanged."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ import unrolled as ur
 from helpers import processes
 from helpers.terminal import Terminal
 from unrolled.cli import terminal
-from unrolled.tracing.color_scales import ranges
-from unrolled.tracing.colors import INFINITY, NAN, NEGATIVE, POSITIVE, Scale
+from unrolled.tracing.color_scales import color_ranges
+from unrolled.tracing.colors import INFINITY, NAN, NEGATIVE, POSITIVE, ColorScale
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
 NUMBER = re.compile(r"-?\d+\.\d{4}|-?\d\.\d{3}e[+-]\d\d|nan|-?inf")
 
 
-def printed(trace: ur.Trace, width: int = 80, **options: object) -> str:
+def print_to_text(trace: ur.Trace, width: int = 80, **options: object) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, **options)
-    terminal.say(console, trace)
+    terminal.print_trace(console, trace)
     return console.file.getvalue()
 
 
 def backgrounds(ansi: str) -> list[tuple[str, str | None]]:
-    """Every number of a text, and the background that all of its characters have."""
-    found = []
+    """Return every number of a text with its background color, which all of its characters must have."""
+    numbers = []
     for line in ansi.splitlines():
         text = Text.from_ansi(line)
         for number in NUMBER.finditer(text.plain):
             colors = set()
-            for place in range(number.start(), number.end()):
-                style = text.get_style_at_offset(Console(), place)
+            for position in range(number.start(), number.end()):
+                style = text.get_style_at_offset(Console(), position)
                 colors.add(style.bgcolor.triplet.hex if style.bgcolor else None)
             assert len(colors) == 1, line
-            found.append((number[0], colors.pop()))
-    return found
+            numbers.append((number[0], colors.pop()))
+    return numbers
 
 
 @pytest.fixture(scope="module")
@@ -57,44 +57,50 @@ def trace() -> ur.Trace:
     return ur.trace(layer, torch.tensor([[0.0, 3.0], [-4.0, 1e-3], [1.0, 2.0]]))
 
 
-def test_colours_add_a_legend_and_nothing_else(trace: ur.Trace) -> None:
-    plain = printed(trace)
-    ansi = printed(trace, force_terminal=True, color_system="truecolor")
+def test_colors_only_add_legends(trace: ur.Trace) -> None:
+    plain = print_to_text(trace)
+    ansi = print_to_text(trace, force_terminal=True, color_system="truecolor")
     lines = [Text.from_ansi(line).plain for line in ansi.splitlines()]
-    legends = [line for line in lines if line.startswith("  Colours")]
-    assert [line.split(":")[0].removeprefix("  Colours") for line in legends] == [
-        "", " of the input", " of input_sum", " of hidden_sum", " of all else that is computed",
+    legends = [line for line in lines if line.startswith("  Colors")]
+    assert [line.split(":")[0].removeprefix("  Colors") for line in legends] == [
+        "", " of the input", " of input_sum", " of hidden_sum", " of all other quantities",
     ]  # fmt: skip
     assert [line for line in lines if line not in legends] == plain.splitlines()
     assert "\x1b[" not in plain
 
 
-def test_a_terminal_of_256_colours() -> None:
+def test_terminal_with_256_colors() -> None:
     plain = processes.run(*COMMAND[1:], env={**os.environ, "COLUMNS": "80"})
     with Terminal(COMMAND, 80, 90) as terminal:
         lines = terminal.until(lambda lines: any("largest difference" in line for line in lines))
-        assert terminal.end() == 0
-        kept = [line for line in lines if not line.startswith("  Colours")]
-        assert len(kept) < len(lines)
-        assert kept[: plain.stdout.count("\n")] == [line.rstrip() for line in plain.stdout.splitlines()]
-        found = {cell.bg for row in terminal.screen.buffer.values() for cell in row.values()}
-        assert {"005faf", "af0000", "default"} < found
-        for color in found - {"default"}:  # of no other hue than these ends
+        assert terminal.exit_code() == 0
+        without_legends = [line for line in lines if not line.startswith("  Colors")]
+        assert len(without_legends) < len(lines)
+        assert without_legends[: plain.stdout.count("\n")] == [
+            line.rstrip() for line in plain.stdout.splitlines()
+        ]
+        colors = {cell.bg for row in terminal.screen.buffer.values() for cell in row.values()}
+        assert {"005faf", "af0000", "default"} < colors
+        for color in colors - {"default"}:  # only red and blue hues
             red, green, blue = bytes.fromhex(color)
             assert red > green == blue or blue > green >= red, color
 
 
 @pytest.mark.parametrize("options", [{"color_system": "standard"}, {"no_color": True}], ids=str)
-def test_without_enough_colours_there_are_none(trace: ur.Trace, options: dict[str, object]) -> None:
-    given = {"force_terminal": True, "color_system": "truecolor", **options}
-    ansi = printed(trace, **given)
-    assert "Colours" not in ansi
+def test_no_colors_below_256(trace: ur.Trace, options: dict[str, object]) -> None:
+    console_options = {"force_terminal": True, "color_system": "truecolor", **options}
+    ansi = print_to_text(trace, **console_options)
+    assert "Colors" not in ansi
     assert all(background is None for _, background in backgrounds(ansi))
 
 
-def test_what_the_colours_say(trace: ur.Trace) -> None:
-    ansi = printed(trace, 200, force_terminal=True, color_system="truecolor")  # wide enough for all numbers
-    parameters, steps = ansi.split("One step")[0], "Step 0" + ansi.split("Step 0", 1)[1].split("Where a")[0]
+def test_colors_match_the_numbers(trace: ur.Trace) -> None:
+    # The console is wide enough for all numbers.
+    ansi = print_to_text(trace, 200, force_terminal=True, color_system="truecolor")
+    parameters, steps = (
+        ansi.split("One step")[0],
+        "Step 0" + ansi.split("Step 0", 1)[1].split("How the numbers")[0],
+    )
     largest = {
         "parameters": max(
             float(p.detach().abs().nan_to_num(0, 0, 0).max()) for p in trace.module.parameters()
@@ -103,9 +109,8 @@ def test_what_the_colours_say(trace: ur.Trace) -> None:
     }
     for part in trace.layers:
         for name, values in part.values.items():
-            kind = (
-                name if name.endswith("_sum") else "computed"
-            )  # sums of four gates have scales of their own
+            # The pre-activations of all gates have their own scales.
+            kind = name if name.endswith("_sum") else "computed"
             largest[kind] = max(largest.get(kind, 0.0), float(values.abs().nan_to_num(0, 0, 0).max()))
     lines, upper = dict.fromkeys(set(largest) - {"parameters"}, ""), False
     for line in steps.splitlines():
@@ -115,9 +120,9 @@ def test_what_the_colours_say(trace: ur.Trace) -> None:
         lines[kind] += f"{line}\n"
     seen: dict[str, int] = dict.fromkeys(("red", "blue", "none", NAN, INFINITY), 0)
     for kind, text in {"parameters": parameters, **lines}.items():
-        found = [(float(number), color) for number, color in backgrounds(text)]
+        numbers = [(float(number), color) for number, color in backgrounds(text)]
         strengths = []
-        for value, color in found:
+        for value, color in numbers:
             if not math.isfinite(value):
                 assert color == (NAN if math.isnan(value) else INFINITY)
                 seen[color] += 1
@@ -134,15 +139,17 @@ def test_what_the_colours_say(trace: ur.Trace) -> None:
                     assert color == (POSITIVE if value > 0 else NEGATIVE)
                 elif abs(value) < 0.98 * largest[kind]:
                     assert color not in (POSITIVE, NEGATIVE)
-        for sign in (True, False):  # the larger, the further from the pale end
-            other = [channel for _, positive, channel in sorted(strengths) if positive is sign]
-            assert other == sorted(other, reverse=True)
-        assert max(strengths)[0] == pytest.approx(largest[kind], abs=1e-4), "one scale, which reaches its end"
+        for sign in (True, False):  # larger numbers have stronger colors
+            channels = [channel for _, positive, channel in sorted(strengths) if positive is sign]
+            assert channels == sorted(channels, reverse=True)
+        assert max(strengths)[0] == pytest.approx(largest[kind], abs=1e-4), (
+            "the largest number must have the full color"
+        )
     assert all(seen.values()), seen
 
 
-@pytest.mark.parametrize("scale", [Scale(1.0), Scale(0.0), Scale(1.0, coarse=True)])
-def test_text_stands_out_on_every_colour(scale: Scale) -> None:
+@pytest.mark.parametrize("scale", [ColorScale(1.0), ColorScale(0.0), ColorScale(1.0, coarse=True)])
+def test_text_contrast_on_every_color(scale: ColorScale) -> None:
     def luminance(channels: bytes) -> float:  # WCAG 2.2, relative luminance
         linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4
                   for c in channels]  # fmt: skip
@@ -156,13 +163,15 @@ def test_text_stands_out_on_every_colour(scale: Scale) -> None:
     assert scale.color(0) is scale.color(1 + 2j) is None
 
 
-def test_a_scale_of_nothing_real() -> None:
-    assert Scale.of([]) == Scale.of([torch.empty(0), torch.tensor([1 + 2j])]) == Scale(0.0)
-    assert Scale.of([torch.tensor([True]), torch.tensor([-3]), torch.tensor(torch.inf)]) == Scale(3.0)
+def test_scale_of_unusual_tensors() -> None:
+    assert ColorScale.of([]) == ColorScale.of([torch.empty(0), torch.tensor([1 + 2j])]) == ColorScale(0.0)
+    assert ColorScale.of([torch.tensor([True]), torch.tensor([-3]), torch.tensor(torch.inf)]) == ColorScale(
+        3.0
+    )
 
 
-class Growing(ur.Cell):
-    """A state that counts far beyond its gate, and a sum for two gates."""
+class LargeMemory(ur.Cell):
+    """A state that grows far beyond its gate, and the pre-activations of two gates together."""
 
     state = ("h", "memory")
     weight = ur.Param("2*hidden", "input")
@@ -175,18 +184,18 @@ class Growing(ur.Cell):
         return h, memory
 
 
-def test_what_would_leave_the_others_pale_has_a_scale_of_its_own() -> None:
-    layer = ur.Recurrent(Growing, 2, 3)
+def test_outliers_have_their_own_scale() -> None:
+    layer = ur.Recurrent(LargeMemory, 2, 3)
     torch.nn.init.zeros_(layer.weight_l0)
     t = ur.trace(layer, torch.randn(9, 2))
-    shared, own = ranges(t.layers, 9)
+    shared, own = color_ranges(t.layers, 9)
     assert set(own) == {"both", "memory"}
     assert own["memory"] == float(t["memory"].max()) == 2.25
     assert shared == max(float(t[name].abs().max()) for name in ("gate", "other", "h"))
-    shared, own = ranges(t.layers, 1)  # at the first step it is no larger than the others by far
+    shared, own = color_ranges(t.layers, 1)  # after one step, memory is not much larger than the others
     assert set(own) == {"both"}
     assert shared == 0.5
     still = ur.trace(ur.RNN(2, 3), torch.zeros(2, 2))
     for value in still.layers[0].values.values():
         value.zero_()
-    assert ranges(still.layers, 2) == (0.0, {})
+    assert color_ranges(still.layers, 2) == (0.0, {})

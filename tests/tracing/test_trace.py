@@ -1,26 +1,21 @@
-"""The trace against torch.nn's outputs and the equations of torch.nn's documentation, in float64."""
+"""Traced quantities compared with torch.nn's outputs and equations, in float64."""
 
 from __future__ import annotations
 
 import cProfile
 import functools
 import math
-import re
-import sys
-from io import StringIO
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import unrolled as ur
-from helpers.layer_pairs import LAYERS, OddCell, assert_close, pair, tensors
+from helpers.layer_pairs import LAYERS, assert_close, pair, tensors
+from helpers.step_by_hand import step_by_hand
 from unrolled.cli import example
 
 NAMES = {
@@ -30,32 +25,11 @@ NAMES = {
 }
 
 
-def by_hand(kind: str, w: Any, x: torch.Tensor, state: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """One step by the equations of torch.nn's documentation, gate by gate."""
-    h = state[0]
-    a = x @ w("weight_ih").T + w("bias_ih")
-    b = h @ w("weight_hh").T + w("bias_hh")
-    if kind.startswith("rnn"):
-        act = torch.tanh if kind == "rnn-tanh" else torch.relu
-        return {"input_sum": a, "hidden_sum": b, "h": act(a + b)}
-    if kind == "gru":
-        (ar, az, an), (br, bz, bn) = a.chunk(3, -1), b.chunk(3, -1)
-        r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
-        n = torch.tanh(an + r * bn)
-        return {"input_sum": a, "hidden_sum": b, "r": r, "z": z, "n": n, "h": n + z * (h - n)}
-    i, f, g, o = (a + b).chunk(4, -1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    c = f * state[1] + i * g
-    h = o * c.tanh()
-    h = h @ w("weight_hr").T if kind == "lstm-proj" else h
-    return {"input_sum": a, "hidden_sum": b, "i": i, "f": f, "g": g, "o": o, "c": c, "h": h}
-
-
-@pytest.mark.parametrize("torchs_own", [False, True], ids=["ours", "torchs"])
+@pytest.mark.parametrize("use_torch_layer", [False, True], ids=["ours", "torch.nn"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_every_quantity_of_every_layer_and_direction(kind: str, torchs_own: bool) -> None:
+def test_quantities_of_all_layers_and_directions(kind: str, use_torch_layer: bool) -> None:
     ours, theirs = pair(kind, 4, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
-    module = theirs if torchs_own else ours
+    module = theirs if use_torch_layer else ours
     x = torch.randn(6, 3, 4, dtype=torch.float64)
     _, final = theirs(torch.randn(2, 3, 4, dtype=torch.float64))
     state = tuple(part.detach() for part in final) if isinstance(final, tuple) else final.detach()
@@ -69,14 +43,14 @@ def test_every_quantity_of_every_layer_and_direction(kind: str, torchs_own: bool
             suffix = f"_l{k}" + ("_reverse" if direction == "backward" else "")
             part = t.layer(k, direction)
             assert_close(part.input, below, 1e-12)
-            now = tuple(whole[index] for whole in initial)
+            step_state = tuple(part[index] for part in initial)
             for step in range(6)[:: -1 if direction == "backward" else 1]:
-                expected = by_hand(
-                    kind, lambda name, s=suffix: getattr(theirs, name + s).detach(), below[step], now
+                expected = step_by_hand(
+                    kind, lambda name, s=suffix: getattr(theirs, name + s).detach(), below[step], step_state
                 )
                 for name, value in expected.items():
                     assert_close(part[name][step], value, 1e-12)
-                now = (expected["h"], expected["c"]) if "c" in expected else (expected["h"],)
+                step_state = (expected["h"], expected["c"]) if "c" in expected else (expected["h"],)
             outputs.append(part["h"])
             index += 1
         below = torch.cat(outputs, -1)
@@ -84,12 +58,12 @@ def test_every_quantity_of_every_layer_and_direction(kind: str, torchs_own: bool
     assert set(NAMES["rnn-tanh" if "rnn" in kind else kind.split("-")[0]]) <= set(t.names)
 
 
-def test_names_are_the_locals_in_the_order_of_the_code() -> None:
+def test_names_are_local_variables_in_code_order() -> None:
     assert ur.trace(ur.RNN(2, 3), torch.randn(4, 2)).names == NAMES["rnn-tanh"]
     assert ur.trace(nn.LSTM(2, 3), torch.randn(4, 2)).names == NAMES["lstm"]
 
 
-def test_the_walk_through(walkthrough_layer: ur.RNN, walkthrough_input: torch.Tensor) -> None:
+def test_walkthrough_example(walkthrough_layer: ur.RNN, walkthrough_input: torch.Tensor) -> None:
     output = [
         [0.2529, 0.7949, -0.0466],
         [0.2971, 0.9556, 0.1416],
@@ -115,7 +89,7 @@ def test_the_walk_through(walkthrough_layer: ur.RNN, walkthrough_input: torch.Te
         torch.round(t["input_sum"][:, 0], decimals=4), torch.tensor(sums), atol=1e-6, rtol=0
     )
     assert t.explain("input_sum", 0, 0) == "0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290"
-    t = ur.trace(walkthrough_layer, walkthrough_input)  # the rounded weights: as near as their rounding
+    t = ur.trace(walkthrough_layer, walkthrough_input)  # weights rounded to four decimals
     assert t.output.shape == (1, 4, 3)
     assert t.final_state.shape == (1, 1, 3)
     torch.testing.assert_close(t.output[0], torch.tensor(output), atol=2e-4, rtol=0)
@@ -133,7 +107,7 @@ def test_the_walk_through(walkthrough_layer: ur.RNN, walkthrough_input: torch.Te
 
 @pytest.mark.parametrize("sorted_rows", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_packed(kind: str, sorted_rows: bool) -> None:
+def test_packed_input(kind: str, sorted_rows: bool) -> None:
     ours, theirs = pair(kind, 4, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
     lengths = [6, 4, 1] if sorted_rows else [4, 1, 6]
     rows = [torch.randn(length, 4, dtype=torch.float64) for length in lengths]
@@ -144,20 +118,20 @@ def test_packed(kind: str, sorted_rows: bool) -> None:
     padded, _ = pad_packed_sequence(t.output)
     assert torch.equal(torch.cat([t.layer(1, d)["h"] for d in ("forward", "backward")], -1), padded)
     assert t.layers[0].lengths.tolist() == lengths
-    for row, alone in enumerate(rows):
-        single = ur.trace(ours, alone)
+    for row, sequence in enumerate(rows):
+        single = ur.trace(ours, sequence)
         for part, other in zip(t.layers, single.layers, strict=True):
             for name in part.names:
-                assert_close(part[name][: len(alone), row], other[name][:, 0], 1e-12)
-                assert not part[name][len(alone) :, row].any()
+                assert_close(part[name][: len(sequence), row], other[name][:, 0], 1e-12)
+                assert not part[name][len(sequence) :, row].any()
             assert part.explain("h", -1, 2, batch=row) == other.explain("h", -1, 2)
-    with pytest.raises(IndexError, match="there is no time step 5: there are 4, counted from 0"):
+    with pytest.raises(IndexError, match="time step 5 is out of range: there are 4, counted from 0"):
         t.explain("h", 5, 0, batch=lengths.index(4))
     assert t.check() < 1e-14
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_leaves_everything_as_it_was(kind: str) -> None:
+def test_module_and_random_state_are_unchanged(kind: str) -> None:
     for module in pair(kind, 4, 5, num_layers=2, dropout=0.5):
         calls: list[str] = []
         module.register_forward_hook(lambda *_: calls.append("hook"))  # noqa: B023
@@ -180,15 +154,15 @@ def test_leaves_everything_as_it_was(kind: str) -> None:
         assert not any(
             value.requires_grad for value in tensors((t.output, t.final_state, *t.layers[0].values.values()))
         )
-        assert_close(t.output, module(x)[0].detach(), 1e-5)  # the same masks of dropout
+        assert_close(t.output, module(x)[0].detach(), 1e-5)  # the same dropout masks
 
 
-def test_a_layer_of_a_trace_says_what_it_is() -> None:
-    found = ur.trace(ur.GRU(2, 3), torch.randn(4, 2)).layer(0)
-    assert repr(found).startswith("<LayerTrace of GRU, layer 0, forward: 4 steps × 1 rows; ")
+def test_repr_of_layer_trace() -> None:
+    part = ur.trace(ur.GRU(2, 3), torch.randn(4, 2)).layer(0)
+    assert repr(part).startswith("<LayerTrace of GRU, layer 0, forward: 4 steps × 1 rows; ")
 
 
-def test_it_is_a_copy() -> None:
+def test_trace_holds_copies() -> None:
     module, x = nn.LSTM(2, 3), torch.randn(4, 2)
     t = ur.trace(module, x)
     before = t.explain("input_sum", 1, 0), t.check()
@@ -198,7 +172,7 @@ def test_it_is_a_copy() -> None:
     assert (t.explain("input_sum", 1, 0), t.check()) == before
 
 
-def test_works_under_a_profiler() -> None:
+def test_works_under_cprofile() -> None:
     profiler = cProfile.Profile()
     profiler.enable()
     t = ur.trace(ur.GRU(2, 3), torch.randn(4, 2))
@@ -208,7 +182,7 @@ def test_works_under_a_profiler() -> None:
     assert any("sorted" in str(entry.code) for entry in profiler.getstats())
 
 
-def test_works_under_torchs_profiler() -> None:
+def test_works_under_torch_profiler() -> None:
     layer, x = ur.GRU(2, 3), torch.randn(4, 2)
     expected = ur.trace(layer, x)
     with torch.profiler.profile(with_stack=True, acc_events=True):
@@ -217,12 +191,12 @@ def test_works_under_torchs_profiler() -> None:
     assert all(torch.equal(t[name], expected[name]) for name in t.names)
 
 
-def test_a_local_that_is_not_per_row_is_left_out() -> None:
+def test_local_without_batch_axis_is_left_out() -> None:
     class MaskWrapper(ur.Cell):
         weight = ur.Param("hidden", "input")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            doubled = 2 * self.weight  # (hidden, input): no row of the batch, whatever its size
+            doubled = 2 * self.weight  # (hidden, input): no batch axis, whatever the batch size
             gate = torch.sigmoid(x @ doubled.T)
             strength = gate.mean(-1)
             return gate * h + strength.unsqueeze(-1)
@@ -233,12 +207,12 @@ def test_a_local_that_is_not_per_row_is_left_out() -> None:
         assert t["strength"].shape == (4, batch)
     gates = ", ".join(f"{value:.4f}" for value in t["gate"][1, 2])
     assert t.explain("strength", 1, 0, batch=2) == f"mean([{gates}]) = {t['strength'][1, 2]:.4f}"
-    with pytest.raises(IndexError, match="there is no unit 1: there are 1"):
+    with pytest.raises(IndexError, match="unit 1 is out of range: there are 1"):
         t.explain("strength", 0, 1)
     assert f"{t['strength'][1, 0]:.4f}" in str(t.table(["strength"]))
 
 
-def test_a_local_whose_size_changes_is_left_out() -> None:
+def test_local_with_changing_size_is_left_out() -> None:
     class Growing(ur.Cell):
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
             read = x if not h.any() else torch.cat([x, h], -1)
@@ -249,113 +223,7 @@ def test_a_local_whose_size_changes_is_left_out() -> None:
     assert t["h"][-1].tolist() == [[3, 3, 3]]
 
 
-def test_quantities_of_any_kind_are_explained() -> None:
-    class Mixed(ur.Cell):
-        weight = ur.Param("hidden", "input")
-
-        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            strongest = x.argmax(-1)
-            heads = nn.functional.linear(h.view(len(x), 2, 2), self.weight[:2, :2])
-            imaginary = x @ self.weight.T
-            turned = torch.complex(h, imaginary)
-            column = h * self.weight.sum(-1)
-            scaled = column / x.abs().max()
-            h = torch.tanh(turned.abs() + heads.flatten(1) + scaled + strongest.unsqueeze(-1))
-            return h
-
-    t = ur.trace(ur.Recurrent(Mixed, 3, 4, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64))
-    assert t.names == ("strongest", "heads", "imaginary", "turned", "column", "scaled", "h")
-    assert t.explain("strongest", 1, 0).startswith("argmax([")
-    for unit in range(4):
-        text = t.explain("heads", 1, unit)
-        products = [float(a) * float(b) for a, b in re.findall(r"(-?[\d.]+)·(-?[\d.]+)", text)]
-        assert len(products) == 2
-        assert sum(products) == pytest.approx(t["heads"][1, 0].flatten()[unit].item(), abs=1e-3)
-        assert t.explain("h", 1, unit).startswith("tanh(abs((")
-    real, imaginary = (f"{part:.4f}" for part in torch.view_as_real(t["turned"][1, 0, 2]))
-    assert t.explain("turned", 1, 2) == f"complex({real}, {imaginary}) = ({real} + {imaginary}i)"
-    row = ", ".join(f"{value:.4f}" for value in t.layers[0].cell.weight.flatten())
-    before, column = f"{t['h'][0, 0, 3]:.4f}", f"{t['column'][1, 0, 3]:.4f}"
-    assert t.explain("column", 1, 3, terms=12) == f"{before}·sum([{row}])[3] = {column}"
-    frame = t.to_pandas()
-    assert frame[frame.name == "turned"].value.tolist() == t["turned"].flatten().tolist()
-    str(t.table())
-
-
-def test_what_is_changed_in_place_is_not_explained_wrongly() -> None:
-    class Changing(ur.Cell):
-        weight = ur.Param("hidden", "input")
-
-        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            a = x @ self.weight.T
-            b = 2 * a
-            a += 1
-            c = b.clone()
-            c[:, 0] = 7.0
-            d = b + 1
-            d[:, 1].fill_(5.0)
-            h = torch.tanh(a + b) + c + d
-            return h
-
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            t = ur.trace(ur.Recurrent(Changing, 3, 4), torch.randn(2, 3))
-            for name in "abcd":
-                for unit in range(4):
-                    value = f"{t[name][1, 0, unit]:.4f}"
-                    assert t.explain(name, 1, unit) == f"{value} = {value}"
-            a, b, c, d, h = (f"{t[name][1, 0, 0]:.4f}" for name in "abcdh")
-            assert t.explain("h", 1, 0) == f"tanh({a} + {b}) + {c} + {d} = {h}"
-
-
-def test_what_a_row_alone_does_not_give_stands_for_itself() -> None:
-    class Noisy(ur.Cell):
-        weight = ur.Param("hidden", "input")
-
-        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            noise = torch.randn_like(h)
-            centred = x - x.mean(0)
-            h = torch.tanh(centred @ self.weight.T + noise)
-            return h
-
-    t = ur.trace(ur.Recurrent(Noisy, 3, 3), torch.randn(4, 2, 3))
-    random_state = torch.get_rng_state()
-    for name in t.names:
-        value = f"{t[name][1, 1, 2]:.4f}"
-        assert t.explain(name, 1, 2, batch=1) == f"{value} = {value}"
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    kind=st.sampled_from(sorted(LAYERS)),
-    inputs=st.integers(1, 6),
-    step=st.integers(0, 4),
-    row=st.integers(0, 2),
-    backward=st.booleans(),
-    data=st.data(),
-)
-def test_explanations_are_true(
-    kind: str, inputs: int, step: int, row: int, backward: bool, data: Any
-) -> None:
-    """Read the text of an explanation back as arithmetic: it gives the number it ends with."""
-    layer, _ = pair(kind, inputs, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
-    part = ur.trace(layer, torch.randn(5, 3, inputs, dtype=torch.float64)).layer(
-        1, "backward" if backward else "forward"
-    )
-    name = data.draw(st.sampled_from(part.names))
-    unit = data.draw(st.integers(0, part[name].shape[2] - 1))
-    text, _, result = part.explain(name, step, unit, batch=row, terms=99).rpartition(" = ")
-    assert result == f"{part[name][step, row, unit]:.4f}"
-    scope: dict[str, Any] = {
-        f: lambda v, f=f: getattr(torch, f)(torch.tensor(v)).item() for f in ("tanh", "sigmoid", "relu")
-    }
-    scope |= {other: values[step, row].tolist() for other, values in part.values.items()}
-    value = eval(text.replace("·", "*"), {"__builtins__": {}}, scope)
-    assert abs(value - float(result)) < 2e-3  # the numbers in the text are rounded to four places
-
-
-def test_layer_and_direction_may_be_arguments() -> None:
+def test_layer_and_direction_arguments() -> None:
     t = ur.trace(ur.GRU(2, 3, num_layers=2, bidirectional=True), torch.randn(4, 2)).backward(torch.sum)
     place = {"layer": 1, "direction": "backward"}
     part = t.layer(1, "backward")
@@ -364,149 +232,73 @@ def test_layer_and_direction_may_be_arguments() -> None:
     assert "layer 1, backward" in str(t.table(**place))
     assert torch.equal(t.gradient("h", **place), part.gradient("h"))
     assert not torch.equal(t.gradient("h", **place), t.gradient("h"))
-    drawn, own = (of.plot("states", **at).lines for of, at in ((t, place), (part, {})))
-    assert [list(line.get_ydata()) for line in drawn] == [list(line.get_ydata()) for line in own]
-    with pytest.raises(IndexError, match="there is no layer 2: there are 2"):
+    lines, expected = (traced.plot("states", **where).lines for traced, where in ((t, place), (part, {})))
+    assert [list(line.get_ydata()) for line in lines] == [list(line.get_ydata()) for line in expected]
+    with pytest.raises(IndexError, match="layer 2 is out of range: there are 2"):
         t.explain("h", 2, 1, layer=2)
 
 
-def test_explain_shortens_long_sums() -> None:
-    t = ur.trace(ur.RNN(50, 3), torch.randn(2, 50))
-    text = t.explain("input_sum", 1, 0, terms=5)
-    assert text.count("·") == 5
-    rest = float(re.search(r"\(45 more terms: (-?[\d.]+)\)", text)[1])
-    shown = sum(float(a) * float(b) for a, b in re.findall(r"(-?[\d.]+)·(-?[\d.]+)", text))
-    bias = float(re.search(r"\) \+ (-?[\d.]+) =", text)[1])
-    assert abs(shown + rest + bias - float(text.rpartition("= ")[2])) < 1e-3
-
-
-def test_explain_speaks_of_any_function() -> None:
-    t = ur.trace(ur.Recurrent(OddCell, 2, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
-    value = {name: t[name][1, 0, 1].item() for name in t.names}
-    n = {name: f"{v:.4f}" for name, v in value.items()}
-    rows = {name: "[" + ", ".join(f"{v:.4f}" for v in t[name][1, 0]) + "]" for name in t.names}
-    assert t.explain("half", 1, 1) == f"{n['product']} / 2 = {n['half']}"
-    assert t.explain("power", 1, 1) == f"pow({n['half']}, 2) - ({n['half']} - 1) = {n['power']}"
-    half = f"({n['half']})" if value["half"] < 0 else n["half"]
-    x = f"{t.layers[0].input[1, 0, 0]:.4f}"
-    x = f"({x})" if x.startswith("-") else x
-    assert t.explain("turned", 1, 1) == f"-{half}·exp(-{x}) = {n['turned']}"
-    assert t.explain("weights", 1, 1) == f"softmax({rows['norm']})[1] = {n['weights']}"
-    assert t.explain("norm", 1, 1) == f"layer_norm({rows['product']})[1] = {n['norm']}"
-    assert t.explain("kept", 1, 1).startswith("clamp(where(")
-    assert t.explain("h", 1, 1) == (
-        f"{n['kept']} - {n['power']} - ({n['norm']} - {n['weights']})"
-        f" + minimum({n['changed']}, {n['half']}) = {n['h']}"
-    )
-    assert t.explain("changed", 1, 1) == f"{n['changed']} = {n['changed']}"
-
-
-def test_table_shows_the_numbers_and_fits() -> None:
-    t = ur.trace(nn.LSTM(2, 300), torch.randn(40, 2))
-    for width in (60, 80, 200):
-        out = StringIO()
-        Console(file=out, width=width).print(t.table(["i", "c"]))
-        lines = out.getvalue().splitlines()
-        assert max(map(len, lines)) <= width
-        assert f"{t['i'][0, 0, 0]:.4f}" in lines[4]
-        assert "28 steps are not shown" in out.getvalue()
-        assert not re.search(r"\d…", out.getvalue())  # no number is cut
-    out = StringIO()
-    Console(file=out, width=100).print(t.table(["h"], steps=[5, -1], units=2))
-    assert f"{t['h'][39, 0, 1]:.4f}" in out.getvalue()
-    assert " 39 " in out.getvalue()
-
-
-def test_table_prints_and_takes_the_input_by_name() -> None:
-    t = ur.trace(ur.GRU(2, 3), torch.randn(4, 2))
-    text = str(t.table(["x", "h"]))
-    assert f"{t.layers[0].input[2, 0, 1]:.4f}" in text
-    assert f"{t['h'][2, 0, 1]:.4f}" in text
-    assert repr(t.table(["x", "h"])) == text
-    assert torch.equal(t["x"], t.layers[0].input)
-    with pytest.raises(ValueError, match="x is the input: no arithmetic stands behind it"):
-        t.explain("x", 0, 0)
-
-
-def test_to_pandas_has_every_number_once() -> None:
-    rows = [torch.randn(length, 2) for length in (3, 5)]
-    t = ur.trace(ur.GRU(2, 4, num_layers=2, bidirectional=True), pack_sequence(rows, enforce_sorted=False))
-    frame = t.to_pandas()
-    assert list(frame.columns) == ["layer", "direction", "step", "batch", "name", "unit", "value"]
-    assert len(frame) == 4 * (3 + 5) * sum(t[name].shape[2] for name in t.names)
-    assert not frame.duplicated(list(frame.columns[:-1])).any()
-    for line in frame.sample(50, random_state=0).itertuples():
-        part = t.layer(line.layer, line.direction)
-        assert part[line.name][line.step, line.batch, line.unit].item() == line.value
-
-
-def test_without_pandas_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    for traced in (t, t.layer(0)):
-        with pytest.raises(ImportError, match="a frame needs pandas: pip install pandas$"):
-            traced.to_pandas()
-
-
-def test_bad_requests() -> None:
+def test_invalid_arguments() -> None:
     t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     with pytest.raises(
         KeyError, match="no quantity 'z' in this trace: it has input_sum, hidden_sum, i, f, g, o, c, h"
     ):
         t["z"]
-    with pytest.raises(IndexError, match="there is no unit 3: there are 3"):
+    with pytest.raises(IndexError, match="unit 3 is out of range: there are 3"):
         t.explain("h", 0, 3)
-    with pytest.raises(IndexError, match="there is no row 1: there are 1"):
+    with pytest.raises(IndexError, match="row 1 is out of range: there are 1"):
         t.explain("h", 0, 0, batch=1)
-    with pytest.raises(TypeError, match="the time step should be a whole number, got 1.5"):
+    with pytest.raises(TypeError, match="time step must be an integer, got 1.5"):
         t.explain("h", 1.5, 0)
     with pytest.raises(ValueError, match="a table needs at least one quantity"):
         t.table(names=[])
-    with pytest.raises(ValueError, match="direction should be 'forward', got 'backward'"):
+    with pytest.raises(ValueError, match="direction must be 'forward', got 'backward'"):
         t.layer(0, "backward")
-    with pytest.raises(IndexError, match="there is no layer 1: there are 1"):
+    with pytest.raises(IndexError, match="layer 1 is out of range: there are 1"):
         t.layer(1)
-    with pytest.raises(TypeError, match=r"one of unrolled's or torch.nn.RNN.*, got Linear"):
+    with pytest.raises(TypeError, match=r"a recurrent layer of unrolled, torch.nn.RNN.*, got Linear$"):
         ur.trace(nn.Linear(2, 3), torch.randn(4, 2))
     model = nn.Sequential(nn.Embedding(9, 2), nn.LSTM(2, 3))
-    with pytest.raises(TypeError, match=r"got Sequential: .*unrolled.record\(model\).*rec\['1'\]$"):
+    with pytest.raises(TypeError, match=r"got Sequential\. .*unrolled.record\(model\).*rec\['1'\]\.$"):
         ur.trace(model, torch.arange(4))
     for ids in (torch.arange(4), pack_sequence([torch.arange(4)])):
-        with pytest.raises(ValueError, match=r"reads features, got .* torch.int64.*unrolled.record\(model\)"):
+        with pytest.raises(ValueError, match=r"expects features, .* torch.int64.*unrolled.record\(model\)"):
             ur.trace(model[1], ids)
     with pytest.raises(ValueError, match="Expected 2, got 5"):
         ur.trace(nn.LSTM(2, 3), torch.randn(4, 5))
 
-    class Own(nn.LSTM):
+    class CustomLSTM(nn.LSTM):
         def forward(self, x: torch.Tensor) -> Any:
             return super().forward(2 * x)
 
-    with pytest.raises(TypeError, match="Own overrides the forward of torch.nn.LSTM.* its parameters$"):
-        ur.trace(Own(2, 3), torch.randn(4, 2))
+    with pytest.raises(
+        TypeError, match="CustomLSTM overrides the forward method of torch.nn.LSTM.* what it computes$"
+    ):
+        ur.trace(CustomLSTM(2, 3), torch.randn(4, 2))
 
-    class Ours(ur.LSTM):
+    class CustomUnrolledLSTM(ur.LSTM):
         def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
             return super().forward(2 * x)
 
-    with pytest.raises(TypeError, match="Ours overrides the forward of unrolled.LSTM"):
-        ur.trace(Ours(2, 3), torch.randn(4, 2))
+    with pytest.raises(TypeError, match="CustomUnrolledLSTM overrides the forward method of unrolled.LSTM"):
+        ur.trace(CustomUnrolledLSTM(2, 3), torch.randn(4, 2))
     assert ur.trace(type("Named", (ur.LSTM,), {})(2, 3), torch.randn(4, 2)).check() < 1e-6
 
 
-def test_positions_may_come_from_argmax() -> None:
+def test_indices_from_argmax() -> None:
     t = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     unit = t["h"][-1, 0].argmax()
     assert t.explain("h", -1, unit) == t.explain("h", 3, int(unit))
     assert t.explain("h", -1, unit.numpy()) == t.explain("h", 3, int(unit))
 
 
-def test_a_warning_of_the_module_is_not_given_again() -> None:
+def test_warning_of_the_module_is_not_repeated() -> None:
     with pytest.warns(UserWarning, match="dropout option"):
         module = nn.LSTM(2, 3, dropout=0.5)
     assert ur.trace(module, torch.randn(4, 2)).check() < 1e-6  # any other warning is an error here
 
 
-def test_check_sees_nan_in_either() -> None:
+def test_check_detects_nan() -> None:
     layer = ur.LSTM(2, 3)
     t = ur.trace(layer, torch.full((4, 2), torch.nan))
     assert t.check() == 0.0  # NaN in the same places
@@ -518,7 +310,7 @@ def test_check_sees_nan_in_either() -> None:
     assert ur.trace(layer, torch.randn(4, 0, 2)).check() == 0.0
 
 
-def test_traces_what_parametrizations_and_nan_give() -> None:
+def test_parametrizations_and_nan() -> None:
     module = nn.GRU(2, 3)
     nn.utils.parametrizations.weight_norm(module, "weight_ih_l0")
     with torch.no_grad():
@@ -530,7 +322,7 @@ def test_traces_what_parametrizations_and_nan_give() -> None:
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
-def test_what_is_done_to_the_module_afterwards_changes_nothing(make: type[nn.Module]) -> None:
+def test_later_changes_of_the_module_do_not_matter(make: type[nn.Module]) -> None:
     module, x = make(3, 4, 2, dropout=0.5), torch.randn(5, 2, 3)
     t = ur.trace(module, x)
     expected = t.backward(torch.sum).gradient("h").clone()
@@ -543,28 +335,28 @@ def test_what_is_done_to_the_module_afterwards_changes_nothing(make: type[nn.Mod
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
-def test_a_forward_that_was_put_upon_one_module_alone(make: type[nn.Module]) -> None:
+def test_forward_replaced_on_an_instance(make: type[nn.Module]) -> None:
     module = make(3, 4)
     module.forward = functools.partial(lambda module, x: type(module).forward(module, 2 * x), module)
-    with pytest.raises(TypeError, match="its own forward"):
+    with pytest.raises(TypeError, match="replaces the forward method"):
         ur.trace(module, torch.randn(4, 3))
     del module.forward
-    module.forward = module.forward  # the one of its class
+    module.forward = module.forward  # the method of its class
     assert ur.trace(module, torch.randn(4, 3)).check() < 1e-6
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, ur.LSTM])
-def test_a_parametrization_that_changes_with_every_use(make: type[nn.Module]) -> None:
+def test_parametrization_that_changes_with_every_use(make: type[nn.Module]) -> None:
     module, x = make(3, 4), torch.randn(5, 2, 3)
     nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0", n_power_iterations=1)
-    module.parametrizations.weight_hh_l0[0]._u.copy_(torch.eye(16)[0])  # far from where it goes
+    module.parametrizations.weight_hh_l0[0]._u.copy_(torch.eye(16)[0])  # far from the value it converges to
     before = {name: value.clone() for name, value in module.state_dict().items()}
     t = ur.trace(module, x)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert_close(t.output, module.eval()(x)[0].detach(), 1e-6)
 
 
-def test_a_step_that_takes_just_so_many_rows() -> None:
+def test_step_that_accepts_only_one_batch_size() -> None:
     class MaskWrapper(ur.Cell):
         weight_hh = ur.Param("hidden", "hidden")
 

@@ -1,4 +1,4 @@
-"""The cells, one file each or one a family. A new cell is one file here and one line below."""
+"""Published cells. Each file contains one cell or a family of cells."""
 
 from unrolled.cells.antisymmetric_rnn import AntisymmetricRNN, GatedAntisymmetricRNN
 from unrolled.cells.atr import ATR

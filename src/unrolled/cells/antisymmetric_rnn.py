@@ -8,13 +8,14 @@ from unrolled.cells.init import lecun_normal
 
 
 class AntisymmetricRNN(Cell):
-    """Antisymmetric RNN (Chang et al., 2019, arXiv:1902.09689): a stable system, step by step.
+    """Antisymmetric RNN (Chang et al., 2019, arXiv:1902.09689).
 
-    ``gamma`` is the diffusion that keeps it stable, ``epsilon`` the step size.
+    A discretized, stable differential equation. ``gamma`` is the diffusion that keeps it stable, ``epsilon``
+    the step size.
 
     Quantities:
-        turn: the antisymmetric matrix
-        sums: weighted sums of the input and the turned hidden state
+        turn: antisymmetric recurrent matrix
+        sums: pre-activation
         h: hidden state
     """
 
@@ -36,12 +37,13 @@ class AntisymmetricRNN(Cell):
 class GatedAntisymmetricRNN(Cell):
     """Antisymmetric RNN with gating (Chang et al., 2019, arXiv:1902.09689).
 
-    The gate shares the matrix of the hidden state. ``gamma`` is the diffusion, ``epsilon`` the step size.
+    The gate and the candidate share one recurrent matrix. ``gamma`` is the diffusion, ``epsilon`` the step
+    size.
 
     Quantities:
-        turn: the antisymmetric matrix
-        hidden_sum: the turned hidden state
-        z: input gate: how far this step goes
+        turn: antisymmetric recurrent matrix
+        hidden_sum: recurrent pre-activation, shared by gate and candidate
+        z: input gate: scales the update of h
         h: hidden state
     """
 

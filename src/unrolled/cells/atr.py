@@ -10,10 +10,10 @@ class ATR(Cell):
     """Addition-subtraction twin-gated recurrent unit (Zhang et al., 2018, arXiv:1810.12546).
 
     Quantities:
-        p: weighted sum with the input
-        q: what the previous hidden state adds
-        i: input gate: from the sum of both
-        f: forget gate: from their difference
+        p: input pre-activation
+        q: recurrent pre-activation
+        i: input gate: from p + q
+        f: forget gate: from p - q
         h: hidden state
     """
 

@@ -1,4 +1,4 @@
-"""What a cell is: parameters with their shapes, states, options, and the equations of one step."""
+"""Base classes for cells: ``Cell`` with its states, options and step, and ``Param`` for its parameters."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: lambda a, b: a * b,
     ast.FloorDiv: lambda a, b: a // b,
 }
-_FITS: dict[Any, type] = {int: int, float: numbers.Real, bool: bool, str: str}  # values by annotation
+_OPTION_TYPES: dict[Any, type] = {int: int, float: numbers.Real, bool: bool, str: str}  # by annotation
 
 
 def size_of(expression: str | int, sizes: Mapping[str, int]) -> int:
     """Evaluate a size such as ``"4*hidden"`` or ``"proj_size or hidden"``.
 
     Args:
-        expression: whole numbers and names of ``sizes``, joined by ``+ - * //``, ``or`` and
-            brackets; ``a or b`` is ``b`` where ``a`` is 0.
-        sizes: the value of each name.
+        expression: Integers and names from ``sizes``, combined with ``+ - * //``, ``or`` and
+            parentheses. ``a or b`` is ``b`` if ``a`` is 0.
+        sizes: The value of each name.
 
     Raises:
-        ValueError: the expression holds an unknown name or anything else.
+        ValueError: If the expression contains an unknown name or anything else.
     """
 
     def evaluate(node: ast.AST) -> int:
@@ -46,33 +46,36 @@ def size_of(expression: str | int, sizes: Mapping[str, int]) -> int:
             case ast.BoolOp(op=ast.Or(), values=values):
                 return next((v for v in map(evaluate, values) if v), 0)
         raise ValueError(
-            f"the size {expression!r} should be made of whole numbers, + - * // or, and the names "
-            f"{', '.join(sizes)}; {ast.unparse(node)!r} is none of these"
+            f"the size {expression!r} may contain only integers, + - * // or, and the names "
+            f"{', '.join(sizes)}, but it contains {ast.unparse(node)!r}"
         )
 
     try:
         tree = ast.parse(str(expression).strip(), mode="eval")
     except SyntaxError:
-        raise ValueError(f"the size {expression!r} is not an expression") from None
+        raise ValueError(f"the size {expression!r} is not a valid expression") from None
     return evaluate(tree)
 
 
 class Param:
-    """Declares one parameter of a cell.
+    """Declare one parameter of a cell.
+
+    A parameter whose name begins with ``bias`` is omitted if the layer has ``bias=False``. In the step an
+    omitted parameter is None, which ``torch.nn.functional.linear`` accepts as its bias.
 
     Args:
-        shape: the size of each axis, as a number or an expression over the cell's sizes:
-            ``Param("4*hidden", "input")``. The names are ``input``, ``hidden`` and every whole-number
-            option of the cell. A parameter with an axis of size 0 is left out: the step sees None.
-        init: fills the new tensor in place, for instance ``torch.nn.init.orthogonal_``; one that takes
-            two arguments gets the cell too, with its sizes, its options and its parameters, of which
-            those that are declared earlier are drawn. Without it the draw is torch.nn's for recurrent
-            layers, uniform in ±1/sqrt(hidden).
-        when: tells of a cell, with its sizes and options, whether it has this parameter; where not, the
-            step sees None. Without it every cell has it.
+        shape: The size of each dimension, as a number or an expression over the cell's sizes:
+            ``Param("4*hidden", "input")``. The names are ``input``, ``hidden`` and every integer option
+            of the cell. A parameter with a dimension of size 0 is omitted.
+        init: A function that fills the new tensor in place, such as ``torch.nn.init.orthogonal_``. If it
+            takes two arguments, the second is the cell, with its sizes, its options and the parameters
+            declared earlier, which are already initialized. The default is that of torch.nn's recurrent
+            layers: uniform in ±1/sqrt(hidden).
+        when: A function of the cell, with its sizes and options. If it returns False, the cell doesn't have
+            this parameter. By default every cell has it.
 
-    A parameter whose name begins with ``bias`` is left out in a layer made with ``bias=False``: the
-    step sees None, which ``torch.nn.functional.linear`` takes as it is.
+    Raises:
+        TypeError: If there is no shape.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Param:
         when: Callable[[Any], bool] | None = None,
     ) -> None:
         if not shape:
-            raise TypeError('Param needs the size of each axis, for instance Param("4*hidden", "input")')
+            raise TypeError('Param needs the size of each dimension, for instance Param("4*hidden", "input")')
         self.shape = shape
         self.init = init
         self.when = when
@@ -99,18 +102,18 @@ class Param:
         if cell is None:
             return self
         raise AttributeError(
-            f"{owner.__name__}.{self.name} has no tensor yet: a cell gets its tensors from a layer, "
-            f"or from {owner.__name__}(...).bind({{{self.name!r}: tensor, ...}})"
+            f"{owner.__name__}.{self.name} has no tensor yet. A layer binds the tensors to its cell; to do "
+            f"it yourself, call {owner.__name__}(...).bind({{{self.name!r}: tensor, ...}})"
         )
 
     def fill(self, tensor: Tensor, cell: Cell) -> None:
-        """Draw the initial values of a bound cell's parameter in place."""
+        """Initialize ``tensor``, this parameter of the bound ``cell``, in place."""
         init: Any = self.init
         with torch.no_grad():
             if init is None:
                 bound = cell.hidden**-0.5
                 nn.init.uniform_(tensor, -bound, bound)
-            elif _takes_two(init):
+            elif _accepts_cell(init):
                 init(tensor, cell)
             else:
                 init(tensor)
@@ -125,56 +128,59 @@ class Cell:
             state = ("h",)
             weight_ih = Param("hidden", "input")
             weight_hh = Param("hidden", "hidden")
-            activation: Literal["tanh", "relu"] = "tanh"      # an option of the cell
+            activation: Literal["tanh", "relu"] = "tanh"      # an option
 
             def step(self, x, h):
                 h = torch.tanh(linear(x, self.weight_ih) + linear(h, self.weight_hh))
                 return h
 
-    ``state`` names the states in the order in which ``step`` takes and returns them; the first one
-    is the output. Each is ``(batch, hidden)``; where a size differs, ``state`` is a mapping from name
-    to size expression: ``{"h": "proj_size or hidden", "c": "hidden"}``. An annotated attribute is an
-    option that a layer takes by keyword. Local variables of ``step`` are the names in a trace; a
-    section ``Quantities:`` of the docstring may say what each is, a line ``name: words`` for each.
+    ``state`` names the states in the order in which ``step`` takes and returns them. The first state is
+    the output. Each state has the shape ``(batch, hidden)``. If the sizes differ, ``state`` is a mapping
+    from name to size expression: ``{"h": "proj_size or hidden", "c": "hidden"}``.
 
-    In a step ``self.training`` says whether the layer is in training mode, as in torch.nn: for instance
-    ``dropout(h, 0.1, self.training)``. A tensor that is no parameter may be an attribute of the cell.
+    An annotated attribute is an option, which a layer takes as a keyword argument. The local variables of
+    ``step`` are the names in a trace. A ``Quantities:`` section in the docstring may describe them, with one
+    line ``name: description`` for each.
+
+    Within ``step``, ``self.training`` is True if the layer is in training mode, as in torch.nn. For instance:
+    ``dropout(h, 0.1, self.training)``. A tensor that isn't a parameter may be an attribute of the cell.
 
     Args:
-        input_size: features of the input of a step.
-        hidden_size: units of the hidden state.
-        bias: whether the parameters whose names begin with ``bias`` exist.
-        options: values for the cell's options.
+        input_size: Number of input features.
+        hidden_size: Number of units in the hidden state.
+        bias: If False, parameters whose names begin with ``bias`` are omitted.
+        options: Values for the cell's options.
 
     Raises:
-        TypeError, ValueError: a size, option or declaration that can't be used, named.
+        TypeError: If an argument has the wrong type, or an option is unknown or missing.
+        ValueError: If a size or option has an invalid value.
     """
 
     state: ClassVar[tuple[str, ...] | Mapping[str, str | int]] = ("h",)
-    training = False  # in a step: whether its layer is in training mode
-    unbound: Cell  # of a bound one: the cell that it was made of
-    features: int  # columns of x that a step reads
+    training = False  # set while a step runs: whether its layer is in training mode
+    unbound: Cell  # only in a bound cell: the cell that bind() was called on
+    features: int  # number of columns of x that the step reads
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if isinstance(cls.state, str) or not cls.state:
             raise TypeError(
-                f"{cls.__name__}.state should be a tuple of names such as ('h',) or a mapping from "
+                f"{cls.__name__}.state should be a tuple of names, such as ('h',), or a mapping from "
                 f"name to size, got {cls.state!r}"
             )
         if "training" in (*inspect.get_annotations(cls), *vars(cls)):
-            raise TypeError(f"{cls.__name__}.training is the mode of the layer: name the option otherwise")
+            raise TypeError(f"{cls.__name__}.training is the mode of the layer: give the option another name")
         if "step" in cls.__dict__:
-            taken = list(inspect.signature(cls.step).parameters)[2:]
-            if taken != list(cls.state):
+            parameters = list(inspect.signature(cls.step).parameters)[2:]
+            if parameters != list(cls.state):
                 raise TypeError(
                     f"{cls.__name__}.step should take (self, x, {', '.join(cls.state)}) to match its "
-                    f"state, got (self, x{''.join(', ' + name for name in taken)})"
+                    f"state, got (self, x{''.join(', ' + name for name in parameters)})"
                 )
 
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True, **options: Any) -> None:
-        self.input = self.features = whole("input_size", input_size)
-        self.hidden = whole("hidden_size", hidden_size)
+        self.input = self.features = positive_int("input_size", input_size)
+        self.hidden = positive_int("hidden_size", hidden_size)
         if not isinstance(bias, bool):
             raise TypeError(f"bias should be of type bool, got: {type(bias).__name__}")
         self.bias = bias
@@ -186,29 +192,37 @@ class Cell:
             if (name.startswith("bias") and not bias) or 0 in shape or not (when is None or when(self)):
                 self.__dict__[name] = None
         self._shapes = {n: shape for n, shape in shapes.items() if self.__dict__.get(n, shape) is not None}
-        declared = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
-        chosen = tuple((name, repr(value)) for name, value in self.chosen_options().items())
-        self._identity = (type(self), self.input, self.hidden, bias, chosen)
-        self._state_sizes = {name: size_of(size, self._sizes()) for name, size in declared.items()}
+        states = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
+        option_values = tuple((name, repr(value)) for name, value in self.chosen_options().items())
+        self._identity = (type(self), self.input, self.hidden, bias, option_values)
+        self._state_sizes = {name: size_of(size, self._sizes()) for name, size in states.items()}
 
     def check(self) -> None:
-        """Raise ValueError where the sizes and options don't go together; a cell may override it."""
+        """Raise ValueError if the sizes and options are incompatible. Subclasses may override it."""
 
     def step(self, x: Tensor, *state: Any) -> Any:
-        """One time step: x ``(batch, input)`` and the states to the new states, the output first."""
-        raise NotImplementedError(f"{type(self).__name__} has no step: write def step(self, x, ...)")
+        """Compute one time step.
+
+        Args:
+            x: Input of shape ``(batch, input)``.
+            state: The previous states, each ``(batch, size)``.
+
+        Returns:
+            The new states, the output first. A cell with one state returns a tensor, others a tuple.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step: define step(self, x, ...)")
 
     @classmethod
     def params(cls) -> dict[str, Param]:
-        """Every declared parameter by name, in the order of declaration."""
-        found: dict[str, Param] = {}
+        """Return every declared parameter by name, in the order of declaration."""
+        params: dict[str, Param] = {}
         for base in reversed(cls.__mro__):
-            found |= {name: value for name, value in vars(base).items() if isinstance(value, Param)}
-        return found
+            params |= {name: value for name, value in vars(base).items() if isinstance(value, Param)}
+        return params
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Every option by name with its default; ``inspect.Parameter.empty`` where it has none."""
+        """Return the default of every option by name, ``inspect.Parameter.empty`` if it has none."""
         names = [
             name
             for base in reversed(cls.__mro__)
@@ -216,60 +230,63 @@ class Cell:
             for name in inspect.get_annotations(base)
             if name != "state"
         ]
-        found = {name: getattr(cls, name, inspect.Parameter.empty) for name in names}
-        return {name: default for name, default in found.items() if not isinstance(default, Param)}
+        defaults = {name: getattr(cls, name, inspect.Parameter.empty) for name in names}
+        return {name: default for name, default in defaults.items() if not isinstance(default, Param)}
 
     def chosen_options(self) -> dict[str, Any]:
-        """The value of every option in this cell."""
+        """Return the value of every option in this cell."""
         return {name: getattr(self, name) for name in self.options()}
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
-        """Raise where an option that this cell has can't take the value given for it.
+        """Check the values of options against their annotations.
+
+        Args:
+            given: Values by option name. Names that aren't options of this cell are ignored.
 
         Raises:
-            TypeError: a value of another type than its annotation ``int``, ``float``, ``bool`` or ``str``.
-            ValueError: a value that its annotation ``Literal`` doesn't list.
+            TypeError: If a value doesn't have the annotated type ``int``, ``float``, ``bool`` or ``str``.
+            ValueError: If the annotation is a ``Literal`` that doesn't include the value.
         """
         try:
             hints = typing.get_type_hints(cls)
-        except (NameError, TypeError):  # an annotation that only its author's scope can resolve
+        except (NameError, TypeError):  # an annotation may use names that only its own scope can resolve
             hints = {}
         for name, default in cls.options().items():
             value, hint = given.get(name, default), hints.get(name, object)
-            if value is default:  # as its author declares it
+            if value is default:  # the author's choice, even if it doesn't match the annotation
                 continue
             choices = typing.get_args(hint)
             if typing.get_origin(hint) is typing.Literal and value not in choices:
                 allowed = " or ".join(map(repr, choices))
                 raise ValueError(f"Unknown {name} {value!r}. Select from {allowed}.")
-            if hint in _FITS and not _fits(value, hint):
+            if hint in _OPTION_TYPES and not _has_type(value, hint):
                 raise TypeError(f"{name} should be of type {hint.__name__}, got: {type(value).__name__}")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter that this cell has, by name."""
+        """Return the shape of every parameter that this cell has, by name."""
         return self._shapes
 
     def state_sizes(self) -> dict[str, int]:
-        """The features of every state, by name; the first one is the output."""
+        """Return the number of features of every state, by name. The first state is the output."""
         return self._state_sizes
 
     def identity(self) -> tuple[object, ...]:
-        """What makes two cells compute the same from the same tensors: class, sizes and options."""
+        """Return class, sizes and options. Cells with equal identities compute the same function."""
         return self._identity
 
     @property
     def innermost(self) -> Cell:
-        """The cell that its author wrote: this one, unless it is a variant of another."""
+        """The cell without its wrappers: this cell, unless it is a wrapper."""
         return self
 
     def equations(self) -> Callable[..., Any]:
-        """The function that holds the equations of the step, as its author wrote it."""
+        """Return the function that contains the equations of the step, without decorators."""
         step: Callable[..., Any] = inspect.unwrap(type(self).step)
         return step
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
-        """A copy of this cell whose parameters are these tensors: the ``self`` that a step sees."""
+        """Return a copy of this cell with tensors for its parameters, on which ``step`` can be called."""
         bound = object.__new__(type(self))
         bound.__dict__ = {"unbound": self, **self.__dict__, **tensors}
         return bound
@@ -287,36 +304,45 @@ class Cell:
             raise ValueError(f"{type(self).__name__}.{param.name} would have the shape {shape}")
         return shape
 
-    def _set_options(self, given: dict[str, Any]) -> None:
-        cls, known = type(self), self.options()
-        for name in given:
-            if name not in known:
-                has = f"its options are {', '.join(known)}" if known else "it has no options"
-                raise TypeError(f"{cls.__name__} has no option {name!r}: {has}")
-        self.check_options(given)
-        for name, default in known.items():
-            value = given.get(name, default)
+    def _set_options(self, values: dict[str, Any]) -> None:
+        cls, defaults = type(self), self.options()
+        for name in values:
+            if name not in defaults:
+                known = f"its options are {', '.join(defaults)}" if defaults else "it has no options"
+                raise TypeError(f"{cls.__name__} has no option {name!r}: {known}")
+        self.check_options(values)
+        for name, default in defaults.items():
+            value = values.get(name, default)
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{cls.__name__} needs the option {name!r}")
             setattr(self, name, value)
 
 
-def _takes_two(init: Callable[..., Any]) -> bool:
-    """Whether an initialisation has two arguments that a call must give."""
+def _accepts_cell(init: Callable[..., Any]) -> bool:
+    """Return whether an initializer has a second required argument, the cell."""
     try:
-        given = inspect.signature(init).parameters.values()
-    except (TypeError, ValueError):  # of what isn't written in Python
+        parameters = inspect.signature(init).parameters.values()
+    except (TypeError, ValueError):  # a function that isn't written in Python may have no signature
         return False
-    return sum(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in given) > 1
+    return sum(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters) > 1
 
 
-def _fits(value: Any, hint: type) -> bool:
-    """Whether an option's value is of this type; a bool is no number here, though Python's is one."""
-    return isinstance(value, _FITS[hint]) and isinstance(value, bool) is (hint is bool)
+def _has_type(value: Any, hint: type) -> bool:
+    """Return whether an option's value has this type. Unlike in Python, a bool doesn't count as a number."""
+    return isinstance(value, _OPTION_TYPES[hint]) and isinstance(value, bool) is (hint is bool)
 
 
-def whole(name: str, value: Any) -> int:
-    """A whole number above 0, of Python's or of NumPy's; raises with its name where it is none."""
+def positive_int(name: str, value: Any) -> int:
+    """Return a Python or NumPy integer above 0 as an int.
+
+    Args:
+        name: Name of the argument, for error messages.
+        value: The value to check.
+
+    Raises:
+        TypeError: If the value isn't an integer.
+        ValueError: If the value isn't positive.
+    """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
     if value <= 0:

@@ -4,20 +4,20 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class BRC(Cell):
-    """Bistable recurrent cell (Vecoven et al., 2020, arXiv:2006.05252): memory in each unit by itself.
+    """Bistable recurrent cell (Vecoven et al., 2020, arXiv:2006.05252): diagonal recurrent weights.
 
     Quantities:
-        a: feedback: above 1 the unit is bistable
-        c: update gate: how much old h stays
+        a: feedback strength: above 1 the unit is bistable
+        c: update gate: how much of the old h is kept
         h: hidden state
     """
 
     state = ("h",)
-    weight_gates = Param("2*hidden", "input", init=each(nn.init.xavier_uniform_, 2))
+    weight_gates = Param("2*hidden", "input", init=init_per_gate(nn.init.xavier_uniform_, 2))
     weight_ih = Param("hidden", "input", init=nn.init.xavier_uniform_)
     weight_a = Param("hidden", init=nn.init.ones_)
     weight_c = Param("hidden", init=nn.init.ones_)
@@ -35,15 +35,15 @@ class NBRC(Cell):
     """Neuromodulated bistable recurrent cell (Vecoven et al., 2020, arXiv:2006.05252).
 
     Quantities:
-        a: feedback: above 1 the unit is bistable
-        c: update gate: how much old h stays
+        a: feedback strength: above 1 the unit is bistable
+        c: update gate: how much of the old h is kept
         h: hidden state
     """
 
     state = ("h",)
-    weight_gates = Param("2*hidden", "input", init=each(nn.init.xavier_uniform_, 2))
+    weight_gates = Param("2*hidden", "input", init=init_per_gate(nn.init.xavier_uniform_, 2))
     weight_ih = Param("hidden", "input", init=nn.init.xavier_uniform_)
-    weight_hh = Param("2*hidden", "hidden", init=each(nn.init.xavier_uniform_, 2))
+    weight_hh = Param("2*hidden", "hidden", init=init_per_gate(nn.init.xavier_uniform_, 2))
     bias_gates = Param("2*hidden", init=nn.init.zeros_)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ class CFN(Cell):
     """Chaos-free network (Laurent & von Brecht, 2016, arXiv:1612.06212).
 
     Quantities:
-        theta: horizontal gate: how much old h stays
-        eta: vertical gate: how much of the input enters
+        theta: horizontal gate: how much of the old h is kept
+        eta: vertical gate: how much of the input is written
         h: hidden state
     """
 

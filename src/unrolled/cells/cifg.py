@@ -7,17 +7,17 @@ from unrolled.cells.base import Cell, Param
 
 
 class CIFG(Cell):
-    """LSTM with coupled input and forget gate (Greff et al., 2015, arXiv:1503.04069, variant CIFG).
+    """LSTM with coupled input and forget gates (Greff et al., 2015, arXiv:1503.04069, variant CIFG).
 
-    What is written takes the place of what is forgotten. ``peepholes=True`` lets the gates see the cell
-    state, as in the paper.
+    The forget gate is one minus the input gate. ``peepholes=True`` adds peephole connections from the cell
+    state to the gates, as in the paper.
 
     Quantities:
-        i: input gate: how much g enters
-        f: forget gate: what the input gate leaves
-        g: candidate: what could be written
+        i: input gate: how much of g is written
+        f: forget gate: 1 - i
+        g: candidate for the cell state
         c: cell state
-        o: output gate: how much of c is shown
+        o: output gate: how much of c is output
         h: hidden state
     """
 

@@ -7,10 +7,10 @@ from unrolled.cells.base import Cell, Param
 
 
 class CoRNN(Cell):
-    """Coupled oscillatory RNN (Rusch & Mishra, 2020, arXiv:2010.00951, eq. 3), damped by the old velocity.
+    """Coupled oscillatory RNN (Rusch & Mishra, 2020, arXiv:2010.00951, eq. 3), with explicit damping.
 
     Quantities:
-        force: what drives the oscillators
+        force: driving force of the oscillators
         z: velocity
         y: hidden state
     """
@@ -20,10 +20,10 @@ class CoRNN(Cell):
     epsilon: float = 4.7
 
     state = ("y", "z")
-    weight_ih = Param("hidden", "input", init=lambda weight, cell: of_all(weight, cell))
-    weight_hh = Param("hidden", "hidden", init=lambda weight, cell: of_all(weight, cell))
-    weight_zh = Param("hidden", "hidden", init=lambda weight, cell: of_all(weight, cell))
-    bias_ih = Param("hidden", init=lambda bias, cell: of_all(bias, cell))
+    weight_ih = Param("hidden", "input", init=lambda weight, cell: init_by_total_inputs(weight, cell))
+    weight_hh = Param("hidden", "hidden", init=lambda weight, cell: init_by_total_inputs(weight, cell))
+    weight_zh = Param("hidden", "hidden", init=lambda weight, cell: init_by_total_inputs(weight, cell))
+    bias_ih = Param("hidden", init=lambda bias, cell: init_by_total_inputs(bias, cell))
 
     def step(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         sums = linear(x, self.weight_ih, self.bias_ih) + linear(y, self.weight_hh) + linear(z, self.weight_zh)
@@ -33,8 +33,8 @@ class CoRNN(Cell):
         return y, z
 
 
-def of_all(tensor: Tensor, cell: CoRNN) -> None:
-    """Draw as torch.nn.Linear does with the input and both states before it."""
+def init_by_total_inputs(tensor: Tensor, cell: CoRNN) -> None:
+    """Fill as torch.nn.Linear does, with the inputs and both states counted as its inputs."""
     bound = (cell.input + 2 * cell.hidden) ** -0.5
     nn.init.uniform_(tensor, -bound, bound)
 
@@ -43,8 +43,8 @@ class UnICORNN(Cell):
     """Undamped independent controlled oscillatory RNN (Rusch & Mishra, 2021, arXiv:2103.05487v2).
 
     Quantities:
-        pace: time step of each unit
-        force: what drives the oscillators
+        pace: time step size of each unit
+        force: driving force of the oscillators
         z: velocity
         y: hidden state
     """

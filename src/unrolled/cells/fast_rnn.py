@@ -7,38 +7,39 @@ from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
 
-tenth = partial(nn.init.normal_, std=0.1)
+init_normal = partial(nn.init.normal_, std=0.1)
 
 
 class LowRank(Cell):
-    """What both have: matrices of the input and of the hidden state, perhaps of a low rank."""
+    """Base of FastRNN and FastGRNN: input and recurrent matrices, optionally factorized to a low rank."""
 
     input_rank: int = 0
     hidden_rank: int = 0
 
     state = ("h",)
-    weight_ih = Param("hidden", "input_rank or input", init=tenth)
-    weight_hh = Param("hidden", "hidden_rank or hidden", init=tenth)
-    low_ih = Param("input_rank", "input", init=tenth)
-    low_hh = Param("hidden_rank", "hidden", init=tenth)
+    weight_ih = Param("hidden", "input_rank or input", init=init_normal)
+    weight_hh = Param("hidden", "hidden_rank or hidden", init=init_normal)
+    low_ih = Param("input_rank", "input", init=init_normal)
+    low_hh = Param("hidden_rank", "hidden", init=init_normal)
 
     def check(self) -> None:
-        for name, most in (("input_rank", min(self.input, self.hidden)), ("hidden_rank", self.hidden)):
+        for name, maximum in (("input_rank", min(self.input, self.hidden)), ("hidden_rank", self.hidden)):
             rank = getattr(self, name)
-            if not 0 <= rank <= most:
+            if not 0 <= rank <= maximum:
                 raise ValueError(
-                    f"{name} should be 0 for a full matrix or a rank from 1 to {most}, which the sizes "
-                    f"{self.input} and {self.hidden} allow, got {rank}"
+                    f"{name} should be 0 (full matrix) or a rank from 1 to {maximum}, the maximum for "
+                    f"input_size={self.input} and hidden_size={self.hidden}, got {rank}"
                 )
 
 
 class FastRNN(LowRank):
     """FastRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 2): a weighted residual connection in time.
 
-    ``alpha`` and ``beta`` are sigmoids of a learned number. A rank above 0 makes a matrix of that rank.
+    The two weights of the connection are the sigmoids of ``alpha`` and ``beta``. ``input_rank`` and
+    ``hidden_rank`` above 0 factorize the input and recurrent matrices to that rank.
 
     Quantities:
-        candidate: what could be written
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
@@ -57,12 +58,13 @@ class FastRNN(LowRank):
 class FastGRNN(LowRank):
     """FastGRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 6): gate and candidate share both matrices.
 
-    ``zeta`` and ``nu`` are sigmoids of a learned number. A rank above 0 makes a matrix of that rank.
+    ``zeta`` and ``nu`` are used through their sigmoids. ``input_rank`` and ``hidden_rank`` above 0 factorize
+    the input and recurrent matrices to that rank.
 
     Quantities:
-        sums: weighted sums of input and hidden state
-        z: gate: how much old h stays
-        candidate: what could be written
+        sums: pre-activation shared by gate and candidate
+        z: gate: how much of the old h is kept
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 

@@ -7,13 +7,13 @@ from unrolled.cells.base import Cell, Param
 
 
 class GRU(Cell):
-    """Gated recurrent unit (Cho et al., 2014), reset after the product, as in torch.nn.GRU.
+    """Gated recurrent unit (Cho et al., 2014), with the reset after the matrix product, as in torch.nn.GRU.
 
     Quantities:
-        input_sum: weighted sums with the input: r, z, n
-        hidden_sum: what the previous hidden state adds
-        r: reset gate: how much old h enters n
-        z: update gate: how much old h stays
+        input_sum: input pre-activations: r, z, n
+        hidden_sum: recurrent pre-activations: r, z, n
+        r: reset gate: how much of the old h enters n
+        z: update gate: how much of the old h is kept
         n: candidate for the new hidden state
         h: hidden state
     """

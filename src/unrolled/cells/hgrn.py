@@ -5,37 +5,37 @@ from torch import Tensor, cat, cos, nn, sigmoid, sin
 from torch.nn.functional import layer_norm, linear, silu
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import like_linear
+from unrolled.cells.init import init_like_linear
 
 
 class HGRN(Cell):
-    """Hierarchically gated recurrent unit (Qin et al., 2023, arXiv:2311.04823), as in its authors' README.
+    """Hierarchically gated recurrent unit (Qin et al., 2023, arXiv:2311.04823), as in the authors' README.
 
-    A complex recurrence, kept as a real and an imaginary state, whose phases are learned and whose forget
-    gate stays above ``lower_bound``: give higher layers a higher one.
+    A complex recurrence with learned phases, stored as a real and an imaginary state. ``lower_bound`` is the
+    minimum of the forget gate and should be higher in higher layers.
 
     Quantities:
-        c_re: real part of what could be written
-        c_im: imaginary part of what could be written
-        f: forget gate: how much of the turned state stays
+        c_re: real part of the candidate
+        c_im: imaginary part of the candidate
+        f: forget gate: how much of the rotated state is kept
         re: real part of the state
         im: imaginary part of the state
-        g: output gate: how much of both parts is shown
+        g: output gate: how much of both parts is output
         y: output
     """
 
     lower_bound: float = 0.0
 
     state = ("y", "re", "im")
-    weight_c = Param("2*hidden", "input", init=like_linear)
-    weight_f = Param("hidden", "input", init=like_linear)
-    weight_g = Param("2*hidden", "input", init=like_linear)
+    weight_c = Param("2*hidden", "input", init=init_like_linear)
+    weight_f = Param("hidden", "input", init=init_like_linear)
+    weight_g = Param("2*hidden", "input", init=init_like_linear)
     weight_y = Param("hidden", "2*hidden")
-    bias_c = Param("2*hidden", init=like_linear)
-    bias_f = Param("hidden", init=like_linear)
-    bias_g = Param("2*hidden", init=like_linear)
+    bias_c = Param("2*hidden", init=init_like_linear)
+    bias_f = Param("hidden", init=init_like_linear)
+    bias_g = Param("2*hidden", init=init_like_linear)
     bias_y = Param("hidden")
-    theta = Param("hidden", init=lambda theta: phases(theta))
+    theta = Param("hidden", init=lambda theta: init_frequencies(theta))
     gain = Param("2*hidden", init=nn.init.ones_)
     bias_norm = Param("2*hidden", init=nn.init.zeros_)
 
@@ -56,7 +56,7 @@ class HGRN(Cell):
         return y, re, im
 
 
-def phases(theta: Tensor) -> None:
-    """Begin with the frequencies of positions: 10000 to the power of -2k over the units."""
-    place = torch.arange(len(theta), dtype=theta.dtype, device=theta.device)
-    theta.copy_(10000 ** (-2 * place / len(theta)))
+def init_frequencies(theta: Tensor) -> None:
+    """Fill with the frequencies of positional encodings: 10000 ** (-2 * k / units) for unit k."""
+    unit = torch.arange(len(theta), dtype=theta.dtype, device=theta.device)
+    theta.copy_(10000 ** (-2 * unit / len(theta)))

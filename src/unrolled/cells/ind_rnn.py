@@ -9,10 +9,10 @@ from unrolled.cells.base import Cell, Param
 
 
 class IndRNN(Cell):
-    """Independently recurrent network (Li et al., 2018, arXiv:1803.04831, eq. 2): each unit sees itself.
+    """Independently recurrent network (Li et al., 2018, arXiv:1803.04831, eq. 2): diagonal recurrent weights.
 
     Quantities:
-        input_sum: weighted sum with the input
+        input_sum: input pre-activation
         h: hidden state
     """
 

@@ -1,4 +1,4 @@
-"""What several cells are made of: matrices in blocks, and how parameters begin."""
+"""Block matrices and parameter initializers that several cells share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from unrolled.cells.base import Cell
 
 
 def block_linear(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:
-    """The weighted sums of each head with its own part of x.
+    """Apply a block-diagonal linear layer: each head sees only its own part of x.
 
     Args:
-        x: ``(batch, heads * inputs)``.
-        weight: ``(heads * outputs, inputs)``, the blocks below one another.
+        x: Input of shape ``(batch, heads * inputs)``.
+        weight: The blocks, concatenated along the first dimension: ``(heads * outputs, inputs)``.
         bias: ``(heads * outputs,)`` or None.
-        heads: how many.
+        heads: Number of blocks.
 
     Returns:
-        ``(batch, heads * outputs)``.
+        A tensor of shape ``(batch, heads * outputs)``.
     """
     if heads == 1:
         return linear(x, weight, bias)
@@ -31,29 +31,35 @@ def block_linear(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> 
 
 
 def check_heads(cell: Any) -> None:
-    """Raise ValueError where a cell's ``heads`` don't divide its hidden size."""
+    """Raise ValueError if ``cell.heads`` doesn't divide the hidden size."""
     if cell.heads < 1 or cell.hidden % cell.heads:
         raise ValueError(
-            f"heads should divide hidden_size={cell.hidden}, so that all have as many units, got {cell.heads}"
+            f"heads should divide hidden_size={cell.hidden}, so that all heads have the same size, got "
+            f"{cell.heads}"
         )
 
 
-def each(init: Callable[[Tensor], Any], parts: int) -> Callable[[Tensor], None]:
-    """An initialisation of so many matrices below one another, each by itself."""
+def init_per_gate(init: Callable[[Tensor], Any], gates: int) -> Callable[[Tensor], None]:
+    """Return an initializer that applies ``init`` to the matrix of each gate separately.
 
-    def fill(weight: Tensor) -> None:
-        for part in weight.chunk(parts):
-            init(part)
+    Args:
+        init: Fills one tensor in place, such as ``torch.nn.init.orthogonal_``.
+        gates: Number of matrices that are concatenated along the first dimension of the parameter.
+    """
 
-    return fill
+    def init_gates(weight: Tensor) -> None:
+        for matrix in weight.chunk(gates):
+            init(matrix)
+
+    return init_gates
 
 
 def lecun_normal(weight: Tensor) -> None:
-    """Normal with a variance of 1 over the inputs."""
+    """Fill a weight from a normal distribution with variance 1/inputs."""
     nn.init.kaiming_normal_(weight, nonlinearity="linear")
 
 
-def like_linear(tensor: Tensor, cell: Cell) -> None:
-    """The initialisation of torch.nn.Linear: uniform in ±1/sqrt(input)."""
+def init_like_linear(tensor: Tensor, cell: Cell) -> None:
+    """Fill a weight or bias as torch.nn.Linear does: uniform in ±1/sqrt(input)."""
     bound = cell.input**-0.5
     nn.init.uniform_(tensor, -bound, bound)

@@ -9,13 +9,13 @@ from unrolled.cells.base import Cell, Param
 class IntersectionRNN(Cell):
     """Intersection RNN, +RNN (Collins et al., 2016, arXiv:1611.09913): gates in depth and time.
 
-    An input that isn't as wide as the hidden state is brought to its width first.
+    If the input and hidden sizes differ, the input is first projected to the hidden size.
 
     Quantities:
         y_in: candidate for the output
         h_in: candidate for the hidden state
-        g_y: gate in depth: how much of the input passes
-        g_h: gate in time: how much old h stays
+        g_y: depth gate: how much of the input passes through
+        g_h: time gate: how much of the old h is kept
         y: output
         h: hidden state
     """

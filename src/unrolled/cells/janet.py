@@ -4,20 +4,20 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class JANET(Cell):
-    """Just another network (van der Westhuizen & Lasenby, 2018, arXiv:1804.04849v3): one gate, that forgets.
+    """Just another network (van der Westhuizen & Lasenby, 2018, arXiv:1804.04849v3): only a forget gate.
 
-    What enters is a little more than what is forgotten, by ``beta``. With ``t_max`` the gate begins with
-    memories of all lengths up to that (chrono initialisation: Tallec & Ollivier, 2018, arXiv:1804.11188).
+    ``beta`` above 0 writes a little more than is forgotten. ``t_max`` above 0 initializes the gate for time
+    spans up to ``t_max`` steps (chrono initialization: Tallec & Ollivier, 2018, arXiv:1804.11188).
 
     Quantities:
-        sums: weighted sums: forget gate, candidate
-        f: forget gate: how much old h stays
-        i: how much of the candidate enters
-        candidate: what could be written
+        sums: pre-activations: forget gate, candidate
+        f: forget gate: how much of the old h is kept
+        i: how much of the candidate is written
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
@@ -25,13 +25,13 @@ class JANET(Cell):
     t_max: int = 0
 
     state = ("h",)
-    weight_ih = Param("2*hidden", "input", init=each(nn.init.xavier_uniform_, 2))
-    weight_hh = Param("2*hidden", "hidden", init=each(nn.init.xavier_uniform_, 2))
-    bias_ih = Param("2*hidden", init=lambda bias, cell: remembering(bias, cell))
+    weight_ih = Param("2*hidden", "input", init=init_per_gate(nn.init.xavier_uniform_, 2))
+    weight_hh = Param("2*hidden", "hidden", init=init_per_gate(nn.init.xavier_uniform_, 2))
+    bias_ih = Param("2*hidden", init=lambda bias, cell: init_chrono(bias, cell))
 
     def check(self) -> None:
         if self.t_max < 0:
-            raise ValueError(f"t_max should be a number of time steps, or 0 for none, got {self.t_max}")
+            raise ValueError(f"t_max should be a number of time steps, or 0 to disable it, got {self.t_max}")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         sums = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh)
@@ -43,7 +43,7 @@ class JANET(Cell):
         return h
 
 
-def remembering(bias: Tensor, cell: JANET) -> None:
-    """Begin with a forget gate at 1, or at the logarithm of times from 1 to t_max."""
+def init_chrono(bias: Tensor, cell: JANET) -> None:
+    """Set the forget gate's bias to 1, or draw it as the logarithm of time spans from 1 to t_max."""
     forget, _ = nn.init.zeros_(bias).chunk(2)
     forget.copy_(nn.init.uniform_(forget, 1, cell.t_max).log() if cell.t_max else forget + 1)

@@ -4,28 +4,28 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import layer_norm, linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class LayerNormGRU(Cell):
-    """Gated recurrent unit with one layer normalisation of all sums, as in Dreamer (Hafner et al., 2020).
+    """Gated recurrent unit with layer normalization, as in DreamerV2 (Hafner et al., 2020, arXiv:2010.02193).
 
-    The recurrent cell of DreamerV2 (arXiv:2010.02193), whose authors' code has the equations. The update
-    gate begins nearly closed, by ``update_bias``.
+    The equations are those of the authors' code: one layer normalization of all pre-activations.
+    ``update_bias`` is added to the update gate's pre-activation, so that the gate starts nearly closed.
 
     Quantities:
-        sums: weighted sums of input and hidden state, normalised: r, n, z
-        r: reset gate: how much of the candidate's sum counts
+        sums: normalized pre-activations: r, n, z
+        r: reset gate: scales the pre-activation of n
         n: candidate for the new hidden state
-        z: update gate: how much n enters
+        z: update gate: how much of n is written
         h: hidden state
     """
 
     update_bias: float = -1.0
 
     state = ("h",)
-    weight_ih = Param("3*hidden", "input", init=each(nn.init.xavier_uniform_, 3))
-    weight_hh = Param("3*hidden", "hidden", init=each(nn.init.xavier_uniform_, 3))
+    weight_ih = Param("3*hidden", "input", init=init_per_gate(nn.init.xavier_uniform_, 3))
+    weight_hh = Param("3*hidden", "hidden", init=init_per_gate(nn.init.xavier_uniform_, 3))
     bias_ih = Param("3*hidden", init=nn.init.zeros_)
     gain = Param("3*hidden", init=nn.init.ones_)
     bias_norm = Param("3*hidden", init=nn.init.zeros_)

@@ -4,28 +4,28 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import layer_norm, linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class LayerNormLSTM(Cell):
-    """LSTM with layer normalisation (Ba et al., 2016, arXiv:1607.06450, supplement).
+    """LSTM with layer normalization (Ba et al., 2016, arXiv:1607.06450, supplement).
 
-    Of the three shifts of the paper's sums one is kept, since only their sum counts.
+    The paper has three biases per pre-activation. Only their sum matters, so this cell has one.
 
     Quantities:
-        input_sum: weighted sums with the input, normalised: i, f, g, o
-        hidden_sum: what the previous hidden state adds, normalised
-        i: input gate: how much g enters
-        f: forget gate: how much old c stays
-        g: candidate: what could be written
-        o: output gate: how much of c is shown
+        input_sum: normalized input pre-activations: i, f, g, o
+        hidden_sum: normalized recurrent pre-activations: i, f, g, o
+        i: input gate: how much of g is written
+        f: forget gate: how much of the old c is kept
+        g: candidate for the cell state
+        o: output gate: how much of c is output
         c: cell state
         h: hidden state
     """
 
     state = ("h", "c")
     weight_ih = Param("4*hidden", "input")
-    weight_hh = Param("4*hidden", "hidden", init=each(nn.init.orthogonal_, 4))
+    weight_hh = Param("4*hidden", "hidden", init=init_per_gate(nn.init.orthogonal_, 4))
     gain_ih = Param("4*hidden", init=nn.init.ones_)
     gain_hh = Param("4*hidden", init=nn.init.ones_)
     gain_c = Param("hidden", init=nn.init.ones_)

@@ -7,12 +7,12 @@ from unrolled.cells.base import Cell, Param
 
 
 class LEM(Cell):
-    """Long expressive memory (Rusch et al., 2021, arXiv:2110.04744, eq. 3): two states, each at its own pace.
+    """Long expressive memory (Rusch et al., 2021, arXiv:2110.04744, eq. 3): two time-adaptive states.
 
     Quantities:
-        slow: time step of z
-        fast: time step of y
-        z: what y is driven by
+        slow: time step size of z
+        fast: time step size of y
+        z: slow state, which drives y
         y: hidden state
     """
 

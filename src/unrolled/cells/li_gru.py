@@ -4,24 +4,24 @@ from torch import Tensor, nn, relu, sigmoid
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class LiGRU(Cell):
     """Light gated recurrent unit (Ravanelli et al., 2018, arXiv:1803.10225).
 
-    No reset gate, and a rectified candidate. The paper's batch normalisation of the sums with the input is
-    left to the layer below: a step sees one row, not the batch.
+    It has no reset gate, and its candidate uses ReLU. The paper's batch normalization of the input
+    pre-activations is omitted, because a step may not mix rows of the batch: normalize the input instead.
 
     Quantities:
-        z: update gate: how much old h stays
-        candidate: what could be written
+        z: update gate: how much of the old h is kept
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
     state = ("h",)
-    weight_ih = Param("2*hidden", "input", init=each(nn.init.xavier_normal_, 2))
-    weight_hh = Param("2*hidden", "hidden", init=each(nn.init.orthogonal_, 2))
+    weight_ih = Param("2*hidden", "input", init=init_per_gate(nn.init.xavier_normal_, 2))
+    weight_hh = Param("2*hidden", "hidden", init=init_per_gate(nn.init.orthogonal_, 2))
     bias_ih = Param("2*hidden", init=nn.init.zeros_)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from unrolled.cells.base import Cell, Param
 
 
 class LightRU(Cell):
-    """Light recurrent unit (Ye et al., 2024, Electronics 13(16) 3204): the candidate sees the input alone.
+    """Light recurrent unit (Ye et al., 2024, Electronics 13(16) 3204): the candidate sees only the input.
 
     Quantities:
-        f: forget gate: how much of the candidate enters
-        candidate: what could be written
+        f: forget gate: how much of the candidate is written
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 

@@ -10,9 +10,9 @@ from unrolled.cells.init import lecun_normal
 class LRU(Cell):
     """Linear recurrent unit (Orvieto et al., 2023, arXiv:2303.06349, eq. 7 and appendix A).
 
-    A diagonal complex recurrence, kept as a real and an imaginary state of ``state_size`` (0: as many as
-    units); what it shows is linear in them, D a matrix. Its eigenvalues begin on a ring between ``r_min`` and
-    ``r_max``.
+    A diagonal complex recurrence, stored as a real and an imaginary state of size ``state_size`` (0: the
+    hidden size). The output is linear in the states and the input; D is a full matrix. The eigenvalues are
+    initialized on the ring between the radii ``r_min`` and ``r_max``.
 
     Quantities:
         size: modulus of the eigenvalues
@@ -28,10 +28,10 @@ class LRU(Cell):
     max_phase: float = 6.283185307179586
 
     state = {"y": "hidden", "re": "state_size or hidden", "im": "state_size or hidden"}
-    nu = Param("state_size or hidden", init=lambda nu, cell: ring(nu, cell))
-    theta = Param("state_size or hidden", init=lambda theta, cell: phases(theta, cell))
-    gamma = Param("state_size or hidden", init=lambda gamma, cell: normalising(gamma, cell))
-    weight_b = Param("2*(state_size or hidden)", "input", init=lambda weight: halved(weight))
+    nu = Param("state_size or hidden", init=lambda nu, cell: init_moduli(nu, cell))
+    theta = Param("state_size or hidden", init=lambda theta, cell: init_phases(theta, cell))
+    gamma = Param("state_size or hidden", init=lambda gamma, cell: init_normalization(gamma, cell))
+    weight_b = Param("2*(state_size or hidden)", "input", init=lambda weight: init_complex(weight))
     weight_re = Param("hidden", "state_size or hidden", init=lecun_normal)
     weight_im = Param("hidden", "state_size or hidden", init=lecun_normal)
     weight_d = Param("hidden", "input", init=lecun_normal)
@@ -53,22 +53,22 @@ class LRU(Cell):
         return y, re, im
 
 
-def halved(weight: Tensor) -> None:
-    """Draw real and imaginary parts that have together a variance of 1 over the inputs."""
+def init_complex(weight: Tensor) -> None:
+    """Fill real and imaginary parts so that their variances add up to 1/inputs."""
     nn.init.normal_(weight, 0, (2 * weight.shape[1]) ** -0.5)
 
 
-def ring(nu: Tensor, cell: LRU) -> None:
-    """Draw moduli evenly over the area of the ring (lemma 3.2)."""
+def init_moduli(nu: Tensor, cell: LRU) -> None:
+    """Draw nu so that the eigenvalues are uniform over the area of the ring (lemma 3.2)."""
     area = nn.init.uniform_(nu, cell.r_min**2, cell.r_max**2)
     nu.copy_((-0.5 * area.clamp(min=1e-38).log()).clamp(min=1e-38).log())
 
 
-def normalising(gamma: Tensor, cell: LRU) -> None:
-    """Begin so that the states keep the variance of what enters (eq. 7)."""
+def init_normalization(gamma: Tensor, cell: LRU) -> None:
+    """Choose gamma so that the states have the variance of the input (eq. 7)."""
     gamma.copy_(0.5 * (1 - exp(-2 * exp(cell.nu))).clamp(min=1e-38).log())
 
 
-def phases(theta: Tensor, cell: LRU) -> None:
-    """Draw phases evenly from 0 to the largest."""
+def init_phases(theta: Tensor, cell: LRU) -> None:
+    """Draw theta so that the phases are uniform from 0 to ``max_phase``."""
     theta.copy_(nn.init.uniform_(theta, 0, cell.max_phase).clamp(min=1e-38).log())

@@ -9,23 +9,23 @@ from unrolled.cells.base import Cell, Param
 class LSTM(Cell):
     """Long short-term memory (Hochreiter & Schmidhuber, 1997; gates as in torch.nn.LSTM).
 
-    With ``proj_size`` above 0 the hidden state is projected to that many features (Sak et al., 2014,
-    Long short-term memory based recurrent neural network architectures, section 2).
+    ``proj_size`` above 0 projects the hidden state to that many features (Sak et al., 2014, Long short-term
+    memory based recurrent neural network architectures, section 2).
 
     Quantities:
-        input_sum: weighted sums with the input: i, f, g, o
-        hidden_sum: what the previous hidden state adds
-        i: input gate: how much g enters
-        f: forget gate: how much old c stays
-        g: candidate: what could be written
-        o: output gate: how much of c is shown
+        input_sum: input pre-activations: i, f, g, o
+        hidden_sum: recurrent pre-activations: i, f, g, o
+        i: input gate: how much of g is written
+        f: forget gate: how much of the old c is kept
+        g: candidate for the cell state
+        o: output gate: how much of c is output
         c: cell state
         h: hidden state
     """
 
     proj_size: int = 0
 
-    state = {"h": "proj_size or hidden", "c": "hidden"}  # the first one is the output
+    state = {"h": "proj_size or hidden", "c": "hidden"}  # the first state is the output
     weight_ih = Param("4*hidden", "input")
     weight_hh = Param("4*hidden", "proj_size or hidden")
     bias_ih = Param("4*hidden")

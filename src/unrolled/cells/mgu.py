@@ -10,8 +10,8 @@ class MGU(Cell):
     """Minimal gated unit (Zhou et al., 2016, arXiv:1603.09420).
 
     Quantities:
-        f: the gate: how much of the candidate enters, and of old h is seen by it
-        candidate: what could be written
+        f: gate: how much of the candidate is written and of the old h enters it
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
@@ -33,8 +33,8 @@ class MGU1(Cell):
     """Minimal gated unit whose gate doesn't see the input (Heck & Salem, 2017, arXiv:1701.03452, MGU1).
 
     Quantities:
-        f: the gate: how much of the candidate enters, and of old h is seen by it
-        candidate: what could be written
+        f: gate: how much of the candidate is written and of the old h enters it
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
@@ -53,11 +53,11 @@ class MGU1(Cell):
 
 
 class MGU2(Cell):
-    """Minimal gated unit whose gate sees the hidden state alone, no bias (Heck & Salem, 2017, MGU2).
+    """Minimal gated unit whose gate sees only the hidden state (Heck & Salem, 2017, arXiv:1701.03452, MGU2).
 
     Quantities:
-        f: the gate: how much of the candidate enters, and of old h is seen by it
-        candidate: what could be written
+        f: gate: how much of the candidate is written and of the old h enters it
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
@@ -75,11 +75,11 @@ class MGU2(Cell):
 
 
 class MGU3(Cell):
-    """Minimal gated unit whose gate is a bias alone (Heck & Salem, 2017, arXiv:1701.03452, MGU3).
+    """Minimal gated unit whose gate is only a bias (Heck & Salem, 2017, arXiv:1701.03452, MGU3).
 
     Quantities:
-        f: the gate, the same at every step
-        candidate: what could be written
+        f: gate, the same at every step
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 

@@ -4,25 +4,25 @@ from torch import Tensor, sigmoid, where
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import like_linear
+from unrolled.cells.init import init_like_linear
 
 
 class MinGRU(Cell):
-    """minGRU (Feng et al., 2024, arXiv:2410.01201v3): nothing but the input decides.
+    """minGRU (Feng et al., 2024, arXiv:2410.01201v3): gates and candidate depend on the input only.
 
-    ``positive=True`` keeps the candidate above 0 as the paper's log-space form does (appendix B).
+    ``positive=True`` keeps the candidate positive, as in the paper's log-space form (appendix B).
 
     Quantities:
-        z: update gate: how much of the candidate enters
-        candidate: what could be written
+        z: update gate: how much of the candidate is written
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
     positive: bool = False
 
     state = ("h",)
-    weight_ih = Param("2*hidden", "input", init=like_linear)
-    bias_ih = Param("2*hidden", init=like_linear)
+    weight_ih = Param("2*hidden", "input", init=init_like_linear)
+    bias_ih = Param("2*hidden", init=init_like_linear)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         z, candidate = linear(x, self.weight_ih, self.bias_ih).chunk(2, -1)
@@ -34,22 +34,22 @@ class MinGRU(Cell):
 
 
 class MinLSTM(Cell):
-    """minLSTM (Feng et al., 2024, arXiv:2410.01201v3): the two gates share one.
+    """minLSTM (Feng et al., 2024, arXiv:2410.01201v3): gates normalized to sum to 1.
 
-    ``positive=True`` keeps the candidate above 0 as the paper's log-space form does (appendix B).
+    ``positive=True`` keeps the candidate positive, as in the paper's log-space form (appendix B).
 
     Quantities:
-        f: forget gate: its part of both gates' sum
-        i: input gate: its part of both gates' sum
-        candidate: what could be written
+        f: normalized forget gate: how much of the old h is kept
+        i: normalized input gate: how much of the candidate is written
+        candidate: candidate for the new hidden state
         h: hidden state
     """
 
     positive: bool = False
 
     state = ("h",)
-    weight_ih = Param("3*hidden", "input", init=like_linear)
-    bias_ih = Param("3*hidden", init=like_linear)
+    weight_ih = Param("3*hidden", "input", init=init_like_linear)
+    bias_ih = Param("3*hidden", init=init_like_linear)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         f, i, candidate = linear(x, self.weight_ih, self.bias_ih).chunk(3, -1)

@@ -4,21 +4,21 @@ from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class MultiplicativeLSTM(Cell):
     """Multiplicative LSTM (Krause et al., 2016, arXiv:1609.07959v3).
 
-    Each input has a transition matrix of its own: the hidden state is scaled before the gates see it. The
-    output is the one of its authors' code, o·tanh(c).
+    The input scales the hidden state before it enters the gates, so each input has its own transition matrix.
+    The output o·tanh(c) is that of the authors' code.
 
     Quantities:
-        m: intermediate state: the hidden state as this input turns it
-        i: input gate: how much g enters
-        f: forget gate: how much old c stays
-        g: candidate: what could be written
-        o: output gate: how much of c is shown
+        m: intermediate state: the hidden state, scaled by the input
+        i: input gate: how much of g is written
+        f: forget gate: how much of the old c is kept
+        g: candidate for the cell state
+        o: output gate: how much of c is output
         c: cell state
         h: hidden state
     """
@@ -26,8 +26,8 @@ class MultiplicativeLSTM(Cell):
     state = ("h", "c")
     weight_mx = Param("hidden", "input", init=nn.init.orthogonal_)
     weight_mh = Param("hidden", "hidden", init=nn.init.orthogonal_)
-    weight_ih = Param("4*hidden", "input", init=each(nn.init.orthogonal_, 4))
-    weight_im = Param("4*hidden", "hidden", init=each(nn.init.orthogonal_, 4))
+    weight_ih = Param("4*hidden", "input", init=init_per_gate(nn.init.orthogonal_, 4))
+    weight_im = Param("4*hidden", "hidden", init=init_per_gate(nn.init.orthogonal_, 4))
     bias_ih = Param("4*hidden", init=lambda bias: nn.init.zeros_(bias).chunk(4)[1].fill_(1))
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,13 @@ from torch import Tensor, nn, relu, sigmoid, tanh
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import each
+from unrolled.cells.init import init_per_gate
 
 
 class NAS(Cell):
-    """The cell found by neural architecture search (Zoph & Le, 2016, arXiv:1611.01578).
+    """Cell found by neural architecture search (Zoph & Le, 2016, arXiv:1611.01578).
 
-    As in TensorFlow's NASCell, where one of the eight pairs is multiplied, not added.
+    As in TensorFlow's NASCell, one of the eight pairs of pre-activations is multiplied instead of added.
 
     Quantities:
         c: cell state
@@ -18,8 +18,8 @@ class NAS(Cell):
     """
 
     state = ("h", "c")
-    weight_ih = Param("8*hidden", "input", init=each(nn.init.xavier_uniform_, 8))
-    weight_hh = Param("8*hidden", "hidden", init=each(nn.init.xavier_uniform_, 8))
+    weight_ih = Param("8*hidden", "input", init=init_per_gate(nn.init.xavier_uniform_, 8))
+    weight_hh = Param("8*hidden", "hidden", init=init_per_gate(nn.init.xavier_uniform_, 8))
     bias_hh = Param("8*hidden", init=nn.init.zeros_)
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

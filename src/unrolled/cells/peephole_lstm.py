@@ -10,11 +10,11 @@ class PeepholeLSTM(Cell):
     """LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count).
 
     Quantities:
-        i: input gate: sees the old cell state
-        f: forget gate: sees the old cell state
+        i: input gate: also depends on the old c
+        f: forget gate: also depends on the old c
         g: candidate for the cell state
         c: cell state
-        o: output gate: sees the new cell state
+        o: output gate: also depends on the new c
         h: hidden state
     """
 

@@ -6,20 +6,19 @@ from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
-from unrolled.cells.init import like_linear
+from unrolled.cells.init import init_like_linear
 
 
 class QRNN(Cell):
-    """Quasi-recurrent network's pooling (Bradbury et al., 2016, arXiv:1611.01576).
+    """Quasi-recurrent network (Bradbury et al., 2016, arXiv:1611.01576): pooling, convolution width 1.
 
-    Gates and candidate see one step of the input, the paper's convolution of width 1; a wider one is a
-    ``torch.nn.Conv1d`` below the layer.
+    For a wider convolution, apply ``torch.nn.Conv1d`` to the input.
 
     Quantities:
-        z: candidate: what could be written
-        f: forget gate: how much old c stays
-        o: output gate: how much of c is shown
-        i: input gate: how much z enters
+        z: candidate for the cell state
+        f: forget gate: how much of the old c is kept
+        o: output gate: how much of c is output
+        i: input gate: how much of z is written
         c: cell state
         h: hidden state
     """
@@ -27,12 +26,12 @@ class QRNN(Cell):
     pooling: Literal["f", "fo", "ifo"] = "fo"
 
     state = ("h", "c")
-    weight_zf = Param("2*hidden", "input", init=like_linear)
-    weight_o = Param("hidden", "input", init=like_linear, when=lambda cell: "o" in cell.pooling)
-    weight_i = Param("hidden", "input", init=like_linear, when=lambda cell: "i" in cell.pooling)
-    bias_zf = Param("2*hidden", init=like_linear)
-    bias_o = Param("hidden", init=like_linear, when=lambda cell: "o" in cell.pooling)
-    bias_i = Param("hidden", init=like_linear, when=lambda cell: "i" in cell.pooling)
+    weight_zf = Param("2*hidden", "input", init=init_like_linear)
+    weight_o = Param("hidden", "input", init=init_like_linear, when=lambda cell: "o" in cell.pooling)
+    weight_i = Param("hidden", "input", init=init_like_linear, when=lambda cell: "i" in cell.pooling)
+    bias_zf = Param("2*hidden", init=init_like_linear)
+    bias_o = Param("hidden", init=init_like_linear, when=lambda cell: "o" in cell.pooling)
+    bias_i = Param("hidden", init=init_like_linear, when=lambda cell: "i" in cell.pooling)
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         z, f = linear(x, self.weight_zf, self.bias_zf).chunk(2, -1)

@@ -11,13 +11,13 @@ from unrolled.cells.base import Cell, Param
 class RAN(Cell):
     """Recurrent additive network (Lee et al., 2017, arXiv:1705.07393).
 
-    The cell state is a weighted sum of inputs: nothing but gates sees the hidden state. ``output="identity"``
-    shows the cell state as it is.
+    The cell state is a weighted sum of inputs, because only the gates see the hidden state.
+    ``output="identity"`` outputs the cell state without tanh.
 
     Quantities:
-        content: what the input could write
-        i: input gate: how much of the content enters
-        f: forget gate: how much old c stays
+        content: candidate, a projection of the input
+        i: input gate: how much of the content is written
+        f: forget gate: how much of the old c is kept
         c: cell state
         h: hidden state
     """

@@ -7,16 +7,16 @@ from unrolled.cells.gru import GRU
 
 
 class ResetBeforeGRU(GRU):
-    """Gated recurrent unit (Cho et al., 2014, equations 5 to 8) with the reset before the product.
+    """Gated recurrent unit (Cho et al., 2014, equations 5 to 8), with the reset before the matrix product.
 
-    The form of the paper, of ONNX's default and of Keras' ``reset_after=False``. State and parameters are
-    those of :class:`GRU`, which resets after the product.
+    This is the form of the paper, the default of ONNX and ``reset_after=False`` in Keras. It has the state
+    and the parameters of :class:`GRU`, which applies the reset after the product.
 
     Quantities:
-        input_sum: weighted sums with the input: r, z, n
-        r: reset gate: how much old h enters n
-        z: update gate: how much old h stays
-        kept: the old hidden state as far as it is not reset
+        input_sum: input pre-activations: r, z, n
+        r: reset gate: how much of the old h enters n
+        z: update gate: how much of the old h is kept
+        kept: the old hidden state after the reset
         n: candidate for the new hidden state
         h: hidden state
     """

@@ -10,14 +10,14 @@ from unrolled.cells.init import block_linear, check_heads, lecun_normal
 class RGLRU(Cell):
     """Real-gated linear recurrent unit of Griffin (De et al., 2024, arXiv:2402.19427, eq. 1 to 4).
 
-    The gates see the input in ``heads`` blocks. An input that isn't as wide as the hidden state is brought
-    to its width first.
+    The gates use block-diagonal matrices with ``heads`` blocks. If the input and hidden sizes differ, the
+    input is first projected to the hidden size.
 
     Quantities:
         r: recurrence gate
         i: input gate
         log_a: logarithm of the decay
-        a: decay: how much old h stays
+        a: decay: how much of the old h is kept
         h: hidden state
     """
 
@@ -29,7 +29,7 @@ class RGLRU(Cell):
     weight_i = Param("hidden", "hidden//heads", init=lecun_normal)
     bias_r = Param("hidden", init=nn.init.zeros_)
     bias_i = Param("hidden", init=nn.init.zeros_)
-    decay = Param("hidden", init=lambda decay: decays(decay))
+    decay = Param("hidden", init=lambda decay: init_decay(decay))
 
     def check(self) -> None:
         check_heads(self)
@@ -44,7 +44,7 @@ class RGLRU(Cell):
         return h
 
 
-def decays(decay: Tensor) -> None:
-    """Draw so that an open gate keeps between 0.9 and 0.999 of h (section 2.4)."""
-    kept = nn.init.uniform_(decay, 0.9, 0.999) ** (1 / 8)
-    decay.copy_((1 / kept - 1).log())
+def init_decay(decay: Tensor) -> None:
+    """Draw so that a is uniform between 0.9 and 0.999 when the recurrence gate is 1 (section 2.4)."""
+    root = nn.init.uniform_(decay, 0.9, 0.999) ** (1 / 8)
+    decay.copy_((1 / root - 1).log())

@@ -9,12 +9,12 @@ from unrolled.cells.base import Cell, Param
 class RHN(Cell):
     """Recurrent highway network with coupled gates (Zilly et al., 2016, arXiv:1607.03474).
 
-    ``depth`` highway layers stand between two time steps; the input enters the first.
+    Each time step consists of ``depth`` highway layers. The input enters the first one.
 
     Quantities:
-        input_sum: weighted sums with the input: h, t
-        h: candidate of a layer
-        t: transform gate of a layer: how much h enters
+        input_sum: input pre-activations: h, t
+        h: candidate of a highway layer
+        t: transform gate of a highway layer: how much of h is written
         s: hidden state
     """
 
@@ -23,11 +23,11 @@ class RHN(Cell):
     state = ("s",)
     weight_ih = Param("2*hidden", "input", init=lambda weight: nn.init.uniform_(weight, -0.04, 0.04))
     weight_hh = Param("2*depth*hidden", "hidden", init=lambda weight: nn.init.uniform_(weight, -0.04, 0.04))
-    bias_hh = Param("2*depth*hidden", init=lambda bias, cell: carrying(bias, cell))
+    bias_hh = Param("2*depth*hidden", init=lambda bias, cell: init_carry_bias(bias, cell))
 
     def check(self) -> None:
         if self.depth < 1:
-            raise ValueError(f"depth should be a number of highway layers above 0, got {self.depth}")
+            raise ValueError(f"depth should be a positive number of highway layers, got {self.depth}")
 
     def step(self, x: Tensor, s: Tensor) -> Tensor:
         input_sum = linear(x, self.weight_ih)
@@ -41,6 +41,6 @@ class RHN(Cell):
         return s
 
 
-def carrying(bias: Tensor, cell: RHN) -> None:
-    """Begin with transform gates nearly closed, at -2."""
+def init_carry_bias(bias: Tensor, cell: RHN) -> None:
+    """Set the biases of the transform gates to -2, so that they start nearly closed."""
     nn.init.zeros_(bias).view(cell.depth, 2, -1)[:, 1].fill_(-2)

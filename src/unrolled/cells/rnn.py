@@ -9,11 +9,11 @@ from unrolled.cells.base import Cell, Param
 
 
 class RNN(Cell):
-    """The simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN.
+    """Simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN.
 
     Quantities:
-        input_sum: weighted sum with the input
-        hidden_sum: what the previous hidden state adds
+        input_sum: input pre-activation
+        hidden_sum: recurrent pre-activation
         h: hidden state
     """
 

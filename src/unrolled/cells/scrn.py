@@ -7,17 +7,17 @@ from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
 
-small = partial(nn.init.normal_, std=0.05)
+init_normal = partial(nn.init.normal_, std=0.05)
 
 
 class SCRN(Cell):
     """Structurally constrained recurrent network (Mikolov et al., 2014, arXiv:1412.7753v2).
 
-    Slow context units beside the hidden ones. The paper's output, a softmax of both, is the layer above:
-    ``all_states=True`` gives it the context.
+    It has slow context units in addition to the hidden units. The paper's output layer reads both: use
+    ``all_states=True`` to get the context.
 
     Quantities:
-        s: context: a slow average of the input
+        s: context: moving average of the projected input
         h: hidden state
     """
 
@@ -25,15 +25,15 @@ class SCRN(Cell):
     context_size: int = 0
 
     state = {"h": "hidden", "s": "context_size or hidden"}
-    weight_sx = Param("context_size or hidden", "input", init=small)
-    weight_hs = Param("hidden", "context_size or hidden", init=small)
-    weight_ih = Param("hidden", "input", init=small)
-    weight_hh = Param("hidden", "hidden", init=small)
+    weight_sx = Param("context_size or hidden", "input", init=init_normal)
+    weight_hs = Param("hidden", "context_size or hidden", init=init_normal)
+    weight_ih = Param("hidden", "input", init=init_normal)
+    weight_hh = Param("hidden", "hidden", init=init_normal)
 
     def check(self) -> None:
         if self.context_size < 0:
             raise ValueError(
-                f"context_size should be a number of units, or 0 for hidden_size, got {self.context_size}"
+                f"context_size should be a number of units, or 0 to use hidden_size, got {self.context_size}"
             )
 
     def step(self, x: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,30 +9,30 @@ from unrolled.cells.init import block_linear, check_heads
 
 
 class SLSTM(Cell):
-    """sLSTM of xLSTM (Beck et al., 2024, arXiv:2405.04517v2, eq. 8 to 17): exponential gates, stabilised.
+    """sLSTM of xLSTM (Beck et al., 2024, arXiv:2405.04517v2, eq. 8 to 17): stabilized exponential gates.
 
-    The hidden state reaches the gates in ``heads`` blocks. The stabiliser m keeps the exponentials small: it
-    leaves the output as it is.
+    The recurrent matrices are block-diagonal with ``heads`` blocks. The stabilizer m prevents overflow in the
+    exponentials and doesn't change the output.
 
     Quantities:
         log_i: logarithm of the input gate
-        log_f: logarithm of the forget gate, and the stabiliser before
-        m: stabiliser: the larger one; where nothing has entered yet, that of the input gate
-        i: input gate: how much z enters
-        f: forget gate: how much old c stays
-        z: candidate: what could be written
-        o: output gate: how much of c is shown
+        log_f: logarithm of the forget gate, plus the old stabilizer
+        m: stabilizer: maximum of log_f and log_i, or log_i while n is 0
+        i: input gate: how much of z is written
+        f: forget gate: how much of the old c is kept
+        z: candidate for the cell state
+        o: output gate: how much of c is output
         c: cell state
-        n: normaliser: how much has entered
+        n: normalizer: accumulated input gates
         h: hidden state
     """
 
     heads: int = 1
 
     state = ("h", "c", "n", "m")
-    weight_ih = Param("4*hidden", "input", init=lambda weight: small(weight))
+    weight_ih = Param("4*hidden", "input", init=lambda weight: init_small(weight))
     weight_hh = Param("4*hidden", "hidden//heads", init=nn.init.zeros_)
-    bias_ih = Param("4*hidden", init=lambda bias, cell: spread(bias, cell))
+    bias_ih = Param("4*hidden", init=lambda bias, cell: init_bias(bias, cell))
 
     def check(self) -> None:
         check_heads(self)
@@ -55,13 +55,13 @@ class SLSTM(Cell):
         return h, c, n, m
 
 
-def small(weight: Tensor) -> None:
-    """Draw with a variance of 2 over five times the inputs."""
+def init_small(weight: Tensor) -> None:
+    """Fill from a normal distribution with variance 2 / (5 * inputs)."""
     nn.init.normal_(weight, 0, (0.4 / weight.shape[1]) ** 0.5)
 
 
-def spread(bias: Tensor, cell: SLSTM) -> None:
-    """Begin with forget gates from 5 to -7 within each head, the others at 0, as the authors' code does."""
+def init_bias(bias: Tensor, cell: SLSTM) -> None:
+    """Set forget gate biases from 5 to -7 within each head and the others to 0, as in the authors' code."""
     units = cell.hidden // cell.heads
-    place = torch.arange(units, dtype=bias.dtype, device=bias.device) / max(units - 1, 1)
-    nn.init.zeros_(bias).chunk(4)[1].copy_((5 - 12 * place**0.3).repeat(cell.heads))
+    position = torch.arange(units, dtype=bias.dtype, device=bias.device) / max(units - 1, 1)
+    nn.init.zeros_(bias).chunk(4)[1].copy_((5 - 12 * position**0.3).repeat(cell.heads))

@@ -8,31 +8,31 @@ from torch.nn.functional import linear
 
 from unrolled.cells.base import Cell, Param
 
-unit = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # of variance 1 / inputs
+init_uniform = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # with variance 1 / inputs
 
 
 class SRU(Cell):
-    """Simple recurrent unit (Lei et al., 2017, arXiv:1709.02755v5): no product with the state.
+    """Simple recurrent unit (Lei et al., 2017, arXiv:1709.02755v5): no matrix product with the state.
 
-    An input that isn't as wide as the hidden state is brought to its width for the highway connection.
-    ``rescale`` multiplies that by sqrt(1 + 2·exp(highway_bias)), so that it counts as much as c at first.
+    If the input and hidden sizes differ, the highway connection projects the input to the hidden size.
+    ``rescale`` multiplies it by sqrt(1 + 2·exp(highway_bias)), so that it initially has the scale of c.
 
     Quantities:
-        f: forget gate: how much old c stays
-        r: reset gate: how much of c is shown
+        f: forget gate: how much of the old c is kept
+        r: reset gate: how much of c is output
         c: cell state
-        h: hidden state: c, and the input past it
+        h: hidden state: mixture of c and the input
     """
 
     highway_bias: float = 0.0
     rescale: bool = True
 
     state = ("h", "c")
-    weight_ih = Param("hidden", "input", init=unit)
-    weight_gates = Param("2*hidden", "input", init=lambda weight: unit(weight).mul_(0.5**0.5))
-    weight_x = Param("hidden", "input", init=unit, when=lambda cell: cell.input != cell.hidden)
+    weight_ih = Param("hidden", "input", init=init_uniform)
+    weight_gates = Param("2*hidden", "input", init=lambda weight: init_uniform(weight).mul_(0.5**0.5))
+    weight_x = Param("hidden", "input", init=init_uniform, when=lambda cell: cell.input != cell.hidden)
     weight_c = Param("2*hidden", init=lambda weight: nn.init.uniform_(weight, -(1.5**0.5), 1.5**0.5))
-    bias_gates = Param("2*hidden", init=lambda bias, cell: highway(bias, cell))
+    bias_gates = Param("2*hidden", init=lambda bias, cell: init_highway_bias(bias, cell))
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         content = linear(x, self.weight_ih)
@@ -47,6 +47,6 @@ class SRU(Cell):
         return h, c
 
 
-def highway(bias: Tensor, cell: SRU) -> None:
-    """Begin with the reset gate at ``highway_bias``."""
+def init_highway_bias(bias: Tensor, cell: SRU) -> None:
+    """Set the reset gate's bias to ``highway_bias``, the others to 0."""
     nn.init.zeros_(bias).chunk(2)[1].fill_(cell.highway_bias)

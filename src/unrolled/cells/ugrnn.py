@@ -10,8 +10,8 @@ class UGRNN(Cell):
     """Update gate RNN (Collins et al., 2016, arXiv:1611.09913).
 
     Quantities:
-        candidate: what could be written
-        g: update gate: how much old h stays
+        candidate: candidate for the new hidden state
+        g: update gate: how much of the old h is kept
         h: hidden state
     """
 

@@ -1,4 +1,4 @@
-"""Cells made of cells: a step with something around it, which every engine runs as a step of its own."""
+"""Cells that wrap another cell and change its step. Every engine runs them like any other cell."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from torch.utils._pytree import tree_leaves, tree_map
 from unrolled.cells.base import Cell
 
 States = tuple[Tensor, ...]
-WrapperSpec = tuple[
-    tuple[str, tuple[Any, ...]], ...
-]  # variants by name with their arguments, the innermost first
+WrapperSpec = tuple[tuple[str, tuple[Any, ...]], ...]  # stored names and arguments, innermost wrapper first
 
 
 class CellWrapper(Cell):
-    """A cell whose step is that of another one, its inner cell, with something around it.
+    """Base class of cells whose step calls the step of another cell, the inner cell.
 
-    The columns of x that only the variant reads follow those of the inner cell; states of its own follow the
-    inner cell's.
+    The input of a wrapper is the inner cell's input, followed by the extra input columns that only the
+    wrapper reads. Its states are the inner cell's states, followed by its own.
 
     Args:
-        inner: the cell, perhaps a variant itself, perhaps bound.
-        columns: how many columns of x the variant reads.
-        states: the sizes of all states by name; None: those of the inner cell.
-        arguments: what the variant was made with, beside the inner cell.
+        inner: The wrapped cell. It may be a wrapper itself, and its parameters may be bound.
+        extra_inputs: Number of extra input columns.
+        states: The sizes of all states by name. None: those of the inner cell.
+        arguments: The constructor's arguments after ``inner``.
     """
 
     state = ("states",)
-    stored_name: ClassVar[str]  # in exported programs, so it never changes
+    stored_name: ClassVar[str]  # exported programs contain it, so it must never change
     inner: Cell
     arguments: tuple[Any, ...]
 
     def __init__(
         self,
         inner: Cell,
-        columns: int = 0,
+        extra_inputs: int = 0,
         states: Mapping[str, int] | None = None,
         arguments: tuple[Any, ...] = (),
     ) -> None:
@@ -47,7 +45,7 @@ class CellWrapper(Cell):
         self.__dict__ = {
             **inner.__dict__,
             "inner": inner,
-            "features": inner.features + columns,
+            "features": inner.features + extra_inputs,
             "state": tuple(sizes),
             "_state_sizes": sizes,
             "arguments": arguments,
@@ -55,68 +53,68 @@ class CellWrapper(Cell):
         }
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
-        """A copy whose parameters, and those of the inner cell, are these tensors."""
+        """Return a copy with tensors for the parameters, which the inner cell shares."""
         bound = super().bind(tensors)
         bound.__dict__["inner"] = self.inner.bind(tensors)
         return bound
 
     @property
     def innermost(self) -> Cell:
-        """The cell that its author wrote."""
+        """The cell without any wrappers."""
         return self.inner.innermost
 
     @property
-    def chain(self) -> WrapperSpec:
-        """The variants around the innermost cell, this one last."""
-        before = self.inner.chain if isinstance(self.inner, CellWrapper) else ()
-        return (*before, (self.stored_name, self.arguments))
+    def spec(self) -> WrapperSpec:
+        """The specification of all wrappers around the innermost cell, this one last."""
+        inner_spec = self.inner.spec if isinstance(self.inner, CellWrapper) else ()
+        return (*inner_spec, (self.stored_name, self.arguments))
 
     def equations(self) -> Callable[..., Any]:
-        """The function that holds the equations: the inner cell's."""
+        """Return the function that contains the equations of the inner cell's step."""
         return self.inner.equations()
 
     def inner_step(self, x: Tensor, *states: Tensor) -> States:
-        """The inner cell's step, in the mode of this one."""
+        """Run the inner cell's step in the training mode of this cell."""
         self.inner.training = self.training
         new = self.inner.step(x[:, : self.inner.features], *states)
         return new if isinstance(new, tuple) else (new,)
 
-    def column(self, x: Tensor, number: int = 0) -> Tensor:
-        """One of the columns that only this variant reads, as truth values: ``(batch, 1)``."""
-        at = self.inner.features + number
-        return x[:, at : at + 1] > 0.5
+    def extra_input(self, x: Tensor, index: int = 0) -> Tensor:
+        """Return one of the extra input columns as booleans of shape ``(batch, 1)``."""
+        column = self.inner.features + index
+        return x[:, column : column + 1] > 0.5
 
 
 class ResetWrapper(CellWrapper):
-    """Goes back to the initial state before steps that are marked so.
+    """Reset the states to the initial states before the steps that an extra input marks.
 
     Args:
-        inner: the cell.
-        given: whether the initial states are given, as states that follow; else they are zeros.
-        back: from the last step to the first.
-        lanes: how many directions there are: each has a column of its own.
+        inner: The wrapped cell.
+        with_initial: True if further states hold the initial states. Otherwise these are zeros.
+        reverse: True if the cell runs from the last step to the first.
+        directions: Number of directions of the layer. Each direction has its own extra input column.
     """
 
     stored_name = "Resetting"
 
-    def __init__(self, inner: Cell, given: bool, back: bool, lanes: int) -> None:
+    def __init__(self, inner: Cell, with_initial: bool, reverse: bool, directions: int) -> None:
         sizes = inner.state_sizes()
-        first = {f"{name}_0": size for name, size in sizes.items()} if given else {}
-        super().__init__(inner, lanes, {**sizes, **first}, (given, back, lanes))
-        self.back = back
+        initial_sizes = {f"{name}_0": size for name, size in sizes.items()} if with_initial else {}
+        super().__init__(inner, directions, {**sizes, **initial_sizes}, (with_initial, reverse, directions))
+        self.reverse = reverse
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
-        """The inner step, from the initial state where the row of x is marked."""
+        """Run the inner step, from the initial states in the rows that are marked."""
         count = len(self.inner.state)
-        now, first = states[:count], states[count:]
-        marked = self.column(x, int(self.back))
-        start = first or tuple(torch.zeros_like(part) for part in now)
-        begun = [torch.where(marked, one, part) for one, part in zip(start, now, strict=True)]
-        return (*self.inner_step(x, *begun), *first)
+        current, stored = states[:count], states[count:]
+        marked = self.extra_input(x, int(self.reverse))
+        initial = stored or tuple(torch.zeros_like(state) for state in current)
+        previous = [torch.where(marked, a, b) for a, b in zip(initial, current, strict=True)]
+        return (*self.inner_step(x, *previous), *stored)
 
 
 class MaskWrapper(CellWrapper):
-    """Leaves the states as they are in steps that are not marked."""
+    """Keep the states unchanged in the steps that an extra input, the mask, excludes."""
 
     stored_name = "Masked"
 
@@ -124,71 +122,72 @@ class MaskWrapper(CellWrapper):
         super().__init__(inner, 1)
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
-        """The inner step where the row of x is marked, the states as they were elsewhere."""
-        marked = self.column(x)
+        """Run the inner step, and return the old states in the rows where the mask is False."""
+        mask = self.extra_input(x)
         new = self.inner_step(x, *states)
-        return tuple(torch.where(marked, after, before) for after, before in zip(new, states, strict=True))
+        return tuple(torch.where(mask, after, before) for after, before in zip(new, states, strict=True))
 
 
 class AllStatesWrapper(CellWrapper):
-    """Has its first states side by side as one, so that all of them are its output.
+    """Concatenate the first states into one, so that the output contains all of them.
 
     Args:
-        inner: the cell.
-        count: how many states.
+        inner: The wrapped cell.
+        count: Number of states to concatenate.
     """
 
     stored_name = "Every"
 
     def __init__(self, inner: Cell, count: int) -> None:
         sizes = list(inner.state_sizes().items())
-        rest = dict(sizes[count:])
-        super().__init__(inner, 0, {"every": sum(size for _, size in sizes[:count]), **rest}, (count,))
+        others = dict(sizes[count:])
+        super().__init__(inner, 0, {"every": sum(size for _, size in sizes[:count]), **others}, (count,))
         self.sizes = [size for _, size in sizes[:count]]
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
-        """The inner step of the states side by side."""
-        every, *rest = states
-        new = self.inner_step(x, *torch.split(every, self.sizes, -1), *rest)
+        """Split the concatenated states, run the inner step and concatenate the new states."""
+        joined, *others = states
+        new = self.inner_step(x, *torch.split(joined, self.sizes, -1), *others)
         count = len(self.sizes)
         return (torch.cat(new[:count], -1), *new[count:])
 
 
 class ZoneoutWrapper(CellWrapper):
-    """Has units of the states keep their values: zoneout (Krueger et al., 2017, equation 3).
+    """Let units of the states keep their previous values: zoneout (Krueger et al., 2017, equation 3).
 
     Args:
-        inner: the cell.
-        rates: for each of its first states the probability that a unit does.
-        drawn: whether columns of x say which units do; else all of them do in part, as is expected.
+        inner: The wrapped cell.
+        rates: For each of its first states, the probability that a unit keeps its value.
+        drawn: True in training, where extra inputs select the units that keep their values. Otherwise every
+            state is the expected value: the weighted mean of its old and new values.
     """
 
     stored_name = "Zoned"
 
     def __init__(self, inner: Cell, rates: tuple[float, ...], drawn: bool) -> None:
         sizes = inner.state_sizes().values()
-        columns = sum(size for size, rate in zip(sizes, rates, strict=False) if rate)
-        super().__init__(inner, columns if drawn else 0, arguments=(rates, drawn))
+        width = sum(size for size, rate in zip(sizes, rates, strict=False) if rate)
+        super().__init__(inner, width if drawn else 0, arguments=(rates, drawn))
         self.rates, self.drawn = rates, drawn
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
-        """The inner step, with some of the old values in the place of new ones."""
-        new, at = list(self.inner_step(x, *states)), self.inner.features
+        """Run the inner step, and replace some of the new values by the old ones."""
+        new, column = list(self.inner_step(x, *states)), self.inner.features
         for k, (rate, before) in enumerate(zip(self.rates, states, strict=False)):
             if rate and self.drawn:
                 size = before.shape[1]
-                new[k] = torch.where(x[:, at : at + size] > 0.5, before, new[k])
-                at += size
+                new[k] = torch.where(x[:, column : column + size] > 0.5, before, new[k])
+                column += size
             elif rate:
                 new[k] = rate * before + (1 - rate) * new[k]
         return tuple(new)
 
 
 class RecurrentDropoutWrapper(CellWrapper):
-    """Has products read the first state with units left out: a state that follows says which.
+    """Apply dropout to the first state where a matrix product reads it. A further state is the dropout mask.
 
-    What else reads the state reads all of it: a gate that lets it pass does so undiminished. What is computed
-    of the state and then enters a product, as a state that a gate resets, has those units left out.
+    Other operations read the state without dropout, so a gate that keeps the state keeps all of it. Dropout
+    also applies to values computed from the state that then enter a product, such as ``r * h`` in a GRU.
     """
 
     stored_name = "Dropped"
@@ -198,10 +197,10 @@ class RecurrentDropoutWrapper(CellWrapper):
         super().__init__(inner, 0, {**sizes, "mask": next(iter(sizes.values()))})
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
-        """The inner step, its products with other values of the first state."""
-        *now, mask = states
-        with _Twins(now[0], now[0] * mask):
-            new = self.inner_step(x, *now)
+        """Run the inner step, with the masked state in its matrix products."""
+        *current, mask = states
+        with _MaskedInProducts(current[0], current[0] * mask):
+            new = self.inner_step(x, *current)
         return (*new, mask)
 
 
@@ -212,28 +211,32 @@ _PRODUCTS = {
 }  # fmt: skip
 
 
-class _Twins(TorchFunctionMode):
-    """Has products read the twin of a value, and what is computed of the twin in the place of the value."""
+class _MaskedInProducts(TorchFunctionMode):
+    """Replace a value by its masked version wherever a matrix product reads it.
 
-    def __init__(self, value: Tensor, twin: Tensor) -> None:
+    Operations on the value run twice: on the value and on its masked version. Products read the masked
+    results, all other operations the unmasked ones.
+    """
+
+    def __init__(self, value: Tensor, masked: Tensor) -> None:
         super().__init__()
-        self._twins = {id(value): twin}
-        self._alive = [value]  # or another value may get its number
+        self._masked = {id(value): masked}
+        self._alive = [value]  # as long as the tensors exist, Python can't reuse their ids
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(id(leaf) in self._twins for leaf in tree_leaves((args, kwargs))):
+        if not any(id(leaf) in self._masked for leaf in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
-        theirs, named = tree_map(lambda leaf: self._twins.get(id(leaf), leaf), (args, kwargs))
-        twin = func(*theirs, **named)
+        masked_args, masked_kwargs = tree_map(lambda leaf: self._masked.get(id(leaf), leaf), (args, kwargs))
+        masked_result = func(*masked_args, **masked_kwargs)
         if func in _PRODUCTS:
-            return twin
-        made = func(*args, **kwargs)
-        for one, other in zip(tree_leaves(made), tree_leaves(twin), strict=True):
-            if isinstance(one, Tensor):
-                self._twins[id(one)] = other
-                self._alive.append(one)
-        return made
+            return masked_result
+        result = func(*args, **kwargs)
+        for value, masked in zip(tree_leaves(result), tree_leaves(masked_result), strict=True):
+            if isinstance(value, Tensor):
+                self._masked[id(value)] = masked
+                self._alive.append(value)
+        return result
 
 
 _WRAPPERS: dict[str, Callable[..., CellWrapper]] = {
@@ -242,8 +245,8 @@ _WRAPPERS: dict[str, Callable[..., CellWrapper]] = {
 }
 
 
-def wrap(cell: Cell, chain: WrapperSpec) -> Cell:
-    """A cell with all variants of a chain around it."""
-    for name, arguments in chain:
+def wrap(cell: Cell, spec: WrapperSpec) -> Cell:
+    """Return the cell inside all the wrappers that ``spec`` lists."""
+    for name, arguments in spec:
         cell = _WRAPPERS[name](cell, *arguments)
     return cell

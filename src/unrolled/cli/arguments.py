@@ -1,4 +1,4 @@
-"""What several commands read from their arguments: cells, options, the layers of a file."""
+"""Command-line arguments shared by several commands: cells, cell options, layers from a weights file."""
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ from rich.segment import Segment
 from unrolled import cells
 from unrolled.cells.base import Cell
 from unrolled.io import files
-from unrolled.io.state_dicts import find_layers, parts_of_layers, takes
+from unrolled.io.state_dicts import accepts_option, find_layers, recurrent_keys
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import LAYERS
 
-CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
-NAMED: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
-CELL_HELP = f"{', '.join(CELLS)}, another name of unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
-OPTION_HELP = "an option of the cell, such as nonlinearity=relu"
+TORCH_CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
+ALL_CELLS: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
+CELL_HELP = f"{', '.join(TORCH_CELLS)}, another cell of unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
+OPTION_HELP = "option of the cell, such as nonlinearity=relu; can be repeated"
 
 
 class UsageError(Exception):
-    """What the user gave can't be used; told in one line, with exit code 2."""
+    """A bad argument or input file. The command prints it in one line and exits with code 2."""
 
 
 def parse_cell(text: str, option: str = "--cell") -> type[Cell]:
-    """The class that ``--cell`` names: one of ours, in any case, or one of a file or module of the user's.
+    """Return the cell class that an argument names.
 
     Args:
-        text: the name.
-        option: what the user gave it to.
+        text: The name of a cell of `unrolled.cells` in upper or lower case, or a class in a file or module.
+        option: The command-line option that the text was given to, for error messages.
 
     Raises:
-        UsageError: there is no such class, or its file or module can't be loaded.
+        UsageError: If there is no such class, or its file or module can't be loaded.
     """
-    if text.lower() in NAMED:
-        return NAMED[text.lower()]
-    place, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
-    if not place:
-        raise UsageError(f"{option} should be {CELL_HELP}, got {text!r}")
+    if text.lower() in ALL_CELLS:
+        return ALL_CELLS[text.lower()]
+    location, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
+    if not location:
+        raise UsageError(f"{option}: expected {CELL_HELP}, got {text!r}")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"{option}: {place} can't be loaded ({type(error).__name__}: {error})") from error
-    found: Any = getattr(module, name, None)
-    if not _is_cell(found):
-        has = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
-        which = f"has no subclass of unrolled.Cell named {name!r}" if name else "should be followed by :CLASS"
-        raise UsageError(f"{option}: {place} {which}: the cells in it are {has}")
-    cell: type[Cell] = found
+        module = (
+            _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+        )
+    except Exception as error:  # user code can raise anything
+        raise UsageError(f"{option}: can't load {location} ({type(error).__name__}: {error})") from error
+    value: Any = getattr(module, name, None)
+    if not _is_cell(value):
+        defined = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
+        problem = f"has no subclass of unrolled.Cell named {name!r}" if name else "must be followed by :CLASS"
+        raise UsageError(f"{option}: {location} {problem} (cells in it: {defined})")
+    cell: type[Cell] = value
     return cell
 
 
@@ -69,122 +71,126 @@ def _import_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and typing look a class's module up
+    sys.modules[path.stem] = module  # dataclasses and typing look up a class's module
     spec.loader.exec_module(module)
     return module
 
 
 def parse_options(texts: list[str]) -> dict[str, Any]:
-    """Every ``--option NAME=VALUE``; what is no Python literal is text.
+    """Parse every ``--option NAME=VALUE``. A value that isn't a Python literal is kept as text.
 
     Raises:
-        UsageError: one has another form.
+        UsageError: If an option doesn't have this form.
     """
-    return dict(_option(text) for text in texts)
+    return dict(_parse_option(text) for text in texts)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _parse_option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--option should be NAME=VALUE, got {text!r}")
+        raise UsageError(f"--option: expected NAME=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
 
 
-def check_options(given: dict[str, Any], cells: list[type[Cell]]) -> None:
-    """Raise where none of these cells can have a given option: it would do nothing."""
+def check_options(options: dict[str, Any], cells: list[type[Cell]]) -> None:
+    """Raise an error if no cell accepts an option, since the option would have no effect."""
     known = dict.fromkeys(name for cell in cells for name in cell.options())
-    for name, value in given.items():
+    for name, value in options.items():
         if name not in known:
-            has = f"the options here are {', '.join(known)}" if known else "there are none here"
-            raise UsageError(f"--option {name}: no such option of {cells[0].__name__}, {has}")
-        if not any(takes(cell, name, value) for cell in cells):
+            subject = f"{cells[0].__name__} has" if len(cells) == 1 else "these cells have"
+            available = f"available: {', '.join(known)}" if known else "available: none"
+            raise UsageError(f"--option {name}: {subject} no such option ({available})")
+        if not any(accepts_option(cell, name, value) for cell in cells):
             next(cell for cell in cells if name in cell.options()).check_options({name: value})
 
 
-def read_layers(path: Path, cells: list[type[Cell]], given: dict[str, Any]) -> dict[str, Recurrent]:
-    """The recurrent layers of a file of weights, by the prefix of their keys.
+def read_layers(path: Path, cells: list[type[Cell]], options: dict[str, Any]) -> dict[str, Recurrent]:
+    """Load the recurrent layers of a weights file, keyed by the prefix of their tensor names.
 
     Args:
-        path: of the file.
-        cells: classes to look for beside our own.
-        given: options of the cell.
+        path: The weights file.
+        cells: Cell classes to look for in addition to those of torch.nn.
+        options: Options of the cells.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it holds no weights.
-        UsageError: it holds no recurrent layer.
+        OSError: If the file can't be read.
+        ValueError: If the file holds no weights.
+        UsageError: If the file holds no recurrent layer.
     """
     weights = files.read_weights(path)
-    layers = find_layers(weights, cells, given)
+    layers = find_layers(weights, cells, options)
     if not layers:
-        parts = parts_of_layers(weights, cells)
-        some = f", though {', '.join(parts[:3])} may be parts of one: not all of it is there" if parts else ""
-        own = "" if cells else "; a layer with a cell of your own is found with --cell FILE.py:CLASS"
-        raise UsageError(f"{path}: no recurrent layer among its keys{some}{own}")
+        keys = recurrent_keys(weights, cells)
+        parts = f"; {', '.join(keys[:3])} look like parts of one, but other parts are missing" if keys else ""
+        custom = "" if cells else "; for a custom cell, add --cell FILE.py:CLASS"
+        raise UsageError(f"{path}: no recurrent layer found{parts}{custom}")
     return layers
 
 
-def words(text: str) -> list[str]:
-    """Names with commas between them, as an argument."""
+def comma_separated(text: str) -> list[str]:
+    """Parse an argument of comma-separated names."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected comma-separated names, got {text!r}")
     return names
 
 
-def whole_number(text: str) -> int:
-    """A whole number from 1, as an argument."""
+def positive_int(text: str) -> int:
+    """Parse an argument that must be a positive integer."""
     if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 
 
-def positive(text: str) -> float:
-    """A number above 0, as an argument."""
+def positive_float(text: str) -> float:
+    """Parse an argument that must be a positive finite number."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return value
 
 
-def check_written(json: Path | None, plot: Path | None) -> None:
-    """Raise where results can't be written to the files of ``--json`` and ``--plot``.
+def check_output_files(json: Path | None, plot: Path | None) -> None:
+    """Check early that the files of ``--json`` and ``--plot`` can be written.
 
     Raises:
-        UsageError: there is no such folder, matplotlib is missing, or it can't write such a file.
+        UsageError: If a folder doesn't exist, matplotlib is missing, or it doesn't support the file type.
     """
     for path in filter(None, (json, plot)):
         if not path.parent.is_dir():
-            raise UsageError(f"{path}: there is no folder {path.parent}")
+            raise UsageError(f"{path}: the folder {path.parent} doesn't exist")
     if plot is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
 
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if plot.suffix.removeprefix(".").lower() not in kinds:
-        raise UsageError(f"--plot should end in .{', .'.join(sorted(kinds))}, got {plot}")
+    file_types = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix.removeprefix(".").lower() not in file_types:
+        raise UsageError(
+            f"--plot: expected a file name ending in .{', .'.join(sorted(file_types))}, got {plot}"
+        )
 
 
-# What moves the cursor, colours or turns the text round: C0 as the pictures that Unicode has of them.
-_PICTURES = {code: 0x2400 + code for code in range(32) if code != ord("\n")} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+# C0 control codes become Unicode's control pictures. C1 codes and the characters that change the text
+# direction become the replacement character.
+_REPLACEMENTS = {code: 0x2400 + code for code in range(32) if code != ord("\n")} | {0x7F: 0x2421}
+_REPLACEMENTS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 
 
 def printable(text: str) -> str:
-    """A text from anywhere without what would control the terminal: that stands as characters to see."""
-    return text.translate(_PICTURES)
+    """Replace control characters, which could manipulate the terminal, with visible ones."""
+    return text.translate(_REPLACEMENTS)
 
 
 class _Console(Console):
-    """A console on which texts from files control nothing."""
+    """A console that replaces control characters in text, which may come from untrusted files."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -192,7 +198,7 @@ class _Console(Console):
 
 
 def new_console() -> Console:
-    """The console that every command prints to."""
+    """Create the console that every command prints to."""
     console = _Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
-    console.width = console.width or 80  # some environments have a terminal of no columns
+    console.width = console.width or 80  # some environments report zero columns
     return console

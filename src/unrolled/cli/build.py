@@ -1,4 +1,4 @@
-"""Compile a model's kernels ahead of time: what ``unrolled build`` does."""
+"""``unrolled build``: compile the kernels of a model ahead of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.layers.recurrent import Recurrent
 
 
-def save(
+def build_kernels(
     layers: Mapping[str, Recurrent],
     program: Sequence[str],
     folder: Path,
@@ -24,65 +24,66 @@ def save(
     training: bool,
     console: Console,
 ) -> None:
-    """Compile the kernels of layers, and those that a program uses, into a folder, and say what is in it.
+    """Compile the kernels of some layers, and those that a program uses, into a folder.
 
     Args:
-        layers: by name.
-        program: a Python file and its arguments, run here, if any; its layers may be asked for resets, every
-            state and the like, which have kernels of their own.
-        folder: made where it isn't there.
-        archs: names of instruction sets, ``"native"`` for this machine's own; none: that of this process.
-        training: whether gradients will be wanted too.
-        console: where to print.
+        layers: The layers by name.
+        program: A Python file and its arguments, or empty. The program is run, because calls with lengths,
+            resets or all_states use kernels of their own.
+        folder: The output folder. It is created if it doesn't exist.
+        archs: Names of instruction sets; ``"native"`` is that of this machine. If empty, the instruction set
+            of this process.
+        training: Whether to compile the kernels for gradients, too.
+        console: The console to print the summary to.
 
     Raises:
-        ValueError: a layer that the compiler can't take, an instruction set that it doesn't know, no
-            compiler, or a program that fails or uses no kernel.
-        OSError: the folder can't be written to.
+        ValueError: If a layer can't be compiled, an instruction set is unknown, there is no compiler, or the
+            program fails or uses no kernel.
+        OSError: If the folder can't be written to.
     """
     try:
         archs = [build.check_arch(arch, "--arch") for arch in archs] or [build.arch()]
-        for found in doctor.engines_of(layers, training=training):
-            label = f"{found['layer']}: {found['cell']}, {found['dtype']}"
-            if found["inference"]["engine"] != "native":
-                raise ValueError(f"{label} can't be compiled: {found['inference']['why']}")
-            told = "inference"
+        for entry in doctor.layer_engines(layers, training=training):
+            label = f"{entry['layer']}: {entry['cell']}, {entry['dtype']}"
+            if entry["inference"]["engine"] != "native":
+                raise ValueError(f"{label} can't be compiled: {entry['inference']['why']}")
+            modes = "inference"
             if training:
-                compiled = found["training"]["engine"] == "native"
-                told += " and training" if compiled else f"; not training: {found['training']['why']}"
-            console.print(f"{label}: {told}")
+                compiled = entry["training"]["engine"] == "native"
+                modes += " and training" if compiled else f"; not training: {entry['training']['why']}"
+            console.print(f"{label}: {modes}")
         if program:
-            _run(program)
-            if not build.asked():
+            _run_program(program)
+            if not build.requested_sources():
                 raise ValueError(
-                    f"{program[0]} used no kernel: its layers ran on the reference engine, if at all"
+                    f"{program[0]} used no kernel; its layers, if any, ran on the reference engine"
                 )
-            console.print(f"{program[0]}: what it uses", soft_wrap=True)
+            console.print(f"{program[0]}: all kernels that it used", soft_wrap=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a cache that can't be used: the folder can, or raises
-            made = export.save(build.asked(), folder, archs)
+            warnings.simplefilter("ignore")  # an unusable kernel cache doesn't matter here
+            libraries = export.save(build.requested_sources(), folder, archs)
     except NoCompilerError as error:
         raise ValueError(str(error)) from None
-    size = sum(path.stat().st_size for path in made)
+    size = sum(path.stat().st_size for path in libraries)
     console.print(
-        f"{len(made)} libraries for {', '.join(archs)}, {doctor.bytes_in_words(size)}, in {folder}\n"
-        f"Where they are to run: {prebuilt.VARIABLE}={folder.absolute()}",
+        f"Wrote {len(libraries)} kernels for {', '.join(archs)} ({doctor.format_size(size)}) to {folder}.\n"
+        f"To use them, set {prebuilt.VARIABLE}={folder.absolute()}",
         soft_wrap=True,
     )
 
 
-def _run(line: Sequence[str]) -> None:
-    """Run a program with its arguments as Python does."""
-    before, program = (sys.argv, sys.path), line[0]
-    sys.argv, sys.path = list(line), [str(Path(program).parent.absolute()), *sys.path]
+def _run_program(command: Sequence[str]) -> None:
+    """Run a Python program with its arguments in this process, as ``python PROGRAM ARGUMENTS`` would."""
+    original, program = (sys.argv, sys.path), command[0]
+    sys.argv, sys.path = list(command), [str(Path(program).parent.absolute()), *sys.path]
     try:
         runpy.run_path(program, run_name="__main__")
     except SystemExit as error:
         if error.code:
-            raise ValueError(f"{program} ended with {error.code}") from None
+            raise ValueError(f"{program} exited with {error.code}") from None
     except OSError:
         raise
     except Exception as error:
         raise ValueError(f"{program} failed: {type(error).__name__}: {error}") from error
     finally:
-        sys.argv, sys.path = before
+        sys.argv, sys.path = original

@@ -1,4 +1,4 @@
-"""What this machine gives the native engine, and which engine each layer takes: ``unrolled doctor``."""
+"""``unrolled doctor``: report the compiler, processor, cache and engine of this machine."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ _VARIABLES = (
 )
 
 
-def examine(layers: Mapping[str, Recurrent]) -> dict[str, Any]:
-    """Everything, as data.
+def collect_report(layers: Mapping[str, Recurrent]) -> dict[str, Any]:
+    """Collect the whole report as data.
 
     Args:
-        layers: by name; none is run.
+        layers: Layers to find the engine of, by name.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says it
+        warnings.simplefilter("ignore")  # the report contains what they say
         return {
             "versions": _versions(),
             "processor": {
                 "name": cpu.name(),
                 "system": cpu.system(),
-                "instructions": cpu.known(),
+                "instructions": cpu.usable_features(),
             },
             "compiler": _compiler(),
-            "kernel": _kernel(),
+            "kernel": _test_kernel(),
             "threads": _threads(),
             "cache": _cache(),
-            "shipped": _shipped(),
+            "shipped": _prebuilt_kernels(),
             "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-            "engine": dispatch.chosen(),
-            "layers": engines_of(layers),
+            "engine": dispatch.current_engine(),
+            "layers": layer_engines(layers),
         }
 
 
-def engines_of(layers: Mapping[str, Recurrent], training: bool = True) -> list[dict[str, Any]]:
-    """Which engine takes each layer and direction under ``engine("auto")``, and why.
+def layer_engines(layers: Mapping[str, Recurrent], training: bool = True) -> list[dict[str, Any]]:
+    """Find the engine that ``engine("auto")`` selects for each layer and direction, and the reason.
 
     Args:
-        layers: by name.
-        training: whether to tell it for training too.
+        layers: The layers by name.
+        training: Whether to find the engine for training, too.
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for name, layer in layers.items():
-        index = itertools.count()
+        layer_index = itertools.count()
 
         def run(
             cells: list[Cell],
@@ -84,14 +84,15 @@ def engines_of(layers: Mapping[str, Recurrent], training: bool = True) -> list[d
             sizes: list[int] | None,
             name: str = name,
             layer: Recurrent = layer,
-            index: Iterator[int] = index,
+            layer_index: Iterator[int] = layer_index,
         ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-            number, results = next(index), []
+            """Record the engine of one layer's cells instead of running them; return zeros."""
+            index, results = next(layer_index), []
             for cell, direction in zip(cells, ("forward", "backward"), strict=False):
                 state = reference.zeros(cell, x)
                 entry: dict[str, Any] = {
                     "layer": name,
-                    "index": number,
+                    "index": index,
                     "direction": direction,
                     "cell": f"{type(cell).__name__}({cell.input}, {cell.hidden})",
                     "dtype": str(x.dtype).removeprefix("torch."),
@@ -100,33 +101,32 @@ def engines_of(layers: Mapping[str, Recurrent], training: bool = True) -> list[d
                 for mode in _MODES[: 1 + training]:
                     engine, why = dispatch.which(cell, x, state, mode == "training")
                     entry[mode] = {"engine": engine, "why": why}
-                found.append(entry)
+                entries.append(entry)
                 results.append((x.new_zeros(*x.shape[:-1], state[0].shape[-1]), state))
             return results
 
         dtype = next((parameter.dtype for parameter in layer.parameters()), None)
         with torch.no_grad():
             layer.unroll(torch.zeros(1, 1, layer.input_size, dtype=dtype), None, run)
-    return found
+    return entries
 
 
-def say(console: Console, data: dict[str, Any]) -> None:
-    """Print what :func:`examine` has found."""
-    console.print(Text(f"unrolled {data['versions']['unrolled']}", style="bold"))
+def print_report(console: Console, data: dict[str, Any]) -> None:
+    """Print the data of :func:`collect_report`."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=len("Processor   "))
     table.add_column(overflow="fold")
-    for name, lines in _told(data).items():
-        table.add_row(f"  {name}", "\n".join(lines))
+    for title, lines in _format_sections(data).items():
+        table.add_row(title, "\n".join(lines))
     console.print(table)
     if data["layers"]:
         console.print(Text('\nLayers, with engine("auto")', style="bold"))
         for entry in data["layers"]:
-            console.print(Padding(Text(_told_of(entry)), (0, 0, 0, 2)))
+            console.print(Padding(Text(_format_layer(entry)), (0, 0, 0, 2)))
 
 
-def bytes_in_words(count: int) -> str:
-    """A size for a reader."""
+def format_size(count: int) -> str:
+    """Format a number of bytes in KiB or MiB."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
@@ -141,19 +141,19 @@ def _versions() -> dict[str, str]:
 
 def _compiler() -> dict[str, Any]:
     try:
-        found, arch = next(compiler.compilers()), build.arch()
+        first, arch = next(compiler.compilers()), build.arch()
     except compiler.NoCompilerError as error:
         return {"trouble": str(error)}
-    flags = [*compiler.FLAGS, found.arch_flag(arch)]
-    return {"command": shlex.join(found.command), "version": found.title, "flags": flags, "trouble": None}
+    flags = [*compiler.FLAGS, first.arch_flag(arch)]
+    return {"command": shlex.join(first.command), "version": first.title, "flags": flags, "trouble": None}
 
 
-def _kernel() -> dict[str, Any]:
-    """The smallest kernel, compiled or taken from where it lies, and run."""
-    began = time.perf_counter()
+def _test_kernel() -> dict[str, Any]:
+    """Compile the smallest kernel, or load it from the cache, and run it."""
+    start = time.perf_counter()
     try:
         lanes = build.load(build.PROBE).lanes()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         return {"arch": build.arch(), "float32_lanes": lanes, "seconds": seconds, "trouble": None}
     except NoCompilerError as error:
         return {"trouble": str(error)}
@@ -161,7 +161,7 @@ def _kernel() -> dict[str, Any]:
 
 def _threads() -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
-    openmp: Any = torch.backends.openmp  # without types
+    openmp: Any = torch.backends.openmp  # untyped
     return {
         "torch": torch.get_num_threads(),
         "torch_interop": torch.get_num_interop_threads(),
@@ -171,16 +171,17 @@ def _threads() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    folder = cache.chosen()
+    folder = cache.user_folder()
     if folder is None:
-        return {"folder": None, "libraries": 0, "bytes": 0, "writable": False, "trouble": "there is no home"}
-    trouble = cache.refusal(folder)
+        reason = "no cache folder, because there is no home directory"
+        return {"folder": None, "libraries": 0, "bytes": 0, "writable": False, "trouble": reason}
+    trouble = cache.why_unsafe(folder)
     libraries, size = cache.size(folder) if trouble is None else (0, 0)
-    found = {"folder": str(folder), "libraries": libraries, "bytes": size}
-    return {**found, "writable": trouble is None and _writable(folder), "trouble": trouble}
+    content = {"folder": str(folder), "libraries": libraries, "bytes": size}
+    return {**content, "writable": trouble is None and _is_writable(folder), "trouble": trouble}
 
 
-def _writable(folder: Path) -> bool:
+def _is_writable(folder: Path) -> bool:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
@@ -189,73 +190,77 @@ def _writable(folder: Path) -> bool:
     return True
 
 
-def _shipped() -> dict[str, Any] | None:
-    folder = prebuilt.folder(None)
+def _prebuilt_kernels() -> dict[str, Any] | None:
+    folder = prebuilt.find_folder(None)
     if folder is None:
         return None
-    here = {
+    return {
         "folder": str(folder.path),
         "arch": folder.arch,
-        "libraries": sum(note["arch"] == folder.arch for note in folder.notes.values()),
+        "libraries": sum(note["arch"] == folder.arch for note in folder.metadata.values()),
+        "trouble": folder.problem or None,
     }
-    return {**here, "trouble": folder.trouble or None}
 
 
-def _told(data: dict[str, Any]) -> dict[str, list[str]]:
-    """The machine's part of the report: lines by heading."""
-    found, kernel = data["compiler"], data["kernel"]
-    lines = {
-        "versions": [", ".join(f"{name} {version}" for name, version in data["versions"].items())],
-        "processor": [f"{data['processor']['name']}, {data['processor']['system']}"],
+def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
+    """Format the report on the machine as lines by section title."""
+    versions, processor, threads = data["versions"], data["processor"], data["threads"]
+    kernel = data["kernel"]
+    sections = {
+        "Unrolled": [
+            versions["unrolled"],
+            f"Python {versions['python']}, torch {versions['torch']}, NumPy {versions['numpy']}",
+        ],
+        "Compiler": _format_compiler(data["compiler"]),
+        "Processor": [f"{processor['name']}, {processor['system']}, {threads['cores']} cores"],
     }
-    if found["trouble"]:
-        lines["compiler"] = [found["trouble"]]
-    else:
-        lines["compiler"] = [found["version"], f"{found['command']} {shlex.join(found['flags'])}"]
-    if kernel["trouble"]:
-        lines["kernels"] = [f"none can be run: {kernel['trouble']}"]
-    else:
+    if not kernel["trouble"]:
         lanes = kernel["float32_lanes"]
-        lines["kernels"] = [
-            f"instruction set {kernel['arch']}: vectors of {lanes} float32 or {lanes // 2} float64",
-            f"the smallest kernel was ready, and had run, after {kernel['seconds']:.2f} s",
-        ]
-    threads = data["threads"]
-    lines["threads"] = [
-        f"{threads['torch']} of torch ({'with' if threads['openmp'] else 'without'} OpenMP), "
-        f"{threads['cores']} cores for this process"
-    ]
-    lines["cache"] = _cache_told(data["cache"])
+        sections["Processor"].append(
+            f"instruction set {kernel['arch']}: vectors of {lanes} float32 or {lanes // 2} float64"
+        )
+    sections["Threads"] = [f"{threads['torch']} in torch ({'with' if threads['openmp'] else 'no'} OpenMP)"]
+    sections["Cache"] = _format_cache(data["cache"])
     if data["shipped"]:
-        shipped_here = data["shipped"]
-        lines["shipped"] = [
-            shipped_here["trouble"]
-            or f"{shipped_here['folder']}: {shipped_here['libraries']} libraries for {shipped_here['arch']}"
+        shipped = data["shipped"]
+        sections["Prebuilt"] = [
+            shipped["trouble"]
+            or f"{shipped['folder']} ({shipped['libraries']} kernels for {shipped['arch']})"
         ]
-    lines["engine"] = [f"{data['engine']}, where nothing else is chosen"]
+    sections["Engine"] = _format_engine(data["engine"], kernel)
     if data["variables"]:
-        lines["variables"] = [f"{name}={value}" for name, value in data["variables"].items()]
-    return lines
+        sections["Environment"] = [f"{name}={value}" for name, value in data["variables"].items()]
+    return sections
 
 
-def _cache_told(found: dict[str, Any]) -> list[str]:
-    if found["trouble"]:
-        return [found["trouble"]]
-    can = "can be written to" if found["writable"] else "can't be written to"
-    return [
-        found["folder"],
-        f"{found['libraries']} libraries, {bytes_in_words(found['bytes'])}; it is this user's own and {can}",
-    ]
+def _format_compiler(data: dict[str, Any]) -> list[str]:
+    if data["trouble"]:
+        return [data["trouble"]]
+    return [data["version"], f"{data['command']} {shlex.join(data['flags'])}"]
 
 
-def _told_of(entry: dict[str, Any]) -> str:
-    """The engines of one layer and direction, in a sentence."""
-    where = f" {entry['index']} {entry['direction']}" if entry["stacked"] else ""
+def _format_cache(data: dict[str, Any]) -> list[str]:
+    if data["trouble"]:
+        return [data["trouble"]]
+    access = "private and writable" if data["writable"] else "private, but not writable"
+    return [f"{data['folder']} ({data['libraries']} kernels, {format_size(data['bytes'])}; {access})"]
+
+
+def _format_engine(engine: str, kernel: dict[str, Any]) -> list[str]:
+    setting = f"{engine} (default)" if engine == "auto" else engine
+    if kernel["trouble"]:
+        return [setting, f"native: not available, because {kernel['trouble']}"]
+    return [setting, f"native: the test kernel loaded and ran in {kernel['seconds']:.2f} s"]
+
+
+def _format_layer(entry: dict[str, Any]) -> str:
+    """Format the engines of one layer and direction."""
+    position = f" {entry['index']} {entry['direction']}" if entry["stacked"] else ""
     modes = {mode: entry[mode] for mode in _MODES if mode in entry}
-    told = {
-        mode: found["engine"] + ("" if found["engine"] == "native" else f" ({found['why']})")
-        for mode, found in modes.items()
+    engines = {
+        mode: choice["engine"] + ("" if choice["engine"] == "native" else f" ({choice['why']})")
+        for mode, choice in modes.items()
     }
-    same = len(set(told.values())) == 1
-    engines_told = next(iter(told.values())) if same else ", ".join(f"{m} {t}" for m, t in told.items())
-    return f"{entry['layer']}{where}: {entry['cell']}, {entry['dtype']}: {engines_told}"
+    same = len(set(engines.values())) == 1
+    summary = next(iter(engines.values())) if same else ", ".join(f"{m} {e}" for m, e in engines.items())
+    return f"{entry['layer']}{position}: {entry['cell']}, {entry['dtype']}: {summary}"

@@ -1,4 +1,4 @@
-"""``unrolled show``: what the user asks for, and which layer and sequence are opened."""
+"""``unrolled show``: parse its arguments, select a layer and a sequence, and show every number of the run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.console import Console
 from unrolled.cli import example, terminal
 from unrolled.cli.arguments import (
     CELL_HELP,
-    CELLS,
     OPTION_HELP,
+    TORCH_CELLS,
     UsageError,
     check_options,
     new_console,
@@ -35,39 +35,54 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import LAYERS
 from unrolled.tracing.trace import Trace, trace
 
+_ALL_STEPS = range(0, -1)  # an impossible range that stands for all steps
+
 
 def add(commands: Any) -> None:
-    """Add the command to those of an argparse parser."""
+    """Add the command to the subparsers of an argument parser."""
     parser = commands.add_parser(
         "show",
-        help="every number of a recurrent layer, step by step",
-        description="Show every number of a recurrent layer: of a small example, or of your own weights.",
+        help="show every number of a recurrent layer, step by step",
+        description="Show every number that a recurrent layer computes, step by step. Without WEIGHTS, show "
+        "a small example.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", nargs="?", type=Path, metavar="WEIGHTS", help=".safetensors, .pt or .pth")
     parser.add_argument(
-        "--input", type=Path, metavar="FILE", help="a sequence: .csv or .npy, rows as time steps"
+        "weights", nargs="?", type=Path, metavar="WEIGHTS", help=".safetensors, .pt or .pth file"
     )
-    parser.add_argument("--layer", metavar="PREFIX", help="which layer of WEIGHTS, by the prefix of its keys")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="input sequence: .csv or .npy file with one row per time step",
+    )
+    parser.add_argument(
+        "--layer", metavar="PREFIX", help="layer of WEIGHTS to show: the prefix of its keys, such as encoder"
+    )
     parser.add_argument("--cell", metavar="CELL", help=CELL_HELP)
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
-    parser.add_argument("--seed", type=_seed, default=0, help="for the weights of an example (default: 0)")
     parser.add_argument(
-        "--steps", type=_steps, metavar="LIST", help="time steps from 0, such as 0,2-5 or all"
+        "--seed", type=_parse_seed, default=0, help="random seed for the weights of an example (default: 0)"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON for programs, NaN and infinity as text")
-    form.add_argument(
-        "--watch", action="store_true", help="go through the steps in the terminal, with the arrow keys"
+    parser.add_argument(
+        "--steps",
+        type=_parse_steps,
+        metavar="LIST",
+        help="time steps to show, counted from 0: such as 0,2-5, or all",
     )
-    form.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page to look at in a browser: a file of its own"
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON, with NaN and infinity as strings")
+    output.add_argument(
+        "--watch", action="store_true", help="step through the sequence in the terminal with the arrow keys"
     )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    output.add_argument(
+        "--html", type=Path, metavar="FILE", help="write an interactive page, in a single file"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page of --html in a browser")
     parser.add_argument(
         "--labels",
         metavar="TEXT_OR_FILE",
-        help="what stands for each time step: a character of a text, or a line of a file",
+        help="labels of the time steps: the characters of a text, or the lines of a file",
     )
     parser.add_argument(
         "--as",
@@ -78,7 +93,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--title",
         metavar="TEXT",
-        help="of the page (default: the name of the file and the prefix of the layer)",
+        help="title of the page (default: file name and layer prefix)",
     )
     parser.set_defaults(run=run)
 
@@ -87,105 +102,104 @@ def run(options: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        UsageError: what is asked for can't be done.
-        ValueError, OSError: a file can't be read, or what it holds can't be used.
+        UsageError: If the arguments can't be used.
+        ValueError, OSError: If a file can't be read or has unusable content.
     """
-    _check_page(options)
+    _check_combinations(options)
     console = new_console()
-    step_through = _stepper(console) if options.watch else None
+    step_through = _load_stepper(console) if options.watch else None
     cell = parse_cell(options.cell) if options.cell else None
-    given = parse_options(options.option)
+    cell_options = parse_options(options.option)
     x = files.read_input(options.input) if options.input else None
     title = options.title
     if options.weights is None:
         if options.layer is not None:
-            raise UsageError("--layer chooses a layer of WEIGHTS, and no WEIGHTS are given")
+            raise UsageError("--layer needs a WEIGHTS file")
         cell = cell or LAYERS[0].cell_class
-        check_options(given, [cell])
+        check_options(cell_options, [cell])
         if x is not None:
-            x = _converted(x, torch.float32, options.input)
-        layer, x = example.example(cell, x, options.seed, given)
+            x = _convert_dtype(x, torch.float32, options.input)
+        layer, x = example.example(cell, x, options.seed, cell_options)
     else:
-        layers = read_layers(options.weights, [cell] if cell else [], given)
+        layers = read_layers(options.weights, [cell] if cell else [], cell_options)
         if options.layer is not None or x is not None:
-            prefix, layer = _choose(layers, options.layer, options.weights)
+            prefix, layer = _select_layer(layers, options.layer, options.weights)
             layers = {prefix: layer}
             title = title or ": ".join(filter(None, (options.weights.name, prefix)))
-        check_options(given, list(dict.fromkeys(layer.cell for layer in layers.values())))
+        check_options(cell_options, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
             if options.watch or options.html:
-                raise UsageError(
-                    f"--{'watch' if options.watch else 'html'} shows a sequence: give one with --input FILE"
-                )
-            _list(console, layers, options.json)
+                option = "--watch" if options.watch else "--html"
+                raise UsageError(f"{option} needs an input sequence: add --input FILE")
+            _list_layers(console, layers, options.json)
             return
         for name, value in layer.chosen_options().items():
-            if given.get(name, value) != value:
-                told = f"the weights of {layer} tell {name}={value}"
-                raise UsageError(f"--option {name}={given[name]}: {told}")
-        x = _fit(x, layer, options.input)
+            if cell_options.get(name, value) != value:
+                raise UsageError(
+                    f"--option {name}={cell_options[name]}: the weights have {name}={value} ({layer})"
+                )
+        x = _prepare_input(x, layer, options.input)
         if not options.json and not options.html:
-            terminal.found(console, layers)
-            _say_assumed(console, layer, given)
-    opened = _trace(layer, x)
-    length = int(opened.layers[0].lengths[0])
-    steps = _chosen(options.steps, length)
-    labels = None if options.labels is None else _labels(options.labels, length)
+            terminal.print_layers(console, layers)
+            _print_assumed_options(console, layer, cell_options)
+    layer_trace = _run_layer(layer, x)
+    length = int(layer_trace.layers[0].lengths[0])
+    steps = _select_steps(options.steps, length)
+    labels = None if options.labels is None else _read_labels(options.labels, length)
     if step_through:
-        step_through(console, opened, steps or range(length), labels)
+        step_through(console, layer_trace, steps or range(length), labels)
     elif options.html:
-        _write_page(options, opened, labels, title)
+        _write_page(options, layer_trace, labels, title)
     elif options.json:
-        print(json.dumps(terminal.as_data(opened, steps), indent=2, allow_nan=False))
+        print(json.dumps(terminal.as_data(layer_trace, steps), indent=2, allow_nan=False))
     else:
-        terminal.say(console, opened, steps, labels)
+        terminal.print_trace(console, layer_trace, steps, labels)
 
 
-def _check_page(options: argparse.Namespace) -> None:
-    """Raise where an option would do nothing: one of a page without a page, or of text with one."""
-    given = {"--open": options.open, "--title": options.title is not None, "--as": options.inputs}
-    for name, is_given in given.items():
-        if is_given and not options.html:
-            raise UsageError(f"{name} says how a page is to be, and none is asked for: give --html FILE too")
+def _check_combinations(options: argparse.Namespace) -> None:
+    """Raise an error if an option would have no effect in combination with the others."""
+    page_options = {"--open": options.open, "--title": options.title is not None, "--as": options.inputs}
+    for name, is_used in page_options.items():
+        if is_used and not options.html:
+            raise UsageError(f"{name} needs --html FILE")
     if options.json and options.labels is not None:
-        raise UsageError("--labels names time steps for a reader, and --json is for programs: leave one out")
+        raise UsageError("--labels can't be combined with --json")
     if options.html and options.steps:
-        raise UsageError(
-            "--steps chooses what is printed, and --html writes every step: leave one of them out"
-        )
+        raise UsageError("--steps can't be combined with --html: a page always has all steps")
 
 
 def _write_page(
-    options: argparse.Namespace, opened: Trace, labels: list[str] | None, title: str | None
+    options: argparse.Namespace, layer_trace: Trace, labels: list[str] | None, title: str | None
 ) -> None:
-    with warnings.catch_warnings(record=True) as notes:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        path = opened.to_html(options.html, labels=labels, inputs=options.inputs or "numbers", title=title)
-    for note in notes:
-        print(f"unrolled: {note.message}", file=sys.stderr)
-    print(f"Wrote {printable(str(path))}: {opened.module} as a page to look at in a browser.", flush=True)
+        inputs = options.inputs or "numbers"
+        path = layer_trace.to_html(options.html, labels=labels, inputs=inputs, title=title)
+    for warning in caught:
+        print(f"unrolled: {warning.message}", file=sys.stderr)
+    print(f"Wrote {printable(str(path))}, an interactive page for {layer_trace.module}.", flush=True)
     if options.open and not webbrowser.open(path.resolve().as_uri()):
-        raise UsageError("--open: there is no browser that can be started here: open the file yourself")
+        raise UsageError("--open: no browser could be started; open the file yourself")
 
 
-def _labels(text: str, length: int) -> list[str]:
-    """A label for each time step: of a file, if there is one of this name, or the characters."""
-    if os.path.isfile(text):  # False for what can't be the name of a file, too
+def _read_labels(text: str, length: int) -> list[str]:
+    """Return a label for each time step: the lines of a file if `text` names one, else its characters."""
+    if os.path.isfile(text):  # unlike Path.is_file, also False for text that can't be a file name
         labels = files.read_labels(Path(text))
-        what = f"the file {text} has {len(labels)} lines"
+        source = f"the file {text} has {len(labels)} lines"
     else:
         labels = list(text)
-        what = f"{reprlib.repr(text)} is no file and has {len(labels)} characters"
+        source = f"{reprlib.repr(text)} is not a file and has {len(labels)} characters"
     if len(labels) != length:
-        raise UsageError(f"--labels: {what}, but the sequence has {length} time steps")
+        raise UsageError(f"--labels: {source}, but the sequence has {length} time steps")
     return labels
 
 
-def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int], list[str] | None], None]:
-    """What goes through the steps, where there is a terminal for it."""
-    terminals = (stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-    if not all(terminals) or console.is_dumb_terminal:
-        raise UsageError("--watch needs a terminal to draw in and to read keys from: leave it out elsewhere")
+def _load_stepper(console: Console) -> Callable[[Console, Trace, Sequence[int], list[str] | None], None]:
+    """Return the function for ``--watch``; raise an error if there is no interactive terminal."""
+    are_terminals = (stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    if not all(are_terminals) or console.is_dumb_terminal:
+        raise UsageError("--watch needs an interactive terminal")
     try:
         from unrolled.cli import stepper
     except ImportError as error:
@@ -193,96 +207,96 @@ def _stepper(console: Console) -> Callable[[Console, Trace, Sequence[int], list[
     return stepper.step_through
 
 
-def _trace(layer: Recurrent, x: torch.Tensor) -> Trace:
+def _run_layer(layer: Recurrent, x: torch.Tensor) -> Trace:
     try:
         return trace(layer, x)
-    except Exception as error:  # the user's own code may raise anything
-        if layer.cell in CELLS.values():
+    except Exception as error:  # user code can raise anything
+        if layer.cell in TORCH_CELLS.values():
             raise
         raise UsageError(
-            f"--cell: {layer.cell.__name__} can't be run ({type(error).__name__}: {error})"
+            f"--cell: {layer.cell.__name__} failed to run ({type(error).__name__}: {error})"
         ) from error
 
 
-def _list(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
+def _list_layers(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"layers": {prefix: repr(layer) for prefix, layer in layers.items()}}, indent=2))
         return
-    terminal.found(console, layers)
-    console.print("\nGive a sequence with --input FILE to open a layer.")
+    terminal.print_layers(console, layers)
+    console.print("\nTo show the numbers of a layer, add --input FILE.")
 
 
-def _say_assumed(console: Console, layer: Recurrent, given: dict[str, Any]) -> None:
-    chosen = layer.chosen_options()
-    assumed = [f"{k}={v}" for k, v in chosen.items() if k not in given and type(v) is not int]
+def _print_assumed_options(console: Console, layer: Recurrent, cell_options: dict[str, Any]) -> None:
+    """Print the options of the cell that were neither given nor can be inferred from the weights."""
+    options = layer.chosen_options()
+    assumed = [f"{k}={v}" for k, v in options.items() if k not in cell_options and type(v) is not int]
     if assumed:
-        console.print(f"No weight tells {', '.join(assumed)}: that is the default, --option sets it.")
+        console.print(
+            f"Assuming {', '.join(assumed)}: the weights don't determine it. To change it, use --option."
+        )
     console.print()
 
 
-def _choose(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tuple[str, Recurrent]:
+def _select_layer(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tuple[str, Recurrent]:
     names = ", ".join(f"{name or '(no prefix)'}: {layer}" for name, layer in layers.items())
     if prefix is None:
         if len(layers) > 1:
-            raise UsageError(
-                f"{path} holds {len(layers)} recurrent layers ({names}): choose one with --layer"
-            )
+            raise UsageError(f"{path} has {len(layers)} recurrent layers ({names}); choose one with --layer")
         return next(iter(layers.items()))
     prefix = prefix.rstrip(".")
     if prefix not in layers:
-        raise UsageError(f"{path} has no recurrent layer {prefix!r}: it has {names}")
+        raise UsageError(f"{path} has no recurrent layer {prefix!r}, only {names}")
     return prefix, layers[prefix]
 
 
-def _fit(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
+def _prepare_input(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tensor:
+    """Check the number of features and convert the input to the dtype of the layer."""
     if x.shape[1] != layer.input_size:
         raise UsageError(
-            f"{path} has {x.shape[1]} columns, but the layer takes {layer.input_size} features, such as an "
-            f"embedding gives: {layer}. To open it inside of its model: with unrolled.record(model) as rec: "
-            "model(...), then rec[name].to_html(FILE)"
+            f"{path} has {x.shape[1]} columns, but the layer expects {layer.input_size} features ({layer}). "
+            "If they come from another module, such as an embedding, record the layer inside its model: "
+            "with unrolled.record(model) as rec: model(...), then rec[name].to_html(FILE)"
         )
-    return _converted(x, next(layer.parameters()).dtype, path)
+    return _convert_dtype(x, next(layer.parameters()).dtype, path)
 
 
-def _converted(x: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:
-    """The input in the numbers that the layer computes with; raises where one would become infinite."""
+def _convert_dtype(x: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """Convert the input to a dtype; raise an error if a finite number becomes infinite."""
     converted = x.to(dtype)
-    lost = x[x.isfinite() & converted.isinf()]
-    if lost.numel():
+    overflowed = x[x.isfinite() & converted.isinf()]
+    if overflowed.numel():
         name = str(dtype).removeprefix("torch.")
-        raise UsageError(f"{path}: {lost[0].item():g} is too large for {name}, in which the layer computes")
+        raise UsageError(f"{path}: {overflowed[0].item():g} is too large for {name}, the dtype of the layer")
     return converted
 
 
-def _chosen(ranges: list[range] | None, length: int) -> list[int] | None:
+def _select_steps(ranges: list[range] | None, length: int) -> list[int] | None:
     if ranges is None:
         return None
-    if ranges == [range(0, -1)]:
+    if ranges == [_ALL_STEPS]:
         return list(range(length))
-    for part in ranges:
-        if part[-1] >= length:
-            raise UsageError(
-                f"--steps: there is no step {part[-1]}, the sequence has {length} counted from 0"
-            )
-    return [step for part in ranges for step in part]
+    for steps in ranges:
+        if steps[-1] >= length:
+            raise UsageError(f"--steps: there is no step {steps[-1]}; the last one is {length - 1}")
+    return [step for steps in ranges for step in steps]
 
 
-def _seed(text: str) -> int:
+def _parse_seed(text: str) -> int:
     try:
         seed = int(text)
     except ValueError:
         seed = -1
     if not 0 <= seed < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2**63, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**63 - 1, got {text!r}")
     return seed
 
 
-def _steps(text: str) -> list[range] | None:
-    """``0,2-5`` as ranges; None for ``all``."""
+def _parse_steps(text: str) -> list[range]:
+    """Parse steps such as ``0,2-5``, or ``all``, into ranges."""
     if text == "all":
-        return [range(0, -1)]
-    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
-    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
-    if len(ranges) < len(parts) or not all(ranges):
+        return [_ALL_STEPS]
+    matches = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    ranges = [range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches if match]
+    if len(ranges) < len(matches) or not all(ranges):
         raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
     return ranges

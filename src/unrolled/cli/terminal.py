@@ -1,4 +1,4 @@
-"""A trace told from the top to the last digit: for a terminal, or as data for programs."""
+"""Print a trace in the terminal, or return it as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -16,115 +16,118 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
-from unrolled.equations.source import equations, meanings, prose
+from unrolled.equations.source import docstring_paragraphs, quantity_descriptions, step_source
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.recurrent import Recurrent
-from unrolled.tracing.color_scales import Scales
-from unrolled.tracing.colors import Scale
+from unrolled.tracing.color_scales import ColorScales
+from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.tables import vector
+from unrolled.tracing.tables import format_vector
 from unrolled.tracing.trace import Trace
 
 ARGUMENTS = {
-    "input_size": "features of the input at each time step",
-    "hidden_size": "units: numbers in the hidden state",
-    "num_layers": "layers on top of each other, each reading the output of the one below",
-    "bias": "whether the sums have a constant term",
+    "input_size": "number of features at each time step",
+    "hidden_size": "number of units, the size of the hidden state",
+    "num_layers": "number of stacked layers; each reads the output of the layer below",
+    "bias": "whether the pre-activations have biases",
     "batch_first": "True: (batch, time, features); False: (time, batch, features)",
-    "dropout": "share of the outputs between two layers that training sets to zero",
-    "bidirectional": "a second cell reads the sequence from its end",
+    "dropout": "fraction of the outputs between layers that is set to zero in training",
+    "bidirectional": "whether a second cell reads the sequence backward",
 }
 PARAMETERS = {
-    "weight_ih": "weighs the input",
-    "weight_hh": "weighs the previous hidden state",
+    "weight_ih": "multiplies the input",
+    "weight_hh": "multiplies the previous hidden state",
     "bias_ih": "is added to the weighted input",
     "bias_hh": "is added to the weighted hidden state",
     "weight_hr": "projects the hidden state",
 }
 
 
-def say(
+def print_trace(
     console: Console, trace: Trace, steps: Sequence[int] | None = None, labels: Sequence[str] | None = None
 ) -> None:
-    """Print a trace of one row: the layer, its parameters, every step, and the check.
+    """Print the first sequence of a trace: the layer, its parameters, the steps and a check against torch.nn.
 
     Args:
-        console: where to.
-        trace: its first row is shown.
-        steps: the time steps to show, negative from the end; None: all of a short sequence, the
-            first and the last of a long one.
-        labels: what stands for each time step of the sequence, such as the characters of a text.
+        console: The console to print to.
+        trace: The trace.
+        steps: The time steps to show; negative ones count from the end. By default, all steps of a short
+            sequence, or the first three and the last one of a long sequence.
+        labels: A label for each time step, such as the characters of a text.
 
     Raises:
-        IndexError: there is no such step.
+        IndexError: If a time step doesn't exist.
     """
     recurrent = trace.recurrent
     cell = recurrent.cell
     length = int(trace.layers[0].lengths[0])
-    chosen = _steps(steps, length)
+    shown_steps = _resolve_steps(steps, length)
     console.print(Text(repr(trace.module), style="bold"))
-    for paragraph in prose(cell):
+    for paragraph in docstring_paragraphs(cell):
         console.print(Text(paragraph, style="dim"))
     console.print()
-    console.print(_arguments(recurrent))
-    _heading(console, "Parameters")
-    scales = Scales.on(console, trace)
+    console.print(_arguments_table(recurrent))
+    _print_heading(console, "Parameters")
+    scales = ColorScales.for_console(console, trace)
     if scales:
-        _legend(console, "", scales.parameters)
-    console.print(_parameters(recurrent, console.width, scales.parameters if scales else None))
-    code = equations(cell)
+        _print_legend(console, "", scales.parameters)
+    console.print(_parameters_table(recurrent, console.width, scales.parameters if scales else None))
+    code = step_source(cell)
     if code:
-        _heading(console, "One step, as the code of the cell has it")
+        _print_heading(console, "One step, in the cell's own code")
         console.print(Padding(Text(code), (0, 0, 0, 2)))
     x = trace.input
-    _heading(console, f"Input {_dimensions(x)}: {length} time steps of {recurrent.input_size} features")
+    _print_heading(
+        console, f"Input {_format_shape(x)}: {length} time steps of {recurrent.input_size} features"
+    )
     if scales:
-        _legend(console, " of the input", scales.input)
+        _print_legend(console, " of the input", scales.input)
         for name, scale in scales.own.items():
-            _legend(console, f" of {name}", scale)
-        _legend(console, f" of all {'else ' if scales.own else ''}that is computed", scales.quantities)
+            _print_legend(console, f" of {name}", scale)
+        _print_legend(console, f" of all {'other ' if scales.own else ''}quantities", scales.quantities)
     for part in trace.layers:
-        for step in chosen:
-            _heading(console, f"Step {step}{label(labels, step)}{where(trace, part)}")
-            console.print(_step(part, step, console.width, scales))
-        if len(chosen) < length:
-            console.print(f"\n  {length - len(chosen)} of {length} steps are not shown; --steps chooses.")
-    _heading(console, "Where a number comes from")
+        for step in shown_steps:
+            _print_heading(console, f"Step {step}{step_label(labels, step)}{position_label(trace, part)}")
+            console.print(_step_table(part, step, console.width, scales))
+        if len(shown_steps) < length:
+            hidden = length - len(shown_steps)
+            console.print(f"\n  {hidden} of {length} steps hidden; use --steps all to see them.")
+    _print_heading(console, "How the numbers are computed")
     first = trace.layers[0]
-    for step in chosen[:2]:
-        console.print(f"  Step {step}, the first number of each:")
-        for name in _with_numbers(first):
+    for step in shown_steps[:2]:
+        console.print(f"  Step {step}, first number of each quantity:")
+        for name in _nonempty_quantities(first):
             console.print(Padding(Text(f"{name}: {first.explain(name, step, 0)}"), (0, 0, 0, 4)))
-    _heading(console, "Output and final state")
-    console.print(f"  output {_dimensions(trace.output)}, final {_final(trace)}")
-    console.print(f"  {_verdict(trace)}")
+    _print_heading(console, "Output and final state")
+    console.print(f"  output {_format_shape(trace.output)}, final {_format_final_shapes(trace)}")
+    console.print(f"  {_format_check(trace)}")
 
 
-def label(labels: Sequence[str] | None, step: int) -> str:
-    """What stands for a time step, as text after its number."""
+def step_label(labels: Sequence[str] | None, step: int) -> str:
+    """Return the label of a time step, to follow its number."""
     return f" {reprlib.repr(labels[step])}" if labels else ""
 
 
 def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
-    """The same as plain data: numbers, strings, lists and dictionaries.
+    """Return the first sequence of a trace as plain data: numbers, strings, lists and dictionaries.
 
-    What JSON has no number for is text: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``, ``"1+2j"``.
+    Values that JSON has no number for are strings: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``, ``"1+2j"``.
 
     Args:
-        trace: its first row is taken.
-        steps: the time steps; None: all of them.
+        trace: The trace.
+        steps: The time steps, all by default.
 
     Raises:
-        IndexError: there is no such step.
+        IndexError: If a time step doesn't exist.
     """
     length = int(trace.layers[0].lengths[0])
-    chosen = list(range(length)) if steps is None else _steps(steps, length)
+    chosen_steps = list(range(length)) if steps is None else _resolve_steps(steps, length)
     final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
-    twin = drop_in_layer(trace.recurrent.cell)
+    drop_in = drop_in_layer(trace.recurrent.cell)
     return {
         "layer": repr(trace.module),
         "cell": trace.recurrent.cell.__name__,
-        "equations": equations(trace.recurrent.cell),
+        "equations": step_source(trace.recurrent.cell),
         "parameters": {name: _plain(value) for name, value in trace.recurrent.state_dict().items()},
         "input": _plain(trace.layers[0].input[:length, 0]),
         "steps": [
@@ -133,22 +136,22 @@ def as_data(trace: Trace, steps: Sequence[int] | None = None) -> dict[str, Any]:
                 "direction": part.direction,
                 "step": step,
                 "quantities": {name: _plain(part[name][step, 0]) for name in part.names},
-                "explanations": {name: part.explain(name, step, 0) for name in _with_numbers(part)},
+                "explanations": {name: part.explain(name, step, 0) for name in _nonempty_quantities(part)},
             }
             for part in trace.layers
-            for step in chosen
+            for step in chosen_steps
         ],
         "output": _plain(trace.output),
         "final_state": {
             name: _plain(value) for name, value in zip(trace.recurrent.cell.state, final, strict=True)
         },
-        "torch": f"torch.nn.{twin.torch_class.__name__}" if twin else None,
-        "largest_difference_from_torch": _plain(trace.check()) if twin else None,
+        "torch": f"torch.nn.{drop_in.torch_class.__name__}" if drop_in else None,
+        "largest_difference_from_torch": _plain(trace.check()) if drop_in else None,
     }
 
 
 def _plain(value: Any) -> Any:
-    """A tensor's numbers as lists, in what JSON can say."""
+    """Convert tensors to nested lists, and numbers that JSON doesn't have to strings."""
     if isinstance(value, Tensor):
         return _plain(value.tolist())
     if isinstance(value, list):
@@ -160,14 +163,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def found(console: Console, layers: dict[str, Recurrent]) -> None:
-    """Print the recurrent layers of a file, with their parameters."""
+def print_layers(console: Console, layers: dict[str, Recurrent]) -> None:
+    """Print the recurrent layers of a file: prefix, arguments and dtype."""
     for prefix, layer in layers.items():
         dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
         console.print(Text.assemble((prefix or "(no prefix)", "bold"), f": {layer}, {dtype}"))
 
 
-def _arguments(recurrent: Recurrent) -> Table:
+def _arguments_table(recurrent: Recurrent) -> Table:
     table = Table.grid(padding=(0, 2))
     shown = {"input_size", "hidden_size", "batch_first"}
     defaults = {"num_layers": 1, "bias": True, "dropout": 0.0, "bidirectional": False}
@@ -176,51 +179,51 @@ def _arguments(recurrent: Recurrent) -> Table:
         if name in shown:
             table.add_row(f"  {name}={getattr(recurrent, name)}", words)
     for name, value in recurrent.chosen_options().items():
-        table.add_row(f"  {name}={value}", "an option of the cell")
+        table.add_row(f"  {name}={value}", "option of the cell")
     return table
 
 
-def _parameters(recurrent: Recurrent, width: int, scale: Scale | None) -> Table:
+def _parameters_table(recurrent: Recurrent, width: int, scale: ColorScale | None) -> Table:
     table = Table.grid(padding=(0, 2))
     directions = 1 + recurrent.bidirectional
-    named = [name for name, _ in recurrent.named_parameters()]
-    if not named:
+    names = [name for name, _ in recurrent.named_parameters()]
+    if not names:
         table.add_row("  none")
         return table
-    left = 2 + max(map(cell_len, named)) + 2 + len("1000 × 1000") + 2
+    left = 2 + max(map(cell_len, names)) + 2 + len("1000 × 1000") + 2
     params = recurrent.cell.params()
     for index, tensors in enumerate(recurrent.all_weights):
         suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
-        names = [name for name in params if hasattr(recurrent, name + suffix)]
-        for name, tensor in zip(names, tensors, strict=True):
+        with_suffix = [name for name in params if hasattr(recurrent, name + suffix)]
+        for name, tensor in zip(with_suffix, tensors, strict=True):
             symbols = " × ".join(map(str, params[name].shape))
             shape = " × ".join(map(str, tensor.shape))
             table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
             if tensor.numel() <= 24:
                 for line in tensor.reshape(-1, tensor.shape[-1]):
-                    table.add_row("", "", vector(line, width - left, scale))
+                    table.add_row("", "", format_vector(line, width - left, scale))
     return table
 
 
-def _with_numbers(part: LayerTrace) -> list[str]:
-    """The quantities of a layer that have any number."""
+def _nonempty_quantities(part: LayerTrace) -> list[str]:
+    """Return the names of the quantities that have at least one number per step."""
     return [name for name, values in part.values.items() if values[0, 0].numel()]
 
 
-def words_for(cell: type[Cell]) -> dict[str, str]:
-    """What to say of the quantities of a cell, by name, as far as there is something."""
-    words = {"x": "the input", **meanings(cell)}
+def descriptions(cell: type[Cell]) -> dict[str, str]:
+    """Return the known descriptions of the quantities of a cell, by name."""
+    by_name = {"x": "the input", **quantity_descriptions(cell)}
     output = next(iter(cell.state))
-    words[output] = f"{words.get(output, 'the new state')}, the output"
-    return words
+    by_name[output] = f"{by_name.get(output, 'the new state')}, the output"
+    return by_name
 
 
-def _step(part: LayerTrace, step: int, width: int, scales: Scales | None) -> Table:
-    words = words_for(type(part.cell))
+def _step_table(part: LayerTrace, step: int, width: int, scales: ColorScales | None) -> Table:
+    words = descriptions(type(part.cell))
     rows = {"x": part.input, **part.values}
     name_width, words_width = (max(map(cell_len, texts)) for texts in (rows, words.values()))
-    whole = max(len(vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
-    room = min(whole, max(width // 2, width - (2 + name_width + 2 + words_width + 2)))
+    full_width = max(len(format_vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
+    room = min(full_width, max(width // 2, width - (2 + name_width + 2 + words_width + 2)))
     table = Table.grid(padding=(0, 2), pad_edge=False)
     table.add_column(no_wrap=True, max_width=max(8, width - room - len("  12345678  ")))
     table.add_column(width=max(8, min(words_width, width - room - name_width - 6)))
@@ -228,48 +231,47 @@ def _step(part: LayerTrace, step: int, width: int, scales: Scales | None) -> Tab
     for name, values in rows.items():
         row = values[step, 0].flatten()
         scale = scales.of_quantity(part, name) if scales else None
-        table.add_row(f"  {name}", words.get(name, ""), vector(row, room, scale))
+        table.add_row(f"  {name}", words.get(name, ""), format_vector(row, room, scale))
     return table
 
 
-def where(trace: Trace, part: LayerTrace) -> str:
-    """Which layer and direction, in brackets; nothing where there is only one."""
-    named = [f"layer {part.layer}"] if trace.recurrent.num_layers > 1 else []
-    named += [part.direction] if trace.recurrent.bidirectional else []
-    return f" ({', '.join(named)})" if named else ""
+def position_label(trace: Trace, part: LayerTrace) -> str:
+    """Return the layer and direction in parentheses; empty if there is only one."""
+    position = [f"layer {part.layer}"] if trace.recurrent.num_layers > 1 else []
+    position += [part.direction] if trace.recurrent.bidirectional else []
+    return f" ({', '.join(position)})" if position else ""
 
 
-def _verdict(trace: Trace) -> str:
-    ours = drop_in_layer(trace.recurrent.cell)
-    if ours is None:
-        return (
-            f"torch.nn has no layer that computes {trace.recurrent.cell.__name__}: nothing to compare with."
-        )
-    return f"largest difference from torch.nn.{ours.torch_class.__name__}: {trace.check():.1e}"
+def _format_check(trace: Trace) -> str:
+    drop_in = drop_in_layer(trace.recurrent.cell)
+    if drop_in is None:
+        return f"not compared with torch.nn, which has no {trace.recurrent.cell.__name__} layer"
+    return f"largest difference from torch.nn.{drop_in.torch_class.__name__}: {trace.check():.1e}"
 
 
-def _final(trace: Trace) -> str:
+def _format_final_shapes(trace: Trace) -> str:
     final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
-    parts = zip(trace.recurrent.cell.state, final, strict=True)
-    return ", ".join(f"{name} {_dimensions(value)}" for name, value in parts)
+    states = zip(trace.recurrent.cell.state, final, strict=True)
+    return ", ".join(f"{name} {_format_shape(value)}" for name, value in states)
 
 
-def _steps(steps: Sequence[int] | None, length: int) -> list[int]:
+def _resolve_steps(steps: Sequence[int] | None, length: int) -> list[int]:
+    """Return the time steps to show, with negative ones counted from the end."""
     if steps is None:
         return list(range(length)) if length <= 6 else [0, 1, 2, length - 1]
     for step in steps:
         if not -length <= step < length:
-            raise IndexError(f"there is no time step {step}: the sequence has {length}, counted from 0")
+            raise IndexError(f"there is no time step {step}; the last one is {length - 1}")
     return [step % length for step in steps]
 
 
-def _dimensions(value: Tensor | PackedSequence | nn.Parameter) -> str:
+def _format_shape(value: Tensor | PackedSequence | nn.Parameter) -> str:
     return str(tuple(value.data.shape))
 
 
-def _legend(console: Console, what: str, scale: Scale) -> None:
-    console.print(Text.assemble((f"  Colours{what}: ", "dim"), scale.legend()))
+def _print_legend(console: Console, subject: str, scale: ColorScale) -> None:
+    console.print(Text.assemble((f"  Colors{subject}: ", "dim"), scale.legend()))
 
 
-def _heading(console: Console, text: str) -> None:
+def _print_heading(console: Console, text: str) -> None:
     console.print(Text(f"\n{text}", style="bold"))

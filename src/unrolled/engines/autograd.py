@@ -1,4 +1,4 @@
-"""The compiled loops as one differentiable function of torch: one direction of a layer, or both."""
+"""Compiled loops as one differentiable torch function, for one direction of a layer or both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
-from unrolled.engines.compiler.ir import per_row
+from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.native.bulk_ops import Values
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import launch
@@ -29,228 +29,247 @@ class DirectionSpec:
     """A cell that runs over a sequence in one direction, without its tensors.
 
     Attributes:
-        compiled: its loops.
-        cell: bound to its parameters.
-        stateful: whether initial states are given; else they are zeros.
-        back: from the last step to the first.
+        compiled: The compiled loops of the cell.
+        cell: The cell, bound to its parameters.
+        stateful: Whether initial states are given. If not, they are zeros.
+        reverse: Whether it runs from the last time step to the first.
     """
 
     compiled: CompiledCell
     cell: Cell
     stateful: bool
-    back: bool
+    reverse: bool
 
     @property
-    def states(self) -> int:
-        """How many initial states are given."""
+    def state_count(self) -> int:
+        """The number of initial states that are given."""
         return len(self.cell.state) if self.stateful else 0
 
     @property
-    def columns(self) -> int:
-        """How many tensors it takes of columns beside x, that variants read: one or none."""
+    def extra_input_count(self) -> int:
+        """1 if wrappers read features in addition to x, else 0."""
         return int(self.cell.features > self.cell.input)
 
     @property
-    def tensors(self) -> int:
-        """How many tensors it takes: initial states, parameters, columns beside x."""
-        return self.states + len(self.cell.shapes()) + self.columns
+    def tensor_count(self) -> int:
+        """The number of tensors: initial states, parameters and extra inputs."""
+        return self.state_count + len(self.cell.shapes()) + self.extra_input_count
 
 
-def threads_of(lanes: Sequence[object]) -> int:
-    """For each of the lanes: two that run at the same time have one each."""
+def threads_per_direction(directions: Sequence[object]) -> int:
+    """Return the number of threads for each direction: one each if two directions share two threads."""
     threads = torch.get_num_threads()
-    return 1 if len(lanes) == 2 and threads == 2 else threads
+    return 1 if len(directions) == 2 and threads == 2 else threads
 
 
 def split_by_direction(
-    kinds: Sequence[DirectionSpec], tensors: Sequence[Tensor]
+    specs: Sequence[DirectionSpec], tensors: Sequence[Tensor]
 ) -> list[tuple[States | None, list[Tensor]]]:
-    """The initial states of each lane; and its parameters, with the columns beside x after them."""
-    split_by_direction, at = [], 0
-    for kind in kinds:
-        mine = tensors[at : at + kind.tensors]
-        at += kind.tensors
-        states = tuple(mine[: kind.states]) if kind.stateful else None
-        split_by_direction.append((states, list(mine[kind.states :])))
-    return split_by_direction
+    """Return for each direction its initial states, and its parameters followed by its extra inputs."""
+    directions, offset = [], 0
+    for spec in specs:
+        part = tensors[offset : offset + spec.tensor_count]
+        offset += spec.tensor_count
+        states = tuple(part[: spec.state_count]) if spec.stateful else None
+        directions.append((states, list(part[spec.state_count :])))
+    return directions
 
 
 def group_by_direction(
-    flat: Sequence[Any], lanes: Sequence[DirectionSpec]
+    flat: Sequence[Any], specs: Sequence[DirectionSpec]
 ) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The output and the final states of each lane, or their gradients."""
-    found, at = [], 0
-    for lane in lanes:
-        count = len(lane.cell.state)
-        found.append((flat[at], tuple(flat[at + 1 : at + 1 + count])))
-        at += 1 + count
-    return found
+    """Return for each direction its output and final states, or their gradients."""
+    directions, offset = [], 0
+    for spec in specs:
+        count = len(spec.cell.state)
+        directions.append((flat[offset], tuple(flat[offset + 1 : offset + 1 + count])))
+        offset += 1 + count
+    return directions
 
 
 class Recurrence(torch.autograd.Function):
-    """The lanes as one function of x and of their initial states and parameters."""
+    """All directions of a layer as one function of x, the initial states and the parameters."""
 
     @staticmethod
     def forward(
-        ctx: Any, kinds: tuple[DirectionSpec, ...], sizes: list[int] | None, x: Tensor, *tensors: Tensor
+        ctx: Any, specs: tuple[DirectionSpec, ...], sizes: list[int] | None, x: Tensor, *tensors: Tensor
     ) -> Any:
-        """The output and the final states of each lane, one after another."""
+        """Return the output and the final states of each direction in one flat tuple."""
         layout = Layout.of(x, sizes)
-        ctx.set_materialize_grads(False)  # of states that nothing reads
-        made = forward(kinds, layout, x, tensors)
+        ctx.set_materialize_grads(False)  # gradients of unused states stay None
         results: list[Tensor] = []
         versions = []
-        for kept, final, _ in made:
-            output = kept[0]
+        saved = []
+        for step_states, final, values in forward(specs, layout, x, tensors):
+            output = step_states[0]
             results += (output, *final)
             versions.append(output._version)
-            kept[0] = output.detach()  # the output itself would hold what holds it
-        reads = [(kept, values) for kept, _, values in made]
-        saved: list[Any] = []
+            # The output refers to this node, so saving it undetached would make a reference cycle.
+            saved.append(([output.detach(), *step_states[1:]], values))
+        flat: list[Any] = []
         structure = None
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            saved, structure = tree_flatten(reads)  # to be kept elsewhere, or made anew
-        ctx.save_for_backward(x, *tensors, *saved)
-        ctx.made = (kinds, sizes, layout, len(tensors), structure or reads, versions)
+            # Saved-tensor hooks see only tensors given to save_for_backward: offloading, checkpointing.
+            flat, structure = tree_flatten(saved)
+        ctx.save_for_backward(x, *tensors, *flat)
+        ctx.saved = (specs, sizes, layout, len(tensors), structure or saved, versions)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """The gradients of x and of the tensors."""
-        kinds, sizes, layout, count, made, versions = ctx.made
+        """Return the gradients of x and of the tensors."""
+        specs, sizes, layout, count, saved, versions = ctx.saved
         x, *tensors = ctx.saved_tensors
-        tensors, saved = tensors[:count], tensors[count:]
-        if isinstance(made, TreeSpec):
-            made = tree_unflatten(saved, made)
-            versions = [kept[0]._version for kept, _ in made]  # which torch has checked
-        if not keep_graph():  # nothing is read again: not to stay as long as a loss that is kept
-            ctx.made = None
+        tensors, flat = tensors[:count], tensors[count:]
+        if isinstance(saved, TreeSpec):
+            saved = tree_unflatten(flat, saved)
+            versions = [step_states[0]._version for step_states, _ in saved]  # torch has checked them
+        if not keep_graph():
+            ctx.saved = None  # free the memory even if the user keeps the loss
         if by_reference(grads):
-            return None, None, *reference_gradients(kinds, sizes, x, tensors, grads)
-        if any(kept[0]._version != version for (kept, _), version in zip(made, versions, strict=True)):
-            made = [(kept, values) for kept, _, values in forward(kinds, layout, x, tensors)]
-        return None, None, *gradients(kinds, layout, x, tensors, made, grads)
+            return None, None, *reference_gradients(specs, sizes, x, tensors, grads)
+        if any(states[0]._version != version for (states, _), version in zip(saved, versions, strict=True)):
+            # The output was changed in place: compute it again.
+            saved = [(step_states, values) for step_states, _, values in forward(specs, layout, x, tensors)]
+        return None, None, *gradients(specs, layout, x, tensors, saved, grads)
 
 
 def by_reference(grads: Sequence[Tensor | None]) -> bool:
-    """Whether a backward is the reference engine's: its gradients are wanted too, or many come at once."""
+    """Return whether the reference engine must run the backward pass.
+
+    The compiled backward can't be differentiated again, and takes one set of gradients at a time.
+    """
     if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return not all(grad is None or has_storage(grad) for grad in grads)  # of is_grads_batched=True
+    return not all(grad is None or has_storage(grad) for grad in grads)  # is_grads_batched=True
 
 
 def forward(
-    kinds: Sequence[DirectionSpec], layout: Layout, x: Tensor, tensors: Sequence[Tensor]
+    specs: Sequence[DirectionSpec], layout: Layout, x: Tensor, tensors: Sequence[Tensor]
 ) -> list[Any]:
-    """For each lane its states after every step, its final states, and the values that the backward reads."""
-    jobs, made, threads = [], [], threads_of(kinds)
-    for kind, (states, params) in zip(kinds, split_by_direction(kinds, tensors), strict=True):
+    """Run the forward pass and keep what the backward pass reads.
+
+    Returns:
+        For each direction the states after every time step, the final states, and the saved values.
+    """
+    calls, results, threads = [], [], threads_per_direction(specs)
+    for spec, (states, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
         states = None if states is None else tuple(part.contiguous() for part in states)
-        job, kept, final, values = kind.compiled.forward(
-            params, x, states, layout, kind.back, threads, keep=True
+        call, step_states, final, values = spec.compiled.forward_call(
+            params, x, states, layout, spec.reverse, threads, save_for_backward=True
         )
-        jobs.append(job)
-        made.append((kept, final, kind.compiled.read_back(values)))
+        calls.append(call)
+        results.append((step_states, final, spec.compiled.select_saved(values)))
     if layout.rows:
-        launch(jobs)
-    return made
+        launch(calls)
+    return results
 
 
 def gradients(
-    kinds: Sequence[DirectionSpec],
+    specs: Sequence[DirectionSpec],
     layout: Layout,
     x: Tensor,
     tensors: Sequence[Tensor],
-    made: Sequence[tuple[list[Tensor | None], Values]],
+    saved: Sequence[tuple[list[Tensor | None], Values]],
     grads: Sequence[Tensor | None],
     groups: int = 1,
 ) -> list[Tensor | None]:
-    """The gradients of x and of the tensors.
+    """Run the backward pass and return the gradients of x and of the tensors.
 
     Args:
-        kinds: the lanes.
-        layout: of the rows of x.
-        x: the input.
-        tensors: the initial states, parameters and columns beside x of every lane.
-        made: for each lane the states after every step and the values that it gives.
-        grads: the gradients of outputs and final states, lane by lane; None: zeros.
-        groups: above 1, those of parameters for each of so many groups of rows: a first axis of them.
+        specs: The directions.
+        layout: Memory layout of the rows of x.
+        x: The input.
+        tensors: Initial states, parameters and extra inputs of each direction.
+        saved: For each direction the states after every time step, and the values saved for the backward.
+        grads: Gradients of the output and of the final states of each direction. Zeros if None.
+        groups: If above 1, split the batch into this many groups, and return the gradients of parameters for
+            each group, along a new first axis.
     """
-    jobs, ends = [], []
-    threads = threads_of(kinds)
-    for kind, (states, params), (kept, values), (grad, last) in zip(
-        kinds, split_by_direction(kinds, tensors), made, group_by_direction(grads, kinds), strict=True
+    calls, results_by_direction = [], []
+    threads = threads_per_direction(specs)
+    for spec, (states, params), (step_states, values), (grad_output, grad_final) in zip(
+        specs, split_by_direction(specs, tensors), saved, group_by_direction(grads, specs), strict=True
     ):
         states = None if states is None else tuple(part.contiguous() for part in states)
-        if grad is None:
-            grad = x.new_zeros(*x.shape[:-1], kind.compiled.widths[0])
-        last = tuple([None if part is None else part.contiguous() for part in last])
-        job, final, found = kind.compiled.back(
-            values, params, x, states, kept, grad, last, layout, kind.back, threads
+        if grad_output is None:
+            grad_output = x.new_zeros(*x.shape[:-1], spec.compiled.widths[0])
+        grad_final = tuple([None if part is None else part.contiguous() for part in grad_final])
+        call, grad_initial, backward_values = spec.compiled.backward_call(
+            values, params, x, states, step_states, grad_output, grad_final, layout, spec.reverse, threads
         )
-        jobs.append(job)
-        ends.append((final, found))
+        calls.append(call)
+        results_by_direction.append((grad_initial, backward_values))
     if layout.rows:
-        launch(jobs)
-    jobs.clear()  # they hold what the gradients don't need
-    of_x: Tensor | None = None
+        launch(calls)
+    calls.clear()  # frees tensors that the rest doesn't read
+    total_grad_x: Tensor | None = None
     results: list[Tensor | None] = []
-    for kind, (final, found) in zip(kinds, ends, strict=True):
+    for spec, (grad_initial, backward_values) in zip(specs, results_by_direction, strict=True):
         if groups == 1:
-            of_params, grad_x = kind.compiled.gradients(found, layout.rows)
+            grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)
         else:
-            of_params, grad_x = _of_groups(kind.compiled, found, layout, groups)
-        results += (*(final if kind.stateful else ()), *of_params, *[None] * kind.columns)
+            grad_params, grad_x = _gradients_by_group(spec.compiled, backward_values, layout, groups)
+        results += (*(grad_initial if spec.stateful else ()), *grad_params, *[None] * spec.extra_input_count)
         if grad_x is not None:
-            of_x = grad_x if of_x is None else of_x.add_(grad_x)
-    return [None if of_x is None else of_x.view(x.shape), *results]
+            total_grad_x = grad_x if total_grad_x is None else total_grad_x.add_(grad_x)
+    return [None if total_grad_x is None else total_grad_x.view(x.shape), *results]
 
 
-def _of_groups(
+def _gradients_by_group(
     compiled: CompiledCell, values: Values, layout: Layout, groups: int
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """As :meth:`Compiled.gradients`, those of parameters for each group of rows."""
+    """As :meth:`CompiledCell.gradients`, with the gradients of parameters for each group of the batch."""
     size = layout.batch // groups
-    each: list[list[Tensor | None]] = []
-    of_x: list[Tensor] = []
+    params_by_group: list[list[Tensor | None]] = []
+    grad_x_parts: list[Tensor] = []
     for k in range(groups):
         rows = slice(k * size, (k + 1) * size)
-        mine = {n: _of_rows(value, layout, rows) if per_row(n) else value for n, value in values.items()}
-        params, grad_x = compiled.gradients(mine, layout.steps * size)
-        each.append(params)
+        group_values = {
+            node: _select_rows(value, layout, rows) if is_batched(node) else value
+            for node, value in values.items()
+        }
+        grad_params, grad_x = compiled.gradients(group_values, layout.steps * size)
+        params_by_group.append(grad_params)
         if grad_x is not None:
-            of_x.append(grad_x.view(layout.steps, size, -1))
-    found = [[part for part in parts if part is not None] for parts in zip(*each, strict=True)]
-    return [torch.stack(parts) if parts else None for parts in found], torch.cat(of_x, 1) if of_x else None
+            grad_x_parts.append(grad_x.view(layout.steps, size, -1))
+    groups_by_param = [
+        [grad for grad in grads if grad is not None] for grads in zip(*params_by_group, strict=True)
+    ]
+    stacked = [torch.stack(grads) if grads else None for grads in groups_by_param]
+    return stacked, torch.cat(grad_x_parts, 1) if grad_x_parts else None
 
 
-def _of_rows(value: Any, layout: Layout, rows: slice) -> Any:
-    """Of a value that has every row of every step, some rows of the batch."""
+def _select_rows(value: Any, layout: Layout, rows: slice) -> Any:
+    """Return some rows of the batch of a value that has all rows of all time steps."""
     if isinstance(value, ShiftedState):
         initial = None if value.initial is None else value.initial[rows].contiguous()
-        return ShiftedState(_of_rows(value.state, layout, rows), initial, rows.stop - rows.start, value.back)
+        states = _select_rows(value.state, layout, rows)
+        return ShiftedState(states, initial, rows.stop - rows.start, value.reverse)
     steps = value.view(layout.steps, layout.batch, value.shape[-1])[:, rows]
     return (steps if value.dim() == 3 else steps.flatten(0, 1)).contiguous()
 
 
 def reference_gradients(
-    kinds: Sequence[DirectionSpec],
+    specs: Sequence[DirectionSpec],
     sizes: list[int] | None,
     x: Tensor,
     tensors: list[Tensor],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradients by the reference engine, which can be differentiated again."""
-    twice = torch.is_grad_enabled()
+    """Return the gradients of x and of the tensors, from the reference engine. They are differentiable."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         outputs: list[Tensor] = []
-        for kind, (states, params) in zip(kinds, split_by_direction(kinds, tensors), strict=True):
-            bound = kind.cell.bind(dict(zip(kind.cell.shapes(), params, strict=False)))
-            joined = torch.cat((x, params[-1]), -1) if kind.columns else x
-            output, final = reference.run(bound, joined, states, sizes, kind.back)
+        for spec, (states, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
+            bound = spec.cell.bind(dict(zip(spec.cell.shapes(), params, strict=False)))
+            features = torch.cat((x, params[-1]), -1) if spec.extra_input_count else x
+            output, final = reference.run(bound, features, states, sizes, spec.reverse)
             outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
-    read = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
-    given = [grad for grad in grads if grad is not None]
-    found = iter(torch.autograd.grad(read, inputs, given, create_graph=twice, allow_unused=True))
-    return [next(found) if tensor.requires_grad else None for tensor in (x, *tensors)]
+    used_outputs = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    used_grads = [grad for grad in grads if grad is not None]
+    results = iter(
+        torch.autograd.grad(used_outputs, inputs, used_grads, create_graph=create_graph, allow_unused=True)
+    )
+    return [next(results) if tensor.requires_grad else None for tensor in (x, *tensors)]

@@ -1,4 +1,4 @@
-"""Training in bounded memory: the backward runs each segment of the sequence forward anew."""
+"""Training in bounded memory: the backward pass recomputes the sequence segment by segment."""
 
 from __future__ import annotations
 
@@ -21,96 +21,112 @@ from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.kernel import launch
 
 
-class Segments(torch.autograd.Function):
-    """As :class:`autograd.Recurrence`, keeping no more than the states between segments."""
+class CheckpointedRecurrence(torch.autograd.Function):
+    """As :class:`autograd.Recurrence`, but saves only the states between segments."""
 
     @staticmethod
-    def forward(ctx: Any, kinds: tuple[DirectionSpec, ...], length: int, x: Tensor, *tensors: Tensor) -> Any:
-        """The output and the final states of each lane, one after another."""
+    def forward(ctx: Any, specs: tuple[DirectionSpec, ...], length: int, x: Tensor, *tensors: Tensor) -> Any:
+        """Return the output and the final states of each direction in one flat tuple."""
         ctx.save_for_backward(x, *tensors)
         results: list[Tensor] = []
-        between: list[list[States | None]] = []
-        for kind, (state, params) in zip(kinds, split_by_direction(kinds, tensors), strict=True):
+        states_by_direction: list[list[States | None]] = []
+        for spec, (state, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
             state = None if state is None else tuple(part.contiguous() for part in state)
-            output = x.new_empty(*x.shape[:-1], kind.compiled.widths[0])
-            starts: list[States | None] = []
-            for begin, end in _cuts(len(x), length, kind.back):
-                starts.append(state)
-                part = x[begin:end]
-                threads = torch.get_num_threads()
-                job, made, state = kind.compiled.infer(
-                    _cut(kind, params, begin, end), part, state, Layout.of(part, None), kind.back, threads
+            output = x.new_empty(*x.shape[:-1], spec.compiled.widths[0])
+            segment_states: list[States | None] = []
+            for begin, end in _segments(len(x), length, spec.reverse):
+                segment_states.append(state)
+                segment = x[begin:end]
+                call, segment_output, state = spec.compiled.inference_call(
+                    _segment_params(spec, params, begin, end),
+                    segment,
+                    state,
+                    Layout.of(segment, None),
+                    spec.reverse,
+                    torch.get_num_threads(),
                 )
-                launch([job])
-                output[begin:end] = made
-            between.append(starts)
+                launch([call])
+                output[begin:end] = segment_output
+            states_by_direction.append(segment_states)
             assert state is not None
             results += (output, *state)
-        ctx.made = kinds, length, between
+        ctx.saved = specs, length, states_by_direction
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The gradients of x and of the tensors."""
-        kinds, length, between = ctx.made
+        """Return the gradients of x and of the tensors."""
+        specs, length, states_by_direction = ctx.saved
         x, *tensors = ctx.saved_tensors
         if not keep_graph():
-            ctx.made = None
+            ctx.saved = None
         if by_reference(grads):
-            return None, None, *reference_gradients(kinds, None, x, tensors, grads)
-        of_x: Tensor | None = None
+            return None, None, *reference_gradients(specs, None, x, tensors, grads)
+        grad_x: Tensor | None = None
         results: list[Tensor | None] = []
-        for kind, (_, params), starts, (grad, last) in zip(
-            kinds, split_by_direction(kinds, tensors), between, group_by_direction(grads, kinds), strict=True
+        for spec, (_, params), segment_states, (grad_output, grad_final) in zip(
+            specs,
+            split_by_direction(specs, tensors),
+            states_by_direction,
+            group_by_direction(grads, specs),
+            strict=True,
         ):
-            sums: list[Tensor | None] = [None] * (len(params) - kind.columns)
-            carry: Sequence[Tensor] = last
-            cuts = _cuts(len(x), length, kind.back)
-            for (begin, end), start in zip(reversed(cuts), reversed(starts), strict=True):
-                mine = _cut(kind, params, begin, end)
-                carry, found, of_part = _segment(kind, mine, x[begin:end], start, grad[begin:end], carry)
-                sums = [_sum(a, b) for a, b in zip(sums, found, strict=True)]
-                if of_part is not None:
-                    of_x = (
-                        torch.zeros_like(x, memory_format=torch.contiguous_format) if of_x is None else of_x
-                    )
-                    of_x[begin:end] += of_part.view(end - begin, *x.shape[1:])
-            results += (*(carry if kind.stateful else ()), *sums, *[None] * kind.columns)
-        return None, None, of_x, *results
+            grad_params: list[Tensor | None] = [None] * (len(params) - spec.extra_input_count)
+            grad_state: Sequence[Tensor] = grad_final
+            segments = _segments(len(x), length, spec.reverse)
+            for (begin, end), state in zip(reversed(segments), reversed(segment_states), strict=True):
+                grad_state, segment_grad_params, segment_grad_x = _segment_gradients(
+                    spec,
+                    _segment_params(spec, params, begin, end),
+                    x[begin:end],
+                    state,
+                    grad_output[begin:end],
+                    grad_state,
+                )
+                grad_params = [_add(a, b) for a, b in zip(grad_params, segment_grad_params, strict=True)]
+                if segment_grad_x is not None:
+                    if grad_x is None:
+                        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+                    grad_x[begin:end] += segment_grad_x.view(end - begin, *x.shape[1:])
+            initial = grad_state if spec.stateful else ()
+            results += (*initial, *grad_params, *[None] * spec.extra_input_count)
+        return None, None, grad_x, *results
 
 
-def _cuts(steps: int, length: int, back: bool) -> list[tuple[int, int]]:
-    """Where segments begin and end, in the order in which they run."""
-    cuts = [(begin, min(begin + length, steps)) for begin in range(0, steps, length)]
-    return cuts[::-1] if back else cuts
+def _segments(steps: int, length: int, reverse: bool) -> list[tuple[int, int]]:
+    """Return the first step and the end of each segment, in the order in which they run."""
+    segments = [(begin, min(begin + length, steps)) for begin in range(0, steps, length)]
+    return segments[::-1] if reverse else segments
 
 
-def _cut(kind: DirectionSpec, params: list[Tensor], begin: int, end: int) -> list[Tensor]:
-    """The parameters, and of columns beside x the steps of a segment."""
-    return [*params[:-1], params[-1][begin:end]] if kind.columns else params
+def _segment_params(spec: DirectionSpec, params: list[Tensor], begin: int, end: int) -> list[Tensor]:
+    """Return the parameters, with the extra inputs cut to a segment."""
+    return [*params[:-1], params[-1][begin:end]] if spec.extra_input_count else params
 
 
-def _segment(
-    kind: DirectionSpec,
+def _segment_gradients(
+    spec: DirectionSpec,
     params: list[Tensor],
     x: Tensor,
-    start: States | None,
-    grad: Tensor,
-    carry: Sequence[Tensor],
+    state: States | None,
+    grad_output: Tensor,
+    grad_final: Sequence[Tensor],
 ) -> tuple[Sequence[Tensor], list[Tensor | None], Tensor | None]:
-    """The gradients of a segment's initial state, of the parameters and of its x."""
+    """Return the gradients of a segment's initial states, of the parameters and of its x."""
     layout, threads = Layout.of(x, None), torch.get_num_threads()
-    job, kept, _, values = kind.compiled.forward(params, x, start, layout, kind.back, threads, keep=True)
-    launch([job])
-    values = kind.compiled.read_back(values)
-    last = tuple(part.contiguous() for part in carry)
-    job, before, found = kind.compiled.back(
-        values, params, x, start, kept, grad, last, layout, kind.back, threads
+    call, step_states, _, values = spec.compiled.forward_call(
+        params, x, state, layout, spec.reverse, threads, save_for_backward=True
     )
-    launch([job])
-    of_params, of_x = kind.compiled.gradients(found, layout.rows)
-    return before, of_params, of_x
+    launch([call])
+    values = spec.compiled.select_saved(values)
+    grad_final = tuple(part.contiguous() for part in grad_final)
+    call, grad_initial, backward_values = spec.compiled.backward_call(
+        values, params, x, state, step_states, grad_output, grad_final, layout, spec.reverse, threads
+    )
+    launch([call])
+    grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)
+    return grad_initial, grad_params, grad_x
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a.add_(b)
+def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if total is None else total if part is None else total.add_(part)

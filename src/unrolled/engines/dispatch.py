@@ -1,4 +1,4 @@
-"""Which engine runs a cell over time, and why. All of them give the numbers of the reference engine."""
+"""Dispatch of calls to an engine. The engines agree with the reference engine up to rounding."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from unrolled.engines.torch_ops import transforms
 
 States = tuple[Tensor, ...]
 
-_NAMES = ("auto", "native", "reference")
-_chosen: ContextVar[str] = ContextVar("engine", default="auto")
+_ENGINES = ("auto", "native", "reference")
+_current: ContextVar[str] = ContextVar("engine", default="auto")
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
-    """Choose the engine that runs cells: from this call on, or inside a ``with`` statement.
+    """Select the engine that runs cells, from this call on or inside a ``with`` statement.
 
     ::
 
@@ -36,19 +36,19 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
             output, state = layer(x)
 
     Args:
-        name: ``"auto"``, the choice where nothing is chosen: compiled loops where they can run, the
-            reference engine elsewhere; ``"native"``: compiled loops, and an error where they can't run;
-            ``"reference"``: the step as it stands, one time step after another.
+        name: ``"auto"`` (default) runs compiled loops where possible and falls back to the reference engine.
+            ``"native"`` runs compiled loops and raises an error where that is not possible.
+            ``"reference"`` runs the step as written in Python, one time step after another.
 
     Raises:
-        ValueError: another name.
+        ValueError: If ``name`` is not one of these.
     """
 
     def __init__(self, name: str) -> None:
-        if name not in _NAMES:
-            raise ValueError(f"the engine should be {', '.join(map(repr, _NAMES))}, got {name!r}")
-        self._before = _chosen.get()
-        _chosen.set(name)
+        if name not in _ENGINES:
+            raise ValueError(f"the engine should be {', '.join(map(repr, _ENGINES))}, got {name!r}")
+        self._previous = _current.get()
+        _current.set(name)
 
     def __enter__(self) -> engine:
         return self
@@ -56,12 +56,12 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _chosen.set(self._before)
+        _current.set(self._previous)
 
 
-def chosen() -> str:
-    """The engine that is chosen: ``"auto"``, ``"native"`` or ``"reference"``."""
-    return _chosen.get()
+def current_engine() -> str:
+    """Return the selected engine: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _current.get()
 
 
 def run(
@@ -70,129 +70,139 @@ def run(
     states: Sequence[States | None],
     sizes: list[int] | None = None,
     checkpoint: int | None = None,
-    chains: Sequence[WrapperSpec] = ((), ()),
-    columns: Tensor | None = None,
+    wrapper_specs: Sequence[WrapperSpec] = ((), ()),
+    extra_inputs: Tensor | None = None,
 ) -> list[tuple[Tensor, States]]:
-    """Run bound cells over a sequence on the engine that fits; see :func:`reference.run`.
+    """Run bound cells over a sequence on the selected engine; see :func:`reference.run`.
 
     Args:
-        cells: the first runs from the first time step to the last, a second one back.
-        x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
-        states: the initial states of each cell, each ``(batch, size)``; None: zeros.
-        sizes: how many rows have a step at each time, never growing; None: all of them.
-        checkpoint: keep no more for the backward than the states between segments of so many steps, and
-            run each segment forward anew; None: keep what the backward reads. Not with ``sizes``.
-        chains: for each cell the variants around it, of which the states are.
-        columns: what variants read beside x, laid out as it is.
+        cells: One cell for each direction. The first runs forward in time, the second in reverse.
+        x: Input of shape ``(time, batch, input)``, or ``(sum of sizes, input)`` if ``sizes`` is given.
+        states: Initial states of each cell, each of shape ``(batch, size)``. Zeros if None.
+        sizes: Number of sequences at each time step, as in a packed sequence. It never grows over time.
+            If None, all sequences have all time steps.
+        checkpoint: Save only the states between segments of this many time steps for the backward pass, which
+            then recomputes each segment. If None, save all that the backward pass reads. Not with ``sizes``.
+        wrapper_specs: Wrappers to apply to each cell. ``states`` are the states of the wrapped cells.
+        extra_inputs: Features that the wrappers read in addition to ``x``, with the same layout.
 
     Returns:
-        For each cell the first state after every step, laid out as ``x``, and each row's final states.
+        For each cell its output, with the layout of ``x``, and the final states. The output is the first
+        state after each time step.
 
     Raises:
-        RuntimeError: ``engine("native")`` is chosen and can't take this call; the reason.
+        RuntimeError: If ``engine("native")`` is selected and can't run this call.
     """
-    if transforms.may_autocast() and transforms.autocasts(x.device.type):
+    if transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            cells, x, states = transforms.in_autocast(cells, x, states)
-            columns = None if columns is None else columns.to(x.dtype)
-            return run(cells, x, states, sizes, checkpoint, chains, columns)
+            cells, x, states = transforms.cast_for_autocast(cells, x, states)
+            extra_inputs = None if extra_inputs is None else extra_inputs.to(x.dtype)
+            return run(cells, x, states, sizes, checkpoint, wrapper_specs, extra_inputs)
     if transforms.active():
-        return _transformed(cells, _joined(x, columns), states, sizes, checkpoint, chains)
-    if chains[0]:
-        cells = [wrap(cell, chain) for cell, chain in zip(cells, chains, strict=False)]
-    choice = _chosen.get()
-    if choice == "reference":
-        log.engine.info("%s: reference engine (it is chosen)", type(cells[0].innermost).__name__)
-        return _by_reference(cells, _joined(x, columns), states, sizes, checkpoint)
-    why, surprising, of_the_step = _obstacle(cells, x, states), False, True
+        return _run_in_transform(
+            cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint, wrapper_specs
+        )
+    if wrapper_specs[0]:
+        cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
+    selected = _current.get()
     name = type(cells[0].innermost).__name__
-    if why is None:
+    if selected == "reference":
+        log.engine.info("%s: reference engine (selected)", name)
+        return _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
+    reason = _why_not_native(cells, x, states)
+    warning: str | None = None
+    if reason is None:
         try:
-            result = run_compiled.run(cells, x, states, sizes, checkpoint, columns)
-            log.engine.info("%s: native engine (%s is chosen, nothing is in its way)", name, choice)
-            return result
-        except (UnsupportedError, NoCompilerError) as error:
-            why, surprising, of_the_step = str(error), True, isinstance(error, UnsupportedError)
-    if choice == "native":
-        raise RuntimeError(f"{name} can't run on the native engine: {why}")
-    log.engine.info("%s: reference engine (%s)", name, why)
-    result = _by_reference(cells, _joined(x, columns), states, sizes, checkpoint)
-    if surprising:  # told once the step has run: a wrong step has raised its own error by now
-        what = f"{name} runs" if of_the_step else "recurrent layers run"
-        log.announce(f"{what} on the reference engine, step by step: {why}")
-    return result
+            results = run_compiled.run(cells, x, states, sizes, checkpoint, extra_inputs)
+            log.engine.info("%s: native engine (selected: %s)", name, selected)
+            return results
+        except UnsupportedError as error:
+            reason = str(error)
+            warning = f"{name} runs on the reference engine, which is slower, because it can't be compiled"
+        except NoCompilerError as error:
+            reason = str(error)
+            warning = "Recurrent layers run on the reference engine, which is slower"
+    if selected == "native":
+        raise RuntimeError(f"{name} can't run on the native engine: {reason}")
+    log.engine.info("%s: reference engine (%s)", name, reason)
+    results = _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
+    if warning is not None:  # only now: if the step itself is wrong, its own error comes first
+        log.announce(f"{warning}: {reason}")
+    return results
 
 
-def _joined(x: Tensor, columns: Tensor | None) -> Tensor:
-    """The input with what variants read beside it."""
-    return x if columns is None else torch.cat((x, columns), -1)
+def _with_extra_inputs(x: Tensor, extra_inputs: Tensor | None) -> Tensor:
+    return x if extra_inputs is None else torch.cat((x, extra_inputs), -1)
 
 
 def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:
-    """Which engine ``"auto"`` gives a call to, and why; what the native one needs is compiled.
+    """Return the engine that ``"auto"`` selects for a call, and the reason.
+
+    This compiles the kernels that the native engine needs for the call.
 
     Args:
-        cell: with its parameters bound.
-        x: ``(time, batch, input)``.
-        state: the initial states, each ``(batch, size)``.
-        training: whether a gradient is wanted.
+        cell: A cell that is bound to its parameters.
+        x: Input of shape ``(time, batch, input)``.
+        state: Initial states, each of shape ``(batch, size)``.
+        training: Whether the call is differentiated.
 
     Returns:
-        ``"native"`` or ``"reference"``, and the reason in words.
+        ``"native"`` or ``"reference"``, and the reason.
     """
-    why = _obstacle([cell], x, [state])
-    if why is None:
+    reason = _why_not_native([cell], x, [state])
+    if reason is None:
         try:
             compiled = registry.compiled(cell, x.dtype)
             if training:
                 compiled.prepare_training()
             else:
-                compiled.inference  # noqa: B018  # compiled at its first use
+                compiled.inference  # noqa: B018  # the first access compiles it
         except (UnsupportedError, NoCompilerError) as error:
-            why = str(error)
-    return ("native", "its step is compiled") if why is None else ("reference", why)
+            reason = str(error)
+    return ("native", "its step is compiled") if reason is None else ("reference", reason)
 
 
 def in_transform() -> bool:
-    """Whether a transform of torch is active: compile, export, vmap, torch.func, forward mode, autocast."""
-    return transforms.active() or (transforms.may_autocast() and transforms.autocasts("cpu"))
+    """Return whether a torch transform or autocast is active."""
+    return transforms.active() or (transforms.maybe_autocast() and transforms.autocast_enabled("cpu"))
 
 
-def _transformed(
+def _run_in_transform(
     cells: Sequence[Cell],
     x: Tensor,
     states: Sequence[States | None],
     sizes: list[int] | None,
     checkpoint: int | None,
-    chains: Sequence[WrapperSpec],
+    wrapper_specs: Sequence[WrapperSpec],
 ) -> list[tuple[Tensor, States]]:
-    """:func:`run` under a transform of torch: by an operator where there is one, else by the reference."""
-    choice, forward_mode = _now()
+    """Run :func:`run` inside a torch transform, as a torch operator or on the reference engine."""
+    selected, forward_mode = _engine_and_forward_mode()
     if forward_mode:
-        why = "forward-mode differentiation is active"
-    elif choice == "reference":
-        why = "it is chosen"
+        reason = "forward-mode differentiation is active"
+    elif selected == "reference":
+        reason = "the reference engine is selected"
     else:
-        found = transforms.run(cells, x, states, sizes, chains)
-        if not isinstance(found, str):
-            return found
-        why = found
-    if choice == "native":
-        raise RuntimeError(f"{type(cells[0].innermost).__name__} can't run on the native engine: {why}")
-    cells = [wrap(cell, chain) for cell, chain in zip(cells, chains, strict=False)]
-    return _by_reference(cells, x, states, sizes, checkpoint)
+        results = transforms.run(cells, x, states, sizes, wrapper_specs)
+        if not isinstance(results, str):
+            return results
+        reason = results
+    if selected == "native":
+        raise RuntimeError(f"{type(cells[0].innermost).__name__} can't run on the native engine: {reason}")
+    cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
+    return _run_by_reference(cells, x, states, sizes, checkpoint)
 
 
-def _now() -> tuple[str, bool]:
-    """The engine that is chosen, and whether forward-mode differentiation is active."""
-    return _chosen.get(), transforms.in_forward_mode()
+def _engine_and_forward_mode() -> tuple[str, bool]:
+    """Return the selected engine, and whether forward-mode differentiation is active."""
+    return _current.get(), transforms.in_forward_mode()
 
 
-# What torch.compiler.assume_constant_result sets; to call it would import the compiler, for 1.5 seconds.
-_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile treats the result as a constant. This is the attribute that
+# torch.compiler.assume_constant_result sets; calling that function imports the compiler, which takes 1.5 s.
+_engine_and_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _by_reference(
+def _run_by_reference(
     cells: Sequence[Cell],
     x: Tensor,
     states: Sequence[States | None],
@@ -208,23 +218,23 @@ def _by_reference(
     ]
 
 
-def _obstacle(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
-    """Why the native engine doesn't take a call, in words; None where it does."""
+def _why_not_native(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
+    """Return why the native engine can't run a call, or None if it can."""
     dtype = x.dtype
     if dtype not in DTYPES:
-        return f"it takes float32, float64 and bfloat16, not {dtype}"
+        return transforms.unsupported_dtype(dtype)
     tensors = [x]
     for cell, state in zip(cells, states, strict=True):
-        held = cell.__dict__
-        tensors += [held[name] for name in cell.shapes()]
+        attributes = cell.__dict__
+        tensors += [attributes[name] for name in cell.shapes()]
         tensors += state or ()
     for tensor in tensors:
         if type(tensor) is not Parameter and type(tensor) is not Tensor:
-            return "its tensors are of a subclass of torch.Tensor"
+            return "an input or a parameter is a subclass of torch.Tensor"
         if not tensor.is_cpu:
-            return "its tensors are not on the CPU"
+            return transforms.NOT_ON_CPU
         if tensor.is_neg():
-            return "a tensor's numbers are yet to be negated"
+            return "an input or a parameter has its negative bit set (torch.Tensor.is_neg)"
         if tensor.dtype is not dtype:
-            return f"its tensors are of several dtypes, {dtype} and {tensor.dtype}"
+            return transforms.mixed_dtypes(dtype, tensor.dtype)
     return None

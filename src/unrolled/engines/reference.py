@@ -1,4 +1,4 @@
-"""The reference engine: the step as it is written, one time step after another, on any device."""
+"""The reference engine: run the step as written in Python, one time step after another, on any device."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ def run(
     """Run a cell over a sequence.
 
     Args:
-        cell: with its parameters bound.
-        x: ``(time, batch, input)``; with ``sizes`` ``(sum of sizes, input)``, the steps in a row.
-        state: the initial states, each ``(batch, size)``; None: zeros.
-        sizes: how many rows have a step at each time, never growing; None: all of them.
-        reverse: from the last time step to the first.
+        cell: The cell, bound to its parameters.
+        x: Input of shape ``(time, batch, input)``, or ``(sum of sizes, input)`` if ``sizes`` is given.
+        state: Initial states, each of shape ``(batch, size)``. Zeros if None.
+        sizes: Number of sequences at each time step, as in a packed sequence. It never grows over time.
+            If None, all sequences have all time steps.
+        reverse: Run from the last time step to the first.
 
     Returns:
-        The first state after every step, laid out as ``x``, and each row's final states.
+        The first state after each time step, with the layout of ``x``, and the final states.
 
     Raises:
-        TypeError, ValueError: the step returns something else than its states, or changes them in place.
+        TypeError: If the step doesn't return its states as tensors.
+        ValueError: If the step returns states of another shape, or changes its input or a state in place.
     """
     state = zeros(cell, x, sizes) if state is None else state
-    state = tuple(map(_counted, state))
-    begun = _versions(x, *state)
-    given = state
+    state = tuple(map(_with_version_counter, state))
+    initial = state
+    versions = _versions(x, *initial)
     steps = x.unbind(0) if sizes is None else torch.split(x, sizes)
     outputs: list[Tensor] = [x] * len(steps)
     for count, t in enumerate(reversed(range(len(steps))) if reverse else range(len(steps))):
         rows = len(steps[t])
-        running = tuple(whole[:rows] for whole in state) if rows < len(state[0]) else state
+        running = tuple(part[:rows] for part in state) if rows < len(state[0]) else state
         new = cell.step(steps[t], *running)
         new = new if isinstance(new, tuple) else (new,)
         if count == 0:
             check_step(cell, new, running)
         outputs[t] = new[0]
         if rows < len(state[0]):
-            new = tuple(torch.cat((part, whole[rows:])) for part, whole in zip(new, state, strict=True))
+            new = tuple(torch.cat((part, old[rows:])) for part, old in zip(new, state, strict=True))
         state = new
-    if _versions(x, *given) != begun:
+    if _versions(x, *initial) != versions:
         raise ValueError(
-            f"{type(cell.innermost).__name__}.step changes its input or state in place, which earlier steps "
-            "still hold: write h = h * f in the place of h *= f"
+            f"{type(cell.innermost).__name__}.step changes its input or state in place, but other time steps "
+            "still use that tensor: write h = h * f instead of h *= f"
         )
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
@@ -64,24 +66,32 @@ def run_in_segments(
     sizes: None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """:func:`run`, keeping for the backward no more than the states between segments of so many steps."""
+    """Run a cell as :func:`run` does, with gradient checkpointing for segments of ``length`` time steps.
+
+    Only the states between segments are saved for the backward pass.
+    """
     state = zeros(cell, x) if state is None else state
     outputs: list[Tensor] = []
-    parts = torch.split(x, length)
-    for part in reversed(parts) if reverse else parts:
-        output, state = checkpoint(run, cell, part, state, None, reverse, use_reentrant=False)
+    segments = torch.split(x, length)
+    for segment in reversed(segments) if reverse else segments:
+        output, state = checkpoint(run, cell, segment, state, None, reverse, use_reentrant=False)
         outputs.append(output)
     return torch.cat(outputs[::-1] if reverse else outputs), state
 
 
 def zeros(cell: Cell, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
-    """Initial states of zeros for a sequence, as :func:`run` takes it."""
+    """Return initial states of zeros for an input that :func:`run` takes."""
     rows = x.shape[1] if sizes is None else sizes[0]
     return tuple(x.new_zeros(rows, size) for size in cell.state_sizes().values())
 
 
 def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
-    """Raise where a step doesn't return its states in their shapes."""
+    """Check that a step returns as many states as it takes, with the same shapes.
+
+    Raises:
+        TypeError: If the number of states differs, or a state is not a tensor.
+        ValueError: If a state has another shape.
+    """
     step = f"{type(cell.innermost).__name__}.step"
     names = ", ".join(cell.state)
     if len(new) != len(old):
@@ -95,8 +105,8 @@ def check_step(cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> 
             )
 
 
-def _counted(state: Tensor) -> Tensor:
-    """The state, as a tensor of which torch counts the changes in place, in inference mode too."""
+def _with_version_counter(state: Tensor) -> Tensor:
+    """Return the state as a tensor with a version counter, which inference tensors don't have."""
     if torch.compiler.is_compiling() or not state.is_inference():
         return state
     with torch.inference_mode(False):
@@ -104,7 +114,7 @@ def _counted(state: Tensor) -> Tensor:
 
 
 def _versions(*tensors: Tensor) -> list[int]:
-    """How often each tensor was changed in place; nothing where torch doesn't count or is compiling."""
+    """Return the version counter of each tensor, skipping inference tensors; empty while compiling."""
     if torch.compiler.is_compiling():
         return []
     return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -1,4 +1,4 @@
-"""A call of the native engine: a cell in one direction, or in both, with its tensors."""
+"""Calls of the native engine: one or two directions of a layer, with their tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
-from unrolled.engines.autograd import DirectionSpec, Recurrence, States, group_by_direction, threads_of
-from unrolled.engines.checkpointing import Segments
+from unrolled.engines.autograd import (
+    DirectionSpec,
+    Recurrence,
+    States,
+    group_by_direction,
+    threads_per_direction,
+)
+from unrolled.engines.checkpointing import CheckpointedRecurrence
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native import registry
 from unrolled.engines.native.compiled_cell import CompiledCell
@@ -23,69 +29,74 @@ class DirectionCall:
     """A cell that runs over a sequence in one direction.
 
     Attributes:
-        compiled: its loops.
-        cell: bound to its parameters.
-        params: its parameters, in order, next to one another in memory each; then the columns beside x that
-            variants read.
-        state: its initial states, each ``(batch, size)``; None: zeros.
-        back: from the last step to the first.
+        compiled: The compiled loops of the cell.
+        cell: The cell, bound to its parameters.
+        params: The parameters in order, each contiguous, followed by the extra inputs that wrappers read.
+        state: Initial states, each of shape ``(batch, size)``. Zeros if None.
+        reverse: Whether it runs from the last time step to the first.
     """
 
     compiled: CompiledCell
     cell: Cell
     params: list[Tensor]
     state: States | None
-    back: bool
+    reverse: bool
 
 
 def run_directions(
-    lanes: Sequence[DirectionCall], x: Tensor, sizes: list[int] | None, checkpoint: int | None = None
+    directions: Sequence[DirectionCall], x: Tensor, sizes: list[int] | None, checkpoint: int | None = None
 ) -> list[tuple[Tensor, States]]:
-    """The output and the final states of every lane; the arguments are those of :func:`unrolled.engines.dispatch.run`.
+    """Return the output and the final states of each direction; see :func:`unrolled.engines.dispatch.run`.
 
-    bfloat16 is computed in float32: it is widened before and narrowed after.
+    bfloat16 is computed in float32: the input is converted before, and the results after.
     """
-    given = x.dtype
-    if given is torch.bfloat16:
-        x, lanes = x.float(), [_widened(lane) for lane in lanes]
+    dtype = x.dtype
+    if dtype is torch.bfloat16:
+        x, directions = x.float(), [_to_float32(direction) for direction in directions]
     tensors: list[Tensor] = []
-    for lane in lanes:
-        tensors += (*(lane.state or ()), *lane.params)
+    for direction in directions:
+        tensors += (*(direction.state or ()), *direction.params)
     if torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors)):
-        for lane in lanes:
-            lane.compiled.prepare_training()
-        kinds = tuple(
-            DirectionSpec(lane.compiled, lane.cell, lane.state is not None, lane.back) for lane in lanes
+        for direction in directions:
+            direction.compiled.prepare_training()
+        specs = tuple(
+            DirectionSpec(direction.compiled, direction.cell, direction.state is not None, direction.reverse)
+            for direction in directions
         )
         if checkpoint is not None and checkpoint < len(x):
-            flat: Any = Segments.apply(kinds, checkpoint, x, *tensors)  # type: ignore[no-untyped-call]
+            flat: Any = CheckpointedRecurrence.apply(  # type: ignore[no-untyped-call]
+                specs, checkpoint, x, *tensors
+            )
         else:
-            flat = Recurrence.apply(kinds, sizes, x, *tensors)  # type: ignore[no-untyped-call]
-        results = group_by_direction(flat, kinds)
+            flat = Recurrence.apply(specs, sizes, x, *tensors)  # type: ignore[no-untyped-call]
+        results = group_by_direction(flat, specs)
     else:
-        results = infer(lanes, x, Layout.of(x, sizes))
-    if given is torch.bfloat16:
-        return [(output.to(given), tuple(part.to(given) for part in final)) for output, final in results]
+        results = infer(directions, x, Layout.of(x, sizes))
+    if dtype is torch.bfloat16:
+        return [(output.to(dtype), tuple(part.to(dtype) for part in final)) for output, final in results]
     return results
 
 
-def _widened(lane: DirectionCall) -> DirectionCall:
-    params = [param.float() for param in lane.params]
-    state = None if lane.state is None else tuple(part.float() for part in lane.state)
-    cell = lane.cell.bind(dict(zip(lane.cell.shapes(), params, strict=False)))
-    return DirectionCall(lane.compiled, cell, params, state, lane.back)
+def _to_float32(direction: DirectionCall) -> DirectionCall:
+    params = [param.float() for param in direction.params]
+    state = None if direction.state is None else tuple(part.float() for part in direction.state)
+    cell = direction.cell.bind(dict(zip(direction.cell.shapes(), params, strict=False)))
+    return DirectionCall(direction.compiled, cell, params, state, direction.reverse)
 
 
-def infer(lanes: Sequence[DirectionCall], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
-    """The output and the final states of every lane, without what a backward would read."""
-    jobs, results, threads = [], list[tuple[Tensor, States]](), threads_of(lanes)
-    for lane in lanes:
-        state = None if lane.state is None else tuple(part.contiguous() for part in lane.state)
-        job, output, final = lane.compiled.infer(lane.params, x, state, layout, lane.back, threads)
-        jobs.append(job)
+def infer(directions: Sequence[DirectionCall], x: Tensor, layout: Layout) -> list[tuple[Tensor, States]]:
+    """Return the output and the final states of each direction, saving nothing for a backward pass."""
+    calls, results = [], list[tuple[Tensor, States]]()
+    threads = threads_per_direction(directions)
+    for direction in directions:
+        state = None if direction.state is None else tuple(part.contiguous() for part in direction.state)
+        call, output, final = direction.compiled.inference_call(
+            direction.params, x, state, layout, direction.reverse, threads
+        )
+        calls.append(call)
         results.append((output, final))
     if layout.rows:
-        launch(jobs)
+        launch(calls)
     return results
 
 
@@ -95,19 +106,20 @@ def run(
     states: Sequence[tuple[Tensor, ...] | None],
     sizes: list[int] | None,
     checkpoint: int | None = None,
-    columns: Tensor | None = None,
+    extra_inputs: Tensor | None = None,
 ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Run bound cells over a sequence, the first one forward, a second one back; see :func:`engines.run`.
+    """Run bound cells over a sequence, the first forward, a second in reverse; see :func:`dispatch.run`.
 
     Raises:
-        UnsupportedError: a step holds what the compiler can't take.
-        NoCompilerError: there is no C++ compiler.
+        UnsupportedError: If the compiler doesn't support a step.
+        NoCompilerError: If there is no C++ compiler.
     """
-    given = []
-    for cell, state, back in zip(cells, states, (False, True), strict=False):
-        held = cell.__dict__
-        params = [held[name] for name in cell.shapes()]
-        params += [] if columns is None else [columns]
+    directions = []
+    for cell, state, reverse in zip(cells, states, (False, True), strict=False):
+        attributes = cell.__dict__
+        params = [attributes[name] for name in cell.shapes()]
+        params += [] if extra_inputs is None else [extra_inputs]
         params = [param if param.is_contiguous() else param.contiguous() for param in params]
-        given.append(DirectionCall(registry.compiled(cell, x.dtype), cell, params, state, back))
-    return run_directions(given, x, sizes, checkpoint)
+        compiled = registry.compiled(cell, x.dtype)
+        directions.append(DirectionCall(compiled, cell, params, state, reverse))
+    return run_directions(directions, x, sizes, checkpoint)

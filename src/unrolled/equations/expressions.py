@@ -1,4 +1,4 @@
-"""Expressions of a step in mathematical form: right, or not written at all."""
+"""Translation of the expressions of a step to MathML. What has no faithful notation is not translated."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unrolled.equations import mathml
-from unrolled.equations.mathml import FACTORS, SUMS, TERMS, Math, beside, bracketed, listed, row
+from unrolled.equations.mathml import FACTORS, SUMS, TERMS, Math, bracketed, matrix_product, mrow, separated
 from unrolled.equations.scope import Scope
 
-PARTS = ("chunk", "split", "tensor_split", "unbind")  # whose parts are a list of all of a tensor
-_FUNCTIONS = {"sigmoid": "σ", "expit": "σ", "relu": "ReLU", "silu": "SiLU", "gelu": "GELU"}
+SPLITTING_FUNCTIONS = ("chunk", "split", "tensor_split", "unbind")  # their results together are the tensor
+_FUNCTION_SYMBOLS = {"sigmoid": "σ", "expit": "σ", "relu": "ReLU", "silu": "SiLU", "gelu": "GELU"}
 _OPERATORS: dict[str, ast.operator] = {
     **dict.fromkeys(("add",), ast.Add()),
     **dict.fromkeys(("sub", "subtract"), ast.Sub()),
@@ -26,19 +26,21 @@ _UNREADABLE = (ast.Lambda, ast.NamedExpr, ast.ListComp, ast.SetComp, ast.DictCom
 
 
 class NoFormulaError(Exception):
-    """An expression that is shown as code, with all of its statement."""
+    """An expression has no faithful notation. Its whole statement is shown as code instead."""
 
 
-class Writer:
-    """Writes expressions.
+class ExpressionWriter:
+    """Translates expressions to MathML.
 
     Args:
-        scope: what names stand for.
-        source: the code, for its numbers as they are written there.
-        quantity: the name of a local variable as it is written now; raises where it has no value yet.
-        plain: whether a name may stand in code within a formula: it has one meaning in the whole step.
-        rows: whether a name stands for something with a row for each row of the input.
-        names: every name of the code.
+        scope: What the names of the step refer to.
+        source: The source code, to write numbers with the same digits.
+        quantity: Returns the current symbol of a local variable. Raises ``NoFormulaError`` if the variable
+            has no value yet.
+        is_unambiguous: Whether a name has one meaning in the whole step. Only such names may appear in code
+            within a formula.
+        is_batched: Whether a variable has a row for each row of the batch.
+        names: All names of the code.
     """
 
     def __init__(
@@ -46,42 +48,42 @@ class Writer:
         scope: Scope,
         source: str,
         quantity: Callable[[str], Math],
-        plain: Callable[[str], bool],
-        rows: Callable[[str], bool],
+        is_unambiguous: Callable[[str], bool],
+        is_batched: Callable[[str], bool],
         names: set[str],
     ) -> None:
         self._scope = scope
         self._source = source
         self._quantity = quantity
-        self._plain = plain
-        self._rows = rows
+        self._is_unambiguous = is_unambiguous
+        self._is_batched = is_batched
         self._names = names
 
     def write(self, node: ast.expr) -> Math:
-        """An expression as MathML.
+        """Translate an expression to MathML.
 
         Raises:
-            NoFormulaError: it has none that would say all of it.
+            NoFormulaError: If no notation says all that the expression says.
         """
         match node:
             case ast.Name(id=name):
-                if name in self._scope.local:
+                if name in self._scope.local_names:
                     return self._quantity(name)
-                if name == self._scope.own or name in dir(self._scope.cell):
-                    raise NoFormulaError  # another thing than the cell's of this name
+                if name == self._scope.self_name or name in dir(self._scope.cell):
+                    raise NoFormulaError  # its symbol would be that of the cell's attribute
                 return Math(self._symbol(name))
             case ast.Constant(value=bool() | None | str() | bytes()):
                 return mathml.code(ast.unparse(node), "atom")
             case ast.Constant():
                 return mathml.number(ast.get_source_segment(self._source, node) or ast.unparse(node))
-            case ast.Attribute(value=ast.Name(id=self._scope.own), attr=name):
-                return self._own(node, name)
-            case ast.Attribute(value=value, attr="T" | "mT") if self._of_step(value):
-                return mathml.raised(self.write(value), "<mo>⊤</mo>")
+            case ast.Attribute(value=ast.Name(id=self._scope.self_name), attr=name):
+                return self._cell_attribute(node, name)
+            case ast.Attribute(value=value, attr="T" | "mT") if self._uses_step_values(value):
+                return mathml.power(self.write(value), "<mo>⊤</mo>")
             case ast.Tuple(elts=[only]):
                 return Math(bracketed(f"{self.write(only).text}<mo>,</mo>"))
             case ast.Tuple(elts=parts) | ast.List(elts=parts) if parts:
-                return Math(bracketed(listed([self.write(part).text for part in parts])))
+                return Math(bracketed(separated([self.write(part).text for part in parts])))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return self._negative(operand)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
@@ -89,7 +91,7 @@ class Writer:
             case ast.BinOp(left=left, op=op, right=right):
                 return self._binary(node, left, op, right)
             case ast.Compare(left=left, ops=ops, comparators=others) if {*map(type, ops)} <= {*_RELATIONS}:
-                sides = [self.write(part).held(SUMS, first=True) for part in (left, *others)]
+                sides = [self.write(part).as_operand(SUMS, first=True) for part in (left, *others)]
                 signs = ("", *(f"<mo>{_RELATIONS[type(op)]}</mo>" for op in ops))
                 text = "".join(sign + side for sign, side in zip(signs, sides, strict=True))
                 return Math(text, "code" if any(isinstance(op, ast.Eq) for op in ops) else "relation")
@@ -97,34 +99,48 @@ class Writer:
                 return self._call(node)
         return self._code(node)
 
-    def of_rows(self, node: ast.AST) -> bool:
-        """Whether the value of an expression is of the input or a state."""
-        return any(isinstance(part, ast.Name) and self._rows(part.id) for part in ast.walk(node))
+    def depends_on_batch(self, node: ast.AST) -> bool:
+        """Return whether a node uses the input or a state, and so has a row for each row of the batch."""
+        return any(isinstance(part, ast.Name) and self._is_batched(part.id) for part in ast.walk(node))
 
-    def _of_step(self, node: ast.expr) -> bool:
-        known = {*self._scope.local, self._scope.own}
-        return any(isinstance(part, ast.Name) and part.id in known for part in ast.walk(node))
+    def resolve_call(self, node: ast.Call) -> tuple[str, bool, list[ast.expr]] | None:
+        """Resolve the function of a call.
+
+        Returns:
+            The name of the function, whether it is torch's, and its positional arguments. The tensor of a
+            method comes first. None if the function is unknown.
+        """
+        if isinstance(node.func, ast.Attribute) and self._scope.is_tensor_method(node.func):
+            return node.func.attr, True, [node.func.value, *node.args]
+        function = self._scope.resolve_function(node.func)
+        return (*function, list(node.args)) if function else None
+
+    def _uses_step_values(self, node: ast.expr) -> bool:
+        step_names = {*self._scope.local_names, self._scope.self_name}
+        return any(isinstance(part, ast.Name) and part.id in step_names for part in ast.walk(node))
 
     def _code(self, node: ast.expr) -> Math:
-        """Code within a formula, where each of its names has one meaning."""
+        """Write an expression as code within a formula, if each of its names has one meaning."""
         for part in ast.walk(node):
-            if isinstance(part, _UNREADABLE) or (isinstance(part, ast.Name) and not self._plain(part.id)):
+            if isinstance(part, _UNREADABLE) or (
+                isinstance(part, ast.Name) and not self._is_unambiguous(part.id)
+            ):
                 raise NoFormulaError
         return mathml.code(
             ast.unparse(node), "atom" if isinstance(node, (ast.Subscript, ast.Attribute)) else "code"
         )
 
     def _symbol(self, name: str) -> str:
-        for long, short in (("weight", "W"), ("bias", "b")):
-            taken = any(one.partition("_")[0] == short for one in self._names)
-            if name.partition("_")[0] == long and not taken:
-                return mathml.symbol(short + name.removeprefix(long))
+        for word, letter in (("weight", "W"), ("bias", "b")):
+            letter_in_use = any(other.partition("_")[0] == letter for other in self._names)
+            if name.partition("_")[0] == word and not letter_in_use:
+                return mathml.symbol(letter + name.removeprefix(word))
         return mathml.symbol(name)
 
-    def _own(self, node: ast.expr, name: str) -> Math:
-        """An attribute of the cell: a parameter, or the value of an option."""
-        value = self._number(node)
-        if value is None and self._scope.value(node) is None:  # a parameter that the cell is without
+    def _cell_attribute(self, node: ast.expr, name: str) -> Math:
+        """Write an attribute of the cell: the symbol of a parameter, or the value of an option."""
+        value = self._constant_number(node)
+        if value is None and self._scope.evaluate(node) is None:  # a parameter that this cell doesn't have
             return mathml.code("None", "atom")
         if value is None:
             return Math(self._symbol(name))
@@ -133,17 +149,17 @@ class Writer:
         short = f"{value:g}"
         return mathml.number(short if float(short) == value or value != value else repr(value))
 
-    def _number(self, node: ast.expr) -> float | int | None:
-        """The value of an expression that is a number whatever the input is."""
-        found = self._scope.value(node)
-        if isinstance(found, bool) or not isinstance(found, (int, float)):
+    def _constant_number(self, node: ast.expr) -> float | int | None:
+        """Return the value of an expression that is the same number for every input, or None."""
+        value = self._scope.evaluate(node)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return float(found) if isinstance(found, float) else int(found)
+        return float(value) if isinstance(value, float) else int(value)
 
     def _negative(self, operand: ast.expr) -> Math:
         inner = self.write(operand)
-        kind = inner.kind if inner.kind in ("matrix", "linear") and not inner.signed else "product"
-        return Math(f"<mo>−</mo>{inner.held(TERMS)}", kind, True)
+        keeps_kind = inner.kind in ("matrix", "linear") and not inner.leading_minus
+        return Math(f"<mo>−</mo>{inner.as_operand(TERMS)}", inner.kind if keeps_kind else "product", True)
 
     def _binary(self, node: ast.expr, left: ast.expr, op: ast.operator, right: ast.expr) -> Math:
         if not isinstance(op, (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.MatMult, ast.Pow)):
@@ -151,104 +167,107 @@ class Writer:
         a, b = self.write(left), self.write(right)
         match op:
             case ast.Div():
-                return Math(f"<mfrac>{row(a.text)}{row(b.text)}</mfrac>", "fraction")
+                return Math(f"<mfrac>{mrow(a.text)}{mrow(b.text)}</mfrac>", "fraction")
             case ast.Pow():
-                return mathml.raised(a, b.text)
+                return mathml.power(a, b.text)
             case ast.MatMult():
-                turned = isinstance(right, ast.Attribute) and right.attr in ("T", "mT")
-                if self.of_rows(right) and not self.of_rows(left) and not turned:
-                    raise NoFormulaError  # W x is linear(x, W), each row of x for itself
+                transposed = isinstance(right, ast.Attribute) and right.attr in ("T", "mT")
+                if self.depends_on_batch(right) and not self.depends_on_batch(left) and not transposed:
+                    raise NoFormulaError  # W x is linear(x, W), the product with each row of x
                 kinds = FACTORS | {"matrix"}
-                return Math(beside(a.held(kinds, first=True), b.held(kinds)), "matrix", _signed(a, kinds))
+                text = matrix_product(a.as_operand(kinds, first=True), b.as_operand(kinds))
+                return Math(text, "matrix", _starts_with_minus(a, kinds))
             case ast.Mult():
-                scalar = any(self._number(part) is not None for part in (left, right))
+                has_scalar = any(self._constant_number(part) is not None for part in (left, right))
                 kinds = FACTORS | {"product"}
-                text = f"{a.held(kinds, first=True)}<mo>{'·' if scalar else '⊙'}</mo>{b.held(kinds)}"
-                return Math(text, "product", _signed(a, kinds))
+                sign = "·" if has_scalar else "⊙"
+                text = f"{a.as_operand(kinds, first=True)}<mo>{sign}</mo>{b.as_operand(kinds)}"
+                return Math(text, "product", _starts_with_minus(a, kinds))
             case ast.Add():
-                return Math(f"{a.held(SUMS, first=True)}<mo>+</mo>{b.held(SUMS)}", "sum", _signed(a, SUMS))
-        return Math(f"{a.held(SUMS, first=True)}<mo>−</mo>{b.held(TERMS)}", "sum", _signed(a, SUMS))
+                text = f"{a.as_operand(SUMS, first=True)}<mo>+</mo>{b.as_operand(SUMS)}"
+                return Math(text, "sum", _starts_with_minus(a, SUMS))
+        text = f"{a.as_operand(SUMS, first=True)}<mo>−</mo>{b.as_operand(TERMS)}"
+        return Math(text, "sum", _starts_with_minus(a, SUMS))
 
     def _call(self, node: ast.Call) -> Math:
-        named = self.called(node)
-        keywords = {one.arg: one.value for one in node.keywords if one.arg}
-        if named is None or len(keywords) < len(node.keywords) or {"out", "inplace"} & {*keywords}:
+        call = self.resolve_call(node)
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        if call is None or len(keywords) < len(node.keywords) or {"out", "inplace"} & {*keywords}:
             raise NoFormulaError
-        name, torchs, arguments = named
+        name, is_torch, arguments = call
         if name.endswith("_") or any(isinstance(part, ast.Starred) for part in arguments):
             raise NoFormulaError
-        if torchs and (found := self._known(name, arguments, keywords)):
-            return found
-        written = [self._argument(part) for part in arguments]
-        written += [
-            f"{mathml.upright(key)}<mo>=</mo>{self._argument(part)}" for key, part in keywords.items()
-        ]
-        shown = _FUNCTIONS.get(name, name) if torchs else name
-        if shown == "σ" and "sigma" in self._names:
-            shown = "sigmoid"
-        return Math(f"{mathml.upright(shown)}<mo>&#x2061;</mo>{bracketed(listed(written))}", "call")
-
-    def called(self, node: ast.Call) -> tuple[str, bool, list[ast.expr]] | None:
-        """The name of a function, whether it is torch's, and its arguments; of a method its tensor first."""
-        if isinstance(node.func, ast.Attribute) and self._scope.method(node.func):
-            return node.func.attr, True, [node.func.value, *node.args]
-        found = self._scope.named(node.func)
-        return (*found, list(node.args)) if found else None
+        if is_torch and (math := self._special_notation(name, arguments, keywords)):
+            return math
+        texts = [*map(self._argument, arguments), *self._keyword_arguments(keywords)]
+        symbol = _FUNCTION_SYMBOLS.get(name, name) if is_torch else name
+        if symbol == "σ" and "sigma" in self._names:
+            symbol = "sigmoid"
+        return self._function(symbol, texts)
 
     def _argument(self, node: ast.expr) -> str:
-        return self.write(node).held(SUMS | {"relation"}, first=True)
+        return self.write(node).as_operand(SUMS | {"relation"}, first=True)
 
-    def _known(self, name: str, arguments: list[ast.expr], keywords: dict[str, ast.expr]) -> Math | None:
-        """A function that has a notation of its own, or an argument that says nothing about the value."""
+    def _keyword_arguments(self, keywords: dict[str, ast.expr]) -> list[str]:
+        return [f"{mathml.upright(key)}<mo>=</mo>{self._argument(value)}" for key, value in keywords.items()]
+
+    def _special_notation(
+        self, name: str, arguments: list[ast.expr], keywords: dict[str, ast.expr]
+    ) -> Math | None:
+        """Write a call of a torch function that has its own notation, or return None.
+
+        Arguments that have no influence on the value are left out, such as the axis of a softmax over the
+        features.
+        """
         if name in _OPERATORS and len(arguments) == 2 and not keywords:
             left, right = arguments
-            whole = ast.fix_missing_locations(ast.BinOp(left, _OPERATORS[name], right))
-            return self._binary(whole, left, _OPERATORS[name], right)
+            operation = ast.fix_missing_locations(ast.BinOp(left, _OPERATORS[name], right))
+            return self._binary(operation, left, _OPERATORS[name], right)
         if name in ("neg", "negative") and len(arguments) == 1 and not keywords:
             return self._negative(arguments[0])
         if name == "exp" and len(arguments) == 1 and not keywords and "e" not in self._names:
-            return Math(f"<msup><mi>e</mi>{row(self.write(arguments[0]).text)}</msup>", "power")
+            return Math(f"<msup><mi>e</mi>{mrow(self.write(arguments[0]).text)}</msup>", "power")
         if name in ("contiguous", "clone") and len(arguments) == 1 and not keywords:
             return self.write(arguments[0])
-        match name, _bound(name, arguments, keywords):
-            case "linear", {"input": given, "weight": weight, **more} if set(more) <= {"bias"}:
-                return self._linear(given, weight, more.get("bias"))
-            case "cat" | "concat" | "concatenate", {"tensors": tensors, "dim": axis} if self._last(axis):
-                if isinstance(tensors, (ast.Tuple, ast.List)) and all(map(self.of_rows, tensors.elts)):
-                    parts = [self.write(part).text for part in tensors.elts]
-                    return Math(bracketed(listed(parts, ";"), "[", "]"))
-            case "softmax" | "log_softmax", {"input": given, "dim": axis, **more} if not more and self._last(
-                axis
+        match name, _bind_arguments(name, arguments, keywords):
+            case "linear", {"input": x, "weight": weight, **more} if set(more) <= {"bias"}:
+                return self._linear(x, weight, more.get("bias"))
+            case "cat" | "concat" | "concatenate", {"tensors": tensors, "dim": dim} if self._is_feature_dim(
+                dim
             ):
-                return self._function(name, [self._argument(given)])
-            case "layer_norm", {"input": given, "normalized_shape": _, **more}:
-                named = [
-                    f"{mathml.upright(key)}<mo>=</mo>{self._argument(part)}" for key, part in more.items()
-                ]
-                return self._function(name, [self._argument(given), *named])
+                if isinstance(tensors, (ast.Tuple, ast.List)) and all(
+                    map(self.depends_on_batch, tensors.elts)
+                ):
+                    parts = [self.write(part).text for part in tensors.elts]
+                    return Math(bracketed(separated(parts, ";"), "[", "]"))
+            case "softmax" | "log_softmax", {"input": x, "dim": dim, **more} if (
+                not more and self._is_feature_dim(dim)
+            ):
+                return self._function(name, [self._argument(x)])
+            case "layer_norm", {"input": x, "normalized_shape": _, **more}:
+                return self._function(name, [self._argument(x), *self._keyword_arguments(more)])
         return None
 
-    def _function(self, name: str, written: list[str]) -> Math:
-        return Math(f"{mathml.upright(name)}<mo>&#x2061;</mo>{bracketed(listed(written))}", "call")
+    def _function(self, name: str, arguments: list[str]) -> Math:
+        return Math(f"{mathml.upright(name)}<mo>&#x2061;</mo>{bracketed(separated(arguments))}", "call")
 
-    def _linear(self, given: ast.expr, weight: ast.expr, bias: ast.expr | None) -> Math:
-        if self.of_rows(weight):
+    def _linear(self, x: ast.expr, weight: ast.expr, bias: ast.expr | None) -> Math:
+        if self.depends_on_batch(weight):
             raise NoFormulaError
-        inner = self.write(given).held(frozenset(("atom", "call", "fraction")))
-        math = beside(self.write(weight).held(FACTORS), inner)
-        if bias is None or self._scope.value(bias) is None:
-            return Math(math, "linear")
-        return Math(f"{math}<mo>+</mo>{self.write(bias).held(SUMS)}", "sum")
+        inner = self.write(x).as_operand(frozenset(("atom", "call", "fraction")))
+        product = matrix_product(self.write(weight).as_operand(FACTORS), inner)
+        if bias is None or self._scope.evaluate(bias) is None:
+            return Math(product, "linear")
+        return Math(f"{product}<mo>+</mo>{self.write(bias).as_operand(SUMS)}", "sum")
 
-    def _last(self, axis: ast.expr) -> bool:
-        """Whether this is the axis of the features."""
-        found = self._scope.value(axis)
-        return isinstance(found, int) and found in (-1, 1)
+    def _is_feature_dim(self, dim: ast.expr) -> bool:
+        value = self._scope.evaluate(dim)
+        return isinstance(value, int) and value in (-1, 1)
 
 
-def _signed(first: Math, kinds: frozenset[str]) -> bool:
-    """Whether what begins with this operand begins with its minus."""
-    return first.signed and first.kind in kinds
+def _starts_with_minus(first: Math, kinds: frozenset[str]) -> bool:
+    """Return whether an operation starts with a minus sign, given its first operand."""
+    return first.leading_minus and first.kind in kinds
 
 
 _PARAMETERS: dict[str, Sequence[str]] = {
@@ -259,8 +278,8 @@ _PARAMETERS: dict[str, Sequence[str]] = {
 }
 
 
-def _bound(name: str, arguments: list[ast.expr], keywords: dict[str, ast.expr]) -> dict[str, Any]:
-    """Arguments by name, of the functions above; none where they don't fit."""
+def _bind_arguments(name: str, arguments: list[ast.expr], keywords: dict[str, ast.expr]) -> dict[str, Any]:
+    """Return the arguments of a function in ``_PARAMETERS`` by name, or nothing if they don't fit."""
     names = _PARAMETERS.get(name, ())
     if len(arguments) > len(names):
         return {}

@@ -1,4 +1,4 @@
-"""What a cell's source and docstring say: its equations, and words for its quantities."""
+"""The source and the docstring of a cell: the code of its step, and descriptions of its quantities."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import textwrap
 from unrolled.cells.base import Cell
 
 
-def equations(cell: type[Cell]) -> str:
-    """The body of the cell's step, as its author wrote it; empty where there is no source."""
+def step_source(cell: type[Cell]) -> str:
+    """Return the body of the cell's step as its author wrote it, or an empty string if there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(cell.step)))
     except (OSError, TypeError):
@@ -26,23 +26,23 @@ def equations(cell: type[Cell]) -> str:
     return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
 
 
-def meanings(cell: type[Cell]) -> dict[str, str]:
-    """What the docstring of a cell says of its quantities, in its section ``Quantities:``."""
+def quantity_descriptions(cell: type[Cell]) -> dict[str, str]:
+    """Return the descriptions of the quantities in the section ``Quantities:`` of the cell's docstring."""
     section = re.search(r"^Quantities:\n((?:[ ]+.*\n?)+)", inspect.getdoc(cell) or "", re.MULTILINE)
     lines = section[1].splitlines() if section else []
-    pairs = (line.strip().partition(": ") for line in lines)
-    return {name: words for name, _, words in pairs}
+    entries = (line.strip().partition(": ") for line in lines)
+    return {name: description for name, _, description in entries}
 
 
-def prose(cell: type[Cell]) -> list[str]:
-    """The paragraphs of a cell's docstring, without the section on its quantities."""
+def docstring_paragraphs(cell: type[Cell]) -> list[str]:
+    """Return the paragraphs of the cell's docstring, without the section ``Quantities:``."""
     text = (inspect.getdoc(cell) or "") if cell.__doc__ else ""
     paragraphs = text.split("\n\nQuantities:")[0].replace("``", "").split("\n\n")
     return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph]
 
 
 def statements(function: ast.FunctionDef) -> list[ast.stmt]:
-    """The statements of a function, without its docstring and any other constant that stands alone."""
+    """Return the statements of a function without its docstring and other constant expressions."""
     return [
         node
         for node in function.body

@@ -1,9 +1,8 @@
-"""Calls of modules, taken over while a block runs, in one thread: for others the modules are as ever."""
+"""Override calls of modules inside a ``with`` block, for the calling thread only."""
 
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,60 +10,59 @@ from typing import Any
 
 from torch import nn
 
-_Instead = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+from unrolled.engines.fork_safety import renew_after_fork
 
-_here = threading.local()  # .taken: what takes over calls in this thread, by the module's id
-_count: dict[int, int] = {}  # how many blocks, of all threads, want the calls of a module, by its id
+_Override = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+
+_thread = threading.local()  # .overrides: the overrides of this thread, by the module's id
+_block_count: dict[int, int] = {}  # number of active blocks of all threads, by the module's id
 _lock = threading.Lock()
 
 
 @contextmanager
-def intercepted(modules: Iterable[nn.Module], instead: _Instead) -> Iterator[None]:
-    """Have ``instead(module, call, args, kwargs)`` run in the place of calls of modules in this thread.
+def override_calls(modules: Iterable[nn.Module], override: _Override) -> Iterator[None]:
+    """Run ``override(module, call, args, kwargs)`` instead of each call of the modules in this thread.
 
-    It may run ``call(*args, **kwargs)``, which is the module's own call with all its hooks. Of the module one
-    attribute is set meanwhile, the one in which ``Module.compile`` keeps its result: copies and pickles leave
-    it out (those of torch.nn's own recurrent layers don't).
+    The override may run ``call(*args, **kwargs)``, the original call with all hooks. Inside the block, the
+    attribute in which ``Module.compile`` stores its result is set on each module. Copies and pickles of a
+    module leave this attribute out, except for those of torch.nn's recurrent layers.
 
     Args:
-        modules: any.
-        instead: what runs in their place.
+        modules: The modules.
+        override: The function to call instead.
     """
     modules = list(modules)
-    before = getattr(_here, "taken", {})
+    outer_overrides = getattr(_thread, "overrides", {})
     with _lock:
         for module in modules:
-            if not _count.get(id(module)):
-                held = vars(module).get("_compiled_call_impl")
-                vars(module)["_compiled_call_impl"] = functools.partial(_call, module, held)
-            _count[id(module)] = _count.get(id(module), 0) + 1
-    _here.taken = {**before, **{id(module): instead for module in modules}}
+            if not _block_count.get(id(module)):
+                compiled_call = vars(module).get("_compiled_call_impl")
+                vars(module)["_compiled_call_impl"] = functools.partial(_call, module, compiled_call)
+            _block_count[id(module)] = _block_count.get(id(module), 0) + 1
+    _thread.overrides = {**outer_overrides, **{id(module): override for module in modules}}
     try:
         yield
     finally:
-        _here.taken = before
+        _thread.overrides = outer_overrides
         with _lock:
             for module in modules:
-                _count[id(module)] -= 1
-                if not _count[id(module)]:
-                    del _count[id(module)]
-                    held = vars(module)["_compiled_call_impl"].args[1]
-                    vars(module)["_compiled_call_impl"] = held
-                    if held is None:
+                _block_count[id(module)] -= 1
+                if not _block_count[id(module)]:
+                    del _block_count[id(module)]
+                    compiled_call = vars(module)["_compiled_call_impl"].args[1]
+                    vars(module)["_compiled_call_impl"] = compiled_call
+                    if compiled_call is None:
                         del vars(module)["_compiled_call_impl"]
 
 
-def _call(module: nn.Module, held: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
-    """A call of a module, whoever makes it."""
-    call = held or module._call_impl
-    instead = getattr(_here, "taken", {}).get(id(module))
-    return call(*args, **kwargs) if instead is None else instead(module, call, args, kwargs)
+def _call(module: nn.Module, compiled_call: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """Run a module's override if this thread has one, else its original call."""
+    call = compiled_call or module._call_impl
+    override = getattr(_thread, "overrides", {}).get(id(module))
+    return call(*args, **kwargs) if override is None else override(module, call, args, kwargs)
 
 
-def _after_fork() -> None:
+@renew_after_fork
+def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # a thread that the child doesn't have may hold the other one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    _lock = threading.Lock()

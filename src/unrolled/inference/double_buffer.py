@@ -1,4 +1,4 @@
-"""A layer alone, run piece by piece at the least cost: its states go to and fro between two places."""
+"""The fast path of a stream over a single layer: kernels that alternate between two buffers of states."""
 
 from __future__ import annotations
 
@@ -9,157 +9,169 @@ from torch import Tensor
 from torch.nn.modules import module
 
 from unrolled.engines.native.prepacked import BoundKernel, PrepackedKernel
-from unrolled.inference.weight_snapshot import IOLayout, WeightSnapshot
+from unrolled.inference.weight_snapshot import MAX_PLANS, IOLayout, WeightSnapshot
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 
-_Places = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-_MOST_WAYS = 100
+_Buffers = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 class DoubleBuffer:
-    """A layer whose states go to and fro between two places.
+    """A layer with two buffers of states: each call reads one buffer and writes the other.
+
+    The states have the same addresses in every second call. A call therefore only has to fill in the
+    addresses of its input and output.
 
     Attributes:
-        at: the place where the states are; None: elsewhere.
+        index: Index of the buffer that holds the current states. None if the states are not in a buffer.
     """
 
     def __init__(self, layer: Recurrent) -> None:
-        self._layer, self._held = layer, WeightSnapshot(layer)
-        self._ways: dict[Any, _StreamPlan | None] = {}
-        self._places: dict[Any, _Places] = {}  # those of the last number of rows and dtype
-        self._now: _Places | None = None
-        self.at: int | None = None
+        self._layer, self._snapshot = layer, WeightSnapshot(layer)
+        self._plans: dict[Any, _StreamPlan | None] = {}  # by input shape and number of threads
+        self._buffers: dict[Any, _Buffers] = {}  # of the last batch size and dtype
+        self._active: _Buffers | None = None  # the buffers that hold the current states
+        self.index: int | None = None
 
     def run(self, x: Any, states: dict[str, State]) -> Tensor | None:
-        """The output of the next piece; None where the layer has to be called itself."""
+        """Run the layer on the next chunk.
+
+        Args:
+            x: The chunk, as the layer takes it.
+            states: The stream's states. They move to the buffers, and the dictionary is cleared.
+
+        Returns:
+            The output, or None if the layer itself must be called.
+        """
         layer = self._layer
-        if hooked(layer):
+        if has_custom_call(layer):
             return None
-        if self._held.changed():
-            self._held = WeightSnapshot(self._layer)
-            self._ways.clear()
-        if not self._held.takes(x):
+        if self._snapshot.is_stale():
+            self._snapshot = WeightSnapshot(self._layer)
+            self._plans.clear()
+        if not self._snapshot.supports(x):
             return None
         key = (x.shape, torch.get_num_threads())
         try:
-            way = self._ways[key]
+            plan = self._plans[key]
         except KeyError:
-            way = self._made(*key)
-        if way is None:
+            plan = self._create_plan(*key)
+        if plan is None:
             return None
-        if self.at is None:
-            if not way.load(states.get("")):
+        if self.index is None:
+            if not plan.load(states.get("")):
                 return None
             states.clear()
-            self._now, self.at = way.places, 0
-        elif way.places is not self._now:  # another number of rows
+            self._active, self.index = plan.buffers, 0
+        elif plan.buffers is not self._active:  # another batch size
             return None
-        output = way.run(x, self.at)
-        self.at = 1 - self.at
+        output = plan.run(x, self.index)
+        self.index = 1 - self.index
         return output
 
-    def _made(self, shape: torch.Size, threads: int) -> _StreamPlan | None:
-        held, way = self._held, None
-        routes = held.routes(shape, threads)
-        if routes is not None:
-            batch = shape[0 if held.layer.batch_first else 1]
-            key = batch, held.dtype
-            if key not in self._places:
-                self._places = {key: _places(held, batch)}
-            way = _StreamPlan([row[0] for row in routes], shape, held, self._places[key])
-        if len(self._ways) >= _MOST_WAYS:  # pieces of lengths that always differ
-            self._ways.clear()
-        self._ways[shape, threads] = way
-        return way
+    def _create_plan(self, shape: torch.Size, threads: int) -> _StreamPlan | None:
+        snapshot, plan = self._snapshot, None
+        kernels_by_layer = snapshot.prepacked_kernels(shape, threads)
+        if kernels_by_layer is not None:
+            batch = shape[0 if snapshot.layer.batch_first else 1]
+            key = batch, snapshot.dtype
+            if key not in self._buffers:
+                self._buffers = {key: _create_buffers(snapshot, batch)}
+            forward_kernels = [kernels[0] for kernels in kernels_by_layer]
+            plan = _StreamPlan(forward_kernels, shape, snapshot, self._buffers[key])
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[shape, threads] = plan
+        return plan
 
-    def unload(self) -> State:
-        """The states, which are then no longer here."""
-        assert self.at is not None
-        assert self._now is not None
-        parts = tuple(part.clone() for part in self._now[self.at])
-        self.at = None
-        return parts if len(parts) > 1 else parts[0]
+    def take_state(self) -> State:
+        """Return the current states and mark the buffers as empty."""
+        assert self.index is not None
+        assert self._active is not None
+        tensors = tuple(part.clone() for part in self._active[self.index])
+        self.index = None
+        return tensors if len(tensors) > 1 else tensors[0]
 
 
 class _StreamPlan(IOLayout):
-    """A layer's loops, one on the other, for pieces of one shape.
+    """The kernels of all stacked layers for chunks of one shape.
 
     Attributes:
-        places: of the states, before and after a call or the reverse.
+        buffers: The two buffers of states.
     """
 
     def __init__(
-        self, routes: list[PrepackedKernel], shape: torch.Size, held: WeightSnapshot, places: _Places
+        self, kernels: list[PrepackedKernel], shape: torch.Size, snapshot: WeightSnapshot, buffers: _Buffers
     ) -> None:
-        super().__init__(shape, routes[0].widths[0], held)
-        self._inner = [torch.empty_like(self._output) for _ in routes[1:]]  # from loop to loop
-        self.places = places
-        self._bound_kernels = [_bound_kernels(routes, *places), _bound_kernels(routes, *places[::-1])]
+        super().__init__(shape, kernels[0].widths[0], snapshot)
+        self._hidden = [torch.empty_like(self._output_template) for _ in kernels[1:]]  # between layers
+        self.buffers = buffers
+        self._bound_kernels = [_bind_kernels(kernels, *buffers), _bind_kernels(kernels, *buffers[::-1])]
 
     def load(self, state: State | None) -> bool:
-        """Put the states in the first place; False where they don't fit."""
+        """Copy states to the first buffer, zeros if None; return False if they don't fit."""
         if state is None:
-            for place in self.places[0]:
-                place.zero_()
+            for buffer in self.buffers[0]:
+                buffer.zero_()
             return True
-        parts = parts_of(state)
-        if len(parts) != len(self.places[0]):
+        tensors = state_tensors(state)
+        if len(tensors) != len(self.buffers[0]):
             return False
-        for place, part in zip(self.places[0], parts, strict=True):
-            if type(part) is not Tensor or part.shape != place.shape or part.dtype is not place.dtype:
+        for buffer, tensor in zip(self.buffers[0], tensors, strict=True):
+            if type(tensor) is not Tensor or tensor.shape != buffer.shape or tensor.dtype is not buffer.dtype:
                 return False
-            if not part.is_cpu:
-                return False  # a copy takes care of all the rest
-        for place, part in zip(self.places[0], parts, strict=True):
-            place.copy_(part.detach())
+            if not tensor.is_cpu:
+                return False
+        for buffer, tensor in zip(self.buffers[0], tensors, strict=True):
+            buffer.copy_(tensor.detach())  # of any memory layout
         return True
 
-    def run(self, x: Tensor, at: int) -> Tensor:
-        """The output of a piece, from the states in one place to the other."""
-        x = (x.transpose(0, 1) if self._turned else x).contiguous()
-        output = torch.empty_like(self._output)
-        hops = self._bound_kernels[at]
-        if len(hops) == 1:
-            hops[0].run(x.data_ptr(), output.data_ptr())
-            return output.transpose(0, 1) if self._turned else output
-        read = x.data_ptr()
-        for hop, inner in zip(hops, self._inner):  # noqa: B905  # the last hop writes the output
-            hop.run(read, read := inner.data_ptr())
-        hops[-1].run(read, output.data_ptr())
-        return output.transpose(0, 1) if self._turned else output
+    def run(self, x: Tensor, index: int) -> Tensor:
+        """Return the output of a chunk, reading states from one buffer and writing them to the other."""
+        x = (x.transpose(0, 1) if self._transposed else x).contiguous()
+        output = torch.empty_like(self._output_template)
+        kernels = self._bound_kernels[index]
+        if len(kernels) == 1:
+            kernels[0].run(x.data_ptr(), output.data_ptr())
+            return output.transpose(0, 1) if self._transposed else output
+        source = x.data_ptr()
+        for kernel, hidden in zip(kernels, self._hidden):  # noqa: B905  # the last kernel writes the output
+            kernel.run(source, source := hidden.data_ptr())
+        kernels[-1].run(source, output.data_ptr())
+        return output.transpose(0, 1) if self._transposed else output
 
 
-def hooked(layer: Recurrent) -> bool:
-    """Whether a call of a layer is more than its forward, or its forward another one than its class has."""
+def has_custom_call(layer: Recurrent) -> bool:
+    """Return whether a call of a layer runs hooks, or a forward that is set on the instance."""
     if layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer):
         return True
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
-def _places(held: WeightSnapshot, batch: int) -> _Places:
-    layer = held.layer
+def _create_buffers(snapshot: WeightSnapshot, batch: int) -> _Buffers:
+    layer = snapshot.layer
     sizes = layer._first.state_sizes().values()
-    with torch.inference_mode(False):  # they are written to outside of it, too
-        a, b = (
+    with torch.inference_mode(False):  # outside of inference mode they are written to as well
+        first, second = (
             tuple(
-                torch.empty(layer.num_layers, batch, size, dtype=held.dtype, device="cpu") for size in sizes
+                torch.empty(layer.num_layers, batch, size, dtype=snapshot.dtype, device="cpu")
+                for size in sizes
             )
             for _ in range(2)
         )
-    return a, b
+    return first, second
 
 
-def _bound_kernels(
-    routes: list[PrepackedKernel], starts: tuple[Tensor, ...], ends: tuple[Tensor, ...]
+def _bind_kernels(
+    kernels: list[PrepackedKernel], source: tuple[Tensor, ...], target: tuple[Tensor, ...]
 ) -> list[BoundKernel]:
-    """The calls of the loops from states in one place to states in the other."""
+    """Bind each layer's kernel to the buffer that it reads states from and the buffer that it writes to."""
     return [
-        route.between([part[k].data_ptr() for part in starts], [part[k].data_ptr() for part in ends])
-        for k, route in enumerate(routes)
+        kernel.bind([part[k].data_ptr() for part in source], [part[k].data_ptr() for part in target])
+        for k, kernel in enumerate(kernels)
     ]
 
 
-def parts_of(state: Any) -> tuple[Any, ...]:
-    """The tensors of a state."""
+def state_tensors(state: Any) -> tuple[Any, ...]:
+    """Return the tensors of a state as a tuple."""
     return state if isinstance(state, tuple) else (state,)

@@ -1,4 +1,4 @@
-"""Layers whose weights don't change for a while: packed once, called with the least that a call can cost."""
+"""Layers with frozen weights: packed once, and then called with little overhead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unrolled.engines.native.kernel import launch
 from unrolled.engines.native.prepacked import PrepackedKernel
-from unrolled.inference.weight_snapshot import IOLayout, WeightSnapshot
+from unrolled.inference.weight_snapshot import MAX_PLANS, IOLayout, WeightSnapshot
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 
@@ -24,32 +24,32 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
             for x in stream:
                 y = model(x)
 
-    Runtimes that load a model for inference take its weights once. torch's layers can't, since their
-    weights may change between two calls; inside this block ours do so too: at the first call each layer packs
-    its weights as its loop reads them, and later calls are spared that, and most checks. The numbers are
-    the same, bit for bit. It pays where calls are short: single steps, small layers.
+    Inference runtimes pack the weights of a model once, when they load it. A torch layer can't, because its
+    weights may change between calls. Inside this block, each layer packs its weights at its first call, in
+    the order in which its kernel reads them. Later calls skip the packing and most checks. The results are
+    bit-identical. This pays off for short calls: single time steps and small layers.
 
-    It holds for float32 and float64 on the native engine, for calls that record no gradients, and for
-    sequences that are not packed; other calls run as they do outside. A change of a weight that torch
-    notices is an error; one behind its back (``weight.data``, NumPy, another process) is not seen before the
-    end of the block.
+    It applies to float32 and float64 on the native engine, to calls that record no gradients, and to inputs
+    that are not packed sequences. Other calls run as usual. A call raises an error if torch detects that a
+    weight was changed. A change that torch can't detect (``weight.data``, NumPy, another process) has no
+    effect before the end of the block.
 
     Args:
-        module: a layer, or a model that holds some.
+        module: A layer, or a model that contains layers.
 
     Raises:
-        TypeError: it is no module.
-        RuntimeError: in a call of a layer: a weight was changed or replaced.
+        TypeError: If ``module`` is not a torch module.
+        RuntimeError: In a call of a layer, if a weight was changed or replaced inside the block.
     """
 
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"frozen takes a module, got {type(module).__name__}")
+            raise TypeError(f"frozen expects a torch.nn.Module, got {type(module).__name__}")
         self._layers = [layer for layer in module.modules() if isinstance(layer, Recurrent)]
-        self._before: list[Any] = []
+        self._previous: list[Any] = []
 
     def __enter__(self) -> frozen:
-        self._before = [layer._frozen for layer in self._layers]
+        self._previous = [layer._frozen for layer in self._layers]
         for layer in self._layers:
             layer._frozen = FrozenCalls(layer)
         return self
@@ -57,84 +57,98 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for layer, before in zip(self._layers, self._before, strict=True):
-            layer._frozen = before
+        for layer, previous in zip(self._layers, self._previous, strict=True):
+            layer._frozen = previous
 
 
 class FrozenCalls:
-    """The calls of a frozen layer: they return None where the layer has to go its usual way.
+    """The calls of a layer with packed weights.
 
     Args:
-        layer: the layer.
-        renewed: take changed weights anew, where else they are an error.
+        layer: The layer.
+        allow_changes: Pack the weights again if they have changed. If False, a change is an error.
     """
 
-    def __init__(self, layer: Recurrent, renewed: bool = False) -> None:
-        self._layer, self._renewed = layer, renewed
-        self._held = WeightSnapshot(layer)
-        self._plans: dict[Any, _Plan | None] = {}
+    def __init__(self, layer: Recurrent, allow_changes: bool = False) -> None:
+        self._layer, self._allow_changes = layer, allow_changes
+        self._snapshot = WeightSnapshot(layer)
+        self._plans: dict[Any, _Plan | None] = {}  # by input shape and number of threads
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of the layer isn't frozen
 
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any] | None:
-        """The output and the final states, as the layer returns them."""
-        layer, held = self._layer, self._held
-        if held.changed():
-            if not self._renewed:
+        """Run the layer, and return its output and final states, or None if it must run as usual.
+
+        Raises:
+            RuntimeError: If a weight has changed.
+        """
+        layer, snapshot = self._layer, self._snapshot
+        if snapshot.is_stale():
+            if not self._allow_changes:
                 raise RuntimeError(
-                    f"{type(layer).__name__}: a weight was changed inside unrolled.frozen(...); change "
-                    "weights outside the block"
+                    f"{type(layer).__name__}: a weight was changed inside unrolled.frozen(...). "
+                    "Change weights outside of the block"
                 )
-            held = self._held = WeightSnapshot(layer)
+            snapshot = self._snapshot = WeightSnapshot(layer)
             self._plans.clear()
-        if not held.takes(x):
+        if not snapshot.supports(x):
             return None
-        threads = torch.get_num_threads()
-        key = (x.shape, threads)
+        key = (x.shape, torch.get_num_threads())
         try:
             plan = self._plans[key]
         except KeyError:
-            routes = held.routes(x.shape, threads)
-            plan = self._plans[key] = None if routes is None else _Plan(routes, x.shape, held)
+            plan = self._create_plan(*key)
         if plan is None:
             return None
-        given: tuple[Tensor, ...] | None = None
+        initial: tuple[Tensor, ...] | None = None
         if state is not None:
-            given = state if plan.several else (state,)
-            if not plan.takes(given):
-                given = layer._initial(state, SequenceBatch.of(x, layer.batch_first, layer._label))
+            initial = state if plan.has_several_states else (state,)
+            if not plan.supports(initial):
+                sequence = SequenceBatch.from_input(x, layer.batch_first, layer._label)
+                initial = layer._initial_states(state, sequence)
         if torch.is_grad_enabled() and (
-            held.trains or x.requires_grad or any(part.requires_grad for part in given or ())
+            snapshot.requires_grad or x.requires_grad or any(part.requires_grad for part in initial or ())
         ):
             return None
-        return plan.run(x, given)
+        return plan.run(x, initial)
+
+    def _create_plan(self, shape: torch.Size, threads: int) -> _Plan | None:
+        kernels = self._snapshot.prepacked_kernels(shape, threads)
+        plan = None if kernels is None else _Plan(kernels, shape, self._snapshot)
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[shape, threads] = plan
+        return plan
 
 
 class _Plan(IOLayout):
-    """All routes of a layer for inputs of one shape.
+    """The kernels of all layers and directions for inputs of one shape.
 
     Attributes:
-        several: whether the cell keeps several states.
+        has_several_states: Whether the cell has more than one state, so that states are tuples.
     """
 
-    def __init__(self, routes: list[list[PrepackedKernel]], shape: torch.Size, held: WeightSnapshot) -> None:
-        widths = routes[0][0].widths
-        super().__init__(shape, widths[0], held)
-        self._routes = routes
-        self._alone = routes[0][0] if len(routes) == len(routes[0]) == 1 else None
-        lanes = len(routes) * len(routes[0])
-        self._states = [
-            torch.empty(lanes, self._batch, width, dtype=held.dtype, device="cpu") for width in widths
+    def __init__(
+        self, kernels: list[list[PrepackedKernel]], shape: torch.Size, snapshot: WeightSnapshot
+    ) -> None:
+        widths = kernels[0][0].widths
+        super().__init__(shape, widths[0], snapshot)
+        self._kernels = kernels
+        self._single_kernel = kernels[0][0] if len(kernels) == len(kernels[0]) == 1 else None
+        directions = len(kernels) * len(kernels[0])
+        self._state_templates = [
+            torch.empty(directions, self._batch, width, dtype=snapshot.dtype, device="cpu")
+            for width in widths
         ]
-        self._shapes = [part.shape for part in self._states]
-        self.several = len(widths) > 1
+        self._state_shapes = [part.shape for part in self._state_templates]
+        self.has_several_states = len(widths) > 1
 
-    def takes(self, state: Any) -> bool:
-        """Whether these are initial states, of the right shapes each."""
-        if type(state) is not tuple or len(state) != len(self._states):
+    def supports(self, state: Any) -> bool:
+        """Return whether these are initial states with the right number, shapes, dtype and device."""
+        if type(state) is not tuple or len(state) != len(self._state_templates):
             return False
-        for part, shape in zip(state, self._shapes, strict=True):
+        for part, shape in zip(state, self._state_shapes, strict=True):
             if type(part) is not Tensor or part.shape != shape or part.dtype is not self._dtype:
                 return False
             if not part.is_cpu or part.is_neg():
@@ -142,34 +156,34 @@ class _Plan(IOLayout):
         return True
 
     def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any]:
-        """The output and the final states, as the layer returns them."""
-        x = (x.transpose(0, 1) if self._turned else x).contiguous()
-        final = [torch.empty_like(part) for part in self._states]
-        ends = [part.data_ptr() for part in final]
+        """Return the output and the final states, as the layer returns them."""
+        x = (x.transpose(0, 1) if self._transposed else x).contiguous()
+        final = [torch.empty_like(part) for part in self._state_templates]
+        final_addresses = [part.data_ptr() for part in final]
         if initial is None:
-            starts = None
+            initial_addresses = None
         else:
             initial = tuple([part.contiguous() for part in initial])
-            starts = [part.data_ptr() for part in initial]
-        if self._alone is not None:
-            output = torch.empty_like(self._output)
-            self._alone.run(x.data_ptr(), starts, output.data_ptr(), ends)
+            initial_addresses = [part.data_ptr() for part in initial]
+        if self._single_kernel is not None:
+            output = torch.empty_like(self._output_template)
+            self._single_kernel.run(x.data_ptr(), initial_addresses, output.data_ptr(), final_addresses)
         else:
-            output = self._through(x, starts, ends)
-        output = output.transpose(0, 1) if self._turned else output
-        return output, tuple(final) if self.several else final[0]
+            output = self._run_layers(x, initial_addresses, final_addresses)
+        output = output.transpose(0, 1) if self._transposed else output
+        return output, tuple(final) if self.has_several_states else final[0]
 
-    def _through(self, x: Tensor, initial: list[int] | None, final: list[int]) -> Tensor:
-        """Through several lanes."""
-        lane = 0
-        for row in self._routes:
-            outputs = [torch.empty_like(self._output) for _ in row]
-            jobs = []
-            for route, output in zip(row, outputs, strict=True):
-                jobs.append(route.job(x.data_ptr(), initial, output.data_ptr(), final, lane))
-                lane += 1
-            launch(jobs)
-            for route in row:
-                route.done()
+    def _run_layers(self, x: Tensor, initial: list[int] | None, final: list[int]) -> Tensor:
+        """Run all layers and directions. ``initial`` and ``final`` are addresses of states."""
+        direction_index = 0
+        for kernels in self._kernels:
+            outputs = [torch.empty_like(self._output_template) for _ in kernels]
+            calls = []
+            for kernel, output in zip(kernels, outputs, strict=True):
+                calls.append(kernel.call(x.data_ptr(), initial, output.data_ptr(), final, direction_index))
+                direction_index += 1
+            launch(calls)
+            for kernel in kernels:
+                kernel.mark_packed()
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         return x

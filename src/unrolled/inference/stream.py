@@ -1,8 +1,7 @@
-"""A sequence that comes piece by piece: the state is kept between calls."""
+"""Streaming inference: a sequence that arrives in chunks, with the state kept between calls."""
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import Any, TypeGuard
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.torch_ops import transforms
-from unrolled.inference.call_override import intercepted
-from unrolled.inference.double_buffer import DoubleBuffer, hooked, parts_of
+from unrolled.inference.call_override import override_calls
+from unrolled.inference.double_buffer import DoubleBuffer, has_custom_call, state_tensors
 from unrolled.inference.frozen import FrozenCalls
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
@@ -26,273 +26,291 @@ _LAYERS = (Recurrent, nn.RNNBase)
 
 
 class Stream:
-    """Run a layer, or a model that holds some, over a sequence that comes piece by piece.
+    """Run a layer, or a model that contains layers, over a sequence that arrives in chunks.
 
     ::
 
         stream = unrolled.Stream(model)
-        for x in pieces:                # each of one time step or more, laid out as the model takes it
+        for x in chunks:                # one or more time steps each, with the layout that the model takes
             y = stream(x)
-        stream.reset()                  # the next piece begins another sequence
+        stream.reset()                  # the next chunk starts a new sequence
 
-    Each call goes on from the states that the call before ended with. For a layer it returns the output at
-    every step given, without the states; for a model what the model returns. However a sequence is cut, our
-    layers give the same bits on the native engine as for the whole of it at once (in bfloat16 the states are
-    rounded between pieces). What else a model does over time, such as a convolution, sees one piece; a cell
-    that the model calls step by step has its state from the model. Nothing records gradients. Weights are
-    packed at the first call, and again where one was changed; a change behind torch's back
-    (``weight.data.add_(1)``, NumPy) is not seen.
+    Each call continues from the final states of the previous call. For a layer, it returns the output at each
+    time step of the chunk, without the states. For a model, it returns what the model returns. No gradients
+    are recorded.
 
-    A stream leaves the module as it is: it can be used beside the stream, by other streams and in other
-    threads too. Calls of one stream follow one another, also from several threads.
+    On the native engine, the outputs of our layers are bit-identical to those of the whole sequence, however
+    it is cut into chunks. In bfloat16, the states are rounded between chunks.
+
+    Only recurrent layers carry a state. Other modules that look at several time steps, such as a convolution,
+    see one chunk. A cell that the model calls step by step gets its state from the model.
+
+    Weights are packed at the first call, and again after a weight has changed. A change that torch can't
+    detect (``weight.data.add_(1)``, NumPy) has no effect.
+
+    The module itself is not modified. It can still be used directly, by other streams and in other threads.
+    Calls of one stream from several threads run one after another.
 
     Args:
-        module: one of our layers or torch.nn's, or a model that holds some.
+        module: A layer of unrolled or torch.nn, or a model that contains layers.
 
     Raises:
-        TypeError: it is no module.
-        ValueError: it holds no recurrent layer, or one that reads sequences from their end too.
+        TypeError: If ``module`` is not a torch module.
+        ValueError: If it contains no recurrent layer, or a bidirectional one.
     """
 
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"Stream takes a module, got {type(module).__name__}")
-        self._module, self._layers = module, _checked(module)
-        self._alone = "" in self._layers
-        self._names: dict[int, str] = {}
-        self._fast: dict[str, tuple[Recurrent, FrozenCalls]] = {}
+            raise TypeError(f"Stream expects a torch.nn.Module, got {type(module).__name__}")
+        self._module, self._layers = module, _find_layers(module)
+        self._is_layer = "" in self._layers
+        self._names: dict[int, str] = {}  # of layers, by id
+        self._frozen_calls: dict[str, tuple[Recurrent, FrozenCalls]] = {}
         self._states: dict[str, State] = {}
-        self._new: dict[str, State] = {}
-        self._shuttle = DoubleBuffer(module) if _is_usual(module) else None
+        self._new_states: dict[str, State] = {}  # of the current call
+        self._double_buffer = DoubleBuffer(module) if _has_standard_forward(module) else None
         self._lock = threading.RLock()
         _streams.add(self)
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the next piece, given as the module takes it, without a state.
+        """Run the next chunk. The arguments are those of the module, without a state.
 
         Raises:
-            ValueError: the piece has not as many rows as the states, or another dtype.
-            RuntimeError: a layer is given a state by its caller, or called twice; or none is called.
+            ValueError: If the chunk has another batch size or dtype than the states.
+            RuntimeError: If a layer is given a state or called twice, or no layer is called.
         """
         with self._lock:
-            shuttle = self._shuttle
-            if shuttle is not None:
-                if not args and not kwargs and (output := shuttle.run(x, self._states)) is not None:
+            double_buffer = self._double_buffer
+            if double_buffer is not None:
+                if not args and not kwargs and (output := double_buffer.run(x, self._states)) is not None:
                     return output
-                self._unload()
+                self._unload_double_buffer()
             with torch.no_grad():
-                return self._through(x, args, kwargs)
+                return self._run_module(x, args, kwargs)
 
-    def _through(self, x: Any, args: Any, kwargs: Any) -> Any:
-        self._new.clear()
-        if self._alone:
-            args, kwargs = self._begin("", self._module, (x, *args), kwargs)
-            made = self._module(*args, **kwargs)
-            self._end("", made)
+    def _run_module(self, x: Any, args: Any, kwargs: Any) -> Any:
+        self._new_states.clear()
+        if self._is_layer:
+            args, kwargs = self._add_state("", self._module, (x, *args), kwargs)
+            result = self._module(*args, **kwargs)
+            self._store_state("", result)
         else:
-            layers = _checked(self._module)
-            lost = self._states.keys() - layers.keys()
-            if lost:
+            layers = _find_layers(self._module)
+            removed = self._states.keys() - layers.keys()
+            if removed:
                 raise RuntimeError(
-                    f"{type(self._module).__name__} no longer holds {', '.join(sorted(lost))}, of which the "
-                    "stream has a state: reset() begins anew"
+                    f"{type(self._module).__name__} no longer contains {', '.join(sorted(removed))}, but the "
+                    "stream holds a state of it: call reset() to start a new sequence"
                 )
             self._layers = layers
             self._names = {id(layer): name for name, layer in self._layers.items()}
-            with intercepted(self._layers.values(), self._step):
-                made = self._module(x, *args, **kwargs)
-        if not self._new:
+            with override_calls(self._layers.values(), self._call_layer):
+                result = self._module(x, *args, **kwargs)
+        if not self._new_states:
             raise RuntimeError(
-                f"{type(self._module).__name__} called none of its recurrent layers: the stream has no "
-                "state to go on with"
+                f"{type(self._module).__name__} called none of its recurrent layers, so the stream has no "
+                "state to continue from"
             )
-        self._states.update(self._new)
-        if not self._alone:
-            return made
-        return made[0] if len(made) == 2 else (made[0], *made[2:])  # every state, where that is asked for
+        self._states.update(self._new_states)
+        if not self._is_layer:
+            return result
+        return result[0] if len(result) == 2 else (result[0], *result[2:])  # with all_states=True, those too
 
-    def _step(self, layer: Any, call: Any, args: Any, kwargs: Any) -> Any:
-        """A call of a layer of the model, with the state that it ended with."""
+    def _call_layer(self, layer: Any, call: Any, args: Any, kwargs: Any) -> Any:
+        """Run a layer that the model calls, starting from its previous final state."""
         name = self._names[id(layer)]
-        args, kwargs = self._begin(name, layer, args, kwargs)
-        made, fast = None, self._fast.get(name)
-        plain = len(args) == 1 and kwargs.keys() <= {"state"} and _is_usual(layer)
-        if plain and not hooked(layer):
-            if fast is None or fast[0] is not layer:
-                fast = self._fast[name] = layer, FrozenCalls(layer, renewed=True)
-            made = fast[1](args[0], kwargs.get("state"))
-        if made is None:
-            made = call(*args, **kwargs)
-        self._end(name, made)
-        return made
+        args, kwargs = self._add_state(name, layer, args, kwargs)
+        result, cached = None, self._frozen_calls.get(name)
+        is_plain_call = len(args) == 1 and kwargs.keys() <= {"state"} and _has_standard_forward(layer)
+        if is_plain_call and not has_custom_call(layer):
+            if cached is None or cached[0] is not layer:
+                cached = self._frozen_calls[name] = layer, FrozenCalls(layer, allow_changes=True)
+            result = cached[1](args[0], kwargs.get("state"))
+        if result is None:
+            result = call(*args, **kwargs)
+        self._store_state(name, result)
+        return result
 
-    def _begin(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Before a layer is called: it gets the state that it ended with."""
-        if name in self._new:
+    def _add_state(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments of a layer's call with the stream's state added."""
+        if name in self._new_states:
             raise RuntimeError(
-                f"{_told(name, layer)} is called twice for one piece: a stream can't tell which state "
-                "is whose"
+                f"{_describe(name, layer)} is called twice for one chunk, so the stream can't tell which "
+                "state belongs to which call"
             )
-        if any(given is not None for given in (*args[1:2], kwargs.get("hx"), kwargs.get("state"))):
+        if any(state is not None for state in (*args[1:2], kwargs.get("hx"), kwargs.get("state"))):
             raise RuntimeError(
-                f"{_told(name, layer)} is given a state by its caller, and a stream has its own: leave it out"
+                f"{_describe(name, layer)} is given a state by its caller, but the stream provides the "
+                "state: call the layer without one"
             )
         if kwargs.get("resets") is not None and kwargs.get("reset_state") is None:
-            kwargs = kwargs | {"reset_state": "initial"}  # and not what the piece before ended with
+            # By default, resets would go back to the state given, which is the end of the previous chunk.
+            kwargs = kwargs | {"reset_state": "initial"}
         state = self._states.get(name)
         if state is None:
             return args, kwargs
         x = args[0] if args else kwargs.get("input", kwargs.get("x"))
-        _check_piece(x, parts_of(state)[0], layer, name)
-        rest = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
-        return args[:1], rest | {"state" if isinstance(layer, Recurrent) else "hx": state}
+        _check_chunk(x, state_tensors(state)[0], layer, name)
+        other_kwargs = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
+        return args[:1], other_kwargs | {"state" if isinstance(layer, Recurrent) else "hx": state}
 
-    def _end(self, name: str, result: Any) -> None:
-        """After a layer was called: its final state is kept, out of the model's reach."""
-        self._new[name] = _copied(result[1])
+    def _store_state(self, name: str, result: Any) -> None:
+        """Store a copy of the final state of a layer's result; the model may change the original."""
+        self._new_states[name] = _copy_state(result[1])
 
     def reset(self, rows: Any = None) -> None:
-        """Begin anew: the next call starts from zeros, or from what a layer starts from by itself.
+        """Start a new sequence: the next call starts from zeros, or from the layer's own initial state.
 
         Args:
-            rows: ``(batch,)`` booleans: only these rows begin anew. None: all.
+            rows: Booleans of shape ``(batch,)``: reset only these rows of the batch. If None, reset all.
 
         Raises:
-            ValueError: there are not as many rows.
+            ValueError: If ``rows`` has another shape or dtype.
         """
         with self._lock:
-            self._unload()
+            self._unload_double_buffer()
             if rows is None:
                 self._states.clear()
                 return
-            chosen = torch.as_tensor(rows, device="cpu")
+            mask = torch.as_tensor(rows, device="cpu")
             for name, state in self._states.items():
-                for part in parts_of(state):
-                    if part.dim() == 3 and chosen.dtype is torch.bool and chosen.shape == part.shape[1:2]:
+                for tensor in state_tensors(state):
+                    batched = tensor.dim() == 3
+                    if batched and mask.dtype is torch.bool and mask.shape == tensor.shape[1:2]:
                         continue
-                    many = (
-                        f"{part.shape[1]} booleans, one a row" if part.dim() == 3 else "no rows: one sequence"
+                    expected = (
+                        f"{tensor.shape[1]} booleans, one per row"
+                        if batched
+                        else "no rows, since the state has no batch axis"
                     )
                     raise InputError(
-                        f"reset of {_told(name, self._layers[name])}: expected {many}, got "
-                        f"{chosen.dtype} of the shape {tuple(chosen.shape)}"
+                        f"reset of {_describe(name, self._layers[name])}: expected {expected}, got a tensor "
+                        f"of {mask.dtype} with shape {tuple(mask.shape)}"
                     )
             for name, state in self._states.items():
-                self._states[name] = state = _copied(state)
-                for part, first in zip(parts_of(state), _first_of(self._layers[name], state), strict=True):
-                    part[:, chosen.to(part.device)] = first
+                self._states[name] = state = _copy_state(state)
+                initial_values = _initial_values(self._layers[name], state)
+                for tensor, initial in zip(state_tensors(state), initial_values, strict=True):
+                    tensor[:, mask.to(tensor.device)] = initial
 
     @property
     def state(self) -> Any:
-        """The states after the last call, to be kept and set again to go on from there.
+        """The states after the last call. Set it to continue from these states later.
 
-        For a layer laid out as it returns them, None before the first call; for a model a dictionary of such
-        by the names of its layers.
+        For a layer, the state as the layer returns it, or None before the first call. For a model, a
+        dictionary of states by layer name.
         """
         with self._lock:
-            self._unload()
-            found = {name: _copied(state) for name, state in self._states.items()}
-        return found.get("") if self._alone else found
+            self._unload_double_buffer()
+            states = {name: _copy_state(state) for name, state in self._states.items()}
+        return states.get("") if self._is_layer else states
 
     @state.setter
     def state(self, state: Any) -> None:
-        given = ({} if state is None else {"": state}) if self._alone else state
-        if not isinstance(given, dict) or not given.keys() <= self._layers.keys():
+        states = ({} if state is None else {"": state}) if self._is_layer else state
+        if not isinstance(states, dict) or not states.keys() <= self._layers.keys():
             raise InputError(
-                f"the state of a model is a dictionary by layers ({', '.join(self._layers)}), got "
-                + (", ".join(map(str, given)) if isinstance(given, dict) else type(given).__name__)
+                f"the state of a model is a dictionary by layer name ({', '.join(self._layers)}), got "
+                + (", ".join(map(str, states)) if isinstance(states, dict) else type(states).__name__)
             )
-        for name, part in given.items():
-            if not parts_of(part) or not all(isinstance(tensor, Tensor) for tensor in parts_of(part)):
+        for name, part in states.items():
+            tensors = state_tensors(part)
+            if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
                 raise InputError(
-                    f"{_told(name, self._layers[name])}: a state is a tensor or a tuple of tensors, got "
+                    f"{_describe(name, self._layers[name])}: a state is a tensor or a tuple of tensors, got "
                     f"{type(part).__name__}"
                 )
         with self._lock:
-            self._unload()
-            self._states = {name: _copied(part) for name, part in given.items()}
+            self._unload_double_buffer()
+            self._states = {name: _copy_state(part) for name, part in states.items()}
 
     def __reduce__(self) -> str:
-        raise TypeError("a Stream can't be copied or pickled: make one of the module, and hand on its state")
+        raise TypeError(
+            "a Stream can't be copied or pickled: create a new Stream of the module and set its state"
+        )
 
-    def _unload(self) -> None:
-        """Have the states here, and not where the shuttle left them."""
-        if self._shuttle is not None and self._shuttle.at is not None:
-            self._states[""] = self._shuttle.unload()
+    def _unload_double_buffer(self) -> None:
+        """Move the states from the double buffer, if they are there, to the dictionary of states."""
+        if self._double_buffer is not None and self._double_buffer.index is not None:
+            self._states[""] = self._double_buffer.take_state()
 
 
-def _checked(module: nn.Module) -> dict[str, Any]:
-    """The layers of a model by name, of which a stream can be made."""
+def _find_layers(module: nn.Module) -> dict[str, Any]:
+    """Return the recurrent layers of a module by name.
+
+    Raises:
+        ValueError: If there is none, or one is bidirectional.
+    """
     layers: dict[str, Any] = {
         name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
     }
     if not layers:
-        single = isinstance(module, (SingleStep, nn.RNNCellBase))
+        is_single_step = isinstance(module, (SingleStep, nn.RNNCellBase))
         raise ValueError(
-            f"Stream takes a recurrent layer or a model that holds some, {type(module).__name__} "
-            + ("is a single step" if single else "holds none")
+            f"Stream expects a recurrent layer or a model that contains one, but {type(module).__name__} "
+            + ("is a single-step cell" if is_single_step else "contains none")
         )
     for name, layer in layers.items():
         if layer.bidirectional:
             raise ValueError(
-                f"Stream can't run {_told(name, layer)}: it is bidirectional and reads a sequence from its "
-                "end too, which a stream hasn't seen yet"
+                f"Stream can't run {_describe(name, layer)}: it is bidirectional, so it also reads the "
+                "sequence from its end, which hasn't arrived yet"
             )
     return layers
 
 
-def _is_usual(module: nn.Module) -> TypeGuard[Recurrent]:
-    """Whether a module is a layer of ours that computes what its class does."""
+def _has_standard_forward(module: nn.Module) -> TypeGuard[Recurrent]:
+    """Return whether a module is a layer of ours whose class doesn't override forward."""
     return isinstance(module, Recurrent) and type(module).forward in (Recurrent.forward, DropInLayer.forward)
 
 
-def _first_of(layer: _Layer, state: State) -> list[Any]:
-    """What the rows of a layer's states start from."""
+def _initial_values(layer: _Layer, state: State) -> list[Any]:
+    """Return the values that each state of a layer is reset to."""
     if isinstance(layer, Recurrent) and layer.initial_state == "learned":
-        return [part.detach() for part in layer._learned(1)]
-    return [0.0 for _ in parts_of(state)]
+        return [tensor.detach() for tensor in layer._learned_initial_states(1)]
+    return [0.0 for _ in state_tensors(state)]
 
 
-def _copied(state: Any) -> Any:
+def _copy_state(state: Any) -> Any:
     if isinstance(state, tuple):
-        return tuple(part.detach().clone() for part in state)
+        return tuple(tensor.detach().clone() for tensor in state)
     return state.detach().clone()
 
 
-def _told(name: str, layer: nn.Module) -> str:
+def _describe(name: str, layer: nn.Module) -> str:
+    """Return the class of a layer and its name in the model, for messages."""
     return f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
 
 
-def _check_piece(x: Any, state: Any, layer: _Layer, name: str) -> None:
-    """Raise where a piece has another number of rows than the states, or another dtype."""
+def _check_chunk(x: Any, state: Any, layer: _Layer, name: str) -> None:
+    """Raise InputError if a chunk has another batch size or dtype than the states."""
     rows: int | None
     if isinstance(x, PackedSequence):
         rows = int(x.batch_sizes[0])
     elif isinstance(x, Tensor) and x.dim() in (2, 3):
         rows = x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
     else:
-        return  # the layer says what is wrong
+        return  # the layer raises a better error
     if state.dim() not in (2, 3):
         return
-    kept = state.shape[1] if state.dim() == 3 else None
-    had, got = ("one sequence without a batch axis" if n is None else f"{n} rows" for n in (kept, rows))
+    state_rows = state.shape[1] if state.dim() == 3 else None
+    expected, got = ("no batch axis" if n is None else f"{n} rows" for n in (state_rows, rows))
+    got = f"this chunk has {got}"
     weight = next(layer.parameters(), state)
-    if weight.dtype != state.dtype and not transforms.autocasts(weight.device.type):
-        had, got = f"states of {state.dtype}", f"weights of {weight.dtype}"
-    if had != got:
-        raise InputError(
-            f"{_told(name, layer)}: the stream goes on with {had}, and this piece has {got}: reset() begins "
-            "anew"
-        )
+    if weight.dtype != state.dtype and not transforms.autocast_enabled(weight.device.type):
+        expected, got = f"dtype {state.dtype}", f"the weights have {weight.dtype}"
+    elif state_rows == rows:
+        return
+    raise InputError(
+        f"{_describe(name, layer)}: the stream's states have {expected}, but {got}: call reset() to start a "
+        "new sequence"
+    )
 
 
 _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+@renew_after_fork
+def _renew_locks() -> None:
     for stream in list(_streams):
-        stream._lock = threading.RLock()  # a thread that the child doesn't have may hold the other one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        stream._lock = threading.RLock()

@@ -1,4 +1,4 @@
-"""The weights of a layer as they are now: watched for changes, and packed as its loops read them."""
+"""A snapshot of a layer's weights: packed once for its kernels, and checked for later changes."""
 
 from __future__ import annotations
 
@@ -13,70 +13,82 @@ from unrolled.engines.native import registry
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
 from unrolled.layers.recurrent import Recurrent
 
+MAX_PLANS = 100  # plans by input shape that are kept; inputs of ever-changing lengths would fill the memory
+
 
 class IOLayout:
-    """How inputs of one shape and their outputs lie in memory where loops read and write them.
+    """Memory layout of inputs of one shape, and of their outputs, as kernels read and write them.
 
     Args:
-        shape: of the inputs, as the layer takes them.
-        width: of an output.
-        held: the layer's weights.
+        shape: Shape of the inputs, as the layer takes them.
+        width: Number of features of an output.
+        snapshot: The layer's weights.
     """
 
-    def __init__(self, shape: torch.Size, width: int, held: WeightSnapshot) -> None:
-        batch_first = held.layer.batch_first
+    def __init__(self, shape: torch.Size, width: int, snapshot: WeightSnapshot) -> None:
+        batch_first = snapshot.layer.batch_first
         batch, time = shape[:2] if batch_first else (shape[1], shape[0])
-        self._batch, self._dtype = batch, held.dtype
-        self._turned = batch_first and time > 1 and batch > 1  # else both layouts are one in memory
-        ahead = (batch, time) if batch_first and not self._turned else (time, batch)
-        # outputs are made like this one
-        self._output = torch.empty(*ahead, width, dtype=held.dtype, device="cpu")
+        self._batch, self._dtype = batch, snapshot.dtype
+        # With one row or one time step, (batch, time) and (time, batch) are the same in memory.
+        self._transposed = batch_first and time > 1 and batch > 1
+        first_axes = (batch, time) if batch_first and not self._transposed else (time, batch)
+        self._output_template = torch.empty(*first_axes, width, dtype=snapshot.dtype, device="cpu")
 
 
 class WeightSnapshot:
-    """The weights of a layer.
+    """The weights of a layer at one moment.
 
     Attributes:
-        dtype: of the parameters; None where there are none, or none that torch watches for changes.
-        trains: whether a parameter takes gradients.
+        layer: The layer.
+        dtype: Dtype of the parameters. None if the layer has no parameters, or changes can't be detected.
+        requires_grad: Whether any parameter requires gradients.
     """
 
     def __init__(self, layer: Recurrent) -> None:
         self.layer = layer
         params = list(layer.parameters())
-        # a parametrization may read buffers; a subclass may compute something of its own
-        self._watched = [*params, *layer.buffers()]
-        watched = params and not any(tensor.is_inference() for tensor in self._watched)
-        watched = watched and type(layer).unroll is Recurrent.unroll
-        self._named, self._registered = layer._parameters, list(layer._parameters.values())
-        self._versions = [tensor._version for tensor in self._watched] if watched else []
-        self._places = [tensor.data_ptr() for tensor in self._watched] if watched else []
-        self.trains = any(param.requires_grad for param in params)
-        self.dtype = params[0].dtype if watched else None
+        # Buffers count too, because a parametrization may read them.
+        self._tensors = [*params, *layer.buffers()]
+        detectable = params and not any(tensor.is_inference() for tensor in self._tensors)
+        # A subclass with its own unroll may compute something else from the weights.
+        detectable = detectable and type(layer).unroll is Recurrent.unroll
+        self._parameter_dict, self._parameters = layer._parameters, list(layer._parameters.values())
+        self._versions = [tensor._version for tensor in self._tensors] if detectable else []
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors] if detectable else []
+        self.requires_grad = any(param.requires_grad for param in params)
+        self.dtype = params[0].dtype if detectable else None
         self._weights: list[list[Weights | None]] | None = None  # by layer and direction
 
-    def changed(self) -> bool:
-        """Whether a weight was changed, as far as torch notices, or replaced; where there are any."""
+    def is_stale(self) -> bool:
+        """Return whether a weight was replaced or changed since, as far as torch can detect it."""
         if self.dtype is None:
             return False
-        watched = self._watched
-        if [tensor._version for tensor in watched] != self._versions:
+        tensors = self._tensors
+        if [tensor._version for tensor in tensors] != self._versions:
             return True
-        if [tensor.data_ptr() for tensor in watched] != self._places:  # as after module.to(), share_memory_()
+        if [tensor.data_ptr() for tensor in tensors] != self._addresses:  # module.to(), share_memory_()
             return True
-        return not all(map(operator.is_, self._named.values(), self._registered))
+        return not all(map(operator.is_, self._parameter_dict.values(), self._parameters))
 
-    def takes(self, x: Any) -> bool:
-        """Whether a layer's packed weights may serve a call with this input at all."""
+    def supports(self, x: Any) -> bool:
+        """Return whether a call with this input can use the packed weights."""
         if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu or x.is_neg():
             return False
         layer = self.layer
         if (layer.training and layer.dropout > 0) or not layer.plain:
             return False
-        return dispatch.chosen() != "reference" and not dispatch.in_transform()
+        return dispatch.current_engine() != "reference" and not dispatch.in_transform()
 
-    def routes(self, shape: torch.Size, threads: int) -> list[list[PrepackedKernel]] | None:
-        """The routes of an input shape by layer and direction; None where the native engine can't take it."""
+    def prepacked_kernels(self, shape: torch.Size, threads: int) -> list[list[PrepackedKernel]] | None:
+        """Return the kernels for an input shape, by layer and direction.
+
+        Args:
+            shape: Shape of the input, as the layer takes it.
+            threads: Number of threads.
+
+        Returns:
+            The kernels, or None if the native engine doesn't support the cell or the shape.
+        """
         layer = self.layer
         if len(shape) != 3 or 0 in shape or shape[2] != layer.input_size:
             return None
@@ -85,14 +97,16 @@ class WeightSnapshot:
             self._weights = [
                 [registry.weights(layer._bind(suffix)) for suffix in suffixes] for suffixes in layer._stack
             ]
-        rows = []
-        for row in self._weights:
-            routes = [
-                PrepackedKernel(weights, time, batch, back, 1 if len(row) == 2 == threads else threads)
-                for weights, back in zip(row, (False, True), strict=False)
+        kernels_by_layer = []
+        for layer_weights in self._weights:
+            # Two directions run at the same time; with two threads, each gets one.
+            direction_threads = 1 if len(layer_weights) == 2 == threads else threads
+            kernels = [
+                PrepackedKernel(weights, time, batch, reverse, direction_threads)
+                for weights, reverse in zip(layer_weights, (False, True), strict=False)
                 if weights is not None
             ]
-            if len(routes) < len(row):
+            if len(kernels) < len(layer_weights):
                 return None
-            rows.append(routes)
-        return rows
+            kernels_by_layer.append(kernels)
+        return kernels_by_layer

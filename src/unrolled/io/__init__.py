@@ -1,4 +1,4 @@
-"""Weights and models of other libraries: what they hold as our layers, and ours as theirs."""
+"""Convert layers from and to the formats of other libraries: ONNX, Keras and flax."""
 
 from unrolled.io.keras_flax import from_flax, from_keras, to_flax, to_keras
 from unrolled.io.onnx_export import to_onnx

@@ -1,4 +1,4 @@
-"""ONNX's recurrent operators as modules that compute with our layers, weights and all."""
+"""Import the RNN, GRU and LSTM nodes of an ONNX model, with their weights, as modules."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unrolled import cells
 from unrolled.cells.base import Cell
 from unrolled.layers.recurrent import Recurrent
 
-# The gates of each operator in the order of ours, as places in ONNX's order (https://onnx.ai/onnx/operators):
-# z r h becomes r z n; i o f c becomes i f g o.
+# For each of our gates, its index in ONNX's order (https://onnx.ai/onnx/operators): z r h becomes r z n,
+# i o f c becomes i f g o.
 _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
 _PEEPHOLES = ("peep_i", "peep_o", "peep_f")
-_USUAL = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+_DEFAULT_ACTIVATIONS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _ATTRIBUTES = (
     "activation_alpha",
@@ -35,19 +35,20 @@ _DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 
 class RecurrentNode(nn.Module):
-    """An RNN, GRU or LSTM operator of ONNX.
+    """A module that computes an RNN, GRU or LSTM operator of ONNX.
 
     Args:
         operator: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
-        weights: the operator's inputs ``W``, ``R`` and perhaps ``B`` and ``P``.
-        attributes: the operator's attributes.
-        name: of the node, for messages.
+        weights: The inputs ``W`` and ``R`` of the operator, and optionally ``B`` and ``P``.
+        attributes: The attributes of the operator.
+        name: The name of the node, for error messages.
 
     Attributes:
-        layer: what computes it.
+        layer: The recurrent layer that holds the weights.
 
     Raises:
-        ValueError: an attribute, or a value of it, that our layers don't have.
+        ValueError: If the operator has an attribute, or a value of one, that isn't supported, or if the
+            weights have inconsistent shapes.
     """
 
     def __init__(
@@ -62,63 +63,68 @@ class RecurrentNode(nn.Module):
         self._operator, self._attributes = operator, dict(attributes)
         if operator not in _GATES:
             raise ValueError(f"{self._name}: expected the operator RNN, GRU or LSTM")
-        options = self._options(attributes)
-        self._check(weights)
+        options = self._cell_options(attributes)
+        self._check_shapes(weights)
         recurrent, inputs = weights["R"], weights["W"]
         directions, _, hidden = recurrent.shape
         self.direction = attributes.get("direction", "forward")
         if self.direction not in _DIRECTIONS:
             raise ValueError(
-                f"{self._name}: the direction {self.direction!r} is none of {', '.join(_DIRECTIONS)}"
+                f"{self._name}: expected the direction {', '.join(_DIRECTIONS[:-1])} or {_DIRECTIONS[-1]}, "
+                f"got {self.direction!r}"
             )
         if attributes.get("hidden_size", hidden) != hidden:
             raise ValueError(
-                f"{self._name}: hidden_size is {attributes['hidden_size']}, and R has {hidden} units"
+                f"{self._name}: hidden_size is {attributes['hidden_size']}, but R has {hidden} units"
             )
         if directions != 1 + (self.direction == "bidirectional"):
             raise ValueError(
-                f"{self._name}: the direction {self.direction!r} doesn't go with weights of {directions} "
+                f"{self._name}: the direction is {self.direction!r}, but the weights have {directions} "
                 f"direction{'s' * (directions != 1)}"
             )
         self.batch_first = attributes.get("layout", 0) == 1
         self.layer = Recurrent(
-            self._cell("P" in weights),
+            self._cell_class("P" in weights),
             inputs.shape[2],
             hidden,
             bidirectional=directions == 2,
             dtype=recurrent.dtype,
             **options,
         )
-        self._fill(weights)
+        self._load_weights(weights)
 
-    def _options(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the cell that attributes ask for."""
+    def _cell_options(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the cell options for the attributes; raise an error if one isn't supported."""
         operator = self._operator
         for attribute in attributes:
             if attribute not in _ATTRIBUTES:
-                raise ValueError(f"{self._name}: the attribute {attribute} is not known")
+                raise ValueError(f"{self._name}: unknown attribute {attribute}")
         for attribute in ("clip", "input_forget"):
             if attributes.get(attribute):
-                raise ValueError(f"{self._name}: {attribute} is not supported, it is {attributes[attribute]}")
-        given = list(attributes.get("activations") or ())
-        each = len(_USUAL[operator])
-        names = {tuple(name.capitalize() for name in given[k : k + each]) for k in range(0, len(given), each)}
-        allowed = {_USUAL[operator]} | ({("Relu",)} if operator == "RNN" else set())
-        if len(names) > 1 or not names <= allowed:
-            usual = " or ".join(", ".join(functions) for functions in sorted(allowed))
+                raise ValueError(f"{self._name}: {attribute}={attributes[attribute]} is not supported")
+        activations = list(attributes.get("activations") or ())
+        count = len(_DEFAULT_ACTIVATIONS[operator])
+        by_direction = {
+            tuple(name.capitalize() for name in activations[k : k + count])
+            for k in range(0, len(activations), count)
+        }
+        supported = {_DEFAULT_ACTIVATIONS[operator]} | ({("Relu",)} if operator == "RNN" else set())
+        if len(by_direction) > 1 or not by_direction <= supported:
+            expected = " or ".join(", ".join(names) for names in sorted(supported))
             raise ValueError(
-                f"{self._name}: the activations {', '.join(given)} are not supported, expected {usual} in "
-                "every direction"
+                f"{self._name}: expected the activations {expected} in every direction, got "
+                f"{', '.join(activations)}"
             )
-        return {"nonlinearity": "relu"} if names == {("Relu",)} else {}
+        return {"nonlinearity": "relu"} if by_direction == {("Relu",)} else {}
 
-    def _check(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise where the weights don't go together."""
+    def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise an error if the weights have inconsistent shapes."""
         for kind in ("W", "R"):
             if kind not in weights or weights[kind].dim() != 3:
-                got = f"the shape {tuple(weights[kind].shape)}" if kind in weights else "none"
+                actual = tuple(weights[kind].shape) if kind in weights else "no such input"
                 raise ValueError(
-                    f"{self._name}: {kind} should be (directions, gates × hidden, features), got {got}"
+                    f"{self._name}: expected {kind} of shape (directions, gates × hidden, features), "
+                    f"got {actual}"
                 )
         directions, _, hidden = weights["R"].shape
         gates = len(_GATES[self._operator])
@@ -131,41 +137,41 @@ class RecurrentNode(nn.Module):
         for kind, value in weights.items():
             if kind in shapes and tuple(value.shape) != shapes[kind]:
                 raise ValueError(
-                    f"{self._name}: {kind} should have the shape {shapes[kind]} for {hidden} units, it has "
+                    f"{self._name}: expected {kind} of shape {shapes[kind]} for {hidden} units, got "
                     f"{tuple(value.shape)}"
                 )
 
-    def _cell(self, peepholes: bool) -> type[Cell]:
+    def _cell_class(self, peepholes: bool) -> type[Cell]:
         if self._operator == "GRU" and not self._attributes.get("linear_before_reset"):
             return cells.ResetBeforeGRU
         if self._operator == "LSTM" and peepholes:
             return cells.PeepholeLSTM
-        found: type[Cell] = getattr(cells, self._operator)
-        return found
+        cell: type[Cell] = getattr(cells, self._operator)
+        return cell
 
-    def _fill(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the layer the weights of the node."""
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the weights of the node into the layer."""
         layer, hidden, order = self.layer, self.layer.hidden_size, _GATES[self._operator]
 
-        def ours(blocks: Tensor) -> Tensor:
-            parts = torch.split(blocks, hidden)
-            return torch.cat([parts[k] for k in order])
+        def reorder_gates(blocks: Tensor) -> Tensor:
+            gates = torch.split(blocks, hidden)
+            return torch.cat([gates[k] for k in order])
 
         with torch.no_grad():
             for k, suffix in enumerate(layer._cells):
-                held = dict(layer.named_parameters())
-                held[f"weight_ih{suffix}"].copy_(ours(weights["W"][k]))
-                held[f"weight_hh{suffix}"].copy_(ours(weights["R"][k]))
-                both = weights["B"][k] if "B" in weights else weights["W"].new_zeros(2 * len(order) * hidden)
-                bias_ih, bias_hh = map(ours, both.chunk(2))
-                if f"bias_hh{suffix}" not in held:
+                parameters = dict(layer.named_parameters())
+                parameters[f"weight_ih{suffix}"].copy_(reorder_gates(weights["W"][k]))
+                parameters[f"weight_hh{suffix}"].copy_(reorder_gates(weights["R"][k]))
+                bias = weights["B"][k] if "B" in weights else weights["W"].new_zeros(2 * len(order) * hidden)
+                bias_ih, bias_hh = map(reorder_gates, bias.chunk(2))
+                if f"bias_hh{suffix}" not in parameters:
                     bias_ih = bias_ih + bias_hh
                 else:
-                    held[f"bias_hh{suffix}"].copy_(bias_hh)
-                held[f"bias_ih{suffix}"].copy_(bias_ih)
+                    parameters[f"bias_hh{suffix}"].copy_(bias_hh)
+                parameters[f"bias_ih{suffix}"].copy_(bias_ih)
                 if "P" in weights and self._operator == "LSTM":
                     for name, part in zip(_PEEPHOLES, weights["P"][k].chunk(3), strict=True):
-                        held[f"{name}{suffix}"].copy_(part)
+                        parameters[f"{name}{suffix}"].copy_(part)
 
     def forward(
         self,
@@ -174,17 +180,18 @@ class RecurrentNode(nn.Module):
         initial_h: Tensor | None = None,
         initial_c: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Run the node.
+        """Run the operator.
 
         Args:
-            x: ``(time, batch, input)``, with the attribute layout 1 ``(batch, time, input)``.
-            sequence_lens: ``(batch,)``; None: all steps. The final state of a row without steps is its
-                initial one, of which ONNX says nothing.
-            initial_h: ``(directions, batch, hidden)``, with layout 1 the batch first; None: zeros.
-            initial_c: of an LSTM, the same.
+            x: Input of shape ``(time, batch, input)``, or ``(batch, time, input)`` if ``layout`` is 1.
+            sequence_lens: Sequence lengths of shape ``(batch,)``. All steps by default. A row of length 0
+                keeps its initial state; ONNX doesn't specify this case.
+            initial_h: Initial hidden state of shape ``(directions, batch, hidden)``, or
+                ``(batch, directions, hidden)`` if ``layout`` is 1. Zeros by default.
+            initial_c: Initial cell state of an LSTM, of the same shape. Zeros by default.
 
         Returns:
-            ``Y``, ``Y_h`` and of an LSTM ``Y_c``, laid out as in ONNX.
+            ``Y``, ``Y_h`` and, for an LSTM, ``Y_c``, in the layout of ONNX.
         """
         if self.batch_first:
             x = x.transpose(0, 1)
@@ -192,16 +199,16 @@ class RecurrentNode(nn.Module):
             initial_c = None if initial_c is None else initial_c.transpose(0, 1)
         state: Any = initial_h
         if len(self.layer._first.state) > 1:
-            given = initial_h if initial_h is not None else initial_c
+            either = initial_h if initial_h is not None else initial_c
             state = None
-            if given is not None:
-                state = tuple(torch.zeros_like(given) if t is None else t for t in (initial_h, initial_c))
-        back = self._turned(x, sequence_lens) if self.direction == "reverse" else None
-        if back is not None:
-            x = x.take_along_dim(back, 0)
+            if either is not None:
+                state = tuple(torch.zeros_like(either) if t is None else t for t in (initial_h, initial_c))
+        reversal = self._reversal_index(x, sequence_lens) if self.direction == "reverse" else None
+        if reversal is not None:
+            x = x.take_along_dim(reversal, 0)
         output, final = self.layer(x, state, lengths=sequence_lens)
-        if back is not None:
-            output = output.take_along_dim(back, 0)
+        if reversal is not None:
+            output = output.take_along_dim(reversal, 0)
         y = output.unflatten(-1, (len(self.layer._cells), -1))  # (time, batch, directions, hidden)
         finals = final if isinstance(final, tuple) else (final,)
         if self.batch_first:
@@ -209,8 +216,8 @@ class RecurrentNode(nn.Module):
         return (y.transpose(1, 2), *finals)
 
     @staticmethod
-    def _turned(x: Tensor, lengths: Tensor | None) -> Tensor:
-        """For every step of every row the step that stands in its place when the row is turned round."""
+    def _reversal_index(x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Return the index that reverses each row over time and leaves its padding in place."""
         time, batch, _ = x.shape
         steps = torch.arange(time, device=x.device).view(-1, 1, 1)
         ends = torch.full((1, batch, 1), time) if lengths is None else lengths.to(torch.int64).view(1, -1, 1)
@@ -218,20 +225,20 @@ class RecurrentNode(nn.Module):
 
 
 def from_onnx(model: Any) -> dict[str, RecurrentNode]:
-    """The recurrent nodes of an ONNX model, with their weights.
+    """Import the recurrent nodes of an ONNX model, with their weights.
 
     Args:
-        model: a path, or an ``onnx.ModelProto``.
+        model: A path or an ``onnx.ModelProto``.
 
     Returns:
-        A module for every RNN, GRU and LSTM node, by its name, or by its operator and number where it has
-        none.
+        A module for every RNN, GRU and LSTM node, keyed by the name of the node. A node without a name is
+        keyed by its operator and its index in the graph, such as ``LSTM_3``.
 
     Raises:
-        ImportError: the package onnx is not installed.
-        TypeError: neither a path nor a model.
-        ValueError: a node has an attribute that our layers don't have, weights that are computed, the name
-            of another one, or lies inside an If, Loop or Scan.
+        ImportError: If the package onnx is missing.
+        TypeError: If `model` is neither a path nor a model.
+        ValueError: If the file isn't an ONNX model. If a recurrent node has an unsupported attribute, weights
+            that the model computes, or the name of another node. If it is inside an If, Loop or Scan.
     """
     import onnx
 
@@ -241,54 +248,58 @@ def from_onnx(model: Any) -> dict[str, RecurrentNode]:
             model = onnx.load(str(path))
         except OSError:
             raise
-        except Exception as error:  # of the format's own kind
-            raise ValueError(f"{path} is no ONNX model: {error}") from error
+        except Exception as error:  # onnx raises protobuf's own exceptions
+            raise ValueError(f"{path} is not an ONNX model: {error}") from error
     if not isinstance(model, onnx.ModelProto):
-        raise TypeError(f"from_onnx takes a path or an onnx.ModelProto, got {type(model).__name__}")
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+        raise TypeError(f"from_onnx expects a path or an onnx.ModelProto, got {type(model).__name__}")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
-                held[node.output[0]] = attribute.t
+                constants[node.output[0]] = attribute.t
             for graph in (attribute.g, *attribute.graphs):
-                _check_inside(graph, node)
-    found: dict[str, RecurrentNode] = {}
-    for number, node in enumerate(model.graph.node):
-        if node.op_type not in _GATES or node.domain not in ("", "ai.onnx"):
+                _check_subgraph(graph, node)
+    modules: dict[str, RecurrentNode] = {}
+    for index, node in enumerate(model.graph.node):
+        if not _is_recurrent(node):
             continue
-        name = node.name or f"{node.op_type}_{number}"
-        if name in found:
-            raise ValueError(f"two nodes of the model have the name {name}: give each one its own")
-        inputs = {kind: given for kind, given in zip(_INPUTS, node.input, strict=False) if given}
+        name = node.name or f"{node.op_type}_{index}"
+        if name in modules:
+            raise ValueError(f"two nodes of the model are named {name}; give each node its own name")
+        inputs = {kind: value for kind, value in zip(_INPUTS, node.input, strict=False) if value}
         weights: dict[str, Tensor] = {}
         for kind in ("W", "R", "B", "P"):
-            if kind in inputs and inputs[kind] not in held:
+            if kind in inputs and inputs[kind] not in constants:
                 raise ValueError(
-                    f"{name} ({node.op_type}): its weights {kind} are computed in the model, not held"
+                    f"{name} ({node.op_type}): expected constant weights, but the model computes {kind}"
                 )
             if kind in inputs:
-                array = numpy.array(onnx.numpy_helper.to_array(held[inputs[kind]]))
+                array = numpy.array(onnx.numpy_helper.to_array(constants[inputs[kind]]))
                 weights[kind] = torch.from_numpy(array)
-        attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
-        found[name] = RecurrentNode(node.op_type, weights, attributes, name)
-    return found
+        attributes = {a.name: _decode(onnx.helper.get_attribute_value(a)) for a in node.attribute}
+        modules[name] = RecurrentNode(node.op_type, weights, attributes, name)
+    return modules
 
 
-def _check_inside(graph: Any, outer: Any) -> None:
-    """Raise where a graph within a node holds a recurrent node."""
+def _is_recurrent(node: Any) -> bool:
+    return node.op_type in _GATES and node.domain in ("", "ai.onnx")
+
+
+def _check_subgraph(graph: Any, outer: Any) -> None:
+    """Raise an error if a graph inside a node contains a recurrent node."""
     for node in graph.node:
-        if node.op_type in _GATES and node.domain in ("", "ai.onnx"):
+        if _is_recurrent(node):
             raise ValueError(
-                f"{node.name or node.op_type} ({node.op_type}) lies inside the {outer.op_type} node "
-                f"{outer.name!r}: only nodes of the model itself can be read"
+                f"{node.name or node.op_type} ({node.op_type}) is inside the {outer.op_type} node "
+                f"{outer.name!r}; only nodes of the main graph can be imported"
             )
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                _check_inside(inner, node)
+                _check_subgraph(inner, node)
 
 
-def _plain(value: Any) -> Any:
-    """An attribute's value with its texts as such."""
+def _decode(value: Any) -> Any:
+    """Decode the bytes in the value of an attribute to text."""
     if isinstance(value, bytes):
         return value.decode()
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+    return [_decode(part) for part in value] if isinstance(value, (list, tuple)) else value

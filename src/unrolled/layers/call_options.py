@@ -1,4 +1,4 @@
-"""What a call asks of a layer beside its plain run: lengths, resets, the states of every step."""
+"""The options of a layer's forward call, such as lengths and resets, and the wrappers that implement them."""
 
 from __future__ import annotations
 
@@ -24,216 +24,242 @@ from unrolled.layers.sequence import InputError, SequenceBatch
 
 States = tuple[Tensor, ...]
 
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(slots=True)
 class CallOptions:
-    """The variants of cells that a call needs, and what goes to them and comes from them.
+    """The options of one forward call. :meth:`run` wraps the cells of each layer accordingly.
 
     Attributes:
-        layer: its name, for messages.
-        sequence: the input, without the steps past the end of each row if they are left out.
-        resets: ``(time, batch, directions)``, or laid out as the steps are: before which of them each
-            direction goes back to its initial state; None: before none.
-        first: what resets go back to: of each state ``(layers × directions, batch, size)``, or nothing for
-            zeros; None: what the call begins from.
-        alive: ``(time, batch, 1)``, the steps that count; None: all of the sequence.
-        every: whether the states of every step are wanted.
-        noise: what the layer is trained with; None: nothing.
-        training: whether it is in training.
-        found: of each direction of each layer, its states of every step.
-        lane: how many directions of layers have run.
+        layer: Name of the layer, for error messages.
+        sequence: The input. If it is packed by lengths, without the steps past the end of each row.
+        resets: Whether each direction resets its state before a step, ``(time, batch, directions)``, or
+            packed like the steps. None: no resets.
+        reset_states: The states after a reset, each ``(layers × directions, batch, size)``. Empty: zeros.
+            None: the initial states of the call.
+        mask: Whether each step counts, ``(time, batch, 1)``. None: all steps count.
+        all_states: Whether to return the states of every step.
+        regularization: The dropout and zoneout of the layer, if any.
+        training: Whether the layer is in training mode.
+        states_by_direction: The states of every step, for each direction of each layer that has run.
+        direction_index: The number of directions of layers that have run.
     """
 
     layer: str
     sequence: SequenceBatch
     resets: Tensor | None = None
-    first: States | None = None
-    alive: Tensor | None = None
-    every: bool = False
-    noise: RecurrentRegularization | None = None
+    reset_states: States | None = None
+    mask: Tensor | None = None
+    all_states: bool = False
+    regularization: RecurrentRegularization | None = None
     training: bool = False
-    found: list[States] = field(default_factory=list)
-    lane: int = 0
+    states_by_direction: list[States] = field(default_factory=list)
+    direction_index: int = 0
 
-    def mark(self, resets: Any, lanes: int) -> None:
-        """Have the layer go back to its initial state before some steps; called before :meth:`end`.
+    def set_resets(self, resets: Any, directions: int) -> None:
+        """Reset the states before some steps. Must be called before :meth:`set_lengths`.
 
         Args:
-            resets: booleans laid out as the input without its features: the first steps of episodes.
-            lanes: the number of directions.
+            resets: Booleans in the layout of the input, without its features. True marks the first step of
+                an episode.
+            directions: Number of directions of the layer.
 
         Raises:
-            TypeError, ValueError: something else.
+            TypeError: If ``resets`` isn't a tensor of booleans.
+            InputError: If ``resets`` has the wrong shape or the input is packed.
         """
         sequence = self.sequence
-        self.check("resets")
+        self.check_not_packed("resets")
         if not isinstance(resets, Tensor) or resets.dtype is not torch.bool:
-            what = f"{resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
-            raise TypeError(f"{self.layer}: resets should be a tensor of booleans, got {what}")
+            kind = f"{resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
+            raise TypeError(f"{self.layer}: resets should be a tensor of booleans, got {kind}")
         time, batch, _ = sequence.steps.shape
-        wanted = [batch, time] if sequence.batch_first else [time, batch]
-        wanted = wanted if sequence.batched else [time]
-        if list(resets.shape) != wanted:
-            shapes = f"{tuple(wanted)}, got {tuple(resets.shape)}"
+        expected = [batch, time] if sequence.batch_first else [time, batch]
+        expected = expected if sequence.batched else [time]
+        if list(resets.shape) != expected:
+            shapes = f"{tuple(expected)}, got {tuple(resets.shape)}"
             raise InputError(f"{self.layer}: Expected resets of shape {shapes}")
         forward = resets if sequence.batched else resets.unsqueeze(1)
         forward = forward.transpose(0, 1) if sequence.batched and sequence.batch_first else forward
         forward = forward.to(sequence.steps.device)
         self.resets = forward.unsqueeze(-1)
-        if lanes == 2:  # the second one meets the border of two episodes at the last step of the first one
-            back = torch.cat((forward[1:], torch.zeros_like(forward[:1])))
-            self.resets = torch.stack((forward, back), -1)
+        if directions == 2:  # running backward, an episode starts at the last step before the next episode
+            backward = torch.cat((forward[1:], torch.zeros_like(forward[:1])))
+            self.resets = torch.stack((forward, backward), -1)
 
-    def end(self, lengths: Any, keep: bool) -> None:
-        """Have each row end after its number of steps.
+    def set_lengths(self, lengths: Any, mask_steps: bool) -> None:
+        """Set the length of each row.
 
         Args:
-            lengths: ``(batch,)``, whole numbers up to the number of time steps.
-            keep: run over all steps, with no effect past the end; else only over those that count.
+            lengths: ``(batch,)``, integers from 0 to the number of time steps.
+            mask_steps: If True, run all steps but keep the states unchanged past the end of a row. Otherwise
+                pack the sequence, so that these steps don't run.
 
         Raises:
-            TypeError, ValueError: something else.
+            TypeError: If ``lengths`` aren't integers.
+            InputError: If ``lengths`` have the wrong shape or values, or the input is packed or unbatched.
         """
         sequence = self.sequence
-        self.check("lengths")
+        self.check_not_packed("lengths")
         if not sequence.batched:
             raise InputError(
-                f"{self.layer}: lengths needs an input with a batch axis, got one sequence: cut its end off"
+                f"{self.layer}: lengths needs an input with a batch dimension; cut a single sequence to its "
+                "length instead"
             )
         time, batch, _ = sequence.steps.shape
-        given = lengths if isinstance(lengths, Tensor) else _numbers(lengths)
-        if given is None or given.dtype not in _WHOLE:
-            what = f"{given.dtype}" if given is not None else repr(lengths)
-            raise TypeError(f"{self.layer}: lengths should be whole numbers, got {what}")
-        if tuple(given.shape) != (batch,):
-            raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(given.shape)}")
-        if transforms.active() or given.is_meta:
-            if not transforms.vectorises() and not given.is_meta:  # else the numbers can't be seen
-                fits = ((given >= 0) & (given <= time)).all()
-                what = f"{self.layer}: Expected lengths from 0 to the number of time steps"
-                torch._assert_async(fits, what)
-            self._mask(given)
+        tensor = lengths if isinstance(lengths, Tensor) else _as_tensor(lengths)
+        if tensor is None or tensor.dtype not in _INTEGERS:
+            kind = f"{tensor.dtype}" if tensor is not None else repr(lengths)
+            raise TypeError(f"{self.layer}: lengths should be integers, got {kind}")
+        if tuple(tensor.shape) != (batch,):
+            raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(tensor.shape)}")
+        if transforms.active() or tensor.is_meta:
+            if not transforms.in_functorch() and not tensor.is_meta:  # elsewhere the values are unknown
+                in_range = ((tensor >= 0) & (tensor <= time)).all()
+                message = f"{self.layer}: Expected lengths from 0 to the number of time steps"
+                torch._assert_async(in_range, message)
+            self._set_mask(tensor)
             return
-        given = given.detach().to("cpu", torch.int64)
-        wrong = ((given < 0) | (given > time)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
+        tensor = tensor.detach().to("cpu", torch.int64)
+        invalid_rows = ((tensor < 0) | (tensor > time)).nonzero()
+        if len(invalid_rows):
+            row = int(invalid_rows[0])
             raise InputError(
                 f"{self.layer}: Expected lengths from 0 to {time}, the number of time steps, got "
-                f"{int(given[row])} for row {row}"
+                f"{int(tensor[row])} for row {row}"
             )
-        if keep:
-            self._mask(given)
-        elif batch and int(given.min()) < time:
-            self.sequence = sequence.packed_by(given)
-            if self.resets is not None and self.sequence.ragged is not None:
-                self.resets = self.sequence.ragged.pack(self.resets)
+        if mask_steps:
+            self._set_mask(tensor)
+        elif batch and int(tensor.min()) < time:
+            self.sequence = sequence.pack(tensor)
+            if self.resets is not None and self.sequence.packed_layout is not None:
+                self.resets = self.sequence.packed_layout.pack(self.resets)
 
-    def _mask(self, lengths: Tensor) -> None:
-        """Keep all steps; those past the end of a row read zeros, or what is no number would spread."""
+    def _set_mask(self, lengths: Tensor) -> None:
         sequence = self.sequence
         steps = torch.arange(sequence.steps.shape[0], device=sequence.steps.device).unsqueeze(1)
-        self.alive = (steps < lengths.to(sequence.steps.device)).unsqueeze(-1)
-        self.sequence = replace(sequence, steps=torch.where(self.alive, sequence.steps, 0.0))
+        self.mask = (steps < lengths.to(sequence.steps.device)).unsqueeze(-1)
+        # Zero the padded input so that NaNs cannot spread into gradients.
+        self.sequence = replace(sequence, steps=torch.where(self.mask, sequence.steps, 0.0))
 
-    def check(self, what: str) -> None:
-        """Raise where what is asked for, by name, can't be had of a packed sequence."""
+    def check_not_packed(self, argument: str) -> None:
+        """Raise InputError if the input is packed, which ``argument`` doesn't support."""
         if self.sequence.packed is not None:
             raise InputError(
-                f"{self.layer}: {what} takes no packed sequence: give a padded one with its lengths"
+                f"{self.layer}: {argument} doesn't support packed sequences: pass a padded input and lengths"
             )
 
     def run(
         self, run: Any, cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: Any
     ) -> list[tuple[Tensor, States]]:
-        """Run cells as :func:`unrolled.engines.dispatch.run` does, variants of them where something is asked for."""
+        """Run the cells of one layer, inside the wrappers that the options require.
+
+        Args:
+            run: Runs cells, as :func:`unrolled.engines.dispatch.run` does.
+            cells: The bound cell of each direction.
+            x: The input of the layer.
+            states: The initial states of each cell. None: zeros.
+            sizes: The batch sizes if the input is packed, else None.
+
+        Returns:
+            The output and the final states of each cell, without the wrappers' own states.
+        """
         count = len(cells[0].state)
         widths = list(cells[0].state_sizes().values())
-        noise = self.noise
-        if noise is not None and self.training and noise.variational:
-            x = x * self._over_time(noise.mask(x, noise.variational, self.sequence.batch, x.shape[-1]))
-        kept = None if noise is None or not self.training else noise.kept(x, widths)
-        columns = [part.to(x.dtype) for part in (kept, self.resets, self.alive) if part is not None]
-        beside = None if not columns else columns[0] if len(columns) == 1 else torch.cat(columns, -1)
-        begun: list[States | None] = []
-        chains: list[WrapperSpec] = []
-        for back, state in enumerate(states):
-            chain: list[tuple[str, tuple[Any, ...]]] = []
-            given, first = state, state
-            if self.first is not None:
-                first = tuple(part[self.lane] for part in self.first) or None
-            self.lane += 1
-            if noise is not None and any(noise.zoneout):
-                chain.append((ZoneoutWrapper.stored_name, (noise.zoneout, self.training)))
-            if noise is not None and noise.recurrent and self.training:
-                chain.append((RecurrentDropoutWrapper.stored_name, ()))
-                mask = noise.mask(x, noise.recurrent, self.sequence.batch, widths[0])
-                given = (*(given or self._zeros(x, widths)), mask)
-                first = (*(first or self._zeros(x, widths)), mask)
+        regularization = self.regularization
+        if regularization is not None and self.training and regularization.variational:
+            mask = regularization.dropout_mask(
+                x, regularization.variational, self.sequence.batch, x.shape[-1]
+            )
+            x = x * self._repeat_over_time(mask)
+        zoneout_mask = None
+        if regularization is not None and self.training:
+            zoneout_mask = regularization.zoneout_mask(x, widths)
+        parts = [part.to(x.dtype) for part in (zoneout_mask, self.resets, self.mask) if part is not None]
+        extra_inputs = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        wrapper_states: list[States | None] = []
+        wrapper_specs: list[WrapperSpec] = []
+        for direction, state in enumerate(states):
+            spec: list[tuple[str, tuple[Any, ...]]] = []
+            initial, reset_state = state, state
+            if self.reset_states is not None:
+                reset_state = tuple(part[self.direction_index] for part in self.reset_states) or None
+            self.direction_index += 1
+            if regularization is not None and any(regularization.zoneout):
+                spec.append((ZoneoutWrapper.stored_name, (regularization.zoneout, self.training)))
+            if regularization is not None and regularization.recurrent and self.training:
+                spec.append((RecurrentDropoutWrapper.stored_name, ()))
+                mask = regularization.dropout_mask(
+                    x, regularization.recurrent, self.sequence.batch, widths[0]
+                )
+                initial = (*(initial or self._zeros(x, widths)), mask)
+                reset_state = (*(reset_state or self._zeros(x, widths)), mask)
             if self.resets is not None:
-                chain.append((ResetWrapper.stored_name, (first is not None, back == 1, len(cells))))
-                given = given if first is None else (*(given or self._zeros(x, widths)), *first)
-            if self.alive is not None:
-                chain.append((MaskWrapper.stored_name, ()))
-            if self.every and count > 1:
-                chain.append((AllStatesWrapper.stored_name, (count,)))
-                given = None if given is None else (torch.cat(given[:count], -1), *given[count:])
-            begun.append(given)
-            chains.append(tuple(chain))
+                arguments = (reset_state is not None, direction == 1, len(cells))
+                spec.append((ResetWrapper.stored_name, arguments))
+                if reset_state is not None:
+                    initial = (*(initial or self._zeros(x, widths)), *reset_state)
+            if self.mask is not None:
+                spec.append((MaskWrapper.stored_name, ()))
+            if self.all_states and count > 1:
+                spec.append((AllStatesWrapper.stored_name, (count,)))
+                initial = None if initial is None else (torch.cat(initial[:count], -1), *initial[count:])
+            wrapper_states.append(initial)
+            wrapper_specs.append(tuple(spec))
         results = (
-            run(cells, x, begun, sizes, chains=chains, columns=beside)
-            if chains[0]
+            run(cells, x, wrapper_states, sizes, wrapper_specs=wrapper_specs, extra_inputs=extra_inputs)
+            if wrapper_specs[0]
             else run(cells, x, states, sizes)
         )
         pairs = zip(results, states, strict=True)
-        return [self._taken(output, final, widths, state) for (output, final), state in pairs]
+        return [self._unwrap(output, final, widths, state) for (output, final), state in pairs]
 
-    def _taken(
-        self, output: Tensor, final: States, widths: list[int], start: States | None
+    def _unwrap(
+        self, output: Tensor, final: States, widths: list[int], initial: States | None
     ) -> tuple[Tensor, States]:
-        """Of what a variant gives, the output and the final states; those of every step are put aside."""
-        if self.alive is not None:
-            output = torch.where(self.alive, output, 0.0)
-        every: States = (output,)
-        if self.every and len(widths) > 1:
-            every = _parts(output, widths)
-            final = (*_parts(final[0], widths), *final[1:])
-        if self.every:
-            self.found.append(every)
+        """Return the cell's output and final states, and collect the states of every step if needed."""
+        if self.mask is not None:
+            output = torch.where(self.mask, output, 0.0)
+        states: States = (output,)
+        if self.all_states and len(widths) > 1:
+            states = _split_features(output, widths)
+            final = (*_split_features(final[0], widths), *final[1:])
+        if self.all_states:
+            self.states_by_direction.append(states)
         final = final[: len(widths)]
-        ragged = self.sequence.ragged
-        if ragged is not None and ragged.empty is not None:
-            empty = ragged.empty.to(output.device)
-            first = start or tuple(torch.zeros_like(part) for part in final)
-            final = tuple(torch.where(empty, a, b) for a, b in zip(first, final, strict=True))
-        return every[0], final
+        layout = self.sequence.packed_layout
+        if layout is not None and layout.empty_rows is not None:
+            empty_rows = layout.empty_rows.to(output.device)
+            initial = initial or tuple(torch.zeros_like(part) for part in final)
+            final = tuple(torch.where(empty_rows, a, b) for a, b in zip(initial, final, strict=True))
+        return states[0], final
 
     def _zeros(self, x: Tensor, widths: list[int]) -> States:
         return tuple(x.new_zeros(self.sequence.batch, width) for width in widths)
 
-    def _over_time(self, rows: Tensor) -> Tensor:
-        """Values of each row of the batch, in its order here, as they go with the steps."""
-        sizes = self.sequence.sizes
-        if sizes is None:
+    def _repeat_over_time(self, rows: Tensor) -> Tensor:
+        """Bring one value per row to a shape that broadcasts with the steps."""
+        batch_sizes = self.sequence.batch_sizes
+        if batch_sizes is None:
             return rows
-        return torch.cat([rows[: int(size)] for size in sizes])
+        return torch.cat([rows[: int(size)] for size in batch_sizes])
 
     def states(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """By name the states of every step of each direction of each layer, ``(layers × directions, …)``."""
-        laid = [[self.sequence.output(part) for part in parts] for parts in zip(*self.found, strict=True)]
-        return {name: torch.stack(parts) for name, parts in zip(names, laid, strict=True)}  # type: ignore[arg-type]
+        """Return the states of every step by name, ``(layers × directions, *layout of the input, size)``."""
+        directions = zip(*self.states_by_direction, strict=True)
+        outputs = [[self.sequence.output(part) for part in parts] for parts in directions]
+        return {name: torch.stack(parts) for name, parts in zip(names, outputs, strict=True)}  # type: ignore[arg-type]
 
 
-def _parts(joined: Tensor, widths: list[int]) -> States:
-    """As torch.split along the features, which makes views that must not be changed in place."""
+def _split_features(joined: Tensor, widths: list[int]) -> States:
+    """Split the last dimension. Unlike views of torch.split, the results may be changed in place."""
     return tuple(joined.narrow(-1, sum(widths[:k]), width) for k, width in enumerate(widths))
 
 
-def _numbers(given: Any) -> Tensor | None:
-    """Whole numbers in a list or an array as a tensor; None where they are none."""
+def _as_tensor(values: Any) -> Tensor | None:
+    """Convert a list or array to a tensor. Return None if that isn't possible."""
     try:
-        return torch.as_tensor(given, device="cpu") if len(given) else torch.zeros(0, dtype=torch.int64)
+        return torch.as_tensor(values, device="cpu") if len(values) else torch.zeros(0, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError):
         return None

@@ -1,4 +1,4 @@
-"""Every recurrent layer and cell of a model swapped for its counterpart: torch.nn's for ours, and back."""
+"""Conversion of recurrent layers and cells between torch.nn and this library."""
 
 from __future__ import annotations
 
@@ -12,148 +12,170 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unrolled.cells.base import Cell
-from unrolled.layers.module import CellModule, at_rest
+from unrolled.layers.module import CellModule, parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.single_step import SingleStep
 from unrolled.layers.torch_layers import CELLS, LAYERS, DropInCell, DropInLayer
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-_KNOWN: tuple[Any, ...] = (*LAYERS, *CELLS)
-_OURS: dict[type[nn.Module], Any] = {ours.torch_class: ours for ours in _KNOWN}
-_THEIRS: dict[type[nn.Module], Any] = {ours: theirs for theirs, ours in _OURS.items()}
-_ALONE = frozenset(vars(nn.Module()))  # what every module holds: parameters, buffers, hooks, mode
+_DROP_INS: tuple[Any, ...] = (*LAYERS, *CELLS)
+_FROM_TORCH: dict[type[nn.Module], Any] = {ours.torch_class: ours for ours in _DROP_INS}
+_TO_TORCH: dict[type[nn.Module], Any] = {ours: theirs for theirs, ours in _FROM_TORCH.items()}
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # parameters, buffers, hooks, training mode and so on
 
 
 def convert(model: _Module) -> Any:
-    """Swap every recurrent layer and cell of torch.nn in a model for ours.
+    """Replace every torch.nn recurrent layer and cell in a model by its counterpart in this library.
 
     ::
 
         model = unrolled.convert(model)
 
-    The new ones hold the very parameters of the old ones, so that optimisers and state dicts stay as they
-    are, and their mode, device and hooks. They stand where the old ones stood: the model is changed in place.
-    A subclass of torch.nn's, a layer with parametrizations, and one on which an attribute was put whose name
-    ours use themselves (``lstm.cell = …``) is left alone with a warning: what it computes may be something of
-    its own.
+    The model is changed in place. The new modules share the parameters of the old ones, so optimizers and
+    state dicts remain valid. They also keep the mode, the device and the hooks.
+
+    Modules that may compute something else aren't replaced, and a warning names them. These are subclasses,
+    modules with parametrizations, and modules with an additional attribute whose name the new class uses,
+    such as ``lstm.cell = …``.
 
     Args:
-        model: any module. A recurrent layer itself can't be changed into another: use what is returned.
+        model: Any module. If it is a recurrent layer itself, it isn't changed: use the returned layer.
 
     Returns:
-        The model, or the layer that takes its place where it is a recurrent layer itself.
+        The model. If it is a recurrent layer itself, the new layer.
 
     Raises:
-        TypeError: it is no module. Whatever is raised, the model is as it was.
+        TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _swapped(model, _OURS, _left_by_convert)
+    return _replace_modules(model, _FROM_TORCH, _reason_not_to_convert)
 
 
 def revert(model: _Module) -> Any:
-    """Swap every recurrent layer and cell of ours in a model for torch.nn's: the reverse of :func:`convert`.
+    """Replace every recurrent layer and cell of this library by its torch.nn counterpart.
 
-    A layer that torch.nn has no counterpart of, of another cell or with learned initial states for instance,
-    is left alone with a warning.
+    This is the inverse of :func:`convert`. Layers without a counterpart in torch.nn aren't replaced, and a
+    warning names them: layers of other cells, or with learned initial states, for instance.
 
     Args:
-        model: any module.
+        model: Any module.
 
     Returns:
-        The model, or the layer that takes its place where it is a recurrent layer itself.
+        The model. If it is a recurrent layer itself, the new layer.
 
     Raises:
-        TypeError: it is no module. Whatever is raised, the model is as it was.
+        TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _swapped(model, _THEIRS, _left_by_revert)
+    return _replace_modules(model, _TO_TORCH, _reason_not_to_revert)
 
 
-def _swapped(model: Any, table: dict[type[nn.Module], Any], left: Callable[[nn.Module], str | None]) -> Any:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a module, got {type(model).__name__}")
-    new: dict[int, nn.Module] = {}
-    places: list[tuple[nn.Module, str, nn.Module]] = []
-    for path, module in model.named_modules():
-        why = left(module)
-        if why is None and type(module) in table:
-            made = like(module, table[type(module)])
-            usual = like(module, type(module))
-            why = _obstacle(module, made, usual)
-            if why is None:
-                new[id(module)] = _filled(made, module, usual)
-        if why is not None:
-            name = f"module {path!r}" if path else "the model"
-            warnings.warn(f"{name}, of the class {type(module).__name__}, is left alone: {why}", stacklevel=3)
-        for name, child in module._modules.items():
-            if child is not None:
-                places.append((module, name, child))
-    for parent, name, child in places:  # all are made by now: nothing can fail half way
-        if id(child) in new:
-            parent._modules[name] = new[id(child)]
-    return new.get(id(model), model)
-
-
-def _obstacle(module: nn.Module, made: nn.Module, usual: nn.Module) -> str | None:
-    """Why a module can't go on as another one, made like it; None where it can.
+def _replace_modules(
+    model: Any, counterparts: dict[type[nn.Module], Any], reason_to_skip: Callable[[nn.Module], str | None]
+) -> Any:
+    """Replace the modules of a model by their counterparts, and warn about those that can't be replaced.
 
     Args:
-        module: as its users have it.
-        made: of the other class.
-        usual: of the same class, as it comes.
+        model: The model, changed in place.
+        counterparts: The new class for each old class.
+        reason_to_skip: Returns why a module must not be replaced, or None.
+
+    Returns:
+        The model, or its counterpart if it has one.
     """
-    for name in _names(module) - _names(usual):
-        if name in _names(made) or name in dir(made):
-            return f"its attribute {name!r}, which its class doesn't have, has a meaning in the other class"
-    for name, parameter in made._parameters.items():
-        held = module._parameters.get(name)
-        if held is not None and parameter is not None and held.shape != parameter.shape:
-            shapes = f"{tuple(held.shape)}, and its sizes ask for {tuple(parameter.shape)}"
-            return f"its {name} has the shape {shapes}"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a module, got {type(model).__name__}")
+    replacements: dict[int, nn.Module] = {}
+    children: list[tuple[nn.Module, str, nn.Module]] = []
+    for path, module in model.named_modules():
+        reason = reason_to_skip(module)
+        if reason is None and type(module) in counterparts:
+            replacement = empty_counterpart(module, counterparts[type(module)])
+            pristine = empty_counterpart(module, type(module))
+            reason = _find_conflict(module, replacement, pristine)
+            if reason is None:
+                replacements[id(module)] = _transfer_contents(replacement, module, pristine)
+        if reason is not None:
+            name = f"module {path!r}" if path else "the model"
+            warnings.warn(f"{name} ({type(module).__name__}) is not converted: {reason}", stacklevel=3)
+        for name, child in module._modules.items():
+            if child is not None:
+                children.append((module, name, child))
+    for parent, name, child in children:  # the model changes only now, when nothing can fail any more
+        if id(child) in replacements:
+            parent._modules[name] = replacements[id(child)]
+    return replacements.get(id(model), model)
+
+
+def _find_conflict(module: nn.Module, replacement: nn.Module, pristine: nn.Module) -> str | None:
+    """Return why a module's contents can't be transferred to its replacement, or None if they can.
+
+    Args:
+        module: The user's module.
+        replacement: Its empty counterpart of the other class.
+        pristine: An empty module of the same class, to find attributes that users added.
+    """
+    for name in _attribute_names(module) - _attribute_names(pristine):
+        if name in _attribute_names(replacement) or name in dir(replacement):
+            return f"its additional attribute {name!r} has a meaning in the other class"
+    for name, expected in replacement._parameters.items():
+        parameter = module._parameters.get(name)
+        if parameter is not None and expected is not None and parameter.shape != expected.shape:
+            return f"its {name} has the shape {tuple(parameter.shape)}, expected {tuple(expected.shape)}"
     return None
 
 
-def _names(module: nn.Module) -> set[str]:
-    """All that a module holds, by name."""
+def _attribute_names(module: nn.Module) -> set[str]:
+    """Return the names of all attributes of an instance, including parameters, buffers and submodules."""
     return {*vars(module), *module._parameters, *module._buffers, *module._modules}
 
 
-def _filled(made: nn.Module, module: nn.Module, usual: nn.Module) -> nn.Module:
-    """A module of another class with what a module holds, and what users have put on it."""
-    own = {*vars(made), *vars(usual)}
+def _transfer_contents(replacement: nn.Module, module: nn.Module, pristine: nn.Module) -> nn.Module:
+    """Give a module's parameters, submodules, hooks and additional attributes to its replacement.
+
+    Args:
+        replacement: The empty counterpart of the other class.
+        module: The user's module.
+        pristine: An empty module of the same class.
+
+    Returns:
+        The replacement.
+    """
+    class_attributes = {*vars(replacement), *vars(pristine)}
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules"):
-            held = vars(made)[name]
-            held.clear()
-            held.update(value)
-        elif name in _ALONE or name not in own:
-            vars(made)[name] = value
-    if isinstance(made, nn.RNNBase):
-        made._init_flat_weights()
-    return made
+            contents = vars(replacement)[name]
+            contents.clear()
+            contents.update(value)
+        elif name in _MODULE_ATTRIBUTES or name not in class_attributes:
+            vars(replacement)[name] = value
+    if isinstance(replacement, nn.RNNBase):
+        replacement._init_flat_weights()
+    return replacement
 
 
-def _left_by_convert(module: nn.Module) -> str | None:
-    """Why a module that looks like one to convert isn't converted; None where that's no question."""
-    if not isinstance(module, tuple(_OURS)) or type(module) in _OURS:
+def _reason_not_to_convert(module: nn.Module) -> str | None:
+    """Return why a variant of a torch.nn layer must not be converted. None for all other modules."""
+    if not isinstance(module, tuple(_FROM_TORCH)) or type(module) in _FROM_TORCH:
         return None
     if parametrize.is_parametrized(module):
-        return "its parametrizations are of torch.nn's layer; remove them, convert, and register them again"
-    return "a subclass may compute something of its own"
+        return "it has parametrizations; remove them, convert the layer, and register them again"
+    return "it is a subclass, which may compute something else"
 
 
-def _left_by_revert(module: nn.Module) -> str | None:
+def _reason_not_to_revert(module: nn.Module) -> str | None:
+    """Return why a layer of this library has no counterpart in torch.nn. None for all other modules."""
     if not isinstance(module, (Recurrent, SingleStep)):
         return None
-    if type(module) not in _THEIRS:
-        return "torch.nn has no counterpart of it"
+    if type(module) not in _TO_TORCH:
+        return "torch.nn has no counterpart"
     if isinstance(module, Recurrent) and not module.plain:
         options = ("initial_state", "variational_dropout", "recurrent_dropout", "zoneout")
-        has = [
+        unsupported = [
             f"{name}={getattr(module, name)!r}"
             for name in options
             if getattr(module, name) not in ("zeros", 0)
         ]
-        return f"torch.nn has no option {', '.join(has)}"
+        return f"torch.nn has no option {', '.join(unsupported)}"
     return None
 
 
@@ -161,42 +183,45 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def drop_in_layer(cell: type[Cell]) -> type[DropInLayer] | None:
-    """The drop-in layer that computes with exactly this cell, if torch.nn has one like it."""
+    """Return the drop-in layer class for exactly this cell, or None if torch.nn has no such layer."""
     return next((layer for layer in LAYERS if layer.cell_class is cell), None)
 
 
 def as_recurrent(module: nn.Module) -> Recurrent:
-    """The layer of this library that computes what a module does: the module itself if it is one.
+    """Return a layer of this library that computes the same as a module.
+
+    Args:
+        module: A layer of this library, which is returned itself, or a torch.nn.RNN, LSTM or GRU.
 
     Raises:
-        TypeError: any other module than a recurrent layer, or a subclass that computes something of its own.
+        TypeError: If ``module`` isn't a recurrent layer, or overrides ``forward``.
     """
     if not isinstance(module, Recurrent):
         return from_torch(module)
     if _forward(module) not in (Recurrent.forward, DropInLayer.forward):
         base = next(base for base in type(module).__mro__ if base.__module__.startswith("unrolled."))
-        raise _overrides(module, f"unrolled.{base.__name__}")
+        raise _forward_error(module, f"unrolled.{base.__name__}")
     return module
 
 
 def from_torch(module: nn.Module) -> Recurrent:
-    """Our layer with the very parameters of a torch.nn.RNN, LSTM or GRU, in its mode.
+    """Return a layer of this library with the parameters and mode of a torch.nn.RNN, LSTM or GRU.
+
+    The layers share the parameters.
 
     Raises:
-        TypeError: any other module, or a subclass that computes something of its own.
+        TypeError: If ``module`` isn't such a layer, or overrides ``forward``.
     """
     for ours in LAYERS:
         if isinstance(module, ours.torch_class):
             break
     else:
         names = ", ".join(f"torch.nn.{ours.torch_class.__name__}" for ours in LAYERS)
-        raise TypeError(
-            f"expected a recurrent layer, one of unrolled's or {names}, got {type(module).__name__}"
-        )
+        raise TypeError(f"expected a recurrent layer of unrolled, {names}, got {type(module).__name__}")
     if _forward(module) is not ours.torch_class.forward:
-        raise _overrides(module, f"torch.nn.{ours.torch_class.__name__}")
-    layer = _quietly(ours, **_arguments(module, ours), device="meta")
-    with at_rest(module):
+        raise _forward_error(module, f"torch.nn.{ours.torch_class.__name__}")
+    layer = _construct_without_warnings(ours, **_constructor_arguments(module, ours), device="meta")
+    with parametrizations_in_eval_mode(module):
         for name in [name for name, _ in layer.named_parameters()]:
             delattr(layer, name)
             setattr(layer, name, getattr(module, name))
@@ -204,14 +229,14 @@ def from_torch(module: nn.Module) -> Recurrent:
 
 
 def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> nn.RNNBase:
-    """The layer of torch.nn that computes the same, with copies of the parameters, in its mode.
+    """Return the torch.nn layer that computes the same, with copies of the parameters, in the same mode.
 
     Args:
-        layer: a layer whose cell torch.nn has.
-        weights: what to take in the place of the layer's own parameters, by name.
+        layer: The layer.
+        weights: Tensors by parameter name, used instead of the layer's own parameters.
 
     Raises:
-        ValueError: torch.nn has no such cell.
+        ValueError: If torch.nn doesn't have the layer's cell or options.
     """
     ours = drop_in_layer(layer.cell)
     if ours is None:
@@ -219,53 +244,66 @@ def to_torch(layer: Recurrent, weights: Mapping[str, Tensor] | None = None) -> n
     if not layer.plain:
         raise ValueError(
             f"torch.nn has no {ours.torch_class.__name__} with learned initial states, dropout over time or "
-            f"zoneout, as {layer} has"
+            f"zoneout, but the layer is {layer}"
         )
     weights = weights or layer.state_dict()
-    like = next(iter(weights.values()))
-    twin = _quietly(ours.torch_class, **_arguments(layer, ours), device="meta", dtype=like.dtype)
-    twin = twin.to_empty(device=like.device)  # built without drawing random numbers
+    weight = next(iter(weights.values()))
+    arguments = _constructor_arguments(layer, ours)
+    twin = _construct_without_warnings(ours.torch_class, **arguments, device="meta", dtype=weight.dtype)
+    twin = twin.to_empty(device=weight.device)  # the meta device avoids drawing random numbers
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             parameter.copy_(weights[name])
     return twin.train(layer.training)
 
 
-def like(module: nn.Module, kind: Any) -> nn.Module:
-    """A module of this class with the arguments of another one, ours or torch.nn's, without data."""
-    known: tuple[Any, ...] = (*LAYERS, *CELLS)
-    ours = next(one for one in known if kind in (one, one.torch_class))
-    made: nn.Module = _quietly(kind, **_arguments(module, ours), device="meta")
-    return made.train(module.training)
+def empty_counterpart(module: nn.Module, cls: Any) -> nn.Module:
+    """Return a module of a class with the arguments and mode of another one, on the meta device.
+
+    Args:
+        module: A layer or cell of this library or of torch.nn.
+        cls: The class of the same layer or cell in either library.
+    """
+    ours = next(drop_in for drop_in in _DROP_INS if cls in (drop_in, drop_in.torch_class))
+    arguments = _constructor_arguments(module, ours)
+    counterpart: nn.Module = _construct_without_warnings(cls, **arguments, device="meta")
+    return counterpart.train(module.training)
 
 
 def _forward(module: nn.Module) -> Any:
-    """The function that a call of a module runs, which a wrapper may have put upon this one alone."""
-    own = vars(module).get("forward", type(module).forward)
-    return own.__func__ if getattr(own, "__self__", None) is module else own
+    """Return the function that a call of the module runs. It may be an attribute of the instance."""
+    forward = vars(module).get("forward", type(module).forward)
+    return forward.__func__ if getattr(forward, "__self__", None) is module else forward
 
 
-def _overrides(module: nn.Module, base: str) -> TypeError:
-    how = "has its own forward in the place of that" if "forward" in vars(module) else "overrides the forward"
+def _forward_error(module: nn.Module, base: str) -> TypeError:
+    """Return the error for a module that doesn't use the forward method of its base class."""
+    change = "replaces the forward method" if "forward" in vars(module) else "overrides the forward method"
     return TypeError(
-        f"{type(module).__name__} {how} of {base}: what it computes can't be read from its parameters"
+        f"{type(module).__name__} {change} of {base}, so its parameters don't determine what it computes"
     )
 
 
-def _quietly(make: type[_Layer], **arguments: Any) -> _Layer:
-    """A layer like one that there is already: of what its arguments warn, its maker has been told."""
+def _construct_without_warnings(cls: type[_Layer], **arguments: Any) -> _Layer:
+    """Construct a copy of a layer without repeating the warning about its dropout."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dropout option adds dropout")
-        return make(**arguments)
+        return cls(**arguments)
 
 
-def _arguments(layer: nn.Module, ours: type[DropInLayer] | type[DropInCell]) -> dict[str, Any]:
+def _constructor_arguments(layer: nn.Module, ours: type[DropInLayer] | type[DropInCell]) -> dict[str, Any]:
+    """Return the arguments that a layer was constructed with, except device and dtype.
+
+    Args:
+        layer: A layer or cell of this library or of torch.nn.
+        ours: Its class in this library.
+    """
     names = ["input_size", "hidden_size", "bias"]
     if issubclass(ours, DropInLayer):
         names += ["num_layers", "batch_first", "dropout", "bidirectional"]
     arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
     for name in ours.cell_class.options():
-        chosen = layer.chosen_options() if isinstance(layer, CellModule) else vars(layer)
-        if name in inspect.signature(ours).parameters:  # of a single step not all are
-            arguments[name] = chosen[name]
+        options = layer.chosen_options() if isinstance(layer, CellModule) else vars(layer)
+        if name in inspect.signature(ours).parameters:  # LSTMCell has no proj_size
+            arguments[name] = options[name]
     return arguments

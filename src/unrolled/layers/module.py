@@ -1,4 +1,4 @@
-"""A module that owns the parameters of cells: what layers and single steps have in common."""
+"""The base class of layers and single-step modules, which owns the parameters of cells."""
 
 from __future__ import annotations
 
@@ -20,12 +20,23 @@ Run = Callable[[list[Cell], Tensor, list[States | None], Any], list[tuple[Tensor
 
 
 class CellModule(nn.Module):
-    """Owns the parameters of cells; a cell's names get a suffix such as ``_l0_reverse``."""
+    """A module that owns the parameters of its cells.
+
+    Args:
+        cells: The cells by suffix, such as ``_l0_reverse``. The name of a parameter is its name in the cell
+            followed by the suffix.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        TypeError: If a cell has torch.nn parameters as attributes.
+        ValueError: If ``dtype`` is complex and a cell can't be computed in it.
+    """
 
     def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
         super().__init__()
         for cell in cells.values():
-            _check_held(cell)
+            _check_no_parameters(cell)
             if dtype is not None and dtype.is_complex:
                 _check_complex(cell, dtype)
         self._cells = cells
@@ -41,83 +52,101 @@ class CellModule(nn.Module):
 
     @property
     def _label(self) -> str:
-        """The name of the class, for messages."""
+        """The name of the class, for error messages."""
         return type(self).__name__
 
     @property
     def _first(self) -> Cell:
+        """The cell of layer 0, forward direction. All cells have the same class, states and options."""
         return next(iter(self._cells.values()))
 
     def chosen_options(self) -> dict[str, Any]:
-        """The value of every option of the cell."""
+        """Return the value of every option of the cell."""
         return self._first.chosen_options()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew, in the order of registration, as its ``Param`` says."""
+        """Initialize every parameter with its ``Param``, in the order of registration."""
         for suffix in self._cells:
             cell = self._bind(suffix)
             params = cell.params()
-            for name, full, _ in self._named[suffix]:
-                if parametrize.is_parametrized(self, full):  # its parameters are then what gives this value
-                    drawn = torch.empty_like(getattr(self, full))
-                    params[name].fill(drawn, cell)
-                    setattr(self, full, drawn)
+            for name, full_name, _ in self._named[suffix]:
+                if parametrize.is_parametrized(self, full_name):  # assigning sets the underlying parameters
+                    value = torch.empty_like(getattr(self, full_name))
+                    params[name].fill(value, cell)
+                    setattr(self, full_name, value)
                 else:
-                    pruned = self._parameters.get(f"{full}_orig")
-                    params[name].fill(getattr(self, full) if pruned is None else pruned, cell)
+                    unpruned = self._parameters.get(f"{full_name}_orig")  # set by torch.nn.utils.prune
+                    params[name].fill(getattr(self, full_name) if unpruned is None else unpruned, cell)
 
     def _bind(self, suffix: str) -> Cell:
-        cell, held = self._cells[suffix], self._parameters
+        """Return the cell with this suffix, bound to its current parameters, in the mode of the module."""
+        cell, parameters = self._cells[suffix], self._parameters
         tensors = {}
-        for name, full, shape in self._named[suffix]:
-            found = held.get(full)
-            if found is None:
-                found = getattr(self, full)  # what a parametrization makes of a parameter
-            if found.shape != shape:
+        for name, full_name, shape in self._named[suffix]:
+            tensor = parameters.get(full_name)
+            if tensor is None:
+                tensor = getattr(self, full_name)  # computed by a parametrization
+            if tensor.shape != shape:
                 raise InputError(
-                    f"{self._label}: the parameter {full} should have the shape {shape}, it has "
-                    f"{tuple(found.shape)}"
+                    f"{self._label}: the parameter {full_name} should have the shape {shape}, but has "
+                    f"{tuple(tensor.shape)}"
                 )
-            tensors[name] = found
+            tensors[name] = tensor
         bound = cell.bind(tensors)
         bound.training = self.training
         return bound
 
     def with_cells(self, cells: Iterable[Cell] | None = None) -> Self:
-        """This module as it is now, in its mode, with the parameters of bound cells for its own.
+        """Return a shallow copy of this module with the parameters of bound cells.
 
-        What is done to it afterwards, but to a parameter in place, this one doesn't see.
+        Later changes of this module don't affect the copy, except in-place changes of parameters.
 
         Args:
-            cells: one for each of its own, in their order; None: those, with its parameters.
+            cells: One bound cell for each of the module's cells, in their order. None: the module's own cells
+                with its current parameters.
         """
         cells = map(self._bind, self._cells) if cells is None else cells
-        made = object.__new__(type(self))
-        vars(made).update(vars(self))
+        clone = object.__new__(type(self))
+        vars(clone).update(vars(self))
         pairs = zip(self._named.values(), cells, strict=True)
-        own = {full: getattr(cell, name) for named, cell in pairs for name, full, _ in named}
-        vars(made)["_parameters"] = own | {k: v for k, v in self._parameters.items() if k not in own}
-        vars(made).pop("_frozen", None)
-        return made
+        parameters = {full: getattr(cell, name) for named, cell in pairs for name, full, _ in named}
+        others = {name: value for name, value in self._parameters.items() if name not in parameters}
+        vars(clone)["_parameters"] = parameters | others
+        vars(clone).pop("_frozen", None)
+        return clone
 
-    def _states(self, state: State | None, name: str) -> tuple[Tensor, ...]:
-        """What a user gave as state, as a tuple with a tensor for each state of the cell."""
+    def _state_tuple(self, state: State | None, label: str) -> tuple[Tensor, ...]:
+        """Return the user's state as a tuple with one tensor for each state of the cell.
+
+        Args:
+            state: A tensor if the cell has one state, else a tuple of tensors.
+            label: Name of the layer, for error messages.
+
+        Raises:
+            TypeError: If the state is anything else.
+            InputError: If the number of tensors is wrong.
+        """
         names = tuple(self._first.state)
-        one = len(names) == 1
-        given: Any = (state,) if one else state
-        expected = "a tensor" if one else f"a tuple of {len(names)} tensors"
-        if not isinstance(given, (tuple, list)) or not all(isinstance(part, Tensor) for part in given):
+        single = len(names) == 1
+        states: Any = (state,) if single else state
+        expected = "a tensor" if single else f"a tuple of {len(names)} tensors"
+        if not isinstance(states, (tuple, list)) or not all(isinstance(part, Tensor) for part in states):
             raise TypeError(
-                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {_describe(state)}"
+                f"{label}: Expected the state ({', '.join(names)}) to be {expected}, got {_describe(state)}"
             )
-        if len(given) != len(names):
+        if len(states) != len(names):
             raise InputError(
-                f"{name}: Expected the state ({', '.join(names)}) to be {expected}, got {len(given)}"
+                f"{label}: Expected the state ({', '.join(names)}) to be {expected}, got {len(states)}"
             )
-        return tuple(given)
+        return tuple(states)
 
-    def _check(self, what: str, tensor: Tensor) -> None:
-        """Raise where a tensor's dtype or device is not that of the parameters."""
+    def _check_dtype_and_device(self, what: str, tensor: Tensor) -> None:
+        """Raise InputError if a tensor's dtype or device differs from that of the parameters.
+
+        Args:
+            what: The tensor in words: ``"input"`` or which state it is.
+            tensor: The tensor.
+        """
         weight = next(iter(self._parameters.values()), None)
         if weight is None and (weight := next(self.parameters(), None)) is None:
             return
@@ -127,82 +156,100 @@ class CellModule(nn.Module):
         if tensor.device != weight.device:
             raise InputError(
                 f"{what} is on {tensor.device} but the layer's parameters are on {weight.device}: move "
-                f"one with .to({str(weight.device)!r})"
+                f"it with .to({str(weight.device)!r})"
             )
-        number = tensor.is_floating_point() or tensor.is_complex()
-        if tensor.dtype != weight.dtype and not (number and transforms.autocasts(weight.device.type)):
+        convertible = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.dtype != weight.dtype and not (
+            convertible and transforms.autocast_enabled(weight.device.type)
+        ):
             noun = "input" if what.endswith("input") else "state"
             raise InputError(
                 f"{what} dtype ({tensor.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert {noun}: {noun}.to({weight.dtype})"
-                + (f", or convert model: model.to({tensor.dtype})" if number else "")
+                + (f", or convert model: model.to({tensor.dtype})" if convertible else "")
             )
 
     def _run(
-        self, run: Run, suffixes: list[str], steps: Tensor, starts: list[States | None], sizes: Any
+        self, run: Run, suffixes: list[str], steps: Tensor, initial_states: list[States | None], sizes: Any
     ) -> list[tuple[Tensor, States]]:
-        """Run the cells of these suffixes; what goes wrong in a step is told by its cause."""
+        """Run the cells with these suffixes.
+
+        Args:
+            run: Runs bound cells, as :func:`unrolled.engines.dispatch.run` does.
+            suffixes: The suffixes of the cells.
+            steps: The input.
+            initial_states: The initial states of each cell. None: zeros.
+            sizes: The batch sizes if the input is packed, else None.
+
+        Returns:
+            The output and the final states of each cell.
+
+        Raises:
+            InputError: If the step fails because parameters have different dtypes or devices.
+        """
         cells = [self._bind(suffix) for suffix in suffixes]
         try:
-            return run(cells, steps, starts, sizes)
+            return run(cells, steps, initial_states, sizes)
         except RuntimeError as error:
             kinds: dict[tuple[Any, Any], str] = {}
             for cell, suffix in zip(cells, suffixes, strict=True):
                 for name in cell.shapes():
-                    held = getattr(cell, name)
-                    kinds.setdefault((held.dtype, held.device), name + suffix)
+                    tensor = getattr(cell, name)
+                    kinds.setdefault((tensor.dtype, tensor.device), name + suffix)
             if len(kinds) <= 1:
                 raise
-            named = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
+            examples = " and ".join(f"{name} ({kind[0]}, {kind[1]})" for kind, name in kinds.items())
             raise InputError(
-                f"{self._label} has parameters of different kinds, {named}: convert all of them with .to()"
+                f"{self._label} has parameters with different dtypes or devices, {examples}: convert all of "
+                "them with .to()"
             ) from error
 
 
 def _check_complex(cell: Cell, dtype: torch.dtype) -> None:
-    """Raise where the step of a cell can't be taken in complex numbers."""
+    """Raise ValueError if the cell's step fails with complex numbers."""
     params = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, shape in cell.shapes().items()}
     widths = cell.features, *cell.state_sizes().values()
     try:
         with torch.no_grad():
             cell.bind(params).step(*(torch.zeros(1, width, dtype=dtype, device="cpu") for width in widths))
     except (RuntimeError, TypeError) as error:
-        why = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{type(cell).__name__} can't be computed in {dtype} ({why}): use a real dtype, or keep real and "
-            "imaginary parts as states of a cell of your own"
+            f"{type(cell).__name__} can't be computed in {dtype} ({reason}): use a real dtype, or write a "
+            "cell with the real and imaginary parts as separate states"
         ) from None
 
 
-def _check_held(cell: Cell) -> None:
-    """Raise where a cell holds parameters that no layer would train or save."""
-    for holder in (*type(cell).__mro__, cell):
-        for name, value in vars(holder).items():
+def _check_no_parameters(cell: Cell) -> None:
+    """Raise TypeError if a cell has a torch.nn parameter as an attribute, or a module that has parameters."""
+    for owner in (*type(cell).__mro__, cell):
+        for name, value in vars(owner).items():
             if isinstance(value, nn.Parameter) or (
                 isinstance(value, nn.Module) and next(value.parameters(), None) is not None
             ):
                 raise TypeError(
                     f"{type(cell).__name__}.{name} is a {type(value).__name__}, which a layer would neither "
                     f"train nor save: declare its parameters, such as {name} = unrolled.Param('hidden', "
-                    "'input'), and compute with torch.nn.functional"
+                    "'input'), and use them with torch.nn.functional"
                 )
 
 
 def _describe(value: object) -> str:
+    """Return the type of a value in words."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
     return f"a {type(value).__name__}"
 
 
 @contextlib.contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Have a module's parametrizations compute as in eval mode, in which they draw and change nothing."""
-    held: Any = getattr(module, "parametrizations", None)
-    training = [one for one in held.modules() if one.training] if isinstance(held, nn.Module) else []
-    for one in training:
-        one.training = False
+def parametrizations_in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module's parametrizations in eval mode, where they neither draw numbers nor update buffers."""
+    root: Any = getattr(module, "parametrizations", None)
+    training = [child for child in root.modules() if child.training] if isinstance(root, nn.Module) else []
+    for child in training:
+        child.training = False
     try:
         yield
     finally:
-        for one in training:
-            one.training = True
+        for child in training:
+            child.training = True

@@ -1,11 +1,8 @@
-"""Layers of any cell: stacking, directions, dropout, initial states, torch.nn's parameter names."""
+"""``Recurrent``: a layer that runs any cell over time, with the options of torch.nn.LSTM."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-import inspect
-import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,53 +12,50 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from unrolled.cells.base import Cell, whole
+from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch
+from unrolled.layers import argument_checks
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
 
-# Options that torch.nn's layers don't have, with their defaults.
-_NOT_IN_TORCH: dict[str, Any] = {
-    "initial_state": "zeros",
-    "variational_dropout": 0.0,
-    "recurrent_dropout": 0.0,
-    "zoneout": 0.0,
-}
-
 
 class Recurrent(CellModule):
-    """A recurrent layer of any cell, with the options and the parameter names of torch.nn.LSTM.
+    """A recurrent layer for any cell, with the options and parameter names of torch.nn.LSTM.
 
-    Shapes: T time steps, B rows (batch), I input features, H features of the output (the first
-    state), K = ``num_layers`` × directions.
+    Shapes: T time steps, B rows (batch), I input features, H output features (the size of the first state),
+    K = ``num_layers`` × directions.
 
     Args:
-        cell: the class of the cell, a subclass of :class:`Cell`.
-        input_size: I, features of the input.
-        hidden_size: units of the hidden state.
-        num_layers: layers on top of each other, each reading the output of the one below.
-        bias: whether the parameters whose names begin with ``bias`` exist.
-        batch_first: input and output are ``(B, T, features)`` instead of ``(T, B, features)``.
-        dropout: the probability of zeroing an output between two layers, in training.
-        bidirectional: a second cell runs from the last step to the first; outputs are joined.
-        initial_state: ``"zeros"``, or ``"learned"``: what rows start from where no state is given is a
-            parameter, ``(H,)`` for each state of each layer and direction.
-        variational_dropout: the probability of leaving out a feature of the input of every layer, in
-            training: for each row the same in all time steps (Gal & Ghahramani, 2016).
-        recurrent_dropout: the same of the hidden state, where it enters a matrix product.
-        zoneout: the probability that a unit of a state keeps its value in a time step, in training, and what
-            is expected of that elsewhere (Krueger et al., 2017): one for all states, or a mapping by name.
-        device, dtype: of the parameters.
-        cell_options: options of the cell.
+        cell: The class of the cell, a subclass of :class:`Cell`.
+        input_size: Number of input features, I.
+        hidden_size: Number of units in the hidden state.
+        num_layers: Number of stacked layers. Each one reads the output of the layer below.
+        bias: If False, parameters whose names begin with ``bias`` are omitted.
+        batch_first: If True, input and output are ``(B, T, features)`` instead of ``(T, B, features)``.
+        dropout: In training, the probability of zeroing an element of the output of every layer but the last.
+        bidirectional: If True, a second cell runs from the last step to the first, and the outputs of both
+            directions are concatenated.
+        initial_state: The initial state if a call doesn't have one. ``"zeros"``, or ``"learned"`` for
+            parameters of shape ``(H,)``, one per state, layer and direction.
+        variational_dropout: In training, the probability of zeroing an input feature of every layer, with the
+            same mask at every time step (Gal & Ghahramani, 2016).
+        recurrent_dropout: The same for the hidden state where it enters a matrix product.
+        zoneout: The probability that a unit of a state keeps its value in a time step (Krueger et al., 2017):
+            a number for all states, or a mapping from state names to numbers. In eval mode states are the
+            expected values.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        cell_options: Options of the cell.
 
     Raises:
-        TypeError, ValueError: an argument or option that can't be used, named.
+        TypeError: If an argument has the wrong type or an option is unknown.
+        ValueError: If an argument or option has an invalid value.
     """
 
-    _stack: list[list[str]]  # the suffixes of each layer's cells: forward, then backward
-    _frozen: Callable[[Any, Any], tuple[Any, Any] | None] | None = None  # see unrolled.frozen
+    _stack: list[list[str]]  # for each layer, the suffixes of its forward and backward cells
+    _frozen: Callable[[Any, Any], tuple[Any, Any] | None] | None = None  # set by unrolled.frozen
 
     cell: type[Cell]
     input_size: int
@@ -95,31 +89,26 @@ class Recurrent(CellModule):
     ) -> None:
         if not (isinstance(cell, type) and issubclass(cell, Cell)):
             raise TypeError(f"cell should be a subclass of unrolled.Cell, got {cell!r}")
-        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
-            raise ValueError(
-                "dropout should be a number in range [0, 1] representing the probability of an element "
-                f"being zeroed, got {dropout!r}"
-            )
-        for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-        num_layers = whole("num_layers", num_layers)
+        argument_checks.check_dropout(dropout)
+        argument_checks.check_flags(batch_first=batch_first, bidirectional=bidirectional)
+        num_layers = positive_int("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
                 f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-                stacklevel=1 + _constructors(type(self)),
+                stacklevel=1 + argument_checks.constructor_depth(type(self), Recurrent),
             )
         if initial_state not in ("zeros", "learned"):
             raise ValueError(f"initial_state should be 'zeros' or 'learned', got {initial_state!r}")
-        _check_options(type(self), cell, cell_options)
+        argument_checks.check_cell_options(type(self), cell, cell_options)
         directions = ("", "_reverse") if bidirectional else ("",)
         cells = {}
         features = input_size
         for k in range(num_layers):
             for direction in directions:
-                made = cells[f"_l{k}{direction}"] = cell(features, hidden_size, bias=bias, **cell_options)
-            features = len(directions) * next(iter(made.state_sizes().values()))
+                unbound = cell(features, hidden_size, bias=bias, **cell_options)
+                cells[f"_l{k}{direction}"] = unbound
+            features = len(directions) * next(iter(unbound.state_sizes().values()))
         super().__init__(cells, device, dtype)
         suffixes = list(cells)
         self._stack = [suffixes[k : k + len(directions)] for k in range(0, len(cells), len(directions))]
@@ -133,13 +122,14 @@ class Recurrent(CellModule):
         self.initial_state = initial_state
         self.variational_dropout, self.recurrent_dropout = variational_dropout, recurrent_dropout
         self.zoneout = zoneout
-        names = list(cell.state)
-        self._noise = RecurrentRegularization.of(variational_dropout, recurrent_dropout, zoneout, names)
+        self._noise = RecurrentRegularization.from_options(
+            variational_dropout, recurrent_dropout, zoneout, list(cell.state)
+        )
         if initial_state == "learned":
-            for suffix, made in cells.items():
-                for name, size in made.state_sizes().items():
-                    start = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
-                    self.register_parameter(f"initial_{name}{suffix}", start)
+            for suffix, unbound in cells.items():
+                for name, size in unbound.state_sizes().items():
+                    parameter = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+                    self.register_parameter(f"initial_{name}{suffix}", parameter)
         self.bidirectional = bidirectional
 
     def forward(
@@ -156,57 +146,71 @@ class Recurrent(CellModule):
         """Run the layer.
 
         Args:
-            x: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` for one sequence, or a
-                ``torch.nn.utils.rnn.PackedSequence``.
-            state: the initial state ``(K, B, H)``, or ``(K, H)`` for one sequence; a tuple of such
-                where the cell keeps several. None: zeros.
-            lengths: ``(B,)``, whole numbers up to T: the steps of each row that count. The others cost no
-                time, but with ``checkpoint`` and inside torch's transforms, where they run without effect;
-                outputs there are zeros, and the final state is that after a row's own last step.
-            resets: booleans, ``(T, B)``, or ``(B, T)`` with ``batch_first``, or ``(T,)``: the first steps of
-                episodes or documents. Before such a step a row's state goes back to its initial state, and
-                no gradient flows past. The direction that runs back does so on the same borders.
-            reset_state: what resets go back to, laid out as ``state``, or ``"initial"``: what the layer
-                starts from by itself, for calls that go on from an earlier final state. None: ``state``.
-            all_states: whether to return every state of every time step too.
-            checkpoint: for long sequences in training: keep no more for the backward than the states
-                between segments of so many time steps, and compute each segment anew. Not for packed
-                sequences; without effect inside torch's transforms (compile, export, torch.func), which
-                keep what they keep.
+            x: Input of shape ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``. Also ``(T, I)`` for a
+                single sequence, or a ``torch.nn.utils.rnn.PackedSequence``.
+            state: Initial state of shape ``(K, B, H)``, or ``(K, H)`` for a single sequence. A tuple of
+                tensors if the cell has several states. The default is set by the option ``initial_state``.
+            lengths: The length of each row: integers from 0 to T, ``(B,)``. Outputs past the end of a row are
+                zeros, and its final state is the state after its last step. Steps past the end don't run.
+                Exceptions are calls with ``checkpoint`` and torch's transforms (compile, export, torch.func),
+                where they run without effect.
+            resets: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. True marks the
+                first step of an episode or document. Before this step the row's state is reset to its initial
+                state, and no gradient flows past. The backward direction is reset at the same boundaries.
+            reset_state: The state after a reset, in the same form as ``state``. ``"initial"`` is the layer's
+                default initial state, for calls whose ``state`` comes from a previous call. By default resets
+                restore ``state``.
+            all_states: If True, also return every state of every time step.
+            checkpoint: Save memory in training on long sequences. The backward pass keeps only the states
+                between segments of this many time steps, and recomputes each segment. Not supported for
+                packed sequences. Ignored inside torch's transforms (compile, export, torch.func).
 
         Returns:
-            The output of the last layer, laid out as ``x`` with ``H × directions`` features, and the
-            final state, laid out as ``state``. With ``all_states`` also a dictionary: of each state by name
-            the values after every step of every layer and direction, ``(K, T, B, H)``, where ``T, B`` stand
-            as in ``x``.
+            The output of the last layer, in the layout of ``x`` with ``H × directions`` features, and the
+            final state, in the same form as ``state``. With ``all_states`` also a dictionary with the values
+            of each state after every step of every layer and direction: ``(K, T, B, H)``, or ``(K, B, T, H)``
+            with ``batch_first``.
 
         Raises:
-            TypeError, ValueError: an input or state that doesn't fit, with what was expected.
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument has the wrong shape, dtype, device or value.
         """
-        noise = self._noise if self._noise is not None and self._noise.acts(self.training) else None
-        plain = lengths is None and resets is reset_state is None and not all_states and noise is None
+        regularization = self._noise
+        if regularization is not None and not regularization.is_active(self.training):
+            regularization = None
+        plain = (
+            lengths is None and resets is reset_state is None and not all_states and regularization is None
+        )
         if plain and self._frozen is not None and not torch.compiler.is_compiling():
-            done = self._frozen(x, state)
-            if done is not None:
-                return done
+            result = self._frozen(x, state)
+            if result is not None:
+                return result
         run: Any = dispatch.run
         if checkpoint is not None:
-            _check_checkpoint(checkpoint, x, self._label)
+            argument_checks.check_checkpoint(checkpoint, x, self._label)
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
             return self.unroll(x, state, run)
-        sequence = SequenceBatch.of(x, self.batch_first, self._label)
-        asked = CallOptions(self._label, sequence, every=all_states, noise=noise, training=self.training)
+        sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
+        options = CallOptions(
+            self._label,
+            sequence,
+            all_states=all_states,
+            regularization=regularization,
+            training=self.training,
+        )
         if all_states:
-            asked.check("all_states")
+            options.check_not_packed("all_states")
         if resets is not None:
-            asked.mark(resets, len(self._stack[0]))
+            options.set_resets(resets, len(self._stack[0]))
         if lengths is not None:
-            asked.end(lengths, keep=checkpoint is not None)
+            options.set_lengths(lengths, mask_steps=checkpoint is not None)
         if reset_state is not None:
-            asked.first = self._first_of(reset_state, resets, asked.sequence)
-        output, final = self.unroll(asked.sequence, state, functools.partial(asked.run, run))
-        return (output, final, asked.states(list(self._first.state))) if all_states else (output, final)
+            options.reset_states = self._reset_states(reset_state, resets, options.sequence)
+        output, final = self.unroll(options.sequence, state, functools.partial(options.run, run))
+        if all_states:
+            return output, final, options.states(list(self._first.state))
+        return output, final
 
     def unroll(
         self,
@@ -215,19 +219,34 @@ class Recurrent(CellModule):
         run: Run,
         drop: Callable[[Tensor, float], Tensor] = drop,
     ) -> tuple[Tensor | PackedSequence, State]:
-        """:meth:`forward` with ``run`` in the place of the engine, called once a layer."""
-        sequence = x if isinstance(x, SequenceBatch) else SequenceBatch.of(x, self.batch_first, self._label)
+        """Run the layer as :meth:`forward` does, with ``run`` in place of the engine.
+
+        Args:
+            x: The input, as in :meth:`forward`, or a SequenceBatch.
+            state: The initial state, as in :meth:`forward`.
+            run: Called once per layer. Takes the bound cells, the input, their initial states and the batch
+                sizes, and returns the output and final states of each cell.
+            drop: Applies dropout between layers.
+
+        Returns:
+            The output and the final state.
+        """
+        sequence = (
+            x if isinstance(x, SequenceBatch) else SequenceBatch.from_input(x, self.batch_first, self._label)
+        )
         steps = sequence.steps
-        self._check("input", steps)
+        self._check_dtype_and_device("input", steps)
         if steps.shape[-1] != self.input_size:
             raise InputError(
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {steps.shape[-1]}"
             )
         if state is not None:
-            initial: States | None = self._initial(state, sequence)
+            initial: States | None = self._initial_states(state, sequence)
         else:
-            initial = self._learned(sequence.batch) if self.initial_state == "learned" else None
+            initial = (
+                self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else None
+            )
         final: list[States] = []
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
@@ -235,7 +254,7 @@ class Recurrent(CellModule):
             starts: list[States | None] = [None] * len(suffixes)
             if initial is not None:
                 starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(suffixes))]
-            results = self._run(run, suffixes, steps, starts, sequence.sizes)
+            results = self._run(run, suffixes, steps, starts, sequence.batch_sizes)
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
@@ -246,67 +265,76 @@ class Recurrent(CellModule):
 
     @property
     def plain(self) -> bool:
-        """Whether the layer by itself computes what its cells do, from zeros."""
+        """Whether the layer has no regularization and starts from zeros."""
         return self._noise is None and self.initial_state == "zeros"
 
-    def check_noise(self, what: str) -> None:
-        """Raise where the layer computes something else than its cells' steps, which ``what`` is about.
+    def check_no_regularization(self, what: str) -> None:
+        """Raise ValueError if dropout over time or zoneout is active.
 
-        Raises:
-            ValueError: it does now.
+        Args:
+            what: The operation that doesn't support them, for the error message.
         """
-        if self._noise is not None and self._noise.acts(self.training):
+        if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
-                f"{self._label}: {what} is of the cell's own steps, which dropout over time and zoneout "
-                "change; make a layer without these options and load the weights into it"
+                f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "
+                "these options and load the weights into it"
             )
 
-    def _learned(self, batch: int) -> States:
-        """The initial states that are parameters, ``(K, B, H)`` each."""
-        return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in self._starts())
+    def _learned_initial_states(self, batch: int) -> States:
+        """Return the learned initial states, ``(K, B, H)`` each."""
+        return tuple(
+            torch.stack(parts).unsqueeze(1).expand(-1, batch, -1)
+            for parts in self._initial_state_parameters()
+        )
 
-    def _first_of(self, given: Any, resets: Any, sequence: SequenceBatch) -> States:
-        """What resets go back to where that is asked for; nothing for zeros."""
+    def _reset_states(self, reset_state: Any, resets: Any, sequence: SequenceBatch) -> States:
+        """Return the states after a reset, in the row order of ``sequence``. Empty: zeros."""
         if resets is None:
-            raise ValueError(f"{self._label}: reset_state says what resets go back to: give resets too")
-        if not isinstance(given, str):
+            raise ValueError(f"{self._label}: reset_state has no effect without resets: pass resets too")
+        if not isinstance(reset_state, str):
             try:
-                return self._initial(given, sequence)
+                return self._initial_states(reset_state, sequence)
             except (TypeError, InputError) as error:
                 raise type(error)(f"reset_state: {error}") from None
-        if given != "initial":
-            raise ValueError(f"{self._label}: reset_state should be a state or 'initial', got {given!r}")
-        return self._learned(sequence.batch) if self.initial_state == "learned" else ()
+        if reset_state != "initial":
+            raise ValueError(
+                f"{self._label}: reset_state should be a state or 'initial', got {reset_state!r}"
+            )
+        return self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else ()
 
-    def _starts(self) -> list[list[Tensor]]:
-        """The parameters that rows start from, of each state by layer and direction."""
+    def _initial_state_parameters(self) -> list[list[Tensor]]:
+        """Return the learned initial states: for each state, a parameter per layer and direction."""
         names, suffixes = self._first.state, self._cells
         return [[getattr(self, f"initial_{name}{suffix}") for suffix in suffixes] for name in names]
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew as its ``Param`` says; learned initial states are zeros again."""
+        """Initialize every parameter with its ``Param``, and set learned initial states to zeros."""
         super().reset_parameters()
-        if getattr(self, "initial_state", "zeros") == "learned":  # not so while the layer is made
-            for parts in self._starts():
+        if getattr(self, "initial_state", "zeros") == "learned":  # unset when called by CellModule.__init__
+            for parts in self._initial_state_parameters():
                 for part in parts:
                     nn.init.zeros_(part)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Any, Any]:
-        """Run one time step: the bits of the step in a whole sequence.
+        """Run one time step. The result is bit-identical to that step in a whole sequence.
 
         Args:
-            x: ``(B, I)``, or ``(I,)`` for one row.
-            state: the state before it, ``(K, B, H)``, or ``(K, H)`` for one row; a tuple of such where the
-                cell keeps several. None: the initial one.
+            x: Input of shape ``(B, I)``, or ``(I,)`` for a single row.
+            state: The previous state, ``(K, B, H)``, or ``(K, H)`` for a single row. A tuple of tensors if
+                the cell has several states. The default is set by the option ``initial_state``.
 
         Returns:
-            The output, ``(B, H)`` or ``(H,)``, and the state after the step, laid out as ``state``.
+            The output, ``(B, H)`` or ``(H,)``, and the new state, in the same form as ``state``.
 
         Raises:
-            TypeError, ValueError: an input or state that doesn't fit; the layer is bidirectional.
+            TypeError: If ``state`` has the wrong type.
+            ValueError: If ``x`` or ``state`` has the wrong shape, dtype or device, or the layer is
+                bidirectional.
         """
         if self.bidirectional:
-            raise ValueError(f"{self._label}: a bidirectional layer has no step: it reads from the end too")
+            raise ValueError(
+                f"{self._label}: a bidirectional layer can't run step by step, because it also reads backward"
+            )
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}D" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise InputError(
@@ -317,7 +345,7 @@ class Recurrent(CellModule):
         return output.squeeze(axis), final
 
     def flatten_parameters(self) -> None:
-        """Do nothing; torch.nn's layers have this method, and models call it."""
+        """Do nothing. Models that use torch.nn's layers may call this method."""
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -327,70 +355,45 @@ class Recurrent(CellModule):
         ]
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, in torch.nn's form."""
+        """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [self.cell.__name__] if type(self) is Recurrent else []
         parts += [str(self.input_size), str(self.hidden_size)]
         parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
-        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        for name, default in (shown | _NOT_IN_TORCH).items():
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
+        for name, default in (defaults | argument_checks.NOT_IN_TORCH).items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
         return ", ".join(parts)
 
     def _special_options(self) -> dict[str, Any]:
-        """The options of the cell that differ from their defaults, for the repr."""
+        """Return the cell's options that differ from their defaults, for the repr."""
         defaults = self.cell.options()
         return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
 
-    def _initial(self, state: State, sequence: SequenceBatch) -> States:
+    def _initial_states(self, state: State, sequence: SequenceBatch) -> States:
+        """Check the user's state, and return its tensors in the row order of ``sequence``."""
         count, batch = len(self._cells), sequence.batch
-        expected = {
-            state_name: (count, batch, size) for state_name, size in self._first.state_sizes().items()
-        }
-        given = self._states(state, self._label)
-        for (state_name, shape), part in zip(expected.items(), given, strict=True):
-            wanted = shape if sequence.batched else (shape[0], shape[2])
-            if part.dim() != len(wanted):
+        shapes = {name: (count, batch, size) for name, size in self._first.state_sizes().items()}
+        states = self._state_tuple(state, self._label)
+        for (name, shape), part in zip(shapes.items(), states, strict=True):
+            expected = shape if sequence.batched else (shape[0], shape[2])
+            if part.dim() != len(expected):
                 kind = "batched 3-D" if sequence.batched else "unbatched 2-D"
-                every = " and ".join(f"{name}x" for name in expected)
-                ranks = ", ".join(f"{part.dim()}-D" for part in given)
+                all_names = " and ".join(f"{name}x" for name in shapes)
+                ranks = ", ".join(f"{part.dim()}-D" for part in states)
                 raise InputError(
-                    f"For {kind} input, {every} should also be {len(wanted)}-D but got "
-                    + (f"{ranks} tensor" if len(given) == 1 else f"({ranks}) tensors")
+                    f"For {kind} input, {all_names} should also be {len(expected)}-D but got "
+                    + (f"{ranks} tensor" if len(states) == 1 else f"({ranks}) tensors")
                 )
-            if tuple(part.shape) != wanted:
+            if tuple(part.shape) != expected:
                 raise InputError(
-                    f"Expected hidden size {wanted}, got {list(part.shape)} for the state {state_name}"
+                    f"Expected hidden size {expected}, got {list(part.shape)} for the state {name}"
                 )
-            self._check(f"state {state_name}", part)
-        return tuple(sequence.state_in(part) for part in given)
-
-
-def _check_checkpoint(checkpoint: Any, x: object, layer: str) -> None:
-    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
-        raise TypeError(f"{layer}: checkpoint should be a number of time steps, got {checkpoint!r}")
-    if checkpoint < 1:
-        raise ValueError(f"{layer}: checkpoint should be at least one time step, got {checkpoint}")
-    if isinstance(x, PackedSequence):
-        raise ValueError(f"{layer}: checkpoint takes no packed sequence; give a padded one")
-
-
-def _constructors(layer: type[Recurrent]) -> int:
-    """How many constructors stand between a user's call and Recurrent's own, that one included."""
-    above = layer.__mro__[: layer.__mro__.index(Recurrent) + 1]
-    return sum("__init__" in vars(base) for base in above)
-
-
-def _check_options(layer: type[nn.Module], cell: type[Cell], given: dict[str, Any]) -> None:
-    known = [
-        name
-        for name in inspect.signature(layer).parameters
-        if name not in ("cell", "cell_options", "options", "unknown")
-    ]
-    known += [name for name in (*_NOT_IN_TORCH, *cell.options()) if name not in known]
-    for name in given:
-        if name not in cell.options():
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            of = f" of {cell.__name__}" if "cell" in inspect.signature(layer).parameters else ""
-            raise TypeError(f"{layer.__name__}{of} has no option {name!r}: {hint}")
+            self._check_dtype_and_device(f"state {name}", part)
+        return tuple(sequence.state_in(part) for part in states)

@@ -1,4 +1,4 @@
-"""Noise that a recurrent layer is trained with: dropout that stays the same over time, and zoneout."""
+"""Regularization of recurrent layers: variational dropout, recurrent dropout and zoneout."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RecurrentRegularization:
-    """What a layer is trained with.
+    """The probabilities of dropout and zoneout of a layer.
 
     Attributes:
-        variational: of the input of every layer, the probability that a feature is left out, in all time
-            steps of a row alike (Gal & Ghahramani, 2016).
-        recurrent: the same of the hidden state, where it enters a product (Gal & Ghahramani, 2016).
-        zoneout: for each state, the probability that a unit keeps its value in a time step (Krueger et al.,
+        variational: Probability of zeroing an input feature of every layer. Each row has one mask for all
+            time steps (Gal & Ghahramani, 2016).
+        recurrent: The same for the hidden state where it enters a matrix product (Gal & Ghahramani, 2016).
+        zoneout: For each state, the probability that a unit keeps its value in a time step (Krueger et al.,
             2017).
     """
 
@@ -28,49 +28,69 @@ class RecurrentRegularization:
     zoneout: tuple[float, ...]
 
     @classmethod
-    def of(
+    def from_options(
         cls, variational: Any, recurrent: Any, zoneout: Any, states: Sequence[str]
     ) -> RecurrentRegularization | None:
-        """What these options of a layer say; None where they say nothing.
+        """Check the options of a layer. Return None if all probabilities are 0.
 
         Args:
-            variational: a probability.
-            recurrent: a probability.
-            zoneout: a probability for all states, or one for each of some states by name.
-            states: the names of the cell's states.
+            variational: A probability.
+            recurrent: A probability.
+            zoneout: A probability for all states, or a mapping from state names to probabilities.
+            states: The names of the cell's states.
 
         Raises:
-            ValueError: an option that is no probability, or names no state.
+            ValueError: If an option isn't a probability or ``zoneout`` names an unknown state.
         """
         rates = zoneout if isinstance(zoneout, Mapping) else dict.fromkeys(states, zoneout)
         for name in rates:
             if name not in states:
-                raise ValueError(f"zoneout names a state {name!r}, the cell's states are {', '.join(states)}")
-        made = cls(
+                raise ValueError(
+                    f"zoneout has a probability for the state {name!r}, but the cell's states are "
+                    f"{', '.join(states)}"
+                )
+        regularization = cls(
             _probability("variational_dropout", variational),
             _probability("recurrent_dropout", recurrent),
             tuple(_probability("zoneout", rates.get(name, 0.0)) for name in states),
         )
-        return made if made.variational or made.recurrent or any(made.zoneout) else None
+        active = regularization.variational or regularization.recurrent or any(regularization.zoneout)
+        return regularization if active else None
 
-    def acts(self, training: bool) -> bool:
-        """Whether a layer computes something else than its cells: zoneout does outside of training too."""
+    def is_active(self, training: bool) -> bool:
+        """Return whether results differ from those of the cell alone, as with zoneout even in eval mode."""
         return training or any(self.zoneout)
 
-    def mask(self, like: Tensor, rate: float, rows: int, size: int) -> Tensor:
-        """Which features of each row stay, times what makes up for the others: ``(rows, size)``."""
+    def dropout_mask(self, like: Tensor, rate: float, rows: int, size: int) -> Tensor:
+        """Draw a dropout mask ``(rows, size)``: 0, or 1 / (1 - rate) to preserve the mean.
+
+        Args:
+            like: A tensor with the dtype and device of the mask.
+            rate: Probability of 0.
+            rows: Number of rows.
+            size: Number of features.
+        """
         kept = torch.rand(rows, size, device=like.device) >= rate
         return kept.to(like.dtype) / (1 - rate) if rate < 1 else torch.zeros_like(kept, dtype=like.dtype)
 
-    def kept(self, like: Tensor, sizes: Sequence[int]) -> Tensor | None:
-        """Which units of the states keep their values, for every row of every step; None: zoneout is off."""
-        shape = like.shape[:-1]
-        parts = [
-            torch.rand(*shape, size, device=like.device) < rate
+    def zoneout_mask(self, x: Tensor, sizes: Sequence[int]) -> Tensor | None:
+        """Draw which units keep their values, for every row and time step of the input ``x``.
+
+        Args:
+            x: The input of the layer, whose last dimension is the features.
+            sizes: The sizes of the cell's states.
+
+        Returns:
+            Booleans of shape ``(*x.shape[:-1], width)``, where states without zoneout are left out. None if
+            no state has zoneout.
+        """
+        shape = x.shape[:-1]
+        masks = [
+            torch.rand(*shape, size, device=x.device) < rate
             for size, rate in zip(sizes, self.zoneout, strict=True)
             if rate
         ]
-        return torch.cat(parts, -1) if parts else None
+        return torch.cat(masks, -1) if masks else None
 
 
 def _probability(name: str, value: Any) -> float:

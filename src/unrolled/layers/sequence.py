@@ -1,4 +1,4 @@
-"""Sequences as users give them, in the one form that engines take, and back again."""
+"""The batch of sequences that a layer runs on, and its conversion from and to the user's layout."""
 
 from __future__ import annotations
 
@@ -10,62 +10,63 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class InputError(ValueError, RuntimeError):
-    """A tensor that doesn't fit the layer: a ValueError, and a RuntimeError as torch.nn raises."""
+    """A tensor has the wrong shape, dtype or device. Also a RuntimeError, which torch.nn raises."""
 
 
 @dataclass(slots=True)
 class SequenceBatch:
-    """A batch of sequences, time first, longest row first where lengths differ.
+    """A batch of sequences, time first. If the lengths differ, it is packed as in a PackedSequence.
 
     Attributes:
-        steps: ``(time, batch, features)``; where lengths differ ``(sum of sizes, features)``.
-        sizes: where lengths differ, how many rows have a step at each time (never growing), as a tensor
-            where torch is compiling; None where every row has every step.
-        packed: the packed sequence that it came from.
-        batched, batch_first: how the user laid out the input.
-        order: the rows in the order of the steps here; None: as the user has them.
-        ragged: how a padded input was packed; None where it wasn't.
+        steps: The input, ``(time, batch, features)``, or ``(sum of batch_sizes, features)`` if packed.
+        batch_sizes: If packed, the number of rows that have each time step, in descending order: a list, or a
+            tensor while torch is compiling. None if every row has every step.
+        packed: The user's PackedSequence. None if the input was a tensor.
+        batched: Whether the user's input has a batch dimension.
+        batch_first: Whether the batch dimension of the user's input comes first.
+        sorted_indices: The user's row for each row of this batch. None if the order is the same.
+        packed_layout: How a padded input was packed. None if it wasn't.
     """
 
     steps: Tensor
-    sizes: list[int] | Tensor | None = None
+    batch_sizes: list[int] | Tensor | None = None
     packed: PackedSequence | None = None
     batched: bool = True
     batch_first: bool = False
-    order: Tensor | None = None
-    ragged: PackedLayout | None = None
+    sorted_indices: Tensor | None = None
+    packed_layout: PackedLayout | None = None
 
     @classmethod
-    def of(cls, x: Tensor | PackedSequence, batch_first: bool, layer: str) -> SequenceBatch:
-        """Read what a user gave to a layer.
+    def from_input(cls, x: Tensor | PackedSequence, batch_first: bool, layer: str) -> SequenceBatch:
+        """Create the batch from the input of a layer.
 
         Args:
-            x: ``(time, batch, features)``, ``(batch, time, features)`` with ``batch_first``,
-                ``(time, features)`` for a single sequence, or a packed sequence.
-            batch_first: whether a batch axis comes before the time axis.
-            layer: the name of the layer, for messages.
+            x: ``(time, batch, features)``, or ``(batch, time, features)`` with ``batch_first``. Also
+                ``(time, features)`` for a single sequence, or a PackedSequence.
+            batch_first: Whether the batch dimension comes before the time dimension.
+            layer: Name of the layer, for error messages.
 
         Raises:
-            TypeError: x is neither a tensor nor a packed sequence.
-            ValueError: x has another number of axes, or no time step.
+            TypeError: If ``x`` is neither a tensor nor a PackedSequence.
+            InputError: If ``x`` has the wrong number of dimensions or no time step, or isn't dense.
         """
         if isinstance(x, PackedSequence):
             if x.data.dim() != 2:
                 raise InputError(
                     f"{layer}: packed data must have 2 dimensions (steps, features), got {x.data.dim()}"
                 )
-            sizes = x.batch_sizes if torch.compiler.is_compiling() else x.batch_sizes.tolist()
-            return cls(x.data, sizes, packed=x, order=x.sorted_indices)
+            batch_sizes = x.batch_sizes if torch.compiler.is_compiling() else x.batch_sizes.tolist()
+            return cls(x.data, batch_sizes, packed=x, sorted_indices=x.sorted_indices)
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
             )
         if x.layout is not torch.strided or x.is_nested:
-            kind = "nested" if x.is_nested else f"of the layout {x.layout}"
-            raise InputError(f"{layer}: Expected a dense input, got a tensor that is {kind}")
+            kind = "a nested tensor" if x.is_nested else f"a tensor with layout {x.layout}"
+            raise InputError(f"{layer}: Expected a dense input, got {kind}")
         if x.dim() not in (2, 3):
             raise InputError(
-                f"{layer}: Expected input to be 2D (time, features) or 3D with a batch axis, "
+                f"{layer}: Expected input to be 2D (time, features) or 3D with a batch dimension, "
                 f"got {x.dim()}D tensor instead, of shape {tuple(x.shape)}"
             )
         batched = x.dim() == 3
@@ -79,121 +80,131 @@ class SequenceBatch:
 
     @property
     def batch(self) -> int:
-        """How many rows."""
-        if self.sizes is None:
+        """The number of rows."""
+        if self.batch_sizes is None:
             return self.steps.shape[1]
-        return int(self.sizes[0]) if self.order is None else len(self.order)
+        return int(self.batch_sizes[0]) if self.sorted_indices is None else len(self.sorted_indices)
 
     @property
     def time(self) -> int:
-        """The number of steps of the longest row."""
-        return self.steps.shape[0] if self.sizes is None else len(self.sizes)
+        """The number of time steps of the longest row."""
+        return self.steps.shape[0] if self.batch_sizes is None else len(self.batch_sizes)
 
     @property
     def lengths(self) -> Tensor:
-        """The number of steps of every row, ``(batch,)``, in the user's order."""
-        if self.sizes is None:
+        """The number of time steps of every row, ``(batch,)``, in the user's order."""
+        if self.batch_sizes is None:
             return torch.full((self.batch,), self.steps.shape[0], device="cpu")
-        alive = torch.tensor(self.sizes, device="cpu").unsqueeze(1) > torch.arange(self.batch, device="cpu")
-        return self.to_user_order(alive.sum(0), 0)
+        rows = torch.arange(self.batch, device="cpu")
+        mask = torch.tensor(self.batch_sizes, device="cpu").unsqueeze(1) > rows
+        return self.to_user_order(mask.sum(0), 0)
 
-    def packed_by(self, lengths: Tensor) -> SequenceBatch:
-        """The same without the steps past the end of each row, at least one step a row.
+    def pack(self, lengths: Tensor) -> SequenceBatch:
+        """Return a packed batch without the steps past the end of each row. Empty rows keep one step.
 
         Args:
-            lengths: ``(batch,)``, on the CPU, in the user's order.
+            lengths: The length of each row, ``(batch,)``, on the CPU and in the user's order.
         """
-        ragged = PackedLayout.of(lengths, self.steps.shape[0], self.batch_first)
-        steps = ragged.without_empty(ragged.pack(self.steps))
-        return SequenceBatch(steps, ragged.sizes, None, True, self.batch_first, ragged.order, ragged)
+        layout = PackedLayout.from_lengths(lengths, self.steps.shape[0], self.batch_first)
+        steps = layout.zero_empty_rows(layout.pack(self.steps))
+        return SequenceBatch(
+            steps, layout.batch_sizes, None, True, self.batch_first, layout.sorted_indices, layout
+        )
 
     def output(self, steps: Tensor) -> Tensor | PackedSequence:
-        """Lay out the steps of an output as the input was laid out, zeros past the end of a row."""
+        """Convert outputs to the layout of the user's input, with zeros in padded steps."""
         if self.packed is not None:
             return PackedSequence(
                 steps, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
             )
-        if self.ragged is not None:
-            return self.ragged.unpack(steps)
+        if self.packed_layout is not None:
+            return self.packed_layout.unpack(steps)
         return steps.squeeze(1) if not self.batched else steps.transpose(0, 1) if self.batch_first else steps
 
     def padded(self, steps: Tensor) -> Tensor:
-        """Steps as ``(time, batch, features)`` in the user's order of rows, zeros past their ends."""
-        if self.sizes is None:
+        """Return steps as ``(time, batch, features)`` in the user's order, with zeros in padded steps."""
+        if self.batch_sizes is None:
             return steps
-        sizes = [int(size) for size in self.sizes]
-        full = steps.new_zeros(len(sizes), self.batch, *steps.shape[1:])
-        for t, alive in enumerate(torch.split(steps, sizes)):
-            full[t, : len(alive)] = alive
-        return self.to_user_order(full, 1)
+        batch_sizes = [int(size) for size in self.batch_sizes]
+        padded = steps.new_zeros(len(batch_sizes), self.batch, *steps.shape[1:])
+        for t, rows in enumerate(torch.split(steps, batch_sizes)):
+            padded[t, : len(rows)] = rows
+        return self.to_user_order(padded, 1)
 
     def state_in(self, state: Tensor) -> Tensor:
-        """A user's ``(layers, batch, size)``, or ``(layers, size)``, in the order of the rows here."""
-        if self.order is not None:
-            return state.index_select(1, self.order.to(state.device))
+        """Convert a user's ``(layers, batch, size)`` or ``(layers, size)`` to the row order of this batch."""
+        if self.sorted_indices is not None:
+            return state.index_select(1, self.sorted_indices.to(state.device))
         return state if self.batched else state.unsqueeze(1)
 
     def state_out(self, state: Tensor) -> Tensor:
-        """The reverse of :meth:`state_in`."""
+        """Convert states back to the user's layout: the inverse of :meth:`state_in`."""
         return self.to_user_order(state, 1) if self.batched else state.squeeze(1)
 
-    def to_user_order(self, rows: Tensor, axis: int) -> Tensor:
-        """Rows in the order in which the user gave them, along this axis."""
-        if self.order is None:
+    def to_user_order(self, rows: Tensor, dim: int) -> Tensor:
+        """Sort the rows along a dimension in the user's order."""
+        if self.sorted_indices is None:
             return rows
-        given = None if self.packed is None else self.packed.unsorted_indices
-        inverse = torch.argsort(self.order) if given is None else given
-        return rows.index_select(axis, inverse.to(rows.device))
+        unsorted = None if self.packed is None else self.packed.unsorted_indices
+        inverse = torch.argsort(self.sorted_indices) if unsorted is None else unsorted
+        return rows.index_select(dim, inverse.to(rows.device))
 
 
 @dataclass(slots=True)
 class PackedLayout:
-    """Where the steps of rows of several lengths lie in a padded tensor.
+    """The positions of packed steps in a padded tensor.
 
     Attributes:
-        sizes: how many rows have a step at each time, never growing.
-        order: the rows, longest first.
-        places: of each step, time by time, its place among the rows of the padded tensor as they lie.
-        shape: the first two axes of that tensor.
-        batch_first: whether the first of them is the batch.
-        empty: whether a row has no step, ``(rows in order, 1)``; None where all have one.
+        batch_sizes: The number of rows that have each time step, in descending order.
+        sorted_indices: The rows of the padded tensor, longest first.
+        flat_indices: The index of each packed step in the padded tensor, with time and batch flattened.
+        padded_shape: The first two dimensions of the padded tensor.
+        batch_first: Whether the batch is the first of them.
+        empty_rows: Whether each sorted row has length 0, ``(batch, 1)``. None if no row is empty.
     """
 
-    sizes: list[int]
-    order: Tensor
-    places: Tensor
-    shape: tuple[int, int]
+    batch_sizes: list[int]
+    sorted_indices: Tensor
+    flat_indices: Tensor
+    padded_shape: tuple[int, int]
     batch_first: bool
-    empty: Tensor | None
+    empty_rows: Tensor | None
 
     @classmethod
-    def of(cls, lengths: Tensor, time: int, batch_first: bool) -> PackedLayout:
-        """For these lengths; a row of no step gets one, that is left out of the results."""
-        order = torch.argsort(lengths, descending=True, stable=True)
-        ordered = lengths[order]
-        alive = ordered.clamp(min=1) > torch.arange(time, device="cpu").unsqueeze(1)
+    def from_lengths(cls, lengths: Tensor, time: int, batch_first: bool) -> PackedLayout:
+        """Create the layout for rows of these lengths. An empty row gets one step, which results ignore."""
+        sorted_indices = torch.argsort(lengths, descending=True, stable=True)
+        sorted_lengths = lengths[sorted_indices]
+        mask = sorted_lengths.clamp(min=1) > torch.arange(time, device="cpu").unsqueeze(1)
         batch, steps = len(lengths), torch.arange(time, device="cpu").unsqueeze(1)
-        places = order * time + steps if batch_first else steps * batch + order
-        empty = ordered.unsqueeze(1) == 0
-        sizes = [size for size in alive.sum(1).tolist() if size]
+        flat_indices = sorted_indices * time + steps if batch_first else steps * batch + sorted_indices
+        empty_rows = sorted_lengths.unsqueeze(1) == 0
+        batch_sizes = [size for size in mask.sum(1).tolist() if size]
         shape = (batch, time) if batch_first else (time, batch)
-        return cls(sizes, order, places[alive], shape, batch_first, empty if bool(empty.any()) else None)
+        return cls(
+            batch_sizes,
+            sorted_indices,
+            flat_indices[mask],
+            shape,
+            batch_first,
+            empty_rows if bool(empty_rows.any()) else None,
+        )
 
     def pack(self, steps: Tensor) -> Tensor:
-        """``(time, batch, features)`` as ``(sum of sizes, features)``."""
-        lying = steps.transpose(0, 1) if self.batch_first else steps
-        return lying.flatten(0, 1).index_select(0, self.places.to(steps.device))
+        """Convert ``(time, batch, features)`` to ``(sum of batch_sizes, features)``."""
+        padded = steps.transpose(0, 1) if self.batch_first else steps
+        return padded.flatten(0, 1).index_select(0, self.flat_indices.to(steps.device))
 
     def unpack(self, steps: Tensor) -> Tensor:
-        """The reverse, as the padded tensor lay, zeros past the end of a row."""
-        steps = self.without_empty(steps)
-        full = steps.new_zeros(self.shape[0] * self.shape[1], *steps.shape[1:])
-        filled = full.index_copy(0, self.places.to(steps.device), steps)
-        return filled.view(*self.shape, *steps.shape[1:])
+        """Convert packed steps to the layout of the padded tensor, with zeros in padded steps."""
+        steps = self.zero_empty_rows(steps)
+        padded = steps.new_zeros(self.padded_shape[0] * self.padded_shape[1], *steps.shape[1:])
+        filled = padded.index_copy(0, self.flat_indices.to(steps.device), steps)
+        return filled.view(*self.padded_shape, *steps.shape[1:])
 
-    def without_empty(self, steps: Tensor) -> Tensor:
-        """``(sum of sizes, features)`` with zeros in the one step of the rows that have none."""
-        if self.empty is None:
+    def zero_empty_rows(self, steps: Tensor) -> Tensor:
+        """Set the one packed step of every empty row to zero."""
+        if self.empty_rows is None:
             return steps
-        many = self.sizes[0]
-        return torch.cat((torch.where(self.empty.to(steps.device), 0.0, steps[:many]), steps[many:]))
+        rows = self.batch_sizes[0]
+        return torch.cat((torch.where(self.empty_rows.to(steps.device), 0.0, steps[:rows]), steps[rows:]))

@@ -1,4 +1,4 @@
-"""One step of any cell as a module, the counterpart of torch.nn's cells."""
+"""Modules that run a single step of a cell, like torch.nn.LSTMCell."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from unrolled.layers.sequence import InputError
 
 
 class SingleStep(CellModule):
-    """One step of any cell, as torch.nn.LSTMCell has it.
+    """A module that runs a single step of a cell, like torch.nn.LSTMCell.
 
     Args:
-        cell: the class of the cell, a subclass of :class:`Cell`.
-        input_size: features of the input.
-        hidden_size: units of the hidden state.
-        bias: whether the parameters whose names begin with ``bias`` exist.
-        device, dtype: of the parameters.
-        cell_options: options of the cell.
+        cell: The class of the cell, a subclass of :class:`Cell`.
+        input_size: Number of input features.
+        hidden_size: Number of units in the hidden state.
+        bias: If False, parameters whose names begin with ``bias`` are omitted.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        cell_options: Options of the cell.
+
+    Raises:
+        TypeError: If an argument has the wrong type or an option is unknown.
+        ValueError: If an argument or option has an invalid value.
     """
 
     def __init__(
@@ -35,69 +40,70 @@ class SingleStep(CellModule):
         dtype: Any = None,
         **cell_options: Any,
     ) -> None:
-        made = cell(input_size, hidden_size, bias=bias, **cell_options)
-        super().__init__({"": made}, device, dtype)
-        for name in made.params():
-            if name not in made.shapes():
+        unbound = cell(input_size, hidden_size, bias=bias, **cell_options)
+        super().__init__({"": unbound}, device, dtype)
+        for name in unbound.params():
+            if name not in unbound.shapes():
                 self.register_parameter(name, None)
         self.cell = cell
-        self.input_size = made.input
-        self.hidden_size = made.hidden
+        self.input_size = unbound.input
+        self.hidden_size = unbound.hidden
         self.bias = bias
 
     def forward(self, x: Tensor, state: State | None = None) -> Any:
         """Run one step.
 
         Args:
-            x: ``(batch, input)``, or ``(input,)`` for one row.
-            state: ``(batch, hidden)`` or ``(hidden,)``; a tuple of such where the cell keeps several.
-                None: zeros.
+            x: Input of shape ``(batch, input)``, or ``(input,)`` for a single row.
+            state: The previous state, ``(batch, hidden)`` or ``(hidden,)``. A tuple of tensors if the cell
+                has several states. Zeros by default.
 
         Returns:
-            The new state, laid out as ``state``.
+            The new state, in the same form as ``state``.
 
         Raises:
-            TypeError, ValueError: an input or state that doesn't fit, with what was expected.
+            TypeError: If ``x`` or ``state`` has the wrong type.
+            InputError: If ``x`` or ``state`` has the wrong shape, dtype or device.
         """
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
         if x.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-        self._check("input", x)
+        self._check_dtype_and_device("input", x)
         if x.shape[-1] != self.input_size:
             raise InputError(
                 f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}"
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
-        initial = self._initial(state, rows, batched=x.dim() == 2)
+        initial = self._initial_states(state, rows, batched=x.dim() == 2)
         [(_, final)] = self._run(dispatch.run, [""], rows.unsqueeze(0), [initial], None)
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, in torch.nn's form."""
+        """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [str(self.input_size), str(self.hidden_size)]
         if not self.bias:
             parts.append("bias=False")
-        options, chosen = self.cell.options(), self.chosen_options()
-        parts += [f"{name}={chosen[name]}" for name in options if chosen[name] != options[name]]
+        defaults, options = self.cell.options(), self.chosen_options()
+        parts += [f"{name}={options[name]}" for name in defaults if options[name] != defaults[name]]
         return ", ".join(parts)
 
-    def _initial(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
+    def _initial_states(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:
             return None
         name, sizes = self._label, self._first.state_sizes()
-        given = self._states(state, name)
-        for index, (part, size) in enumerate(zip(given, sizes.values(), strict=True)):
-            which = f"hx[{index}]" if len(given) > 1 else "hidden"
+        states = self._state_tuple(state, name)
+        for index, (part, size) in enumerate(zip(states, sizes.values(), strict=True)):
+            which = f"hx[{index}]" if len(states) > 1 else "hidden"
             if part.dim() not in (1, 2):
                 raise InputError(f"{name}: Expected {which} to be 1D or 2D, got {part.dim()}D instead")
             if part.dim() != 1 + batched:
                 raise InputError(
-                    f"{name}: Expected {which} to be {1 + batched}D as the input is, got {part.dim()}D"
+                    f"{name}: Expected {which} to be {1 + batched}D like the input, got {part.dim()}D"
                 )
-            self._check(which, part)
+            self._check_dtype_and_device(which, part)
             if part.shape[-1] != size:
                 raise InputError(
                     f"hidden{index} has inconsistent hidden_size: got {part.shape[-1]}, expected {size}"
@@ -106,4 +112,4 @@ class SingleStep(CellModule):
                 raise InputError(
                     f"Input batch size {len(rows)} doesn't match hidden{index} batch size {len(part)}"
                 )
-        return given if batched else tuple(part.unsqueeze(0) for part in given)
+        return states if batched else tuple(part.unsqueeze(0) for part in states)

@@ -1,4 +1,4 @@
-"""The tensors in what layers take and return: tensors, packed sequences, and tuples of them."""
+"""Functions for the nested tensors that layers take and return: tensors, packed sequences and tuples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same with a function of each tensor in its place."""
+    """Apply a function to every tensor of a nested value, and return the results in the same structure."""
     if isinstance(value, PackedSequence):
         return PackedSequence(function(value.data), *value[1:])
     if isinstance(value, (tuple, list)):
@@ -19,7 +19,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All of them in a row."""
-    found: list[Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    """Return all tensors of a nested value as a flat list."""
+    flat: list[Tensor] = []
+    map_tensors(value, lambda tensor: flat.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return flat

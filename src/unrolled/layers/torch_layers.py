@@ -1,4 +1,4 @@
-"""torch.nn's recurrent classes by name: the same constructors, call signatures and attributes."""
+"""Drop-in replacements for torch.nn's recurrent layers and cells, with the same names and arguments."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from unrolled.layers.single_step import SingleStep
 
 
 class DropInLayer(Recurrent):
-    """A layer that takes the place of ``torch_class``; it computes with ``cell_class``.
+    """Base class of the drop-in replacements for torch.nn's recurrent layers.
+
+    Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
 
     Args:
-        input_size: features of the input.
-        hidden_size: units of the hidden state.
-        num_layers: layers on top of each other.
-        bias: whether the layer has ``bias_ih`` and ``bias_hh``.
-        batch_first: input and output are ``(batch, time, features)``.
-        dropout: the probability of zeroing an output between two layers, in training.
-        bidirectional: a second direction runs from the last step to the first.
-        proj_size: above 0, the hidden state is projected to that many features, where the cell can.
-        device, dtype: of the parameters.
+        input_size: Number of input features.
+        hidden_size: Number of units in the hidden state.
+        num_layers: Number of stacked layers.
+        bias: If False, the layer has no ``bias_ih`` and ``bias_hh``.
+        batch_first: If True, input and output are ``(batch, time, features)``.
+        dropout: In training, the probability of zeroing an element of the output of every layer but the last.
+        bidirectional: If True, a second direction runs from the last step to the first.
+        proj_size: If above 0, the hidden state is projected to that many features. Only for LSTM.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
         options: ``initial_state``, ``variational_dropout``, ``recurrent_dropout`` and ``zoneout``, see
             :class:`unrolled.Recurrent`.
 
     Raises:
-        TypeError, ValueError: an argument that can't be used, named.
+        TypeError: If an argument has the wrong type or is unknown.
+        ValueError: If an argument has an invalid value.
     """
 
     cell_class: ClassVar[type[Cell]]
@@ -46,7 +50,7 @@ class DropInLayer(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        proj_size: int = 0,  # stands here in all of torch.nn's layers, by position
+        proj_size: int = 0,  # all of torch.nn's layers have it at this position
         device: Any = None,
         dtype: Any = None,
         **options: Any,
@@ -72,7 +76,7 @@ class DropInLayer(Recurrent):
 
     @property
     def mode(self) -> str:
-        """torch.nn's name for what the layer computes, such as ``"LSTM"`` or ``"RNN_TANH"``."""
+        """The layer's mode as in torch.nn, such as ``"LSTM"`` or ``"RNN_TANH"``."""
         return self.torch_class.__name__
 
     def forward(  # type: ignore[override]  # torch.nn's argument names
@@ -87,13 +91,12 @@ class DropInLayer(Recurrent):
         all_states: bool = False,
         checkpoint: int | None = None,
     ) -> Any:
-        """Run the layer: :meth:`unrolled.Recurrent.forward` under torch.nn's argument names.
+        """Run the layer, as :meth:`unrolled.Recurrent.forward` does, with torch.nn's argument names.
 
-        ``state`` is another name for ``hx``, the one that every layer of this library takes, as are
-        ``lengths``, ``resets``, ``reset_state``, ``all_states`` and ``checkpoint``.
+        ``state`` is another name for ``hx``. The other arguments are those of :class:`unrolled.Recurrent`.
         """
         if hx is not None and state is not None:
-            raise TypeError(f"{self._label} got its initial state twice, as hx and as state")
+            raise TypeError(f"{self._label} got its initial state twice, as hx and as state: pass only one")
         return super().forward(
             input,
             state if hx is None else hx,
@@ -106,9 +109,9 @@ class DropInLayer(Recurrent):
 
 
 class RNN(DropInLayer):
-    """Simple recurrent layer, a drop-in for :class:`torch.nn.RNN`: same arguments, same numbers.
+    """Simple recurrent layer: a drop-in replacement for :class:`torch.nn.RNN`.
 
-    The arguments are those of :class:`.DropInLayer`, and after ``num_layers`` one more.
+    The arguments are those of :class:`.DropInLayer`, with ``nonlinearity`` after ``num_layers``.
 
     Args:
         nonlinearity: ``"tanh"`` or ``"relu"``.
@@ -142,11 +145,11 @@ class RNN(DropInLayer):
         return f"RNN_{self.nonlinearity.upper()}"
 
     def _special_options(self) -> dict[str, Any]:
-        return {}  # the repr of torch.nn.RNN does not show its nonlinearity
+        return {}  # torch.nn.RNN's repr doesn't show the nonlinearity
 
 
 class LSTM(DropInLayer):
-    """Long short-term memory, a drop-in for :class:`torch.nn.LSTM`: same arguments, same numbers.
+    """Long short-term memory: a drop-in replacement for :class:`torch.nn.LSTM`.
 
     The arguments are those of :class:`.DropInLayer`.
     """
@@ -156,7 +159,7 @@ class LSTM(DropInLayer):
 
 
 class GRU(DropInLayer):
-    """Gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: same arguments, same numbers.
+    """Gated recurrent unit: a drop-in replacement for :class:`torch.nn.GRU`.
 
     The arguments are those of :class:`.DropInLayer`.
     """
@@ -166,18 +169,29 @@ class GRU(DropInLayer):
 
 
 class DropInCell(SingleStep):
-    """One step in the place of ``torch_class``; it computes with ``cell_class``."""
+    """Base class of the drop-in replacements for torch.nn's recurrent cells.
+
+    Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
+    """
 
     cell_class: ClassVar[type[Cell]]
     torch_class: ClassVar[type[nn.RNNCellBase]]
 
     def forward(self, input: Tensor, hx: State | None = None) -> Any:
-        """Run one step: ``(batch, input)`` or ``(input,)``, and the state, to the new state."""
+        """Run one step.
+
+        Args:
+            input: Input of shape ``(batch, input)``, or ``(input,)`` for a single row.
+            hx: The previous state. Zeros by default.
+
+        Returns:
+            The new state.
+        """
         return super().forward(input, hx)
 
 
 class RNNCell(DropInCell):
-    """One step of :class:`RNN`, a drop-in for :class:`torch.nn.RNNCell`."""
+    """One step of :class:`RNN`: a drop-in replacement for :class:`torch.nn.RNNCell`."""
 
     cell_class = cells.RNN
     torch_class = nn.RNNCell
@@ -204,7 +218,7 @@ class RNNCell(DropInCell):
 
 
 class LSTMCell(DropInCell):
-    """One step of :class:`LSTM`, a drop-in for :class:`torch.nn.LSTMCell`."""
+    """One step of :class:`LSTM`: a drop-in replacement for :class:`torch.nn.LSTMCell`."""
 
     cell_class = cells.LSTM
     torch_class = nn.LSTMCell
@@ -216,7 +230,7 @@ class LSTMCell(DropInCell):
 
 
 class GRUCell(DropInCell):
-    """One step of :class:`GRU`, a drop-in for :class:`torch.nn.GRUCell`."""
+    """One step of :class:`GRU`: a drop-in replacement for :class:`torch.nn.GRUCell`."""
 
     cell_class = cells.GRU
     torch_class = nn.GRUCell

@@ -1,4 +1,4 @@
-"""The page of a trace: one file that works from disk, and the same view in a notebook."""
+"""The interactive page of a trace: a self-contained HTML file, or a view in a notebook."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.page.assets import html
-from unrolled.page.contents import contents
+from unrolled.page.contents import page_data
 from unrolled.tracing.trace import Trace
 
-NOTEBOOK_ROOM = 300_000  # numbers that the view in a notebook keeps
+NOTEBOOK_LIMIT = 300_000  # values in the view of a notebook
 
 
 def write(
@@ -28,28 +28,31 @@ def write(
     title: str | None,
     limit: int,
 ) -> Path:
-    """Write the page of a trace; see :meth:`unrolled.Trace.to_html`."""
+    """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path.parent))
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder is there, give the path of a file", str(path))
-    data = contents(trace, batch, labels, inputs, title, limit)
+        raise IsADirectoryError(errno.EISDIR, "expected the path of a file, but this is a folder", str(path))
+    data = page_data(trace, batch, labels, inputs, title, limit)
     path.write_bytes(html(data).encode("utf-8", "replace"))
     for note in data["notes"]:
         warnings.warn(note, stacklevel=3)
     return path
 
 
-def shown(trace: Trace) -> dict[str, Any]:
-    """What a notebook shows of a trace, by MIME type: a widget, or without anywidget the page in a frame."""
+def notebook_view(trace: Trace) -> dict[str, Any]:
+    """Return the representations of a trace in a notebook, by MIME type.
+
+    The view is a widget, or the page in a frame if anywidget is not installed. In a terminal, it is text.
+    """
     if "IPython" in sys.modules and type(sys.modules["IPython"].get_ipython()).__name__.startswith(
         "Terminal"
     ):
         return {"text/plain": repr(trace)}
     try:
-        data = contents(trace, 0, None, "numbers", None, NOTEBOOK_ROOM)
-    except ValueError as error:  # such as no time step
+        data = page_data(trace, 0, None, "numbers", None, NOTEBOOK_LIMIT)
+    except ValueError as error:  # such as a trace without time steps
         return {"text/plain": f"{trace!r}\n({error})"}
     try:
         from unrolled.page.widget import TraceView

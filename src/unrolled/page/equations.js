@@ -1,42 +1,43 @@
-// The equations of the cell, as its code and as formulas; the one behind the number pointed at is marked.
+// The equations of the cell, as code and as formulas. The equation of the active value is highlighted.
 
-import { formula, make } from "./dom.js";
+import { createElement, parseMath } from "./dom.js";
 
-/** {element, update}: the code line by line, and the formulas. */
-export function equations(view) {
+/** Create the list of code lines and the list of formulas. Returns {element, update}. */
+export function createEquations(view) {
   const { code } = view.data;
-  const element = make("div", { class: "equations" });
-  let drawn = null;
-  let lines = [];
-  let formulas = [];
+  const element = createElement("div", { class: "equations" });
+  let renderedLayer = null;
+  let lineItems = [];
+  let formulaItems = [];
 
-  function build() {
-    lines = code.map((text) => make("li", {}, make("code", {}, text || " ")));
-    formulas = view.layer.equations.map((one) => make("li", {}, formula(one.math)));
+  function render() {
+    lineItems = code.map((text) => createElement("li", {}, createElement("code", {}, text || " ")));
+    formulaItems = view.layer.equations.map((equation) => createElement("li", {}, parseMath(equation.math)));
     element.replaceChildren(code.length
-      ? make("ol", { class: "code", "aria-label": "one step, as the code of the cell has it" }, lines)
-      : make("p", {}, "The source of this cell is not at hand."));
-    if (formulas.length) {
-      element.append(make("ol", { class: "formulas", "aria-label": "the same as formulas" }, formulas));
+      ? createElement("ol", { class: "code", "aria-label": "one step, in the cell's own code" }, lineItems)
+      : createElement("p", {}, "The source code of this cell is not available."));
+    if (formulaItems.length) {
+      element.append(createElement("ol", { class: "formulas", "aria-label": "one step, as formulas" }, formulaItems));
     }
   }
 
   function update() {
-    const { layer, shown } = view;
-    if (drawn !== layer) {
-      build();
-      drawn = layer;
+    const { layer, active } = view;
+    if (renderedLayer !== layer) {
+      render();
+      renderedLayer = layer;
     }
-    const marked = shown ? (layer.rows.get(shown.key)?.lines ?? []) : [];
-    formulas.forEach((item, place) => mark(item, marked.includes(place)));
-    const spans = marked.map((place) => layer.equations[place]);
-    lines.forEach((item, place) => mark(item, spans.some((one) => one.line <= place && place <= one.last)));
+    const current = active ? (layer.rows.get(active.key)?.equations ?? []) : [];
+    formulaItems.forEach((item, index) => setCurrent(item, current.includes(index)));
+    const ranges = current.map((index) => layer.equations[index]);
+    lineItems.forEach((item, line) =>
+      setCurrent(item, ranges.some(({ firstLine, lastLine }) => firstLine <= line && line <= lastLine)));
   }
 
   return { element, update };
 }
 
-function mark(item, is) {
-  if (is) item.setAttribute("aria-current", "true");
+function setCurrent(item, isCurrent) {
+  if (isCurrent) item.setAttribute("aria-current", "true");
   else item.removeAttribute("aria-current");
 }

@@ -1,208 +1,222 @@
-// The arithmetic behind one number, word for word as unrolled/explain.py writes it.
+// The arithmetic behind one number, word for word as in unrolled/tracing/explain.py. Change both together.
 
-import { number } from "./numbers.js";
-import { visible } from "./dom.js";
-import { called } from "./layer.js";
+import { formatNumber } from "./numbers.js";
+import { visibleLabel } from "./dom.js";
+import { nameOf } from "./layer.js";
 
 const INFIX = { add: " + ", sub: " - ", mul: "·", div: " / " };
-const [SUM, QUOTIENT, PRODUCT, ATOM] = [0, 1, 2, 3]; // how tightly a text holds together
-const STRENGTHS = { // of the text, and those that its operands need
+const [SUM, QUOTIENT, PRODUCT, ATOM] = [0, 1, 2, 3]; // operator precedence, loosest first
+const PRECEDENCE = { // of the expression, and the minimum of its left and right operands
   add: [SUM, SUM, SUM], sub: [SUM, SUM, QUOTIENT], mul: [PRODUCT, PRODUCT, PRODUCT], div: [QUOTIENT, PRODUCT, ATOM],
 };
 
-const FOLLOWED = 20000; // elements without a name, to which what a number is made of is followed at most
+const MAX_VISITED = 20000; // elements without a name that are searched for the named values behind them
 
-/** {text, made}: the arithmetic, and the numbers that it reads as {key, place, weight}, the weightiest first. */
-export function explain(layer, k, name, place, terms = 8) {
-  const value = number(layer.value(`quantity ${name}`, k, place));
-  const { graph, unnamed, alone } = layer.made[k];
+/**
+ * Explain how one element of a quantity was computed.
+ *
+ * Returns {text, operands, missing}: the arithmetic, the values it uses as {key, index, weight} from the largest
+ * weight to the smallest, and whether some of these values are not on the page.
+ */
+export function explain(layer, stepIndex, name, index, maxTerms = 8) {
+  const value = formatNumber(layer.value(`quantity ${name}`, stepIndex, index));
+  const { graph, unnamed, notReproduced } = layer.stepGraphs[stepIndex];
   const { nodes, roots } = layer.graphs[graph];
-  if (!Object.hasOwn(roots, name) || (Object.hasOwn(alone, name) && alone[name].includes(place))) return { text: `${value} = ${value}`, made: [], alone: true };
-  const writer = new Writer(layer, k, nodes, unnamed, terms);
-  let [node, at] = writer.source(roots[name], place);
-  const found = nodes[node];
-  const text = found.kind === "value" && found.name
-    ? found.name + bracketed(found.shape, at)
-    : writer.write(node, at)[0];
-  if (found.kind === "value") writer.read(node, at, 0);
-  const made = writer.made.sort((a, b) => b.weight - a.weight);
-  return { text: `${text} = ${value}`, made: unique(made), missing: writer.missing };
+  const isReproduced = !(Object.hasOwn(notReproduced, name) && notReproduced[name].includes(index));
+  if (!Object.hasOwn(roots, name) || !isReproduced) return { text: `${value} = ${value}`, operands: [] };
+  const formatter = new ArithmeticFormatter(layer, stepIndex, nodes, unnamed, maxTerms);
+  const [nodeIndex, elementIndex] = formatter.source(roots[name], index);
+  const node = nodes[nodeIndex];
+  const text = node.kind === "value" && node.name
+    ? node.name + formatSubscript(node.shape, elementIndex)
+    : formatter.format(nodeIndex, elementIndex)[0];
+  if (node.kind === "value") formatter.read(nodeIndex, elementIndex, 0);
+  const operands = formatter.operands.sort((a, b) => b.weight - a.weight);
+  return { text: `${text} = ${value}`, operands: withoutDuplicates(operands), missing: formatter.missing };
 }
 
-class Writer {
-  constructor(layer, k, nodes, unnamed, terms) {
-    Object.assign(this, { layer, k, nodes, unnamed, terms, made: [], missing: false, followed: new Set() });
+class ArithmeticFormatter {
+  constructor(layer, stepIndex, nodes, unnamed, maxTerms) {
+    Object.assign(this, { layer, stepIndex, nodes, unnamed, maxTerms, operands: [], missing: false, visited: new Set() });
   }
 
-  /** Where an element came from, through all functions that only move elements. */
-  source(node, place) {
+  /** Follow an element through functions that only move elements, to where it came from. */
+  source(node, index) {
     while (this.nodes[node].kind === "moved") {
-      const { runs, parts } = this.nodes[node];
-      let left = place;
-      const run = runs.find(([, , count]) => (left < count ? true : ((left -= count), false)));
-      [node, place] = [parts[run[0]], run[1] + left * run[3]];
+      const { runs, operands } = this.nodes[node];
+      let offset = index;
+      const run = runs.find(([, , count]) => (offset < count ? true : ((offset -= count), false)));
+      [node, index] = [operands[run[0]], run[1] + offset * run[3]];
     }
-    return [node, place];
+    return [node, index];
   }
 
-  /** The number of an element, noted as one that was read. */
-  read(node, place, weight) {
-    const [from, at] = this.source(node, place);
-    const { of, via } = this.nodes[from];
-    if (via !== undefined) return this.read(via, at, weight);
-    if (of === "complex") {
+  /** Return the value of an element, and record it as an operand. */
+  read(node, index, weight) {
+    const [sourceNode, sourceIndex] = this.source(node, index);
+    const { source, computedBy } = this.nodes[sourceNode];
+    if (computedBy !== undefined) return this.read(computedBy, sourceIndex, weight);
+    if (source === "complex") {
       this.missing = true;
       return NaN;
     }
-    if (of.startsWith("unnamed")) {
-      this.follow(from, at, weight ?? 0);
-      return this.layer.unnamed[this.unnamed[Number(of.slice(8))]][at];
+    if (source.startsWith("unnamed")) {
+      this.collectOperands(sourceNode, sourceIndex, weight ?? 0);
+      return this.layer.unnamedTensors[this.unnamed[Number(source.slice(8))]][sourceIndex];
     }
-    const value = this.layer.value(of, this.k, at);
+    const value = this.layer.value(source, this.stepIndex, sourceIndex);
     if (value === undefined) this.missing = true;
-    this.made.push({ key: of, place: at, weight: weight ?? Math.abs(value) });
+    this.operands.push({ key: source, index: sourceIndex, weight: weight ?? Math.abs(value) });
     return value ?? NaN;
   }
 
-  /** Note the numbers that an element without a name is made of. */
-  follow(node, place, weight) {
-    const [from, at] = this.source(node, place);
-    const text = `${from}:${at}`;
-    if (this.followed.has(text) || this.followed.size > FOLLOWED) return;
-    this.followed.add(text);
-    const { kind, of, via, parts, at: places, size, length, turned, counts, own, rows, shape } = this.nodes[from];
-    if (via !== undefined) this.follow(via, at, weight);
+  /** Record the named values that an element without a name was computed from. */
+  collectOperands(node, index, weight) {
+    const [sourceNode, sourceIndex] = this.source(node, index);
+    const id = `${sourceNode}:${sourceIndex}`;
+    if (this.visited.has(id) || this.visited.size > MAX_VISITED) return;
+    this.visited.add(id);
+    const data = this.nodes[sourceNode];
+    const { kind, source, computedBy, operands } = data;
+    if (computedBy !== undefined) this.collectOperands(computedBy, sourceIndex, weight);
     else if (kind === "value") {
-      if (!of.startsWith("unnamed") && of !== "complex") this.made.push({ key: of, place: at, weight });
+      if (!source.startsWith("unnamed") && source !== "complex") this.operands.push({ key: source, index: sourceIndex, weight });
     } else if (kind === "sum") {
-      const unit = at % size;
-      const row = Math.floor(at / size);
-      for (let k = 0; k < length; k += 1) {
-        this.follow(parts[0], row * length + k, weight);
-        this.follow(parts[1], turned ? k * size + unit : unit * length + k, weight);
+      const { outputSize, inputSize, weightTransposed } = data;
+      const unit = sourceIndex % outputSize;
+      const row = Math.floor(sourceIndex / outputSize);
+      for (let k = 0; k < inputSize; k += 1) {
+        this.collectOperands(operands[0], row * inputSize + k, weight);
+        this.collectOperands(operands[1], weightTransposed ? k * outputSize + unit : unit * inputSize + k, weight);
       }
-      if (parts.length > 2) this.follow(parts[2], unit, weight);
+      if (operands.length > 2) this.collectOperands(operands[2], unit, weight);
     } else if (kind === "rows") {
-      const which = Math.floor((at * rows) / shape.reduce((a, b) => a * b, 1));
-      parts.forEach((part, k) => {
-        const count = own[k] ? counts[k] / rows : counts[k];
-        for (let one = 0; one < count; one += 1) this.follow(part, (own[k] ? which * count : 0) + one, weight);
+      const { hasRows, operandSizes, rowCount, shape } = data;
+      const row = Math.floor((sourceIndex * rowCount) / shape.reduce((a, b) => a * b, 1));
+      operands.forEach((operand, which) => {
+        const count = hasRows[which] ? operandSizes[which] / rowCount : operandSizes[which];
+        for (let k = 0; k < count; k += 1) this.collectOperands(operand, (hasRows[which] ? row * count : 0) + k, weight);
       });
-    } else parts.forEach((part, k) => this.follow(part, places?.[k]?.[at] ?? at, weight));
+    } else {
+      operands.forEach((operand, which) => this.collectOperands(operand, data.elementMaps?.[which]?.[sourceIndex] ?? sourceIndex, weight));
+    }
   }
 
-  write(node, place) {
-    const { kind, name, parts, at } = this.nodes[node];
-    const operand = (which) => [parts[which], at?.[which]?.[place] ?? place];
+  /** Format one element. Returns the expression and its precedence. */
+  format(node, index) {
+    const { kind, name, operands, elementMaps } = this.nodes[node];
+    const operand = (which) => [operands[which], elementMaps?.[which]?.[index] ?? index];
     switch (kind) {
       case "constant": return [name, ATOM];
       case "infix": return this.infix(name, operand(0), operand(1));
       case "negated": {
-        const text = this.held(operand(0), ATOM);
+        const text = this.operand(operand(0), ATOM);
         return [text.startsWith("-") ? `-(${text})` : `-${text}`, PRODUCT];
       }
-      case "sum": return this.products(this.nodes[node], place);
-      case "moved": return this.write(...this.source(node, place));
-      case "call": return [`${name}(${parts.map((_, which) => this.write(...operand(which))[0]).join(", ")})`, ATOM];
-      case "rows": return [this.whole(this.nodes[node], place), ATOM];
-      default: return [number(this.read(node, place)), ATOM];
+      case "sum": return this.weightedSum(this.nodes[node], index);
+      case "moved": return this.format(...this.source(node, index));
+      case "call": return [`${name}(${operands.map((_, which) => this.format(...operand(which))[0]).join(", ")})`, ATOM];
+      case "rows": return [this.functionOfRows(this.nodes[node], index), ATOM];
+      default: return [formatNumber(this.read(node, index)), ATOM];
     }
   }
 
-  held([node, place], strength) {
-    const [text, own] = this.write(node, place);
-    return own >= strength ? text : `(${text})`;
+  /** Format an operand, in parentheses if its precedence is below the minimum. */
+  operand([node, index], minimum) {
+    const [text, precedence] = this.format(node, index);
+    return precedence >= minimum ? text : `(${text})`;
   }
 
   infix(name, left, right) {
-    const [own, before, after] = STRENGTHS[name];
-    return [this.held(left, before) + INFIX[name] + this.held(right, after), own];
+    const [precedence, leftMinimum, rightMinimum] = PRECEDENCE[name];
+    return [this.operand(left, leftMinimum) + INFIX[name] + this.operand(right, rightMinimum), precedence];
   }
 
-  /** A weighted sum: every weight times what it weighs, and the bias. */
-  products({ parts, size, length, turned }, place) {
-    const unit = place % size;
-    const row = Math.floor(place / size);
-    const pairs = [];
-    for (let k = 0; k < length; k += 1) {
-      const noted = this.made.length;
-      const value = this.read(parts[0], row * length + k);
-      const weight = this.read(parts[1], turned ? k * size + unit : unit * length + k);
-      const product = Math.abs(weight * value);
-      for (const one of this.made.slice(noted)) one.weight = Number.isFinite(product) ? product : Infinity;
-      pairs.push({ k, weight, value, size: Number.isFinite(product) ? product : Infinity });
+  /** Format a weighted sum: each weight times its input, plus the bias. */
+  weightedSum({ operands, outputSize, inputSize, weightTransposed }, index) {
+    const unit = index % outputSize;
+    const row = Math.floor(index / outputSize);
+    const products = [];
+    for (let k = 0; k < inputSize; k += 1) {
+      const operandsBefore = this.operands.length;
+      const value = this.read(operands[0], row * inputSize + k);
+      const weight = this.read(operands[1], weightTransposed ? k * outputSize + unit : unit * inputSize + k);
+      const magnitude = Math.abs(weight * value);
+      const size = Number.isFinite(magnitude) ? magnitude : Infinity;
+      for (const operand of this.operands.slice(operandsBefore)) operand.weight = size;
+      products.push({ k, weight, value, size });
     }
-    const largest = [...pairs].sort((a, b) => b.size - a.size).slice(0, this.terms);
-    const shown = new Set(largest.map((pair) => pair.k));
-    const texts = pairs.filter((pair) => shown.has(pair.k))
-      .map(({ weight, value }) => `${number(weight)}·${number(value)}`);
-    const others = pairs.filter((pair) => !shown.has(pair.k));
+    const largest = [...products].sort((a, b) => b.size - a.size).slice(0, this.maxTerms);
+    const shown = new Set(largest.map((product) => product.k));
+    const texts = products.filter((product) => shown.has(product.k))
+      .map(({ weight, value }) => `${formatNumber(weight)}·${formatNumber(value)}`);
+    const others = products.filter((product) => !shown.has(product.k));
     if (others.length) {
-      const rest = total(others.map(({ weight, value }) => weight * value));
-      texts.push(`(${others.length} more terms: ${number(rest)})`);
+      const rest = exactSum(others.map(({ weight, value }) => weight * value));
+      texts.push(`(${others.length} more terms: ${formatNumber(rest)})`);
     }
-    if (parts.length > 2) texts.push(number(this.read(parts[2], unit)));
+    if (operands.length > 2) texts.push(formatNumber(this.read(operands[2], unit)));
     return [texts.join(" + "), texts.length > 1 ? SUM : PRODUCT];
   }
 
-  /** A function of whole rows, of which the element is a part. */
-  whole({ name, parts, rows, own, counts, shape }, place) {
-    const which = Math.floor((place * rows) / shape.reduce((a, b) => a * b, 1));
-    const texts = parts.map((part, at) => {
-      const count = own[at] ? counts[at] / rows : counts[at];
-      const first = own[at] ? which * count : 0;
-      const values = Array.from({ length: count }, (_, k) => number(this.read(part, first + k)));
-      return `[${count > this.terms ? [...values.slice(0, this.terms), "…"].join(", ") : values.join(", ")}]`;
+  /** Format one element of a function of whole rows: the function, its operands and a subscript. */
+  functionOfRows({ name, operands, rowCount, hasRows, operandSizes, shape }, index) {
+    const row = Math.floor((index * rowCount) / shape.reduce((a, b) => a * b, 1));
+    const texts = operands.map((operand, which) => {
+      const count = hasRows[which] ? operandSizes[which] / rowCount : operandSizes[which];
+      const first = hasRows[which] ? row * count : 0;
+      const values = Array.from({ length: count }, (_, k) => formatNumber(this.read(operand, first + k)));
+      return `[${count > this.maxTerms ? [...values.slice(0, this.maxTerms), "…"].join(", ") : values.join(", ")}]`;
     });
-    return `${name}(${texts.join(", ")})${bracketed(shape, place)}`;
+    return `${name}(${texts.join(", ")})${formatSubscript(shape, index)}`;
   }
 }
 
-/** A sum to the last digit (Neumaier, 1974). */
-function total(values) {
+/** Sum with compensation for rounding errors (Neumaier, 1974). */
+function exactSum(values) {
   let sum = 0;
-  let lost = 0;
+  let compensation = 0;
   for (const value of values) {
     const next = sum + value;
-    lost += Math.abs(sum) >= Math.abs(value) ? sum - next + value : value - next + sum;
+    compensation += Math.abs(sum) >= Math.abs(value) ? sum - next + value : value - next + sum;
     sum = next;
   }
-  return Number.isFinite(sum) ? sum + lost : sum;
+  return Number.isFinite(sum) ? sum + compensation : sum;
 }
 
-/** Where an element stands in its row, in brackets; nothing where it is the only one. */
-function bracketed(shape, place) {
+/** Format the position of an element in its row as [3]; empty if it is the only element. */
+function formatSubscript(shape, index) {
   if (shape.reduce((a, b) => a * b, 1) <= 1) return "";
-  return `[${places(shape.length > 1 && shape[0] === 1 ? shape.slice(1) : shape, place)}]`;
+  return `[${formatIndex(shape.length > 1 && shape[0] === 1 ? shape.slice(1) : shape, index)}]`;
 }
 
-/** A place among all elements as one along each axis. */
-export function places(shape, place) {
-  const at = [];
+/** Format a flat index as one index for each axis. */
+export function formatIndex(shape, index) {
+  const indices = [];
   for (const size of [...shape].reverse()) {
-    at.unshift(place % size);
-    place = Math.floor(place / size);
+    indices.unshift(index % size);
+    index = Math.floor(index / size);
   }
-  return at.join(", ");
+  return indices.join(", ");
 }
 
-function unique(made) {
+function withoutDuplicates(operands) {
   const seen = new Set();
-  return made.filter(({ key, place }) => {
-    const text = `${key}:${place}`;
-    return seen.has(text) ? false : seen.add(text);
+  return operands.filter(({ key, index }) => {
+    const id = `${key}:${index}`;
+    return seen.has(id) ? false : seen.add(id);
   });
 }
 
-/** In plain words what a number is, where no arithmetic stands behind it. */
-export function given(layer, k, key, { labels, dropout }) {
-  const step = layer.steps[k];
-  const label = labels ? ` (${visible(labels[step])})` : "";
+/** Describe a value that isn't computed by the step: an input, a parameter or an initial state. */
+export function describeSource(layer, stepIndex, key, { labels, dropout }) {
+  const step = layer.steps[stepIndex];
+  const label = labels ? ` (${visibleLabel(labels[step])})` : "";
   if (key === "input") {
     return layer.layer === 0
-      ? `x is what the layer reads at step ${step}${label}: it is given, not computed.`
+      ? `x is the input of the layer at step ${step}${label}. It is not computed.`
       : `x is the output of the layer below at step ${step}${label}${dropout ? ", after dropout" : ""}.`;
   }
-  if (key.startsWith("parameter")) return `${called(key)} is a parameter: the same at every step, and what training changes.`;
-  return `${called(key)} before the first step is the initial state: it is given, not computed.`;
+  if (key.startsWith("parameter")) return `${nameOf(key)} is a parameter. It is the same at every step, and training updates it.`;
+  return `${nameOf(key)} before the first step is the initial state. It is not computed.`;
 }

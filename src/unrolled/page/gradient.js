@@ -1,30 +1,32 @@
-// The gradient through time: how large ∂loss/∂quantity is at every step, on a logarithmic axis.
+// The gradient through time: the norm of ∂loss/∂quantity at every step, on a logarithmic axis.
 
-import { draw, make } from "./dom.js";
-import { decode, number } from "./numbers.js";
+import { createElement, createSvg } from "./dom.js";
+import { decodeValues, formatNumber } from "./numbers.js";
 
-const [CHART, TALL, LEFT, BOTTOM] = [720, 260, 56, 28];
-const DASHES = ["", "6 3", "2 3", "8 3 2 3", "10 4"]; // together with the colours no two alike up to 55
-const COLOURS = {
+const [CHART_WIDTH, CHART_HEIGHT, MARGIN_LEFT, MARGIN_BOTTOM, MARGIN] = [720, 260, 56, 28, 10];
+const DASHES = ["", "6 3", "2 3", "8 3 2 3", "10 4"]; // with the colors, 55 combinations
+const LINE_COLORS = {
   light: ["#d55e00", "#0072b2", "#009e73", "#a0508a", "#8a6d00", "#444", "#5b3fb5", "#b3123f", "#00798c", "#7a4a1e", "#5c8a00"],
   dark: ["#ff9a4d", "#6cc0ff", "#4fd6ac", "#f0a6d3", "#e8cf55", "#ccc", "#b9a3ff", "#ff8f9f", "#5fd3e0", "#d6a77a", "#b6e05a"],
 };
-const ROW = 9; // height of a row of marks: what has no place on a logarithmic axis
+const MARKER_ROW_HEIGHT = 9; // of the markers below the axis, for values without a logarithm
+const MAX_TABLE_ROWS = 50;
+const MAX_TICKS = 9;
 
-/** {element, update}: a line for each state and quantity, what they tell in words, and the same as a table. */
-export function gradient(view) {
-  const element = make("div", { class: "gradients" });
-  let drawn = null;
+/** Create the sentences, the chart and the table of the gradients. Returns {element, update}. */
+export function createGradient(view) {
+  const element = createElement("div", { class: "gradients" });
+  let renderedState = null;
 
   function update() {
-    const wanted = `${view.data.parts.indexOf(view.layer.data)} ${view.theme}`;
-    if (wanted !== drawn) {
-      element.replaceChildren(...contents(view));
-      drawn = wanted;
+    const state = `${view.layers.indexOf(view.layer)} ${view.theme}`;
+    if (state !== renderedState) {
+      element.replaceChildren(...createGradientContent(view));
+      renderedState = state;
     }
-    const cursor = element.querySelector(".now");
+    const cursor = element.querySelector(".current-step");
     if (cursor) {
-      const x = across(view, view.layer.steps[view.k]);
+      const x = xOfStep(view, view.layer.steps[view.stepIndex]);
       cursor.setAttribute("x1", x);
       cursor.setAttribute("x2", x);
     }
@@ -33,105 +35,112 @@ export function gradient(view) {
   return { element, update };
 }
 
-const across = (view, step) => LEFT + ((step + 0.5) / view.data.length) * (CHART - LEFT - 10);
+const xOfStep = (view, step) => MARGIN_LEFT + ((step + 0.5) / view.data.length) * (CHART_WIDTH - MARGIN_LEFT - MARGIN);
 
-function contents(view) {
+function createGradientContent(view) {
   const { layer } = view;
   if (!layer.gradient) {
-    return [make("p", {}, "There is no gradient in this trace. In Python ", make("code", {}, "trace.backward(loss)"),
-      " before ", make("code", {}, "trace.to_html(…)"), " gives it.")];
+    return [createElement("p", {}, "This trace has no gradients. Call ", createElement("code", {}, "trace.backward(loss)"),
+      " before ", createElement("code", {}, "trace.to_html(…)"), " to add them.")];
   }
-  const { norms, radii, words } = layer.gradient;
-  const series = Object.entries(norms).map(([name, values]) => ({ name, values: decode(values), state: layer.states.includes(name) }));
-  series.sort((a, b) => b.state - a.state);
-  const all = series.flatMap((one) => [...one.values]);
-  const marked = [all.includes(0) && "a ring where a gradient is exactly 0", all.some((value) => !Number.isFinite(value))
-    && "a square where it is NaN or infinite"].filter(Boolean);
+  const { norms, radii, summaries } = layer.gradient;
+  const series = Object.entries(norms)
+    .map(([name, values]) => ({ name, values: decodeValues(values), isState: layer.states.includes(name) }));
+  series.sort((a, b) => b.isState - a.isState);
+  const allValues = series.flatMap(({ values }) => [...values]);
+  const markers = [allValues.includes(0) && "a ring marks a gradient of exactly 0",
+    allValues.some((value) => !Number.isFinite(value)) && "a square marks NaN or infinity"].filter(Boolean);
   return [
-    ...words.map((text) => make("p", {}, text)),
-    radii.length ? make("p", {}, "Spectral radius, above 1 what goes through grows and below 1 it fades: ",
+    ...summaries.map((text) => createElement("p", {}, text)),
+    radii.length ? createElement("p", {}, "Spectral radius (above 1 amplifies, below 1 damps): ",
       radii.map((one) => `${one.name}: ${one.radii.join(", ")}`).join("; "), ".") : "",
-    chart(view, series),
-    make("ul", { class: "key" }, series.map((one, k) => make("li", {}, sample(view, k, one), ` ∂loss/∂${one.name}`))),
-    marked.length ? make("p", {}, make("small", {}, `Below the axis: ${marked.join(", ")}.`)) : "",
-    table(view, series),
+    createChart(view, series),
+    createElement("ul", { class: "chart-legend" }, series.map((line, k) =>
+      createElement("li", {}, createLineSample(view, k, line), ` ∂loss/∂${line.name}`))),
+    markers.length ? createElement("p", {}, createElement("small", {}, `Below the axis, ${markers.join(", and ")}.`)) : "",
+    createGradientTable(view, series),
   ];
 }
 
-const colourOf = (view, k) => COLOURS[view.theme][k % COLOURS[view.theme].length];
+const lineColor = (view, k) => LINE_COLORS[view.theme][k % LINE_COLORS[view.theme].length];
 
-function style(view, k, one) {
-  return { fill: "none", stroke: colourOf(view, k), "stroke-dasharray": DASHES[k % 5], "stroke-width": one.state ? 2.6 : 1.4 };
+function lineStyle(view, k, line) {
+  return { fill: "none", stroke: lineColor(view, k), "stroke-dasharray": DASHES[k % DASHES.length], "stroke-width": line.isState ? 2.6 : 1.4 };
 }
 
-function sample(view, k, one) {
-  return draw("svg", { width: 34, height: 10, "aria-hidden": "true" }, draw("path", { d: "M1 5h32", ...style(view, k, one) }));
+function createLineSample(view, k, line) {
+  return createSvg("svg", { width: 34, height: 10, "aria-hidden": "true" }, createSvg("path", { d: "M1 5h32", ...lineStyle(view, k, line) }));
 }
 
-function chart(view, series) {
-  const sizes = series.flatMap((one) => [...one.values]).filter((value) => value > 0 && Number.isFinite(value));
-  const low = Math.floor(Math.log10(sizes.reduce((a, b) => Math.min(a, b), Infinity)));
-  const high = Math.max(low + 1, Math.ceil(Math.log10(sizes.reduce((a, b) => Math.max(a, b), 0))));
-  if (!sizes.length) return make("p", {}, "Every gradient is zero or not finite.");
-  const y = (value) => 10 + ((high - Math.log10(value)) / (high - low)) * (TALL - BOTTOM - 10);
-  const each = Math.max(1, Math.ceil((high - low) / 8));
-  const ticks = [];
-  for (let power = low; power <= high; power += each) ticks.push(power);
-  const lines = series.map((one, k) => {
-    let pen = "M";
-    const path = [...one.values].map((value, step) => {
-      if (!(value > 0) || !Number.isFinite(value)) {
-        pen = "M";
+function createChart(view, series) {
+  const positive = series.flatMap(({ values }) => [...values]).filter((value) => value > 0 && Number.isFinite(value));
+  const low = Math.floor(Math.log10(positive.reduce((a, b) => Math.min(a, b), Infinity)));
+  const high = Math.max(low + 1, Math.ceil(Math.log10(positive.reduce((a, b) => Math.max(a, b), 0))));
+  if (!positive.length) return createElement("p", {}, "Every gradient is zero or not finite.");
+  const axisBottom = CHART_HEIGHT - MARGIN_BOTTOM;
+  const yOf = (value) => MARGIN + ((high - Math.log10(value)) / (high - low)) * (axisBottom - MARGIN);
+  const powersPerTick = Math.max(1, Math.ceil((high - low) / 8));
+  const powers = [];
+  for (let power = low; power <= high; power += powersPerTick) powers.push(power);
+  const paths = series.map((line, k) => {
+    let command = "M";
+    const path = [...line.values].map((value, step) => {
+      if (isOffScale(value)) {
+        command = "M";
         return "";
       }
-      const text = `${pen}${across(view, step).toFixed(1)} ${y(value).toFixed(1)}`;
-      pen = "L";
+      const text = `${command}${xOfStep(view, step).toFixed(1)} ${yOf(value).toFixed(1)}`;
+      command = "L";
       return text;
     });
-    return draw("path", { d: path.join(""), ...style(view, k, one), "stroke-linecap": "round" });
+    return createSvg("path", { d: path.join(""), ...lineStyle(view, k, line), "stroke-linecap": "round" });
   });
-  const steps = view.data.length;
-  const apart = wholeSteps(steps);
-  const marks = Array.from({ length: Math.ceil(steps / apart) }, (_, k) => k * apart);
-  const beside = series.map((one, k) => ({ ...one, k })).filter((one) => one.values.some(offAxis));
-  const band = beside.length ? beside.length * ROW + 6 : 0;
-  const bottom = TALL - BOTTOM + band;
-  const points = beside.flatMap((one, row) => [...one.values].flatMap((value, step) =>
-    (offAxis(value) ? [sign(view, one, across(view, step), TALL - BOTTOM + 3 + (row + 0.5) * ROW, value)] : [])));
-  return draw("svg", { viewBox: `0 0 ${CHART} ${TALL + band}`, class: "chart", role: "img",
-    "aria-label": "size of the gradient at every time step, on a logarithmic axis" },
-    ticks.map((power) => [
-      draw("line", { x1: LEFT, x2: CHART - 10, y1: y(10 ** power), y2: y(10 ** power), class: "grid" }),
-      draw("text", { x: LEFT - 6, y: y(10 ** power) + 4, "text-anchor": "end" }, power >= -3 && power <= 3 ? String(Number((10 ** power).toPrecision(1))) : `1e${power}`)]),
-    marks.map((step) => draw("text", { x: across(view, step), y: bottom + 20, "text-anchor": "middle" }, String(step))),
-    band ? draw("rect", { class: "zeros", x: LEFT, y: TALL - BOTTOM, width: CHART - LEFT - 10, height: band }) : null,
-    draw("line", { class: "now", y1: 10, y2: bottom }), lines, points);
+  const stepsPerTick = tickDistance(view.data.length);
+  const stepTicks = Array.from({ length: Math.ceil(view.data.length / stepsPerTick) }, (_, k) => k * stepsPerTick);
+  const markedSeries = series.map((line, k) => ({ ...line, k })).filter((line) => line.values.some(isOffScale));
+  const bandHeight = markedSeries.length ? markedSeries.length * MARKER_ROW_HEIGHT + 6 : 0;
+  const bottom = axisBottom + bandHeight;
+  const markers = markedSeries.flatMap((line, row) => [...line.values].flatMap((value, step) =>
+    (isOffScale(value) ? [createMarker(view, line, xOfStep(view, step), axisBottom + 3 + (row + 0.5) * MARKER_ROW_HEIGHT, value)] : [])));
+  return createSvg("svg", { viewBox: `0 0 ${CHART_WIDTH} ${CHART_HEIGHT + bandHeight}`, class: "chart", role: "img",
+    "aria-label": "norm of the gradient at every time step, on a logarithmic axis" },
+    powers.map((power) => [
+      createSvg("line", { x1: MARGIN_LEFT, x2: CHART_WIDTH - MARGIN, y1: yOf(10 ** power), y2: yOf(10 ** power), class: "grid" }),
+      createSvg("text", { x: MARGIN_LEFT - 6, y: yOf(10 ** power) + 4, "text-anchor": "end" }, formatPower(power))]),
+    stepTicks.map((step) => createSvg("text", { x: xOfStep(view, step), y: bottom + 20, "text-anchor": "middle" }, String(step))),
+    bandHeight ? createSvg("rect", { class: "off-scale", x: MARGIN_LEFT, y: axisBottom, width: CHART_WIDTH - MARGIN_LEFT - MARGIN, height: bandHeight }) : null,
+    createSvg("line", { class: "current-step", y1: MARGIN, y2: bottom }), paths, markers);
 }
 
-const offAxis = (value) => !(value > 0 && value < Infinity);
+const formatPower = (power) => (power >= -3 && power <= 3 ? String(Number((10 ** power).toPrecision(1))) : `1e${power}`);
 
-/** A ring where a gradient is exactly 0, a square where it is NaN or infinite. */
-function sign(view, one, x, y, value) {
-  const [kind, stroke] = [value === 0 ? "zero" : "broken", colourOf(view, one.k)];
-  const words = draw("title", {}, `∂loss/∂${one.name}: ${number(value)}`);
-  return value === 0 ? draw("circle", { class: kind, cx: x, cy: y, r: 3, fill: "none", stroke, "stroke-width": 1.5 }, words)
-    : draw("rect", { class: kind, x: x - 3, y: y - 3, width: 6, height: 6, fill: "#f0e442", stroke }, words);
+const isOffScale = (value) => !(value > 0 && value < Infinity);
+
+/** Create a ring for a gradient of exactly 0, or a square for NaN or infinity. */
+function createMarker(view, line, x, y, value) {
+  const stroke = lineColor(view, line.k);
+  const title = createSvg("title", {}, `∂loss/∂${line.name}: ${formatNumber(value)}`);
+  return value === 0
+    ? createSvg("circle", { class: "zero", cx: x, cy: y, r: 3, fill: "none", stroke, "stroke-width": 1.5 }, title)
+    : createSvg("rect", { class: "not-finite", x: x - 3, y: y - 3, width: 6, height: 6, fill: "#f0e442", stroke }, title);
 }
 
-/** Steps between the ticks: 1, 2 or 5 times a power of ten, so that there are nine at most. */
-function wholeSteps(steps) {
+/** Return the steps between two ticks: 1, 2 or 5 times a power of ten, so that there are at most nine ticks. */
+function tickDistance(steps) {
   for (let power = 1; ; power *= 10) {
-    for (const each of [1, 2, 5]) if (steps / (each * power) <= 9) return each * power;
+    for (const factor of [1, 2, 5]) if (steps / (factor * power) <= MAX_TICKS) return factor * power;
   }
 }
 
-/** The same as numbers; of a long sequence some of its steps. */
-function table(view, series) {
-  const steps = view.data.length;
-  const each = Math.ceil(steps / 50);
-  const shown = Array.from({ length: Math.ceil(steps / each) }, (_, k) => k * each);
-  return make("details", {}, make("summary", {}, "the sizes as a table"),
-    make("div", { class: "scroll" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "step"), series.map((one) => make("th", { scope: "col" }, one.name)))),
-      make("tbody", {}, shown.map((step) => make("tr", {}, make("th", { scope: "row" }, step), series.map((one) => make("td", {}, number(one.values[step])))))))));
+/** Create a table of the norms. A long sequence has some of its steps. */
+function createGradientTable(view, series) {
+  const stepsPerRow = Math.ceil(view.data.length / MAX_TABLE_ROWS);
+  const steps = Array.from({ length: Math.ceil(view.data.length / stepsPerRow) }, (_, k) => k * stepsPerRow);
+  const header = createElement("tr", {}, createElement("th", { scope: "col" }, "step"),
+    series.map(({ name }) => createElement("th", { scope: "col" }, name)));
+  const rows = steps.map((step) => createElement("tr", {}, createElement("th", { scope: "row" }, step),
+    series.map(({ values }) => createElement("td", {}, formatNumber(values[step])))));
+  return createElement("details", {}, createElement("summary", {}, "gradient norms as a table"),
+    createElement("div", { class: "scroll" }, createElement("table", {},
+      createElement("thead", {}, header), createElement("tbody", {}, rows))));
 }

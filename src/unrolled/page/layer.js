@@ -1,63 +1,61 @@
-// The numbers of one layer in one direction, by key: "input", "quantity i", "before h", "parameter weight_ih".
+// The values of one layer in one direction, by key: "input", "quantity i", "before h", "parameter weight_ih".
 
-import { decode, largest } from "./numbers.js";
+import { decodeValues, largestMagnitude } from "./numbers.js";
 
-/** One layer in one direction; k counts the steps that are kept, and steps[k] is the time step. */
+/** One layer in one direction. A step index counts the steps on the page: steps[stepIndex] is the time step. */
 export class Layer {
   constructor(data) {
     Object.assign(this, data);
     this.backward = data.direction === "backward";
-    this.rows = new Map();
-    for (const one of data.quantities) {
-      this.rows.set(one.key, { ...one, values: decode(one.values), heat: one.heat && opened(one.heat) });
+    this.rows = new Map(); // what has values at every step, by key
+    for (const quantity of data.quantities) {
+      const heatMap = quantity.heatMap && { ...quantity.heatMap, values: decodeValues(quantity.heatMap.values) };
+      this.rows.set(quantity.key, { ...quantity, values: decodeValues(quantity.values), heatMap });
     }
-    for (const [name, values] of Object.entries(data.before)) {
-      const { size, own, words } = this.rows.get(`quantity ${name}`);
-      this.rows.set(`before ${name}`, { key: `before ${name}`, size, own, words, values: decode(values), lines: [] });
+    for (const [name, values] of Object.entries(data.stateBefore)) {
+      const { size, ownRange, description } = this.rows.get(`quantity ${name}`);
+      const key = `before ${name}`;
+      this.rows.set(key, { key, size, ownRange, description, values: decodeValues(values), equations: [] });
     }
-    this.weights = new Map();
-    for (const one of data.parameters) {
-      const values = one.values && decode(one.values);
-      this.weights.set(`parameter ${one.name}`, { ...one, key: `parameter ${one.name}`, values });
+    this.parametersByKey = new Map();
+    for (const parameter of data.parameters) {
+      const values = parameter.values && decodeValues(parameter.values);
+      const key = `parameter ${parameter.name}`;
+      this.parametersByKey.set(key, { ...parameter, key, values });
     }
-    this.unnamed = data.unnamed.map(decode);
-    this.place = new Map(data.steps.map((step, k) => [step, k]));
-    this.mostWeight = largest([...this.weights.values()].map((one) => one.values || [])) || 1;
+    this.unnamedTensors = data.unnamedTensors.map(decodeValues);
+    this.stepIndices = new Map(data.steps.map((step, stepIndex) => [step, stepIndex]));
+    this.parameterRange = largestMagnitude([...this.parametersByKey.values()].map((one) => one.values || [])) || 1;
   }
 
-  /** One number of a kept step, or of a parameter; undefined where it isn't on the page. */
-  value(key, k, place) {
+  /** Return a value of a step, or of a parameter. It is undefined if it isn't on the page. */
+  value(key, stepIndex, index) {
     const row = this.rows.get(key);
-    if (row) return row.values[k * row.size + place];
-    const weight = this.weights.get(key);
-    return weight?.values?.[place];
+    if (row) return row.values[stepIndex * row.size + index];
+    return this.parametersByKey.get(key)?.values?.[index];
   }
 
-  /** The number that has the strongest colour: one for all quantities but those with a scale of their own. */
-  scale(key) {
-    return (this.rows.get(key).own ?? this.most) || 1;
+  /** Return the value with the strongest color, which most quantities share. */
+  colorRange(key) {
+    return (this.rows.get(key).ownRange ?? this.sharedRange) || 1;
   }
 
-  /** The kept step nearest to a time step. */
-  nearest(step) {
-    let best = 0;
-    this.steps.forEach((kept, k) => {
-      if (Math.abs(kept - step) < Math.abs(this.steps[best] - step)) best = k;
+  /** Return the index of the step on the page that is nearest to a time step. */
+  nearestStepIndex(step) {
+    let nearest = 0;
+    this.steps.forEach((candidate, stepIndex) => {
+      if (Math.abs(candidate - step) < Math.abs(this.steps[nearest] - step)) nearest = stepIndex;
     });
-    return best;
+    return nearest;
   }
 
-  /** The time step that was computed before this one, whether or not it is kept. */
-  previous(step) {
+  /** Return the time step that was computed before this one, whether or not it is on the page. */
+  previousStep(step) {
     return this.backward ? step + 1 : step - 1;
   }
 }
 
-function opened(heat) {
-  return { ...heat, values: decode(heat.values) };
-}
-
-/** What a key is called: the name in the code, with the time step where it has one. */
-export function called(key) {
+/** Return the name of a quantity, state or parameter in the code, given its key. */
+export function nameOf(key) {
   return key === "input" ? "x" : key.slice(key.indexOf(" ") + 1);
 }

@@ -1,29 +1,29 @@
-// Numbers as text, as unrolled.explain writes them, and as colours.
+// Values: decoding, formatting as in unrolled.tracing.explain, and colors.
 
-/** The numbers of {wide, data}: base64 of little-endian floats. */
-export function decode({ wide, data }) {
+/** Decode {float64, data}: base64 of little-endian floats. */
+export function decodeValues({ float64, data }) {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-  return wide ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
+  return float64 ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
 }
 
-/** To four decimal places; in scientific form where that would hide it. */
-export function number(value) {
+/** Format a number with four decimal places, or in scientific notation if it is very small or large. */
+export function formatNumber(value) {
   if (Number.isNaN(value)) return "nan";
   if (!Number.isFinite(value)) return value > 0 ? "inf" : "-inf";
   const size = Math.abs(value);
   const sign = value < 0 || Object.is(value, -0) ? "-" : "";
-  return sign + (size === 0 || (size >= 5e-5 && size < 1e5) ? fixed(size) : scientific(size));
+  return sign + (size === 0 || (size >= 5e-5 && size < 1e5) ? formatFixed(size) : formatScientific(size));
 }
 
-// Halfway between two texts Python takes the even one and JavaScript the larger one.
-function fixed(size) {
-  const halfway = Number.isInteger(size * 32) && size.toFixed(5).endsWith("5");
-  return halfway && "13579".includes(size.toFixed(5).at(-2)) === false
+// Python rounds halves to even, JavaScript rounds them up.
+function formatFixed(size) {
+  const isHalf = Number.isInteger(size * 32) && size.toFixed(5).endsWith("5");
+  return isHalf && "13579".includes(size.toFixed(5).at(-2)) === false
     ? size.toFixed(5).slice(0, -1)
     : size.toFixed(4);
 }
 
-function scientific(size) {
+function formatScientific(size) {
   let text = size.toExponential(3);
   if (size >= 1e5 && Number.isInteger(size)) {
     const digits = BigInt(size).toString();
@@ -36,36 +36,36 @@ function scientific(size) {
 
 const LIGHT = ["#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b"];
 const DARK = ["#8cc6ff", "#3d7fc1", "#233f5c", "#1d2127", "#5a2a2e", "#bd4a4d", "#ffa59b"];
-const NAN = [240, 228, 66];
-const INFINITE = [204, 121, 167];
+const NAN_COLOR = [240, 228, 66];
+const INFINITY_COLOR = [204, 121, 167];
 
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-const SCALES = { light: LIGHT.map(rgb), dark: DARK.map(rgb) };
+const parseHex = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+const COLORMAPS = { light: LIGHT.map(parseHex), dark: DARK.map(parseHex) };
 
-/** The colour of a number on a scale that goes from -most to most, as [red, green, blue]. */
-export function colour(value, most, theme) {
-  if (Number.isNaN(value)) return NAN;
-  if (!Number.isFinite(value)) return INFINITE;
-  const stops = SCALES[theme];
-  const at = ((Math.max(-1, Math.min(1, most > 0 ? value / most : 0)) + 1) / 2) * (stops.length - 1);
-  const low = Math.min(stops.length - 2, Math.floor(at));
-  return stops[low].map((part, k) => Math.round(part + (at - low) * (stops[low + 1][k] - part)));
+/** Return the color of a value on a scale from -limit to limit, as [red, green, blue]. */
+export function valueColor(value, limit, theme) {
+  if (Number.isNaN(value)) return NAN_COLOR;
+  if (!Number.isFinite(value)) return INFINITY_COLOR;
+  const stops = COLORMAPS[theme];
+  const position = ((Math.max(-1, Math.min(1, limit > 0 ? value / limit : 0)) + 1) / 2) * (stops.length - 1);
+  const low = Math.min(stops.length - 2, Math.floor(position));
+  return stops[low].map((part, channel) => Math.round(part + (position - low) * (stops[low + 1][channel] - part)));
 }
 
-/** Black or white, whichever is easier to read on a colour. */
-export function ink([red, green, blue]) {
+/** Return black or white, whichever is easier to read on a color. */
+export function textColor([red, green, blue]) {
   const linear = [red, green, blue].map((part) => (part / 255) ** 2.2);
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 ? "#000" : "#fff";
 }
 
-/** The largest of the finite numbers, without their signs. */
-export function largest(arrays) {
-  let most = 0;
+/** Return the largest finite magnitude in several arrays. */
+export function largestMagnitude(arrays) {
+  let largest = 0;
   for (const values of arrays) {
     for (const value of values) {
       const size = Math.abs(value);
-      if (size > most && size !== Infinity) most = size;
+      if (size > largest && size !== Infinity) largest = size;
     }
   }
-  return most;
+  return largest;
 }

@@ -1,4 +1,4 @@
-"""How numbers were made, as plain data for the page."""
+"""The computation graph of a step as plain data for the page."""
 
 from __future__ import annotations
 
@@ -12,113 +12,126 @@ from torch import Tensor
 from unrolled.tracing.provenance import Node
 
 
-class Exporter:
-    """Turns the derivations of one step into plain data, and gathers the numbers that have no name.
+class GraphEncoder:
+    """Encodes the computation graph of one step, and collects tensors without a name that it needs.
 
     Args:
-        known: names, such as ``parameter weight_ih``, of tensors that the page has anyway, by their id.
-        hidden: how the tensors are made that have a name in the step, but don't stand on the page.
-        runs: of moved tensors, kept from one step to the next, by the id of what says where they come from.
+        known_tensors: The keys of tensors that are on the page, such as ``parameter weight_ih``, by id.
+        hidden: The nodes of named quantities that are not on the page.
+        run_cache: The encoded element sources of moved tensors, by the id of ``source_operands``. Pass the
+            same dictionary for all steps.
 
     Attributes:
-        nodes: the data: what a node is made of stands before it.
-        unnamed: tensors without a name whose numbers are needed, in the order of their numbers.
+        nodes: The encoded nodes. Operands come before the nodes that use them.
+        unnamed: The tensors without a name whose values are needed.
     """
 
     def __init__(
         self,
-        known: Mapping[int, str],
+        known_tensors: Mapping[int, str],
         hidden: Mapping[str, Node],
-        runs: dict[int, tuple[Tensor, list[list[int]]]],
+        run_cache: dict[int, tuple[Tensor, list[list[int]]]],
     ) -> None:
         self.nodes: list[dict[str, Any]] = []
         self.unnamed: list[Tensor] = []
-        self._known = known
+        self._known_tensors = known_tensors
         self._hidden = hidden
-        self._runs = runs
-        self._done: dict[int, int] = {}
+        self._run_cache = run_cache
+        self._indices: dict[int, int] = {}  # by the id of the node
 
-    def add(self, node: Node, needed: bool = False) -> int:
-        """The place of a node among the data.
+    def add(self, node: Node, needs_values: bool = False) -> int:
+        """Add a node and its operands.
 
         Args:
-            node: what to add.
-            needed: whether its numbers are, not only what it is made of.
-        """
-        if id(node) not in self._done:
-            data = self._data(node)
-            self.nodes.append(data)
-            self._done[id(node)] = len(self.nodes) - 1
-        place = self._done[id(node)]
-        if needed and node.kind == "moved":
-            for part in node.operands:
-                self.add(part, needed=True)
-        elif needed and not {"of", "via"} & self.nodes[place].keys():
-            self.nodes[place]["of"] = self._unnamed(node.numbers)
-        return place
+            node: The node.
+            needs_values: Whether the page needs the values of the node, and not only its operands.
 
-    def _data(self, node: Node) -> dict[str, Any]:
+        Returns:
+            The index of the node in ``nodes``.
+        """
+        if id(node) not in self._indices:
+            data = self._encode(node)
+            self.nodes.append(data)
+            self._indices[id(node)] = len(self.nodes) - 1
+        index = self._indices[id(node)]
+        if needs_values and node.kind == "moved":
+            for part in node.operands:
+                self.add(part, needs_values=True)
+        elif needs_values and not {"source", "computedBy"} & self.nodes[index].keys():
+            self.nodes[index]["source"] = self._add_unnamed(node.numbers)
+        return index
+
+    def _encode(self, node: Node) -> dict[str, Any]:
         data: dict[str, Any] = {"kind": node.kind}
         if node.name:
             data["name"] = node.name
         if node.kind == "value" and node.name in self._hidden:
-            data["via"] = self.add(self._hidden[node.name], needed=True)
+            data["computedBy"] = self.add(self._hidden[node.name], needs_values=True)
         elif node.kind == "value":
-            data["of"] = self._label(node)
+            data["source"] = self._source_key(node)
         if node.kind in ("value", "rows"):
             data["shape"] = list(node.numbers.shape)
-        whole = node.kind in ("sum", "rows")
-        data["parts"] = [self.add(part, needed=whole) for part in node.operands]
+        needs_values = node.kind in ("sum", "rows")
+        data["operands"] = [self.add(part, needs_values) for part in node.operands]
         if node.kind == "sum":
-            data["size"], data["length"] = node.numbers.shape[-1], node.operands[0].numbers.shape[-1]
-            data["turned"] = node.turned
+            data["outputSize"] = node.numbers.shape[-1]
+            data["inputSize"] = node.operands[0].numbers.shape[-1]
+            data["weightTransposed"] = node.weight_transposed
         elif node.kind == "rows":
-            rows = node.numbers.shape[0] if node.numbers.dim() > 1 else 1
-            own = [part.numbers.dim() > 1 and part.numbers.shape[0] == rows for part in node.operands]
-            data["rows"], data["own"] = rows, own if node.numbers.dim() > 1 else [False] * len(own)
-            data["counts"] = [part.numbers.numel() for part in node.operands]
-        elif node.which is not None:
-            if id(node.which) not in self._runs:
-                self._runs[id(node.which)] = (
-                    node.which,
-                    _runs(node),
-                )  # an id stays its own as long as it lives
-            data["runs"] = self._runs[id(node.which)][1]
-        elif any(place is not None for place in node.places):
-            data["at"] = [None if place is None else place.tolist() for place in node.places]
+            is_matrix = node.numbers.dim() > 1
+            rows = node.numbers.shape[0] if is_matrix else 1
+            data["rowCount"] = rows
+            data["hasRows"] = [
+                is_matrix and part.numbers.dim() > 1 and part.numbers.shape[0] == rows
+                for part in node.operands
+            ]
+            data["operandSizes"] = [part.numbers.numel() for part in node.operands]
+        elif node.source_operands is not None:
+            data["runs"] = self._element_runs(node, node.source_operands)
+        elif any(element_map is not None for element_map in node.element_maps):
+            data["elementMaps"] = [None if m is None else m.tolist() for m in node.element_maps]
         return data
 
-    def _label(self, node: Node) -> str:
+    def _element_runs(self, node: Node, source_operands: Tensor) -> list[list[int]]:
+        if id(source_operands) not in self._run_cache:
+            # keep a reference to the tensor: its id may be reused once it is deleted
+            self._run_cache[id(source_operands)] = (source_operands, _find_runs(node, source_operands))
+        return self._run_cache[id(source_operands)][1]
+
+    def _source_key(self, node: Node) -> str:
         if node.name:
             return f"quantity {node.name}"
-        return self._known.get(id(node.numbers)) or self._unnamed(node.numbers)
+        return self._known_tensors.get(id(node.numbers)) or self._add_unnamed(node.numbers)
 
-    def _unnamed(self, tensor: Tensor) -> str:
-        if tensor.is_complex():  # of which the page says that they are not there
+    def _add_unnamed(self, tensor: Tensor) -> str:
+        if tensor.is_complex():  # the page says that these values are missing
             return "complex"
-        for place, known in enumerate(self.unnamed):
+        for index, known in enumerate(self.unnamed):
             if known is tensor:
-                return f"unnamed {place}"
+                return f"unnamed {index}"
         self.unnamed.append(tensor)
         return f"unnamed {len(self.unnamed) - 1}"
 
 
-def _runs(node: Node) -> list[list[int]]:
-    """Where the elements of a moved tensor come from: operand, first, count and stride of each run."""
-    assert node.which is not None
-    which = node.which.cpu().numpy()
-    table = torch.stack([place for place in node.places if place is not None])
-    places = table.gather(0, node.which.unsqueeze(0))[0].cpu().numpy()
-    stride, goes_on = np.diff(places), which[1:] == which[:-1]
-    breaks = np.flatnonzero(~goes_on[1:] | ~goes_on[:-1] | (stride[1:] != stride[:-1])) + 1
+def _find_runs(node: Node, source_operands: Tensor) -> list[list[int]]:
+    """Compress the sources of a moved tensor's elements into runs with a constant stride.
+
+    Returns:
+        For each run: the operand, the index of the first element in it, the number of elements, the stride.
+    """
+    operands = source_operands.cpu().numpy()
+    table = torch.stack([element_map for element_map in node.element_maps if element_map is not None])
+    indices = table.gather(0, source_operands.unsqueeze(0))[0].cpu().numpy()
+    stride, same_operand = np.diff(indices), operands[1:] == operands[:-1]
+    breaks = np.flatnonzero(~same_operand[1:] | ~same_operand[:-1] | (stride[1:] != stride[:-1])) + 1
     runs: list[list[int]] = []
     start = 0
-    while start < len(places):
-        many = start + 1 < len(places) and bool(goes_on[start])
-        after = np.searchsorted(breaks, start, side="right")
-        end = int(breaks[after] if after < len(breaks) else len(places) - 1) if many else start
-        runs.append(
-            [int(which[start]), int(places[start]), end - start + 1, int(stride[start]) if many else 1]
-        )
+    while start < len(indices):
+        has_several = start + 1 < len(indices) and bool(same_operand[start])
+        next_break = np.searchsorted(breaks, start, side="right")
+        last = int(breaks[next_break] if next_break < len(breaks) else len(indices) - 1)
+        end = last if has_several else start
+        step = int(stride[start]) if has_several else 1
+        runs.append([int(operands[start]), int(indices[start]), end - start + 1, step])
         start = end + 1
     return runs

@@ -1,4 +1,4 @@
-"""What a page keeps of a trace: all of a small one, and of a large one as much as there is room for."""
+"""Sampling of large traces, so that their page stays within a limit, and the encoding of values."""
 
 from __future__ import annotations
 
@@ -13,82 +13,99 @@ from torch import Tensor
 
 from unrolled.tracing.layer_trace import LayerTrace
 
-STEPS = 1000  # kept at most: each one runs again to see how its numbers are made
-COLUMNS, ROWS = 256, 96  # of the heat map of a quantity whose numbers are not all kept
+MAX_STEPS = 1000  # of a page: each step is run again to record how its values are computed
+MAX_HEAT_MAP_COLUMNS, MAX_HEAT_MAP_ROWS = 256, 96  # of a quantity whose values are not all on the page
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What there is room for.
+class PageSample:
+    """The part of a layer's trace that a page contains.
 
     Attributes:
-        steps: the time steps whose numbers are kept, in order.
-        parameters: whether the parameters are.
-        all: whether everything is.
+        steps: The time steps whose values are on the page, in order.
+        parameters: Whether the parameters are.
+        complete: Whether everything is.
     """
 
     steps: list[int]
     parameters: bool
-    all: bool
+    complete: bool
 
     @classmethod
-    def of(cls, part: LayerTrace, length: int, room: int) -> Kept:
-        """What of a row of so many steps fits into the room: so many numbers.
+    def within(cls, part: LayerTrace, length: int, limit: int) -> PageSample:
+        """Choose what to include.
 
-        The parameters come first, if they take no more than four fifths; then as many steps as fit, evenly
-        spread, the first and the last among them in any case.
+        The parameters are included if they take at most four fifths of the limit. The rest goes to evenly
+        spaced time steps. The first and the last step are always included.
+
+        Args:
+            part: The layer.
+            length: The number of time steps of the row.
+            limit: The maximum number of values.
         """
         weights = sum(math.prod(shape) for shape in part.cell.shapes().values())
         states = sum(part.cell.state_sizes().values())
-        width = sum(math.prod(values.shape[2:]) for values in (part.input, *part.values.values())) + states
-        parameters = weights <= 0.8 * room or weights + width * length <= room
-        count = min(length, STEPS, max(2, (room - weights * parameters) // max(1, width)))
-        spread = sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})
-        return cls(spread, parameters, parameters and count == length)
+        per_step = sum(math.prod(v.shape[2:]) for v in (part.input, *part.values.values())) + states
+        parameters = weights <= 0.8 * limit or weights + per_step * length <= limit
+        count = min(length, MAX_STEPS, max(2, (limit - weights * parameters) // max(1, per_step)))
+        steps = sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})
+        return cls(steps, parameters, parameters and count == length)
 
 
-def packed(values: Tensor) -> dict[str, Any]:
-    """Numbers as the page reads them: base64 of little-endian floats, wide enough to hold them exactly."""
-    narrow = values.dtype.itemsize < 4 or values.dtype == torch.float32
-    flat = values.detach().cpu().to(torch.float32 if narrow else torch.float64).contiguous()
-    data = base64.b64encode(flat.numpy().astype("<f4" if narrow else "<f8").tobytes()).decode()
-    return {"wide": not narrow, "data": data}
+def encode_values(values: Tensor) -> dict[str, Any]:
+    """Encode values as base64 of little-endian float32, or of float64 if float32 can't represent them."""
+    fits_float32 = values.dtype.itemsize < 4 or values.dtype == torch.float32
+    flat = values.detach().cpu().to(torch.float32 if fits_float32 else torch.float64).contiguous()
+    data = base64.b64encode(flat.numpy().astype("<f4" if fits_float32 else "<f8").tobytes()).decode()
+    return {"float64": not fits_float32, "data": data}
 
 
 def unit_order(states: Tensor) -> list[int]:
-    """Units sorted by what they do: those whose numbers go up and down together stand together.
+    """Sort units so that similar ones are next to each other.
 
-    By the angle in the plane of the two principal components of their courses over time.
+    The order is that of the angles in the plane of the first two principal components of the units' values
+    over time.
 
     Args:
-        states: ``(time, units)``.
+        states: The state of each unit at each step, ``(time, units)``.
     """
     if states.shape[1] < 3 or len(states) < 2:
         return list(range(states.shape[1]))
-    courses = states.detach().cpu().double().nan_to_num(0, 0, 0)
-    courses = courses[torch.linspace(0, len(courses) - 1, min(len(courses), 512)).long()]
-    courses = courses - courses.mean(0)
-    courses = courses / courses.norm(dim=0).clamp(min=1e-12)
+    series = states.detach().cpu().double().nan_to_num(0, 0, 0)
+    series = series[torch.linspace(0, len(series) - 1, min(len(series), 512)).long()]
+    series = series - series.mean(0)
+    series = series / series.norm(dim=0).clamp(min=1e-12)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        _, _, axes = torch.svd_lowrank(courses, q=min(6, *courses.shape), niter=4)
-    angle = torch.atan2(axes[:, 1], axes[:, 0])
+        _, _, components = torch.svd_lowrank(series, q=min(6, *series.shape), niter=4)
+    angle = torch.atan2(components[:, 1], components[:, 0])
     return angle.argsort(stable=True).tolist()
 
 
-def spread_order(order: Sequence[int], size: int) -> list[int]:
-    """The order of the features of a quantity that has one number, or several in blocks, for each unit."""
-    units = len(order)
+def feature_order(unit_order: Sequence[int], size: int) -> list[int]:
+    """Return the order of a quantity's features, given the order of the units.
+
+    Args:
+        unit_order: The order of the units.
+        size: The number of features. If it is a multiple of the number of units, such as four gates, each
+            block of units is sorted. Otherwise the order doesn't change.
+    """
+    units = len(unit_order)
     if units == 0 or size % units:
         return list(range(size))
-    return [block * units + unit for block in range(size // units) for unit in order]
+    return [block * units + unit for block in range(size // units) for unit in unit_order]
 
 
-def binned(grid: Tensor) -> tuple[Tensor, int, int]:
-    """A grid ``(time, features)`` as means over bins of steps and of features, and the sizes of the bins."""
-    time, features = grid.shape
-    tall, wide = math.ceil(time / COLUMNS), math.ceil(features / ROWS)
-    grid = grid.detach().cpu().to(torch.float64)
-    down = torch.stack([part.mean(0) for part in torch.split(grid, tall)])
-    across = torch.stack([part.mean(1) for part in torch.split(down, wide, 1)], 1)
-    return across.to(torch.float32), tall, wide
+def bin_means(values: Tensor) -> tuple[Tensor, int, int]:
+    """Average values ``(time, features)`` over bins, so that they fit into a heat map.
+
+    Returns:
+        The means, the number of steps per bin, and the number of features per bin.
+    """
+    time, features = values.shape
+    bin_steps = math.ceil(time / MAX_HEAT_MAP_COLUMNS)
+    bin_features = math.ceil(features / MAX_HEAT_MAP_ROWS)
+    values = values.detach().cpu().to(torch.float64)
+    over_time = torch.stack([part.mean(0) for part in torch.split(values, bin_steps)])
+    means = torch.stack([part.mean(1) for part in torch.split(over_time, bin_features, 1)], 1)
+    return means.to(torch.float32), bin_steps, bin_features

@@ -1,334 +1,338 @@
-// The numbers of the current step as rows of coloured cells, and where the one pointed at comes from.
+// The values of the current step as a grid of colored cells, and a panel that explains the active one.
 
-import { explain, given, places } from "./explain.js";
-import { called } from "./layer.js";
-import { index, make } from "./dom.js";
-import { colour, ink, number } from "./numbers.js";
+import { describeSource, explain, formatIndex } from "./explain.js";
+import { nameOf } from "./layer.js";
+import { createElement, subscript } from "./dom.js";
+import { formatNumber, textColor, valueColor } from "./numbers.js";
 
-const WIDE = 32; // cells side by side at most; no more than there is room for, the others are a page further
-const ASIDE = 3; // columns that stay free beside words that need not be broken into lines
+const MAX_COLUMNS = 32; // fewer if the page is narrow; buttons show the other columns
+const SPARE_COLUMNS = 3; // if this many columns stay empty, descriptions are not wrapped
+const MAX_OPERANDS = 24; // in the explanation
 
-/** {element, update}: a grid with a line for every quantity, or for each block of one that has several. */
-export function numbers(view) {
-  const body = make("tbody");
-  const head = make("thead");
-  const table = make("table", { role: "grid", class: "numbers", "aria-label": "numbers of the step" }, head, body);
-  const element = make("div", { class: "scroll" }, table);
-  const cells = new Map(); // by key and place
-  let windows = new Map(); // by how many numbers lines have, the first column that is shown
-  let room = WIDE; // columns
-  let filled = 0; // the width that they fill
-  let built = null;
-  let reached = null; // the chosen number when it was last brought into sight
+/** Create the grid: a line for each quantity, or for each block of a quantity with several. */
+export function createGrid(view) {
+  const body = createElement("tbody");
+  const head = createElement("thead");
+  const table = createElement("table", { role: "grid", class: "numbers", "aria-label": "values of this step" }, head, body);
+  const element = createElement("div", { class: "scroll" }, table);
+  const cells = new Map(); // by key and index
+  let firstColumns = new Map(); // the first column shown, by the number of values in a line
+  let columns = MAX_COLUMNS;
+  let fittedWidth = 0;
+  let renderedLayer = null;
+  let revealedSelection = null; // the selection that was scrolled into view last
 
-  table.addEventListener("keydown", (event) => moved(event));
-  let pointer = ""; // where it was: what moves below a pointer at rest isn't pointed at
+  table.addEventListener("keydown", onKeyDown);
+  let pointerPosition = ""; // scrolling below a resting pointer is not hovering
   table.addEventListener("pointerover", (event) => {
-    const place = `${event.screenX} ${event.screenY}`;
-    if (place !== pointer) view.point(of(event.target));
-    pointer = place;
+    const position = `${event.screenX} ${event.screenY}`;
+    if (position !== pointerPosition) view.hover(cellOf(event.target));
+    pointerPosition = position;
   });
-  table.addEventListener("pointerleave", () => view.point(null));
-  table.addEventListener("focusin", (event) => of(event.target) && view.select(of(event.target)));
+  table.addEventListener("pointerleave", () => view.hover(null));
+  table.addEventListener("focusin", (event) => cellOf(event.target) && view.select(cellOf(event.target)));
 
-  function of(target) {
+  function cellOf(target) {
     const cell = target.closest("td[data-key]");
-    return cell ? { key: cell.dataset.key, place: Number(cell.dataset.place) } : null;
+    return cell ? { key: cell.dataset.key, index: Number(cell.dataset.index) } : null;
   }
 
-  /** The lines as {key, start, count}. */
+  /** Return the lines of the grid as {key, start, count}. */
   function lines() {
     const { layer } = view;
-    const keys = [...layer.states.map((name) => `before ${name}`), ...layer.quantities.map((one) => one.key)];
+    const keys = [...layer.states.map((name) => `before ${name}`), ...layer.quantities.map((quantity) => quantity.key)];
     return keys.flatMap((key) => {
       const { size } = layer.rows.get(key);
-      const { wide, block: count } = layer.rows.get(key.replace("before", "quantity"));
-      if (!wide || key.startsWith("before")) return [{ key, start: 0, count: size }];
-      return Array.from({ length: size / count }, (_, part) => ({ key, start: part * count, count }));
+      const { hasBlocks, blockSize: count } = layer.rows.get(key.replace("before", "quantity"));
+      if (!hasBlocks || key.startsWith("before")) return [{ key, start: 0, count: size }];
+      return Array.from({ length: size / count }, (_, block) => ({ key, start: block * count, count }));
     });
   }
 
-  const lineOf = ({ key, place }) => lines().find((one) => one.key === key && one.start <= place && place < one.start + one.count);
-  const firstOf = (count) => Math.min(windows.get(count) ?? 0, Math.floor((count - 1) / room) * room);
+  const lineOf = ({ key, index }) =>
+    lines().find((line) => line.key === key && line.start <= index && index < line.start + line.count);
+  const firstColumnOf = (count) => Math.min(firstColumns.get(count) ?? 0, Math.floor((count - 1) / columns) * columns);
 
-  function build() {
+  function render() {
     cells.clear();
     const { units } = view.layer;
-    const first = firstOf(units);
-    const shown = Math.min(room, units - first);
-    const corner = make("th", { scope: "col" }, make("small", {}, "unit"), units > room ? pager(units, "units", first, shown) : null);
-    head.replaceChildren(make("tr", {}, corner,
-      Array.from({ length: shown }, (_, at) => make("th", { scope: "col" }, first + at))));
-    body.replaceChildren(...lines().map(line));
+    const first = firstColumnOf(units);
+    const shown = Math.min(columns, units - first);
+    const corner = createElement("th", { scope: "col" }, createElement("small", {}, "unit"),
+      units > columns ? createPager(units, "units", first, shown) : null);
+    head.replaceChildren(createElement("tr", {}, corner,
+      Array.from({ length: shown }, (_, column) => createElement("th", { scope: "col" }, first + column))));
+    body.replaceChildren(...lines().map(createLine));
   }
 
-  /** Fill the width that there is. */
-  function fit() {
+  /** Change the number of columns to what fits into the width of the page. */
+  function fitColumns() {
     const [cell, heading] = [body.querySelector("td"), body.querySelector("th")];
-    if (!cell || element.clientWidth === filled) return;
-    filled = element.clientWidth;
-    table.classList.remove("roomy");
+    if (!cell || element.clientWidth === fittedWidth) return;
+    fittedWidth = element.clientWidth;
+    table.classList.remove("spacious");
     const widest = Math.max(...[...cells.values()].map((one) => one.offsetWidth));
-    const wanted = Math.max(2, Math.min(WIDE, Math.floor((element.clientWidth - heading.offsetWidth - 10) / (widest + 2))));
-    table.classList.toggle("roomy", Math.max(...lines().map((one) => one.count)) + ASIDE <= wanted);
-    if (wanted === room) return;
-    room = wanted;
-    reached = null;
-    built = null;
-    const held = body.contains(document.activeElement);
+    const fitting = Math.max(2, Math.min(MAX_COLUMNS, Math.floor((element.clientWidth - heading.offsetWidth - 10) / (widest + 2))));
+    table.classList.toggle("spacious", Math.max(...lines().map((line) => line.count)) + SPARE_COLUMNS <= fitting);
+    if (fitting === columns) return;
+    columns = fitting;
+    revealedSelection = null;
+    renderedLayer = null;
+    const hadFocus = body.contains(document.activeElement);
     update();
-    if (held) focus();
+    if (hadFocus) focusSelection();
   }
 
-  function line({ key, start, count }) {
+  function createLine({ key, start, count }) {
     const row = view.layer.rows.get(key);
-    const first = start + firstOf(count);
-    const shown = Math.min(room, start + count - first);
-    const across = Array.from({ length: shown }, (_, at) => {
-      const cell = make("td", { role: "gridcell", tabindex: -1, "data-key": key, "data-place": first + at });
-      cells.set(`${key} ${first + at}`, cell);
+    const first = start + firstColumnOf(count);
+    const shown = Math.min(columns, start + count - first);
+    const lineCells = Array.from({ length: shown }, (_, column) => {
+      const cell = createElement("td", { role: "gridcell", tabindex: -1, "data-key": key, "data-index": first + column });
+      cells.set(`${key} ${first + column}`, cell);
       return cell;
     });
-    const words = key.startsWith("before") ? `${called(key)} before the step` : row.words;
-    const name = make("span", { class: "name" });
-    const heading = make("th", { scope: "row" }, name, start ? null : make("small", { class: "words" }, words));
-    if (count < row.size) heading.append(make("small", { class: "range" }, `${start}–${start + count - 1}`));
-    if (count > room && count !== view.layer.units) {
-      heading.append(pager(count, key.startsWith("before") ? words : `numbers of ${called(key)}`, first - start, shown));
+    const isBefore = key.startsWith("before");
+    const description = isBefore ? `${nameOf(key)} before the step` : row.description;
+    const heading = createElement("th", { scope: "row" }, createElement("span", { class: "name" }),
+      start ? null : createElement("small", { class: "description" }, description));
+    if (count < row.size) heading.append(createElement("small", { class: "range" }, `${start}–${start + count - 1}`));
+    if (count > columns && count !== view.layer.units) {
+      heading.append(createPager(count, isBefore ? description : `values of ${nameOf(key)}`, first - start, shown));
     }
-    const kind = key.startsWith("before") ? "before" : key === "input" ? "given" : "";
-    return make("tr", { "data-key": key, class: `${kind} ${start ? "more" : ""}` }, heading, across);
+    const kind = isBefore ? "state-before" : key === "input" ? "input-line" : "";
+    return createElement("tr", { "data-key": key, class: `${kind} ${start ? "continued" : ""}` }, heading, lineCells);
   }
 
-  /** Goes on to other columns of all lines that have so many numbers. */
-  function pager(count, whose, first, shown) {
-    const page = (to, label) => {
-      windows.set(count, to);
-      build();
-      view.changed();
-      const buttons = [...table.querySelectorAll(".pager button")].filter((one) => !one.disabled);
-      (buttons.find((one) => one.ariaLabel === label) ?? buttons.find((one) => one.ariaLabel.endsWith(whose)))?.focus();
+  /** Create the buttons that show other columns, in all lines with the same number of values. */
+  function createPager(count, subject, first, shown) {
+    const showColumns = (newFirst, label) => {
+      firstColumns.set(count, newFirst);
+      render();
+      view.refresh();
+      const enabled = [...table.querySelectorAll(".pager button")].filter((button) => !button.disabled);
+      (enabled.find((button) => button.ariaLabel === label) ?? enabled.find((button) => button.ariaLabel.endsWith(subject)))?.focus();
     };
-    const turn = (name, to, disabled, sign) => make("button", { type: "button", "aria-label": `${name} ${whose}`, disabled,
-      onclick: () => page(to, `${name} ${whose}`) }, sign);
-    return make("span", { class: "pager" },
-      turn("earlier", Math.max(0, first - room), first === 0, "‹"),
+    const createPagerButton = (direction, newFirst, disabled, sign) => createElement("button", { type: "button",
+      "aria-label": `${direction} ${subject}`, disabled, onclick: () => showColumns(newFirst, `${direction} ${subject}`) }, sign);
+    return createElement("span", { class: "pager" },
+      createPagerButton("previous", Math.max(0, first - columns), first === 0, "‹"),
       `${first}–${first + shown - 1} of ${count}`,
-      turn("later", first + room, first + shown >= count, "›"));
+      createPagerButton("next", first + columns, first + shown >= count, "›"));
   }
 
-  /** The arrow keys go from number to number. */
-  function moved(event) {
-    const at = of(event.target);
-    if (!at) return;
+  /** Move the selection with the arrow keys. */
+  function onKeyDown(event) {
+    const current = cellOf(event.target);
+    if (!current) return;
     const order = lines();
-    const own = lineOf(at);
-    const { size } = view.layer.rows.get(at.key);
-    const to = {
-      ArrowLeft: () => [at.key, at.place - 1], ArrowRight: () => [at.key, at.place + 1],
-      ArrowUp: () => beside(-1), ArrowDown: () => beside(1),
-      Home: () => [at.key, 0], End: () => [at.key, size - 1],
+    const line = lineOf(current);
+    const { size } = view.layer.rows.get(current.key);
+    const move = {
+      ArrowLeft: () => [current.key, current.index - 1], ArrowRight: () => [current.key, current.index + 1],
+      ArrowUp: () => inNeighborLine(-1), ArrowDown: () => inNeighborLine(1),
+      Home: () => [current.key, 0], End: () => [current.key, size - 1],
     }[event.key];
-    function beside(way) {
-      const next = order[order.findIndex((one) => one.key === own.key && one.start === own.start) + way];
-      return next ? [next.key, next.start + Math.min(at.place - own.start, next.count - 1)] : [at.key, at.place];
+    function inNeighborLine(direction) {
+      const neighbor = order[order.findIndex((one) => one.key === line.key && one.start === line.start) + direction];
+      return neighbor
+        ? [neighbor.key, neighbor.start + Math.min(current.index - line.start, neighbor.count - 1)]
+        : [current.key, current.index];
     }
-    if (!to || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (!move || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     event.stopPropagation();
-    const [key, place] = to();
-    if (place < 0) return;
-    view.select({ key, place: Math.min(place, view.layer.rows.get(key).size - 1) });
-    focus();
+    const [key, index] = move();
+    if (index < 0) return;
+    view.select({ key, index: Math.min(index, view.layer.rows.get(key).size - 1) });
+    focusSelection();
   }
 
-  /** Have the keyboard on the chosen number. */
-  function focus() {
-    const { key, place } = view.chosen;
-    cells.get(`${key} ${place}`)?.focus({ preventScroll: false });
+  /** Move the keyboard focus to the selected value. */
+  function focusSelection() {
+    const { key, index } = view.selected;
+    cells.get(`${key} ${index}`)?.focus({ preventScroll: false });
   }
 
   function update() {
-    const { layer, k, chosen } = view;
-    if (built !== layer) {
-      windows = new Map();
-      build();
-      built = layer;
+    const { layer, stepIndex, selected, active } = view;
+    if (renderedLayer !== layer) {
+      firstColumns = new Map();
+      render();
+      renderedLayer = layer;
     }
-    if (chosen && chosen !== reached && layer.rows.has(chosen.key)) {
-      if (!cells.has(`${chosen.key} ${chosen.place}`)) {
-        const { start, count } = lineOf(chosen);
-        windows.set(count, Math.floor((chosen.place - start) / room) * room);
-        build();
+    if (selected && selected !== revealedSelection && layer.rows.has(selected.key)) {
+      if (!cells.has(`${selected.key} ${selected.index}`)) {
+        const { start, count } = lineOf(selected);
+        firstColumns.set(count, Math.floor((selected.index - start) / columns) * columns);
+        render();
       }
-      reached = chosen;
+      revealedSelection = selected;
     }
-    const step = layer.steps[k];
+    const step = layer.steps[stepIndex];
     for (const line of body.rows) {
-      const { key } = line.dataset;
-      line.querySelector(".name").textContent = named(view, key, step);
+      line.querySelector(".name").textContent = nameAtStep(view, line.dataset.key, step);
     }
-    const lit = new Map(view.reads.map((one) => [`${one.key} ${one.place}`, one]));
-    const shown = view.shown;
-    for (const [name, cell] of cells) {
+    const highlighted = new Set(view.operands.map(({ key, index }) => `${key} ${index}`));
+    for (const [id, cell] of cells) {
       const { key } = cell.dataset;
-      const place = Number(cell.dataset.place);
-      const value = layer.value(key, k, place);
-      paint(cell, value, layer.scale(key), view.theme);
-      cell.setAttribute("aria-label", `${cell.parentElement.querySelector(".name").textContent}, unit ${place}: ${number(value)}`);
-      cell.classList.toggle("lit", lit.has(name));
-      const is = shown && shown.key === key && shown.place === place;
-      cell.classList.toggle("shown", Boolean(is));
-      const picked = chosen && chosen.key === key && chosen.place === place;
-      cell.setAttribute("aria-selected", picked ? "true" : "false");
-      cell.tabIndex = picked || (!chosen && name === cells.keys().next().value) ? 0 : -1;
+      const index = Number(cell.dataset.index);
+      const value = layer.value(key, stepIndex, index);
+      paintCell(cell, value, layer.colorRange(key), view.theme);
+      const name = cell.parentElement.querySelector(".name").textContent;
+      cell.setAttribute("aria-label", `${name}, unit ${index}: ${formatNumber(value)}`);
+      cell.classList.toggle("highlighted", highlighted.has(id));
+      cell.classList.toggle("active", Boolean(active && active.key === key && active.index === index));
+      const isSelected = selected && selected.key === key && selected.index === index;
+      cell.setAttribute("aria-selected", isSelected ? "true" : "false");
+      cell.tabIndex = isSelected || (!selected && id === cells.keys().next().value) ? 0 : -1;
     }
   }
 
-  const watched = new ResizeObserver(fit);
-  watched.observe(element);
-  return { element, update, focus, close: () => watched.disconnect() };
+  const resizeObserver = new ResizeObserver(fitColumns);
+  resizeObserver.observe(element);
+  return { element, update, focusSelection, close: () => resizeObserver.disconnect() };
 }
 
-/** A quantity with its time step: a state before the step has the one of the step that it comes from. */
-export function named(view, key, step) {
+/** Return the name of a quantity with its time step. A state before the step has that of the step it comes from. */
+export function nameAtStep(view, key, step) {
   if (!key.startsWith("before")) {
-    const twice = key === "input" && view.layer.rows.has("quantity x"); // where the step gives x another value
-    return `${twice ? "given " : ""}${called(key)}${index(step)}`;
+    const isReassigned = key === "input" && view.layer.rows.has("quantity x"); // then there are two quantities x
+    return `${isReassigned ? "input " : ""}${nameOf(key)}${subscript(step)}`;
   }
-  const source = view.layer.previous(step);
-  return source < 0 || source >= view.data.length ? `initial ${called(key)}` : `${called(key)}${index(source)}`;
+  const source = view.layer.previousStep(step);
+  return source < 0 || source >= view.data.length ? `initial ${nameOf(key)}` : `${nameOf(key)}${subscript(source)}`;
 }
 
-/** A number as text on its colour. */
-export function paint(cell, value, most, theme) {
-  const shade = colour(value, most, theme);
-  cell.style.background = `rgb(${shade})`;
-  cell.style.color = ink(shade);
-  cell.textContent = number(value);
+/** Write a value into a cell with its color as background. */
+export function paintCell(cell, value, range, theme) {
+  const color = valueColor(value, range, theme);
+  cell.style.background = `rgb(${color})`;
+  cell.style.color = textColor(color);
+  cell.textContent = formatNumber(value);
 }
 
-/** {element, update}: the arithmetic behind the number that is pointed at or chosen. */
-export function explanation(view, focus) {
-  const heading = make("h3");
-  const words = make("small", { class: "words" });
-  const text = make("p", { class: "arithmetic" });
-  const made = make("ul", { class: "made" });
-  const element = make("div", { class: "explanation", tabindex: -1, role: "region", "aria-label": "where a number comes from" },
-    make("div", { class: "head" }, heading, words), text, made);
-  const spoken = make("p", { class: "spoken", "aria-live": "polite" });
-  element.append(spoken);
+/** Create the panel with the arithmetic behind the active value. Returns {element, update}. */
+export function createExplanation(view, focusGrid) {
+  const heading = createElement("h3");
+  const description = createElement("small", { class: "description" });
+  const arithmetic = createElement("p", { class: "arithmetic" });
+  const operands = createElement("ul", { class: "operands" });
+  const element = createElement("div", { class: "explanation", tabindex: -1, role: "region", "aria-label": "how a value was computed" },
+    createElement("div", { class: "head" }, heading, description), arithmetic, operands);
+  const liveRegion = createElement("p", { class: "live-region", "aria-live": "polite" });
+  element.append(liveRegion);
 
   function update() {
-    const reached = made.matches(":focus-within"); // by the keyboard, which is to stay here
-    write();
-    if (reached) element.focus({ preventScroll: true });
+    const hadFocus = operands.matches(":focus-within"); // its buttons are replaced
+    render();
+    if (hadFocus) element.focus({ preventScroll: true });
   }
 
-  function write() {
-    const { shown, layer, k } = view;
-    element.classList.toggle("chosen", Boolean(view.chosen));
-    if (!shown) {
-      heading.textContent = "Where does a number come from?";
-      text.textContent = "Point at a number, or go to it with the keys: what it is made of lights up.";
-      made.replaceChildren();
-      words.textContent = "";
+  function render() {
+    const { active, layer, stepIndex, explanation } = view;
+    element.classList.toggle("pinned", Boolean(view.selected));
+    if (!active) {
+      heading.textContent = "How was a number computed?";
+      arithmetic.textContent = "Hover over a number, or use the arrow keys, to see how it was computed.";
+      operands.replaceChildren();
+      description.textContent = "";
       return;
     }
-    const step = layer.steps[k];
-    heading.replaceChildren(`${title(view, shown, step)} = ${number(layer.value(shown.key, k, shown.place))}`);
-    words.textContent = shown.key.startsWith("before") ? "" : layer.rows.get(shown.key)?.words ?? "";
-    const found = view.explained;
-    text.textContent = found.text;
-    made.replaceChildren(...found.made.slice(0, 24).map((one) => chip(one, step)));
-    if (found.from) made.prepend(origin(found.from));
-    if (found.made.length > 24) made.append(make("li", {}, `and ${found.made.length - 24} more`));
-    if (view.chosen === shown) spoken.textContent = `${heading.textContent}. ${found.text}`;
+    const step = layer.steps[stepIndex];
+    heading.replaceChildren(`${elementName(view, active, step)} = ${formatNumber(layer.value(active.key, stepIndex, active.index))}`);
+    description.textContent = active.key.startsWith("before") ? "" : layer.rows.get(active.key)?.description ?? "";
+    arithmetic.textContent = explanation.text;
+    operands.replaceChildren(...explanation.operands.slice(0, MAX_OPERANDS).map((operand) => createOperand(operand, step)));
+    if (explanation.origin) operands.prepend(createOriginLink(explanation.origin));
+    const hidden = explanation.operands.length - MAX_OPERANDS;
+    if (hidden > 0) operands.append(createElement("li", {}, `and ${hidden} more`));
+    if (view.selected === active) liveRegion.textContent = `${heading.textContent}. ${explanation.text}`;
   }
 
-  function chip(one, step) {
-    const value = number(view.layer.value(one.key, view.k, one.place));
-    const label = `${title(view, one, step)} = ${value}`;
-    const weight = one.key.startsWith("parameter");
-    const go = () => {
-      view.follow(one);
-      if (weight) element.focus();
-      else focus();
+  function createOperand(operand, step) {
+    const value = formatNumber(view.layer.value(operand.key, view.stepIndex, operand.index));
+    const isParameter = operand.key.startsWith("parameter");
+    const onclick = () => {
+      view.follow(operand);
+      if (isParameter) element.focus();
+      else focusGrid();
     };
-    return make("li", { class: weight ? "weight" : null }, make("button", { type: "button", onclick: go }, label));
+    return createElement("li", { class: isParameter ? "parameter" : null },
+      createElement("button", { type: "button", onclick }, `${elementName(view, operand, step)} = ${value}`));
   }
 
-  /** The number of another step or layer that this one is. */
-  function origin({ layer, k, key, place }) {
-    const step = layer.steps[k];
-    const other = layer === view.layer ? `step ${step}` : layerName(view, layer);
-    const go = () => {
-      view.open(view.layers.indexOf(layer), k, { key, place });
-      focus();
+  /** Create the button that goes to the same value in another step or layer. */
+  function createOriginLink({ layer, stepIndex, key, index }) {
+    const step = layer.steps[stepIndex];
+    const place = layer === view.layer ? `step ${step}` : layerName(view, layer);
+    const onclick = () => {
+      view.openLayer(view.layers.indexOf(layer), stepIndex, { key, index });
+      focusGrid();
     };
-    return make("li", {}, make("button", { type: "button", class: "origin", onclick: go },
-      `go to ${title(view, { key, place }, step, layer)} = ${number(layer.value(key, k, place))} of ${other}`));
+    const name = elementName(view, { key, index }, step, layer);
+    return createElement("li", {}, createElement("button", { type: "button", class: "origin", onclick },
+      `go to ${name} = ${formatNumber(layer.value(key, stepIndex, index))} in ${place}`));
   }
 
   return { element, update };
 }
 
-function title(view, { key, place }, step, layer = view.layer) {
-  const weight = layer.weights.get(key);
-  const { shape } = weight ?? layer.rows.get(key);
-  return `${weight ? called(key) : named(view, key, step)}[${shape?.length > 1 ? places(shape, place) : place}]`;
+function elementName(view, { key, index }, step, layer = view.layer) {
+  const parameter = layer.parametersByKey.get(key);
+  const { shape } = parameter ?? layer.rows.get(key);
+  const name = parameter ? nameOf(key) : nameAtStep(view, key, step);
+  return `${name}[${shape?.length > 1 ? formatIndex(shape, index) : index}]`;
 }
 
-/** What stands behind a number: {text, made}, and {from} where it is a number of another step or layer. */
-export function behind(view, { key, place }) {
-  const { layer, k, data } = view;
-  if (key.startsWith("quantity")) return computed(view, layer, k, called(key), place);
-  const step = layer.steps[k];
+/** Explain a value of the current step: {text, operands}, with {origin} if it comes from another step or layer. */
+export function explainValue(view, { key, index }) {
+  const { layer, stepIndex, data } = view;
+  if (key.startsWith("quantity")) return explainQuantity(view, layer, stepIndex, nameOf(key), index);
+  const step = layer.steps[stepIndex];
   if (key.startsWith("before")) {
-    const source = layer.previous(step);
-    const name = called(key);
+    const source = layer.previousStep(step);
+    const name = nameOf(key);
     if (source >= 0 && source < data.length) {
-      if (!layer.place.has(source)) return { text: `${name} as step ${source} left it. That step is not on this page.`, made: [] };
-      return passed(view, { layer, k: layer.place.get(source), key: `quantity ${name}`, place }, `As step ${source} left it`);
+      if (!layer.stepIndices.has(source)) return { text: `${name} from step ${source}, which is not on this page.`, operands: [] };
+      const origin = { layer, stepIndex: layer.stepIndices.get(source), key: `quantity ${name}`, index };
+      return explainOrigin(view, origin, `From step ${source}`);
     }
   }
-  const below = key === "input" && beneath(view, step, place);
-  if (below) {
-    const where = `The output of ${layerName(view, below.layer)}${data.dropout ? ", after dropout" : ""}`;
-    return passed(view, below, where);
-  }
-  return { text: given(layer, k, key, data), made: [] };
+  const origin = key === "input" && findInLayerBelow(view, step, index);
+  if (origin) return explainOrigin(view, origin, `Output of ${layerName(view, origin.layer)}${data.dropout ? ", after dropout" : ""}`);
+  return { text: describeSource(layer, stepIndex, key, data), operands: [] };
 }
 
-/** How a number of any layer and step is made. */
-function computed(view, layer, k, name, place) {
-  const found = explain(layer, k, name, place);
-  if (!found.missing) return found;
-  const text = "Not all that this number is made of is on this page; in Python: "
-    + `trace.layers[${view.layers.indexOf(layer)}].explain("${name}", ${layer.steps[k]}, ${place}`
+/** Explain a quantity of any layer and step. If the page lacks values for it, say how to get them in Python. */
+function explainQuantity(view, layer, stepIndex, name, index) {
+  const explanation = explain(layer, stepIndex, name, index);
+  if (!explanation.missing) return explanation;
+  const text = "Some values behind this number are not on this page. In Python, use "
+    + `trace.layers[${view.layers.indexOf(layer)}].explain("${name}", ${layer.steps[stepIndex]}, ${index}`
     + `${view.data.row ? `, ${view.data.row}` : ""})`;
-  return { text, made: found.made.filter((one) => layer.value(one.key, k, one.place) !== undefined) };
+  return { text, operands: explanation.operands.filter((one) => layer.value(one.key, stepIndex, one.index) !== undefined) };
 }
 
-/** What a number is that comes from elsewhere, with the arithmetic that made it there. */
-function passed(view, from, words) {
-  return { text: `${words}: ${computed(view, from.layer, from.k, called(from.key), from.place).text}`, made: [], from };
+/** Explain a value that comes from another step or layer, with the arithmetic there. */
+function explainOrigin(view, origin, prefix) {
+  const { text } = explainQuantity(view, origin.layer, origin.stepIndex, nameOf(origin.key), origin.index);
+  return { text: `${prefix}: ${text}`, operands: [], origin };
 }
 
-/** The number of a layer below that an input of a layer is; outputs of two directions stand one after the other. */
-function beneath(view, step, place) {
-  let at = place;
+/** Find the output of the layer below that is an input of this layer. Its two directions are concatenated. */
+function findInLayerBelow(view, step, inputIndex) {
+  let index = inputIndex;
   for (const layer of view.layers.filter((one) => one.layer === view.layer.layer - 1)) {
     const key = `quantity ${layer.states[0]}`;
     const { size } = layer.rows.get(key);
-    if (at < size) return layer.place.has(step) ? { layer, k: layer.place.get(step), key, place: at } : null;
-    at -= size;
+    if (index < size) return layer.stepIndices.has(step) ? { layer, stepIndex: layer.stepIndices.get(step), key, index } : null;
+    index -= size;
   }
   return null;
 }
 
-/** A layer in words. */
-export function layerName(view, layer) {
-  const both = view.layers.some((one) => one.backward);
-  return `layer ${layer.layer}${both ? `, ${layer.direction}` : ""}`;
+function layerName(view, layer) {
+  const isBidirectional = view.layers.some((one) => one.backward);
+  return `layer ${layer.layer}${isBidirectional ? `, ${layer.direction}` : ""}`;
 }

@@ -1,4 +1,4 @@
-"""The view of a trace as a widget, for notebooks of any kind."""
+"""The view of a trace as a notebook widget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from unrolled.page import assets
 
 
 class TraceView(anywidget.AnyWidget):
-    """Shows the contents of a page, which :func:`unrolled.page.contents.contents` makes, as JSON."""
+    """A widget that shows a trace.
+
+    Attributes:
+        contents: The data of the page as JSON; see :func:`unrolled.page.contents.page_data`.
+    """
 
     _esm = (
         assets.script()

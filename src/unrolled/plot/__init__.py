@@ -1,10 +1,12 @@
-"""Pictures of a trace: the layer through time, its weights, its quantities, states and gradients.
+"""Plots of a trace with matplotlib: gates, states and gradients over time, the unrolled layer, its weights.
 
-Every function takes a :class:`unrolled.Trace` (its lowest layer, forward) or one of its layers, draws with
-matplotlib, on an Axes of yours or in a new figure, and returns the Axes; ``trace.plot("gates")`` is
-``plot.gates(trace)``. pyplot is left alone: no figure is registered, no setting changed.
-``plot.gates(trace).figure``, last in a notebook's cell, shows it; its ``savefig("gates.svg", dpi=300)``
-writes it, the heat maps in it sharp enough for print.
+Each function takes a :class:`unrolled.Trace` or one of its layers and returns the matplotlib ``Axes``. For a
+trace, it draws layer 0, forward direction. Pass ``ax`` to draw on an existing ``Axes``; the default is a new
+figure. ``trace.plot("gates")`` is the same as ``plot.gates(trace)``.
+
+The functions don't use pyplot: they register no figure and change no setting. To show a plot in a notebook,
+end a cell with ``plot.gates(trace).figure``. To save it, call ``figure.savefig("gates.svg", dpi=300)``; the
+resolution applies to the heat maps.
 """
 
 from __future__ import annotations
@@ -13,17 +15,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+try:
+    from matplotlib.axes import Axes
+except ImportError as error:
+    raise ImportError("unrolled.plot needs matplotlib: pip install matplotlib") from error
+
 from unrolled.plot.curves import gates, gradient, states
 from unrolled.plot.diagrams import layer, unrolled
 from unrolled.plot.figures import NAN_COLOR, Picture
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
-
-try:
-    from matplotlib.axes import Axes
-except ImportError as error:
-    raise ImportError("pictures need matplotlib: pip install matplotlib") from error
-
 
 __all__ = ["NAN_COLOR", "Picture", "draw", "gates", "gradient", "layer", "states", "unrolled"]
 
@@ -37,17 +38,24 @@ _KINDS: dict[str, Callable[..., Axes]] = {
 
 
 def draw(trace: Trace | LayerTrace, kind: str, /, **options: Any) -> Axes:
-    """The picture of this kind: the function of this module that has its name.
+    """Draw a plot of the given kind.
+
+    Args:
+        trace: A trace or one of its layers.
+        kind: ``"gates"``, ``"states"``, ``"gradient"``, ``"unrolled"`` or ``"layer"``.
+        options: Arguments of the function with this name.
 
     Raises:
-        ValueError: there is no such kind.
-        TypeError: that kind has no such option.
+        ValueError: If there is no such kind.
+        TypeError: If this kind has no such option.
     """
-    picture = _KINDS.get(kind) if isinstance(kind, str) else None
-    if picture is None:
-        raise ValueError(f"the kind of a picture should be one of {', '.join(_KINDS)}, got {kind!r}")
-    known = [*inspect.signature(picture).parameters][1:]
+    function = _KINDS.get(kind) if isinstance(kind, str) else None
+    if function is None:
+        raise ValueError(f"kind should be one of {', '.join(_KINDS)}, got {kind!r}")
+    known_options = [*inspect.signature(function).parameters][1:]
     for option in options:
-        if option not in known:
-            raise TypeError(f"a picture of {kind} has no option {option!r}: it has {', '.join(known)}")
-    return picture(trace, **options)
+        if option not in known_options:
+            raise TypeError(
+                f"the plot {kind!r} has no option {option!r}; its options are {', '.join(known_options)}"
+            )
+    return function(trace, **options)

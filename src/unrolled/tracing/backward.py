@@ -1,4 +1,4 @@
-"""The gradient through time of a traced layer: ∂loss/∂quantity at every step, and the weights behind it."""
+"""The gradient of a loss with respect to every quantity of a traced layer, at every time step."""
 
 from __future__ import annotations
 
@@ -17,159 +17,162 @@ from unrolled.engines import reference
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
-from unrolled.tracing.random_state import cuda_devices, drawing_from
+from unrolled.tracing.random_state import cuda_devices, replay_random_state
 from unrolled.tracing.step_recorder import StepRecorder
 
 Loss = Callable[..., Tensor]
 
 
-def through_time(
+def gradients_through_time(
     recurrent: Recurrent,
     cells: Sequence[Cell],
-    starts: Sequence[tuple[Tensor, ...]],
+    initial_states: Sequence[tuple[Tensor, ...]],
     call: tuple[Any, Any],
     random_state: list[Tensor],
     loss: Loss | Tensor,
-    drop: Callable[[Tensor, float], Tensor] = dropout,
+    dropout_function: Callable[[Tensor, float], Tensor] = dropout,
 ) -> list[dict[str, Tensor]]:
-    """Run a layer again, and its backward: ``∂loss/∂quantity`` of every layer and direction.
+    """Run the forward and backward pass of a layer and return ``∂loss/∂quantity`` for every quantity.
 
     Args:
-        recurrent: the layer, in the mode in which it is to run.
-        cells: of every layer and direction, bound to the parameters that count.
-        starts: the initial states of each of them, ``(batch, size)`` in the order of the engines' rows.
-        call: the input and state that the layer was given.
-        random_state: from which dropout between layers is drawn.
-        loss: as :meth:`unrolled.Trace.backward` takes it.
-        drop: the dropout between layers.
+        recurrent: The layer, in the mode in which to run it.
+        cells: The cell of each layer and direction, with its parameters.
+        initial_states: The initial states of each cell, ``(batch, size)``, with the rows in the engine's
+            order.
+        call: Input and initial state of the layer.
+        random_state: Random state from which to draw the dropout between layers.
+        loss: See :meth:`unrolled.Trace.backward`.
+        dropout_function: The dropout between layers.
 
     Returns:
-        For each cell, by the name of the quantity, ``(time, batch, size)``; zeros where the loss doesn't
-        depend on it.
+        For each cell, the gradients by the name of the quantity, ``(time, batch, size)``. They are zero where
+        the loss doesn't depend on the quantity.
     """
     recorders: list[StepRecorder] = []
-    turned: list[tuple[SequenceBatch, bool]] = []
+    layouts: list[tuple[SequenceBatch, bool]] = []
     with differentiating(random_state, cuda_devices(call[0])):
         x, state = (map_tensors(part, lambda tensor: tensor.detach().clone()) for part in call)
         x = map_tensors(x, lambda tensor: tensor.requires_grad_())
-        steps = SequenceBatch.of(x, recurrent.batch_first, type(recurrent).__name__)
+        sequence = SequenceBatch.from_input(x, recurrent.batch_first, type(recurrent).__name__)
 
-        def run(_: list[Cell], rows: Tensor, __: Any, sizes: Any) -> Any:
+        def run(_: list[Cell], steps: Tensor, __: Any, sizes: Any) -> Any:
             results = []
             for reverse in (False, True)[: 1 + recurrent.bidirectional]:
-                which = len(recorders)
-                # copies, since nothing of a trace made in inference mode can be differentiated
-                copies = {name: getattr(cells[which], name).clone() for name in cells[which].shapes()}
-                recorder = StepRecorder(cells[which].bind(copies), keep=lambda tensor: tensor)
-                start = tuple(part.detach().clone().requires_grad_() for part in starts[which])
+                index = len(recorders)
+                # Copies, since tensors created in inference mode can't be differentiated.
+                parameters = {name: getattr(cells[index], name).clone() for name in cells[index].shapes()}
+                recorder = StepRecorder(cells[index].bind(parameters), keep=lambda tensor: tensor)
+                start = tuple(part.detach().clone().requires_grad_() for part in initial_states[index])
                 recorders.append(recorder)
-                turned.append((steps, reverse))
-                results.append(reference.run(recorder.cell, rows, start, sizes, reverse))
+                layouts.append((sequence, reverse))
+                results.append(reference.run(recorder.cell, steps, start, sizes, reverse))
             return results
 
-        value = _value(loss, *recurrent.unroll(x, state, run, drop))
-        named = [kept for recorder in recorders for kept in recorder.kept]
-        reached = [tensor for kept in named for tensor in kept.values() if tensor.requires_grad]
-        slopes = torch.autograd.grad(value, reached, allow_unused=True)
-        if all(slope is None for slope in slopes):
-            raise ValueError(
-                "the loss should give one number that depends on the output, got one that doesn't"
-            )
-        gradients = dict(zip(map(id, reached), slopes, strict=True))
-    found = []
-    for recorder, (steps, reverse) in zip(recorders, turned, strict=True):
-        for kept in recorder.kept:
-            for name, tensor in kept.items():
-                gradient = gradients.get(id(tensor))
-                kept[name] = torch.zeros_like(tensor) if gradient is None else gradient.detach()
-        found.append(recorder.values(steps, reverse))
-    return found
+        value = _evaluate(loss, *recurrent.unroll(x, state, run, dropout_function))
+        all_steps = [step for recorder in recorders for step in recorder.recorded]
+        inputs = [tensor for step in all_steps for tensor in step.values() if tensor.requires_grad]
+        gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise ValueError("the loss must depend on the layer's output, but it doesn't")
+        by_id = dict(zip(map(id, inputs), gradients, strict=True))
+    results = []
+    for recorder, (sequence, reverse) in zip(recorders, layouts, strict=True):
+        for step in recorder.recorded:
+            for name, tensor in step.items():
+                gradient = by_id.get(id(tensor))
+                step[name] = torch.zeros_like(tensor) if gradient is None else gradient.detach()
+        results.append(recorder.stacked(sequence, reverse))
+    return results
 
 
 @contextmanager
 def differentiating(random_state: list[Tensor], devices: list[torch.device]) -> Iterator[None]:
-    """Record gradients, whatever the caller does, and draw from this random state."""
-    with torch.inference_mode(False), torch.enable_grad(), drawing_from(random_state, devices):
+    """Enable gradients regardless of the caller's mode, and replay a captured random state."""
+    with torch.inference_mode(False), torch.enable_grad(), replay_random_state(random_state, devices):
         yield
 
 
-def _value(loss: Loss | Tensor, output: Tensor | PackedSequence, state: Any) -> Tensor:
-    """The loss of an output, checked."""
+def _evaluate(loss: Loss | Tensor, output: Tensor | PackedSequence, state: Any) -> Tensor:
+    """Compute the loss and check that it is a real scalar with a gradient."""
     if isinstance(loss, Tensor):
         data = output.data if isinstance(output, PackedSequence) else output
         if loss.shape != data.shape:
-            given = f"a tensor of the shape {tuple(loss.shape)}"
+            hint = ""
             if loss.numel() == 1:
-                given += ": for a loss that is computed already, record(model, gradients=True)"
+                hint = ". For a loss that is already computed, use record(model, gradients=True)"
             raise ValueError(
-                "backward takes a function of the output, such as lambda output: output.square().mean(), or "
-                f"a target of the output's shape {tuple(data.shape)}, got {given}"
+                "backward expects a function of the output, such as lambda output: output.square().mean(), "
+                f"or a target with the output's shape {tuple(data.shape)}, but got a tensor of shape "
+                f"{tuple(loss.shape)}{hint}"
             )
         if loss.is_complex() and not data.is_complex():
-            raise ValueError("the target should be of real numbers as the output is, got complex ones")
+            raise ValueError("the target must be real, because the output is, but it is complex")
         difference = data - loss.detach().to(data)
         return (difference.abs() if difference.is_complex() else difference).square().mean()
     if not callable(loss):
         raise TypeError(
-            f"the loss should be a function of the output or a tensor, the target, got {type(loss).__name__}"
+            f"the loss must be a function of the output or a target tensor, got {type(loss).__name__}"
         )
-    state = map_tensors(state, Tensor.clone)  # a loss may change it in place, and it is that of the last step
-    value = loss(output, state) if _takes_two(loss) else loss(output)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad or value.is_complex():
-        got = type(value).__name__
-        if isinstance(value, Tensor):
-            got = "a complex one" if value.is_complex() else "one that doesn't"
-            got = got if value.numel() == 1 else f"a tensor of shape {tuple(value.shape)}"
-        raise ValueError(f"the loss should give one number that depends on the output, got {got}")
+    # The final state is part of the last step, which a loss that works in place would change.
+    state = map_tensors(state, Tensor.clone)
+    value = loss(output, state) if _takes_state(loss) else loss(output)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the loss must return a scalar tensor, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(f"the loss must return a scalar tensor, got one of shape {tuple(value.shape)}")
+    if value.is_complex():
+        raise ValueError("the loss must return a real number, got a complex one")
+    if not value.requires_grad:
+        raise ValueError("the loss must depend on the layer's output, but it doesn't")
     return value.sum()
 
 
-def _takes_two(loss: Loss) -> bool:
-    """Whether a function has two arguments that must be given: output and final state.
+def _takes_state(loss: Loss) -> bool:
+    """Whether a function has two required arguments: output and final state.
 
     Raises:
-        TypeError: it takes more or none; one is called a target, as those of torch's losses are.
+        TypeError: If it requires more or takes none, or if one is called ``target``, as in torch's losses.
     """
     try:
-        called = loss.forward if isinstance(loss, nn.Module) else loss
-        arguments = inspect.signature(called).parameters.values()
-    except (TypeError, ValueError):  # of functions in C
+        function = loss.forward if isinstance(loss, nn.Module) else loss
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function in C
         return False
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [one for one in arguments if one.kind in places]
-    needed = [one.name for one in taken if one.default is one.empty]
-    if "target" in needed:
+    positional_kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [one for one in parameters if one.kind in positional_kinds]
+    required = [one.name for one in positional if one.default is one.empty]
+    if "target" in required:
         raise TypeError(
-            "the loss should be a function of the output, or of output and final state, and this one takes a "
-            "target: give lambda output: loss(output, target)"
+            "the loss must be a function of the output, or of output and final state, but this one takes a "
+            "target: use lambda output: loss(output, target)"
         )
-    if len(needed) > 2 or not (taken or any(one.kind is one.VAR_POSITIONAL for one in arguments)):
+    if len(required) > 2 or not (positional or any(one.kind is one.VAR_POSITIONAL for one in parameters)):
         raise TypeError(
-            "the loss should be a function of the output, or of output and final state, and this one takes "
-            f"{len(needed) or 'no'} arguments"
+            "the loss must be a function of the output, or of output and final state, but this one takes "
+            f"{len(required) or 'no'} arguments"
         )
-    return len(needed) == 2
+    return len(required) == 2
 
 
-def loss_from_gradients(output: Any, state: Any) -> Loss:
-    """The loss whose gradient with respect to output and final state is what is given; None counts as zero.
+def loss_from_gradients(output_gradient: Any, state_gradient: Any) -> Loss:
+    """Return a loss that has the given gradients with respect to output and final state.
 
     Args:
-        output: as the output of the layer, or None.
-        state: as the final state of the layer, any of its tensors None.
+        output_gradient: Gradient of the layer's output; None for zero.
+        state_gradient: Gradients of the final state. Each tensor, or all of it, can be None for zero.
     """
-    given = [*_parts(output), *_parts(state)]
+    gradients = [*_as_list(output_gradient), *_as_list(state_gradient)]
 
     def loss(output: Any, state: Any) -> Tensor:
-        made = tensors((output, state))
-        pairs = [(a, b) for a, b in zip(made, given, strict=True) if b is not None]
-        products = [(a * b.to(a).conj()).sum() for a, b in pairs] or [made[0].sum() * 0]
+        results = tensors((output, state))
+        pairs = [(a, b) for a, b in zip(results, gradients, strict=True) if b is not None]
+        products = [(a * b.to(a).conj()).sum() for a, b in pairs] or [results[0].sum() * 0]
         return torch.stack([one.real if one.is_complex() else one for one in products]).sum()
 
     return loss
 
 
-def _parts(value: Any) -> list[Tensor | None]:
+def _as_list(value: Any) -> list[Tensor | None]:
     if isinstance(value, PackedSequence):
         return [value.data]
     return list(value) if isinstance(value, (tuple, list)) else [value]

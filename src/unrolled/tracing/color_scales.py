@@ -1,4 +1,4 @@
-"""Which numbers share a color scale."""
+"""Which quantities of a trace share a color scale."""
 
 from __future__ import annotations
 
@@ -8,70 +8,77 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from unrolled.tracing.colors import Scale
+from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
 
-_APART = 2.5  # times the median: what is larger would leave the others pale
+_OUTLIER = 2.5  # times the median: on a scale for larger numbers, all other quantities would look pale
 
 
-def ranges(parts: Iterable[LayerTrace], length: int, batch: int = 0) -> tuple[float, dict[str, float]]:
-    """How far the scale that quantities share reaches, and the scales of those that have one of their own.
+def color_ranges(parts: Iterable[LayerTrace], length: int, batch: int = 0) -> tuple[float, dict[str, float]]:
+    """Compute the largest magnitude of the shared color scale, and of the quantities with their own scale.
 
-    They are those that would leave the others pale: the ones whose largest magnitude is more than 2.5 times
-    the median one, and the ones that have more numbers than the layer has units, such as sums for several
-    gates.
+    A quantity gets its own scale in two cases, because it would make the others look pale:
+
+    * its largest magnitude is over 2.5 times the median of all quantities, or
+    * it has more features than the layer has units, such as the pre-activations of all gates together.
 
     Args:
-        parts: layers of one cell.
-        length: of the row.
-        batch: the row.
+        parts: Traces of layers with the same cell.
+        length: Sequence length of the row.
+        batch: The row of the batch.
+
+    Returns:
+        The largest magnitude of the quantities that share a scale, and that of each other quantity by name.
     """
-    most: dict[str, float] = {}
+    magnitudes: dict[str, float] = {}
     wide = set[str]()
     for part in parts:
         units = max(part.cell.hidden, *part.cell.state_sizes().values())
         for name, values in part.values.items():
-            most[name] = max(most.get(name, 0.0), Scale.of([values[:length, batch]]).largest)
+            largest = ColorScale.of([values[:length, batch]]).largest
+            magnitudes[name] = max(magnitudes.get(name, 0.0), largest)
             if values.shape[2:].numel() > units:
                 wide.add(name)
-    alike = {name: size for name, size in most.items() if name not in wide and size > 0}
-    middle = statistics.median_low(alike.values()) if alike else 0.0
-    own = {name: size for name, size in most.items() if name in wide or size > _APART * middle > 0}
-    return max((size for name, size in most.items() if name not in own), default=0.0), own
+    narrow = {name: size for name, size in magnitudes.items() if name not in wide and size > 0}
+    median = statistics.median_low(narrow.values()) if narrow else 0.0
+    own = {name: size for name, size in magnitudes.items() if name in wide or size > _OUTLIER * median > 0}
+    return max((size for name, size in magnitudes.items() if name not in own), default=0.0), own
 
 
 @dataclass(frozen=True)
-class Scales:
-    """The scales of a whole trace: its parameters, its input, and all else that its steps compute.
+class ColorScales:
+    """The color scales for a whole trace: parameters, input and computed quantities.
 
     Attributes:
-        quantities: what those share that have none of their own.
-        own: of the others, by their names; see :func:`ranges`.
+        parameters: Scale of all parameters.
+        input: Scale of the input.
+        quantities: Scale shared by all quantities that don't have their own.
+        own: Scales of the other quantities, by name. See :func:`color_ranges`.
     """
 
-    parameters: Scale
-    input: Scale
-    quantities: Scale
-    own: Mapping[str, Scale]
+    parameters: ColorScale
+    input: ColorScale
+    quantities: ColorScale
+    own: Mapping[str, ColorScale]
 
     @classmethod
-    def on(cls, console: Console, trace: Trace) -> Scales | None:
-        """Those of the first row of a trace; None on a console without colours, or of fewer than 256."""
+    def for_console(cls, console: Console, trace: Trace) -> ColorScales | None:
+        """Return the scales for the first row of a trace; None if the console has fewer than 256 colors."""
         if console.color_system not in ("truecolor", "256") or console.no_color:
             return None
         coarse = console.color_system == "256"
         length = int(trace.layers[0].lengths[0])
-        shared, own = ranges(trace.layers, length)
+        shared, own = color_ranges(trace.layers, length)
         return cls(
-            Scale.of(trace.recurrent.parameters(), coarse),
-            Scale.of([trace.layers[0].input[:length, 0]], coarse),
-            Scale(shared, coarse),
-            {name: Scale(size, coarse) for name, size in own.items()},
+            ColorScale.of(trace.recurrent.parameters(), coarse),
+            ColorScale.of([trace.layers[0].input[:length, 0]], coarse),
+            ColorScale(shared, coarse),
+            {name: ColorScale(size, coarse) for name, size in own.items()},
         )
 
-    def of_quantity(self, part: LayerTrace, name: str) -> Scale:
-        """The scale of a quantity; an upper layer reads what the one below computes."""
+    def of_quantity(self, part: LayerTrace, name: str) -> ColorScale:
+        """Return the scale of a quantity. An upper layer's input is computed, so it has no input scale."""
         if part.layer == 0 and name == "x" and name not in part.values:
             return self.input
         return self.own.get(name, self.quantities)

@@ -1,4 +1,4 @@
-"""Access to the pictures and the page of a trace, which are packages on top of this one."""
+"""Access to the plots and the HTML page of a trace. Their packages import this one, so they register here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _loaders: dict[str, Callable[[], ModuleType]] = {}
 
 
 def register(kind: str, load: Callable[[], ModuleType]) -> None:
-    """Set how the package for one kind of display is imported; called once, by ``unrolled/__init__.py``.
+    """Set how the package for one kind of display is imported. Called once, by ``unrolled/__init__.py``.
 
     Args:
         kind: ``"plot"`` or ``"page"``.

@@ -1,4 +1,4 @@
-"""How well a layer does in one training call: its quantities, states and gradients in a few figures."""
+"""Health statistics of a layer in one training call: its quantities, states and gradients."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors
 from unrolled.tracing.backward import differentiating, loss_from_gradients
 from unrolled.tracing.gradient_flow import spectral_radii
-from unrolled.tracing.hooks import LayerCall, agree
-from unrolled.tracing.provenance import Recording
+from unrolled.tracing.hooks import LayerCall, results_match
+from unrolled.tracing.provenance import CallRecorder
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.selection import BatchRows
-from unrolled.tracing.step_recorder import names_per_row, run_with_names
-from unrolled.tracing.trace import DIRECTIONS, traced
+from unrolled.tracing.step_recorder import batched_names, run_with_locals
+from unrolled.tracing.trace import DIRECTIONS, run_traced
 
-FLAT = 0.05  # a function is saturated where its slope is less than this share of its steepest one
-_LONGEST = 4000  # steps of all rows that run again, where one row has fewer
-_SQUASHING = {  # functions of one tensor that never fall, and of which some parts are flat
+FLAT_SLOPE = 0.05  # a function is saturated where its slope is below this fraction of its maximum
+_MAX_STEPS = 4000  # maximum number of steps to rerun, all rows together; at least one row always runs
+_SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
     "sigmoid", "special_expit", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "clamp", "clip", "clamp_min", "clamp_max",
 }  # fmt: skip
 
-Figures = dict[str, Any]
+HealthRecord = dict[str, Any]
 FIELDS = (
     "call", "module", "layer", "direction", "quantity", "mean", "std", "function", "saturated", "dead",
     "norm_first", "norm_last", "norm_growth", "gradient_first", "gradient_last", "gradient_growth", "radius",
@@ -37,14 +37,18 @@ FIELDS = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """What is known of a layer in one direction.
+class _LayerData:
+    """The values and gradients of a layer in one direction, from which its statistics are computed.
 
     Attributes:
-        values: of each quantity ``(steps of all rows, …)``.
-        functions: of the quantities that a known function made, it and its name.
-        states, gradients: of each state ``(time, batch, size)``, zeros past the end of a row.
-        lengths: the steps of each row.
+        cell: The cell with its parameters.
+        layer: Index of the layer.
+        reverse: Whether it is the backward direction.
+        values: Each quantity by name, ``(steps of all rows, …)``.
+        functions: For each quantity that a saturating function computed, the function's name and the
+            function.
+        states, gradients: Each state and its gradient by name, ``(time, batch, size)``, zero padded.
+        lengths: Sequence length of each row.
     """
 
     cell: Cell
@@ -57,216 +61,268 @@ class _Part:
     lengths: Tensor
 
 
-def examine(
-    seen: LayerCall,
-    output: Tensor | None,
-    states: list[Tensor | None],
+def compute_health(
+    call: LayerCall,
+    output_gradient: Tensor | None,
+    state_gradients: list[Tensor | None],
     rows: int,
-    differs: Callable[[], None],
-) -> list[Figures]:
-    """The figures of a call that a backward has reached: what :class:`unrolled.Watch` records.
+    warn_mismatch: Callable[[], None],
+) -> list[HealthRecord]:
+    """Compute the statistics that :class:`unrolled.Watch` records, after a backward pass reached a call.
 
     Args:
-        seen: the call.
-        output: the gradient of its output.
-        states: the gradients of its final states.
-        rows: of so many rows of the batch at most; of all of them where the step draws random numbers or its
-            rows depend on each other.
-        differs: called where the steps, run again, give something else than the call.
+        call: The call.
+        output_gradient: Gradient of its output.
+        state_gradients: Gradients of its final states.
+        rows: Maximum number of rows of the batch to use. All rows are used if the step draws random numbers
+            or its rows depend on each other.
+        warn_mismatch: Called if running the steps again gives other values than the call.
     """
-    parts = _quick(seen, output, states, rows)
-    return [record for part in parts or _thorough(seen, output, states, differs) for record in _figures(part)]
+    some_rows = _rerun_some_rows(call, output_gradient, state_gradients, rows)
+    layers = some_rows or _rerun_whole_batch(call, output_gradient, state_gradients, warn_mismatch)
+    return [record for layer in layers for record in _health_records(layer)]
 
 
-class _Steps:
-    """Keeps what each step of its ``cell`` is given and returns."""
+class _StepIORecorder:
+    """Records the inputs and results of each step of its ``cell``.
+
+    Attributes:
+        original: The cell to record.
+        cell: A copy of it that records its steps.
+        inputs: Arguments of each step: input and states.
+        results: New states after each step.
+        gradients: Gradients of the new states, to be filled in.
+    """
 
     def __init__(self, cell: Cell) -> None:
         self.original = cell
         self.cell = cell.bind({})
         self.cell.__dict__["step"] = self._step
-        self.given: list[tuple[Tensor, ...]] = []
-        self.made: list[tuple[Tensor, ...]] = []
+        self.inputs: list[tuple[Tensor, ...]] = []
+        self.results: list[tuple[Tensor, ...]] = []
         self.gradients: list[tuple[Tensor, ...]] = []
 
-    def _step(self, *given: Tensor) -> Any:
-        new = self.original.step(*given)
-        self.given.append(tuple(part.detach() for part in given))
-        self.made.append(new if isinstance(new, tuple) else (new,))
+    def _step(self, *inputs: Tensor) -> Any:
+        new = self.original.step(*inputs)
+        self.inputs.append(tuple(part.detach() for part in inputs))
+        self.results.append(new if isinstance(new, tuple) else (new,))
         return new
 
 
-def _quick(
-    seen: LayerCall, output: Tensor | None, states: list[Tensor | None], count: int
-) -> list[_Part] | None:
-    """Of some rows, the steps of all times in one call; None where that gives other numbers."""
-    recurrent, x, state = seen.recurrent, seen.x, seen.state
-    whole = SequenceBatch.of(x, recurrent.batch_first, "")
-    batch, count = whole.batch, max(1, min(count, _LONGEST // whole.time))
-    there = seen.as_input(seen.output), seen.final
-    rows = BatchRows.of(tuple(range(min(count, batch))), x, recurrent.batch_first) if count < batch else None
-    if rows is not None:
-        x, state, states = rows.of_sequence(x), rows.of_states(state), rows.of_states(states)
-        output = None if output is None else rows.of_sequence(output)
-        there = rows.of_sequence(there[0]), rows.of_states(there[1])
-    ran: list[_Steps] = []
-    with differentiating(seen.drawn_from, cuda_devices(x)):
+def _rerun_some_rows(
+    call: LayerCall, output_gradient: Tensor | None, state_gradients: list[Tensor | None], row_count: int
+) -> list[_LayerData] | None:
+    """Run some rows again, and compute the quantities of all their steps in a single call of the step.
+
+    Returns:
+        The data of each layer and direction; None if the results differ from those of the call.
+    """
+    recurrent, x, state = call.recurrent, call.input, call.initial_state
+    full_batch = SequenceBatch.from_input(x, recurrent.batch_first, "")
+    batch = full_batch.batch
+    row_count = max(1, min(row_count, _MAX_STEPS // full_batch.time))
+    expected = call.with_input_layout(call.output), call.final_state
+    rows = None
+    if row_count < batch:
+        rows = BatchRows.from_input(tuple(range(row_count)), x, recurrent.batch_first)
+        x, state = rows.select_sequence(x), rows.select_states(state)
+        state_gradients = rows.select_states(state_gradients)
+        output_gradient = None if output_gradient is None else rows.select_sequence(output_gradient)
+        expected = rows.select_sequence(expected[0]), rows.select_states(expected[1])
+    recorders: list[_StepIORecorder] = []
+    with differentiating(call.random_state, cuda_devices(x)):
         x = map_tensors(x, lambda tensor: tensor.requires_grad_())
-        sequence = SequenceBatch.of(x, recurrent.batch_first, "")
+        sequence = SequenceBatch.from_input(x, recurrent.batch_first, "")
 
         def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any) -> Any:
             results = []
             for cell, start, reverse in zip(cells, starts, (False, True), strict=False):
-                kept = _Steps(cell.bind({name: getattr(cell, name).detach() for name in cell.shapes()}))
-                ran.append(kept)
-                results.append(reference.run(kept.cell, steps, start, sizes, reverse))
+                parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
+                recorder = _StepIORecorder(cell.bind(parameters))
+                recorders.append(recorder)
+                results.append(reference.run(recorder.cell, steps, start, sizes, reverse))
             return results
 
         result = recurrent.unroll(x, state, run, *([] if rows is None else [rows.dropout]))
-        if not agree(result, there):
+        if not results_match(result, expected):
             return None
-        value = loss_from_gradients(output, states)(*result)
-        made = [one for kept in ran for step in kept.made for one in step if one.requires_grad]
-        found = torch.autograd.grad(value, made, allow_unused=True)
-        gradients = dict(zip(map(id, made), found, strict=True))
-        for kept in ran:
-            for step in kept.made:
-                own = (gradients.get(id(one)) for one in step)
-                kept.gradients.append(
-                    tuple(torch.zeros_like(a) if b is None else b for a, b in zip(step, own, strict=True))
+        loss = loss_from_gradients(output_gradient, state_gradients)(*result)
+        new_states = [
+            tensor
+            for recorder in recorders
+            for step in recorder.results
+            for tensor in step
+            if tensor.requires_grad
+        ]
+        gradients = torch.autograd.grad(loss, new_states, allow_unused=True)
+        by_id = dict(zip(map(id, new_states), gradients, strict=True))
+        for recorder in recorders:
+            for step in recorder.results:
+                pairs = ((tensor, by_id.get(id(tensor))) for tensor in step)
+                recorder.gradients.append(
+                    tuple(torch.zeros_like(tensor) if grad is None else grad for tensor, grad in pairs)
                 )
-    for kept in ran:
-        del vars(kept.cell)["step"]  # which holds it: all would wait for the garbage collector
-    parts = [_part(kept, k, recurrent.bidirectional, sequence) for k, kept in enumerate(ran)]
-    told = [part for part in parts if part is not None]
-    return told if len(told) == len(parts) else None
+    for recorder in recorders:
+        # Break the reference cycle. Otherwise, all tensors stay in memory until the garbage collector runs.
+        del vars(recorder.cell)["step"]
+    layers = [
+        _compute_quantities(recorder, k, recurrent.bidirectional, sequence)
+        for k, recorder in enumerate(recorders)
+    ]
+    complete = [layer for layer in layers if layer is not None]
+    return complete if len(complete) == len(layers) else None
 
 
-def _part(kept: _Steps, place: int, bidirectional: bool, sequence: SequenceBatch) -> _Part | None:
-    """What is known of the steps that ran, all run again at once; None where that gives other numbers."""
-    cell, reverse = kept.original, bool(bidirectional and place % 2)
-    x, *before = (torch.cat(parts) for parts in zip(*kept.given, strict=True))
-    recording = Recording()
+def _compute_quantities(
+    recorder: _StepIORecorder, index: int, bidirectional: bool, sequence: SequenceBatch
+) -> _LayerData | None:
+    """Compute the quantities of all recorded steps at once, with the steps as rows of one large batch.
+
+    Returns:
+        The data of the layer; None if the results differ from those of the steps.
+    """
+    cell, reverse = recorder.original, bool(bidirectional and index % 2)
+    x, *states = (torch.cat(parts) for parts in zip(*recorder.inputs, strict=True))
+    call_recorder = CallRecorder()
     try:
         with torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-            with recording:
-                _, named = run_with_names(cell, x, *before)
-            per_row = names_per_row(cell, x[:1], *(part[:1] for part in before))
-    except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no more rows than there were
+            with call_recorder:
+                _, named = run_with_locals(cell, x, *states)
+            names = batched_names(cell, x[:1], *(part[:1] for part in states))
+    except (RuntimeError, ValueError, TypeError, IndexError):  # the step accepts only the original batch size
         return None
-    if not agree(
-        [named[name] for name in cell.state], [torch.cat(made) for made in zip(*kept.made, strict=True)]
+    if not results_match(
+        [named[name] for name in cell.state],
+        [torch.cat(parts) for parts in zip(*recorder.results, strict=True)],
     ):
         return None
 
     def over_time(steps: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        join = torch.stack if sequence.sizes is None else torch.cat
-        along = zip(*(steps[::-1] if reverse else steps), strict=True)
-        joined = (join([part.detach() for part in parts]) for parts in along)
+        join = torch.stack if sequence.batch_sizes is None else torch.cat
+        by_state = zip(*(steps[::-1] if reverse else steps), strict=True)
+        joined = (join([part.detach() for part in parts]) for parts in by_state)
         return {name: sequence.padded(part) for name, part in zip(cell.state, joined, strict=True)}
 
-    values = {name: value for name, value in named.items() if name in per_row}
-    return _Part(
+    values = {name: value for name, value in named.items() if name in names}
+    return _LayerData(
         cell=cell,
-        layer=place // (1 + bidirectional),
+        layer=index // (1 + bidirectional),
         reverse=reverse,
         values=values,
-        functions=_functions(recording, values),
-        states=over_time(kept.made),
-        gradients=over_time(kept.gradients),
+        functions=_saturating_functions(call_recorder, values),
+        states=over_time(recorder.results),
+        gradients=over_time(recorder.gradients),
         lengths=sequence.lengths,
     )
 
 
-def _thorough(
-    seen: LayerCall, output: Tensor | None, states: list[Tensor | None], differs: Callable[[], None]
-) -> Iterator[_Part]:
-    """The same of the whole batch, step by step."""
-    trace, result = traced(seen.recurrent, seen.recurrent, seen.x, seen.state, seen.drawn_from)
-    if not agree(result, (seen.as_input(seen.output), seen.final)):
-        differs()
-    trace.backward(loss_from_gradients(output, states))
+def _rerun_whole_batch(
+    call: LayerCall,
+    output_gradient: Tensor | None,
+    state_gradients: list[Tensor | None],
+    warn_mismatch: Callable[[], None],
+) -> Iterator[_LayerData]:
+    """Run the whole batch again, step by step. It is slower, but works for every cell."""
+    trace, result = run_traced(
+        call.recurrent, call.recurrent, call.input, call.initial_state, call.random_state
+    )
+    if not results_match(result, (call.with_input_layout(call.output), call.final_state)):
+        warn_mismatch()
+    trace.backward(loss_from_gradients(output_gradient, state_gradients))
     for part in trace.layers:
-        recording = Recording()
-        with torch.no_grad(), torch.random.fork_rng(cuda_devices(part.input)), recording:
-            _, named = run_with_names(part.cell, part.input[0], *part.initial_state.values())
-        there = torch.arange(len(part.input)).unsqueeze(1) < part.lengths
-        states_of = {name: part.values[name] for name in part.cell.state}
-        yield _Part(
+        call_recorder = CallRecorder()
+        with torch.no_grad(), torch.random.fork_rng(cuda_devices(part.input)), call_recorder:
+            _, named = run_with_locals(part.cell, part.input[0], *part.initial_state.values())
+        mask = torch.arange(len(part.input)).unsqueeze(1) < part.lengths
+        states = {name: part.values[name] for name in part.cell.state}
+        computed = {name: named[name] for name in part.values if name in named}
+        yield _LayerData(
             cell=part.cell,
             layer=part.layer,
             reverse=part.direction == DIRECTIONS[1],
-            values={name: value[there.to(value.device)] for name, value in part.values.items()},
-            functions=_functions(recording, {name: named[name] for name in part.values if name in named}),
-            states=states_of,
-            gradients={name: part.gradients[name] for name in states_of},
+            values={name: value[mask.to(value.device)] for name, value in part.values.items()},
+            functions=_saturating_functions(call_recorder, computed),
+            states=states,
+            gradients={name: part.gradients[name] for name in states},
             lengths=part.lengths,
         )
 
 
-def _functions(
-    recording: Recording, values: dict[str, Tensor]
+def _saturating_functions(
+    call_recorder: CallRecorder, values: dict[str, Tensor]
 ) -> dict[str, tuple[str, Callable[[Tensor], Tensor]]]:
-    found = {name: recording.function_of(value) for name, value in values.items()}
-    return {name: made for name, made in found.items() if made is not None and made[0] in _SQUASHING}
+    """Return the saturating function that computed each quantity, for those that have one."""
+    functions = {name: call_recorder.function_of(value) for name, value in values.items()}
+    return {
+        name: function
+        for name, function in functions.items()
+        if function is not None and function[0] in _SATURATING_FUNCTIONS
+    }
 
 
-def _figures(part: _Part) -> Iterator[Figures]:
-    """One record for each quantity, and for each block of a parameter that weighs a state."""
-    where = {"layer": part.layer, "direction": DIRECTIONS[part.reverse]}
-    for name, value in part.values.items():
+def _health_records(layer: _LayerData) -> Iterator[HealthRecord]:
+    """Yield one record for each quantity, and one for each block of a hidden-to-hidden weight."""
+    where = {"layer": layer.layer, "direction": DIRECTIONS[layer.reverse]}
+    for name, value in layer.values.items():
         numbers = (value.abs() if value.is_complex() else value).double()
         record = dict.fromkeys(FIELDS) | where | {"quantity": name}
         record |= {"mean": numbers.mean().item(), "std": numbers.std(correction=0).item()}
-        if name in part.functions:
-            record["function"], function = part.functions[name]
-            low, high = flat_parts(function)
+        if name in layer.functions:
+            record["function"], function = layer.functions[name]
+            low, high = saturation_bounds(function)
             record["saturated"] = ((numbers <= low) | (numbers >= high)).double().mean().item()
-        if name in part.states:
-            record["dead"] = _dead(value)
-            first, last, growth = _over_time(part.states[name], part, backward=False)
+        if name in layer.states:
+            record["dead"] = _count_dead_units(value)
+            first, last, growth = _norms_over_time(layer.states[name], layer, backward=False)
             record |= {"norm_first": first, "norm_last": last, "norm_growth": growth}
-            first, last, growth = _over_time(part.gradients[name], part, backward=True)
+            first, last, growth = _norms_over_time(layer.gradients[name], layer, backward=True)
             record |= {"gradient_first": first, "gradient_last": last, "gradient_growth": growth}
         yield record
-    for name, radii in spectral_radii(part.cell).items():
+    for name, radii in spectral_radii(layer.cell).items():
         for k, radius in enumerate(radii):
             block = f"{name}[{k}]" if len(radii) > 1 else name
             yield dict.fromkeys(FIELDS) | where | {"quantity": block, "radius": radius}
 
 
-def flat_parts(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Values of a function that never falls: up to the first of them, and from the second on, it is flat."""
+def saturation_bounds(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Return the values of a monotonically increasing function below and above which it is flat."""
     with torch.enable_grad():
-        at = torch.linspace(-20, 20, 20001, dtype=torch.float64, requires_grad=True)
-        made = function(at)
-        (slope,) = torch.autograd.grad(made.sum(), at)
-    steep = (slope >= FLAT * slope.max()).nonzero().flatten()
+        x = torch.linspace(-20, 20, 20001, dtype=torch.float64, requires_grad=True)
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    steep = (slope >= FLAT_SLOPE * slope.max()).nonzero().flatten()
     first, last = int(steep[0]), int(steep[-1])
-    low = made[first - 1].item() if first > 0 else -torch.inf
-    return low, made[last + 1].item() if last + 1 < len(made) else torch.inf
+    low = y[first - 1].item() if first > 0 else -torch.inf
+    return low, y[last + 1].item() if last + 1 < len(y) else torch.inf
 
 
-def _dead(values: Tensor) -> int | None:
-    """How many units of ``(steps of all rows, size)`` never change but for rounding."""
+def _count_dead_units(values: Tensor) -> int | None:
+    """Count the units of ``(steps of all rows, size)`` that never change, up to rounding."""
     if len(values) < 2:
         return None
     change = (values - values[0]).abs().amax(0)
     return int((change <= 8 * torch.finfo(values.dtype).eps * values[0].abs()).sum())
 
 
-def _over_time(values: Tensor, part: _Part, backward: bool) -> tuple[float, float, float | None]:
-    """The norm after the first step that runs, and after the last, and by how much it grows in a step.
+def _norms_over_time(values: Tensor, layer: _LayerData, backward: bool) -> tuple[float, float, float | None]:
+    """Compute the norms after the first and the last step that run, and the growth factor per step.
 
-    Means over the rows, the growth their geometric mean. ``backward``: the growth from the last to the first.
+    Args:
+        values: A state or its gradient, ``(time, batch, size)``.
+        layer: The layer.
+        backward: Whether to measure growth from the last step to the first.
+
+    Returns:
+        The means of both norms over the rows, and the geometric mean of the growth. The growth is None if no
+        row has two steps.
     """
     norms = values.detach().flatten(2).norm(dim=-1).double().cpu()
     rows = torch.arange(norms.shape[1])
-    begin, end = torch.zeros_like(rows), part.lengths - 1
-    first, last = norms[begin, rows], norms[end, rows]
-    if part.reverse:
+    start, end = torch.zeros_like(rows), layer.lengths - 1
+    first, last = norms[start, rows], norms[end, rows]
+    if layer.reverse:
         first, last = last, first
-    longer = part.lengths > 1
+    longer = layer.lengths > 1
     ratio = (first / last if backward else last / first)[longer]
-    growth = ratio.log() / (part.lengths[longer] - 1)
+    growth = ratio.log() / (layer.lengths[longer] - 1)
     return first.mean().item(), last.mean().item(), growth.mean().exp().item() if len(growth) else None

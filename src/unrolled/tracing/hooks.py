@@ -1,4 +1,4 @@
-"""Calls of a model's recurrent layers as they come, without touching them."""
+"""Hooks that observe the calls of a model's recurrent layers without changing them."""
 
 from __future__ import annotations
 
@@ -18,176 +18,193 @@ from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.single_step import SingleStep
 from unrolled.layers.tensors import map_tensors, tensors
-from unrolled.tracing.indexing import same
-from unrolled.tracing.random_state import cuda_devices, random_state
+from unrolled.tracing.indexing import equal_up_to_rounding
+from unrolled.tracing.random_state import capture_random_state, cuda_devices
 
 _LAYERS = (Recurrent, nn.RNNBase)
 _CELLS = (SingleStep, nn.RNNCellBase)
-DIFFERS = (
-    "differs from what its call returned: a hook or parametrization changed that, or rounding grows from "
-    "step to step"
+MISMATCH = (
+    "differs from what the call returned: a hook or parametrization changed the result, or rounding errors "
+    "grow from step to step"
 )
-SINGLE_STEPS = "what passes between their calls is the model's own affair, and isn't followed"
+SINGLE_STEPS = "what the model does between their calls isn't known"
 
 _IN_A_MODEL = (
-    "a layer inside of a model is traced while that runs: with unrolled.record(model) as rec: model(...), "
-    "then rec[{!r}]"
+    "To trace a layer inside a model, run the model: with unrolled.record(model) as rec: model(...). "
+    "Then use rec[{!r}]."
 )
 
 
-class UnseenError(ValueError):
-    """A call of which no trace can be made, and why."""
+class UnsupportedCallError(ValueError):
+    """A call that can't be traced. The message says why, with the call as its subject."""
 
 
 @dataclass(eq=False)
 class LayerCall:
-    """One call of a layer. It holds nothing of the graph of gradients, which may hold it.
+    """One call of a layer.
+
+    It holds no reference to the autograd graph, because the graph holds references to it.
 
     Attributes:
-        recurrent: the layer, as ours.
-        x: what it was given; packed where the lengths of rows were given.
-        state: the initial state that it was given, or None.
-        drawn_from: the random state before it.
-        output: what it returned, or the data of it where that is packed.
-        final: the final state that it returned.
-        lengths: of the rows of a padded input, where they were given.
+        recurrent: The equivalent layer of this library.
+        input: Input of the call; packed if sequence lengths were passed.
+        initial_state: Initial state of the call, or None.
+        random_state: Random state before the call.
+        output: Output of the call, or its data if it is packed.
+        final_state: Final state that the call returned.
+        lengths: The sequence lengths that were passed with a padded input, or None.
     """
 
     recurrent: Recurrent
-    x: Tensor | PackedSequence
-    state: Any
-    drawn_from: list[Tensor]
+    input: Tensor | PackedSequence
+    initial_state: Any
+    random_state: list[Tensor]
     output: Tensor
-    final: Any
+    final_state: Any
     lengths: Tensor | None
 
     @classmethod
-    def of(
-        cls, module: nn.Module, args: Any, kwargs: dict[str, Any], drawn_from: list[Tensor], result: Any
+    def from_forward(
+        cls, module: nn.Module, args: Any, kwargs: dict[str, Any], random_state: list[Tensor], result: Any
     ) -> LayerCall:
-        """A call of a layer, from what it was given and what it returned.
+        """Create a call from the arguments and the result of a module's forward method.
 
         Raises:
-            UnseenError: it asked for what a trace doesn't have.
+            UnsupportedCallError: If the call can't be traced.
         """
         if transforms.active():
-            raise UnseenError("it was inside a transform of torch, such as torch.func.vmap")
+            raise UnsupportedCallError("was inside a torch transform, such as torch.func.vmap")
         recurrent = as_recurrent(module)
-        given = dict(zip(("x", "state"), args, strict=False)) | kwargs
-        x: Any = given.get("x", given.get("input"))
-        state = next((given[name] for name in ("state", "hx") if given.get(name) is not None), None)
+        arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
+        x: Any = arguments.get("x", arguments.get("input"))
+        state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)
         for name in ("resets", "reset_state"):
-            if given.get(name) is not None:
-                raise UnseenError(f"{name}= changed its states between the steps")
+            if arguments.get(name) is not None:
+                raise UnsupportedCallError(f"used {name}=, which changes states between steps")
         if x.data.is_meta:
-            raise UnseenError("it was on the meta device, where there are no numbers")
-        if transforms.autocasts(x.data.device.type):
-            raise UnseenError("it was under autocast, which a trace doesn't follow")
+            raise UnsupportedCallError("was on the meta device, which holds no values")
+        if transforms.autocast_enabled(x.data.device.type):
+            raise UnsupportedCallError("was under autocast, which traces don't support")
         try:
-            recurrent.check_noise("a trace")
+            recurrent.check_no_regularization("a trace")
         except ValueError as error:
-            raise UnseenError(str(error)) from None
-        lengths = given.get("lengths")
+            raise UnsupportedCallError(f"isn't supported: {error}") from None
+        lengths = arguments.get("lengths")
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device="cpu").long()
             if not lengths.all():
-                raise UnseenError("lengths= gave rows without a step")
+                raise UnsupportedCallError("used lengths= with a row of length 0")
             x = pack_padded_sequence(x, lengths, recurrent.batch_first, enforce_sorted=False)
         output = result[0].data if isinstance(result[0], PackedSequence) else result[0]
-        x, state, output, final = (map_tensors(part, Tensor.detach) for part in (x, state, output, result[1]))
-        return cls(recurrent, x, state, drawn_from, output, final, lengths)
+        x, state, output, final_state = (
+            map_tensors(part, Tensor.detach) for part in (x, state, output, result[1])
+        )
+        return cls(recurrent, x, state, random_state, output, final_state, lengths)
 
-    def as_input(self, value: Tensor) -> Tensor:
-        """The output or its gradient, laid out as the input or its data."""
+    def with_input_layout(self, output: Tensor) -> Tensor:
+        """Convert an output or its gradient to the layout of the input, or of its data if it is packed."""
         if self.lengths is None:
-            return value
-        first = self.recurrent.batch_first
-        return pack_padded_sequence(value, self.lengths, first, enforce_sorted=False).data
+            return output
+        return pack_padded_sequence(
+            output, self.lengths, self.recurrent.batch_first, enforce_sorted=False
+        ).data
 
-    def on_backward(self, result: Any, take: Callable[[Tensor | None, list[Tensor | None]], None]) -> bool:
-        """Have ``take(gradient of the output, gradients of the final states)`` run after a backward came.
+    def on_backward(
+        self, result: Any, callback: Callable[[Tensor | None, list[Tensor | None]], None]
+    ) -> bool:
+        """Call a function after each backward pass that reaches the result of the call.
 
         Args:
-            result: what the call returned.
-            take: gets the gradient of the output laid out as the input or its data; None for no gradient.
+            result: What the call returned.
+            callback: Receives the gradient of the output, in the layout of the input or its data, and the
+                gradients of the final states. None stands for no gradient.
 
         Returns:
-            Whether one can come.
+            Whether a backward pass can reach the result.
         """
-        made = tensors(result[:2])
-        count, found, task = len(made), dict[int, Tensor](), -1
+        outputs = tensors(result[:2])
+        count, gradients, graph_task = len(outputs), dict[int, Tensor](), -1
 
-        # register_multi_grad_hook does this too, but holds the graph whose hook it is: it is never freed
-        def arrived(place: int, gradient: Tensor) -> None:
-            nonlocal task
-            if task != torch._C._current_graph_task_id():
-                task = torch._C._current_graph_task_id()
-                found.clear()
-                torch.autograd.Variable._execution_engine.queue_callback(done)
-            found[place] = gradient
+        # torch's register_multi_grad_hook does the same, but its hook holds the graph that holds the hook, so
+        # that neither is ever freed.
+        def store(index: int, gradient: Tensor) -> None:
+            nonlocal graph_task
+            if graph_task != torch._C._current_graph_task_id():
+                graph_task = torch._C._current_graph_task_id()
+                gradients.clear()
+                torch.autograd.Variable._execution_engine.queue_callback(finish)
+            gradients[index] = gradient
 
-        def done() -> None:
-            output, *states = (found.get(k) for k in range(count))
-            found.clear()
-            take(None if output is None else self.as_input(output), states)
+        def finish() -> None:
+            output, *states = (gradients.get(k) for k in range(count))
+            gradients.clear()
+            callback(None if output is None else self.with_input_layout(output), states)
 
-        can = [k for k, tensor in enumerate(made) if tensor.requires_grad]
-        for k in can:
-            made[k].register_hook(functools.partial(arrived, k))  # type: ignore[no-untyped-call]
-        return bool(can)
+        differentiable = [k for k, tensor in enumerate(outputs) if tensor.requires_grad]
+        for k in differentiable:
+            outputs[k].register_hook(functools.partial(store, k))  # type: ignore[no-untyped-call]
+        return bool(differentiable)
 
 
-def layers_of(model: nn.Module, what: str) -> dict[str, nn.Module]:
-    """The recurrent layers of a model by name; those of several names by each of them.
+def require_recurrent_layers(model: nn.Module, caller: str) -> dict[str, nn.Module]:
+    """Return the recurrent layers of a model by name. A shared layer appears under each of its names.
+
+    Args:
+        model: The model.
+        caller: The function that needs the layers, for error messages.
 
     Raises:
-        TypeError: it is no module.
-        ValueError: it holds none.
+        TypeError: If the model isn't a module.
+        ValueError: If it has no recurrent layers.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{what} takes a module, got {type(model).__name__}")
-    found = layers_in(model)
-    if not found:
+        raise TypeError(f"{caller} expects a torch.nn.Module, got {type(model).__name__}")
+    layers = recurrent_layers(model)
+    if not layers:
         modules = model.named_modules(remove_duplicate=False)
         cells = ", ".join(repr(name) for name, module in modules if isinstance(module, _CELLS))
-        single = f" but single steps ({cells}): {SINGLE_STEPS}" if cells else ""
+        only_cells = f", only single-step cells ({cells}), which aren't supported: {SINGLE_STEPS}"
         raise ValueError(
-            f"{what} takes a model with recurrent layers, {type(model).__name__} has none{single}"
+            f"{caller} needs a model with recurrent layers, but {type(model).__name__} has none"
+            + (only_cells if cells else "")
         )
-    return found
+    return layers
 
 
-def layers_in(model: Any) -> dict[str, nn.Module]:
-    """The recurrent layers of a model by name, those of several names by each of them; none of no module."""
+def recurrent_layers(model: Any) -> dict[str, nn.Module]:
+    """Return the recurrent layers of a model by name; empty if it isn't a module.
+
+    A shared layer appears under each of its names.
+    """
     modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
     return {name: module for name, module in modules if isinstance(module, _LAYERS)}
 
 
-def layer_to_run(module: nn.Module, x: Any) -> Recurrent:
-    """Our layer of a module that is to run on x by itself.
+def recurrent_for_input(module: nn.Module, x: Any) -> Recurrent:
+    """Return the equivalent layer of this library, after checking the module and the dtype of its input.
 
     Raises:
-        TypeError: the module is no recurrent layer, or overrides the forward of one.
-        ValueError: x holds no features, but whole numbers.
+        TypeError: If the module isn't a recurrent layer, or overrides its forward method.
+        ValueError: If the input has integers instead of features.
     """
     try:
         recurrent = as_recurrent(module)
     except TypeError as error:
-        inside = [name for name in layers_in(module) if name]
-        raise TypeError(f"{error}: {_IN_A_MODEL.format(inside[0])}" if inside else str(error)) from None
+        names = [name for name in recurrent_layers(module) if name]
+        raise TypeError(f"{error}. {_IN_A_MODEL.format(names[0])}" if names else str(error)) from None
     data = x.data if isinstance(x, PackedSequence) else x
     if isinstance(data, Tensor) and not (data.is_floating_point() or data.is_complex()):
         raise ValueError(
-            f"{type(module).__name__} reads features, got numbers of the type {data.dtype}, such as those of "
-            f"tokens before an embedding: {_IN_A_MODEL.format('name of the layer')}"
+            f"{type(module).__name__} expects features, but got dtype {data.dtype}, such as tokens before an "
+            f"embedding. {_IN_A_MODEL.format('name of the layer')}"
         )
     return recurrent
 
 
-def agree(result: Any, there: Any) -> bool:
-    """Whether two results are the same but for rounding."""
-    pairs = zip(tensors(result), tensors(there), strict=True)
-    return all(bool(same(a.detach(), b.detach()).all()) for a, b in pairs)
+def results_match(actual: Any, expected: Any) -> bool:
+    """Whether all tensors of two results are equal up to rounding."""
+    pairs = zip(tensors(actual), tensors(expected), strict=True)
+    return all(bool(equal_up_to_rounding(a.detach(), b.detach()).all()) for a, b in pairs)
 
 
 def is_single_step(module: nn.Module | None) -> bool:
@@ -196,66 +213,70 @@ def is_single_step(module: nn.Module | None) -> bool:
 
 
 class _Hook:
-    """A hook that stays behind where a module is copied or pickled: there is one that does nothing.
+    """A forward hook that copies and pickles of the module replace with a function that does nothing.
 
-    In the moment in which it is registered or removed, a call of another thread may come without keywords.
+    While the hook is being registered or removed, torch may call it without ``kwargs`` in another thread.
+    Such calls are ignored.
     """
 
-    def __init__(self, function: Callable[..., None], arguments: int) -> None:
-        self._function, self._arguments = function, arguments
+    def __init__(self, function: Callable[..., None], argument_count: int) -> None:
+        self._function, self._argument_count = function, argument_count
 
     def __call__(self, *call: Any) -> None:
-        if len(call) == self._arguments:
+        if len(call) == self._argument_count:
             self._function(*call)
 
     def __reduce__(self) -> Any:
-        # of the standard library, so that whoever loads the module needs nothing of this one
+        # From the standard library, so that the pickled module can be loaded without this library.
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def observe(
+def observe_calls(
     modules: Sequence[nn.Module],
-    wants: Callable[[nn.Module], bool],
-    take: Callable[[nn.Module, Any, dict[str, Any], list[Tensor], Any], None],
+    should_observe: Callable[[nn.Module], bool],
+    callback: Callable[[nn.Module, Any, dict[str, Any], list[Tensor], Any], None],
 ) -> Callable[[], None]:
-    """Have ``take(module, args, kwargs, random state before, result)`` see calls of modules.
+    """Pass each call of some modules to a callback.
 
-    It is given what the module's forward got and returned: hooks that change that run outside of it. Calls
-    that a backward makes anew are left out, as are those inside of what torch compiles.
+    The callback sees the arguments and the result of the module's forward method itself, without the changes
+    by other hooks. Calls that a backward pass recomputes are skipped, and so are calls inside of what
+    torch.compile compiled.
 
     Args:
-        modules: any.
-        wants: whether a call that begins is to be seen.
-        take: what sees it. An error that it raises is raised in the call.
+        modules: The modules.
+        should_observe: Decides at the start of a call whether to pass it to the callback.
+        callback: Receives the module, args, kwargs, random state before the call, and result. Its errors are
+            raised in the call.
 
     Returns:
-        What ends it.
+        A function that removes the hooks.
     """
-    here = threading.local()  # .before: the random states of calls that have begun, by the module's id
-    known = {id(module) for module in modules}
+    local = threading.local()  # .started: the random states before the running calls, by the module's id
+    observed = {id(module) for module in modules}
 
-    def first(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or id(module) not in known:  # not a copy that shares its hooks
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        # A copy of a module shares its hooks, but isn't observed.
+        if torch.compiler.is_compiling() or id(module) not in observed:
             return
-        begun = vars(here).setdefault("before", {})
-        begun.pop(id(module), None)
-        if torch._C._current_graph_task_id() == -1 and wants(module):
-            given = next(iter((*args, *kwargs.values())), None)
-            begun[id(module)] = random_state(cuda_devices(given))
+        started = vars(local).setdefault("started", {})
+        started.pop(id(module), None)
+        if torch._C._current_graph_task_id() == -1 and should_observe(module):
+            x = next(iter((*args, *kwargs.values())), None)
+            started[id(module)] = capture_random_state(cuda_devices(x))
 
-    def last(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if not torch.compiler.is_compiling():
-            before = vars(here).get("before", {}).pop(id(module), None)
-            if before is not None:
-                take(module, args, kwargs, before, result)
+            random_state = vars(local).get("started", {}).pop(id(module), None)
+            if random_state is not None:
+                callback(module, args, kwargs, random_state, result)
 
-    hooks = []
+    handles = []
     for module in modules:
-        hooks.append(module.register_forward_pre_hook(_Hook(first, 3), with_kwargs=True))
-        hooks.append(module.register_forward_hook(_Hook(last, 4), with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_pre_hook(_Hook(before, 3), with_kwargs=True))
+        handles.append(module.register_forward_hook(_Hook(after, 4), with_kwargs=True, prepend=True))
 
-    def end() -> None:
-        for hook in hooks:
-            hook.remove()
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
 
-    return end
+    return remove

@@ -1,4 +1,4 @@
-"""Every named number of every step of one layer in one direction."""
+"""The recorded values of one layer in one direction."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.tracing import display
-from unrolled.tracing.explain import explain, number
-from unrolled.tracing.indexing import position, same
-from unrolled.tracing.provenance import Derivations, Recording
+from unrolled.tracing.explain import explain, format_number
+from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
+from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
-from unrolled.tracing.step_recorder import run_with_names
-from unrolled.tracing.tables import StepTable, frame
+from unrolled.tracing.step_recorder import run_with_locals
+from unrolled.tracing.tables import StepTable, data_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -25,24 +25,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LayerTrace:
-    """Every named quantity of one layer in one direction.
+    """Every named quantity of one layer in one direction, at every time step.
+
+    The time axis is that of the sequence, in the backward direction, too: there, a step's previous state
+    comes from the next time step.
 
     Attributes:
-        cell: the cell with its parameters as they were.
-        layer, direction: which layer (0 is the lowest) and ``"forward"`` or ``"backward"``.
-        input: ``(time, batch, input)``, what the layer read.
-        initial_state: ``(batch, size)`` for every state, by name.
-        values: ``(time, batch, size)`` for every quantity, by name; zeros past the end of a row.
-        lengths: ``(batch,)``, the number of steps of every row.
-        gradients: after :meth:`Trace.backward <unrolled.Trace.backward>`, ``∂loss/∂quantity``, as ``values``.
-        steps: the time steps that ``input`` and ``values`` have, where not all were kept; else None.
-        units: the units of the hidden size that ``values`` have, where not all were kept; else None.
-        partial: whether not all quantities or units were kept; an ``input`` that wasn't has no features.
-        columns: for the quantities that were cut to these units, the true numbers of their features.
-        before: where not all steps were kept, the states from which each one was computed.
-
-    Time always counts along the sequence, in the backward direction too, where the state of a step
-    comes from the step after it.
+        cell: The cell with a copy of its parameters.
+        layer, direction: Index of the layer (0 is the lowest), and ``"forward"`` or ``"backward"``.
+        input: Input of the layer, ``(time, batch, input)``.
+        initial_state: Each state before the first step, ``(batch, size)``, by name.
+        values: Each quantity by name, ``(time, batch, size)``, zero padded.
+        lengths: Sequence length of each row, ``(batch,)``.
+        gradients: ``∂loss/∂quantity`` in the same form as ``values``. Empty before
+            :meth:`Trace.backward <unrolled.Trace.backward>`.
+        steps: The recorded time steps; None for all.
+        units: The recorded units of the hidden size; None for all.
+        partial: Whether quantities or units were left out. An ``input`` that was left out has no features.
+        columns: For each quantity with only some of its units, the numbers of the recorded features.
+        before: If only some steps were recorded, each state before these steps, by name.
     """
 
     cell: Cell
@@ -65,11 +66,11 @@ class LayerTrace:
 
     @property
     def extent(self) -> str:
-        """How much it holds, in words."""
+        """The number of recorded steps, rows and units as text."""
         time, batch = self.input.shape[:2]
-        of = "" if self.steps is None or not batch else f" of {int(self.lengths.max())}"
-        units = "" if self.units is None else f", units {_listed(self.units)} of {self.cell.hidden}"
-        return f"{time}{of} steps × {batch} rows{units}"
+        total = "" if self.steps is None or not batch else f" of {int(self.lengths.max())}"
+        units = "" if self.units is None else f", units {_format_indices(self.units)} of {self.cell.hidden}"
+        return f"{time}{total} steps × {batch} rows{units}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +78,11 @@ class LayerTrace:
         return tuple(self.values)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The quantity of this name, ``(time, batch, size)``; ``"x"`` is the input."""
+        """Return a quantity, ``(time, batch, size)``. ``"x"`` is the input.
+
+        Raises:
+            KeyError: If there is no such quantity.
+        """
         if name == "x" and name not in self.values and self.input.shape[-1]:
             return self.input
         if name not in self.values:
@@ -85,120 +90,135 @@ class LayerTrace:
         return self.values[name]
 
     def gradient(self, name: str) -> Tensor:
-        """∂loss/∂quantity, ``(time, batch, size)``: how much the loss would change with each of its numbers.
+        """Return ``∂loss/∂quantity``, ``(time, batch, size)``.
 
         Raises:
-            KeyError: there is no such quantity.
-            ValueError: there was no :meth:`Trace.backward <unrolled.Trace.backward>`.
+            KeyError: If there is no such quantity.
+            ValueError: If :meth:`Trace.backward <unrolled.Trace.backward>` wasn't called, or the quantity is
+                the input.
         """
         self[name]
         if name not in self.gradients:
             raise ValueError(
-                f"{name} is the input: there are gradients of {', '.join(self.names)}"
+                f"{name} is the input, which has no gradient here: choose from {', '.join(self.names)}"
                 if self.gradients
-                else "there are no gradients yet: call backward of the trace first, with a function of the "
-                "output, or record with gradients=True"
+                else "there are no gradients yet: call trace.backward(loss) first, or use record(model, "
+                "gradients=True)"
             )
         return self.gradients[name]
 
     def state_before(self, step: int, batch: int = 0) -> dict[str, Tensor]:
-        """The states, ``(size,)`` each, from which a row computes this step."""
-        if self.partial:
-            raise ValueError(
-                "the arithmetic of a step needs all of its quantities and units, and this trace keeps "
-                f"{', '.join(self.names)}"
-                + ("" if self.units is None else f" of units {_listed(self.units)}")
-                + ": limit steps or rows in the place of names and units"
-            )
-        if self.steps is not None:
-            at = self.at(position("time step", step, int(self.lengths[batch])))
-            return {name: state[at, batch] for name, state in self.before.items()}
-        before = step - 1 if self.direction == "forward" else step + 1
-        if not 0 <= before < self.lengths[batch]:
-            return {name: state[batch] for name, state in self.initial_state.items()}
-        return {name: self.values[name][before, batch] for name in self.initial_state}
-
-    def at(self, step: int) -> int:
-        """Where a step, counted from 0, stands along the time axis of what is kept.
+        """Return the states from which a row computes a step, ``(size,)`` each, by name.
 
         Raises:
-            IndexError: it wasn't kept.
+            ValueError: If quantities or units were left out.
+            IndexError: If the step wasn't recorded.
+        """
+        if self.partial:
+            units = "" if self.units is None else f" of units {_format_indices(self.units)}"
+            raise ValueError(
+                "the arithmetic of a step needs all quantities and units, but this trace has only "
+                f"{', '.join(self.names)}{units}: select steps or rows instead of names and units"
+            )
+        if self.steps is not None:
+            position = self.at(normalize_index("time step", step, int(self.lengths[batch])))
+            return {name: state[position, batch] for name, state in self.before.items()}
+        previous = step - 1 if self.direction == "forward" else step + 1
+        if not 0 <= previous < self.lengths[batch]:
+            return {name: state[batch] for name, state in self.initial_state.items()}
+        return {name: self.values[name][previous, batch] for name in self.initial_state}
+
+    def at(self, step: int) -> int:
+        """Return the position of a step, counted from 0, along the time axis of ``values``.
+
+        Raises:
+            IndexError: If the step wasn't recorded.
         """
         if self.steps is None:
             return step
         if step not in self.steps:
-            raise IndexError(f"step {step} wasn't kept: this trace has the steps {_listed(self.steps)}")
+            raise IndexError(
+                f"step {step} wasn't recorded: this trace has the steps {_format_indices(self.steps)}"
+            )
         return self.steps.index(step)
 
     def check_whole(self, what: str) -> None:
-        """Raise where not every step, quantity and unit was kept, which ``what`` needs.
+        """Check that all steps, quantities and units were recorded.
+
+        Args:
+            what: What needs them, for the error message.
 
         Raises:
-            ValueError: they weren't.
+            ValueError: If some were left out.
         """
         if self.steps is not None or self.partial:
             raise ValueError(
-                f"{what} needs every step, quantity and unit, and this trace has {self.extent}; "
-                f"{', '.join(self.names)}: limit no more than rows"
+                f"{what} needs all steps, quantities and units, but this trace has only {self.extent}; "
+                f"{', '.join(self.names)}: select only rows"
             )
 
     def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
-        """The arithmetic behind one number, with the numbers put in.
+        """Show the arithmetic behind one number.
 
-        ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` is the sum behind
-        ``trace["input_sum"][0, 0, 0]``: weights times inputs, and the bias. Quantities that have a
-        name of their own stand as their numbers. The step is run again for the row alone; a number
-        that it doesn't give again, being random or made from several rows, stands for itself.
+        For example, ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` shows the pre-activation
+        ``trace["input_sum"][0, 0, 0]``: weights times inputs, plus the bias. Other named quantities appear as
+        numbers. To find the arithmetic, the step runs again for the row alone. A number that can't be
+        reproduced this way, because it is random or depends on other rows, is shown without arithmetic.
 
         Args:
-            name: of the quantity.
-            step: the time step, from 0; negative counts from the end of the row.
-            unit: which of the quantity's features, from 0; those of several axes are counted in a row.
-            batch: which row.
-            terms: a longer sum shows its largest terms, this many, and what the others add up to.
+            name: The quantity.
+            step: The time step. Negative values count from the end of the row.
+            unit: The feature of the quantity. Several feature axes are flattened.
+            batch: The row.
+            terms: Maximum number of terms of a sum. A longer sum shows its largest terms and the total of the
+                rest.
 
         Raises:
-            KeyError: there is no such quantity.
-            IndexError: there is no such step, unit or row, or the step wasn't kept.
-            ValueError: the quantity is the input, or not all quantities and units were kept.
+            KeyError: If there is no such quantity.
+            IndexError: If the step, unit or row is out of range, or the step wasn't recorded.
+            ValueError: If the quantity is the input, or quantities or units were left out.
         """
         values = self[name]
-        batch = position("row", batch, values.shape[1])
-        step = position("time step", step, int(self.lengths[batch]))
+        batch = normalize_index("row", batch, values.shape[1])
+        step = normalize_index("time step", step, int(self.lengths[batch]))
         if name not in self.values:
-            raise ValueError(f"{name} is the input: no arithmetic stands behind it")
-        derived = self.derivations(step, batch)
-        there = values[self.at(step), batch].flatten()
-        unit = position("unit", unit, len(there))
-        value = number(there[unit].item())
-        made = derived.made.get(name)
-        again = made.numbers.flatten() if made else there[:0]
-        if made is None or again.shape != there.shape or not same(again, there)[unit]:
+            raise ValueError(f"{name} is the input, so there is no arithmetic to show")
+        graph = self.derivations(step, batch)
+        recorded = values[self.at(step), batch].flatten()
+        unit = normalize_index("unit", unit, len(recorded))
+        value = format_number(recorded[unit].item())
+        node = graph.nodes.get(name)
+        recomputed = node.numbers.flatten() if node else recorded[:0]
+        if (
+            node is None
+            or recomputed.shape != recorded.shape
+            or not equal_up_to_rounding(recomputed, recorded)[unit]
+        ):
             return f"{value} = {value}"
-        return f"{explain(made, unit, terms)} = {value}"
+        return f"{explain(node, unit, terms)} = {value}"
 
-    def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> Derivations:
-        """How every quantity of one step is made for one row: the step run again for the row alone.
+    def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepGraph:
+        """Run a step again for one row and return its computation graph.
 
         Args:
-            step: the time step.
-            batch: the row.
-            moves: kept from one call to the next, it saves time.
+            step: The time step.
+            batch: The row.
+            moves: A cache. Pass the same dictionary to several calls to save time.
         """
         state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
         x = self.input[self.at(step), batch].unsqueeze(0)
-        recording = Recording(moves)
-        # outside inference mode, so that torch counts what the step changes in place
+        recorder = CallRecorder(moves)
+        # Outside of inference mode, since torch doesn't count in-place changes there.
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-            with recording:
-                _, named = run_with_names(self.cell, x, *state.values())
-            there = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
-            shown = {
+            with recorder:
+                _, named = run_with_locals(self.cell, x, *state.values())
+            recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
+            displayed = {
                 name: value
-                for name, value in there.items()
+                for name, value in recorded.items()
                 if name in named and named[name].shape == value.shape
             }
-            return Derivations(recording.derivations(named, shown), x, state)
+            return StepGraph(recorder.graph(named, displayed), x, state)
 
     def table(
         self,
@@ -207,57 +227,71 @@ class LayerTrace:
         batch: int = 0,
         units: int | None = None,
     ) -> StepTable:
-        """A rich table: a row for every step and quantity, a column for every unit.
+        """Return a rich table with a row for every step and quantity, and a column for every unit.
 
         Args:
-            names: the quantities; None: the input ``x`` and all of them.
-            steps: the time steps; None: all, shortened where there are many.
-            batch: the row.
-            units: columns at most; None: as many as the console has room for. Wider quantities
-                are cut after that many.
+            names: The quantities. None for the input ``x`` and all quantities.
+            steps: The time steps. None for all, or the first and last ones of a long sequence.
+            batch: The row.
+            units: Maximum number of columns. None for as many as fit into the console.
+
+        Raises:
+            KeyError: If there is no such quantity.
+            IndexError: If a step or the row is out of range, or a step wasn't recorded.
+            ValueError: If ``names`` is empty, or no step of the row was recorded.
         """
-        batch = position("row", batch, self.input.shape[1])
+        batch = normalize_index("row", batch, self.input.shape[1])
         names = None if names is None else list(names)
         if names == []:
-            raise ValueError(f"a table needs at least one quantity: {', '.join(self.names)}")
+            raise ValueError(f"a table needs at least one quantity: choose from {', '.join(self.names)}")
         length = int(self.lengths[batch])
-        chosen = None if steps is None else [position("time step", step, length) for step in steps]
-        for step in chosen or ():
+        selected = None if steps is None else [normalize_index("time step", step, length) for step in steps]
+        for step in selected or ():
             self.at(step)
-        kept = [step for step in self.steps or range(length) if step < length]
+        recorded = [step for step in self.steps or range(length) if step < length]
         quantities = {"x": self.input} if names is None and self.input.shape[-1] else {}
         quantities |= {name: self[name] for name in (self.names if names is None else names)}
-        if not kept:
-            raise ValueError(f"row {batch} has {length} steps, and none of them was kept")
-        rows = {name: part[: len(kept), batch].reshape(len(kept), -1) for name, part in quantities.items()}
+        if not recorded:
+            raise ValueError(f"row {batch} has {length} steps, but none of them was recorded")
+        count = len(recorded)
+        rows = {name: part[:count, batch].reshape(count, -1) for name, part in quantities.items()}
         title = f"layer {self.layer}, {self.direction}"
-        return StepTable(rows, chosen, units, title, kept, self.columns)
+        return StepTable(rows, selected, units, title, recorded, self.columns)
 
     def plot(self, kind: str, **options: Any) -> Axes:
-        """A picture with matplotlib, on its Axes; ``.figure.savefig("picture.svg")`` of them writes it.
+        """Plot with matplotlib. To save the plot, use ``.figure.savefig("plot.svg")`` of the result.
 
         Args:
             kind: ``"gates"``, ``"states"``, ``"gradient"`` (after
                 :meth:`Trace.backward <unrolled.Trace.backward>`), ``"unrolled"`` or ``"layer"``.
-            options: of the function with this name in :mod:`unrolled.plot`: ``ax``, where to draw; ``batch``,
-                the row; ``names``, the quantities of gates and gradient; ``steps`` of the layer unrolled.
+            options: Options of the function with this name in :mod:`unrolled.plot`: ``ax``, the Axes to draw
+                on; ``batch``, the row; ``names``, the quantities of gates and gradient; ``steps`` of the
+                unrolled layer.
 
         Raises:
-            ImportError: matplotlib is not installed.
-            ValueError, TypeError: there is no such kind of picture, or it has no such option.
-            KeyError, IndexError: there is no such quantity, row or step.
+            ImportError: If matplotlib isn't installed.
+            ValueError: If there is no such kind of plot.
+            TypeError: If it has no such option.
+            KeyError: If there is no such quantity.
+            IndexError: If a row or step is out of range.
         """
         axes: Axes = display.package("plot").draw(self, kind, **options)
         return axes
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line for each number: layer, direction, step, batch, name, unit, value."""
-        return frame(self.values, self.lengths, self.layer, self.direction, self.steps, self.columns)
+        """Return a DataFrame with one row for each number.
+
+        The columns are layer, direction, step, batch, name, unit and value. Padding is left out.
+
+        Raises:
+            ImportError: If pandas isn't installed.
+        """
+        return data_frame(self.values, self.lengths, self.layer, self.direction, self.steps, self.columns)
 
 
-def _listed(numbers: tuple[int, ...], most: int = 6) -> str:
-    """Some numbers in words, those in the middle left out where there are many."""
-    texts = list(map(str, numbers))
-    if len(texts) > most:
-        texts = [*texts[: most // 2], "…", *texts[-1:]]
+def _format_indices(indices: tuple[int, ...], limit: int = 6) -> str:
+    """Format indices as comma-separated text. A long list is shortened in the middle."""
+    texts = list(map(str, indices))
+    if len(texts) > limit:
+        texts = [*texts[: limit // 2], "…", *texts[-1:]]
     return ", ".join(texts)

@@ -1,4 +1,4 @@
-"""How the numbers of a step came to be: the torch functions that made them, element by element."""
+"""The computation graph of one step: which torch function computed each tensor, element by element."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 INFIX = {"add": " + ", "sub": " - ", "mul": "·", "div": " / "}
-_SAME_AS = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
+_ALIASES = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
 _REVERSED = ("rsub", "rdiv", "rtruediv")
 _MOVES = frozenset(  # functions that only move elements
     {"chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select", "index_select", "flip"}
@@ -23,227 +23,260 @@ _MOVES = frozenset(  # functions that only move elements
 
 @dataclass(eq=False)
 class Node:
-    """A tensor of a step, or a number in it, and what it is made of.
+    """A tensor or constant in the computation graph of a step.
 
     Attributes:
-        kind: ``"value"``: it stands for itself. ``"constant"``: a number or word of the code, ``name``.
-            ``"infix"``: ``name`` (add, sub, mul or div) of two operands, element by element. ``"negated"``.
-            ``"call"``: the function ``name`` of the operands, element by element. ``"rows"``: the function
-            ``name`` of whole operands. ``"sum"``: weighted sums of the operands input, weight and perhaps
-            bias. ``"moved"``: every element is one of an operand.
-        tensor: the numbers; None for a constant.
-        name: as above; of a value, the name that it has in the step, else empty.
-        operands: what it is made of.
-        places: for every operand, which of its elements meets each of ours, as flat indices; None: the one
-            at the same place. Of a moved tensor only the operands and places of ``which`` count.
-        which: of a moved tensor, the operand that each element is of.
-        turned: of sums: whether the weight has the sums along its last axis.
+        kind: How the node was computed:
+
+            * ``"value"``: not further explained.
+            * ``"constant"``: a number or word in the code, given by ``name``.
+            * ``"infix"``: an elementwise add, sub, mul or div (``name``) of two operands.
+            * ``"negated"``: the negative of one operand.
+            * ``"call"``: an elementwise function (``name``) of the operands.
+            * ``"rows"``: a function (``name``) of whole operands, not elementwise.
+            * ``"sum"``: weighted sums. The operands are input, weight and, optionally, bias.
+            * ``"moved"``: each element is copied from an operand.
+        tensor: The values; None for a constant.
+        name: See ``kind``. For a value, its variable name in the step, or empty.
+        operands: The nodes that it was computed from.
+        element_maps: For each operand, the flat index of the operand element that each element of this tensor
+            uses. None means the same index. For a moved tensor, it counts only where ``source_operands``
+            names the operand.
+        source_operands: For a moved tensor, the operand that each element comes from.
+        weight_transposed: For weighted sums, whether the weight has shape ``(input, output)``, as in matmul,
+            instead of ``(output, input)``, as in linear.
     """
 
     kind: str
     tensor: Tensor | None
     name: str = ""
     operands: list[Node] = field(default_factory=list)
-    places: list[Tensor | None] = field(default_factory=list)
-    which: Tensor | None = None
-    turned: bool = False
+    element_maps: list[Tensor | None] = field(default_factory=list)
+    source_operands: Tensor | None = None
+    weight_transposed: bool = False
 
     @property
     def numbers(self) -> Tensor:
-        """The tensor."""
+        """The tensor of a node that isn't a constant."""
         assert self.tensor is not None
         return self.tensor
 
-    def place(self, operand: int, index: int) -> int:
-        """Which element of an operand meets this one of ours."""
-        places = self.places[operand]
-        return index if places is None else int(places[index])
+    def operand_index(self, operand: int, index: int) -> int:
+        """Return the flat index of the operand element that the element at ``index`` uses."""
+        element_map = self.element_maps[operand]
+        return index if element_map is None else int(element_map[index])
 
     def read(self) -> Tensor:
-        """The numbers in a row: those of its sources, where it is moved."""
+        """Return the values, flattened. Moved elements are read from their sources."""
         flat = self.numbers.flatten()
-        if self.which is None:
+        if self.source_operands is None:
             return flat
         flat = flat.clone()
-        for k, (operand, places) in enumerate(zip(self.operands, self.places, strict=True)):
-            if places is not None:
-                mine = self.which == k
-                flat[mine] = operand.read()[places[mine]].to(flat.dtype)
+        for k, (operand, element_map) in enumerate(zip(self.operands, self.element_maps, strict=True)):
+            if element_map is not None:
+                from_operand = self.source_operands == k
+                flat[from_operand] = operand.read()[element_map[from_operand]].to(flat.dtype)
         return flat
 
     def source(self, index: int) -> tuple[Node, int]:
-        """Where an element came from, through all functions that only move elements."""
-        if self.kind != "moved" or self.which is None:
+        """Follow an element through all functions that only move elements, to its node and index there."""
+        if self.kind != "moved" or self.source_operands is None:
             return self, index
-        operand = int(self.which[index])
-        return self.operands[operand].source(self.place(operand, index))
+        operand = int(self.source_operands[index])
+        return self.operands[operand].source(self.operand_index(operand, index))
 
 
 @dataclass(frozen=True)
-class Derivations:
-    """How the quantities of one step of one row are made.
+class StepGraph:
+    """The computation graph of one step for one row.
 
     Attributes:
-        made: each quantity by name.
-        input: ``(1, input)``, what the step read.
-        before: ``(1, size)`` for every state, by name, from which it began.
+        nodes: The node of each quantity, by name.
+        input: Input of the step, ``(1, input)``.
+        state_before: Each state before the step, ``(1, size)``, by name.
     """
 
-    made: dict[str, Node]
+    nodes: dict[str, Node]
     input: Tensor
-    before: dict[str, Tensor]
+    state_before: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """How a tensor came to be: a call and, where it returned several tensors, which one."""
+class _Call:
+    """The torch function call that returned a tensor.
+
+    Attributes:
+        name: Canonical name of the function.
+        function, args, kwargs: The call.
+        output_index: Position of the tensor among the outputs; None if the function returned one tensor.
+        versions: Version counters of the tensor and of all arguments after the call.
+    """
 
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    which: int | None
+    output_index: int | None
     versions: tuple[tuple[Tensor, int], ...]
 
-    def holds(self) -> bool:
-        """Whether nothing of it was changed in place since."""
+    def is_unmodified(self) -> bool:
+        """Whether neither the tensor nor any argument was changed in place since the call."""
         return all(_version(tensor) == version for tensor, version in self.versions)
 
 
-class Recording(TorchFunctionMode):
-    """While active, notes for every new tensor the torch function that made it.
+class CallRecorder(TorchFunctionMode):
+    """While active, record the torch function call that returned each new tensor.
 
     Args:
-        moves: where moved elements come from, kept from one recording to the next of the same code.
+        move_cache: Cache of the sources of moved elements, to share between recordings of the same code.
     """
 
-    def __init__(self, moves: dict[Any, Any] | None = None) -> None:
+    def __init__(self, move_cache: dict[Any, Any] | None = None) -> None:
         super().__init__()
-        self._moves = {} if moves is None else moves
-        self._made: dict[int, _Made | None] = {}
-        self._alive: list[Any] = []  # an id stays valid as long as its tensor lives
+        self._move_cache = {} if move_cache is None else move_cache
+        self._calls: dict[int, _Call | None] = {}  # by the id of the tensor
+        self._alive: list[Any] = []  # keeps the tensors alive, so that no id is reused
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is Tensor.__setitem__:
-            self._made[id(args[0])] = None
+            self._calls[id(args[0])] = None
         several = isinstance(result, (tuple, list))
-        for which, tensor in enumerate(result if several else (result,)):
+        for output_index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor):
-                seen = tuple((part, _version(part)) for part in (tensor, *_parts((args, kwargs))))
-                made = _Made(_name(func), func, args, kwargs or {}, which if several else None, seen)
-                known = id(tensor) in self._made or any(tensor is argument for argument in args)
-                self._made[id(tensor)] = None if known else made  # None: changed in place, no one call
+                versions = tuple((part, _version(part)) for part in (tensor, *_tensors_in((args, kwargs))))
+                call = _Call(
+                    _name(func), func, args, kwargs or {}, output_index if several else None, versions
+                )
+                known = id(tensor) in self._calls or any(tensor is argument for argument in args)
+                self._calls[id(tensor)] = None if known else call  # None: changed in place by several calls
                 self._alive.append(tensor)
         return result
 
     def function_of(self, tensor: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
-        """The name of the function of one tensor that made this one, and the function; moves don't count."""
-        made = self._made.get(id(tensor))
-        while made and made.holds() and made.name in _MOVES and isinstance(next(iter(made.args), 0), Tensor):
-            made = self._made.get(id(made.args[0]))
-        if made is None or not made.holds() or made.which is not None:
+        """Find the function of a single tensor that computed a tensor, ignoring moves of elements.
+
+        Returns:
+            The name and the function; None if the tensor was computed in another way.
+        """
+        call = self._calls.get(id(tensor))
+        while (
+            call
+            and call.is_unmodified()
+            and call.name in _MOVES
+            and isinstance(next(iter(call.args), 0), Tensor)
+        ):
+            call = self._calls.get(id(call.args[0]))
+        if call is None or not call.is_unmodified() or call.output_index is not None:
             return None
-        call = made
+        final_call = call
         if sum(isinstance(value, Tensor) for value in (*call.args, *call.kwargs.values())) != 1:
             return None
 
-        def function(given: Tensor) -> Tensor:
-            args = [given if isinstance(value, Tensor) else value for value in call.args]
-            kwargs = {k: given if isinstance(value, Tensor) else value for k, value in call.kwargs.items()}
-            result: Tensor = call.function(*args, **kwargs)
+        def function(x: Tensor) -> Tensor:
+            args = [x if isinstance(value, Tensor) else value for value in final_call.args]
+            kwargs = {k: x if isinstance(value, Tensor) else value for k, value in final_call.kwargs.items()}
+            result: Tensor = final_call.function(*args, **kwargs)
             return result
 
-        return call.name, function
+        return final_call.name, function
 
-    def derivations(self, named: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> dict[str, Node]:
-        """How each of these tensors was made, down to the others of them.
+    def graph(self, named: Mapping[str, Tensor], displayed: Mapping[str, Tensor]) -> dict[str, Node]:
+        """Build a node for each named tensor. Its operands are cut off at the other named tensors.
 
         Args:
-            named: tensors that were there before or were made while this was active, by name.
-            shown: what stands for some of them where others are made of them.
+            named: Tensors by name, either inputs or computed while this was active.
+            displayed: Values to show instead, by name, where a named tensor is an operand.
         """
-        made = {key: how for key, how in self._made.items() if how and how.holds()}
-        builder = _Builder(made, {id(tensor): name for name, tensor in named.items()}, shown, self._moves)
-        return {name: builder.made_of(tensor) for name, tensor in named.items()}
+        calls = {key: call for key, call in self._calls.items() if call and call.is_unmodified()}
+        names = {id(tensor): name for name, tensor in named.items()}
+        builder = _GraphBuilder(calls, names, displayed, self._move_cache)
+        return {name: builder.computed_node(tensor) for name, tensor in named.items()}
 
 
-class _Builder:
-    """Makes the nodes, one for each tensor."""
+class _GraphBuilder:
+    """Builds the nodes, one for each tensor."""
 
     def __init__(
         self,
-        made: Mapping[int, _Made],
+        calls: Mapping[int, _Call],
         names: Mapping[int, str],
-        shown: Mapping[str, Tensor],
-        moves: dict[Any, Any],
+        displayed: Mapping[str, Tensor],
+        move_cache: dict[Any, Any],
     ) -> None:
-        self._made = made
+        self._calls = calls
         self._names = names
-        self._shown = shown
-        self._moves = moves
+        self._displayed = displayed
+        self._move_cache = move_cache
         self._nodes: dict[int, Node] = {}
 
-    def node(self, value: Any) -> Node:
-        """What a value is where another one is made of it: itself, if it has a name."""
+    def operand_node(self, value: Any) -> Node:
+        """Return the node of an operand: a value if it has a name, else how it was computed."""
         if not isinstance(value, Tensor):
             text = f"{value:g}" if isinstance(value, float) else str(value)
             return Node("constant", None, text)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
-            same = Node("value", self._shown.get(name, value), name)
-            self._nodes[id(value)] = same if name else self.made_of(value)
+            named_value = Node("value", self._displayed.get(name, value), name)
+            self._nodes[id(value)] = named_value if name else self.computed_node(value)
         return self._nodes[id(value)]
 
-    def made_of(self, tensor: Tensor) -> Node:
-        """What a tensor is made of."""
-        made = self._made.get(id(tensor))
-        if made is None:
+    def computed_node(self, tensor: Tensor) -> Node:
+        """Return a node that shows how a tensor was computed."""
+        call = self._calls.get(id(tensor))
+        if call is None:
             return Node("value", tensor)
-        if made.name in INFIX and len(made.args) == 2 and not made.kwargs:
-            turned = made.function.__name__.strip("_") in _REVERSED
-            return self._elementwise("infix", made.name, tensor, made.args[::-1] if turned else made.args)
-        if made.name == "neg" and len(made.args) == 1:
-            return self._elementwise("negated", "", tensor, made.args)
-        if made.name in ("linear", "matmul") and _is_matrix(made):
-            return self._sums(made, tensor)
-        if made.name in _MOVES:
-            return self._moved(made, tensor)
-        arguments = [*made.args, *made.kwargs.values()]
-        if made.which is None and _is_elementwise(made, tensor):
-            return self._elementwise("call", made.name, tensor, arguments)
-        whole = [self.node(value) for value in arguments if isinstance(value, Tensor) and value.dim() > 0]
-        return Node("rows", tensor, made.name, whole, [None] * len(whole))
+        if call.name in INFIX and len(call.args) == 2 and not call.kwargs:
+            is_reversed = call.function.__name__.strip("_") in _REVERSED
+            return self._elementwise(
+                "infix", call.name, tensor, call.args[::-1] if is_reversed else call.args
+            )
+        if call.name == "neg" and len(call.args) == 1:
+            return self._elementwise("negated", "", tensor, call.args)
+        if call.name in ("linear", "matmul") and _is_matrix_product(call):
+            return self._weighted_sums(call, tensor)
+        if call.name in _MOVES:
+            return self._moved(call, tensor)
+        arguments = [*call.args, *call.kwargs.values()]
+        if call.output_index is None and _is_elementwise(call, tensor):
+            return self._elementwise("call", call.name, tensor, arguments)
+        whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
+        return Node("rows", tensor, call.name, whole, [None] * len(whole))
 
     def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any) -> Node:
-        operands = [self.node(value) for value in arguments]
-        return Node(kind, tensor, name, operands, [_broadcast(value, tensor) for value in arguments])
+        operands = [self.operand_node(value) for value in arguments]
+        return Node(kind, tensor, name, operands, [_broadcast_map(value, tensor) for value in arguments])
 
-    def _sums(self, made: _Made, tensor: Tensor) -> Node:
-        given = dict(zip(("input", "weight", "bias"), made.args, strict=False)) | made.kwargs
-        parts = list(made.args) if made.name == "matmul" else [given["input"], given["weight"]]
-        parts += [given["bias"]] if given.get("bias") is not None else []
-        operands = [self.node(value) for value in parts]
-        return Node("sum", tensor, "", operands, [None] * len(operands), turned=bool(made.name == "matmul"))
+    def _weighted_sums(self, call: _Call, tensor: Tensor) -> Node:
+        arguments = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
+        is_matmul = call.name == "matmul"
+        parts = list(call.args) if is_matmul else [arguments["input"], arguments["weight"]]
+        parts += [arguments["bias"]] if arguments.get("bias") is not None else []
+        operands = [self.operand_node(value) for value in parts]
+        return Node("sum", tensor, "", operands, [None] * len(operands), weight_transposed=is_matmul)
 
-    def _moved(self, made: _Made, tensor: Tensor) -> Node:
-        """Where every element came from."""
-        sources = list(_parts(made.args[:1] if made.args else made.kwargs))
+    def _moved(self, call: _Call, tensor: Tensor) -> Node:
+        sources = list(_tensors_in(call.args[:1] if call.args else call.kwargs))
         key = None
-        if not any(isinstance(value, Tensor) for value in (*made.args[1:], *made.kwargs.values())):
+        if not any(isinstance(value, Tensor) for value in (*call.args[1:], *call.kwargs.values())):
             shapes = tuple(source.shape for source in sources)
-            key = (made.name, shapes, repr(made.args[1:]), repr(made.kwargs), made.which)
-        found = self._moves.get(key) or self._places(made)
+            key = (call.name, shapes, repr(call.args[1:]), repr(call.kwargs), call.output_index)
+        moves = self._move_cache.get(key) or self._trace_moves(call)
         if key is not None:
-            self._moves[key] = found
-        which, places = found
-        return Node("moved", tensor, "", [self.node(source) for source in sources], [*places], which=which)
+            self._move_cache[key] = moves
+        source_operands, element_maps = moves
+        operands = [self.operand_node(source) for source in sources]
+        return Node("moved", tensor, "", operands, [*element_maps], source_operands=source_operands)
 
     @staticmethod
-    def _places(made: _Made) -> tuple[Tensor, list[Tensor]]:
-        """For every element the source that it came from, and for every source the places: move numbers."""
+    def _trace_moves(call: _Call) -> tuple[Tensor, list[Tensor]]:
+        """Find the source of each element by running the function on tensors of running numbers.
+
+        Returns:
+            The operand that each element comes from, and its flat index counted in each operand.
+        """
         sources: list[Tensor] = []
 
         def numbered(value: Any) -> Any:
@@ -253,88 +286,93 @@ class _Builder:
             sources.append(value)
             return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
 
-        first = len(made.args) > 0  # what is moved stands first; the rest says how
-        args = (numbered(made.args[0]), *made.args[1:]) if first else ()
-        moves = ("input", "tensors", "tensor")
-        kwargs = {k: numbered(v) if not first and k in moves else v for k, v in made.kwargs.items()}
-        moved = made.function(*args, **kwargs)
-        places = (moved if made.which is None else moved[made.which]).flatten()
-        sizes = torch.tensor([source.numel() for source in sources], device=places.device)
-        which = torch.arange(len(sources), device=places.device).repeat_interleave(sizes)[places]
-        return which, [places - start for start in (sizes.cumsum(0) - sizes).tolist()]
+        positional = len(call.args) > 0  # the tensors come first, then the arguments that say how to move
+        args = (numbered(call.args[0]), *call.args[1:]) if positional else ()
+        tensor_arguments = ("input", "tensors", "tensor")
+        kwargs = {
+            k: numbered(v) if not positional and k in tensor_arguments else v for k, v in call.kwargs.items()
+        }
+        result = call.function(*args, **kwargs)
+        positions = (result if call.output_index is None else result[call.output_index]).flatten()
+        sizes = torch.tensor([source.numel() for source in sources], device=positions.device)
+        operands = torch.arange(len(sources), device=positions.device).repeat_interleave(sizes)
+        return operands[positions], [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
 
 
-def _is_elementwise(made: _Made, tensor: Tensor) -> bool:
-    """Whether every element comes of the elements that stand at its place, by this function of them alone.
+def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
+    """Check whether each element of the result depends only on the operand elements at the same index.
 
-    Of numbers drawn for this: with those of the step, such as zeros, other functions would seem so too.
+    The function runs on random values, once on whole tensors and once on single elements. With the values of
+    the step, such as zeros, other functions could look elementwise, too.
     """
-    arguments = [*made.args, *made.kwargs.values()]
+    arguments = [*call.args, *call.kwargs.values()]
 
-    def called(*values: Tensor) -> Tensor:
-        left = iter(values)
-        given = [next(left) if isinstance(value, Tensor) else value for value in arguments]
-        count = len(made.args)
-        result: Tensor = made.function(*given[:count], **dict(zip(made.kwargs, given[count:], strict=True)))
+    def run(*values: Tensor) -> Tensor:
+        remaining = iter(values)
+        replaced = [next(remaining) if isinstance(value, Tensor) else value for value in arguments]
+        count = len(call.args)
+        result: Tensor = call.function(
+            *replaced[:count], **dict(zip(call.kwargs, replaced[count:], strict=True))
+        )
         return result
 
     try:
-        drawn = [_drawn(value) for value in arguments if isinstance(value, Tensor)]
-        rows = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1).clone() for value in drawn]
-        alone, whole = torch.vmap(called)(*rows), called(*drawn)
+        samples = [_random_like(value) for value in arguments if isinstance(value, Tensor)]
+        elements = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1).clone() for value in samples]
+        separate, whole = torch.vmap(run)(*elements), run(*samples)
         return whole.shape == tensor.shape and torch.allclose(
-            alone.flatten(), whole.flatten(), equal_nan=True
+            separate.flatten(), whole.flatten(), equal_nan=True
         )
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
 
 
-def _drawn(value: Tensor) -> Tensor:
-    """Other numbers of the same kind, between 0.1 and 0.9; whole numbers as they are."""
+def _random_like(value: Tensor) -> Tensor:
+    """Return a tensor of the same shape and dtype with random values from 0.1 to 0.9; integers are copied."""
     generator = torch.Generator(value.device).manual_seed(0)
     if value.dtype == torch.bool:
         return torch.rand(value.shape, generator=generator, device=value.device) < 0.5
     if not (value.is_floating_point() or value.is_complex()):
         return value.clone()
-    drawn = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float64)
-    return (0.1 + 0.8 * drawn).to(value.dtype)
+    uniform = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float64)
+    return (0.1 + 0.8 * uniform).to(value.dtype)
 
 
-def _broadcast(value: Any, tensor: Tensor) -> Tensor | None:
-    """The flat indices of the elements of ``value`` that meet those of ``tensor``; None: the same ones."""
+def _broadcast_map(value: Any, tensor: Tensor) -> Tensor | None:
+    """Return the flat index in ``value`` for each element of ``tensor``; None if the shapes are equal."""
     if not isinstance(value, Tensor) or value.shape == tensor.shape:
         return None
     return torch.arange(value.numel()).reshape(value.shape).broadcast_to(tensor.shape).flatten()
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor, or what it is a view of, was changed in place, where torch counts it."""
+    """Return torch's counter of in-place changes to a tensor or its base; -1 where torch doesn't count."""
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _parts(value: Any) -> Iterator[Tensor]:
-    """Every tensor among the arguments of a call."""
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor among the arguments of a call."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _parts(part)
+            yield from _tensors_in(part)
 
 
 def _name(function: Any) -> str:
-    """``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__ alike."""
+    """Return a canonical name: ``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__."""
     name = str(function.__name__).strip("_")
     if name == "get":  # a property such as Tensor.T
         return str(function.__self__.__name__)
     if function.__name__.startswith("__r") and name[1:] in (*INFIX, "truediv", "matmul"):
         name = name[1:]
     name = {"rsub": "sub"}.get(name, name)
-    return _SAME_AS.get(name, name)
+    return _ALIASES.get(name, name)
 
 
-def _is_matrix(made: _Made) -> bool:
-    """Whether a product is one with a matrix, so that each number is one weighted sum."""
-    if made.name == "linear":
-        given = dict(zip(("input", "weight"), made.args, strict=False)) | made.kwargs
-        return bool(given["weight"].dim() == 2)
-    return len(made.args) == 2 and all(isinstance(a, Tensor) and a.dim() == 2 for a in made.args)
+def _is_matrix_product(call: _Call) -> bool:
+    """Whether the operands are matrices, so that each element is one weighted sum."""
+    if call.name == "linear":
+        arguments = dict(zip(("input", "weight"), call.args, strict=False)) | call.kwargs
+        return bool(arguments["weight"].dim() == 2)
+    return len(call.args) == 2 and all(isinstance(a, Tensor) and a.dim() == 2 for a in call.args)

@@ -1,4 +1,4 @@
-"""Every recurrent layer of a model traced while the model runs."""
+"""Tracing of all recurrent layers of a model while the model runs."""
 
 from __future__ import annotations
 
@@ -16,93 +16,110 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.cells.base import whole
+from unrolled.cells.base import positive_int
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing import hooks
 from unrolled.tracing.backward import loss_from_gradients
-from unrolled.tracing.hooks import LayerCall, UnseenError
+from unrolled.tracing.hooks import LayerCall, UnsupportedCallError
 from unrolled.tracing.selection import BatchRows, TraceFilter
-from unrolled.tracing.step_recorder import names_of
-from unrolled.tracing.trace import Trace, traced
+from unrolled.tracing.step_recorder import quantity_names
+from unrolled.tracing.trace import Trace, run_traced
 
-_lock = threading.Lock()
-_blocks = 0  # that run, in all threads
-_stance: Any = None  # what torch.compile's becomes again after the last of them
+_lock = threading.Lock()  # guards the two below
+_active_blocks = 0  # number of record blocks that are running, in all threads
+_eager_stance: Any = None  # the stance of torch.compile during these blocks; to be exited after the last one
+
+
+@renew_after_fork
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
 
 
 @dataclass(eq=False)
-class _Layer:
-    """A layer, and what is known of its calls.
+class _LayerCalls:
+    """A layer of the model and its recorded calls.
 
     Attributes:
-        never: why no call of it is recorded.
-        not_last: why the last call isn't.
+        name: Name of the module.
+        module: The module.
+        traces: Traces of the last calls.
+        call_count: Number of calls so far.
+        never_recorded: Why no call can be recorded, or None.
+        last_not_recorded: Why the last call couldn't be recorded, or None.
     """
 
     name: str
     module: nn.Module
-    kept: deque[Trace]
-    seen: int = 0
-    never: str | None = None
-    not_last: str | None = None
+    traces: deque[Trace]
+    call_count: int = 0
+    never_recorded: str | None = None
+    last_not_recorded: str | None = None
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__} {self.name!r}"
 
+    @property
+    def not_recorded(self) -> str | None:
+        """Why there is no trace of the last call, or None."""
+        return self.never_recorded or self.last_not_recorded
+
 
 class Record(Mapping[str, Trace]):
-    """What :func:`record` gives: traces of a model's recurrent layers, by the names of their modules.
+    """The result of :func:`record`: traces of a model's recurrent layers, by the names of their modules.
 
-    A mapping of the layers of which there is one: ``rec["encoder.lstm"]`` is that of the last call. The layer
-    of a model that is a recurrent layer itself has the name ``""``.
+    It is a mapping of the layers that have a trace. ``rec["encoder.lstm"]`` is the trace of the layer's last
+    call. If the model itself is a recurrent layer, its name is ``""``.
     """
 
-    def __init__(self, model: nn.Module, limits: TraceFilter, calls: int, gradients: bool) -> None:
-        self._model = getattr(model, "_orig_mod", model)  # what torch.compile was given
-        self._limits, self._gradients = limits, gradients
-        self._of: dict[int, _Layer] = {}
-        self._layers: dict[str, _Layer] = {}
-        for name, module in hooks.layers_of(self._model, "record").items():
-            made = _Layer(name, module, deque(maxlen=calls))
-            self._layers[name] = self._of.setdefault(id(module), made)
-        self._check()
+    def __init__(self, model: nn.Module, trace_filter: TraceFilter, calls: int, gradients: bool) -> None:
+        self._model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
+        self._filter, self._gradients = trace_filter, gradients
+        self._layers_by_id: dict[int, _LayerCalls] = {}
+        self._layers_by_name: dict[str, _LayerCalls] = {}
+        for name, module in hooks.require_recurrent_layers(self._model, "record").items():
+            layer = _LayerCalls(name, module, deque(maxlen=calls))
+            self._layers_by_name[name] = self._layers_by_id.setdefault(id(module), layer)
+        self._check_filter()
         self._thread = 0
         self._running: contextlib.ExitStack | None = None
 
-    def _check(self) -> None:
-        """See which layers can be recorded, and that the limits are of such."""
+    def _check_filter(self) -> None:
+        """Find the layers that can't be recorded. Raise an error if the filter fits no layer."""
         known: set[str] = {"x"}
-        wrong: list[Exception] = []
-        for layer in self._of.values():
+        errors: list[Exception] = []
+        for layer in self._layers_by_id.values():
             try:
                 recurrent = as_recurrent(layer.module)
             except TypeError as error:
-                layer.never = str(error)
+                layer.never_recorded = str(error)
                 continue
             try:
-                self._limits.units_of(recurrent.hidden_size)
+                self._filter.selected_units(recurrent.hidden_size)
             except (IndexError, ValueError) as error:
-                layer.never = str(error)
-                wrong.append(error)
-            own = {"x", *names_of(recurrent.cell)}
-            known |= own
-            if self._limits.names is not None and own.isdisjoint(self._limits.names):
-                layer.never = f"it has none of the quantities {', '.join(self._limits.names)}"
-        for name in self._limits.names or ():
+                layer.never_recorded = str(error)
+                errors.append(error)
+            names = {"x", *quantity_names(recurrent.cell)}
+            known |= names
+            if self._filter.names is not None and names.isdisjoint(self._filter.names):
+                layer.never_recorded = f"it has none of the quantities {', '.join(self._filter.names)}"
+        for name in self._filter.names or ():
             if name not in known:
-                raise ValueError(f"no layer has a quantity {name!r}: there are {', '.join(sorted(known))}")
-        if len(wrong) == len(self._of):
-            raise wrong[0]
+                available = ", ".join(sorted(known))
+                raise ValueError(f"no layer has a quantity {name!r}: choose from {available}")
+        if len(errors) == len(self._layers_by_id):
+            raise errors[0]
 
     def __enter__(self) -> Record:
         if self._running is not None:
-            raise RuntimeError("this record is running already: make another one by record(model)")
+            raise RuntimeError("this record is already running: create another one with record(model)")
         self._thread = threading.get_ident()
         self._running = contextlib.ExitStack()
-        self._running.enter_context(_uncompiled())
-        seen = [layer.module for layer in self._of.values() if layer.never is None]
-        self._running.callback(hooks.observe(seen, self._wants, self._take))
+        self._running.enter_context(_compiled_code_runs_eagerly())
+        modules = [layer.module for layer in self._layers_by_id.values() if layer.never_recorded is None]
+        self._running.callback(hooks.observe_calls(modules, self._should_record, self._on_call))
         return self
 
     def __exit__(
@@ -113,129 +130,140 @@ class Record(Mapping[str, Trace]):
             running.close()
 
     def __getitem__(self, name: str) -> Trace:
-        """The trace of the last call of a layer.
+        """Return the trace of a layer's last call.
 
         Raises:
-            KeyError: the model has no such layer, or it wasn't called.
-            ValueError: of its last call no trace could be made; why.
+            KeyError: If the model has no such layer, or the layer wasn't called.
+            ValueError: If the last call couldn't be traced. The message says why.
         """
         layer = self._layer(name)
-        why = layer.never or layer.not_last
-        if why is not None:
-            raise ValueError(f"there is no trace of {layer}: {why}")
-        if not layer.kept:
+        if layer.not_recorded is not None:
+            raise ValueError(f"there is no trace of {layer}: {layer.not_recorded}")
+        if not layer.traces:
             others = ", ".join(map(repr, self)) or "none"
-            raise KeyError(f"{layer} wasn't called in the block; layers that were: {others}")
-        return layer.kept[-1]
+            raise KeyError(f"{layer} wasn't called in the block; recorded layers: {others}")
+        return layer.traces[-1]
 
     def calls(self, name: str) -> list[Trace]:
-        """The traces of a layer's last calls that are kept, the last one at the end.
+        """Return the recorded traces of a layer, the last call at the end.
 
         Raises:
-            KeyError: the model has no such layer.
+            KeyError: If the model has no such layer.
         """
-        return list(self._layer(name).kept)
+        return list(self._layer(name).traces)
 
     def __iter__(self) -> Iterator[str]:
         return (
-            layer.name
-            for layer in self._of.values()
-            if layer.kept and layer.never is None and layer.not_last is None
+            layer.name for layer in self._layers_by_id.values() if layer.traces and layer.not_recorded is None
         )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        layer = self._layers.get(name) if isinstance(name, str) else None
+        layer = self._layers_by_name.get(name) if isinstance(name, str) else None
         return layer is not None and layer.name in iter(self)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all traces that are kept, the copies of the parameters among them."""
-        return _bytes(trace for layer in self._of.values() for trace in layer.kept)
+        """The memory that all traces take in bytes, including their copies of the parameters."""
+        return _total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
 
     def __repr__(self) -> str:
-        lines = [f"<Record of {type(self._model).__name__}: {_in_words(self.nbytes)} kept"]
-        for layer in self._of.values():
-            calls = f"{layer.seen} call{'s' * (layer.seen != 1)}"
-            why = layer.never or layer.not_last
-            text = f"not recorded: {why}" if why else "not called"
-            if layer.kept and why is None:
-                part = layer.kept[-1].layers[0]
+        lines = [f"<Record of {type(self._model).__name__}: {_format_bytes(self.nbytes)}"]
+        for layer in self._layers_by_id.values():
+            reason = layer.not_recorded
+            text = f"not recorded: {reason}" if reason else "not called"
+            if layer.traces and reason is None:
+                calls = f"{layer.call_count} call{'s' * (layer.call_count != 1)}"
+                part = layer.traces[-1].layers[0]
                 text = (
-                    f"{calls}, {len(layer.kept)} kept, {_in_words(_bytes(layer.kept))}; {part.extent}; "
-                    f"{', '.join(part.names)}"
+                    f"{calls}, {len(layer.traces)} recorded, {_format_bytes(_total_bytes(layer.traces))}; "
+                    f"{part.extent}; {', '.join(part.names)}"
                 )
             lines.append(f"  {layer}: {text}")
         return "\n".join(lines) + ">"
 
-    def _layer(self, name: str) -> _Layer:
-        if name in self._layers:
-            return self._layers[name]
+    def _layer(self, name: str) -> _LayerCalls:
+        if name in self._layers_by_name:
+            return self._layers_by_name[name]
         module = dict(self._model.named_modules(remove_duplicate=False)).get(name)
-        known = f"the recurrent layers are {', '.join(map(repr, self._layers))}"
+        known = f"the recurrent layers are {', '.join(map(repr, self._layers_by_name))}"
         if hooks.is_single_step(module):
-            raise KeyError(f"{name!r} is a single step, which isn't recorded: {hooks.SINGLE_STEPS}; {known}")
-        what = "no module of this model" if module is None else f"a {type(module).__name__}"
-        raise KeyError(f"{name!r} is {what}: {known}")
+            raise KeyError(
+                f"{name!r} is a single-step cell, which can't be recorded: {hooks.SINGLE_STEPS}; {known}"
+            )
+        what = "not a module of this model" if module is None else f"a {type(module).__name__}"
+        raise KeyError(f"{name!r} is {what}; {known}")
 
-    def _wants(self, _: nn.Module) -> bool:
+    def _should_record(self, _: nn.Module) -> bool:
         return threading.get_ident() == self._thread
 
-    def _take(self, module: nn.Module, *call: Any) -> None:
-        """A call of a layer, as it comes."""
-        layer = self._of[id(module)]
-        layer.seen += 1
+    def _on_call(self, module: nn.Module, *call_data: Any) -> None:
+        """Record a call of a layer."""
+        layer = self._layers_by_id[id(module)]
+        layer.call_count += 1
+        result = call_data[-1]
         try:
-            seen = LayerCall.of(module, *call)
-            if self._gradients and len(call[-1]) > 2:
-                raise UnseenError("gradients=True doesn't follow what comes back through all_states=True")
-        except UnseenError as error:
-            layer.not_last = f"in its last call {error}"
+            call = LayerCall.from_forward(module, *call_data)
+            if self._gradients and len(result) > 2:
+                raise UnsupportedCallError("used all_states=True, which gradients=True doesn't support")
+        except UnsupportedCallError as error:
+            layer.last_not_recorded = f"its last call {error}"
             return
-        with _told_of(layer):
-            layer.kept.append(self._trace(layer, seen, call[-1]))
-        layer.not_last = None
+        with _name_layer_in_errors(layer):
+            layer.traces.append(self._trace(layer, call, result))
+        layer.last_not_recorded = None
 
-    def _trace(self, layer: _Layer, seen: LayerCall, returned: Any) -> Trace:
-        recurrent, x, state = seen.recurrent, seen.x, seen.state
-        index = self._limits.rows_of(SequenceBatch.of(x, recurrent.batch_first, "").batch)
-        rows = None if index is None else BatchRows.of(index, x, recurrent.batch_first)
+    def _trace(self, layer: _LayerCalls, call: LayerCall, returned: Any) -> Trace:
+        recurrent, x, state = call.recurrent, call.input, call.initial_state
+        indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
+        rows = None if indices is None else BatchRows.from_input(indices, x, recurrent.batch_first)
         if rows is not None:
-            x, state = rows.of_sequence(x), rows.of_states(state)
-        time = SequenceBatch.of(x, recurrent.batch_first, "").time
-        selection = self._limits.selection(time, recurrent.hidden_size)
-        earlier = [part.cell for part in layer.kept[-1].layers] if layer.kept else None
-        if len(layer.kept) == layer.kept.maxlen:
-            del layer.kept[0]  # before another one takes memory
-        made, result = traced(layer.module, recurrent, x, state, seen.drawn_from, selection, rows, earlier)
-        there = seen.as_input(seen.output), seen.final
-        if rows is not None and not hooks.agree(
-            result, (rows.of_sequence(there[0]), rows.of_states(there[1]))
+            x, state = rows.select_sequence(x), rows.select_states(state)
+        time = SequenceBatch.from_input(x, recurrent.batch_first, "").time
+        selection = self._filter.selection(time, recurrent.hidden_size)
+        earlier_cells = [part.cell for part in layer.traces[-1].layers] if layer.traces else None
+        if len(layer.traces) == layer.traces.maxlen:
+            del layer.traces[0]  # free its memory before the next trace takes some
+        trace, result = run_traced(
+            layer.module, recurrent, x, state, call.random_state, selection, rows, earlier_cells
+        )
+        expected = call.with_input_layout(call.output), call.final_state
+        if rows is not None and not hooks.results_match(
+            result, (rows.select_sequence(expected[0]), rows.select_states(expected[1]))
         ):
-            # the step draws random numbers, or its rows depend on each other
-            rows, selection = None, replace(selection, rows=index)
-            made, result = traced(
-                layer.module, recurrent, seen.x, seen.state, seen.drawn_from, selection, None, earlier
+            # The step draws random numbers, or its rows depend on each other: run all rows.
+            rows, selection = None, replace(selection, rows=indices)
+            trace, result = run_traced(
+                layer.module,
+                recurrent,
+                call.input,
+                call.initial_state,
+                call.random_state,
+                selection,
+                None,
+                earlier_cells,
             )
-        if rows is None and not hooks.agree(result, there):
-            warnings.warn(f"the trace of {layer} {hooks.DIFFERS}", stacklevel=2)
-        trace = weakref.ref(made)
+        if rows is None and not hooks.results_match(result, expected):
+            warnings.warn(f"the trace of {layer} {hooks.MISMATCH}", stacklevel=2)
+        trace_reference = weakref.ref(trace)
 
-        def reached(output: Tensor | None, states: list[Tensor | None]) -> None:
-            found = trace()
-            if found is None or found.layers[0].gradients:
+        def store_gradients(output_gradient: Tensor | None, state_gradients: list[Tensor | None]) -> None:
+            trace = trace_reference()
+            if trace is None or trace.layers[0].gradients:
                 return
             if rows is not None:
-                output = None if output is None else rows.of_sequence(output)
-                states = [None if part is None else rows.of_states(part) for part in states]
-            found.backward(loss_from_gradients(output, states))
-            found.forget()
+                output_gradient = None if output_gradient is None else rows.select_sequence(output_gradient)
+                state_gradients = [
+                    None if gradient is None else rows.select_states(gradient) for gradient in state_gradients
+                ]
+            trace.backward(loss_from_gradients(output_gradient, state_gradients))
+            trace.forget()
 
-        if not self._gradients or not seen.on_backward(returned, reached):
-            made.forget()
-        return made
+        if not self._gradients or not call.on_backward(returned, store_gradients):
+            trace.forget()
+        return trace
 
 
 def record(
@@ -248,7 +276,7 @@ def record(
     calls: int = 1,
     gradients: bool = False,
 ) -> Record:
-    """Trace every recurrent layer of a model, ours and torch.nn's, while the model runs.
+    """Trace every recurrent layer of a model while the model runs, including layers of torch.nn.
 
     ::
 
@@ -257,80 +285,90 @@ def record(
         rec["encoder.lstm"]["f"]              # a Trace, by the name of the module
         rec["encoder.lstm"].gradient("f")     # with gradients=True
 
-    The model's calls run as without it: the same bits and random draws, hooks, gradients and engine. What a
-    layer was given is then run once more, on the reference engine, for the trace. Seen are the calls of this
-    thread. A model that ``torch.compile`` compiled runs uncompiled in the
-    block. Single steps (cells) are not recorded: what a model does between their calls is its own affair.
+    The model itself runs as it does without recording: the results are bit-identical, and random draws,
+    hooks, gradients and engines are the same. For the trace, each layer then runs again with the same input
+    on the reference engine. If the result differs from that of the call, a warning says so.
 
-    Where what ran once more gives something else than the call, a warning says so.
+    Only calls of the current thread are recorded. A model that was compiled with ``torch.compile`` runs
+    uncompiled in the block. Single steps (cells) aren't recorded, because what the model does between their
+    calls isn't known.
 
-    The memory that it takes is what the limits leave. For each kept call that is: for every kept step and row
-    the kept units of the kept quantities; the input ``x``, if it is among the names; where steps are limited,
-    but neither names nor units, the states before each kept step, so that ``explain`` can tell every number;
-    the initial and final states; and a copy of the layer's parameters, one for all calls between which they
-    don't change. While a layer is traced there are its inputs and outputs of the kept rows beside that; where
-    its step draws random numbers or its rows depend on each other, those of all rows. ``gradients`` take what
-    a backward of the kept rows through all steps takes.
+    The memory of each recorded call is that of:
+
+    * the selected quantities and units of the selected steps and rows, and the input if ``"x"`` is selected;
+    * the states before each selected step, if only ``steps`` are limited, but neither ``names`` nor
+      ``units``, so that ``explain`` works;
+    * the initial and final states;
+    * a copy of the layer's parameters, shared by calls with equal parameters.
+
+    While a layer is being traced, the inputs and outputs of the selected rows take memory, too, or those of
+    all rows if the step draws random numbers or its rows depend on each other. With ``gradients``, the memory
+    is that of a backward pass of the selected rows through all steps.
 
     Args:
-        model: any module that holds recurrent layers.
-        steps: which time steps are kept: a number, a slice, a range or a list; negative ones count from the
-            end of the longest of the kept rows. None: all. A trace takes and shows their true numbers.
-        rows: which rows of the batch: the trace is of them alone, counted anew from 0. None: all.
-        names: which quantities, ``"x"`` being the input. None: all.
-        units: which units of the hidden size. A quantity of several times as many features, such as the sums
-            of all gates, has these units of each part; one whose features don't divide so is kept whole.
-            None: all. A trace shows their true numbers.
-        calls: of how many calls of each layer, the last ones, the traces are kept.
-        gradients: after a backward that reaches a traced call, in the block or later, its trace gets the
-            gradient through time of that loss: ``∂loss/∂quantity``. It runs the layer once more, on all steps
-            of the kept rows. A second backward changes nothing.
+        model: Any module that contains recurrent layers.
+        steps: The time steps to record: an integer, a slice, a range or a list. Negative values count from
+            the end of the longest selected row. None for all. Traces use the original numbers of the steps.
+        rows: The rows of the batch to record. In the trace, they are numbered from 0. None for all.
+        names: The quantities to record; ``"x"`` is the input. None for all.
+        units: The units of the hidden size to record. If the size of a quantity is a multiple of the hidden
+            size, such as for the pre-activations of all gates, they are taken from each part. If it isn't,
+            the whole quantity is recorded. None for all. Traces use the original numbers of the units.
+        calls: The number of calls of each layer to keep, the last ones.
+        gradients: Whether to compute ``∂loss/∂quantity``. The first backward pass that reaches a recorded
+            call, in the block or later, adds the gradients to its trace. The layer runs once more for this,
+            with all steps of the selected rows.
 
     Raises:
-        TypeError, ValueError, IndexError: no module, one without recurrent layers, or a limit that can't be.
-            A step or row that a call hasn't is told in that call.
+        TypeError: If the model isn't a module, or an argument has the wrong type.
+        ValueError: If the model has no recurrent layers, or an argument selects nothing.
+        IndexError: If a unit is out of range. For a step or row, the error is raised by the call of the
+            layer.
     """
-    limits = TraceFilter.of(steps, rows, names, units)
+    trace_filter = TraceFilter.from_arguments(steps, rows, names, units)
     if not isinstance(gradients, bool):
-        raise TypeError(f"gradients should be of type bool, got {gradients!r}")
-    return Record(model, limits, whole("calls", calls), gradients)
+        raise TypeError(f"gradients must be of type bool, got {gradients!r}")
+    return Record(model, trace_filter, positive_int("calls", calls), gradients)
 
 
 @contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Have what is compiled run as it was written, or no call would be seen; blocks may end in any order."""
-    global _blocks, _stance
+def _compiled_code_runs_eagerly() -> Iterator[None]:
+    """Run what torch.compile compiled eagerly, since hooks don't see calls inside compiled code.
+
+    Blocks of several threads can end in any order.
+    """
+    global _active_blocks, _eager_stance
     with _lock:
-        if _stance is None and "torch._dynamo" in sys.modules:
-            _stance = torch.compiler.set_stance("force_eager")
-        _blocks += 1
+        if _eager_stance is None and "torch._dynamo" in sys.modules:
+            _eager_stance = torch.compiler.set_stance("force_eager")
+        _active_blocks += 1
     try:
         yield
     finally:
         with _lock:
-            _blocks -= 1
-            if not _blocks and _stance is not None:
-                _stance.__exit__(None, None, None)
-                _stance = None
+            _active_blocks -= 1
+            if not _active_blocks and _eager_stance is not None:
+                _eager_stance.__exit__(None, None, None)
+                _eager_stance = None
 
 
 @contextlib.contextmanager
-def _told_of(layer: _Layer) -> Iterator[None]:
-    """Name the layer in what is wrong with a limit."""
+def _name_layer_in_errors(layer: _LayerCalls) -> Iterator[None]:
+    """Add the name of the layer to errors about steps or rows that it doesn't have."""
     try:
         yield
     except (IndexError, ValueError) as error:
         raise type(error)(f"record of {layer}: {error}") from None
 
 
-def _bytes(traces: Iterable[Trace]) -> int:
-    held: dict[int, int] = {}
+def _total_bytes(traces: Iterable[Trace]) -> int:
+    storages: dict[int, int] = {}
     for trace in traces:
-        held |= trace.storages()
-    return sum(held.values())
+        storages |= trace.storages()
+    return sum(storages.values())
 
 
-def _in_words(count: float) -> str:
+def _format_bytes(count: float) -> str:
     for unit in ("bytes", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What a trace keeps where it doesn't keep all: some rows, steps, quantities and units."""
+"""Which rows, time steps, quantities and units a trace keeps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled.cells.base import Cell
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors
-from unrolled.tracing.indexing import position, whole_number
+from unrolled.tracing.indexing import as_int, normalize_index
 from unrolled.tracing.step_recorder import StepRecorder
 
 
 @dataclass(frozen=True)
 class TraceFilter:
-    """What is to be kept of every call, as users say it; None: all.
+    """What to keep of every call, as passed to :func:`unrolled.record`. None keeps everything.
 
     Attributes:
-        steps, rows, units: a whole number, a slice, a range or a list of whole numbers.
-        names: of the quantities; ``"x"`` is the input.
+        steps, rows, units: A slice or a tuple of integers.
+        names: Names of quantities; ``"x"`` is the input.
     """
 
     steps: Any = None
@@ -34,86 +34,96 @@ class TraceFilter:
     units: Any = None
 
     @classmethod
-    def of(cls, steps: Any, rows: Any, names: Iterable[str] | None, units: Any) -> TraceFilter:
-        """These limits, checked as far as they can be without a call.
+    def from_arguments(cls, steps: Any, rows: Any, names: Iterable[str] | None, units: Any) -> TraceFilter:
+        """Check the arguments as far as possible without a call, and create a filter.
 
         Raises:
-            TypeError, ValueError: a limit of another form, or one that leaves nothing.
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument selects nothing.
         """
         if names is not None:
             names = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
             if not names or not all(isinstance(name, str) for name in names):
-                raise ValueError(f"names should be the names of quantities, such as ['h'], got {names!r}")
-        return cls(_form("steps", steps), _form("rows", rows), names, _form("units", units))
+                raise ValueError(f"names must be a list of quantities, such as ['h'], got {names!r}")
+        steps, rows, units = (
+            _parse_indices(what, value)
+            for what, value in (("steps", steps), ("rows", rows), ("units", units))
+        )
+        return cls(steps, rows, names, units)
 
     def selection(self, time: int, hidden: int) -> Selection:
-        """What of a call of so many steps is kept.
+        """Return what to keep of a call, all rows included.
+
+        Args:
+            time: Number of time steps of the call.
+            hidden: Hidden size of the layer.
 
         Raises:
-            IndexError: a step or unit that isn't there.
-            ValueError: nothing is left.
+            IndexError: If a step or unit is out of range.
+            ValueError: If nothing is selected.
         """
         names = None if self.names is None else frozenset(self.names)
-        return Selection(_chosen("step", self.steps, time), self.units_of(hidden), names, hidden=hidden)
+        steps = _resolve("step", self.steps, time)
+        return Selection(steps, self.selected_units(hidden), names, hidden=hidden)
 
-    def units_of(self, hidden: int) -> tuple[int, ...] | None:
-        """Which units of so many are kept; None: all."""
-        return _chosen("unit", self.units, hidden)
+    def selected_units(self, hidden: int) -> tuple[int, ...] | None:
+        """Return the units to keep; None for all."""
+        return _resolve("unit", self.units, hidden)
 
-    def rows_of(self, batch: int) -> tuple[int, ...] | None:
-        """Which rows are kept; None: all."""
-        rows = _chosen("row", self.rows, batch)
+    def selected_rows(self, batch: int) -> tuple[int, ...] | None:
+        """Return the rows to keep; None for all."""
+        rows = _resolve("row", self.rows, batch)
         return None if rows is None or len(rows) == batch else rows
 
 
-def _form(what: str, given: Any) -> Any:
-    """A limit as a slice or a tuple of whole numbers."""
-    if given is None:
-        return given
+def _parse_indices(what: str, value: Any) -> Any:
+    """Convert an argument to a slice or a tuple of integers."""
+    if value is None:
+        return value
     try:
-        if isinstance(given, slice):
-            range(1)[given]  # an error where it is no slice of whole numbers
-            return given
-        several = (given,) if hasattr(given, "__index__") and not _has_axes(given) else tuple(given)
-        numbers = tuple(whole_number(one) for one in several)
+        if isinstance(value, slice):
+            range(1)[value]  # raises an error if the slice isn't one of integers
+            return value
+        indices = (value,) if hasattr(value, "__index__") and not _has_axes(value) else tuple(value)
+        indices = tuple(as_int(index) for index in indices)
     except TypeError:
         raise TypeError(
-            f"{what} should be a whole number, a slice, a range or a list of whole numbers, got {given!r}"
+            f"{what} must be an integer, a slice, a range or a list of integers, got {value!r}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{what}={given!r} can't be: {error}") from None
-    if not numbers:
-        raise ValueError(f"{what} is empty: nothing would be kept")
-    return numbers
+        raise ValueError(f"{what}={value!r} is invalid: {error}") from None
+    if not indices:
+        raise ValueError(f"{what} is empty, so nothing would be recorded")
+    return indices
 
 
 def _has_axes(value: Any) -> bool:
     return bool(getattr(value, "ndim", 0))
 
 
-def _chosen(what: str, given: Any, size: int) -> tuple[int, ...] | None:
-    """The positions that a limit chooses of so many, in their order; None: all."""
-    if given is None:
+def _resolve(what: str, indices: Any, size: int) -> tuple[int, ...] | None:
+    """Return the selected positions among ``size``, sorted; None for all."""
+    if indices is None:
         return None
-    if not isinstance(given, slice):
-        return tuple(sorted({position(what, one, size) for one in given}))
-    found = tuple(sorted(range(size)[given]))
-    if not found:
-        raise ValueError(f"{what}s={given!r} leaves none of {size}: nothing would be kept")
-    return found
+    if not isinstance(indices, slice):
+        return tuple(sorted({normalize_index(what, index, size) for index in indices}))
+    positions = tuple(sorted(range(size)[indices]))
+    if not positions:
+        raise ValueError(f"{what}s={indices!r} selects none of {size}, so nothing would be recorded")
+    return positions
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of one call of a layer is kept; None: all.
+    """What to keep of one call of a layer. None keeps everything.
 
     Attributes:
-        steps: the time steps.
-        units: the units of the hidden size; of a quantity that has several times as many features, those of
-            each such part.
-        names: the quantities.
-        rows: of the batch that runs.
-        hidden: the hidden size.
+        steps: The time steps.
+        units: The units of the hidden size. For a quantity with a multiple of the hidden size, they are taken
+            from each part.
+        names: The quantities.
+        rows: The rows of the batch.
+        hidden: The hidden size.
     """
 
     steps: tuple[int, ...] | None = None
@@ -123,181 +133,191 @@ class Selection:
     hidden: int = 0
 
     @property
-    def whole(self) -> bool:
-        """Whether all is kept."""
+    def keeps_everything(self) -> bool:
+        """Whether nothing is left out."""
         return all(kept is None for kept in (self.steps, self.units, self.names, self.rows))
 
     @property
-    def partial(self) -> bool:
-        """Whether not all of a step is kept."""
+    def keeps_partial_steps(self) -> bool:
+        """Whether quantities or units of a step are left out."""
         return self.names is not None or self.units is not None
 
     def columns(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Which of the last of a quantity's axes are kept, by its axes without time and rows; None: all."""
+        """Return which features to keep along a quantity's last axis; None for all.
+
+        Args:
+            shape: Shape of the quantity without time and batch.
+        """
         if self.units is None or not shape or shape[-1] % self.hidden:
             return None
         return tuple(k + unit for k in range(0, shape[-1], self.hidden) for unit in self.units)
 
-    def of_rows(self, part: Tensor) -> Tensor:
-        """What is kept of ``(batch, …)``."""
-        return part if self.rows is None else _select(part, 0, self.rows)
+    def select_rows(self, tensor: Tensor) -> Tensor:
+        """Return the kept rows of ``(batch, …)``."""
+        return tensor if self.rows is None else _select(tensor, 0, self.rows)
 
-    def of_states(self, part: Tensor) -> Tensor:
-        """What is kept of ``(layers, batch, size)``."""
-        return part if self.rows is None else _select(part, 1, self.rows)
+    def select_state_rows(self, state: Tensor) -> Tensor:
+        """Return the kept rows of ``(layers, batch, size)``."""
+        return state if self.rows is None else _select(state, 1, self.rows)
 
-    def cut(self, values: Tensor) -> Tensor:
-        """What is kept of a quantity, ``(time, batch, …)``."""
-        for axis, kept in ((0, self.steps), (1, self.rows), (-1, self.columns(tuple(values.shape[2:])))):
-            if kept is not None:
-                values = _select(values, axis, kept)
+    def select(self, values: Tensor) -> Tensor:
+        """Return the kept part of a quantity, ``(time, batch, …)``."""
+        columns = self.columns(tuple(values.shape[2:]))
+        for axis, indices in ((0, self.steps), (1, self.rows), (-1, columns)):
+            if indices is not None:
+                values = _select(values, axis, indices)
         return values
 
 
-class LimitedRecorder(StepRecorder):
-    """Keeps what a selection says of every step that its ``cell`` runs, and never more.
+class SelectiveRecorder(StepRecorder):
+    """Records the selected part of every step that its ``cell`` runs. It never stores more than that.
 
     Args:
-        cell: whose steps.
-        selection: what is kept.
-        sequence: how the steps lie.
-        reverse: whether the last step runs first.
+        cell: The cell to record.
+        selection: What to keep.
+        sequence: The layout of the sequences.
+        reverse: Whether the last step runs first.
     """
 
     def __init__(self, cell: Cell, selection: Selection, sequence: SequenceBatch, reverse: bool) -> None:
         super().__init__(cell)
         self._selection = selection
         self._time = sequence.time
-        self._wanted = set(range(self._time) if selection.steps is None else selection.steps)
+        self._selected_steps = set(range(self._time) if selection.steps is None else selection.steps)
         self._reverse = reverse
-        self._ran = 0
-        place = sequence.to_user_order(torch.arange(sequence.batch), 0)
-        self._places = place if selection.rows is None else place[list(selection.rows)]
-        self._before: list[dict[str, Tensor]] = []
+        self._steps_run = 0
+        row_positions = sequence.to_user_order(torch.arange(sequence.batch), 0)
+        self._row_positions = row_positions if selection.rows is None else row_positions[list(selection.rows)]
+        self._states_before: list[dict[str, Tensor]] = []
         self._inputs: list[Tensor] = []
         self._columns: dict[str, tuple[int, ...]] = {}
 
-    def parts(self) -> dict[str, Any]:
-        """What a :class:`LayerTrace` of it has of its own, by the names of its attributes."""
-        self.end()
-        shape = (len(self._wanted), len(self._places))
-        start = self.kept[0] if self.kept else {}
-        names = [name for name in start if all(name in kept for kept in self.kept)]
-        states = list(self._before[0]) if self._before else []
+    def layer_trace_fields(self) -> dict[str, Any]:
+        """Stop recording and return what was recorded, as arguments of a :class:`LayerTrace`."""
+        self.close()
+        shape = (len(self._selected_steps), len(self._row_positions))
+        first = self.recorded[0] if self.recorded else {}
+        names = [name for name in first if all(name in step for step in self.recorded)]
+        state_names = list(self._states_before[0]) if self._states_before else []
         return {
-            "values": {name: self._joined([kept.pop(name) for kept in self.kept]) for name in names},
-            "input": self._joined(self._inputs) if self._inputs else torch.empty(*shape, 0),
-            "before": {name: self._joined([kept.pop(name) for kept in self._before]) for name in states},
+            "values": {name: self._stack([step.pop(name) for step in self.recorded]) for name in names},
+            "input": self._stack(self._inputs) if self._inputs else torch.empty(*shape, 0),
+            "before": {
+                name: self._stack([states.pop(name) for states in self._states_before])
+                for name in state_names
+            },
             "steps": self._selection.steps,
             "units": self._selection.units,
-            "partial": self._selection.partial,
+            "partial": self._selection.keeps_partial_steps,
             "columns": self._columns,
         }
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts[::-1] if self._reverse else parts)
+    def _stack(self, steps: list[Tensor]) -> Tensor:
+        return torch.stack(steps[::-1] if self._reverse else steps)
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
-        at = self._time - 1 - self._ran if self._reverse else self._ran
-        self._ran += 1
-        if at not in self._wanted:
+        step = self._time - 1 - self._steps_run if self._reverse else self._steps_run
+        self._steps_run += 1
+        if step not in self._selected_steps:
             return self._original.step(x, *state)
         new = super()._step(x, *state)
         names = self._selection.names
         if names is None or "x" in names:
-            self._inputs.append(self._rows(x))
-        if not self._selection.partial and self._selection.steps is not None:
-            self._before.append(dict(zip(self._original.state, map(self._rows, state), strict=True)))
-        self.kept[-1] = {
-            name: self._units(name, self._rows(value))
-            for name, value in self.kept[-1].items()
-            if name in self._per_row and (names is None or name in names)
+            self._inputs.append(self._select_rows(x))
+        if not self._selection.keeps_partial_steps and self._selection.steps is not None:
+            states = zip(self._original.state, map(self._select_rows, state), strict=True)
+            self._states_before.append(dict(states))
+        self.recorded[-1] = {
+            name: self._select_units(name, self._select_rows(value))
+            for name, value in self.recorded[-1].items()
+            if name in self._batched_names and (names is None or name in names)
         }
         return new
 
-    def _rows(self, tensor: Tensor) -> Tensor:
-        """The kept rows of a step, zeros for those that have ended."""
-        places = self._places.to(tensor.device)
-        there = places < len(tensor)
-        found = tensor.new_zeros(len(places), *tensor.shape[1:])
-        found[there] = tensor.detach().index_select(0, places[there])
-        return found
+    def _select_rows(self, tensor: Tensor) -> Tensor:
+        """Return the kept rows of a step, with zeros for rows that have ended."""
+        positions = self._row_positions.to(tensor.device)
+        active = positions < len(tensor)
+        rows = tensor.new_zeros(len(positions), *tensor.shape[1:])
+        rows[active] = tensor.detach().index_select(0, positions[active])
+        return rows
 
-    def _units(self, name: str, tensor: Tensor) -> Tensor:
+    def _select_units(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the kept units of a quantity, and note their positions in the whole quantity."""
         shape = tuple(tensor.shape[1:])
         columns = self._selection.columns(shape)
         if columns is None:
             return tensor
-        lines = range(0, tensor[0].numel(), shape[-1])
-        self._columns[name] = tuple(line + column for line in lines for column in columns)
+        offsets = range(0, tensor[0].numel(), shape[-1])
+        self._columns[name] = tuple(offset + column for offset in offsets for column in columns)
         return _select(tensor, -1, columns)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchRows:
-    """Some rows of a batch, as if they had been given alone.
+    """Selects some rows of a batch, as if the layer had been called with only these.
 
     Attributes:
-        index: which.
-        batch: how many there are.
-        batch_first: whether the rows of a tensor of three axes are along the first.
-        packed: the packed sequence that the batch came as, if it did.
+        indices: The rows.
+        batch_size: Number of rows in the batch.
+        batch_first: Whether the batch is the first axis of inputs and outputs.
+        packed: The input, if it was a packed sequence.
     """
 
-    index: tuple[int, ...]
-    batch: int
+    indices: tuple[int, ...]
+    batch_size: int
     batch_first: bool
     packed: PackedSequence | None
 
     @classmethod
-    def of(cls, index: tuple[int, ...], x: Tensor | PackedSequence, batch_first: bool) -> BatchRows:
-        """These rows of an input."""
-        sequence = SequenceBatch.of(x, batch_first, "")
-        return cls(index, sequence.batch, batch_first, sequence.packed)
+    def from_input(cls, indices: tuple[int, ...], x: Tensor | PackedSequence, batch_first: bool) -> BatchRows:
+        """Select rows of an input."""
+        sequence = SequenceBatch.from_input(x, batch_first, "")
+        return cls(indices, sequence.batch, batch_first, sequence.packed)
 
-    def of_states(self, state: Any) -> Any:
-        """The rows of ``(layers, batch, size)`` each."""
-        return map_tensors(state, lambda part: _select(part, 1, self.index))
+    def select_states(self, state: Any) -> Any:
+        """Return the rows of states, each of shape ``(layers, batch, size)``."""
+        return map_tensors(state, lambda part: _select(part, 1, self.indices))
 
-    def of_sequence(self, value: Any) -> Any:
-        """The rows of an input or output, or of what is laid out as its data."""
+    def select_sequence(self, value: Any) -> Any:
+        """Return the rows of an input or output, or of a tensor with the layout of packed data."""
         if self.packed is None:
-            return _select(value, 0 if self.batch_first else 1, self.index)
+            return _select(value, 0 if self.batch_first else 1, self.indices)
         data = value.data if isinstance(value, PackedSequence) else value
-        data = _select(data, 0, self._places)
+        data = _select(data, 0, self._packed_positions)
         if not isinstance(value, PackedSequence):
             return data
-        alive = self.packed.batch_sizes.unsqueeze(1) > self._order
-        order = torch.argsort(self._order, stable=True)
-        sizes = alive.sum(1)
+        active = self.packed.batch_sizes.unsqueeze(1) > self._sorted_positions
+        order = torch.argsort(self._sorted_positions, stable=True)
+        sizes = active.sum(1)
         return PackedSequence(
             data, sizes[sizes > 0], order.to(data.device), torch.argsort(order).to(data.device)
         )
 
     def dropout(self, steps: Tensor, probability: float) -> Tensor:
-        """Dropout of these rows, drawn as for the whole batch; time stands first."""
+        """Apply dropout to the rows, with the random mask of the whole batch. The first axis is time."""
         if self.packed is not None:
-            drawn = dropout(steps.new_ones(len(self.packed.data), steps.shape[-1]), probability)
-            return steps * _select(drawn, 0, self._places)
-        drawn = dropout(steps.new_ones(len(steps), self.batch, steps.shape[-1]), probability)
-        return steps * _select(drawn, 1, self.index)
+            mask = dropout(steps.new_ones(len(self.packed.data), steps.shape[-1]), probability)
+            return steps * _select(mask, 0, self._packed_positions)
+        mask = dropout(steps.new_ones(len(steps), self.batch_size, steps.shape[-1]), probability)
+        return steps * _select(mask, 1, self.indices)
 
     @functools.cached_property
-    def _order(self) -> Tensor:
-        """Where each of these rows stands among the rows of a packed sequence."""
-        given = None if self.packed is None else self.packed.unsorted_indices
-        index = torch.tensor(self.index)
-        return index if given is None else given.cpu()[index]
+    def _sorted_positions(self) -> Tensor:
+        """The position of each row in the order of the packed sequence, which is sorted by length."""
+        unsorted_indices = None if self.packed is None else self.packed.unsorted_indices
+        indices = torch.tensor(self.indices)
+        return indices if unsorted_indices is None else unsorted_indices.cpu()[indices]
 
     @functools.cached_property
-    def _places(self) -> tuple[int, ...]:
-        """Which of the steps of a packed sequence are of these rows."""
+    def _packed_positions(self) -> tuple[int, ...]:
+        """The positions of the rows' steps in the data of the packed sequence."""
         assert self.packed is not None
         sizes = self.packed.batch_sizes
-        own = torch.sort(self._order).values
-        places = (sizes.cumsum(0) - sizes).unsqueeze(1) + own
-        return tuple(places[sizes.unsqueeze(1) > own].tolist())
+        rows = torch.sort(self._sorted_positions).values
+        positions = (sizes.cumsum(0) - sizes).unsqueeze(1) + rows
+        return tuple(positions[sizes.unsqueeze(1) > rows].tolist())
 
 
-def _select(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
-    return tensor.index_select(axis, torch.tensor(index, device=tensor.device))
+def _select(tensor: Tensor, axis: int, indices: tuple[int, ...]) -> Tensor:
+    return tensor.index_select(axis, torch.tensor(indices, device=tensor.device))

@@ -1,4 +1,4 @@
-"""The local variables of a cell's step, kept while an engine runs it."""
+"""Recording of the local variables of a cell's step while an engine runs it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 class StepRecorder:
-    """Keeps the named quantities of every step that its ``cell`` runs.
+    """Records the quantities of every step that its ``cell`` runs.
 
     Args:
-        cell: whose steps.
-        keep: what is kept of a tensor.
+        cell: The cell to record.
+        keep: Applied to each tensor before it is stored. By default, copies it.
 
     Attributes:
-        kept: for each step that ran, its quantities by name.
+        cell: A copy of the cell that records its steps.
+        recorded: The quantities of each step, by name, in the order in which the steps ran.
     """
 
     def __init__(self, cell: Cell, keep: Callable[[Tensor], Tensor] = _copied) -> None:
@@ -39,81 +40,102 @@ class StepRecorder:
         self.cell.__dict__["step"] = self._step
         self._original = cell
         self._keep = keep
-        self.kept: list[dict[str, Tensor]] = []
-        self._per_row: set[str] = set()
+        self.recorded: list[dict[str, Tensor]] = []
+        self._batched_names: set[str] = set()
 
-    def values(self, steps: SequenceBatch, reverse: bool) -> dict[str, Tensor]:
-        """Every quantity that all steps have in one size, ``(time, batch, size)``, zeros past a row's end.
+    def stacked(self, sequence: SequenceBatch, reverse: bool) -> dict[str, Tensor]:
+        """Stop recording and stack each quantity over time.
 
-        It ends the recording, and ``kept`` hasn't them any more.
+        The quantities are removed from ``recorded``. Those whose size changes between steps, or that some
+        steps don't have, are left out.
+
+        Args:
+            sequence: The layout of the sequences.
+            reverse: Whether the last step ran first.
+
+        Returns:
+            Each quantity by name, ``(time, batch, size)``, zero padded.
         """
-        self.end()
-        along = self.kept[::-1] if reverse else self.kept
-        names = [name for name in along[0] if name in self._per_row]
-        names = [name for name in names if all(name in kept for kept in along)]
-        names = [name for name in names if len({kept[name].shape[1:] for kept in along}) == 1]
-        join = torch.stack if steps.sizes is None else torch.cat
-        return {name: steps.padded(join([kept.pop(name) for kept in along])) for name in names}
+        self.close()
+        in_order = self.recorded[::-1] if reverse else self.recorded
+        names = [name for name in in_order[0] if name in self._batched_names]
+        names = [name for name in names if all(name in step for step in in_order)]
+        names = [name for name in names if len({step[name].shape[1:] for step in in_order}) == 1]
+        join = torch.stack if sequence.batch_sizes is None else torch.cat
+        return {name: sequence.padded(join([step.pop(name) for step in in_order])) for name in names}
 
-    def end(self) -> None:
-        """Let go of the cell, which holds this: else all that was kept waits for the garbage collector."""
+    def close(self) -> None:
+        """Stop recording.
+
+        It breaks the reference cycle with ``cell``. Otherwise, the recorded tensors stay in memory until the
+        garbage collector runs.
+        """
         vars(self.cell).pop("step", None)
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
-        if not self.kept:
-            self._per_row = names_per_row(self._original, x, *state)
-        new, named = run_with_names(self._original, x, *state)
-        self.kept.append({name: self._keep(value) for name, value in named.items()})
+        if not self.recorded:
+            self._batched_names = batched_names(self._original, x, *state)
+        new, named = run_with_locals(self._original, x, *state)
+        self.recorded.append({name: self._keep(value) for name, value in named.items()})
         return new
 
 
-def names_per_row(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
-    """The names whose tensors have a row for each row of the input, seen by giving one row more."""
+def batched_names(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
+    """Return the names of the tensors in a step that have one row for each row of the batch.
 
-    def one_more(part: Tensor) -> Tensor:
+    The step runs a second time with one more row. The tensors of interest then have one more row, too.
+    """
+
+    def add_row(part: Tensor) -> Tensor:
         return torch.cat((part, part.new_zeros(1, *part.shape[1:])))
 
     with torch.random.fork_rng(cuda_devices(x)):
-        now = {name: value for name, value in run_with_names(cell, x, *state)[1].items() if value.dim()}
+        tensors = {name: value for name, value in run_with_locals(cell, x, *state)[1].items() if value.dim()}
         try:
-            more = run_with_names(cell, one_more(x), *map(one_more, state))[1]
-        except (RuntimeError, ValueError, TypeError, IndexError):  # it takes just so many rows
-            return {name for name, value in now.items() if len(value) == len(x)}
-    grown = {name for name in now if name in more and more[name].dim()}
-    return {name for name in grown if more[name].shape[0] == now[name].shape[0] + 1 == len(x) + 1}
+            larger = run_with_locals(cell, add_row(x), *map(add_row, state))[1]
+        except (RuntimeError, ValueError, TypeError, IndexError):  # the step accepts only this batch size
+            return {name for name, value in tensors.items() if len(value) == len(x)}
+    common = {name for name in tensors if name in larger and larger[name].dim()}
+    return {name for name in common if larger[name].shape[0] == tensors[name].shape[0] + 1 == len(x) + 1}
 
 
-def run_with_names(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:
-    """Run a step; what it returns, and its local tensors by name in the order of their lines."""
-    codes = _codes(type(cell))
-    found: dict[str, Tensor] = {}
+def run_with_locals(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Run a step and capture its local variables.
+
+    Returns:
+        The step's result, and its local tensors by name, in the order of their first assignment.
+    """
+    codes = _step_codes(type(cell))
+    captured: dict[str, Tensor] = {}
 
     def at_return(frame: Any, event: str, argument: Any) -> Any:
         if frame.f_code not in codes:
             return None
         if event == "return":
             local = frame.f_locals
-            names = [name for name in _assigned(frame.f_code) if isinstance(local.get(name), Tensor)]
-            found.update({name: local[name] for name in names})
+            names = [name for name in _assigned_names(frame.f_code) if isinstance(local.get(name), Tensor)]
+            captured.update({name: local[name] for name in names})
         return at_return
 
-    with _watched(at_return):
+    with _profile(at_return):
         new = cell.step(x, *state)
     returned = new if isinstance(new, tuple) else (new,)
     if len(returned) == len(tuple(cell.state)):
-        found.update(zip(cell.state, returned, strict=True))
-    named = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    found.clear()  # at_return holds itself, and would hold the tensors until Python looks for such cycles
+        captured.update(zip(cell.state, returned, strict=True))
+    named = {name: value for name, value in captured.items() if isinstance(value, Tensor)}
+    # at_return refers to itself, so without this the tensors would stay in memory until the garbage collector
+    # runs.
+    captured.clear()
     return new, named
 
 
-def names_of(cell: type[Cell]) -> set[str]:
-    """The names that a quantity of a cell can have: the local variables of its step, and its states."""
-    return {name for code in _codes(cell) for name in _assigned(code)} | set(cell.state)
+def quantity_names(cell: type[Cell]) -> set[str]:
+    """Return all possible names of quantities of a cell: the local variables of its step, and its states."""
+    return {name for code in _step_codes(cell) for name in _assigned_names(code)} | set(cell.state)
 
 
-def _codes(cell: type[Cell]) -> list[CodeType]:
-    """The code of a cell's step, and of those that it may call of its bases."""
+def _step_codes(cell: type[Cell]) -> list[CodeType]:
+    """Return the code objects of a cell's step and of its base classes' steps, which it may call."""
     return [
         inspect.unwrap(vars(base)["step"]).__code__
         for base in reversed(cell.__mro__)
@@ -122,18 +144,18 @@ def _codes(cell: type[Cell]) -> list[CodeType]:
 
 
 @contextlib.contextmanager
-def _watched(at_return: Any) -> Iterator[None]:
-    """Call a function where functions return; who watches already, watches on afterwards."""
+def _profile(at_return: Any) -> Iterator[None]:
+    """Call a function whenever a Python function returns. On exit, restore the previous profiler."""
     previous = sys.getprofile()
     if previous is None or callable(previous) or isinstance(previous, cProfile.Profile):
         sys.setprofile(at_return)
-    else:  # one in C that Python code can't put back, such as torch.profiler's
+    else:  # a profiler in C that Python code can't restore, such as that of torch.profiler
         tracer = sys.gettrace()
         sys.settrace(at_return)
     try:
         yield
     finally:
-        if isinstance(previous, cProfile.Profile):  # before Python 3.12 it has a switch of its own
+        if isinstance(previous, cProfile.Profile):  # before Python 3.12, setprofile can't restore it
             previous.enable()
         elif previous is None or callable(previous):
             sys.setprofile(previous)
@@ -141,13 +163,13 @@ def _watched(at_return: Any) -> Iterator[None]:
             sys.settrace(tracer)
 
 
-def _assigned(code: CodeType) -> list[str]:
-    """The local variables that a function assigns, in the order of their first assignment."""
+def _assigned_names(code: CodeType) -> list[str]:
+    """Return the local variables that a function assigns, in the order of their first assignment."""
     names: list[str] = []
     for instruction in dis.get_instructions(code):
         if instruction.opname.startswith(("STORE_FAST", "STORE_DEREF")):
             stored = instruction.argval
-            if isinstance(stored, tuple):  # one instruction for two variables, from Python 3.13
+            if isinstance(stored, tuple):  # one instruction for two variables, since Python 3.13
                 stored = stored if instruction.opname == "STORE_FAST_STORE_FAST" else stored[:1]
             names += stored if isinstance(stored, tuple) else (stored,)
     return list(dict.fromkeys(names))

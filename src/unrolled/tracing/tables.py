@@ -1,4 +1,4 @@
-"""Quantities over time as a rich table or a pandas frame."""
+"""Quantities over time as a rich table or a pandas DataFrame."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from unrolled.tracing.colors import Scale
-from unrolled.tracing.explain import number
+from unrolled.tracing.colors import ColorScale
+from unrolled.tracing.explain import format_number
 
 if TYPE_CHECKING:
     import pandas
 
-_STEPS = 12  # a longer sequence is shortened to its first and last steps
+_MAX_STEPS = 12  # a longer sequence shows only its first and last steps
 
 
 class StepTable(JupyterMixin):
     """A rich table of quantities: a row for every step and quantity, a column for every unit.
 
     Args:
-        rows: ``(time, size)`` for every quantity, by name.
-        chosen: the steps to show; None: all, shortened where there are many.
-        units: columns at most; None: as many as the width of the console has room for.
-        title: above the table.
-        steps: the number of the step that each of a quantity's rows is of; None: from 0.
-        columns: for a quantity that hasn't all of its units, those that it has.
+        values: Each quantity by name, ``(time, size)``.
+        selected_steps: The steps to show. None shows all, or the first and last ones of a long sequence.
+        max_units: Maximum number of unit columns. None shows as many as fit into the console.
+        title: Title of the table.
+        steps: The number of each step along the time axis of ``values``. None counts from 0.
+        columns: For a quantity with only some of its units, the numbers of these units.
     """
 
     def __init__(
         self,
-        rows: Mapping[str, Tensor],
-        chosen: Sequence[int] | None,
-        units: int | None,
+        values: Mapping[str, Tensor],
+        selected_steps: Sequence[int] | None,
+        max_units: int | None,
         title: str = "",
         steps: Sequence[int] | None = None,
         columns: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        time = len(next(iter(rows.values())))
+        time = len(next(iter(values.values())))
         self._title = title
-        self._units = units
-        self._rows = rows
-        self._at = {step: k for k, step in enumerate(range(time) if steps is None else steps)}
-        own = columns or {}
-        self._columns = {name: own.get(name, range(values.shape[1])) for name, values in rows.items()}
-        self._every = sorted({unit for held in self._columns.values() for unit in held})
-        numbers = list(self._at)
-        head, tail = _ends(time, _STEPS)
+        self._max_units = max_units
+        self._values = values
+        self._position = {step: k for k, step in enumerate(range(time) if steps is None else steps)}
+        columns = columns or {}
+        self._columns = {name: columns.get(name, range(part.shape[1])) for name, part in values.items()}
+        self._all_units = sorted({unit for units in self._columns.values() for unit in units})
+        numbers = list(self._position)
+        head, tail = _head_and_tail(time, _MAX_STEPS)
         self._head, self._tail = [numbers[k] for k in head], [numbers[k] for k in tail]
-        if chosen is not None:
-            self._head, self._tail = list(chosen), []
+        if selected_steps is not None:
+            self._head, self._tail = list(selected_steps), []
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO())
@@ -69,9 +69,9 @@ class StepTable(JupyterMixin):
         return str(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        units = self._units or max(2, min(len(self._every), options.max_width // len(" 0.0000  ")))
+        units = self._max_units or max(2, min(len(self._all_units), options.max_width // len(" 0.0000  ")))
         table, unlimited = self._build(units), options.update_width(10_000)
-        while self._units is None and units > 2:
+        while self._max_units is None and units > 2:
             if console.measure(table, options=unlimited).maximum <= options.max_width:
                 break
             units -= 1
@@ -83,39 +83,40 @@ class StepTable(JupyterMixin):
         table.title = self._title or None
         table.add_column("step", justify="right", no_wrap=True)
         table.add_column("quantity", no_wrap=True)
-        shown = self._every[:units]
+        shown = self._all_units[:units]
         for unit in shown:
             table.add_column(str(unit), justify="right", no_wrap=True)
-        if len(self._every) > units:
+        if len(self._all_units) > units:
             table.add_column("…")
         for step in [*self._head, *self._tail]:
             if self._tail and step == self._tail[0]:
                 table.add_row("…")
                 table.add_section()
-            for index, (name, values) in enumerate(self._rows.items()):
-                held = dict(zip(self._columns[name], values[self._at[step]].tolist(), strict=True))
-                texts = [number(held[unit]) if unit in held else "" for unit in shown]
-                more = ["…"] if any(unit > shown[-1] for unit in held) else []
-                table.add_row("" if index else str(step), name, *texts, *more)
+            for index, (name, values) in enumerate(self._values.items()):
+                row = values[self._position[step]].tolist()
+                by_unit = dict(zip(self._columns[name], row, strict=True))
+                texts = [format_number(by_unit[unit]) if unit in by_unit else "" for unit in shown]
+                ellipsis = ["…"] if any(unit > shown[-1] for unit in by_unit) else []
+                table.add_row("" if index else str(step), name, *texts, *ellipsis)
             table.add_section()
         if self._tail:
-            table.caption = f"{len(self._at) - len(self._head) - len(self._tail)} steps are not shown"
+            table.caption = f"{len(self._position) - len(self._head) - len(self._tail)} steps hidden"
         return table
 
 
-def vector(values: Tensor, width: int, scale: Scale | None = None) -> Text:
-    """The numbers of a row as ``[0.2529, 0.7949, -0.0466]``, some left out as ``…`` to fit the width.
+def format_vector(values: Tensor, width: int, scale: ColorScale | None = None) -> Text:
+    """Format the numbers of a vector as ``[0.2529, …, -0.0466]``, with an ellipsis if they don't all fit.
 
     Args:
         values: ``(size,)``.
-        width: in columns; of a row of several numbers two are shown in any case.
-        scale: gives each number its background; None: no colours.
+        width: Available width in characters. Of several numbers, at least two are shown.
+        scale: Color scale for the background of each number; None for no colors.
     """
     numbers = values.tolist()
-    texts = [number(value) for value in numbers]
-    shown = list[int | None](range(len(texts)))  # None: the ellipsis
-    for most in range(min(len(texts), width), 1, -1):
-        head, tail = _ends(len(texts), most)
+    texts = [format_number(value) for value in numbers]
+    shown = list[int | None](range(len(texts)))  # None is the ellipsis
+    for count in range(min(len(texts), width), 1, -1):
+        head, tail = _head_and_tail(len(texts), count)
         shown = [*head, *([None] if tail else []), *tail]
         if 2 + sum(1 if k is None else len(texts[k]) for k in shown) + 2 * (len(shown) - 1) <= width:
             break
@@ -124,20 +125,20 @@ def vector(values: Tensor, width: int, scale: Scale | None = None) -> Text:
     return Text.assemble("[", Text(", ").join(parts), "]", style="cyan")
 
 
-def pandas_or_why() -> Any:
-    """The library pandas.
+def import_pandas() -> Any:
+    """Import pandas.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: If pandas isn't installed.
     """
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("a frame needs pandas: pip install pandas") from error
+        raise ImportError("to_pandas needs pandas: pip install pandas") from error
     return pandas
 
 
-def frame(
+def data_frame(
     values: Mapping[str, Tensor],
     lengths: Tensor,
     layer: int,
@@ -145,47 +146,47 @@ def frame(
     steps: Sequence[int] | None = None,
     columns: Mapping[str, Sequence[int]] | None = None,
 ) -> pandas.DataFrame:
-    """One line for each number of quantities ``(time, batch, size)`` of a layer and direction.
+    """Return a DataFrame with one row for each number. Padding is left out.
 
     Args:
-        values: the quantities, by name.
-        lengths: ``(batch,)``, the steps of every row.
-        layer: of which they are.
-        direction: of which they are.
-        steps: those that the values have; None: all.
-        columns: for a quantity that hasn't all of its units, those that it has.
+        values: Each quantity by name, ``(time, batch, size)``.
+        lengths: Sequence length of each row, ``(batch,)``.
+        layer: Index of the layer.
+        direction: Direction of the layer.
+        steps: The number of each step along the time axis of ``values``. None counts from 0.
+        columns: For a quantity with only some of its units, the numbers of these units.
 
     Raises:
-        ImportError: pandas is not installed.
+        ImportError: If pandas isn't installed.
     """
-    pandas = pandas_or_why()
+    pandas = import_pandas()
     frames = []
-    for name, whole in values.items():
-        flat = whole.flatten(2) if whole.dim() > 2 else whole.unsqueeze(-1)
+    for name, tensor in values.items():
+        flat = tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(-1)
         time = torch.arange(len(flat)) if steps is None else torch.tensor(steps)
         units = torch.tensor((columns or {}).get(name, range(flat.shape[2])), dtype=torch.int64)
         step, row, unit = torch.meshgrid(time, torch.arange(flat.shape[1]), units, indexing="ij")
-        inside = step < lengths[row]
+        mask = step < lengths[row]
         flat = flat.cpu().to(torch.complex128 if flat.is_complex() else torch.float64)
         frames.append(
             pandas.DataFrame(
                 {
                     "layer": layer,
                     "direction": direction,
-                    "step": step[inside].numpy(),
-                    "batch": row[inside].numpy(),
+                    "step": step[mask].numpy(),
+                    "batch": row[mask].numpy(),
                     "name": name,
-                    "unit": unit[inside].numpy(),
-                    "value": flat[inside].numpy(),
+                    "unit": unit[mask].numpy(),
+                    "value": flat[mask].numpy(),
                 }
             )
         )
     return pandas.concat(frames, ignore_index=True)
 
 
-def _ends(count: int, most: int) -> tuple[list[int], list[int]]:
-    """The first and the last positions to show where only ``most`` of ``count`` have room."""
-    if count <= most:
+def _head_and_tail(count: int, limit: int) -> tuple[list[int], list[int]]:
+    """Return the first and the last positions to show if only ``limit`` of ``count`` fit."""
+    if count <= limit:
         return list(range(count)), []
-    last = max(1, most // 4)
-    return list(range(most - last)), list(range(count - last, count))
+    tail = max(1, limit // 4)
+    return list(range(limit - tail)), list(range(count - tail, count))

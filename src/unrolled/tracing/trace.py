@@ -1,4 +1,4 @@
-"""Every named number of every step of a layer: ours, a user's own cell, or torch.nn's."""
+"""A recorded run of a recurrent layer: every quantity of every step."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers.convert import to_torch
-from unrolled.layers.module import State, at_rest
+from unrolled.layers.module import State, parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
-from unrolled.tracing import backward, display, hooks
-from unrolled.tracing.backward import Loss
-from unrolled.tracing.indexing import position
+from unrolled.tracing import display, hooks
+from unrolled.tracing.backward import Loss, gradients_through_time
+from unrolled.tracing.indexing import absolute_differences, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.random_state import cuda_devices, drawing_from, random_state
-from unrolled.tracing.selection import BatchRows, LimitedRecorder, Selection
+from unrolled.tracing.random_state import capture_random_state, cuda_devices, replay_random_state
+from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
 from unrolled.tracing.step_recorder import StepRecorder
-from unrolled.tracing.tables import StepTable, pandas_or_why
+from unrolled.tracing.tables import StepTable, import_pandas
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
 DIRECTIONS = ("forward", "backward")
-_ALL = Selection()
-_NOT_WHOLE = (
-    "{} runs the layer again, which takes all of its call, and of this one not all was kept: limit no more "
-    "than rows, or record with gradients=True"
+_KEEP_EVERYTHING = Selection()
+_NEEDS_WHOLE_CALL = (
+    "{} runs the layer again, but this trace doesn't have the whole call: select only rows, or use "
+    "record(model, gradients=True)"
 )
 
 
 class Trace:
-    """What :func:`trace` returns: every named number of every layer, direction and step.
+    """The result of :func:`trace`: every named quantity of every layer, direction and step.
 
-    ``trace[name]`` and ``names`` speak of the lowest layer, forward; :meth:`layer` gives the others, and so
-    do the arguments ``layer`` and ``direction`` of ``explain``, ``table``, ``plot`` and ``gradient``.
+    ``trace[name]`` and ``names`` are those of layer 0 in forward direction. For others, use :meth:`layer`, or
+    the arguments ``layer`` and ``direction`` of ``explain``, ``table``, ``plot`` and ``gradient``.
 
     Attributes:
-        module: the module that was traced.
-        recurrent: the layer of this library that computes what ``module`` did: with the parameters, mode and
-            options that it had.
-        input: what the module was given.
-        output, final_state: what the module returns for this input.
-        selection: what was kept. Where that is not every step, quantity and unit, there is no ``input`` and
-            no ``output``, but None.
-        layers: every layer and direction, in the order in which they run.
+        module: The traced module.
+        recurrent: The equivalent layer of this library, with a copy of the parameters, mode and options.
+        input: Input of the module.
+        output, final_state: Result of the module for this input.
+        selection: Which rows, steps, quantities and units were recorded. If it isn't every step, quantity and
+            unit, ``input`` and ``output`` are None.
+        layers: The :class:`LayerTrace <unrolled.tracing.layer_trace.LayerTrace>` of each layer and direction,
+            in the order in which they run.
     """
 
     def __init__(
@@ -63,26 +63,28 @@ class Trace:
         module: nn.Module,
         recurrent: Recurrent,
         layers: Sequence[LayerTrace],
-        starts: Sequence[tuple[Tensor, ...]],
+        initial_states: Sequence[tuple[Tensor, ...]],
         call: tuple[Any, Any],
         result: tuple[Any, Any],
         random_state: list[Tensor],
-        selection: Selection = _ALL,
+        selection: Selection = _KEEP_EVERYTHING,
         rows: BatchRows | None = None,
     ) -> None:
         self.module = module
         self.layers = tuple(layers)
-        self._starts = tuple(starts)  # of each layer and direction, in the order of the engines' rows
+        self._initial_states = tuple(
+            initial_states
+        )  # of each layer and direction, rows in the engine's order
         self.output, self.final_state = result
         self.recurrent = recurrent.with_cells(part.cell for part in self.layers)
         self.input = call[0]
-        if not selection.whole:
+        if not selection.keeps_everything:
             self.input = self.output = None
-            self.final_state = _copy(map_tensors(self.final_state, selection.of_states))
+            self.final_state = _copy(map_tensors(self.final_state, selection.select_state_rows))
         self.selection = selection
         self._random_state = random_state
-        self._drop = dropout if rows is None else rows.dropout
-        self._again: tuple[Any, Any] | None = call  # what it needs to run again
+        self._dropout = dropout if rows is None else rows.dropout
+        self._call: tuple[Any, Any] | None = call  # None if it wasn't kept: then the layer can't run again
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +92,11 @@ class Trace:
         return self.layers[0].names
 
     def __getitem__(self, name: str) -> Tensor:
-        """The quantity of this name in the lowest layer, forward: ``(time, batch, size)``."""
+        """Return a quantity of layer 0 in forward direction, ``(time, batch, size)``.
+
+        Raises:
+            KeyError: If there is no such quantity.
+        """
         return self.layers[0][name]
 
     def __repr__(self) -> str:
@@ -98,31 +104,32 @@ class Trace:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all that it holds, the copies of the parameters among them."""
+        """The memory that the trace takes in bytes, including its copy of the parameters."""
         return sum(self.storages().values())
 
     def storages(self) -> dict[int, int]:
-        """The bytes of everything in memory that it holds, by the address."""
-        held: list[Any] = [self.input, self.output, self.final_state, self._starts, self._again]
+        """Return the size in bytes of every storage that the trace holds, by its address."""
+        contents: list[Any] = [self.input, self.output, self.final_state, self._initial_states, self._call]
         for part in self.layers:
-            held += [part.input, part.lengths, *(getattr(part.cell, name) for name in part.cell.shapes())]
-            for named in (part.initial_state, part.values, part.gradients, part.before):
-                held += named.values()
-        return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors(held)}
+            contents += [part.input, part.lengths, *(getattr(part.cell, name) for name in part.cell.shapes())]
+            for by_name in (part.initial_state, part.values, part.gradients, part.before):
+                contents += by_name.values()
+        storages = (tensor.untyped_storage() for tensor in tensors(contents))
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
     def layer(self, index: int, direction: str = "forward") -> LayerTrace:
-        """One layer (0 is the lowest; negative counts from the top) in one direction.
+        """Return the trace of one layer in one direction. Layer 0 is the lowest, -1 the top layer.
 
         Raises:
-            IndexError: there is no such layer.
-            ValueError: the direction is neither ``"forward"`` nor ``"backward"``, or the layer
-                has no backward direction.
+            IndexError: If there is no such layer.
+            ValueError: If there is no such direction.
         """
-        present = [d for d in DIRECTIONS if any(part.direction == d for part in self.layers)]
-        if direction not in present:
-            raise ValueError(f"direction should be {' or '.join(map(repr, present))}, got {direction!r}")
-        count = len(self.layers) // len(present)
-        return self.layers[position("layer", index, count) * len(present) + present.index(direction)]
+        directions = [d for d in DIRECTIONS if any(part.direction == d for part in self.layers)]
+        if direction not in directions:
+            raise ValueError(f"direction must be {' or '.join(map(repr, directions))}, got {direction!r}")
+        count = len(self.layers) // len(directions)
+        position = normalize_index("layer", index, count) * len(directions) + directions.index(direction)
+        return self.layers[position]
 
     def explain(
         self,
@@ -135,7 +142,7 @@ class Trace:
         layer: int = 0,
         direction: str = "forward",
     ) -> str:
-        """:meth:`.LayerTrace.explain` of a layer and direction as :meth:`layer` takes them."""
+        """Call :meth:`.LayerTrace.explain` of one layer and direction."""
         return self.layer(layer, direction).explain(name, step, unit, batch, terms)
 
     def table(
@@ -148,60 +155,60 @@ class Trace:
         layer: int = 0,
         direction: str = "forward",
     ) -> StepTable:
-        """:meth:`.LayerTrace.table` of a layer and direction as :meth:`layer` takes them."""
+        """Call :meth:`.LayerTrace.table` of one layer and direction."""
         return self.layer(layer, direction).table(names, steps, batch, units)
 
     def plot(self, kind: str, *, layer: int = 0, direction: str = "forward", **options: Any) -> Axes:
-        """:meth:`.LayerTrace.plot` of a layer and direction as :meth:`layer` takes them."""
+        """Call :meth:`.LayerTrace.plot` of one layer and direction."""
         return self.layer(layer, direction).plot(kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line for each number of every layer and direction, as a pandas DataFrame.
+        """Return a DataFrame with one row for each number of all layers and directions.
 
-        Columns: layer, direction, step, batch, name, unit, value; nothing past the end of a row.
+        The columns are layer, direction, step, batch, name, unit and value. Padding is left out.
 
         Raises:
-            ImportError: pandas is not installed.
+            ImportError: If pandas isn't installed.
         """
-        frames = pandas_or_why()
-        return frames.concat([part.to_pandas() for part in self.layers], ignore_index=True)
+        pandas = import_pandas()
+        return pandas.concat([part.to_pandas() for part in self.layers], ignore_index=True)
 
     def backward(self, loss: Loss | Tensor) -> Trace:
-        """Compute the gradient through time: ∂loss/∂quantity at every step, which :meth:`gradient` gives.
+        """Compute the gradient ∂loss/∂quantity at every step, which :meth:`gradient` returns.
 
-        The layer runs again with the parameters that it had; theirs and the module's gradients stay as they
-        were.
+        The layer runs again with its recorded parameters. The ``grad`` attributes of the module's parameters
+        don't change.
 
         Args:
-            loss: a function of the output, or with two arguments of output and final state, that gives one
-                number; or a tensor, the target, from which the loss is the mean squared difference of the
-                output.
+            loss: A function of the output, or of output and final state, that returns a scalar; or a target
+                tensor, for the mean squared error of the output.
 
         Returns:
-            This trace, so that ``t.backward(loss).gradient("h")`` can be written.
+            This trace, so that calls can be chained: ``t.backward(loss).gradient("h")``.
 
         Raises:
-            TypeError, ValueError: a loss that gives no such number, or a target of another shape; not all of
-                the call was kept.
+            TypeError: If the loss is neither a function with these arguments nor a tensor.
+            ValueError: If the loss doesn't return a real scalar that depends on the output, if the target has
+                the wrong shape, or if only a part of the call was recorded.
         """
-        if self._again is None:
-            raise ValueError(_NOT_WHOLE.format("a backward"))
+        if self._call is None:
+            raise ValueError(_NEEDS_WHOLE_CALL.format("backward"))
         cells = [part.cell for part in self.layers]
-        found = backward.through_time(
-            self.recurrent, cells, self._starts, self._again, self._random_state, loss, self._drop
+        gradients_by_layer = gradients_through_time(
+            self.recurrent, cells, self._initial_states, self._call, self._random_state, loss, self._dropout
         )
-        for part, gradients in zip(self.layers, found, strict=True):
+        for part, gradients in zip(self.layers, gradients_by_layer, strict=True):
             part.gradients.clear()
-            part.gradients.update({name: self.selection.cut(gradients[name]) for name in part.values})
+            part.gradients.update({name: self.selection.select(gradients[name]) for name in part.values})
         return self
 
     def forget(self) -> None:
-        """Leave out what was not to be kept, and is only needed to run again."""
-        if not self.selection.whole:
-            self._again, self._starts = None, ()
+        """Free what was only needed to run the layer again, unless the whole call was to be recorded."""
+        if not self.selection.keeps_everything:
+            self._call, self._initial_states = None, ()
 
     def gradient(self, name: str, *, layer: int = 0, direction: str = "forward") -> Tensor:
-        """:meth:`.LayerTrace.gradient` of a layer and direction as :meth:`layer` takes them."""
+        """Call :meth:`.LayerTrace.gradient` of one layer and direction."""
         return self.layer(layer, direction).gradient(name)
 
     def to_html(
@@ -214,30 +221,31 @@ class Trace:
         title: str | None = None,
         limit: int = 3_000_000,
     ) -> Path:
-        """Write the trace as a page: one file to look at in a browser, which needs nothing but itself.
+        """Write an interactive HTML page. It is a single file that works offline in any browser.
 
-        It shows the layer unrolled through time, every number of a step, what each is made of, the equations,
-        heat maps of the whole sequence, the gradient through time after :meth:`backward`, and the check
-        against torch.nn.
+        The page shows the layer unrolled through time, every number of a step and how it was computed, the
+        equations, heat maps of the whole sequence, the gradient through time after :meth:`backward`, and the
+        comparison with torch.nn.
 
         Args:
-            path: of the file.
-            batch: the row.
-            labels: what stands for each time step, such as the characters of a text.
-            inputs: how the input is drawn: as ``"numbers"``, or ``"image"``, whose rows are the time steps.
-            title: of the page; None: the layer.
-            limit: how many numbers are kept, about; three million make a file of 16 MB. Of a larger trace,
-                and of one of more than 1000 time steps, evenly spread steps are kept with every number, 1000
-                at most, and means over bins of all of them; a warning says so.
+            path: Path of the file.
+            batch: The row.
+            labels: A label for each time step, such as the characters of a text.
+            inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
+            title: Title of the page. None for the layer.
+            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. A larger
+                trace, or one with over 1000 time steps, gives a warning: at most 1000 evenly spaced steps are
+                stored in full, and all steps as means over bins.
 
         Returns:
             The path.
 
         Raises:
-            OSError: a path that can't be written.
-            IndexError: there is no such row.
-            TypeError, ValueError: labels of another number than time steps, another word for ``inputs``, a
-                row without time steps, complex states, or another argument that can't be.
+            OSError: If the file can't be written.
+            IndexError: If there is no such row.
+            TypeError: If an argument has the wrong type.
+            ValueError: If the number of labels isn't the number of time steps, ``inputs`` is another word,
+                the row has no time steps, the states are complex, or another argument is invalid.
         """
         written: Path = display.package("page").write(
             self, path, batch=batch, labels=labels, inputs=inputs, title=title, limit=limit
@@ -245,156 +253,146 @@ class Trace:
         return written
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """What a notebook shows where a trace is the last value of a cell: the page."""
-        views: dict[str, Any] = display.package("page").shown(self)
+        """Return what a notebook shows if a trace is the last value of a cell: the page."""
+        views: dict[str, Any] = display.package("page").notebook_view(self)
         return views
 
     def check(self) -> float:
-        """Recompute with torch.nn; the largest absolute difference in output and final state.
+        """Recompute with torch.nn and return the largest absolute difference in output and final state.
 
         Raises:
-            ValueError: torch.nn has no layer that computes this cell; or not all of the call was kept.
+            ValueError: If torch.nn has no layer for this cell, or only a part of the call was recorded.
         """
-        if self.input is None or self._again is None:
-            raise ValueError(_NOT_WHOLE.format("a check"))
-        if self._drop is not dropout and self.recurrent.training and self.recurrent.dropout > 0:
+        if self.input is None or self._call is None:
+            raise ValueError(_NEEDS_WHOLE_CALL.format("check"))
+        if self._dropout is not dropout and self.recurrent.training and self.recurrent.dropout > 0:
             raise ValueError(
-                "a check needs the whole batch: torch.nn would draw another dropout for some of its rows"
+                "the comparison with torch.nn needs the whole batch, because dropout is drawn for all its rows"
             )
-        weights = {
-            f"{name}_l{part.layer}{'_reverse' if part.direction == 'backward' else ''}": getattr(
-                part.cell, name
-            )
-            for part in self.layers
-            for name in part.cell.shapes()
-        }
-        twin = to_torch(self.recurrent, weights)
+        weights: dict[str, Any] = {}
+        for part in self.layers:
+            suffix = f"_l{part.layer}{'_reverse' if part.direction == 'backward' else ''}"
+            weights |= {name + suffix: getattr(part.cell, name) for name in part.cell.shapes()}
+        torch_layer = to_torch(self.recurrent, weights)
         devices = cuda_devices(self.input)
-        with torch.no_grad(), drawing_from(self._random_state, devices), warnings.catch_warnings():
+        with torch.no_grad(), replay_random_state(self._random_state, devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
-            theirs = twin(*self._again)
-        ours = tensors((self.output, self.final_state))
-        pairs = zip(ours, tensors(theirs), strict=True)
-        return float(torch.cat([_differences(a, b) for a, b in pairs]).max())
+            expected = torch_layer(*self._call)
+        pairs = zip(tensors((self.output, self.final_state)), tensors(expected), strict=True)
+        return float(torch.cat([absolute_differences(a, b) for a, b in pairs]).max())
 
 
 def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = None) -> Trace:
-    """Run a recurrent layer and keep every named quantity of every step.
+    """Run a recurrent layer and record every intermediate value.
 
-    The names are the local variables of the cell's step. The module, its mode, hooks and gradients
-    and the random state stay as they were; the trace holds copies, without gradients.
+    The quantities are named after the local variables of the cell's step. The trace holds copies without
+    gradients. The module, its mode, hooks and gradients, and the random state don't change.
 
     Args:
-        module: a layer of this library, or a ``torch.nn.RNN``, ``LSTM`` or ``GRU``.
-        x: what the module takes: batched or not, packed or not.
-        state: the initial state, as the module takes it.
+        module: A layer of this library, or a ``torch.nn.RNN``, ``LSTM`` or ``GRU``.
+        x: Input of the module: batched, unbatched or packed.
+        state: Initial state, as the module itself takes it. Zeros by default.
 
     Raises:
-        TypeError: the module is no recurrent layer, or overrides the forward of one.
-        ValueError: an input or state that doesn't fit the module; autocast is on.
+        TypeError: If the module isn't a recurrent layer, or overrides its forward method.
+        ValueError: If the input or state doesn't fit the module, or autocast is on.
     """
-    recurrent = hooks.layer_to_run(module, x)
+    recurrent = hooks.recurrent_for_input(module, x)
     device = x.data.device.type if isinstance(x, (Tensor, PackedSequence)) else ""
-    if transforms.autocasts(device):
+    if transforms.autocast_enabled(device):
         raise ValueError(
-            "a trace doesn't follow autocast: call trace outside of it, or inside "
+            "trace doesn't support autocast: call it outside of autocast, or inside "
             f"torch.autocast({device!r}, enabled=False)"
         )
-    return traced(module, recurrent, x, state, random_state(cuda_devices(x)))[0]
+    return run_traced(module, recurrent, x, state, capture_random_state(cuda_devices(x)))[0]
 
 
-def traced(
+def run_traced(
     module: nn.Module,
     recurrent: Recurrent,
     x: Tensor | PackedSequence,
     state: State | None,
-    drawn_from: list[Tensor],
-    selection: Selection = _ALL,
+    random_state: list[Tensor],
+    selection: Selection = _KEEP_EVERYTHING,
     rows: BatchRows | None = None,
-    earlier: Sequence[Cell] | None = None,
+    earlier_cells: Sequence[Cell] | None = None,
 ) -> tuple[Trace, tuple[Any, Any]]:
-    """:func:`trace`, with limits.
+    """Run a layer on the reference engine and record the selected quantities.
 
     Args:
-        module: what was called.
-        recurrent: our layer of it.
-        x: what it was given.
-        state: what it was given.
-        drawn_from: the random state before the call.
-        selection: what is kept.
-        rows: where x and state are of some rows of a batch, which.
-        earlier: the cells of another trace of the module: their copies of the parameters serve where they are
-            the same.
+        module: The module that was called.
+        recurrent: The equivalent layer of this library.
+        x: Input of the call.
+        state: Initial state of the call.
+        random_state: Random state before the call.
+        selection: What to record.
+        rows: The rows that ``x`` and ``state`` were selected from; None if they are the whole batch.
+        earlier_cells: Cells of another trace of the module. Their parameters are shared if they are equal.
 
     Returns:
-        The trace, and the output and final state of what ran.
+        The trace, and the output and final state of the run.
     """
     parts: list[LayerTrace] = []
-    starts: list[tuple[Tensor, ...]] = []
-    keep: Any = _copy if selection.whole else _detached
-    with torch.no_grad(), drawing_from(drawn_from, cuda_devices(x)), at_rest(recurrent):
+    initial_states: list[tuple[Tensor, ...]] = []
+    keep: Any = _copy if selection.keeps_everything else _detach
+    eval_mode = parametrizations_in_eval_mode(recurrent)
+    with torch.no_grad(), replay_random_state(random_state, cuda_devices(x)), eval_mode:
         call = (keep(x), keep(state))
-        steps = SequenceBatch.of(call[0], recurrent.batch_first, type(module).__name__)
+        sequence = SequenceBatch.from_input(call[0], recurrent.batch_first, type(module).__name__)
 
-        def bound(cell: Cell) -> Cell:
-            now = {name: getattr(cell, name).detach() for name in cell.shapes()}
-            then = None if earlier is None else earlier[len(parts)]
-            if then is not None and all(_equal(getattr(then, name), now[name]) for name in now):
-                now = {name: getattr(then, name) for name in now}
-            else:
-                now = {name: tensor.clone() for name, tensor in now.items()}
-            return cell.bind(now)
+        def copy_cell(cell: Cell) -> Cell:
+            parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
+            earlier = None if earlier_cells is None else earlier_cells[len(parts)]
+            if earlier and all(_identical(getattr(earlier, name), parameters[name]) for name in parameters):
+                return cell.bind({name: getattr(earlier, name) for name in parameters})
+            return cell.bind({name: tensor.clone() for name, tensor in parameters.items()})
 
-        def record(cell: Cell, rows: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
-            start = reference.zeros(cell, rows, sizes) if start is None else start
+        def record(cell: Cell, steps: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
+            start = reference.zeros(cell, steps, sizes) if start is None else start
             recorder = (
-                StepRecorder(cell) if selection.whole else LimitedRecorder(cell, selection, steps, reverse)
+                StepRecorder(cell)
+                if selection.keeps_everything
+                else SelectiveRecorder(cell, selection, sequence, reverse)
             )
-            result = reference.run(recorder.cell, rows, start, sizes, reverse)
-            starts.append(_copy(start))
-            begun = {
-                name: steps.to_user_order(part, 0).clone()
+            result = reference.run(recorder.cell, steps, start, sizes, reverse)
+            initial_states.append(_copy(start))
+            initial_state = {
+                name: sequence.to_user_order(part, 0).clone()
                 for name, part in zip(cell.state, start, strict=True)
             }
-            own = (
-                recorder.parts()
-                if isinstance(recorder, LimitedRecorder)
-                else {"input": steps.padded(rows).clone(), "values": recorder.values(steps, reverse)}
+            recorded = (
+                recorder.layer_trace_fields()
+                if isinstance(recorder, SelectiveRecorder)
+                else {"input": sequence.padded(steps).clone(), "values": recorder.stacked(sequence, reverse)}
             )
             parts.append(
                 LayerTrace(
-                    cell=bound(cell),
+                    cell=copy_cell(cell),
                     layer=len(parts) // (1 + recurrent.bidirectional),
                     direction=DIRECTIONS[reverse],
-                    initial_state={name: selection.of_rows(part) for name, part in begun.items()},
-                    lengths=selection.of_rows(steps.lengths),
-                    **own,
+                    initial_state={name: selection.select_rows(part) for name, part in initial_state.items()},
+                    lengths=selection.select_rows(sequence.lengths),
+                    **recorded,
                 )
             )
             return result
 
-        def run(cells: list[Cell], rows: Tensor, starts: list[Any], sizes: Any) -> Any:
+        def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any) -> Any:
             directions = zip(cells, starts, (False, True), strict=False)
-            return [record(cell, rows, start, sizes, reverse) for cell, start, reverse in directions]
+            return [record(cell, steps, start, sizes, reverse) for cell, start, reverse in directions]
 
-        recurrent.check_noise("trace")
+        recurrent.check_no_regularization("trace")
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
-    return Trace(module, recurrent, parts, starts, call, result, drawn_from, selection, rows), result
+    new_trace = Trace(module, recurrent, parts, initial_states, call, result, random_state, selection, rows)
+    return new_trace, result
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one to a copy."""
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor could be a copy of the other."""
     return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-def _differences(a: Tensor, b: Tensor) -> Tensor:
-    """The absolute differences in a row, after a 0; equal infinities and NaN in both differ by 0."""
-    a, b = a.double().flatten(), b.double().flatten()
-    same = (a == b) | (a.isnan() & b.isnan())
-    return torch.cat([a.new_zeros(1), (a - b).abs().masked_fill(same, 0)])
-
-
-def _detached(value: Any) -> Any:
+def _detach(value: Any) -> Any:
     return map_tensors(value, Tensor.detach)
 
 

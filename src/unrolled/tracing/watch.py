@@ -1,4 +1,4 @@
-"""The health of a model's recurrent layers while it trains."""
+"""Monitoring of a model's recurrent layers during training."""
 
 from __future__ import annotations
 
@@ -16,80 +16,85 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.cells.base import whole
-from unrolled.layers.module import at_rest
+from unrolled.cells.base import positive_int
+from unrolled.layers.module import parametrizations_in_eval_mode
 from unrolled.tracing import hooks
-from unrolled.tracing.health import FIELDS, Figures, examine
-from unrolled.tracing.hooks import DIFFERS, LayerCall, UnseenError
+from unrolled.tracing.health import FIELDS, HealthRecord, compute_health
+from unrolled.tracing.hooks import MISMATCH, LayerCall, UnsupportedCallError
 
 _NOT_SCALARS = ("call", "module", "layer", "direction", "quantity", "function")
 
 
 @dataclass(eq=False)
-class _Layer:
-    """A layer, and when it is looked at next.
+class _LayerStatus:
+    """A monitored layer, and when to sample it next.
 
     Attributes:
-        seen: its training calls so far.
-        others: its calls so far in eval mode or without gradients.
-        put_off: how many looks that were due waited, for the share of time that looking may take.
-        at: the number of the call that was looked at last.
-        rests: until when it is left alone, on the clock of ``time.perf_counter``.
-        spent: the seconds that looking at it took.
-        told: whether it was told why nothing can be said of it.
+        name: Name of the module.
+        training_calls: Number of training calls so far.
+        other_calls: Number of calls so far in eval mode or without gradients.
+        skipped: Number of samples skipped because of the time budget.
+        last_sample: Number of the training call that was sampled last.
+        paused_until: No samples are taken before this time of ``time.perf_counter``.
+        seconds: Time spent on the layer's samples.
+        warned: Whether a warning was given for this layer.
     """
 
     name: str
-    seen: int = 0
-    others: int = 0
-    put_off: int = 0
-    at: int = 0
-    rests: float = 0.0
-    spent: float = 0.0
-    told: bool = False
+    training_calls: int = 0
+    other_calls: int = 0
+    skipped: int = 0
+    last_sample: int = 0
+    paused_until: float = 0.0
+    seconds: float = 0.0
+    warned: bool = False
 
     def __str__(self) -> str:
-        others = f", {self.others} in eval mode or without gradients" * bool(self.others)
-        put_off = f", looks put off for the share of time: {self.put_off}" * bool(self.put_off)
-        return f"{self.name!r}: {self.seen} training calls{others}{put_off}"
+        others = f", {self.other_calls} in eval mode or without gradients" if self.other_calls else ""
+        samples = "sample" if self.skipped == 1 else "samples"
+        skipped = f", {self.skipped} {samples} skipped (time budget)" if self.skipped else ""
+        return f"{self.name!r}: {self.training_calls} training calls{others}{skipped}"
 
 
 class Watch:
-    """What :func:`watch` gives: the records so far, in ``records``; iterating gives those that are new.
+    """The result of :func:`watch`. Iterating yields the records that are new since the last iteration.
 
     Attributes:
-        records: one dictionary for each quantity of each layer and direction of each call looked at.
+        records: All records so far: a dictionary for each quantity of each layer and direction, for each
+            sampled call.
     """
 
     def __init__(self, model: nn.Module, every: int, rows: int, share: float | None) -> None:
-        by_name = hooks.layers_of(model, "watch")
+        by_name = hooks.require_recurrent_layers(model, "watch")
         for name, module in model.named_modules():
             if "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None:
                 what = f"module {name!r}" if name else "the model"
                 raise ValueError(
-                    f"watch can't see calls inside of what torch.compile made, as {what} is: watch and train "
-                    "the model as it was before"
+                    f"watch can't see calls inside a compiled module, and {what} was compiled with "
+                    "torch.compile: watch and train the uncompiled model"
                 )
         self._every, self._rows, self._share = every, rows, share
         modules = {id(module): module for module in by_name.values()}
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, _LayerStatus] = {}
         for name, module in by_name.items():
-            self._layers.setdefault(id(module), _Layer(name))
-        self.records: list[Figures] = []
-        self._given = self._given_scalars = 0
-        self._begun = time.perf_counter()
-        self._end: Any = hooks.observe(list(modules.values()), self._wants, self._take)
+            self._layers.setdefault(id(module), _LayerStatus(name))
+        self.records: list[HealthRecord] = []
+        self._records_yielded = self._scalars_yielded = 0
+        self._start = time.perf_counter()
+        self._remove_hooks: Any = hooks.observe_calls(
+            list(modules.values()), self._should_sample, self._on_call
+        )
 
     @property
     def seconds(self) -> float:
-        """How long looking has taken."""
-        return sum(layer.spent for layer in self._layers.values())
+        """The time spent on samples so far, in seconds."""
+        return sum(layer.seconds for layer in self._layers.values())
 
     def close(self) -> None:
-        """Look at no further call; the records stay."""
-        if self._end is not None:
-            self._end()
-            self._end = None
+        """Stop monitoring. The records stay."""
+        if self._remove_hooks is not None:
+            self._remove_hooks()
+            self._remove_hooks = None
 
     def __enter__(self) -> Watch:
         return self
@@ -98,36 +103,36 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        told = any(layer.told for layer in self._layers.values())
-        if kind is None and not self.records and not told:
-            warnings.warn(f"nothing was recorded by {self!r}: {self._why_empty()}", stacklevel=2)
+        warned = any(layer.warned for layer in self._layers.values())
+        if kind is None and not self.records and not warned:
+            warnings.warn(f"{self!r} has no records: {self._why_empty()}", stacklevel=2)
 
-    def __iter__(self) -> Iterator[Figures]:
-        """The records that iterating hasn't given yet."""
-        while self._given < len(self.records):
-            self._given += 1
-            yield self.records[self._given - 1]
+    def __iter__(self) -> Iterator[HealthRecord]:
+        """Yield the records that weren't yielded before."""
+        while self._records_yielded < len(self.records):
+            self._records_yielded += 1
+            yield self.records[self._records_yielded - 1]
 
     def scalars(self) -> Iterator[tuple[str, float, int]]:
-        """The figures that this hasn't given yet, for TensorBoard: ``writer.add_scalar(*scalar)``.
+        """Yield the numbers that weren't yielded before, for TensorBoard: ``writer.add_scalar(*scalar)``.
 
         Yields:
-            ``"encoder.lstm/l0_forward/f/saturated"``, the figure, and the number of the call.
+            A tag such as ``"encoder.lstm/l0_forward/f/saturated"``, the number, and the number of the call.
         """
-        while self._given_scalars < len(self.records):
-            self._given_scalars += 1
-            record = self.records[self._given_scalars - 1]
-            where = f"l{record['layer']}_{record['direction']}/{record['quantity']}"
-            where = f"{record['module']}/{where}" if record["module"] else where
+        while self._scalars_yielded < len(self.records):
+            self._scalars_yielded += 1
+            record = self.records[self._scalars_yielded - 1]
+            prefix = f"l{record['layer']}_{record['direction']}/{record['quantity']}"
+            prefix = f"{record['module']}/{prefix}" if record["module"] else prefix
             for name in FIELDS:
                 if name not in _NOT_SCALARS and record[name] is not None:
-                    yield f"{where}/{name}", float(record[name]), record["call"]
+                    yield f"{prefix}/{name}", float(record[name]), record["call"]
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write all records, a line each; what doesn't apply is left empty.
+        """Write all records to a CSV file, one line each. Fields that don't apply are empty.
 
         Raises:
-            OSError: the file can't be written.
+            OSError: If the file can't be written.
         """
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS)
@@ -135,126 +140,141 @@ class Watch:
             writer.writerows(self.records)
 
     def _why_empty(self) -> str:
-        seen = max(layer.seen for layer in self._layers.values())
-        if not seen:
-            return "a watch looks at calls in training mode with gradients, and none was seen"
-        if seen < self._every:
-            return f"the first look is at call {self._every}: give a smaller every"
-        return "no backward reached the calls that were looked at"
+        calls = max(layer.training_calls for layer in self._layers.values())
+        if not calls:
+            return "watch samples calls in training mode with gradients, but there was none"
+        if calls < self._every:
+            return f"the first sample is call {self._every}, so use a smaller every="
+        return "no backward pass reached the sampled calls"
 
     def __repr__(self) -> str:
         calls = ", ".join(map(str, self._layers.values()))
-        state = "closed" if self._end is None else f"every {self._every}"
+        state = "closed" if self._remove_hooks is None else f"every {self._every}"
         return f"<Watch, {state}; {calls}; {len(self.records)} records>"
 
-    def _wants(self, module: nn.Module) -> bool:
+    def _should_sample(self, module: nn.Module) -> bool:
         layer = self._layers[id(module)]
         if not module.training or not torch.is_grad_enabled():
-            layer.others += 1
+            layer.other_calls += 1
             return False
-        layer.seen += 1
-        since = layer.seen - layer.at
-        if since < self._every:
+        layer.training_calls += 1
+        since_last = layer.training_calls - layer.last_sample
+        if since_last < self._every:
             return False
-        rests = time.perf_counter() < layer.rests
-        layer.put_off += rests and since % self._every == 0
-        return not rests
+        paused = time.perf_counter() < layer.paused_until
+        layer.skipped += paused and since_last % self._every == 0
+        return not paused
 
-    def _take(self, module: nn.Module, *call: Any) -> None:
-        """A call that is to be looked at."""
-        begun = time.perf_counter()
+    def _on_call(self, module: nn.Module, *call_data: Any) -> None:
+        """Prepare a sample of a call, to be taken when a backward pass reaches the call."""
+        start = time.perf_counter()
         layer = self._layers[id(module)]
-        layer.at = number = layer.seen
+        layer.last_sample = call_number = layer.training_calls
         try:
-            seen = LayerCall.of(module, *call)
-            if not seen.output.numel():
-                raise UnseenError("it was given a batch without rows")
-        except (UnseenError, TypeError) as error:
-            self._tell(layer, str(error))
+            call = LayerCall.from_forward(module, *call_data)
+            if not call.output.numel():
+                raise UnsupportedCallError("had a batch without rows")
+        except UnsupportedCallError as error:
+            self._warn(layer, f"the call {error}")
             return
-        with at_rest(module):
-            seen.recurrent = seen.recurrent.with_cells()
-        versions = [one._version for one in module.parameters()]
-        spent = [time.perf_counter() - begun]
+        except TypeError as error:
+            self._warn(layer, str(error))
+            return
+        with parametrizations_in_eval_mode(module):
+            call.recurrent = call.recurrent.with_cells()
+        versions = [parameter._version for parameter in module.parameters()]
+        costs = [time.perf_counter() - start]
 
-        def reached(output: Tensor | None, states: list[Tensor | None]) -> None:
-            begun = time.perf_counter()
-            if self._end is None or len(spent) > 1:  # closed, or reached before
+        def sample(output_gradient: Tensor | None, state_gradients: list[Tensor | None]) -> None:
+            start = time.perf_counter()
+            if self._remove_hooks is None or len(costs) > 1:  # closed, or sampled in an earlier backward pass
                 return
-            spent.append(0.0)
-            held = (*module.parameters(), *seen.recurrent.parameters())
-            if any(type(one) not in (Tensor, nn.Parameter) for one in held):
-                self._tell(layer, "its parameters are of a subclass of torch.Tensor (spread over processes?)")
+            costs.append(0.0)
+            parameters = (*module.parameters(), *call.recurrent.parameters())
+            if any(type(parameter) not in (Tensor, nn.Parameter) for parameter in parameters):
+                self._warn(
+                    layer, "its parameters are of a subclass of torch.Tensor, as in distributed training"
+                )
                 return
-            if versions != [one._version for one in module.parameters()]:
-                self._tell(layer, "its parameters change before a backward ends")
+            if versions != [parameter._version for parameter in module.parameters()]:
+                self._warn(layer, "its parameters change before the backward pass ends")
                 return
-            differs = functools.partial(self._tell, layer, "what ran again " + DIFFERS, "may be wrong about")
-            found = examine(seen, output, states, self._rows, differs)
-            place = {"call": number, "module": layer.name}
-            self.records += [figures | place for figures in found]
+            warn_mismatch = functools.partial(
+                self._warn, layer, f"the rerun of the call {MISMATCH}", "may be wrong about"
+            )
+            records = compute_health(call, output_gradient, state_gradients, self._rows, warn_mismatch)
+            where = {"call": call_number, "module": layer.name}
+            self.records += [record | where for record in records]
             now = time.perf_counter()
-            cost = now - begun + spent[0]
-            layer.spent += cost
+            cost = now - start + costs[0]
+            layer.seconds += cost
             if self._share is not None:
-                makes_up = len(self._layers) / self._share  # each layer has its part of the share
-                layer.rests = max(now + cost * makes_up, self._begun + (layer.spent + cost) * makes_up)
+                ratio = len(self._layers) / self._share  # training time per cost; the layers divide the share
+                layer.paused_until = max(
+                    now + cost * ratio,
+                    self._start + (layer.seconds + cost) * ratio,
+                )
 
-        seen.on_backward(call[-1], reached)
+        call.on_backward(call_data[-1], sample)
 
-    def _tell(self, layer: _Layer, why: str, what: str = "can't tell the health of") -> None:
-        if not layer.told:
-            layer.told = True
+    def _warn(self, layer: _LayerStatus, why: str, what: str = "can't compute the health of") -> None:
+        """Warn about a layer, but only once."""
+        if not layer.warned:
+            layer.warned = True
             warnings.warn(f"watch {what} {layer.name!r}: {why}", stacklevel=2)
 
 
 def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | None = 0.05) -> Watch:
-    """Look at every so many training calls of each recurrent layer of a model: its health, as plain records.
+    """Monitor the recurrent layers of a model during training: saturated gates, dead units, gradients.
 
     ::
 
         with unrolled.watch(model) as watch:
             for x, y in batches:
-                ...                                       # train as ever
-                for tag, value, call in watch.scalars():  # what is new, for TensorBoard
+                ...                                       # the usual training step
+                for tag, value, call in watch.scalars():  # new values, for TensorBoard
                     writer.add_scalar(tag, value, call)
         watch.to_csv("health.csv")
 
-    A training call is one in training mode with gradients enabled. After a backward that reaches it, some of
-    its rows run once more, forward and backward. Training goes on as without it: the same weights, bit for
-    bit, and the same random draws. Calls inside of what ``torch.compile`` made are not seen, nor single steps
-    (cells). A block that ends without a record warns and says why.
+    Each layer is sampled every ``every`` training calls. A training call is one in training mode with
+    gradients enabled. After a backward pass that reaches the call, some of its rows run once more, forward
+    and backward. Training itself doesn't change: the weights are bit-identical, and so are the random draws.
+    Calls inside of what ``torch.compile`` compiled and single steps (cells) aren't sampled. A ``with`` block
+    that ends without any record gives a warning that says why.
 
-    A record has the number of the ``call``, from 1; the ``module`` by name; ``layer`` and ``direction``; the
-    ``quantity``, and of it:
+    A record has the number of the ``call``, counted from 1, the name of the ``module``, the ``layer``, the
+    ``direction`` and the ``quantity``. The other fields describe the quantity:
 
     * ``mean`` and ``std`` over steps, rows and units.
-    * ``function`` and ``saturated``, where a function that flattens out made it (sigmoid, tanh, relu, …): the
-      share of numbers where its slope is below 5 % of its steepest.
-    * of a state: ``dead``, how many units never change over steps and rows but for rounding; ``norm_first``
-      and ``norm_last``, its norm after the first and the last step that run, the mean over rows;
-      ``norm_growth``, by what factor that grows in a step. ``gradient_first``, ``gradient_last`` and
-      ``gradient_growth`` are the same of the loss's gradient, which flows from the last step to the first: a
-      growth well below 1 means that it vanishes, above 1 that it explodes.
-    * ``radius``: a record of its own for each ``hidden × hidden`` block of a parameter that weighs a state:
-      its spectral radius.
+    * ``function``: the function that computed it, if it is one that flattens out, such as sigmoid, tanh or
+      relu. ``saturated``: the fraction of values where its slope is below 5 % of its maximum.
+    * For a state, ``dead``: the number of units that never change over steps and rows, up to rounding.
+    * For a state, ``norm_first`` and ``norm_last``: its norm after the first and the last step that run,
+      averaged over the rows. ``norm_growth``: the growth factor of the norm per step.
+    * For a state, ``gradient_first``, ``gradient_last`` and ``gradient_growth``: the same for the gradient of
+      the loss, which flows from the last step to the first. A growth factor well below 1 means that the
+      gradient vanishes, one above 1 that it explodes.
+    * ``radius``: the spectral radius, in a separate record for each ``hidden × hidden`` block of a
+      hidden-to-hidden weight.
 
-    None stands for what doesn't apply; NaN and infinity are told as they are.
+    Fields that don't apply are None. NaN and infinity are kept.
 
     Args:
-        model: any module that holds recurrent layers, ours or torch.nn's.
-        every: training calls of a layer from one look to the next, at least; the first look is at this one.
-        rows: of how many rows of the batch, the first ones; fewer where sequences are longer than 1000 steps.
-            Where a step draws random numbers or its rows depend on each other, it is all rows.
-        share: of the time of training, the most that looking may take: what each look takes is measured, and
-            the next one waits until, with it, all would be no more than this share of the time since the
-            watch began, and the last one no more than that of the time since it. None: however long it takes.
+        model: Any module that contains recurrent layers of this library or of torch.nn.
+        every: Minimum number of training calls of a layer from one sample to the next. The first sample is
+            taken at this call.
+        rows: Number of rows of the batch to use, from the first. Sequences longer than 1000 steps use fewer.
+            All rows are used if the step draws random numbers or its rows depend on each other.
+        share: Maximum fraction of the training time to spend on samples. The cost of each sample is measured,
+            and the next one waits until neither the total cost exceeds this fraction of the time since the
+            start, nor the last cost that of the time since it. None for no limit.
 
     Raises:
-        TypeError, ValueError: no module, one without recurrent layers or made by ``torch.compile``, or an
-            argument that can't be.
+        TypeError: If the model isn't a module, or an argument has the wrong type.
+        ValueError: If the model has no recurrent layers or is compiled with ``torch.compile``, or an argument
+            is out of range.
     """
-    given = isinstance(share, numbers.Real) and not isinstance(share, bool)
-    if share is not None and not (given and 0 < share <= 1):
-        raise ValueError(f"share should be a number above 0 and up to 1, or None, got {share!r}")
-    return Watch(model, whole("every", every), whole("rows", rows), share)
+    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if share is not None and not (is_number and 0 < share <= 1):
+        raise ValueError(f"share must be a number above 0 and up to 1, or None, got {share!r}")
+    return Watch(model, positive_int("every", every), positive_int("rows", rows), share)

@@ -1,6 +1,7 @@
-"""The command ``unrolled bench``: our layers beside other runtimes, and beside the machine's limits.
+"""The command ``unrolled bench``: time our layers against other runtimes and the limits of the machine.
 
-``grid`` says which rows, ``work`` makes what a row computes, ``peers``, ``graphs`` and ``scans`` are the
-runtimes, ``timing`` times them in turn, ``limits`` measures the machine, ``apart`` what needs a process
-of its own, ``report`` and ``picture`` show it, ``command`` ties them together.
+``rows`` defines the rows of the benchmark and ``workload`` the computation of a row. ``runtimes``,
+``onnx_runtimes`` and ``jax_runtime`` run it. ``timing`` times several runtimes in turn, and ``measure``
+checks and times one row. ``limits`` measures the machine, and ``in_subprocess`` what needs a fresh process.
+``results`` is the JSON document, ``report`` and ``chart`` show it, and ``command`` parses the arguments.
 """

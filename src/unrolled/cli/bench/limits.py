@@ -1,4 +1,4 @@
-"""What this machine can do at most: a matrix product, and reading weights from cache and from memory."""
+"""The limits of this machine: the speed of a matrix product, and of reading weights from cache and memory."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass, field
 
 import torch
 
-from unrolled.cli.bench.grid import Row
+from unrolled.cli.bench.rows import Row
 from unrolled.cli.bench.timing import shortest
 
 _MIB = 2**20
-_SIDE = 1024  # of the matrices of the product: large enough for full speed, milliseconds a product
+_MATRIX_SIZE = 1024  # large enough for full speed; a product takes milliseconds
 _SECONDS = 0.3  # for each measurement
 
 
 @dataclass
 class Limits:
-    """The two limits, measured with torch's own kernels on its threads.
+    """The limits, measured with torch's own kernels and its number of threads.
 
     Args:
-        flops: operations/s of a product of float32 matrices, a multiplication and an addition as two.
-        cache_bytes, memory_bytes: the size of the matrix that stays in cache, and of the one that doesn't.
-        cache_rate, memory_rate: bytes/s of reading them, summed up as fast as torch can.
+        flops: Operations per second of a float32 matrix product, counting multiplications and additions.
+        cache_bytes: The size of the matrix for the cache measurement.
+        cache_rate: Bytes per second when reading the matrix that fits into the cache.
+        memory_bytes: The size of the matrix for the memory measurement.
+        memory_rate: Bytes per second when reading the matrix that doesn't fit into the cache.
     """
 
     flops: float
@@ -33,28 +35,28 @@ class Limits:
     _rates: dict[int, float] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def measured(cls, seconds: float = _SECONDS) -> Limits:
-        """Measure, in this many seconds for each of the three."""
-        cache, memory = _MIB, _beyond_cache()
-        limits = cls(product_rate(_SIDE, seconds), cache, 0.0, memory, 0.0)
+    def measure(cls, seconds: float = _SECONDS) -> Limits:
+        """Measure the limits, with this many seconds for each of the three measurements."""
+        cache, memory = _MIB, _bytes_beyond_cache()
+        limits = cls(product_rate(_MATRIX_SIZE, seconds), cache, 0.0, memory, 0.0)
         limits.cache_rate, limits.memory_rate = reading_rate(cache, seconds), reading_rate(memory, seconds)
         limits._rates |= {cache: limits.cache_rate, memory: limits.memory_rate}
         return limits
 
-    def of(self, row: Row) -> tuple[float, str]:
-        """The seconds below which no call of a row can get, and why: ``"compute"`` or ``"reading"``.
+    def lower_bound(self, row: Row) -> tuple[float, str]:
+        """Return the smallest possible time for a row in seconds, and its reason: "compute" or "reading".
 
-        Weights count as read at the rate of a matrix of their size, 1 MiB at least. Input, output and
-        everything elementwise count as free.
+        Weights are read at the rate measured for a matrix of their size, at least 1 MiB. Reading the input,
+        writing the output and elementwise operations count as free.
         """
-        size = max(self.cache_bytes, 1 << (row.resident() - 1).bit_length())
+        size = max(self.cache_bytes, 1 << (row.weight_bytes() - 1).bit_length())
         if size not in self._rates:
             self._rates[size] = self.memory_rate if size > self.memory_bytes else reading_rate(size)
-        compute, reading = row.operations() / self.flops, row.reading() / self._rates[size]
+        compute, reading = row.operations() / self.flops, row.weight_traffic() / self._rates[size]
         return (compute, "compute") if compute >= reading else (reading, "reading")
 
     def as_data(self) -> dict[str, float]:
-        """For JSON; the units are in the names."""
+        """Return the limits for JSON. The keys contain the units."""
         return {
             "operations_per_second": self.flops,
             "cache_bytes": self.cache_bytes,
@@ -65,30 +67,30 @@ class Limits:
 
 
 def product_rate(side: int, seconds: float = _SECONDS) -> float:
-    """Operations/s of a product of two square float32 matrices with this side.
+    """Measure the operations per second of a product of two square float32 matrices.
 
-    torch holds two libraries for it, of which either may be twice as fast as the other on a processor:
-    the one behind ``torch.mm`` and oneDNN, behind its recurrent layers. The faster one counts.
+    torch has two libraries for matrix products: one for ``torch.mm``, and oneDNN for its recurrent layers.
+    Either can be twice as fast as the other, depending on the processor, so use the faster one.
     """
     a, b = torch.randn(side, side), torch.randn(side, side)
-    into = torch.empty(side, side)
-    took = shortest(lambda: torch.mm(a, b, out=into), seconds)
+    out = torch.empty(side, side)
+    best = shortest(lambda: torch.mm(a, b, out=out), seconds)
     if torch._C._has_mkldnn:
         blocked_a, blocked_b = a.to_mkldnn(), b.to_mkldnn()
-        took = min(took, shortest(lambda: torch.nn.functional.linear(blocked_a, blocked_b), seconds))
-    return 2 * side**3 / took
+        best = min(best, shortest(lambda: torch.nn.functional.linear(blocked_a, blocked_b), seconds))
+    return 2 * side**3 / best
 
 
 def reading_rate(size: int, seconds: float = _SECONDS) -> float:
-    """Bytes/s of reading a float32 matrix of this many bytes again and again."""
+    """Measure the bytes per second of reading a float32 matrix of this size repeatedly, as torch sums it."""
     matrix = torch.ones(size // 4)
     return size / shortest(matrix.sum, seconds)
 
 
-def _beyond_cache() -> int:
-    """Bytes that no cache holds: four times the largest one, 256 MiB to 1 GiB."""
+def _bytes_beyond_cache() -> int:
+    """Return a size that no cache holds: four times the largest cache, between 256 MiB and 1 GiB."""
     try:
         largest = os.sysconf("SC_LEVEL3_CACHE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this system
+    except (AttributeError, ValueError, OSError):  # not available on this system
         largest = 0
     return min(max(256 * _MIB, 4 * largest), 1024 * _MIB)

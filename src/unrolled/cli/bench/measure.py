@@ -1,4 +1,4 @@
-"""One row measured: every runtime checked against torch, then those that agree timed in turn."""
+"""Measure one row: check every runtime against torch, then time those that agree in turn."""
 
 from __future__ import annotations
 
@@ -8,85 +8,88 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from unrolled.cli.bench.grid import Row
 from unrolled.cli.bench.limits import Limits
-from unrolled.cli.bench.peers import FROZEN, OURS, TORCH, Peer, quietly
+from unrolled.cli.bench.rows import Row
+from unrolled.cli.bench.runtimes import FROZEN, OURS, TORCH, Runtime, without_warnings
 from unrolled.cli.bench.timing import interleave
-from unrolled.cli.bench.work import TOLERANCE, Call, Work, difference
+from unrolled.cli.bench.workload import TOLERANCE, Call, Workload, max_difference
 
-_SLACK = 2  # times torch's own error, where roundings grow
+_ERROR_FACTOR = 2  # accepted error, relative to torch's own error, for cells that amplify rounding errors
 
 
-def measure(row: Row, peers: Mapping[str, Peer], seconds: float, limits: Limits) -> dict[str, Any]:
-    """The entry of a row in the results.
+def measure(row: Row, runtimes: Mapping[str, Runtime], seconds: float, limits: Limits) -> dict[str, Any]:
+    """Measure a row and return its entry in the results.
 
     Args:
-        row: what to compute.
-        peers: on what, by name; torch is among them.
-        seconds: of timing for each runtime.
-        limits: of the machine.
+        row: The row to compute.
+        runtimes: The runtimes by name, including torch.
+        seconds: The time for each runtime.
+        limits: The limits of the machine.
 
     Returns:
-        The row's sizes; ``runtimes``: for each its median ``seconds``, ``quartiles``, ``calls`` and
-        ``difference`` from torch, or its ``trouble`` in words; ``ratio_to_torch``, ``best_other`` and
-        ``ratio_to_best_other``: how many times as long as ours they take, None where one was not
-        timed; ``limit_seconds``, ``limit`` and ``share_of_limit``. In inference the other runtimes and
-        the limit are set beside our layer with its weights frozen: they have been given theirs before.
+        The sizes of the row and these keys: ``runtimes`` has for each runtime its median ``seconds``,
+        ``quartiles``, ``calls`` and ``difference`` from torch, or its ``trouble`` in words.
+        ``ratio_to_torch`` and ``ratio_to_best_other`` are the times of torch and of ``best_other`` divided by
+        ours, or None if one wasn't timed. ``limit_seconds``, ``limit`` and ``share_of_limit`` compare with
+        the limits of the machine. In inference, ``ratio_to_best_other`` and ``share_of_limit`` are for our
+        layer with frozen weights, because the other runtimes also get their weights in advance.
     """
-    found: dict[str, dict[str, Any]] = {}
-    calls = _checked(row, peers, found)
-    for name, timing in quietly(lambda: interleave(calls, seconds)).items():
-        found[name] |= asdict(timing)
-    took = {name: entry["seconds"] for name, entry in found.items() if "seconds" in entry}
-    others = {name: value for name, value in took.items() if name not in (OURS, FROZEN, TORCH)}
+    entries: dict[str, dict[str, Any]] = {}
+    calls = _check_runtimes(row, runtimes, entries)
+    for name, timing in without_warnings(lambda: interleave(calls, seconds)).items():
+        entries[name] |= asdict(timing)
+    times = {name: entry["seconds"] for name, entry in entries.items() if "seconds" in entry}
+    others = {name: value for name, value in times.items() if name not in (OURS, FROZEN, TORCH)}
     best = min(others, key=others.__getitem__, default=None)
-    floor, why = limits.of(row)
-    ours = took.get(OURS)
-    # in inference the others have been given their weights before, too; a stream of ours has them as well
-    alike = took.get(FROZEN, ours) if row.mode == "inference" else ours
+    bound, reason = limits.lower_bound(row)
+    ours = times.get(OURS)
+    # in streaming, our unrolled.Stream also has its weights in advance
+    comparable = times.get(FROZEN, ours) if row.mode == "inference" else ours
     return {
         **asdict(row),
         "input": row.input,
-        "runtimes": found,
-        "ratio_to_torch": took[TORCH] / ours if ours and TORCH in took else None,
+        "runtimes": entries,
+        "ratio_to_torch": times[TORCH] / ours if ours and TORCH in times else None,
         "best_other": best,
-        "ratio_to_best_other": others[best] / alike if alike and best else None,
-        "limit_seconds": floor,
-        "limit": why,
-        "share_of_limit": floor / alike if alike else None,
+        "ratio_to_best_other": others[best] / comparable if comparable and best else None,
+        "limit_seconds": bound,
+        "limit": reason,
+        "share_of_limit": bound / comparable if comparable else None,
     }
 
 
-def _checked(row: Row, peers: Mapping[str, Peer], found: dict[str, dict[str, Any]]) -> dict[str, Call]:
-    """The calls of the runtimes that agree with torch; the others' trouble goes into ``found``."""
-    work = Work(row)
+def _check_runtimes(
+    row: Row, runtimes: Mapping[str, Runtime], entries: dict[str, dict[str, Any]]
+) -> dict[str, Call]:
+    """Return the calls of the runtimes that agree with torch; add an entry for each runtime."""
+    workload = Workload(row)
     calls: dict[str, Call] = {}
-    expected = quietly(lambda: peers[TORCH].prepare(work)())
-    for name, peer in peers.items():
-        why = peer.refuses(row)
-        if why is not None:
-            found[name] = {"trouble": why, "refused": True}
+    expected = without_warnings(lambda: runtimes[TORCH].prepare(workload)())
+    for name, runtime in runtimes.items():
+        reason = runtime.unsupported(row)
+        if reason is not None:
+            entries[name] = {"trouble": reason, "refused": True}
             continue
         try:
-            call: Call = quietly(functools.partial(peer.prepare, work))
-            made = quietly(call)
-            apart = difference(made, expected)
-            agrees = apart <= TOLERANCE[row.mode] or _is_as_exact(made, expected, work)
-        except Exception as error:  # another library may raise anything
-            found[name] = {"trouble": f"failed: {_first_line(error)}", "refused": False}
+            call: Call = without_warnings(functools.partial(runtime.prepare, workload))
+            result = without_warnings(call)
+            difference = max_difference(result, expected)
+            agrees = difference <= TOLERANCE[row.mode] or _is_as_accurate(result, expected, workload)
+        except Exception as error:  # other libraries can raise anything
+            entries[name] = {"trouble": f"failed: {_first_line(error)}", "refused": False}
             continue
         if agrees:
-            found[name], calls[name] = {"difference": apart}, call
+            entries[name], calls[name] = {"difference": difference}, call
         else:
-            shown = "NaN" if math.isnan(apart) else f"{apart:.0e} of the largest magnitude"
-            found[name] = {"trouble": f"disagrees with torch: {shown}", "refused": False}
+            amount = "NaN" if math.isnan(difference) else f"{difference:.0e} of the largest magnitude"
+            entries[name] = {"trouble": f"disagrees with torch: {amount}", "refused": False}
     return calls
 
 
-def _is_as_exact(made: Any, expected: Any, work: Work) -> bool:
-    """Whether a result is as near to float64 as torch's own: some cells make roundings grow over time."""
-    exact = quietly(work.exact)
-    return difference(made, exact) <= _SLACK * difference(expected, exact)
+def _is_as_accurate(result: Any, expected: Any, workload: Workload) -> bool:
+    """Return whether a result is about as close to float64 as torch's; some cells amplify rounding errors."""
+    exact = without_warnings(workload.float64_result)
+    return max_difference(result, exact) <= _ERROR_FACTOR * max_difference(expected, exact)
 
 
 def _first_line(error: Exception) -> str:

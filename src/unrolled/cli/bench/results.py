@@ -1,4 +1,4 @@
-"""The results as one JSON document, written after every row, and what is computed from its rows."""
+"""The results as one JSON document: create it, resume it, and compute means from its rows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from unrolled._version import __version__
-from unrolled.cli.bench.grid import MODES, Row
-from unrolled.cli.bench.peers import versions
+from unrolled.cli.bench.rows import MODES, Row
+from unrolled.cli.bench.runtimes import versions
 
 VERSION = 1
 _RATIOS = ("ratio_to_torch", "ratio_to_best_other")
-_SAME = ("machine", "processor", "threads", "unrolled", "versions")  # of a run that can be continued
+_SETUP_KEYS = ("machine", "processor", "threads", "unrolled", "versions")  # must match to resume a run
 
 
-def start(limits: dict[str, float], missing: list[str]) -> dict[str, Any]:
-    """A document without rows. Its keys carry their units.
+def new_document(limits: dict[str, float], missing: list[str]) -> dict[str, Any]:
+    """Create a document without rows. Its keys contain the units.
 
     Args:
-        limits: of the machine, as data.
-        missing: packages that are not installed.
+        limits: The limits of the machine, as data.
+        missing: The packages that aren't installed.
     """
     return {
         "version": VERSION,
@@ -43,7 +43,7 @@ def start(limits: dict[str, float], missing: list[str]) -> dict[str, Any]:
 
 
 def setup() -> dict[str, Any]:
-    """What the figures hang on: the machine, the threads, the versions, and the day."""
+    """Describe what the results depend on: machine, threads, versions and date."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -56,51 +56,51 @@ def setup() -> dict[str, Any]:
     }
 
 
-def resumed(path: Path) -> list[dict[str, Any]]:
-    """The rows of a document that a run with this set-up has begun; none where there is no file.
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Load the rows of an interrupted run; an empty list if the file doesn't exist.
 
     Raises:
-        ValueError: the file is no such document, or its set-up differs.
+        ValueError: If the file isn't a document of ``unrolled bench``, or was written with another setup.
     """
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text())
-        before, rows = found["setup"], found["rows"]
-        version = found["version"]
+        document = json.loads(path.read_text())
+        saved_setup, rows = document["setup"], document["rows"]
+        version = document["version"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} holds no results of unrolled bench") from None
-    now = setup()
-    for name in _SAME if version == VERSION else ("version",):
-        if before.get(name) != now.get(name):
+        raise ValueError(f"{path} has no results of unrolled bench") from None
+    current = setup()
+    for name in _SETUP_KEYS if version == VERSION else ("version",):
+        if saved_setup.get(name) != current.get(name):
             raise ValueError(
-                f"{path} can't be continued: its {name} was {before.get(name)}, not {now.get(name)}"
+                f"{path} can't be resumed: {name} was {saved_setup.get(name)}, but is now {current.get(name)}"
             )
     return list(rows)
 
 
-def done(rows: Iterable[dict[str, Any]], row: Row) -> bool:
-    """Whether a row is among these."""
+def contains(rows: Iterable[dict[str, Any]], row: Row) -> bool:
+    """Return whether the results have an entry for a row."""
     return any(asdict(row).items() <= entry.items() for entry in rows)
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The geometric means of the ratios, for each cell and mode, with the number of rows behind each."""
-    found = []
+    """Compute the geometric means of the ratios over the rows of each cell and mode."""
+    entries = []
     for cell in dict.fromkeys(row["cell"] for row in rows):
         for mode in MODES:
-            these = [row for row in rows if (row["cell"], row["mode"]) == (cell, mode)]
-            entry: dict[str, Any] = {"cell": cell, "mode": mode, "rows": len(these)}
+            matching = [row for row in rows if (row["cell"], row["mode"]) == (cell, mode)]
+            entry: dict[str, Any] = {"cell": cell, "mode": mode, "rows": len(matching)}
             for name in _RATIOS:
-                values = [row[name] for row in these if row[name]]
+                values = [row[name] for row in matching if row[name]]
                 entry[name] = statistics.geometric_mean(values) if values else None
-            if these:
-                found.append(entry)
-    return found
+            if matching:
+                entries.append(entry)
+    return entries
 
 
 def _processor() -> str:
-    """The processor's name, as the system gives it."""
+    """Return the name of the processor, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Runtimes timed in turn: short blocks of calls, in an order that changes, and medians."""
+"""Time several calls in turn: short blocks in shuffled order, reported as medians."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _ROUNDS = 5
-_WARM = 3  # calls before the first that counts: TorchScript optimises at its second
+_WARMUP_CALLS = 3  # TorchScript optimizes at its second call
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What calls took.
+    """The durations of the timed calls.
 
     Args:
-        seconds: the median of a call.
-        quartiles: the first and third quartile, seconds.
-        calls: how many were timed.
+        seconds: The median duration of a call.
+        quartiles: The first and third quartile in seconds.
+        calls: The number of timed calls.
     """
 
     seconds: float
@@ -29,57 +29,57 @@ class Timing:
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
-    """Time calls in turn: rounds of a block each, shuffled, so that all meet the same disturbances.
+    """Time calls in turn, in rounds of one block per call, shuffled so that disturbances affect all alike.
+
+    The first call of a block is discarded if there are more, because the cache holds the data of another one.
 
     Args:
-        calls: what to call, by name.
-        seconds: for each name, all rounds together; a call longer than a block's share is made once a
-            round all the same.
-
-    The first call of a block doesn't count where there are more: it finds another's data in the cache.
+        calls: The functions to call, by name.
+        seconds: The total time for each name. A call that is longer than its share of a round is still called
+            once per round.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    durations: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        for _ in range(_WARM):
-            if _seconds(call) > seconds:
+        for _ in range(_WARMUP_CALLS):
+            if _time_call(call) > seconds:
                 break
     order = list(calls)
     shuffle = random.Random(0).shuffle
     for _ in range(_ROUNDS):
         shuffle(order)
         for name in order:
-            taken[name] += _block(calls[name], seconds / _ROUNDS)
-    return {name: _timing(values) for name, values in taken.items()}
+            durations[name] += _time_block(calls[name], seconds / _ROUNDS)
+    return {name: _summarize(values) for name, values in durations.items()}
 
 
-def _block(call: Callable[[], object], seconds: float) -> list[float]:
-    collecting = gc.isenabled()
+def _time_block(call: Callable[[], object], seconds: float) -> list[float]:
+    gc_enabled = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        taken = [_seconds(call)]
+        durations = [_time_call(call)]
         while time.perf_counter() < end:
-            taken.append(_seconds(call))
+            durations.append(_time_call(call))
     finally:
-        if collecting:
+        if gc_enabled:
             gc.enable()
-    return taken[1:] or taken
+    return durations[1:] or durations
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _time_call(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def _timing(taken: list[float]) -> Timing:
-    low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
-    return Timing(middle, (low, high), len(taken))
+def _summarize(durations: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(durations, n=4, method="inclusive")
+    return Timing(median, (low, high), len(durations))
 
 
 def shortest(call: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls made in this many seconds, at least twenty, in seconds."""
-    end, taken = time.perf_counter() + seconds, [_seconds(call) for _ in range(20)]
+    """Return the shortest duration of a call in seconds, measured for this long and at least 20 times."""
+    end, durations = time.perf_counter() + seconds, [_time_call(call) for _ in range(20)]
     while time.perf_counter() < end:
-        taken.append(_seconds(call))
-    return min(taken)
+        durations.append(_time_call(call))
+    return min(durations)

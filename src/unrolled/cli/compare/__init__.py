@@ -1,6 +1,6 @@
-"""The command ``unrolled compare``: cells trained on the same tasks with the same budget.
+"""The command ``unrolled compare``: train cells on standard tasks with the same budget.
 
-``task`` says what a task is, ``real`` has those on real data, ``catalogue`` all of them by name; ``training``
-finds the size that a budget allows and trains a cell with one seed, ``runs`` keeps what came of it in files,
-``report`` and ``picture`` show the results, and ``command`` reads the arguments and brings them together.
+``base`` defines what a task is. ``synthetic`` and ``datasets`` contain the tasks, and ``tasks`` lists them.
+``training`` finds the hidden size for a parameter budget and trains a cell with one seed. ``runs`` saves the
+results in files, ``report`` and ``chart`` show them, and ``command`` parses the arguments.
 """

@@ -1,4 +1,4 @@
-"""The results: as data, and as tables in the terminal."""
+"""Collect the results as data, and print them as tables."""
 
 from __future__ import annotations
 
@@ -11,96 +11,102 @@ from rich.table import Table
 
 from unrolled.cli.compare.runs import VERSION, VERSIONS, Run
 
-_NEAR = 0.05  # of the budget: how far away parameters may be without being told
+_TOLERANCE = 0.05  # relative deviation from the parameter budget that gets no note
 
 
 def document(runs: list[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
-    """Everything as one JSON document.
+    """Return all results as one JSON document.
 
     Args:
-        runs: each with what is kept of it.
+        runs: The runs, each with its stored settings and result.
     """
     tasks = []
-    for name, one in {run.name: run for run, _ in runs}.items():
-        words, value = one.task.baseline
+    for name, run in {run.task_name: run for run, _ in runs}.items():
+        baseline, baseline_score = run.task.baseline
+        higher = run.task.higher_is_better
         tasks.append(
             {
                 "task": name,
-                "length": one.length,
-                "steps": one.budget.steps,
-                "budget": one.budget.parameters,
-                "measure": one.task.measure,
-                "higher_is_better": one.task.higher,
-                "baseline": {"name": words, "score": value},
-                "cells": _cells([kept for run, kept in runs if run.name == name], one.task.higher),
+                "length": run.length,
+                "steps": run.budget.steps,
+                "budget": run.budget.parameters,
+                "measure": run.task.measure,
+                "higher_is_better": higher,
+                "baseline": {"name": baseline, "score": baseline_score},
+                "cells": _rank_cells([stored for other, stored in runs if other.task_name == name], higher),
             }
         )
     return {
         "version": VERSION,
         "versions": VERSIONS,
         "tasks": tasks,
-        "runs": [kept for _, kept in runs],
+        "runs": [stored for _, stored in runs],
     }
 
 
-def _cells(runs: list[dict[str, Any]], higher: bool) -> list[dict[str, Any]]:
-    """The cells of one task, the best first: the median of the scores and their spread over seeds."""
-    found = []
+def _rank_cells(runs: list[dict[str, Any]], higher_is_better: bool) -> list[dict[str, Any]]:
+    """Return an entry for each cell of a task, best median score first."""
+    entries = []
     for name in dict.fromkeys(run["cell"] for run in runs):
-        these = [run for run in runs if run["cell"] == name]
-        worst = float("-inf") if higher else float("inf")  # a run that diverged
-        scores = sorted((worst if run["score"] is None else run["score"] for run in these), reverse=higher)
-        best, middle, last = scores[0], statistics.median(scores), scores[-1]
-        finite = {"best": best, "median": middle, "worst": last}
-        found.append(
+        cell_runs = [run for run in runs if run["cell"] == name]
+        diverged_score = float("-inf") if higher_is_better else float("inf")
+        scores = sorted(
+            (diverged_score if run["score"] is None else run["score"] for run in cell_runs),
+            reverse=higher_is_better,
+        )
+        summary = {"best": scores[0], "median": statistics.median(scores), "worst": scores[-1]}
+        entries.append(
             {
                 "cell": name,
-                "units": these[0]["units"],
-                "parameters": these[0]["parameters"],
-                "seeds": len(these),
-                "diverged": sum(run["score"] is None for run in these),
-                **{word: value if abs(value) != float("inf") else None for word, value in finite.items()},
+                "units": cell_runs[0]["units"],
+                "parameters": cell_runs[0]["parameters"],
+                "seeds": len(cell_runs),
+                "diverged": sum(run["score"] is None for run in cell_runs),
+                **{key: value if abs(value) != float("inf") else None for key, value in summary.items()},
             }
         )
 
-    def place(entry: dict[str, Any]) -> tuple[bool, float]:
+    def sort_key(entry: dict[str, Any]) -> tuple[bool, float]:
         median = entry["median"]
-        return median is None, 0.0 if median is None else -median if higher else median
+        return median is None, 0.0 if median is None else -median if higher_is_better else median
 
-    return sorted(found, key=place)
+    return sorted(entries, key=sort_key)
 
 
-def say(console: Console, data: dict[str, Any]) -> None:
-    """Print a table for each task, and what is to be known of it."""
+def print_report(console: Console, data: dict[str, Any]) -> None:
+    """Print a table for each task, with notes on parameter counts and diverged runs."""
     for task in data["tasks"]:
-        console.print(_table(task))
+        console.print(_task_table(task))
         for entry in task["cells"]:
-            away = entry["parameters"] / task["budget"] - 1
-            if abs(away) > _NEAR:
+            deviation = entry["parameters"] / task["budget"] - 1
+            if abs(deviation) > _TOLERANCE:
+                direction = "more" if deviation > 0 else "fewer"
                 console.print(
-                    f"{entry['cell']} has {abs(away):.0%} {'more' if away > 0 else 'fewer'} parameters."
+                    f"{entry['cell']} has {abs(deviation):.0%} {direction} parameters than the budget."
                 )
             if entry["diverged"]:
-                some = f"{entry['diverged']} of {entry['seeds']} seeds"
-                console.print(f"{entry['cell']} diverged with {some}: try a lower --rate.")
+                seeds = f"{entry['diverged']} of {entry['seeds']} seeds"
+                console.print(f"{entry['cell']} diverged for {seeds}. Try a lower --rate.")
         console.print()
 
 
-def _table(task: dict[str, Any]) -> Table:
+def _task_table(task: dict[str, Any]) -> Table:
     order = "higher" if task["higher_is_better"] else "lower"
-    what = f"{task['task']}, length {task['length']}, {task['steps']} steps"
-    title = f"{what}: {task['measure']}, {order} is better"
+    setting = f"{task['task']}, length {task['length']}, {task['steps']} steps"
+    title = f"{setting}: {task['measure']}, {order} is better"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("cell")
     for heading in ("units", "parameters", "seeds", "median", "best", "worst"):
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in task["cells"]:
         sizes = (str(entry[name]) for name in ("units", "parameters", "seeds"))
-        table.add_row(entry["cell"], *sizes, *(_number(entry[name]) for name in ("median", "best", "worst")))
+        scores = (_format_score(entry[name]) for name in ("median", "best", "worst"))
+        table.add_row(entry["cell"], *sizes, *scores)
     baseline = task["baseline"]
-    table.add_row(baseline["name"], "", "", "", _number(baseline["score"]), "", "", style="dim")
+    score = _format_score(baseline["score"])
+    table.add_row(f"baseline: {baseline['name']}", "", "", "", score, "", "", style="dim")
     return table
 
 
-def _number(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The runs: which there are, and a file for each that has ended."""
+"""The runs of a comparison, and the file that stores the result of each."""
 
 from __future__ import annotations
 
@@ -14,107 +14,107 @@ import torch
 
 from unrolled._version import __version__
 from unrolled.cells.base import Cell
-from unrolled.cli.compare.task import Task
-from unrolled.cli.compare.training import Budget, Contender
+from unrolled.cli.compare.base import Task
+from unrolled.cli.compare.training import Budget, CellConfig
 from unrolled.io import files
 
-VERSION = 1  # of what a run computes from its settings, and of the form of its file
+VERSION = 1  # of the file format, and of how results follow from settings
 VERSIONS = {"unrolled": __version__, "torch": torch.__version__}
-_RESULT = {"units", "parameters", "curve", "score", "diverged"}
+_RESULT_KEYS = {"units", "parameters", "curve", "score", "diverged"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell on one task with one seed.
+    """Training one cell on one task with one seed.
 
     Args:
-        contender: the cell.
-        name: of the task.
-        length: of the task, in time steps.
-        task: itself.
-        budget: what every cell is given.
-        seed: of the draws.
+        config: The cell and its options.
+        task_name: The name of the task.
+        length: The length of the task in time steps.
+        task: The task.
+        budget: The training budget, the same for all cells.
+        seed: The random seed.
     """
 
-    contender: Contender
-    name: str
+    config: CellConfig
+    task_name: str
     length: int
     task: Task
     budget: Budget
     seed: int
 
     @property
-    def cell(self) -> str:
+    def cell_name(self) -> str:
         """The name of the cell."""
-        return self.contender.cell.__name__
+        return self.config.cell.__name__
 
     @property
     def label(self) -> str:
-        """What is being done, in words."""
-        return f"{self.name}, {self.cell}, seed {self.seed}"
+        """A label for the progress bar."""
+        return f"{self.task_name}, {self.cell_name}, seed {self.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, as it stands in a file."""
+        """Return everything that the result depends on, as it is stored in the file."""
         budget = asdict(self.budget)
         settings = {
             "version": VERSION,
             **VERSIONS,
-            "task": self.name,
+            "task": self.task_name,
             "length": self.length,
-            "cell": self.cell,
-            "options": self.contender.options,
-            "source": source_of(self.contender.cell),
+            "cell": self.cell_name,
+            "options": self.config.options,
+            "source": source_hash(self.config.cell),
             "budget": budget.pop("parameters"),
             **budget,
             "seed": self.seed,
         }
-        read: dict[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
-        return read
+        stored: dict[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
+        return stored
 
     def file(self, folder: Path) -> Path:
-        """Where the result is kept: runs with other settings have other names."""
+        """Return the path of the result. It contains a hash of the settings."""
         settings = json.dumps(self.settings(), sort_keys=True)
-        return folder / f"{self.name}-{self.cell}-{self.seed}-{_digest(settings)}.json"
+        return folder / f"{self.task_name}-{self.cell_name}-{self.seed}-{_short_hash(settings)}.json"
 
     def load(self, folder: Path) -> dict[str, Any] | None:
-        """The settings and the result, as they were kept; None where this run has not ended yet.
+        """Load the settings and the result, or return None if this run hasn't finished yet.
 
         Raises:
-            OSError: the file can't be read.
-            ValueError: it holds something else.
+            OSError: If the file can't be read.
+            ValueError: If the file doesn't contain this run.
         """
         path = self.file(folder)
         if not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
-            whole = found == {**self.settings(), **{name: found[name] for name in _RESULT}}
+            content: dict[str, Any] = json.loads(path.read_bytes())
+            valid = content == {**self.settings(), **{name: content[name] for name in _RESULT_KEYS}}
         except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise ValueError(f"{path} is damaged, it doesn't hold the run that its name says: delete it")
-        return found
+            valid = False
+        if not valid:
+            raise ValueError(f"{path} is damaged: it doesn't contain the run in its name; delete it")
+        return content
 
     def save(self, folder: Path, result: dict[str, Any]) -> None:
-        """Keep the result.
+        """Save the result.
 
         Raises:
-            OSError: it can't be written.
+            OSError: If the file can't be written.
         """
         files.write_json({**self.settings(), **result}, self.file(folder))
 
 
-def source_of(cell: type[Cell]) -> str:
-    """What changes when the equations do: of the files in which the cell and its bases stand."""
+def source_hash(cell: type[Cell]) -> str:
+    """Return a hash that changes with the equations: of the modules that define the cell and its bases."""
     texts = []
     for base in cell.__mro__:
         if issubclass(base, Cell) and base is not Cell:
             try:
                 texts.append(inspect.getsource(sys.modules[base.__module__]))
-            except (KeyError, OSError, TypeError):  # made while a program runs
+            except (KeyError, OSError, TypeError):  # a class that was created at run time
                 texts.append(repr({name: str(param.shape) for name, param in cell.params().items()}))
-    return _digest("".join(texts))
+    return _short_hash("".join(texts))
 
 
-def _digest(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""One cell on one task with one seed: the size that the budget allows, the training, what came of it."""
+"""Train one cell on one task with one seed, with the hidden size that fits the parameter budget."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.cells.base import Cell
-from unrolled.cli.compare.task import Task
+from unrolled.cli.compare.base import Task
 from unrolled.layers.recurrent import Recurrent
 
-_POINTS = 20  # of the curve of a run
-_GAP = 1024  # sizes in a row that a cell may refuse, such as those below that of its projection
-_LAST_RATE = 0.01  # of the learning rate, at the end
+_CURVE_POINTS = 20
+_MAX_GAP = 1024  # consecutive hidden sizes that a cell may reject, such as those below its projection size
+_FINAL_RATE = 0.01  # final learning rate, relative to the initial one
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every cell is given alike.
+    """The training budget, the same for all cells.
 
     Args:
-        parameters: how many to come near to, of the layer and the linear map of its output.
-        steps: of the optimiser.
-        batch: sequences in each.
-        rate: Adam's learning rate at the start; it falls to a hundredth along a cosine.
-        layers: on top of each other.
-        threads: of torch, on which the last bits hang.
+        parameters: The number of parameters to aim for, of the recurrent layers and the linear layer.
+        steps: The number of optimizer steps.
+        batch: The batch size.
+        rate: The initial learning rate of Adam. It falls to a hundredth along a cosine.
+        layers: The number of stacked layers.
+        threads: The number of threads of torch. The last bits of the result depend on it.
     """
 
     parameters: int
@@ -41,139 +41,146 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A cell with its options."""
+class CellConfig:
+    """A cell and its options."""
 
     cell: type[Cell]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def parameters(self, task: Task, units: int, layers: int) -> int:
-        """How many a model of so many units has; a ValueError where the cell can't have that size."""
+    def count_parameters(self, task: Task, units: int, layers: int) -> int:
+        """Count the parameters of a model with this hidden size.
+
+        Raises:
+            ValueError: If the cell can't have this hidden size.
+        """
         total, features = 0, task.features
         for _ in range(layers):
-            made = self.cell(features, units, **self.options)
-            total += sum(map(math.prod, made.shapes().values()))
-            features = next(iter(made.state_sizes().values()))
+            cell = self.cell(features, units, **self.options)
+            total += sum(map(math.prod, cell.shapes().values()))
+            features = next(iter(cell.state_sizes().values()))
         return total + (features + 1) * task.outputs
 
 
 class Model(nn.Module):
-    """Recurrent layers of any cell, and a linear map of their output."""
+    """Recurrent layers with any cell, and a linear layer on their output."""
 
-    def __init__(self, contender: Contender, task: Task, units: int, layers: int) -> None:
+    def __init__(self, config: CellConfig, task: Task, units: int, layers: int) -> None:
         super().__init__()
-        self.layer = Recurrent(contender.cell, task.features, units, layers, **contender.options)
-        sizes = contender.cell(task.features, units, **contender.options).state_sizes()
+        self.layer = Recurrent(config.cell, task.features, units, layers, **config.options)
+        sizes = config.cell(task.features, units, **config.options).state_sizes()
         self.head = nn.Linear(next(iter(sizes.values())), task.outputs)
         self._every_step = task.every_step
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(T, B, I)`` to ``(T, B, K)``, or to ``(B, K)`` after the last step."""
+        """Return outputs of shape ``(time, batch, outputs)``, or ``(batch, outputs)`` after the last step."""
         output = self.layer(x)[0]
         scores: Tensor = self.head(output if self._every_step else output[-1])
         return scores
 
 
-def units_for(contender: Contender, task: Task, budget: Budget) -> int:
-    """The number of units with which a model's parameters come nearest to the budget.
+def units_for(config: CellConfig, task: Task, budget: Budget) -> int:
+    """Find the hidden size that brings a model closest to the number of parameters in the budget.
 
     Raises:
-        ValueError: with as few units as the cell can have it is beyond the budget already, or more units
-            bring no more parameters.
+        ValueError: If the smallest hidden size exceeds the budget, or if the number of parameters doesn't
+            grow with the hidden size.
     """
 
-    def at(units: int) -> tuple[int, int]:
-        """The first size from here on that the cell can have, and its parameters."""
-        for size in range(units, units + _GAP):
+    def next_size(units: int) -> tuple[int, int]:
+        """Return the first hidden size from `units` that the cell accepts, and its number of parameters."""
+        for size in range(units, units + _MAX_GAP):
             try:
-                return size, contender.parameters(task, size, budget.layers)
+                return size, config.count_parameters(task, size, budget.layers)
             except ValueError as error:
-                why = error
-        raise why
+                last_error = error
+        raise last_error
 
-    name = contender.cell.__name__
-    below = at(1)
+    name = config.cell.__name__
+    below = next_size(1)
     if below[1] > budget.parameters:
         raise ValueError(
-            f"--parameters {budget.parameters} are too few for {name}, which has {below[1]} with "
+            f"--parameters {budget.parameters} is too small for {name}, which has {below[1]} parameters with "
             f"{below[0]} unit{'s' * (below[0] > 1)}"
         )
-    above = at(2 * below[0])
+    above = next_size(2 * below[0])
     while above[1] < budget.parameters:
-        below, above = above, at(2 * above[0])
+        below, above = above, next_size(2 * above[0])
         if above[1] <= below[1]:
-            raise ValueError(f"{name} has {above[1]} parameters, however many units: no budget compares it")
+            raise ValueError(
+                f"{name} can't reach --parameters {budget.parameters}: it has {above[1]} parameters with any "
+                "number of units"
+            )
     first, last = below[0], above[0]
     while last - first > 1:
         middle = (first + last) // 2
-        found = at(middle)
-        if found[1] < budget.parameters:
-            first, below = found[0], found
+        candidate = next_size(middle)
+        if candidate[1] < budget.parameters:
+            first, below = candidate[0], candidate
         else:
-            last, above = middle, found
-    return min(below, above, key=lambda found: abs(found[1] - budget.parameters))[0]
+            last, above = middle, candidate
+    return min(below, above, key=lambda candidate: abs(candidate[1] - budget.parameters))[0]
 
 
 def train(
-    contender: Contender, task: Task, budget: Budget, seed: int, told: Callable[[], Any]
+    config: CellConfig, task: Task, budget: Budget, seed: int, on_step: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Train a cell once; torch's random state and number of threads stay as they were.
+    """Train a cell once. torch's random state and number of threads are restored afterwards.
 
-    The seed draws the parameters and, apart from them, the batches: the same for every cell.
+    The seed determines the parameters and, separately, the batches, which are the same for every cell.
 
     Args:
-        contender: the cell.
-        task: what it is trained on.
-        budget: with what.
-        seed: of the draws.
-        told: is called after each step.
+        config: The cell and its options.
+        task: The task to train on.
+        budget: The training budget.
+        seed: The random seed.
+        on_step: Is called after each step.
 
     Returns:
-        ``units`` and ``parameters`` of the model; ``curve``: pairs of a step and the score after it;
-        ``score``: the last of these; ``diverged``: None, or the step at which loss or score was no finite
-        number any more, where training ends and ``score`` is None.
+        A dictionary with the ``units`` and ``parameters`` of the model, the ``curve`` as pairs of a step and
+        the score after it, the last ``score``, and ``diverged``. ``diverged`` is None, or the step at which
+        the loss or the score became infinite or NaN. Training stops there, and ``score`` is None.
     """
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         torch.set_num_threads(budget.threads)
         try:
-            return _train(contender, task, budget, torch.Generator().manual_seed(seed), told)
+            return _train(config, task, budget, torch.Generator().manual_seed(seed), on_step)
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
 
 
 def _train(
-    contender: Contender,
+    config: CellConfig,
     task: Task,
     budget: Budget,
-    batches: torch.Generator,
-    told: Callable[[], Any],
+    batch_generator: torch.Generator,
+    on_step: Callable[[], Any],
 ) -> dict[str, Any]:
-    model = Model(contender, task, units_for(contender, task, budget), budget.layers)
+    model = Model(config, task, units_for(config, task, budget), budget.layers)
     parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=budget.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, budget.steps, budget.rate * _LAST_RATE)
+    optimizer = torch.optim.Adam(parameters, lr=budget.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps, budget.rate * _FINAL_RATE)
     curve: list[tuple[int, float]] = []
     diverged = None
     for step in range(1, budget.steps + 1):
-        x, target = task.sample(budget.batch, batches)
+        x, target = task.sample(budget.batch, batch_generator)
         loss = task.loss(model(x), target)
         value = loss.item()
         if math.isfinite(value):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
-            if step == budget.steps or step % max(1, budget.steps // _POINTS) == 0:
+            if step == budget.steps or step % max(1, budget.steps // _CURVE_POINTS) == 0:
                 value = _score(model, task)
                 curve.append((step, value))
         if not math.isfinite(value):
             diverged = step
             curve = [point for point in curve if math.isfinite(point[1])]
             break
-        told()
+        on_step()
     return {
         "units": model.layer.hidden_size,
         "parameters": sum(parameter.numel() for parameter in parameters),

@@ -1,4 +1,4 @@
-"""Where the rows of each time step lie, and those of the step before and of the last one."""
+"""Memory layout of the rows of all time steps, and states shifted by one step without a copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Steps in a row, each with as many rows as are left.
+    """Rows of all time steps, one step after another; later steps may have fewer rows.
 
     Attributes:
-        steps: how many.
-        batch: the rows of the first step, the most.
-        starts: int64, where each step begins and the last one ends; None where all have as many rows.
+        steps: Number of time steps.
+        batch: Number of rows of the first step, which has the most.
+        starts: int64, ``(steps + 1,)``: the first row of each step, and the total number of rows. None if all
+            steps have the same number of rows.
     """
 
     steps: int
@@ -27,7 +28,7 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor, sizes: list[int] | None) -> Layout:
-        """That of ``(time, batch, features)``, or with ``sizes`` of ``(sum of sizes, features)``."""
+        """Return the layout of ``(time, batch, features)``, or of packed ``(sum of sizes, features)``."""
         if sizes is None:
             steps, batch, _ = x.shape
             return _regular(steps, batch)
@@ -35,35 +36,44 @@ class Layout:
 
     @cached_property
     def rows(self) -> int:
-        """The rows of all steps."""
+        """Number of rows of all steps together."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
 
-    def before(self, state: Tensor, initial: Tensor | None, back: bool) -> ShiftedState:
-        """The values before each step, from those after each, ``(rows, width)``, and the initial ones."""
+    def shift(self, state: Tensor, initial: Tensor | None, reverse: bool) -> ShiftedState:
+        """Return the state before each step.
+
+        Args:
+            state: State after each step, ``(rows, width)``.
+            initial: State before the first step, ``(batch, width)``; None means zeros.
+            reverse: Whether the loop runs from the last time step to the first.
+        """
         if self.starts is None:
-            return ShiftedState(state, initial, self.batch, back)
-        return ShiftedState(state, initial, self.batch, back, self._before_back if back else self._before)
+            return ShiftedState(state, initial, self.batch, reverse)
+        indices = self._indices_before_reverse if reverse else self._indices_before
+        return ShiftedState(state, initial, self.batch, reverse, indices)
 
     @cached_property
-    def _place(self) -> tuple[Tensor, Tensor]:
-        """The step and the row of the batch of each row."""
+    def _step_and_batch_index(self) -> tuple[Tensor, Tensor]:
+        """For each row, its time step and its index in the batch."""
         assert self.starts is not None
         step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), self.starts.diff())
         return step, torch.arange(self.rows, device="cpu") - self.starts[step]
 
     @cached_property
-    def _before(self) -> Tensor:
+    def _indices_before(self) -> Tensor:
+        """For each row, where its previous state is in ``cat((initial, state))``."""
         assert self.starts is not None
-        step, row = self._place
+        step, row = self._step_and_batch_index
         return torch.where(step == 0, row, self.batch + self.starts[step - 1] + row)
 
     @cached_property
-    def _before_back(self) -> Tensor:
+    def _indices_before_reverse(self) -> Tensor:
+        """The same for a loop from the last time step to the first."""
         assert self.starts is not None
-        step, row = self._place
+        step, row = self._step_and_batch_index
         ends = torch.cat([self.starts, self.starts[-1:]])
-        there = row < ends[step + 2] - ends[step + 1]  # it has a step after this one
-        return torch.where(there, self.batch + ends[step + 1] + row, row)
+        has_next_step = row < ends[step + 2] - ends[step + 1]
+        return torch.where(has_next_step, self.batch + ends[step + 1] + row, row)
 
 
 @lru_cache(maxsize=1000)
@@ -73,49 +83,62 @@ def _regular(steps: int, batch: int) -> Layout:
 
 @dataclass(frozen=True)
 class ShiftedState:
-    """A state before each step: the one after each step, moved by one, and the initial one (None: zeros).
+    """A state before each step, stored as the state after each step and the initial state.
 
-    Where not all steps have as many rows, ``places`` says where each row is among the initial ones and those
-    after each step. The values may be computed after this is made: it holds where they will be.
+    It refers to ``state`` without copying it, so ``state`` may be filled in later.
+
+    Attributes:
+        state: State after each step, ``(rows, width)``.
+        initial: State before the first step, ``(batch, width)``; None means zeros.
+        batch: Number of rows of the first step.
+        reverse: Whether the loop runs from the last time step to the first.
+        row_indices: For each row, the index of its previous state in ``cat((initial, state))``. None if all
+            steps have the same number of rows.
     """
 
     state: Tensor
     initial: Tensor | None
     batch: int
-    back: bool
-    places: Tensor | None = None
+    reverse: bool
+    row_indices: Tensor | None = None
 
-    def first(self) -> Tensor:
-        """The initial one."""
+    def initial_or_zeros(self) -> Tensor:
+        """Return the initial state as a tensor."""
         if self.initial is not None:
             return self.initial
         return self.state.new_zeros(self.batch, self.state.shape[1])
 
-    def whole(self) -> Tensor:
-        """All of it as one tensor."""
-        first = self.first()
-        if self.places is not None:
-            return torch.cat((first, self.state)).index_select(0, self.places)
-        kept = len(self.state) - self.batch
-        if self.back:
-            return torch.cat((self.state[self.batch :], first))
-        return torch.cat((first, self.state[:kept]))
+    def materialize(self) -> Tensor:
+        """Copy the state before each step into one tensor ``(rows, width)``."""
+        initial = self.initial_or_zeros()
+        if self.row_indices is not None:
+            return torch.cat((initial, self.state)).index_select(0, self.row_indices)
+        if self.reverse:
+            return torch.cat((self.state[self.batch :], initial))
+        return torch.cat((initial, self.state[: len(self.state) - self.batch]))
 
-    def parts(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
-        """A tensor, the row of all steps where it begins, its own first row, and how many.
+    def segments(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """Yield contiguous segments, without an initial state of zeros.
 
-        Initial zeros are left out.
+        Args:
+            rows: Number of rows of all steps together.
+
+        Yields:
+            A tensor, the segment's first row among all rows, its first row in the tensor, and its length.
         """
-        if self.places is not None:
-            yield self.whole(), 0, 0, rows
+        if self.row_indices is not None:
+            yield self.materialize(), 0, 0, rows
             return
-        many = rows - self.batch
+        rows_of_state = rows - self.batch
         if self.initial is not None:
-            yield self.initial, many if self.back else 0, 0, self.batch
-        if many:
-            yield self.state, 0 if self.back else self.batch, self.batch if self.back else 0, many
+            yield self.initial, rows_of_state if self.reverse else 0, 0, self.batch
+        if rows_of_state:
+            if self.reverse:
+                yield self.state, 0, self.batch, rows_of_state
+            else:
+                yield self.state, self.batch, 0, rows_of_state
 
 
-def whole(value: Any) -> Any:
-    """A value as one tensor, if it is a state before each step."""
-    return value.whole() if isinstance(value, ShiftedState) else value
+def materialize(value: Any) -> Any:
+    """Return a :class:`ShiftedState` as one tensor, and any other value unchanged."""
+    return value.materialize() if isinstance(value, ShiftedState) else value

@@ -1,10 +1,11 @@
-"""Capture a step and its backward as one graph of torch's small operations, and split it around the loop.
+"""Capture a step and its backward as one graph of small torch operations.
 
-The graph is torch's own: ``make_fx`` under fake tensors with core-ATen decompositions, and the backward
-from ``torch.func.vjp``. No derivative is written here. A node of the graph is computed
+The graph comes from torch: ``make_fx`` under fake tensors with core-ATen decompositions, and the backward
+from ``torch.func.vjp``. No derivative is written here. Afterwards ``partition.py`` splits the graph. A node
+is computed
 
-* *before the loop* where it is a product that depends on no state: for all time steps at once;
-* *after the loop* where it is a product or a sum over the batch that no state depends on: again at once;
+* *before the loop* if it is a product that depends on no state: for all time steps at once;
+* *after the loop* if it is a product, or a sum over the batch, that no state depends on: again at once;
 * *in the loop* otherwise.
 """
 
@@ -22,36 +23,46 @@ from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
-from unrolled.engines.compiler.checks import Run, captured_error, examine, own_tensors, without_its_log
-from unrolled.engines.compiler.decompositions import traced
+from unrolled.engines.compiler.checks import (
+    Run,
+    capture_error,
+    check_capturable,
+    silence_fake_tensor_log,
+    tensor_attributes,
+)
+from unrolled.engines.compiler.decompositions import trace_decomposed
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents
 from unrolled.engines.compiler.lowering.lower import lower
-from unrolled.engines.compiler.merge_gradients import share
-from unrolled.engines.compiler.source_location import BackwardPlaces, Places
+from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
+from unrolled.engines.compiler.source_location import BackwardLocationMode, LocationTracker
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Captured:
-    """One graph of a step: forward, and backward for given gradients of its states.
+class CapturedStep:
+    """One graph of a step: the forward, and the backward for given gradients of its states.
 
     Attributes:
-        graph: placeholders are those below; every other node is an operation.
-        params, x, states: the placeholders of the step. After the parameters come the columns beside x that
-            variants read, where there are some.
-        own: the placeholders of other tensors of the cell that the step uses, by name.
-        carries: for each state, the gradient that arrives from the time step after this one.
-        grad_output: the gradient of the output of this time step.
-        new_states: what the step returns.
-        grad_params, grad_x, grad_states: the gradients of its inputs, None where there is none.
-        constants: the tensors that the step itself makes; and what those of the cell were.
-        any_mode: whether the step does the same in training and outside.
+        graph: The graph. Its placeholders are listed below; every other node is an operation.
+        params: Placeholders of the parameters, and last that of the wrappers' extra inputs, if there are any.
+        tensor_attributes: Placeholders of the cell's other tensors that the step uses, by name.
+        x: Placeholder of the input.
+        states: Placeholders of the states.
+        carries: Placeholders of the states' gradients that arrive from the following time step.
+        grad_output: Placeholder of the gradient of this step's output.
+        new_states: The states that the step returns.
+        grad_params: Gradients of the parameters; None for a parameter that isn't used.
+        grad_x: Gradient of the input; None if the input isn't used.
+        grad_states: Gradients of the states before the step, which the preceding time step gets as carries.
+        constants: Values of the tensors that the step itself creates, and of the cell's tensor attributes
+            at the time of the capture.
+        mode_independent: Whether the step does the same in training and in evaluation mode.
     """
 
     graph: fx.Graph
     params: list[fx.Node]
-    own: dict[str, fx.Node]
+    tensor_attributes: dict[str, fx.Node]
     x: fx.Node
     states: list[fx.Node]
     carries: list[fx.Node]
@@ -61,185 +72,207 @@ class Captured:
     grad_x: fx.Node | None
     grad_states: list[fx.Node | None]
     constants: dict[fx.Node, Tensor]
-    any_mode: bool
+    mode_independent: bool
 
 
-def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> Captured:
+def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedStep:
     """Capture the step of a cell and its backward.
 
     Args:
-        cell: with its options; its parameters need not be bound.
-        dtype: of parameters, input and states.
-        training: whether to capture the backward too; without it every gradient is None.
+        cell: The cell, with its options. Its parameters need not be bound.
+        dtype: Dtype of the parameters, the input and the states.
+        training: Whether to capture the backward too. Without it, every gradient is None.
 
     Raises:
-        UnsupportedError: the step can't be captured: it branches on values, changes its inputs in place
-            or draws random numbers; the operation, and its line.
+        UnsupportedError: If the step can't be captured, for example because it branches on values, changes
+            its inputs in place or draws random numbers. The message names the operation and its line.
     """
-    own = own_tensors(cell)
-    beside = cell.features - cell.input
-    sizes = list(cell.state_sizes().values())
-    places = Places(cell)
+    attributes = tensor_attributes(cell)
+    extra_width = cell.features - cell.input
+    state_sizes = list(cell.state_sizes().values())
+    tracker = LocationTracker(cell)
 
-    count = len(cell.shapes())
+    param_count = len(cell.shapes())
 
-    def bound(params: list[Tensor], own_params: list[Tensor], mode: bool) -> Cell:
-        tensors = zip([*cell.shapes(), *own], [*params, *own_params], strict=True)
-        made = cell.bind(dict(tensors))
-        made.training = mode
-        return made
+    def bind(params: list[Tensor], attribute_values: list[Tensor], mode: bool) -> Cell:
+        tensors = zip([*cell.shapes(), *attributes], [*params, *attribute_values], strict=True)
+        bound = cell.bind(dict(tensors))
+        bound.training = mode
+        return bound
 
-    def step(of: Cell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-        with places:
-            new = of.step(x, *states)
-        return new if isinstance(new, tuple) else (new,)
+    def step(bound: Cell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
+        with tracker:
+            new_states = bound.step(x, *states)
+        return new_states if isinstance(new_states, tuple) else (new_states,)
 
-    def both(
+    def forward_and_backward(
         params: list[Tensor],
-        own_params: list[Tensor],
+        attribute_values: list[Tensor],
         x: Tensor,
         states: list[Tensor],
         carries: list[Tensor],
         grad_output: Tensor,
     ) -> Any:
-        params, columns = params[:count], params[count:]
+        params, extra_inputs = params[:param_count], params[param_count:]
 
-        def function(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-            x = torch.cat((x, *columns), -1) if columns else x
-            return step(bound(params, own_params, cell.training), x, states)
+        def forward(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
+            x = torch.cat((x, *extra_inputs), -1) if extra_inputs else x
+            return step(bind(params, attribute_values, cell.training), x, states)
 
         if not training:
-            return function(params, x, states), [None] * (count + 1 + len(states))
-        result: Any = torch.func.vjp(function, params, x, states)
-        new, vjp = result
-        places.now = None  # what fails now is no line's, but torch's backward of the step
-        with BackwardPlaces():  # type: ignore[no-untyped-call]
-            return new, vjp((carries[0] + grad_output, *carries[1:]))
+            return forward(params, x, states), [None] * (param_count + 1 + len(states))
+        new_states: Any
+        new_states, vjp = torch.func.vjp(forward, params, x, states)  # type: ignore[misc]
+        tracker.current = None  # an error from here on is in torch's backward, not in a line of the step
+        with BackwardLocationMode():  # type: ignore[no-untyped-call]
+            return new_states, vjp((carries[0] + grad_output, *carries[1:]))
 
-    def parameters() -> tuple[list[Tensor], list[Tensor]]:
+    def fake_parameters() -> tuple[list[Tensor], list[Tensor]]:
         params = [torch.empty(shape, dtype=dtype) for shape in cell.shapes().values()]
-        return params, [torch.empty_like(tensor) for tensor in own.values()]
+        return params, [torch.empty_like(tensor) for tensor in attributes.values()]
 
-    def rows_of(rows: int) -> tuple[Tensor, list[Tensor]]:
-        x = torch.empty(rows, cell.features, dtype=dtype)
-        return x, [torch.empty(rows, size, dtype=dtype) for size in sizes]
+    def fake_inputs(batch: int) -> tuple[Tensor, list[Tensor]]:
+        x = torch.empty(batch, cell.features, dtype=dtype)
+        return x, [torch.empty(batch, size, dtype=dtype) for size in state_sizes]
 
-    def trial(mode: bool) -> Run:
-        params, own_params = parameters()
-        made = bound(params, own_params, mode)
-        names = [*cell.shapes(), *own, "x", *cell.state]
+    def make_run(mode: bool) -> Run:
+        params, attribute_values = fake_parameters()
+        bound = bind(params, attribute_values, mode)
+        names = [*cell.shapes(), *attributes, "x", *cell.state]
 
-        def run(rows: int) -> tuple[dict[str, Tensor], Callable[[], Any]]:
-            x, states = rows_of(rows)
-            named = dict(zip(names, [*params, *own_params, x, *states], strict=True))
-            return named, lambda: reference.check_step(cell, step(made, x, states), tuple(states))
+        def run(batch: int) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+            x, states = fake_inputs(batch)
+            inputs = dict(zip(names, [*params, *attribute_values, x, *states], strict=True))
+            return inputs, lambda: reference.check_step(cell, step(bound, x, states), tuple(states))
 
         return run
 
-    with FakeTensorMode(allow_non_fake_inputs=True), without_its_log():
-        (params, own_params), (x, states) = parameters(), rows_of(BATCH_SYMBOL)
-        if beside:
+    with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log():
+        (params, attribute_values), (x, states) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
+        if extra_width:
             x = torch.empty(BATCH_SYMBOL, cell.input, dtype=dtype)
-            params.append(torch.empty(BATCH_SYMBOL, beside, dtype=dtype))
-        carries = [torch.empty_like(row) for row in states]
-        arguments = (params, own_params, x, states, carries, torch.empty_like(states[0]))
+            params.append(torch.empty(BATCH_SYMBOL, extra_width, dtype=dtype))
+        carries = [torch.empty_like(state) for state in states]
+        arguments = (params, attribute_values, x, states, carries, torch.empty_like(states[0]))
         try:
-            any_mode = examine(trial, cell.training, places)
-            module = traced(both, arguments)
-        except Exception as error:  # a step may hold any Python
-            raise captured_error(error, places) from error
+            mode_independent = check_capturable(make_run, cell.training, tracker)
+            module = trace_decomposed(forward_and_backward, arguments)
+        except Exception as error:  # a step is arbitrary Python code and may raise anything
+            raise capture_error(error, tracker) from error
         flat: list[Tensor] = tree_leaves(arguments)
-        still = len(params) + len(own) + 1
-        moving = [still <= k < len(flat) - 1 for k in range(len(flat))]
-        lowered = lower(module, flat, moving, dtype)
-    needed = _used(module.graph, len(sizes))
-    return _roles(lowered, count, bool(beside), own, len(sizes), any_mode, needed)
+        first_state = len(params) + len(attributes) + 1
+        in_loop = [first_state <= k < len(flat) - 1 for k in range(len(flat))]
+        lowered = lower(module, flat, in_loop, dtype)
+    used = _used_placeholders(module.graph, len(state_sizes))
+    return _assign_roles(
+        lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, used
+    )
 
 
-def _used(graph: fx.Graph, states: int) -> list[bool]:
-    """Which placeholders the new states follow from."""
+def _used_placeholders(graph: fx.Graph, states: int) -> list[bool]:
+    """Return for each placeholder whether the first ``states`` outputs, the new states, depend on it."""
     output = next(node for node in graph.nodes if node.op == "output")
-    found = ancestors(tree_leaves(output.args[0])[:states])
-    return [node in found for node in graph.nodes if node.op == "placeholder"]
+    used = ancestors(tree_leaves(output.args[0])[:states])
+    return [node in used for node in graph.nodes if node.op == "placeholder"]
 
 
-def _roles(
+def _assign_roles(
     module: fx.GraphModule,
     params: int,
-    beside: bool,
-    own: dict[str, Tensor],
+    extra_inputs: bool,
+    attributes: dict[str, Tensor],
     states: int,
-    any_mode: bool,
-    needed: list[bool],
-) -> Captured:
+    mode_independent: bool,
+    used: list[bool],
+) -> CapturedStep:
+    """Sort the placeholders and outputs of a lowered graph into the fields of a :class:`CapturedStep`.
+
+    Args:
+        module: The lowered graph.
+        params: Number of parameters.
+        extra_inputs: Whether a placeholder of extra inputs follows the parameters.
+        attributes: The cell's tensors that are no parameters, by name.
+        states: Number of states.
+        mode_independent: See :class:`CapturedStep`.
+        used: For each placeholder, whether the new states depend on it.
+    """
     graph = module.graph
     constants = {n: getattr(module, str(n.target)).contiguous() for n in graph.nodes if n.op == "get_attr"}
     for node, value in constants.items():
         node.meta["val"] = value
-    given = iter([node for node in graph.nodes if node.op == "placeholder"])
+    placeholders = iter([node for node in graph.nodes if node.op == "placeholder"])
     counts = {
-        "params": params + beside,
-        "own": len(own),
+        "params": params + extra_inputs,
+        "attributes": len(attributes),
         "x": 1,
         "states": states,
         "carries": states,
-        "grad": 1,
+        "grad_output": 1,
     }
-    taken = {role: list(itertools.islice(given, count)) for role, count in counts.items()}
+    inputs = {role: list(itertools.islice(placeholders, count)) for role, count in counts.items()}
     output = next(node for node in graph.nodes if node.op == "output")
-    returned: list[Any] = tree_leaves(output.args[0])
-    carried = [*returned[:states], *returned[states + params + 1 :]]
-    share(graph, ancestors(node for node in carried if isinstance(node, fx.Node)))
-    returned = tree_leaves(output.args[0])
+    outputs: list[Any] = tree_leaves(output.args[0])
+    carried = [*outputs[:states], *outputs[states + params + 1 :]]
+    merge_gradient_columns(graph, ancestors(node for node in carried if isinstance(node, fx.Node)))
+    outputs = tree_leaves(output.args[0])
     order = {node: k for k, node in enumerate(graph.nodes)}
     new_states, grad_states = (
-        _in_the_loop(graph, output, part, dependents(old, order))
-        for part, old in (
-            (returned[:states], taken["states"]),
-            (returned[states + params + 1 :], taken["carries"]),
+        _copy_into_loop(graph, output, values, dependents(old_states, order))
+        for values, old_states in (
+            (outputs[:states], inputs["states"]),
+            (outputs[states + params + 1 :], inputs["carries"]),
         )
     )
-    read = {name: node for name, node in zip(own, taken["own"], strict=True) if node.users}
-    constants |= {node: own[name].detach().clone().contiguous() for name, node in read.items()}
-    [x] = taken["x"]
-    gradients = [  # as torch has it where a parameter is not used
-        grad if used else None
-        for grad, used in zip(
-            returned[states : states + params + 1],
-            [*needed[:params], needed[params + beside + len(own)]],
+    used_attributes = {
+        name: node for name, node in zip(attributes, inputs["attributes"], strict=True) if node.users
+    }
+    constants |= {
+        node: attributes[name].detach().clone().contiguous() for name, node in used_attributes.items()
+    }
+    [x] = inputs["x"]
+    gradients = [  # None for an unused parameter, as in torch
+        grad if is_used else None
+        for grad, is_used in zip(
+            outputs[states : states + params + 1],
+            [*used[:params], used[params + extra_inputs + len(attributes)]],
             strict=True,
         )
     ]
-    return Captured(
+    return CapturedStep(
         graph,
-        params=taken["params"],
-        own=read,
+        params=inputs["params"],
+        tensor_attributes=used_attributes,
         x=x,
-        states=taken["states"],
-        carries=taken["carries"],
-        grad_output=taken["grad"][0],
+        states=inputs["states"],
+        carries=inputs["carries"],
+        grad_output=inputs["grad_output"][0],
         new_states=new_states,
         grad_params=gradients[:-1],
         grad_x=gradients[-1],
         grad_states=grad_states,
         constants=constants,
-        any_mode=any_mode,
+        mode_independent=mode_independent,
     )
 
 
-def _in_the_loop(graph: fx.Graph, output: fx.Node, values: list[Any], inside: set[fx.Node]) -> list[Any]:
-    """What a loop hands on to its next step, each computed in it: a copy where it is not."""
-    found: list[Any] = []
+def _copy_into_loop(graph: fx.Graph, output: fx.Node, values: list[Any], loop: set[fx.Node]) -> list[Any]:
+    """Add a copy of each carried value that no node of the loop computes, and return the carried values.
+
+    Args:
+        graph: The graph; it is changed.
+        output: Its output node.
+        values: Values that the loop passes to its next step. None stays None.
+        loop: Nodes that depend on the values of the previous step.
+    """
+    carried: list[Any] = []
     for value in values:
-        if isinstance(value, fx.Node) and (value.op != "call_function" or value not in inside):
-            # columns side by side are stored part by part, never read as one
-            same = value.target is aten.cat.default
+        if isinstance(value, fx.Node) and (value.op != "call_function" or value not in loop):
             with graph.inserting_before(output):
-                if same:
-                    copied = graph.call_function(aten.cat.default, value.args)
+                if value.target is aten.cat.default:  # the loop stores the parts of a cat one by one
+                    copy = graph.call_function(aten.cat.default, value.args)
                 else:
-                    copied = graph.call_function(aten.clone.default, (value,))
-            copied.meta["val"] = value.meta["val"]
-            value = copied
-        found.append(value)
-    return found
+                    copy = graph.call_function(aten.clone.default, (value,))
+            copy.meta["val"] = value.meta["val"]
+            value = copy
+        carried.append(value)
+    return carried

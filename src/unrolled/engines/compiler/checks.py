@@ -1,9 +1,9 @@
-"""Whether a step is what the compiler takes: a pure function of a row; and where its lines stand.
+"""Check that a step is a pure function of each row, so that one captured run is valid for every call.
 
-A captured graph holds what one run of the step did, for one size of the batch. So the step is first run on
-tensors without data, for several sizes, and what it did is compared: a branch on the size of the batch, a
-number that differs from run to run, an input that is changed, a tensor from outside are refused here, by
-operation and line, and never compiled into something that is right for one call only.
+A captured graph records what one run of the step did, for one batch size. So the step first runs on fake
+tensors for several batch sizes, and the recorded operations are compared. A step is rejected if it branches
+on the batch size, differs from run to run, changes an input in place or uses a tensor from outside. The error
+names the operation and its line.
 """
 
 from __future__ import annotations
@@ -24,26 +24,30 @@ from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
-from unrolled.engines.compiler.source_location import Place, Places, refused
+from unrolled.engines.compiler.source_location import LocationTracker, SourceLocation, unsupported
 
 aten = torch.ops.aten
 
-OTHER_SIZES = (2, 61)  # of the batch
+OTHER_BATCH_SIZES = (2, 61)
+_LIFT_OPS = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
+
+# Takes a batch size; returns the inputs by name, and a function that runs the step on them.
+Run = Callable[[int], tuple[dict[str, Tensor], Callable[[], Any]]]
 
 
 @contextmanager
-def without_its_log() -> Iterator[None]:
-    """What fails in a step on tensors without data is told by its own error, not by torch's log of it."""
+def silence_fake_tensor_log() -> Iterator[None]:
+    """Disable torch's log of fake tensor errors, because our own error reports them."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
+    was_disabled, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.disabled = was_disabled
 
 
-def own_tensors(cell: Cell) -> dict[str, Tensor]:
-    """The tensors that a cell holds beside its parameters, as attributes, by name."""
+def tensor_attributes(cell: Cell) -> dict[str, Tensor]:
+    """Return the tensors that are attributes of a cell or its class but no parameters, by name."""
     cell = cell.innermost
     names = dict.fromkeys(
         name for owner in (*reversed(type(cell).__mro__), cell) for name in getattr(owner, "__dict__", {})
@@ -52,92 +56,109 @@ def own_tensors(cell: Cell) -> dict[str, Tensor]:
     return {name: value for name, value in static.items() if isinstance(value, Tensor)}
 
 
-def own_values(cell: Cell, own: dict[str, fx.Node]) -> list[Tensor]:
-    """What the tensors that a compiled step uses beside its parameters are now.
+def read_tensor_attributes(cell: Cell, nodes: dict[str, fx.Node]) -> list[Tensor]:
+    """Return the current values of the tensor attributes that a compiled step uses.
+
+    Args:
+        cell: The cell.
+        nodes: Placeholders of the attributes in the captured graph, by name.
 
     Raises:
-        UnsupportedError: one of them is of another shape, dtype or device than the step was compiled for, or
-            wants a gradient.
+        UnsupportedError: If an attribute requires a gradient, isn't on the CPU, or no longer has the shape
+            and dtype that the step was compiled for.
     """
     values = []
-    for name, node in own.items():
+    for name, node in nodes.items():
         value, expected = getattr(cell.innermost, name), node.meta["val"]
         if not isinstance(value, Tensor) or (value.shape, value.dtype) != (expected.shape, expected.dtype):
-            kind = f"{expected.dtype} of shape {tuple(expected.shape)}"
-            raise UnsupportedError(f"its {name} should be {kind}, as when its step was compiled")
+            kind = f"{expected.dtype} with shape {tuple(expected.shape)}"
+            raise UnsupportedError(f"its attribute {name} must be {kind}, as when the step was compiled")
         if value.requires_grad:
-            raise UnsupportedError(f"its tensor {name} wants a gradient, which only a Param gets")
+            raise UnsupportedError(f"its attribute {name} requires a gradient; declare it as a Param")
         if not value.is_cpu:
-            raise UnsupportedError(f"its tensor {name} is not on the CPU")
+            raise UnsupportedError(f"its attribute {name} is not on the CPU")
         values.append(value)
     return values
 
 
 @dataclass
-class _Entry:
-    """What one operation was given and made."""
+class _RecordedCall:
+    """One operation of a run.
+
+    Attributes:
+        operation: The torch operator.
+        args: Arguments in a form that can be compared between runs, each with whether it may be a size.
+        shapes: Shapes of the results.
+        location: Source location of the call.
+    """
 
     operation: Any
-    given: list[tuple[Any, bool]]  # and whether it may be a size
+    args: list[tuple[Any, bool]]
     shapes: list[tuple[int, ...]]
-    place: Place | None
+    location: SourceLocation | None
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what a step does with tensors that have no data."""
+    """Record the operations of a step that runs on fake tensors.
 
-    def __init__(self, places: Places, inputs: dict[str, Tensor]) -> None:
+    Args:
+        tracker: Tracks the current source location.
+        inputs: Input tensors of the step, by name.
+    """
+
+    def __init__(self, tracker: LocationTracker, inputs: dict[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.entries: list[_Entry] = []
-        self._places = places
-        self._inputs = {tensor.untyped_storage()._cdata: name for name, tensor in inputs.items()}
-        self._numbers = {id(tensor): number for number, tensor in enumerate(inputs.values())}
-        self._alive = list(inputs.values())  # so that no other tensor gets the id of one of these
+        self.calls: list[_RecordedCall] = []
+        self._tracker = tracker
+        self._input_names = {tensor.untyped_storage()._cdata: name for name, tensor in inputs.items()}
+        self._tensor_numbers = {id(tensor): number for number, tensor in enumerate(inputs.values())}
+        self._alive = list(inputs.values())  # keeps the ids of these tensors from being reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        place = self._places.now
+        location = self._tracker.current
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise refused(f"it draws random numbers: {func}", place)
-        for argument, value in _arguments(func, args, kwargs or {}):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and isinstance(value, Tensor):
-                name = self._inputs.get(value.untyped_storage()._cdata)
+            raise unsupported(f"it draws random numbers: {func}", location)
+        for argument, value in _named_arguments(func, args, kwargs or {}):
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            if is_written and isinstance(value, Tensor):
+                name = self._input_names.get(value.untyped_storage()._cdata)
                 if name is not None:
-                    raise refused(f"it changes its input {name} in place: {func}", place)
-        given = [
-            (self._known(func, leaf, place), "int" in str(argument.type).lower())
-            for argument, value in _arguments(func, args, kwargs or {})
+                    raise unsupported(f"it changes its input {name} in place: {func}", location)
+        recorded_args = [
+            (self._comparable(func, leaf, location), "int" in str(argument.type).lower())
+            for argument, value in _named_arguments(func, args, kwargs or {})
             for leaf in tree_leaves(value)
         ]
         result = func(*args, **(kwargs or {}))
-        made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
-        for tensor in made:
+        tensors = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        for tensor in tensors:
             self._alive.append(tensor)
-            self._numbers.setdefault(id(tensor), len(self._numbers))
-        self.entries.append(_Entry(func, given, [tuple(tensor.shape) for tensor in made], place))
+            self._tensor_numbers.setdefault(id(tensor), len(self._tensor_numbers))
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        self.calls.append(_RecordedCall(func, recorded_args, shapes, location))
         return result
 
-    def _known(self, func: Any, value: Any, place: Place | None) -> Any:
-        """An argument in a form that can be compared between runs."""
+    def _comparable(self, func: Any, value: Any, location: SourceLocation | None) -> Any:
+        """Return an argument in a form that can be compared between runs."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) in self._numbers:
-            return self._numbers[id(value)], "tensor"
+        if id(value) in self._tensor_numbers:
+            return self._tensor_numbers[id(value)], "tensor"
         if isinstance(value, FakeTensor):
-            raise refused("it uses a tensor that another run of the step has made", place)
-        if func in _FRESH:  # a tensor that the step makes from numbers
+            raise unsupported("it uses a tensor that another run of the step created", location)
+        if func in _LIFT_OPS:  # a tensor that the step creates from numbers
             with _disable_current_modes():
                 return tuple(value.shape), value.dtype, value.flatten().tolist()
-        kind = f"{value.dtype} of shape {tuple(value.shape)}"
-        raise refused(
-            f"it uses a tensor from outside ({kind}): make it in the step, or keep it as an attribute of the "
+        kind = f"{value.dtype} with shape {tuple(value.shape)}"
+        raise unsupported(
+            f"it uses a tensor from outside ({kind}); create it in the step, or make it an attribute of the "
             "cell",
-            place,
+            location,
         )
 
 
-def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
-    """Every argument of the schema that was given, with its value."""
+def _named_arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    """Return the arguments of a call, as pairs of schema argument and value."""
     schema = func._schema.arguments
     return [
         *zip(schema, args, strict=False),
@@ -145,89 +166,97 @@ def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
     ]
 
 
-_FRESH = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
-
-
-# For a size of the batch the inputs by name, and what runs a step on them.
-Run = Callable[[int], tuple[dict[str, Tensor], Callable[[], Any]]]
-
-
-def examine(trial: Callable[[bool], Run], training: bool, places: Places) -> bool:
-    """Run a step for several sizes of the batch, without data.
+def check_capturable(make_run: Callable[[bool], Run], training: bool, tracker: LocationTracker) -> bool:
+    """Run a step on fake tensors for several batch sizes, and compare the runs.
 
     Args:
-        trial: for a mode, one cell's runs.
-        training: the mode.
-        places: where the step is.
+        make_run: Takes the mode, training or not, and returns a function that starts runs of the step.
+        training: Mode that the step will be captured in.
+        tracker: Source location tracker of the step.
 
     Returns:
         Whether the step does the same in the other mode.
 
     Raises:
-        UnsupportedError: what it does is not the same for all sizes, or can't be captured; the operation and
-            the line.
+        UnsupportedError: If the step can't be captured, or does something else for another batch size. The
+            message names the operation and its line.
     """
-    run = trial(training)
-    first = _recorded(run, BATCH_SYMBOL, places)
-    for rows in OTHER_SIZES:
-        different, at = _difference(first, _recorded(run, rows, places), rows)
-        if different:
-            changes, where = _difference(first, _recorded(run, BATCH_SYMBOL, places), BATCH_SYMBOL)
-            if changes:
-                raise refused("it differs from run to run", where)
-            raise refused("it depends on the size of the batch", at)
+    run = make_run(training)
+    first = _record(run, BATCH_SYMBOL, tracker)
+    for batch in OTHER_BATCH_SIZES:
+        differs, location = _difference(first, _record(run, batch, tracker), batch)
+        if differs:
+            # Without a change of the batch size, is there still a difference?
+            always, always_location = _difference(first, _record(run, BATCH_SYMBOL, tracker), BATCH_SYMBOL)
+            if always:
+                raise unsupported("it differs from run to run", always_location)
+            raise unsupported("it depends on the batch size", location)
     try:
-        return not _difference(first, _recorded(trial(not training), BATCH_SYMBOL, places), BATCH_SYMBOL)[0]
+        other_mode = _record(make_run(not training), BATCH_SYMBOL, tracker)
+        return not _difference(first, other_mode, BATCH_SYMBOL)[0]
     except UnsupportedError:
         return False
 
 
-def _recorded(run: Run, rows: int, places: Places) -> list[_Entry]:
-    inputs, step = run(rows)
-    recorder = _Recorder(places, inputs)
-    with recorder, places:
+def _record(run: Run, batch: int, tracker: LocationTracker) -> list[_RecordedCall]:
+    """Run a step for a batch size and return its operations."""
+    inputs, step = run(batch)
+    recorder = _Recorder(tracker, inputs)
+    with recorder, tracker:
         step()
-    return recorder.entries
+    return recorder.calls
 
 
-def _difference(first: list[_Entry], again: list[_Entry], rows: int) -> tuple[bool, Place | None]:
-    """Whether two runs did something else, and where."""
-    for a, b in zip(first, again, strict=False):
-        if not _same(a, b, rows):
-            return True, b.place
-    if len(first) != len(again):
-        return True, max(first, again, key=len)[min(len(first), len(again))].place
+def _difference(
+    first: list[_RecordedCall], second: list[_RecordedCall], batch: int
+) -> tuple[bool, SourceLocation | None]:
+    """Compare two runs.
+
+    Args:
+        first: Operations of a run with batch size ``BATCH_SYMBOL``.
+        second: Operations of a run with batch size ``batch``.
+        batch: Batch size of the second run.
+
+    Returns:
+        Whether the runs differ, and the location of the first difference.
+    """
+    for a, b in zip(first, second, strict=False):
+        if not _is_same_call(a, b, batch):
+            return True, b.location
+    if len(first) != len(second):
+        return True, max(first, second, key=len)[min(len(first), len(second))].location
     return False, None
 
 
-def _same(first: _Entry, again: _Entry, rows: int) -> bool:
-    """Whether two runs did the same, but for the size of the batch."""
+def _is_same_call(first: _RecordedCall, second: _RecordedCall, batch: int) -> bool:
+    """Return whether two calls are the same, apart from the batch size."""
 
-    def sized(size: Any) -> Any:
-        whole = type(size) is int and size and size % BATCH_SYMBOL == 0
-        return size // BATCH_SYMBOL * rows if whole else size
+    def resize(size: Any) -> Any:
+        is_batch = type(size) is int and size and size % BATCH_SYMBOL == 0
+        return size // BATCH_SYMBOL * batch if is_batch else size
 
     return (
-        first.operation is again.operation
-        and len(first.given) == len(again.given)
+        first.operation is second.operation
+        and len(first.args) == len(second.args)
         and all(
-            _equal(a, b) or (size and _equal(sized(a), b))
-            for (a, size), (b, _) in zip(first.given, again.given, strict=True)
+            _is_equal(a, b) or (may_be_size and _is_equal(resize(a), b))
+            for (a, may_be_size), (b, _) in zip(first.args, second.args, strict=True)
         )
-        and [tuple(map(sized, shape)) for shape in first.shapes] == again.shapes
+        and [tuple(map(resize, shape)) for shape in first.shapes] == second.shapes
     )
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _is_equal(a: Any, b: Any) -> bool:
+    """Return whether two arguments have the same type and value; NaN equals NaN."""
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
-def captured_error(error: Exception, places: Places) -> UnsupportedError:
-    """What to say of an error that was raised while a step was captured."""
+def capture_error(error: Exception, tracker: LocationTracker) -> UnsupportedError:
+    """Return the ``UnsupportedError`` for an error that was raised during a capture."""
     if isinstance(error, UnsupportedError):
         return error
-    place = places.now or places.step
+    location = tracker.current or tracker.step
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
-        return refused("its step can't be captured, it asks for the values of a tensor", place)
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return refused(f"its step can't be captured, {type(error).__name__}: {first}", place)
+        return unsupported("its step can't be captured because it reads the values of a tensor", location)
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return unsupported(f"its step can't be captured, {type(error).__name__}: {first_line}", location)

@@ -1,4 +1,4 @@
-"""Compute once what a graph computes several times."""
+"""Common subexpression elimination."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 from torch import fx
 
 
-def join(graph: fx.Graph) -> None:
-    """Of the nodes that do the same with the same, keep the first; none of them may have an effect.
+def eliminate_common(graph: fx.Graph) -> None:
+    """Replace each operation by the first one with the same target and arguments.
 
-    Torch has such a function in ``torch._functorch.compile_utils``; to import it takes longer than to
-    capture, split and emit a step.
+    No operation may have side effects. ``torch._functorch.compile_utils`` has a similar function, but
+    importing it takes longer than capturing, partitioning and printing a step.
     """
-    seen: dict[object, fx.Node] = {}
+    first_by_key: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         key = (node.target, _key(node.args), _key(node.kwargs))
-        first = seen.setdefault(key, node)
+        first = first_by_key.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
 
 
-def _key(given: Any) -> object:
-    """What tells arguments apart: 1, 1.0 and True are three, 0.0 and -0.0 two."""
-    if isinstance(given, (list, tuple)):
-        return tuple(map(_key, given))
-    if isinstance(given, dict):
-        return tuple((name, _key(value)) for name, value in sorted(given.items()))
-    return given if isinstance(given, fx.Node) else (type(given), repr(given))
+def _key(argument: Any) -> object:
+    """Return a hashable key of an argument that tells 1, 1.0 and True apart, and 0.0 and -0.0."""
+    if isinstance(argument, (list, tuple)):
+        return tuple(map(_key, argument))
+    if isinstance(argument, dict):
+        return tuple((name, _key(value)) for name, value in sorted(argument.items()))
+    return argument if isinstance(argument, fx.Node) else (type(argument), repr(argument))

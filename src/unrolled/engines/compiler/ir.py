@@ -1,4 +1,4 @@
-"""What the compiler's stages hand to one another: values of the batch, products, the emitted source."""
+"""Definitions that all stages of the compiler share: the batch symbol, and queries on graph nodes."""
 
 from __future__ import annotations
 
@@ -11,59 +11,61 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 _REDUCTIONS = {aten.sum.dim_IntList, aten.prod.dim_int, aten.amax.default, aten.amin.default}
-BATCH_SYMBOL = 1_000_003  # the batch while capturing: no other size is likely to equal this prime
+BATCH_SYMBOL = 1_000_003  # batch size during capture: a prime that no other size is likely to equal
 
 
 class UnsupportedError(Exception):
-    """A step that the compiler can't take, and why."""
+    """The compiler can't compile a step; the message gives the reason."""
 
 
-def per_row(node: fx.Node) -> bool:
-    """Whether a node has a row for each row of the batch (else it is made of parameters alone)."""
+def is_batched(node: fx.Node) -> bool:
+    """Return whether a node's value has a batch dimension (if not, it depends on parameters only)."""
     value = node.meta["val"]
     return isinstance(value, Tensor) and BATCH_SYMBOL in value.shape
 
 
-def is_sum_of_rows(node: fx.Node) -> bool:
-    """Whether a node is the sum of each column of another."""
+def is_batch_sum(node: fx.Node) -> bool:
+    """Return whether a node sums a value over the batch dimension."""
     return node.target is torch.ops.aten.sum.dim_IntList and node.args[1:] == ([0],)
 
 
 def width(node: fx.Node) -> int:
-    """The columns of a value of the loop."""
+    """Return the number of columns of a value in the loop."""
     shape = node.meta["val"].shape
-    return int(shape[1]) if per_row(node) else math.prod(shape)
+    return int(shape[1]) if is_batched(node) else math.prod(shape)
 
 
 def dependents(seeds: Iterable[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
-    found = set(seeds)
+    """Return ``seeds`` and all operations that depend on them; ``order`` has the nodes in graph order."""
+    reached = set(seeds)
     for node in order:
-        if node.op == "call_function" and not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "call_function" and not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return reached
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Nodes, and all that they follow from."""
-    waiting = list(nodes)
-    found = set(waiting)
-    while waiting:
-        for node in waiting.pop().all_input_nodes:
-            if node not in found:
-                found.add(node)
-                waiting.append(node)
-    return found
+    """Return ``nodes`` and everything that they are computed from."""
+    pending = list(nodes)
+    reached = set(pending)
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            if node not in reached:
+                reached.add(node)
+                pending.append(node)
+    return reached
 
 
 def inputs_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    return {found for node in nodes for found in node.all_input_nodes}
+    """Return the direct inputs of ``nodes``."""
+    return {operand for node in nodes for operand in node.all_input_nodes}
 
 
 def is_reduction(node: fx.Node) -> bool:
-    """Whether a node reduces each row of a value to one number."""
+    """Return whether a node reduces each row of a value to one number."""
     return node.target in _REDUCTIONS
 
 
 def is_number(node: fx.Node) -> bool:
-    """Whether a node is one number, the same for all rows and columns."""
+    """Return whether a node is a constant number, the same for all rows and columns."""
     return node.target is aten.full.default

@@ -1,7 +1,7 @@
-"""When each value of a loop is computed, and which are stored: levels, and the phases of each.
+"""Assign the values of a loop to levels and phases, and decide which of them are stored in memory.
 
-What no later step reads, as an output that is a product with the state, is *late*: it is computed after a
-block of steps, for all their rows at once.
+Values that no later step reads, such as an output that is a product with the state, are *deferred*: they are
+computed after a block of steps, for all rows of the block at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ aten = torch.ops.aten
 
 @dataclass
 class Phase:
-    """A pass over the panels of one width at one level: what it stores, into what, from which column."""
+    """A pass over the columns of all values of one width, at one level.
+
+    Attributes:
+        width: Number of columns.
+        stores: Values that the pass stores, each with the stored node that it is a part of, and its first
+            column there.
+    """
 
     width: int
     stores: list[tuple[fx.Node, fx.Node, int]] = field(default_factory=list)
@@ -28,90 +34,94 @@ class Phase:
 class Schedule:
     """The levels of a loop.
 
-    What a product or a reduction reads whole was stored at an earlier level, and so was what a later
-    level would need a product for.
+    What a product or a reduction reads must have been stored whole at an earlier level. A product itself is
+    stored if a later level reads it.
 
     Args:
-        loop: its split.
-        may_wait: whether values may be late.
+        partition: The partition that contains the loop.
+        allow_deferred: Whether values may be deferred.
 
     Attributes:
-        levels: of every value, the first at which it can be computed.
-        late: the values that are computed after the steps of a block; their levels begin with ``first_late``.
-        crossing: values of each step that late ones read, in order.
-        must: the values that are stored, in order.
-        scalars: values of one column that each thread computes and keeps for itself, numbered.
+        levels: For each value, the first level at which it can be computed.
+        deferred: Values that are computed after the steps of a block. Their levels begin at
+            ``first_deferred_level``.
+        read_by_deferred: Values of each step that deferred values read, in graph order.
+        stored: Values that are stored, in graph order.
+        scalars: Values of one column that each thread computes for itself, numbered.
     """
 
-    def __init__(self, loop: LoopPartition, may_wait: bool) -> None:
-        self.loop = loop
-        self.inside = set(loop.loop)
-        self.late = self._late() if may_wait else set()
-        self.first_late = 0
+    def __init__(self, partition: LoopPartition, allow_deferred: bool) -> None:
+        self.partition = partition
+        self.inside = set(partition.loop)
+        self.deferred = self._find_deferred() if allow_deferred else set()
+        self.first_deferred_level = 0
         self.levels: dict[fx.Node, int] = {}
         self.scalars: dict[fx.Node, int] = {}
-        wanted = dict.fromkeys([*self.loop.keeps, *self.loop.new])
-        unstored: set[fx.Node] = set()  # values that stand in registers with a product of their level
-        for node in sorted(self.loop.loop, key=self.late.__contains__):  # in order, the late ones last
-            product = node.target is aten.mm.default
-            level = self.first_late if node in self.late else 0
+        stored = dict.fromkeys([*partition.saved, *partition.new_states])
+        in_registers: set[fx.Node] = set()  # values that depend on a product of their own level
+        for node in sorted(
+            partition.loop, key=self.deferred.__contains__
+        ):  # a stable sort: deferred values last
+            is_product = node.target is aten.mm.default
+            level = self.first_deferred_level if node in self.deferred else 0
             is_scalar = is_reduction(node) or (
                 width(node) == 1
-                and not product
+                and not is_product
                 and node.target is not aten.cat.default
                 and any(n in self.scalars for n in node.all_input_nodes)
             )
             if is_scalar:
                 self.scalars[node] = len(self.scalars)
-            for given in node.all_input_nodes:
-                if given not in self.inside:
+            for operand in node.all_input_nodes:
+                if operand not in self.inside:
                     continue
-                if node in self.late and given not in self.late:
-                    wanted[given] = None
+                if node in self.deferred and operand not in self.deferred:
+                    stored[operand] = None
                     continue
-                at = self.levels[given]
-                if product:
-                    whole = True
+                if is_product:
+                    read_whole = True
                 elif is_reduction(node):
-                    whole = given in unstored
-                elif node.target is aten.cat.default or given in self.scalars:
-                    whole = False
-                else:  # one column for all, or for what each thread keeps for itself
-                    whole = width(given) == 1 and (width(node) > 1 or is_scalar)
-                if whole:
-                    wanted[given] = None
-                level = max(level, at + whole)
-            for given in node.all_input_nodes:
-                if given in unstored and self.levels[given] < level:
-                    wanted[given] = None
+                    read_whole = operand in in_registers
+                elif node.target is aten.cat.default or operand in self.scalars:
+                    read_whole = False
+                else:  # a column that is broadcast to all columns, or read by every thread for a scalar
+                    read_whole = width(operand) == 1 and (width(node) > 1 or is_scalar)
+                if read_whole:
+                    stored[operand] = None
+                level = max(level, self.levels[operand] + read_whole)
+            for operand in node.all_input_nodes:
+                if operand in in_registers and self.levels[operand] < level:
+                    stored[operand] = None
             self.levels[node] = level
-            if product or (
-                not is_scalar and any(n in unstored and self.levels[n] == level for n in node.all_input_nodes)
+            if is_product or (
+                not is_scalar
+                and any(n in in_registers and self.levels[n] == level for n in node.all_input_nodes)
             ):
-                unstored.add(node)
-            if node not in self.late:
-                self.first_late = max(self.first_late, level + 1)
-        self.must = [n for n in self.loop.loop if n in wanted]
-        read = {given for node in self.late for given in node.all_input_nodes}
-        self.crossing = [n for n in self.loop.loop if n in read and n not in self.late]
+                in_registers.add(node)
+            if node not in self.deferred:
+                self.first_deferred_level = max(self.first_deferred_level, level + 1)
+        self.stored = [n for n in partition.loop if n in stored]
+        read = {operand for node in self.deferred for operand in node.all_input_nodes}
+        self.read_by_deferred = [n for n in partition.loop if n in read and n not in self.deferred]
 
-    def _late(self) -> set[fx.Node]:
-        """What leads to no state that a step reads, where a product or a sum is in it."""
-        read = [
+    def _find_deferred(self) -> set[fx.Node]:
+        """Return the values that no later step depends on, if they contain a product or a reduction."""
+        read_states = [
             new
-            for old, new in zip(self.loop.old, self.loop.new, strict=True)
+            for old, new in zip(self.partition.old_states, self.partition.new_states, strict=True)
             if not self.inside.isdisjoint(old.users)
         ]
-        late = self.inside - ancestors(read)
-        given = {given for node in late for given in node.all_input_nodes}
-        whole = any(node.target is aten.mm.default or is_reduction(node) for node in late)
-        narrow = any(width(node) == 1 for node in (given & self.inside) - late)
-        return late if whole and not narrow and given.isdisjoint(self.loop.old) else set()
+        deferred = self.inside - ancestors(read_states)
+        operands = {operand for node in deferred for operand in node.all_input_nodes}
+        is_costly = any(node.target is aten.mm.default or is_reduction(node) for node in deferred)
+        reads_column = any(width(node) == 1 for node in (operands & self.inside) - deferred)
+        reads_old_state = not operands.isdisjoint(self.partition.old_states)
+        return deferred if is_costly and not reads_column and not reads_old_state else set()
 
     def phases(self) -> list[list[Phase]]:
-        """The phases of each level."""
-        found: dict[tuple[int, int], Phase] = {}
-        for node in self.must:
+        """Return the phases of each level, ordered by width."""
+        phases: dict[tuple[int, int], Phase] = {}  # by level and width
+        for node in self.stored:
             if node in self.scalars:
                 continue
             parts: list[tuple[fx.Node, int]] = [(node, 0)]
@@ -122,6 +132,6 @@ class Schedule:
                     column += width(part)  # type: ignore[arg-type]
             for part, column in parts:
                 key = (self.levels[node], width(part))
-                found.setdefault(key, Phase(width(part))).stores.append((part, node, column))
-        count = 1 + max([0, *(level for level, _ in found), *(self.levels[n] for n in self.scalars)])
-        return [[found[key] for key in sorted(found) if key[0] == level] for level in range(count)]
+                phases.setdefault(key, Phase(width(part))).stores.append((part, node, column))
+        count = 1 + max([0, *(level for level, _ in phases), *(self.levels[n] for n in self.scalars)])
+        return [[phases[key] for key in sorted(phases) if key[0] == level] for level in range(count)]

@@ -1,4 +1,4 @@
-"""Which line of a cell's step an operation belongs to."""
+"""Map the operations of a captured graph to the lines of a cell's step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,21 @@ from torch.utils._pytree import tree_leaves
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.ir import UnsupportedError
 
-_INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
+_MATMULS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
 @dataclass(frozen=True)
-class Place:
-    """A torch function that a step calls, and the line that calls it."""
+class SourceLocation:
+    """A torch function that a step calls, and the line of the call.
+
+    Attributes:
+        function: The function.
+        file: Path of the source file.
+        line: Line number.
+        backward: Whether it is the function's backward, rather than the function itself.
+    """
 
     function: Any
     file: str
@@ -38,40 +47,43 @@ class Place:
         return f"{'the backward of ' * self.backward}{name}, {self.file}:{self.line}"
 
 
-def refused(reason: str, place: Place | None) -> UnsupportedError:
-    """The error for what a step does at a place."""
-    return UnsupportedError(reason if place is None else f"{reason} ({place})")
+def unsupported(reason: str, location: SourceLocation | None) -> UnsupportedError:
+    """Return an error with a reason and, if known, the source location that caused it."""
+    return UnsupportedError(reason if location is None else f"{reason} ({location})")
 
 
-def place_of(node: fx.Node) -> Place | None:
-    """The place whose operation, or whose backward, a node of a captured graph belongs to."""
-    waiting, seen, backward = [node], {node}, False
-    for candidate in waiting:
-        place: Place | None = candidate.meta.get("place")
-        if place is not None:
-            return dataclasses.replace(place, backward=backward or place.backward)
+def location_of(node: fx.Node) -> SourceLocation | None:
+    """Return the source location of a node of a captured graph.
+
+    A node without one belongs to the backward of the nearest node that it is computed from.
+    """
+    pending, seen, backward = [node], {node}, False
+    for candidate in pending:
+        location: SourceLocation | None = candidate.meta.get("location")
+        if location is not None:
+            return dataclasses.replace(location, backward=backward or location.backward)
         backward = True
-        waiting += [n for n in candidate.all_input_nodes if n not in seen]
+        pending += [n for n in candidate.all_input_nodes if n not in seen]
         seen.update(candidate.all_input_nodes)
     return None
 
 
 @contextmanager
-def marking(place: Place | None) -> Iterator[None]:
-    """Nodes that are traced meanwhile belong to a place."""
+def tag_location(location: SourceLocation | None) -> Iterator[None]:
+    """Give ``location`` to all nodes traced inside the ``with`` block that have none yet."""
     mode = get_proxy_mode()
     nodes = None if mode is None else mode.tracer.graph.nodes
-    before = 0 if nodes is None else len(nodes)
+    count_before = 0 if nodes is None else len(nodes)
     try:
         yield
     finally:
-        if nodes is not None and place is not None:
-            for node, _ in zip(reversed(nodes), range(len(nodes) - before), strict=False):
-                node.meta.setdefault("place", place)
+        if nodes is not None and location is not None:
+            for node, _ in zip(reversed(nodes), range(len(nodes) - count_before), strict=False):
+                node.meta.setdefault("location", location)
 
 
-class Marked(fx.Interpreter):
-    """Runs a captured graph; what is traced meanwhile belongs to the places of its nodes."""
+class LocationInterpreter(fx.Interpreter):
+    """Run a captured graph, and give each node that is traced the location of the node that runs."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -81,84 +93,85 @@ class Marked(fx.Interpreter):
         """Run one node.
 
         Raises:
-            UnsupportedError: it can't be compiled; with its place.
+            UnsupportedError: If the node can't be compiled. The message has its source location.
         """
-        place = place_of(n) if n.op == "call_function" else None
-        with marking(place):
+        location = location_of(n) if n.op == "call_function" else None
+        with tag_location(location):
             try:
                 return super().run_node(n)
             except UnsupportedError as error:
-                raise refused(str(error), place) from error
+                raise unsupported(str(error), location) from error
 
 
-class Places(TorchFunctionMode):
-    """Knows where in a step torch is called, and marks the nodes that are traced for each call.
+class LocationTracker(TorchFunctionMode):
+    """Track which line of a step calls torch, and tag the nodes traced for each call.
 
-    A product with a matrix that all rows share is written so that the rows stay rows: torch would copy the
-    matrix for each of them.
+    It also replaces a product with a matrix that all rows share by an einsum, because torch.matmul would copy
+    the matrix for each row.
+
+    Attributes:
+        current: Location of the latest call of a torch function; None outside the step.
+        step: Location of the step itself; None if it has no code object.
     """
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         function = cell.equations()
         self._code: CodeType | None = getattr(function, "__code__", None)
-        self.now: Place | None = None
-        self.step: Place | None = None
+        self.current: SourceLocation | None = None
+        self.step: SourceLocation | None = None
         if self._code is not None:
-            self.step = Place(function, self._code.co_filename, self._code.co_firstlineno)
+            self.step = SourceLocation(function, self._code.co_filename, self._code.co_firstlineno)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         file, line = self._line()
-        self.now = Place(func, file, line)
-        with marking(self.now):
-            if func in _PRODUCTS and _shared_matrix(*args):
+        self.current = SourceLocation(func, file, line)
+        with tag_location(self.current):
+            if func in _MATMULS and _is_shared_matrix(*args):
                 result = torch.einsum("b...ij,...jk->b...ik", *args)
             else:
                 result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._sign(tensor.grad_fn)
+                self._tag_autograd_nodes(tensor.grad_fn)
         return result
 
-    def _sign(self, made: Any) -> None:
-        """Leave the place in torch's own nodes of the backward, which are new since the last call."""
-        waiting = [made]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and _PLACE not in node.metadata:
-                node.metadata[_PLACE] = self.now
-                waiting += [following for following, _ in node.next_functions]
+    def _tag_autograd_nodes(self, grad_fn: Any) -> None:
+        """Store the current location in autograd nodes that have none: those created by this call."""
+        pending = [grad_fn]
+        while pending:
+            node = pending.pop()
+            if node is not None and _METADATA_KEY not in node.metadata:
+                node.metadata[_METADATA_KEY] = self.current
+                pending += [next_node for next_node, _ in node.next_functions]
 
     def _line(self) -> tuple[str, int]:
-        """The line of the step; of whatever stands outside torch where the step has no code of its own."""
+        """Return file and line of the step; without a step on the stack, of the first frame outside torch."""
         frame: FrameType | None = sys._getframe(1)
-        outside = None
+        caller = None
         while frame is not None:
             if frame.f_code is self._code:
                 return frame.f_code.co_filename, frame.f_lineno
-            if outside is None and not frame.f_code.co_filename.startswith(_INSIDE):
-                outside = frame
+            if caller is None and not frame.f_code.co_filename.startswith(_INTERNAL_FOLDERS):
+                caller = frame
             frame = frame.f_back
-        return ("", 0) if outside is None else (outside.f_code.co_filename, outside.f_lineno)
+        return ("", 0) if caller is None else (caller.f_code.co_filename, caller.f_lineno)
 
 
-_PLACE = "unrolled.place"
-
-
-class BackwardPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Marks what is traced of a backward with the places whose backward it is."""
+class BackwardLocationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tag nodes traced in a backward pass with the location of the call that they differentiate."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         running = torch._C._current_autograd_node()
-        place: Place | None = None if running is None else running.metadata.get(_PLACE)  # type: ignore[attr-defined]
-        with marking(place and dataclasses.replace(place, backward=True)):
+        location: SourceLocation | None = None
+        if running is not None:
+            location = running.metadata.get(_METADATA_KEY)  # type: ignore[attr-defined]
+        with tag_location(location and dataclasses.replace(location, backward=True)):
             return func(*args, **(kwargs or {}))
 
 
-_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
-
-
-def _shared_matrix(left: Any, right: Any, *_: Any) -> bool:
+def _is_shared_matrix(left: Any, right: Any, *_: Any) -> bool:
+    """Return whether ``right`` has no batch dimension, but ``left`` does."""
     return isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() > right.dim() > 2

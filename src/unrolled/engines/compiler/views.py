@@ -1,4 +1,4 @@
-"""Where the values around a loop lie: views of what was computed or given, resolved once."""
+"""Views among the values around a loop, resolved to offset and strides once per compilation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unrolled.engines.compiler.ir import BATCH_SYMBOL
 
 aten = torch.ops.aten
 
-_VIEWS = {
+_VIEW_OPS = {
     aten.permute.default, aten.t.default, aten.transpose.int, aten.view.default, aten.slice.Tensor,
     aten.select.int, aten.expand.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims, aten.alias.default, aten.detach.default,
@@ -21,14 +21,14 @@ _VIEWS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """A view: elements of a base, whose elements lie next to one another.
+class TensorView:
+    """A strided view of a contiguous base.
 
     Attributes:
-        base: the node that holds them.
-        offset: of the first, in elements.
-        shape: with ROWS in the place of the rows of all time steps.
-        strides: in elements.
+        base: Node whose value holds the elements.
+        offset: Offset of the first element, in elements.
+        shape: Shape of the view, with ``BATCH_SYMBOL`` for the number of rows of all time steps.
+        strides: Strides, in elements.
     """
 
     base: fx.Node
@@ -37,44 +37,49 @@ class Place:
     strides: tuple[int, ...]
 
     @cached_property
-    def whole(self) -> bool:
-        """Whether it is its base as it lies."""
+    def is_base(self) -> bool:
+        """Whether the view has the shape and strides of its base."""
         dense = self.strides == torch.empty(self.shape, device="meta").stride()
         return self.offset == 0 and self.shape == tuple(self.base.meta["val"].shape) and dense
 
-    def of(self, base: Tensor, rows: int) -> Tensor:
-        """The view, once the base and the number of rows are known; a base may have its time axis apart."""
-        if self.whole:
+    def apply_to(self, base: Tensor, rows: int) -> Tensor:
+        """Return the view of a concrete base.
+
+        Args:
+            base: Value of the base node: ``(rows, width)`` or ``(time, batch, width)``.
+            rows: Number of rows of all time steps.
+        """
+        if self.is_base:
             return base if base.dim() == len(self.shape) else base.view(-1, base.shape[-1])
         shape = [rows if size == BATCH_SYMBOL else size for size in self.shape]
         return base.as_strided(shape, self.strides, base.storage_offset() + self.offset)
 
 
-def places(nodes: Iterable[fx.Node], known: Collection[fx.Node] = ()) -> dict[fx.Node, Place]:
-    """The place of every node and of every input of one.
+def resolve_views(nodes: Iterable[fx.Node], opaque: Collection[fx.Node] = ()) -> dict[fx.Node, TensorView]:
+    """Return ``nodes`` and their inputs as views of nodes that are no views themselves.
 
     Args:
-        nodes: of a graph.
-        known: nodes that are kept as they are, though they may be views of others.
+        nodes: Nodes of a graph.
+        opaque: Nodes to treat as bases, even if they are views of others.
     """
-    found: dict[fx.Node, tuple[fx.Node, Tensor]] = {}
+    resolved: dict[fx.Node, tuple[fx.Node, Tensor]] = {}
 
     def resolve(node: fx.Node) -> tuple[fx.Node, Tensor]:
-        if node not in found:
-            source = node.args[0] if node.target in _VIEWS and node not in known else None
+        if node not in resolved:
+            source = node.args[0] if node.target in _VIEW_OPS and node not in opaque else None
             if isinstance(source, fx.Node):
                 base, view = resolve(source)
                 assert callable(node.target)
-                found[node] = base, node.target(view, *node.args[1:], **node.kwargs)
+                resolved[node] = base, node.target(view, *node.args[1:], **node.kwargs)
             else:
-                found[node] = node, torch.empty(node.meta["val"].shape, device="meta")
-        return found[node]
+                resolved[node] = node, torch.empty(node.meta["val"].shape, device="meta")
+        return resolved[node]
 
     for node in nodes:
-        for one in (*node.all_input_nodes, node):
-            if isinstance(one.meta["val"], Tensor):
-                resolve(one)
+        for operand in (*node.all_input_nodes, node):
+            if isinstance(operand.meta["val"], Tensor):
+                resolve(operand)
     return {
-        node: Place(base, int(view.storage_offset()), tuple(view.shape), view.stride())
-        for node, (base, view) in found.items()
+        node: TensorView(base, int(view.storage_offset()), tuple(view.shape), view.stride())
+        for node, (base, view) in resolved.items()
     }

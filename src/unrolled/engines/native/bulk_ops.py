@@ -1,4 +1,4 @@
-"""What is computed around a loop: products and sums of all time steps at once, and what parameters make."""
+"""Operations around a loop, computed for all time steps at once, or from parameters only."""
 
 from __future__ import annotations
 
@@ -11,199 +11,215 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unrolled.engines.compiler.batch_layout import ShiftedState, whole
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, is_number, is_sum_of_rows, per_row
-from unrolled.engines.compiler.views import Place, places
+from unrolled.engines.compiler.batch_layout import ShiftedState, materialize
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, is_batch_sum, is_batched, is_number
+from unrolled.engines.compiler.views import TensorView, resolve_views
 from unrolled.engines.native.matmul import products
 
 aten = torch.ops.aten
 
 Values = dict[fx.Node, Any]
 
-_SUM = 2  # in the place that tells a product whether to add to what is there
+_COLUMN_SUMS = 2  # marks sums of columns, in the number that is 0 or 1 for products (products.cpp)
 
 
 @dataclass
-class _Pending:
-    """Work that waits to be handed over together, and the tensors that it points into."""
+class _PendingOps:
+    """Operations for the compiled library that have not run yet, and the tensors that they read."""
 
     numbers: list[int] = field(default_factory=list)
     alive: list[Tensor] = field(default_factory=list)
 
 
-_Step = Callable[[Values, int, _Pending], None]
+_Step = Callable[[Values, int, _PendingOps], None]
 
 
 class BulkOps:
-    """Nodes of a graph, to compute for any number of rows at once.
+    """Graph nodes, computed for all rows of all time steps at once.
 
-    A node that reduces over the batch so reduces over all time steps as well. Products and sums of
-    columns are handed to the compiled library together; what else there is, torch computes.
+    A node that reduces over the batch thus reduces over all time steps, too. Successive matrix products and
+    sums of columns go to the compiled library in one call. torch computes the other nodes.
 
     Args:
-        nodes: in order.
-        results: those of them, or of their inputs, that are wanted as tensors.
-        known: nodes whose values are given as they are, though they may be views of others.
-        dtype: of all of them.
+        nodes: The nodes, in graph order.
+        results: Nodes, or inputs of nodes, whose values are needed as tensors even if they are views.
+        opaque: Nodes to treat as given tensors, even if they are views of others.
+        dtype: Dtype of all values.
+
+    Attributes:
+        outputs: Nodes whose values a call adds.
     """
 
     def __init__(
         self,
         nodes: list[fx.Node],
         results: Collection[fx.Node],
-        known: Collection[fx.Node],
+        opaque: Collection[fx.Node],
         dtype: torch.dtype,
     ) -> None:
         self._dtype = dtype
-        self._places = places([*nodes, *results], known)
-        bases = dict.fromkeys(place.base for place in self._places.values())
-        numbers = [base for base in bases if is_number(base) and base not in known and base not in nodes]
-        self._results = [node for node in results if self._places[node].base is not node]
+        self._views = resolve_views([*nodes, *results], opaque)
+        bases = dict.fromkeys(view.base for view in self._views.values())
+        numbers = [base for base in bases if is_number(base) and base not in opaque and base not in nodes]
+        self._results = [node for node in results if self._views[node].base is not node]
         self._steps: list[_Step] = []
-        self._within: dict[fx.Node, tuple[fx.Node, int]] = {}  # parts of a whole, and where in it they are
-        nodes = [*numbers, *nodes]  # whatever loop those were written for
+        self._concatenated: dict[fx.Node, tuple[fx.Node, int]] = {}  # the concatenation, and the offset in it
+        nodes = [*numbers, *nodes]  # constants may be in the graph before any of these nodes
         for node in nodes:
-            self._within |= _parts_of(node)
-        wholes = {node for node, _ in self._within.values()}
+            self._concatenated |= _concatenated_parts(node)
+        concatenations = {node for node, _ in self._concatenated.values()}
         for node in nodes:
-            if node in wholes:
+            if node in concatenations:
                 continue
-            if self._places.get(node, Place(node, 0, (), ())).base is not node:
+            if self._views.get(node, TensorView(node, 0, (), ())).base is not node:
                 continue
             if node.target is aten.mm.default:
                 self._steps.append(self._product(node))
-            elif is_sum_of_rows(node):
-                self._steps.append(self._sum(node))
+            elif is_batch_sum(node):
+                self._steps.append(self._batch_sum(node))
             else:
-                self._steps.append(self._by_torch(node))
-        alone = [n for n in nodes if self._places.get(n, Place(n, 0, (), ())).base is n]
-        self.makes = {*wholes, *self._results, *(n for n in alone if n not in self._within)}
+                self._steps.append(self._torch_op(node))
+        bases_of_nodes = [n for n in nodes if self._views.get(n, TensorView(n, 0, (), ())).base is n]
+        separate = (n for n in bases_of_nodes if n not in self._concatenated)
+        self.outputs = {*concatenations, *self._results, *separate}
 
     def __call__(self, values: Values, rows: int) -> None:
-        """Compute the nodes; ``values`` has their inputs and gets them and the results."""
+        """Compute the nodes.
+
+        Args:
+            values: Values of the nodes' inputs. Their outputs are added.
+            rows: Number of rows of all time steps.
+        """
         if not self._steps and not self._results:
             return
-        pending = _Pending()
+        pending = _PendingOps()
         for step in self._steps:
             step(values, rows, pending)
         self._run(pending)
         for node in self._results:
-            place = self._places[node]
-            values[node] = place.of(whole(values[place.base]), rows)
+            view = self._views[node]
+            values[node] = view.apply_to(materialize(values[view.base]), rows)
 
-    def _run(self, pending: _Pending) -> None:
+    def _run(self, pending: _PendingOps) -> None:
         if pending.numbers:
-            products(self._dtype).at_once(array.array("q", pending.numbers))
+            products(self._dtype).run_bulk(array.array("q", pending.numbers))
             pending.numbers.clear()
             pending.alive.clear()
 
     def _product(self, node: fx.Node) -> _Step:
-        left, right = (self._places[operand] for operand in node.all_input_nodes[:2])
+        left, right = (self._views[operand] for operand in node.all_input_nodes[:2])
         if len(node.all_input_nodes) == 1:
             right = left
         shape = tuple(node.meta["val"].shape)
         inner = left.shape[1]
-        item = self._dtype.itemsize
+        itemsize = self._dtype.itemsize
 
-        def step(values: Values, rows: int, pending: _Pending) -> None:
-            deep = rows if inner == BATCH_SYMBOL else inner
-            high, wide = (rows if size == BATCH_SYMBOL else size for size in shape)
+        def step(values: Values, rows: int, pending: _PendingOps) -> None:
+            depth = rows if inner == BATCH_SYMBOL else inner
+            height, width = (rows if size == BATCH_SYMBOL else size for size in shape)
             a, b = values[left.base], values[right.base]
-            out = self._room(node, values, a.state if isinstance(a, ShiftedState) else a, high, wide)
-            parts = [(a, b, 0, 0, deep)]
+            out = self._allocate(node, values, a.state if isinstance(a, ShiftedState) else a, height, width)
+            segments = [(a, b, 0, 0, depth)]
             if inner == BATCH_SYMBOL:
-                parts = _parts(a, b, rows)
-            for k, (one, other, at, there, many) in enumerate(parts):
-                pending.alive += (one, other)
+                segments = _segments(a, b, rows)
+            for k, (left_tensor, right_tensor, left_start, right_start, length) in enumerate(segments):
+                pending.alive += (left_tensor, right_tensor)
                 pending.numbers += (
                     *(out, k > 0),
-                    one.data_ptr() + (left.offset + at * left.strides[1]) * item,
+                    left_tensor.data_ptr() + (left.offset + left_start * left.strides[1]) * itemsize,
                     *left.strides,
-                    other.data_ptr() + (right.offset + there * right.strides[0]) * item,
-                    *(*right.strides, high, wide, many),
+                    right_tensor.data_ptr() + (right.offset + right_start * right.strides[0]) * itemsize,
+                    *(*right.strides, height, width, length),
                 )
 
         return step
 
-    def _sum(self, node: fx.Node) -> _Step:
-        source = self._places[node.all_input_nodes[0]]
-        if len(source.shape) != 2 or source.shape[0] != BATCH_SYMBOL or source.strides[1] != 1:
-            return self._by_torch(node)
-        width, offset = source.shape[1], source.offset * self._dtype.itemsize
+    def _batch_sum(self, node: fx.Node) -> _Step:
+        view = self._views[node.all_input_nodes[0]]
+        if len(view.shape) != 2 or view.shape[0] != BATCH_SYMBOL or view.strides[1] != 1:
+            return self._torch_op(node)
+        width, offset = view.shape[1], view.offset * self._dtype.itemsize
 
-        def step(values: Values, rows: int, pending: _Pending) -> None:
-            given = whole(values[source.base])
-            out = self._room(node, values, given, width)
-            pending.alive.append(given)
-            start = given.data_ptr() + offset
-            pending.numbers += (*(out, _SUM), *(0, 0, 0), *(start, source.strides[0], 0), *(rows, width, 0))
+        def step(values: Values, rows: int, pending: _PendingOps) -> None:
+            base = materialize(values[view.base])
+            out = self._allocate(node, values, base, width)
+            pending.alive.append(base)
+            start = base.data_ptr() + offset
+            operands = (*(0, 0, 0), *(start, view.strides[0], 0))
+            pending.numbers += (*(out, _COLUMN_SUMS), *operands, *(rows, width, 0))
 
         return step
 
-    def _room(self, node: fx.Node, values: Values, like: Tensor, *shape: int) -> int:
-        """The address of where a node goes: a tensor of its own, or its place in a whole."""
-        whole, at = self._within.get(node, (node, 0))
-        if whole is node:
+    def _allocate(self, node: fx.Node, values: Values, like: Tensor, *shape: int) -> int:
+        """Allocate a node's value, or the concatenation that contains it, and return its address."""
+        tensor, offset = self._concatenated.get(node, (node, 0))
+        if tensor is node:
             values[node] = like.new_empty(shape)
-        elif whole not in values:
-            values[whole] = like.new_empty(whole.meta["val"].shape)
-        return int(values[whole].data_ptr()) + at * self._dtype.itemsize
+        elif tensor not in values:
+            values[tensor] = like.new_empty(tensor.meta["val"].shape)
+        return int(values[tensor].data_ptr()) + offset * self._dtype.itemsize
 
-    def _by_torch(self, node: fx.Node) -> _Step:
+    def _torch_op(self, node: fx.Node) -> _Step:
         function, args, kwargs = node.target, self._argument(node.args), self._argument(node.kwargs)
         assert callable(function)
 
-        def step(values: Values, rows: int, pending: _Pending) -> None:
+        def step(values: Values, rows: int, pending: _PendingOps) -> None:
             self._run(pending)
-            made = function(*args(values, rows), **kwargs(values, rows))
-            values[node] = made.contiguous() if isinstance(made, Tensor) else made
+            result = function(*args(values, rows), **kwargs(values, rows))
+            values[node] = result.contiguous() if isinstance(result, Tensor) else result
 
         return step
 
-    def _argument(self, given: Any) -> Callable[[Values, int], Any]:
-        """What an argument is, once the values of nodes and the number of rows are known."""
-        if isinstance(given, fx.Node):
-            place = self._places.get(given)
-            if place is None:
-                return lambda values, rows: values[given]
-            if given.meta["val"].dtype is torch.bool:  # the loop keeps 0 and 1
-                return lambda values, rows: place.of(whole(values[place.base]), rows).bool()
-            return lambda values, rows: place.of(whole(values[place.base]), rows)
-        if isinstance(given, (list, tuple)):
-            parts = [self._argument(part) for part in given]
-            return lambda values, rows: [part(values, rows) for part in parts]
-        if isinstance(given, dict):
-            named = {name: self._argument(part) for name, part in given.items()}
-            return lambda values, rows: {name: part(values, rows) for name, part in named.items()}
-        if type(given) is int and given == BATCH_SYMBOL:
+    def _argument(self, argument: Any) -> Callable[[Values, int], Any]:
+        """Return a function that evaluates an argument, given the values of nodes and the number of rows."""
+        if isinstance(argument, fx.Node):
+            view = self._views.get(argument)
+            if view is None:
+                return lambda values, rows: values[argument]
+            if argument.meta["val"].dtype is torch.bool:  # stored as 0 and 1 in the dtype of the loop
+                return lambda values, rows: view.apply_to(materialize(values[view.base]), rows).bool()
+            return lambda values, rows: view.apply_to(materialize(values[view.base]), rows)
+        if isinstance(argument, (list, tuple)):
+            items = [self._argument(item) for item in argument]
+            return lambda values, rows: [item(values, rows) for item in items]
+        if isinstance(argument, dict):
+            named = {name: self._argument(item) for name, item in argument.items()}
+            return lambda values, rows: {name: item(values, rows) for name, item in named.items()}
+        if type(argument) is int and argument == BATCH_SYMBOL:
             return lambda values, rows: rows
-        return lambda values, rows: given
+        return lambda values, rows: argument
 
 
-def _parts_of(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
-    """Products and sums that come one below the other in a node alone, which holds them and where from."""
+def _concatenated_parts(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
+    """Return the parts of a concatenation that can be computed in place, each with the node and its offset.
+
+    This is possible if all of them are products and sums that nothing else reads.
+    """
     parts = node.all_input_nodes
-    if node.target is not aten.cat.default or len(node.args) > 1 or per_row(node):
+    if node.target is not aten.cat.default or len(node.args) > 1 or is_batched(node):
         return {}
     if not all(
-        (part.target is aten.mm.default or is_sum_of_rows(part)) and len(part.users) == 1 for part in parts
+        (part.target is aten.mm.default or is_batch_sum(part)) and len(part.users) == 1 for part in parts
     ):
         return {}
     ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
-    return {part: (node, at) for part, at in zip(parts, [0, *ends], strict=False)}
+    return {part: (node, offset) for part, offset in zip(parts, [0, *ends], strict=False)}
 
 
-def _parts(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:
-    """A sum over all rows in parts that lie regularly: tensors, their first rows, and how many.
+def _segments(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:
+    """Split a sum over all rows into sums over contiguous rows of two tensors.
 
-    A state before each step is a state after each step, moved by one, and the initial one.
+    A shifted state consists of two segments: the state after each step, and the initial state.
+
+    Returns:
+        For each segment its tensors, the first row of each, and the number of rows.
     """
     if not isinstance(a, ShiftedState) and not isinstance(b, ShiftedState):
         return [(a, b, 0, 0, rows)]
     if isinstance(a, ShiftedState) and isinstance(b, ShiftedState):
-        return [(a.whole(), b.whole(), 0, 0, rows)]
-    moved: ShiftedState = a if isinstance(a, ShiftedState) else b
-    parts = []
-    for tensor, at, there, many in moved.parts(rows):
-        parts.append((tensor, b, there, at, many) if moved is a else (a, tensor, at, there, many))
-    return parts or [(moved.state, moved.state, 0, 0, 0)]
+        return [(a.materialize(), b.materialize(), 0, 0, rows)]
+    shifted: ShiftedState = a if isinstance(a, ShiftedState) else b
+    segments = []
+    for tensor, row, start, length in shifted.segments(rows):
+        segments.append((tensor, b, start, row, length) if shifted is a else (a, tensor, row, start, length))
+    return segments or [(shifted.state, shifted.state, 0, 0, 0)]

@@ -1,10 +1,10 @@
-"""A loop over time as C++: phases of matrix products and the arithmetic that consumes them in registers.
+"""Generate the C++ of a loop: phases of matrix products, fused with the operations that read their sums.
 
-Every value of the loop is ``(batch, width)``. A *piece* of it is some of its columns; a panel is as many
-columns as a vector has lanes. The loop goes through *levels*: what a product or a reduction reads whole was
-stored at an earlier level. At a level, first the reductions of rows are made, by each thread for itself;
-then, for each width, a phase goes over the panels: it accumulates those of its products, computes on them
-while they are in registers, and stores what a later level, a later step or the caller reads.
+Every value in the loop has shape ``(batch, width)``. A *slice* of it is a range of its columns, and a *panel*
+is as many columns as a vector has lanes. The loop runs through the *levels* of :class:`Schedule`. At a level,
+each thread first computes the scalars of its rows, which include the reductions. Then one phase per width
+goes over the panels. It accumulates the phase's products, computes the panel while the sums are in registers,
+and stores what a later level, a later step or the caller reads.
 """
 
 from __future__ import annotations
@@ -16,70 +16,76 @@ from typing import Any
 import torch
 from torch import fx
 
-from unrolled.engines.compiler.ir import is_number, per_row, width
+from unrolled.engines.compiler.ir import is_batched, is_number, width
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.schedule import Phase, Schedule
-from unrolled.engines.native.cpp_ops import PLAIN, REDUCTIONS, SUMS, check, literal
-from unrolled.engines.native.cpp_template import File, PhaseText, State, rows
-from unrolled.engines.native.kernel_spec import Emitted, Pack, Product
+from unrolled.engines.native.cpp_ops import ADDITIVE_OPS, CPP_OPS, CPP_REDUCTIONS, check, literal
+from unrolled.engines.native.cpp_template import KernelSource, PhaseText, State, scalar_function
+from unrolled.engines.native.kernel_spec import KernelSpec, Pack, Product
 
 aten = torch.ops.aten
 
-_SIDE_BY_SIDE = 8  # products that are accumulated together, at most (STRIP in include/products.h)
+_MAX_GROUP = 8  # products accumulated together (MAX_STRIP in include/products.h)
 
 
 def emit(
-    loop: LoopPartition,
+    partition: LoopPartition,
     dtype: torch.dtype,
     shifted: Collection[fx.Node] = (),
     whole: Collection[fx.Node] = (),
-) -> Emitted:
-    """Write the loop of a split as C++.
+) -> KernelSpec:
+    """Generate the C++ of a loop.
 
     Args:
-        loop: the split.
-        dtype: of all its values.
-        shifted: states of another loop, of which the one before each step is read.
-        whole: products that are computed before the loop, not in it, since others read them too.
+        partition: The partition that contains the loop.
+        dtype: Dtype of all values.
+        shifted: States of another loop. This loop reads their value before each step.
+        whole: Products to compute for all steps before the loop, because others read them, too.
 
     Raises:
-        UnsupportedError: an operation that is not in the compiler's vocabulary.
+        UnsupportedError: If the loop contains an unsupported operation.
     """
     stored: list[fx.Node] = []
     while True:
         try:
-            return _Emitter(replace(loop, loop=[*stored, *loop.loop]), dtype, shifted, whole).emit()
-        except _NeededWholeError as needed:
-            stored.append(needed.args[0])
+            return _Emitter(replace(partition, loop=[*stored, *partition.loop]), dtype, shifted, whole).emit()
+        except _NotStoredError as error:
+            stored.append(error.args[0])
 
 
-class _NeededWholeError(Exception):
-    """A product that was to be read panel by panel has to be stored in every step: its node."""
+class _NotStoredError(Exception):
+    """The hoisted product in ``args[0]`` has to be stored in every step, because a reduction reads it."""
 
 
 @dataclass
 class _Body:
-    """The lines of a function that computes pieces, and what it sums up, by the row that is read.
+    """The body of a function that computes panels.
 
-    ``hoisted`` are sums of rows that are known before the loop; ``read`` the places of what every step has
-    read from outside.
+    Attributes:
+        level: Level of the function.
+        has_products: Whether the function can read sums of products.
+        lines: Its statements.
+        names: For each value and its first column, the variable that holds this slice.
+        groups: Groups of products that read the same row.
+        hoisted: The same for hoisted products.
+        inputs: Addresses of the per-step inputs that it reads, for prefetching.
     """
 
     level: int
-    products: bool
+    has_products: bool
     lines: list[str] = field(default_factory=list)
     names: dict[tuple[fx.Node, int], str] = field(default_factory=dict)
     groups: list[list[Product]] = field(default_factory=list)
     hoisted: list[list[Product]] = field(default_factory=list)
-    read: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
 
-    def place(self, product: Product, groups: list[list[Product]]) -> tuple[int, int]:
-        """The group of a product and its place in it."""
+    def assign_group(self, product: Product, groups: list[list[Product]]) -> tuple[int, int]:
+        """Add a product to a group. Return the group's number and the product's index in it."""
         for number, group in enumerate(groups):
             if product in group:
                 return number, group.index(product)
         for number, group in enumerate(groups):
-            if group[0].row is product.row and len(group) < _SIDE_BY_SIDE:
+            if group[0].row is product.row and len(group) < _MAX_GROUP:
                 group.append(product)
                 return number, len(group) - 1
         groups.append([product])
@@ -89,20 +95,22 @@ class _Body:
 class _Emitter:
     def __init__(
         self,
-        loop: LoopPartition,
+        partition: LoopPartition,
         dtype: torch.dtype,
         shifted: Collection[fx.Node],
         whole: Collection[fx.Node],
     ) -> None:
-        self.loop = loop
-        self.scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
+        self.partition = partition
+        self.scalar_type = {torch.float32: "float", torch.float64: "double"}[dtype]
         self.shifted = shifted
-        products = (n for n in loop.before if n.target is aten.mm.default)  # the forward's are kept
-        self.hoisted = {n for n in products if n in loop.reads and n not in whole}
-        for node in loop.loop:
+        # Only products of this prologue: in the backward, those of the forward are saved values.
+        products = (n for n in partition.prologue if n.target is aten.mm.default)
+        self.hoisted = {n for n in products if n in partition.inputs and n not in whole}
+        for node in partition.loop:
             check(node)
-        self.schedule = Schedule(loop, may_wait=not shifted)
-        self.inside, self.must = self.schedule.inside, self.schedule.must
+        # Only the forward loop has deferred values, and only the backward loop has shifted states.
+        self.schedule = Schedule(partition, allow_deferred=not shifted)
+        self.inside, self.stored = self.schedule.inside, self.schedule.stored
         self.levels, self.scalars = self.schedule.levels, self.schedule.scalars
         self.sizes: list[int] = []
         self.strides: list[tuple[fx.Node, int]] = []
@@ -110,211 +118,210 @@ class _Emitter:
         self.packs: list[Pack] = []
         self.shifts: list[tuple[fx.Node, int]] = []
         self.phases: list[PhaseText] = []
-        self.crossed = False  # whether a column reads another one of a state
-        self.slots: dict[fx.Node, str] = {}  # of what is read from outside, in the order of its use
-        self.kept_slots = {n: f"k{k}" for k, n in enumerate(loop.keeps)}
-        scratch = [n for n in self.must if n not in loop.keeps and n not in loop.new]
+        self.mixes_columns = False  # whether a column reads another column of a state
+        self.input_slots: dict[fx.Node, str] = {}  # in the order of their first use
+        self.saved_slots = {n: f"k{k}" for k, n in enumerate(partition.saved)}
+        scratch = [n for n in self.stored if n not in partition.saved and n not in partition.new_states]
         self.scratch_slots = {n: f"b{k}" for k, n in enumerate(scratch)}
 
-    def emit(self) -> Emitted:
-        source = self._file().text()
-        return Emitted(
-            source,
-            self.sizes,
-            self.strides,
-            self.shifts,
-            self.pointers,
-            self.packs,
-            frozenset(self.hoisted),
-            self.apart,
-            bool(self.schedule.late),
+    def emit(self) -> KernelSpec:
+        source = self._source().text()
+        arguments = (self.sizes, self.strides, self.shifts, self.pointers, self.packs)
+        return KernelSpec(
+            source, *arguments, frozenset(self.hoisted), self.columnwise, bool(self.schedule.deferred)
         )
 
     @property
-    def apart(self) -> bool:
-        """Whether a step is one pass over the panels, each of which follows from itself alone."""
-        now = [phase for phase in self.phases if not phase.late]
-        alone = not now or (len(now) == 1 and not now[0].rows)
-        return alone and not self.crossed and self.schedule.late.issuperset(self.scalars)
+    def columnwise(self) -> bool:
+        """Whether a step is a single phase without products, in which each column depends only on itself."""
+        phases = [phase for phase in self.phases if not phase.deferred]
+        is_single = not phases or (len(phases) == 1 and not phases[0].rows)
+        return is_single and not self.mixes_columns and self.schedule.deferred.issuperset(self.scalars)
 
-    # --- pieces ---
+    # --- values ---
 
     def _size(self, value: int) -> str:
         self.sizes.append(value)
         return f"D[SIZES + {len(self.sizes) - 1}]"
 
-    def _pointer(self, kind: str, what: Any) -> str:
-        self.pointers.append((kind, what))
+    def _pointer(self, kind: str, target: Any) -> str:
+        self.pointers.append((kind, target))
         return f"P[{len(self.pointers) - 1}]"
 
-    def _targets(self, node: fx.Node) -> list[str]:
-        found = [f"n{k}" for k, new in enumerate(self.loop.new) if new is node]
-        if node in self.kept_slots:
-            found.append(self.kept_slots[node])
-        return found or [self.scratch_slots[node]]
+    def _store_slots(self, node: fx.Node) -> list[str]:
+        """Return the pointers to which a stored value is written."""
+        slots = [f"n{k}" for k, new in enumerate(self.partition.new_states) if new is node]
+        if node in self.saved_slots:
+            slots.append(self.saved_slots[node])
+        return slots or [self.scratch_slots[node]]
 
-    def _address(self, node: fx.Node) -> str:
-        """Where a value that is in memory lies, at the first row of this step."""
-        if node in self.loop.old:
-            return f"o{self.loop.old.index(node)}"
+    def _slot(self, node: fx.Node) -> str:
+        """Return the pointer to a value in memory, at the first row of this step."""
+        if node in self.partition.old_states:
+            return f"o{self.partition.old_states.index(node)}"
         if node in self.inside:
-            return self._targets(node)[0]
-        return self.slots.setdefault(node, f"a{len(self.slots)}")
+            return self._store_slots(node)[0]
+        return self.input_slots.setdefault(node, f"a{len(self.input_slots)}")
 
-    def _piece(self, body: _Body, node: object, offset: int, columns: int) -> str:
-        """The name of the vector that holds columns ``offset + i`` of a value."""
-        if not isinstance(node, fx.Node):
-            return f"splat(T({literal(node)}))"
-        if is_number(node):
-            return f"splat(T({literal(node.args[1])}))"
-        if (node, offset) not in body.names:
-            text = self._expression(body, node, offset, columns)
-            body.names[node, offset] = f"v{len(body.names)}"
-            body.lines.append(f"const V {body.names[node, offset]} = {text};")
-        return body.names[node, offset]
+    def _slice(self, body: _Body, value: object, offset: int, columns: int) -> str:
+        """Return an expression for columns ``offset + i`` of a value: a variable or a constant."""
+        if not isinstance(value, fx.Node):
+            return f"splat(T({literal(value)}))"
+        if is_number(value):
+            return f"splat(T({literal(value.args[1])}))"
+        if (value, offset) not in body.names:
+            text = self._expression(body, value, offset, columns)
+            body.names[value, offset] = f"v{len(body.names)}"
+            body.lines.append(f"const V {body.names[value, offset]} = {text};")
+        return body.names[value, offset]
 
-    def _expression(self, body: _Body, node: fx.Node, offset: int, columns: int, now: bool = False) -> str:
-        if node in self.scalars and not now:
+    def _expression(
+        self, body: _Body, node: fx.Node, offset: int, columns: int, defines: bool = False
+    ) -> str:
+        """Return the expression that computes or loads a slice; with ``defines``, never load it."""
+        if node in self.scalars and not defines:
             return f"splat(z{self.scalars[node]}[at])"
-        stored = node in self.must and self.levels[node] < body.level and not now
-        if node in self.hoisted and not stored:
-            if not body.products:
-                raise _NeededWholeError(node)
-            return self._sum(body, node, offset, hoisted=True)
-        if node not in self.inside or stored:
-            return self._loaded(body, node, offset, columns)
+        is_stored = node in self.stored and self.levels[node] < body.level and not defines
+        if node in self.hoisted and not is_stored:
+            if not body.has_products:
+                raise _NotStoredError(node)
+            return self._product_sum(body, node, offset, hoisted=True)
+        if node not in self.inside or is_stored:
+            return self._load(body, node, offset, columns)
         target, args = node.target, node.args
 
-        def part(value: object) -> str:
-            one = isinstance(value, fx.Node) and width(value) == 1
-            return self._piece(body, value, 0 if one else offset, columns)
+        def operand(value: object) -> str:
+            is_broadcast = isinstance(value, fx.Node) and width(value) == 1
+            return self._slice(body, value, 0 if is_broadcast else offset, columns)
 
-        if target in SUMS:
+        if target in ADDITIVE_OPS:
             scale = node.kwargs.get("alpha", 1)
-            right = part(args[1]) if scale == 1 else f"({part(args[1])} * splat(T({literal(scale)})))"
-            return f"({part(args[0])} {SUMS[target]} {right})"
+            right = operand(args[1]) if scale == 1 else f"({operand(args[1])} * splat(T({literal(scale)})))"
+            return f"({operand(args[0])} {ADDITIVE_OPS[target]} {right})"
         if target is aten.mm.default:
-            if not body.products:
+            if not body.has_products:
                 raise AssertionError(f"{node} should have been stored")
-            return self._sum(body, node, offset, hoisted=False)
+            return self._product_sum(body, node, offset, hoisted=False)
         if target is aten.slice.Tensor:
             start = args[2] if len(args) > 2 and args[2] else 0
             assert isinstance(start, int)
-            return self._piece(body, args[0], offset + start, columns)
+            return self._slice(body, args[0], offset + start, columns)
         if target is aten.cat.default:
             for value in args[0]:  # type: ignore[union-attr]
                 if offset < width(value):  # type: ignore[arg-type]
-                    return self._piece(body, value, offset, columns)
+                    return self._slice(body, value, offset, columns)
                 offset -= width(value)  # type: ignore[arg-type]
-        taken = 1 if target in (aten.expand.default, aten.clone.default) else 3
-        return PLAIN[target].format(*map(part, args[:taken]))
+        operands = 1 if target in (aten.expand.default, aten.clone.default) else 3
+        return CPP_OPS[target].format(*map(operand, args[:operands]))
 
-    def _sum(self, body: _Body, node: fx.Node, offset: int, hoisted: bool) -> str:
-        """The sum of a product's panel; where it stands is known once all groups of the phase are."""
+    def _product_sum(self, body: _Body, node: fx.Node, offset: int, hoisted: bool) -> str:
+        """Return the sum of a product's panel. :meth:`_phase` replaces the placeholder in its index."""
         row, matrix = node.args[:2]
         product = Product(row, matrix, offset)  # type: ignore[arg-type]
-        group, place = body.place(product, body.hoisted if hoisted else body.groups)
-        return f"hoisted[{group}][HOISTED{group}; + {place}]" if hoisted else f"sums[GROUP{group}; + {place}]"
+        group, index = body.assign_group(product, body.hoisted if hoisted else body.groups)
+        return f"hoisted[{group}][HOISTED{group}; + {index}]" if hoisted else f"sums[GROUP{group}; + {index}]"
 
-    def _loaded(self, body: _Body, node: fx.Node, offset: int, columns: int) -> str:
-        address, own = self._address(node), width(node)
-        if node in self.loop.old and (offset or own != columns):
-            self.crossed = True
-        wide = self._size(own) if per_row(node) else ""
-        if own == 1 and columns > 1:
-            return f"splat({address}[{f'at * {wide}' if wide else 0}])"
-        start = f"{self._size(offset)} + i"
-        if not wide:
-            return f"load({address} + {start}, n)"
-        if node in self.slots:
-            body.read.append(f"{address} + (at + ahead) * {wide} + {start}")
-        return f"load({address} + at * {wide} + {start}, n)"
+    def _load(self, body: _Body, node: fx.Node, offset: int, columns: int) -> str:
+        slot, own_width = self._slot(node), width(node)
+        if node in self.partition.old_states and (offset or own_width != columns):
+            self.mixes_columns = True
+        row_size = self._size(own_width) if is_batched(node) else ""
+        if own_width == 1 and columns > 1:
+            return f"splat({slot}[{f'at * {row_size}' if row_size else 0}])"
+        column = f"{self._size(offset)} + i"
+        if not row_size:
+            return f"load({slot} + {column}, n)"
+        if node in self.input_slots:
+            body.inputs.append(f"{slot} + (at + ahead) * {row_size} + {column}")
+        return f"load({slot} + at * {row_size} + {column}, n)"
 
     # --- functions ---
 
-    def _reductions(self, level: int) -> str:
-        """What each thread computes of its rows before the phases of a level: R rows at once.
+    def _scalar_function(self, level: int) -> str:
+        """Return the function that computes a level's scalars, for R rows at once.
 
-        The sums of a row are one after another; what hides their latency are the other rows.
+        The terms of a row are added in order. The other rows hide the latency of these additions.
         """
         blocks = []
         for node, number in self.scalars.items():
             if self.levels[node] != level:
                 continue
-            body = _Body(level, products=False)
-            if node.target in REDUCTIONS:
+            body = _Body(level, has_products=False)
+            if node.target in CPP_REDUCTIONS:
                 operand = node.args[0]
                 assert isinstance(operand, fx.Node)
-                value = self._piece(body, operand, 0, width(operand))
-                join, neutral = REDUCTIONS[node.target]
-                beyond = f"first(n, {value}, splat(T({neutral})))"
+                value = self._slice(body, operand, 0, width(operand))
+                combine, neutral = CPP_REDUCTIONS[node.target]
+                masked = f"first_lanes(n, {value}, splat(T({neutral})))"
                 block = [
                     f"const long W = {self._size(width(operand))};",
                     "V all[R];",
-                    f"EACH all[r] = splat(T({neutral}));",
+                    f"FOR_ROWS all[r] = splat(T({neutral}));",
                     "for (long i = 0; i < W; i += L) {",
                     "  const long n = W - i;",
-                    "  EACH {",
+                    "  FOR_ROWS {",
                     "    [[maybe_unused]] const long at = from + r;",
                     *(f"    {line}" for line in body.lines),
-                    f"    all[r] = {join.format('all[r]', beyond)};",
+                    f"    all[r] = {combine.format('all[r]', masked)};",
                     "  }",
                     "}",
-                    "EACH one[r] = all[r][0];",
+                    "FOR_ROWS one[r] = all[r][0];",
                     "for (int j = 1; j < L; j++)",
-                    f"  EACH one[r] = {join.format('splat(one[r])', 'splat(all[r][j])')}[0];",
+                    f"  FOR_ROWS one[r] = {combine.format('splat(one[r])', 'splat(all[r][j])')}[0];",
                 ]
             else:
-                text = self._expression(body, node, 0, 1, now=True)
+                text = self._expression(body, node, 0, 1, defines=True)
                 block = [
                     "[[maybe_unused]] const long i = 0, n = 1;",
-                    "EACH {",
+                    "FOR_ROWS {",
                     "  [[maybe_unused]] const long at = from + r;",
                     *(f"  {line}" for line in body.lines),
                     f"  one[r] = ({text})[0];",
                     "}",
                 ]
-            block.append(f"EACH z{number}[from + r] = one[r];")
-            if node in self.must:
+            block.append(f"FOR_ROWS z{number}[from + r] = one[r];")
+            if node in self.stored:
                 size = self._size(1)
-                block.append("if (h.by_rows || h.id == 0) {")
-                block += [f"  EACH {slot}[(from + r) * {size}] = one[r];" for slot in self._targets(node)]
+                block.append("if (range.by_rows || range.id == 0) {")
+                block += [
+                    f"  FOR_ROWS {slot}[(from + r) * {size}] = one[r];" for slot in self._store_slots(node)
+                ]
                 block.append("}")
             blocks.append(block)
-        return rows(level, blocks) if blocks else ""
+        return scalar_function(level, blocks) if blocks else ""
 
-    def _phase(self, name: str, level: int, phase: Phase, late: bool) -> PhaseText:
-        body, stores = _Body(level, products=True), []
-        for what, into, column in phase.stores:
-            value = self._piece(body, what, 0, phase.width)
+    def _phase(self, name: str, level: int, phase: Phase, deferred: bool) -> PhaseText:
+        body, stores = _Body(level, has_products=True), []
+        for value, stored, column in phase.stores:
+            text = self._slice(body, value, 0, phase.width)
             stores += [
-                f"store({slot} + at * {self._size(width(into))} + {self._size(column)} + i, {value}, n);"
-                for slot in self._targets(into)
+                f"store({slot} + at * {self._size(width(stored))} + {self._size(column)} + i, {text}, n);"
+                for slot in self._store_slots(stored)
             ]
-        early = [] if body.groups else [f"__builtin_prefetch({place});" for place in dict.fromkeys(body.read)]
-        lines = "\n".join([*early, *body.lines, *stores])
-        before = 0
+        prefetches = [] if body.groups else [f"__builtin_prefetch({a});" for a in dict.fromkeys(body.inputs)]
+        lines = "\n".join([*prefetches, *body.lines, *stores])
+        preceding = 0  # products of the preceding groups
         for number, group in enumerate(body.groups):
-            shift = f"{before} * rows * panels + " if before else ""
-            lines = lines.replace(f"GROUP{number};", f"{shift}(r * panels + u) * {len(group)}")
-            before += len(group)
+            start = f"{preceding} * rows * panels + " if preceding else ""
+            lines = lines.replace(f"GROUP{number};", f"{start}(r * panels + u) * {len(group)}")
+            preceding += len(group)
         for number, group in enumerate(body.hoisted):
             lines = lines.replace(f"HOISTED{number};", f"(HERE * panels + u) * {len(group)}")
         return PhaseText(
             name,
             self._size(phase.width),
-            [self._address(group[0].row) for group in body.groups],
+            [self._slot(group[0].row) for group in body.groups],
             [self._hoisted_row(group[0].row) for group in body.hoisted],
             [self._group(tuple(group), phase.width) for group in (*body.groups, *body.hoisted)],
             lines,
-            late,
+            deferred,
         )
 
     def _hoisted_row(self, row: fx.Node) -> str:
         return f"(const T*){self._pointer('array', row)} + begin * {self._size(width(row))}"
 
     def _group(self, products: tuple[Product, ...], columns: int) -> tuple[str, str]:
-        """A group as C++ has it, and where its packed matrices are kept from call to call."""
+        """Return the initializer of a group in C++, and the pointer to its packed matrices."""
         pack = Pack(products, columns)
         self.packs.append(pack)
         matrices = []
@@ -322,44 +329,46 @@ class _Emitter:
             self.strides.append((product.matrix, len(self.sizes)))
             k, n = self._size(0), self._size(0)
             offset = self._size(product.offset)
-            from_ = self._pointer("matrix", product.matrix)
-            matrices.append(f"{{(T*){from_} + {offset} * {n}, {k}, {n}}}")
-        inner = ", ".join(matrices)
-        text = f"{{{len(products)}, {self._size(pack.depth)}, nullptr, {{{inner}}}, nullptr}}"
+            data = self._pointer("matrix", product.matrix)
+            matrices.append(f"{{(T*){data} + {offset} * {n}, {k}, {n}}}")
+        text = f"{{{len(products)}, {self._size(pack.depth)}, nullptr, {{{', '.join(matrices)}}}, nullptr}}"
         return text, self._pointer("pack", pack)
 
-    def _file(self) -> File:
-        loop = self.loop
+    def _source(self) -> KernelSource:
+        partition, schedule = self.partition, self.schedule
         functions: list[PhaseText | str] = []
-        calls: list[str] = []
-        late: list[str] = []
-        for level, phases in enumerate(self.schedule.phases()):
-            to = late if self.schedule.late and level >= self.schedule.first_late else calls
-            if to:
-                to.append("h.meet();")
-            reductions = self._reductions(level)
-            if reductions:
-                functions.append(reductions)
-                to.append(f"rows{level}(s, h);")
+        step_calls: list[str] = []
+        deferred_calls: list[str] = []
+        for level, phases in enumerate(schedule.phases()):
+            is_deferred = bool(schedule.deferred) and level >= schedule.first_deferred_level
+            calls = deferred_calls if is_deferred else step_calls
+            if calls:
+                calls.append("range.synchronize();")
+            scalars = self._scalar_function(level)
+            if scalars:
+                functions.append(scalars)
+                calls.append(f"scalars{level}(s, range);")
             for number, phase in enumerate(phases):
-                text = self._phase(f"{level}_{number}", level, phase, to is late)
+                text = self._phase(f"{level}_{number}", level, phase, is_deferred)
                 self.phases.append(text)
                 functions.append(text)
-                steps = "0, room_rows, 1" if to is late else "shift, room_rows, steps"
-                to.append(f"pass{text.name}(*this, s, h, {steps});")
-        return File(
-            scalar=self.scalar,
+                steps = "0, block_rows, 1" if is_deferred else "shift, block_rows, steps"
+                calls.append(f"pass{text.name}(*this, s, range, {steps});")
+        states = zip(partition.old_states, partition.new_states, strict=True)
+        whole_block = {*schedule.read_by_deferred, *schedule.deferred}
+        return KernelSource(
+            scalar=self.scalar_type,
             functions=functions,
             phases=self.phases,
-            calls=calls,
-            late=late,
-            arrays=[self._array(node, name) for node, name in self.slots.items()],
-            kept=[
-                (name, f"(T*){self._pointer('kept', node)} + at.first * {self._size(width(node))}")
-                for node, name in self.kept_slots.items()
+            calls=step_calls,
+            deferred=deferred_calls,
+            arrays=[self._array(node, name) for node, name in self.input_slots.items()],
+            saved=[
+                (name, f"(T*){self._pointer('saved', node)} + at.row * {self._size(width(node))}")
+                for node, name in self.saved_slots.items()
             ],
             scratch=[
-                (name, self._size(width(node)), node in self.schedule.crossing or node in self.schedule.late)
+                (name, self._size(width(node)), node in whole_block)
                 for node, name in self.scratch_slots.items()
             ],
             scalars=[f"z{number}" for number in self.scalars.values()],
@@ -367,24 +376,24 @@ class _Emitter:
                 State(
                     self._size(width(old)),
                     initial=self._pointer("initial", k),
-                    kept=self._pointer("states", k),
+                    all_steps=self._pointer("all_steps", k),
                     final=self._pointer("final", k),
-                    crossing=new in self.schedule.crossing,
-                    late=new in self.schedule.late,
+                    read_by_deferred=new in schedule.read_by_deferred,
+                    deferred=new in schedule.deferred,
                 )
-                for k, (old, new) in enumerate(zip(loop.old, loop.new, strict=True))
+                for k, (old, new) in enumerate(states)
             ],
-            apart=self.apart,
+            columnwise=self.columnwise,
         )
 
     def _array(self, node: fx.Node, name: str) -> tuple[str, str]:
-        """A value from outside, and where it lies at a step."""
+        """Return the name of an input, and the pointer to it in a step."""
         base = self._pointer("array", node)
-        if not per_row(node):
+        if not is_batched(node):
             return name, f"(const T*){base}"
         columns = self._size(width(node))
         if node not in self.shifted:
-            return name, f"(const T*){base} + at.first * {columns}"
-        first, shift = self._pointer("first", node), self._size(0)
+            return name, f"(const T*){base} + at.row * {columns}"
+        initial, shift = self._pointer("shifted_initial", node), self._size(0)
         self.shifts.append((node, len(self.sizes) - 1))
-        return name, f"array({base}, {first}, {shift}, c, at, {columns})"
+        return name, f"array({base}, {initial}, {shift}, c, at, {columns})"

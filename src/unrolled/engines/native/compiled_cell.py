@@ -1,4 +1,4 @@
-"""A cell's compiled loops, forward and backward, and what is computed around them."""
+"""The compiled loops of a cell, forward and backward, and the operations around them."""
 
 from __future__ import annotations
 
@@ -10,201 +10,228 @@ from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
 from unrolled.engines import log
-from unrolled.engines.compiler.batch_layout import Layout, whole
+from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.capture import capture
-from unrolled.engines.compiler.dump import Listing
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError, ancestors, is_number, per_row, width
+from unrolled.engines.compiler.dump import GraphDump
+from unrolled.engines.compiler.ir import (
+    BATCH_SYMBOL,
+    UnsupportedError,
+    ancestors,
+    is_batched,
+    is_number,
+    width,
+)
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.native.bulk_ops import BulkOps, Values
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.kernel import Kernel, KernelCall
-from unrolled.engines.native.kernel_spec import Emitted
+from unrolled.engines.native.kernel_spec import KernelSpec
 from unrolled.engines.native.toolchain import build
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class CompiledCell:
-    """A step compiled for one dtype: both loops, and what is computed around them."""
+    """A cell, compiled for one dtype: its loops, and the operations around them.
+
+    Attributes:
+        captured: The captured step.
+        dtype: Dtype of all values.
+        widths: Widths of the states.
+    """
 
     def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
-        self._no_training: str | None = None  # why not
+        self._training_error: str | None = None
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
-            if size and size % BATCH_SYMBOL == 0:  # which stands for the batch
+            if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
                 raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         try:
             self.captured = capture(cell, dtype)
-        except UnsupportedError as error:  # perhaps in the backward only
-            self._no_training = str(error)
+        except UnsupportedError as error:  # perhaps only the backward is unsupported
+            self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
-        log.graph.info("%s", Listing(cell, dtype, self.captured, self._forward, self._backward))
+        log.graph.info("%s", GraphDump(cell, dtype, self.captured, self._forward, self._backward))
         self.dtype = dtype
         self.widths = list(cell.state_sizes().values())
-        self._zeros: list[None] = [None] * len(self.widths)
-        self._no_addresses = [0] * (len(self.widths) - 1)
-        self._shapes_of_output = [self.widths[0], *self._zeros[1:]]
-        self._alone = self._forward.alone()
-        self._emitted = emit(
-            self._alone, dtype
-        )  # what the compiler can't take shows here, not in a later call
+        self._no_states: list[None] = [None] * len(self.widths)
+        self._null_addresses = [0] * (len(self.widths) - 1)
+        self._output_width_only = [self.widths[0], *self._no_states[1:]]
+        self._states_only = self._forward.states_only()
+        self._inference_spec = emit(
+            self._states_only, dtype
+        )  # raises UnsupportedError now, not in a later call
 
     @functools.cached_property
     def inference(self) -> Kernel:
-        """The forward loop that keeps nothing."""
-        return Kernel(self._alone, self._emitted, self.dtype)
+        """The forward loop without saved values."""
+        return Kernel(self._states_only, self._inference_spec, self.dtype)
 
     @functools.cached_property
     def training(self) -> Kernel:
-        """The forward loop that keeps what the backward reads."""
-        return Kernel(self._forward, self._emitted_to_train[0], self.dtype)
+        """The forward loop that saves what the backward reads."""
+        return Kernel(self._forward, self._training_specs[0], self.dtype)
 
     @functools.cached_property
     def backward(self) -> Kernel:
-        """The loop that goes back."""
-        return Kernel(self._backward, self._emitted_to_train[1], self.dtype)
+        """The backward loop."""
+        return Kernel(self._backward, self._training_specs[1], self.dtype)
 
     @functools.cached_property
-    def _emitted_to_train(self) -> tuple[Emitted, Emitted]:
-        """The loops of training, that are compiled at the same time."""
-        forward = emit(self._forward, self.dtype, whole=self._read_back)
+    def _training_specs(self) -> tuple[KernelSpec, KernelSpec]:
+        """The forward and the backward loop for training. Both start compiling at the same time."""
+        forward = emit(self._forward, self.dtype, whole=self._read_by_backward)
         backward = emit(self._backward, self.dtype, shifted=self.captured.states)
         build.start(forward.source, backward.source)
         return forward, backward
 
     def prepare_training(self) -> None:
-        """Compile what training needs, before anything is run.
+        """Compile both loops for training.
 
         Raises:
-            UnsupportedError: the backward holds what the compiler can't take.
+            UnsupportedError: If the backward contains an unsupported operation.
         """
-        if self._no_training is not None:
-            raise UnsupportedError(self._no_training)
+        if self._training_error is not None:
+            raise UnsupportedError(self._training_error)
         try:
             self.training, self.backward  # noqa: B018
         except UnsupportedError as error:
-            self._no_training = str(error)
+            self._training_error = str(error)
             raise
 
     # --- forward ---
 
     @functools.cached_property
-    def _read_back(self) -> set[fx.Node]:
-        """What the backward reads of the forward, and gradients that it computes already: zeros, at times."""
-        part = self._backward
-        read = {n for node in (*part.before, *part.loop, *part.after) for n in node.all_input_nodes}
-        return read | {node for node in self._wanted if node in self._forward.before}
+    def _read_by_backward(self) -> set[fx.Node]:
+        """Nodes that the backward reads, and gradients in the forward's prologue, such as zeros."""
+        backward = self._backward
+        nodes = (*backward.prologue, *backward.loop, *backward.epilogue)
+        operands = {n for node in nodes for n in node.all_input_nodes}
+        return operands | {node for node in self._gradients if node in self._forward.prologue}
 
     @functools.cached_property
-    def states_kept(self) -> list[int | None]:
-        """The width of each state that the backward reads of every step, and of the output; else None."""
-        captured, read = self.captured, self._read_back
+    def saved_state_widths(self) -> list[int | None]:
+        """Width of each state whose values of all steps are stored, which include the output; else None."""
+        captured, read = self.captured, self._read_by_backward
         states = enumerate(zip(captured.states, captured.new_states, self.widths, strict=True))
         return [size if k == 0 or old in read or new in read else None for k, (old, new, size) in states]
 
     @functools.cached_property
     def _before_inference(self) -> BulkOps:
-        return self._around(self._forward, self.inference, set())
+        return self._prologue_ops(self._forward, self.inference, set())
 
     @functools.cached_property
     def _before_training(self) -> BulkOps:
-        return self._around(self._forward, self.training, self._read_back)
+        return self._prologue_ops(self._forward, self.training, self._read_by_backward)
 
     @functools.cached_property
-    def _looped(self) -> set[fx.Node]:
+    def _in_loops(self) -> set[fx.Node]:
         return {*self._forward.loop, *self._backward.loop}
 
-    def _around(self, part: LoopPartition, loop: Kernel, read_later: set[fx.Node]) -> BulkOps:
-        """What is computed before a loop: what the loop reads, and what is read later."""
-        wanted = [*loop.needs, *(node for node in part.before if node in read_later and not is_number(node))]
-        nodes = _needed(part.before, wanted)
-        arrays = {node for node in wanted if per_row(node)}
-        return BulkOps(nodes, [node for node in nodes if node in arrays], self._looped, self.dtype)
+    def _prologue_ops(self, partition: LoopPartition, kernel: Kernel, read_later: set[fx.Node]) -> BulkOps:
+        """Return the operations before a loop that the loop needs, or that are in ``read_later``."""
+        later = (node for node in partition.prologue if node in read_later and not is_number(node))
+        needed = [*kernel.needs, *later]
+        nodes = _required(partition.prologue, needed)
+        arrays = {node for node in needed if is_batched(node)}
+        return BulkOps(nodes, [node for node in nodes if node in arrays], self._in_loops, self.dtype)
 
-    def forward(
+    def forward_call(
         self,
         params: list[Tensor],
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         layout: Layout,
-        back: bool,
+        reverse: bool,
         threads: int,
-        keep: bool,
+        save_for_backward: bool,
     ) -> tuple[KernelCall, list[Tensor | None], list[Tensor], Values]:
-        """A call of the forward loop.
+        """Prepare a call of the forward loop.
 
         Returns:
-            The call; where it puts each state after every step (the output first, laid out as x; None:
-            nowhere); where it puts each row's final states; and the values that the backward reads.
+            The call; each state's values after every step; each row's final states; and the values that the
+            backward reads. The call fills in these tensors. The first state is the output, and has the layout
+            of x. Other states are None if they aren't stored.
         """
-        values = self._given(params, x)
-        (self._before_training if keep else self._before_inference)(values, layout.rows)
-        loop = self.training if keep else self.inference
-        whole = self.states_kept if keep else self._shapes_of_output
-        kept: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
-        kept += [None if size is None else x.new_empty(layout.rows, size) for size in whole[1:]]
+        values = self._input_values(params, x)
+        (self._before_training if save_for_backward else self._before_inference)(values, layout.rows)
+        kernel = self.training if save_for_backward else self.inference
+        widths = self.saved_state_widths if save_for_backward else self._output_width_only
+        all_steps: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
+        all_steps += [None if size is None else x.new_empty(layout.rows, size) for size in widths[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        job = loop.job(values, states or self._zeros, kept, final, x, layout, back, threads)
-        return job, kept, final, values
+        initial = states or self._no_states
+        call = kernel.call(values, initial, all_steps, final, x, layout, reverse, threads)
+        return call, all_steps, final, values
 
     @functools.cached_property
-    def plain(self) -> list[int | None] | None:
-        """Where the loop that keeps nothing needs no more than x and parameters: their places, x as None."""
+    def direct_inputs(self) -> list[int | None] | None:
+        """The tensors that the inference loop reads: for each the index of a parameter, or None for x.
+
+        None if it reads anything else, so that operations must run before the loop.
+        """
         params = self.captured.params
         bases = self.inference.bases
         if all(base is self.captured.x or base in params for base in bases):
             return [None if base is self.captured.x else params.index(base) for base in bases]
         return None
 
-    def infer(
+    def inference_call(
         self,
         params: list[Tensor],
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         layout: Layout,
-        back: bool,
+        reverse: bool,
         threads: int,
     ) -> tuple[KernelCall, Tensor, tuple[Tensor, ...]]:
-        """A call of the forward loop that keeps nothing, where it puts the output, and the final states."""
-        if self.plain is None or not x.is_contiguous():
-            job, kept, final, _ = self.forward(params, x, states, layout, back, threads, keep=False)
-            assert kept[0] is not None
-            return job, kept[0], tuple(final)
+        """Prepare a call of the inference loop.
+
+        Returns:
+            The call, and the output and the final states, which it fills in.
+        """
+        if self.direct_inputs is None or not x.is_contiguous():
+            call, all_steps, final, _ = self.forward_call(
+                params, x, states, layout, reverse, threads, save_for_backward=False
+            )
+            assert all_steps[0] is not None
+            return call, all_steps[0], tuple(final)
         output = x.new_empty(*x.shape[:-1], self.widths[0])
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self.plain]
+        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self.direct_inputs]
         addresses += [0] * len(final) if states is None else [state.data_ptr() for state in states]
-        addresses += [output.data_ptr(), *self._no_addresses]
+        addresses += [output.data_ptr(), *self._null_addresses]
         addresses += [state.data_ptr() for state in final]
         alive = [x, params, states, output]
-        return self.inference.call(addresses, layout, back, threads, 0, alive), output, tuple(final)
+        call = self.inference.call_addresses(addresses, layout, reverse, threads, 0, alive)
+        return call, output, tuple(final)
 
-    def read_back(self, values: Values) -> Values:
-        """Of the values that a forward call leaves, those that the backward reads."""
-        return {node: values[node] for node in self.held}
+    def select_saved(self, values: Values) -> Values:
+        """Return the values of a forward call that the backward reads."""
+        return {node: values[node] for node in self.saved_for_backward}
 
     @functools.cached_property
-    def held(self) -> list[fx.Node]:
-        """The values that a forward call leaves and the backward reads."""
-        around = _needed(self._forward.before, self._read_back)
-        made = self._before_training.makes
-        return [*self._forward.keeps, *(node for node in around if node in made and not is_number(node))]
+    def saved_for_backward(self) -> list[fx.Node]:
+        """Nodes whose values the forward saves for the backward, in addition to the states."""
+        nodes = _required(self._forward.prologue, self._read_by_backward)
+        computed = self._before_training.outputs
+        return [*self._forward.saved, *(node for node in nodes if node in computed and not is_number(node))]
 
     @property
-    def shapes_kept(self) -> list[tuple[int, ...]]:
-        """The shapes of what a forward call keeps beside the output: states, and the values held.
+    def saved_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what a forward call saves besides the output: states, then :attr:`saved_for_backward`.
 
-        Those of every row of every step begin with :data:`ROWS`.
+        Values of all rows of all steps have ``BATCH_SYMBOL`` as their first size.
         """
-        states = [(BATCH_SYMBOL, size) for size in self.states_kept[1:] if size is not None]
-        keeps = self._forward.keeps
-        held = [
-            (BATCH_SYMBOL, width(node)) if node in keeps else tuple(node.meta["val"].shape)
-            for node in self.held
+        states = [(BATCH_SYMBOL, size) for size in self.saved_state_widths[1:] if size is not None]
+        in_loop = self._forward.saved
+        values = [
+            (BATCH_SYMBOL, width(node)) if node in in_loop else tuple(node.meta["val"].shape)
+            for node in self.saved_for_backward
         ]
-        return [*states, *held]
+        return [*states, *values]
 
-    def _given(self, params: Iterable[Tensor], x: Tensor) -> Values:
+    def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
         values: Values = {**captured.constants, **dict(zip(captured.params, params, strict=True))}
         values[captured.x] = x.contiguous()
@@ -213,93 +240,112 @@ class CompiledCell:
     # --- backward ---
 
     @functools.cached_property
-    def _read_after(self) -> set[fx.Node]:
-        """What is read once the backward loop is over."""
-        read = {n for node in self._backward.after for n in node.all_input_nodes}
-        return read | set(self._wanted)
+    def _read_after_loop(self) -> set[fx.Node]:
+        """Nodes that are read after the backward loop."""
+        operands = {n for node in self._backward.epilogue for n in node.all_input_nodes}
+        return operands | set(self._gradients)
 
     @functools.cached_property
-    def _wanted(self) -> list[fx.Node]:
+    def _gradients(self) -> list[fx.Node]:
         captured = self.captured
         return [node for node in (*captured.grad_params, captured.grad_x) if node is not None]
 
     @functools.cached_property
     def _before_backward(self) -> BulkOps:
-        return self._around(self._backward, self.backward, self._read_after)
+        return self._prologue_ops(self._backward, self.backward, self._read_after_loop)
 
     @functools.cached_property
     def _after_backward(self) -> BulkOps:
-        part = self._backward
-        made = {*self._forward.before, *part.before, *self._looped}
-        nodes = _needed(list(self.captured.graph.nodes), [*part.after, *self._wanted])
-        nodes = [n for n in nodes if n.op == "call_function" and n not in made]
-        return BulkOps(nodes, self._wanted, self._looped, self.dtype)
+        computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
+        nodes = _required(list(self.captured.graph.nodes), [*self._backward.epilogue, *self._gradients])
+        nodes = [n for n in nodes if n.op == "call_function" and n not in computed]
+        return BulkOps(nodes, self._gradients, self._in_loops, self.dtype)
 
     @functools.cached_property
-    def keeps_carries(self) -> list[bool]:
-        """For each state, whether its gradient of every step is read once the loop is over."""
-        pairs = zip(self._backward.old, self._backward.new, strict=True)
-        return [old in self._read_after or new in self._read_after for old, new in pairs]
+    def _stores_carry(self) -> list[bool]:
+        """For each state, whether its gradients of all steps are read after the backward loop."""
+        pairs = zip(self._backward.old_states, self._backward.new_states, strict=True)
+        return [old in self._read_after_loop or new in self._read_after_loop for old, new in pairs]
 
-    def back(
+    def backward_call(
         self,
         values: Values,
         params: list[Tensor],
         x: Tensor,
         states: tuple[Tensor, ...] | None,
-        kept: list[Tensor | None],
+        all_steps: list[Tensor | None],
         grad_output: Tensor,
         grad_final: tuple[Tensor | None, ...],
         layout: Layout,
-        back: bool,
+        reverse: bool,
         threads: int,
     ) -> tuple[KernelCall, list[Tensor], Values]:
-        """A call of the backward loop of a call of the forward loop that went ``back`` or not.
+        """Prepare a call of the backward loop.
+
+        Args:
+            values: The values that the forward call saved, see :meth:`select_saved`.
+            params: The parameters, each contiguous.
+            x: The input of the forward call.
+            states: The initial states of the forward call.
+            all_steps: Each state's values after every step, from the forward call.
+            grad_output: Gradient of the output.
+            grad_final: Gradients of the final states; None means zeros.
+            layout: Memory layout of the rows.
+            reverse: Whether the forward call ran from the last time step to the first.
+            threads: Maximum number of threads.
 
         Returns:
-            The call; where it puts the gradients of the initial states; and the values that
-            :meth:`gradients` needs.
+            The call; the gradients of the initial states, which it fills in; and the values that
+            :meth:`gradients` reads.
         """
-        captured, part = self.captured, self._backward
-        values = {**values, **self._given(params, x)}
-        initial = states or self._zeros
-        for old, new, state, first in zip(captured.states, captured.new_states, kept, initial, strict=True):
+        captured, backward = self.captured, self._backward
+        values = {**values, **self._input_values(params, x)}
+        initial = states or self._no_states
+        steps = zip(captured.states, captured.new_states, all_steps, initial, strict=True)
+        for old, new, state, first in steps:
             if state is not None:
                 flat = state.view(-1, state.shape[-1])
                 values.setdefault(new, flat)
-                if old in self._read_back:
-                    before = layout.before(flat, first, back)
-                    values[old] = before if layout.starts is None else before.whole()
+                if old in self._read_by_backward:
+                    shifted = layout.shift(flat, first, reverse)
+                    values[old] = shifted if layout.starts is None else shifted.materialize()
         values[captured.grad_output] = grad_output.contiguous()
         self._before_backward(values, layout.rows)
         carries = [
-            x.new_empty(layout.rows, size) if wanted else None
-            for size, wanted in zip(self.widths, self.keeps_carries, strict=True)
+            x.new_empty(layout.rows, size) if stored else None
+            for size, stored in zip(self.widths, self._stores_carry, strict=True)
         ]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        for old, new, carry, first in zip(part.old, part.new, carries, grad_final, strict=True):
+        steps = zip(backward.old_states, backward.new_states, carries, grad_final, strict=True)
+        for old, new, carry, first in steps:
             if carry is not None:
-                values[old] = layout.before(carry, first, not back)
+                values[old] = layout.shift(carry, first, not reverse)
                 values.setdefault(new, carry)
-        job = self.backward.job(values, grad_final, carries, final, x, layout, not back, threads)
-        return job, final, values
+        call = self.backward.call(values, grad_final, carries, final, x, layout, not reverse, threads)
+        return call, final, values
 
     def gradients(self, values: Values, rows: int) -> tuple[list[Tensor | None], Tensor | None]:
-        """The gradients of the parameters and of x, ``(rows, input)``, once the backward loop is over."""
+        """Return the gradients of the parameters, and of x as ``(rows, input)``.
+
+        Args:
+            values: Values from :meth:`backward_call`, after its call has run.
+            rows: Number of rows of all time steps.
+        """
         captured = self.captured
-        if captured.grad_output not in self._read_after:
-            del values[captured.grad_output]  # it may be a copy
+        if captured.grad_output not in self._read_after_loop:
+            del values[captured.grad_output]  # frees its copy, if there is one
         self._after_backward(values, rows)
-        found: list[Tensor | None] = []
+        grad_params: list[Tensor | None] = []
         seen: set[fx.Node] = set()
         for node in captured.grad_params:
-            same = node in seen  # two parameters with the same gradient get a tensor each
-            found.append(None if node is None else values[node].clone() if same else values[node])
+            is_duplicate = node in seen  # parameters with the same gradient need separate tensors
+            grad = None if node is None else values[node].clone() if is_duplicate else values[node]
+            grad_params.append(grad)
             seen |= {node} if node is not None else set()
-        return found, None if captured.grad_x is None else whole(values[captured.grad_x])
+        return grad_params, None if captured.grad_x is None else materialize(values[captured.grad_x])
 
 
-def _needed(before: list[fx.Node], reads: Iterable[fx.Node]) -> list[fx.Node]:
-    """Of the nodes before a loop, those that the loop's own reads follow from."""
-    wanted = ancestors(reads)
-    return [node for node in before if node in wanted]
+def _required(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return those of ``nodes`` that ``results`` are computed from."""
+    required = ancestors(results)
+    return [node for node in nodes if node in required]

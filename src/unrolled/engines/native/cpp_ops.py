@@ -1,6 +1,6 @@
-"""The functions of one element that the compiler knows: torch's name to C++ on vectors.
+"""The operations that the compiler supports, each with its C++ expression on vectors.
 
-A truth value is 1 or 0 in the loop's own type.
+Booleans are 1 or 0 in the dtype of the loop.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import torch
 from torch import fx
 
-from unrolled.engines.compiler.ir import is_number, per_row
-from unrolled.engines.compiler.source_location import place_of, refused
+from unrolled.engines.compiler.ir import is_batched, is_number
+from unrolled.engines.compiler.source_location import location_of, unsupported
 
 aten = torch.ops.aten
 
-PLAIN: dict[object, str] = {
+CPP_OPS: dict[object, str] = {
     aten.rsqrt.default: "(splat(1) / sqrt({0}))",
     aten.reciprocal.default: "(splat(1) / {0})",
     aten.neg.default: "(-{0})",
@@ -51,35 +51,21 @@ PLAIN: dict[object, str] = {
     aten.bitwise_xor.Tensor: "truth({0} != {1})",
 }
 for _name in (
-    *(
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sqrt",
-        "sigmoid",
-        "tanh",
-        "relu",
-        "erf",
-        "erfc",
-    ),
-    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
-    *("sign", "floor", "ceil", "round", "trunc"),
-):
-    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}})"
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "sigmoid", "tanh", "relu", "erf", "erfc",
+    "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh",
+    "sign", "floor", "ceil", "round", "trunc",
+):  # fmt: skip
+    CPP_OPS[getattr(aten, _name).default] = f"{_name}({{0}})"
 for _name in ("maximum", "minimum", "atan2", "hypot"):
-    PLAIN[getattr(aten, _name).default] = f"{_name}({{0}}, {{1}})"
+    CPP_OPS[getattr(aten, _name).default] = f"{_name}({{0}}, {{1}})"
 for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items():
     for _kind in ("Scalar", "Tensor"):
-        PLAIN[getattr(getattr(aten, _name), _kind)] = f"truth({{0}} {_sign} {{1}})"
+        CPP_OPS[getattr(getattr(aten, _name), _kind)] = f"truth({{0}} {_sign} {{1}})"
 
-SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
+ADDITIVE_OPS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
 
-# Reductions of a row: what is joined, and what leaves the result as it is.
-REDUCTIONS: dict[object, tuple[str, str]] = {
+# Reductions of a row: the expression that combines two values, and its neutral element.
+CPP_REDUCTIONS: dict[object, tuple[str, str]] = {
     aten.sum.dim_IntList: ("({0} + {1})", "0"),
     aten.prod.dim_int: ("({0} * {1})", "1"),
     aten.amax.default: ("maximum({0}, {1})", "-INFINITY"),
@@ -88,27 +74,27 @@ REDUCTIONS: dict[object, tuple[str, str]] = {
 
 
 def check(node: fx.Node) -> None:
-    """Raise where an operation of a loop is not in the vocabulary.
+    """Check that the compiler supports a node of the loop.
 
     Raises:
-        UnsupportedError: the operation, and the line of the step that it belongs to.
+        UnsupportedError: If it doesn't. The message names the operation and its line in the step.
     """
     target = node.target
-    if target in PLAIN or target in SUMS or is_number(node):
+    if target in CPP_OPS or target in ADDITIVE_OPS or is_number(node):
         return
     if target in (aten.slice.Tensor, aten.cat.default) and node.args[1] in (1, -1):
         return
-    if target in REDUCTIONS and node.args[1] in (1, [1]):
+    if target in CPP_REDUCTIONS and node.args[1] in (1, [1]):
         return
     if target is aten.mm.default:
         row, matrix = node.args
-        if per_row(row) and not per_row(matrix):  # type: ignore[arg-type]
+        if is_batched(row) and not is_batched(matrix):  # type: ignore[arg-type]
             return
-    raise refused(f"{target} is not in the compiler's vocabulary", place_of(node))
+    raise unsupported(f"{target} is not supported by the compiler", location_of(node))
 
 
 def literal(value: object) -> str:
-    """A number as C++ has it."""
+    """Return a number as a C++ literal."""
     number = float(value)  # type: ignore[arg-type]
     if math.isinf(number):
         return "-INFINITY" if number < 0 else "INFINITY"

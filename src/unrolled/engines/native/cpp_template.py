@@ -1,4 +1,9 @@
-"""The text of a loop in C++, around the functions that compute its values."""
+"""The C++ source of a kernel, around the functions that compute its values.
+
+Names in the source: ``a0``, ``a1``, … are inputs of a step; ``o`` and ``n`` are states before and after it;
+``m`` are where the next step stores its states; ``k`` are values saved for the caller; ``b`` are scratch
+buffers; and ``z`` are scalars, which are one number per row.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,22 @@ import re
 from dataclasses import dataclass
 
 _SIZE = re.compile(r"D\[SIZES \+ (\d+)\]")
-_AT_ONCE = 4  # rows of which one number each is computed side by side
+_ROWS_PER_CALL = 4  # rows whose scalars are computed side by side
 
 
 @dataclass
 class PhaseText:
-    """A pass over the panels of one width.
+    """The text of a pass over the columns of one width.
 
     Attributes:
-        name: of its functions.
-        width: its columns.
-        rows: what each of its groups reads, at the first row of a step.
-        hoisted: what each of its hoisted groups reads, at row ``begin``.
-        groups: first those of every step, then the hoisted ones; each with where its packed matrices lie
-            if they are kept.
-        lines: what it computes on a panel and stores.
-        late: whether it is of many steps, after them.
+        name: Suffix of its functions' names.
+        width: Its number of columns.
+        rows: For each group of products, the pointer that it reads, at the first row of a step.
+        hoisted: For each hoisted group, the pointer that it reads, at row ``begin``.
+        groups: The groups of every step, then the hoisted groups. Each comes with the pointer to its packed
+            matrices, which is null unless the caller keeps them.
+        lines: Statements that compute a panel and store the results.
+        deferred: Whether it runs after the steps of a block, on all their rows.
     """
 
     name: str
@@ -30,108 +35,121 @@ class PhaseText:
     hoisted: list[str]
     groups: list[tuple[str, str]]
     lines: str
-    late: bool
+    deferred: bool
 
     @property
-    def kind(self) -> str:
-        """Its type in C++."""
+    def cpp_type(self) -> str:
+        """The C++ type of the phase."""
         return f"Phase<{len(self.rows)}, {len(self.hoisted)}>"
 
     def hoist(self) -> str:
-        """The call that sums up its hoisted groups."""
+        """Return the statement that computes the hoisted groups."""
         rows = ", ".join([*["nullptr"] * len(self.rows), *self.hoisted])
-        return f"{{ const T* const x[] = {{{rows}}}; p{self.name}.hoist(h, x, many, room_rows); }}"
+        return f"{{ const T* const x[] = {{{rows}}}; p{self.name}.hoist(range, x, row_count, block_rows); }}"
 
-    def function(self, several: list[State] | None = None) -> str:
-        """Its function of one tile, and the pass; with ``several`` of several steps, and of these states."""
-        lines, over = self.lines, []
-        if not self.rows:  # a store might change what lies in memory
-            read = sorted(set(map(int, _SIZE.findall(lines))))
-            over += [f"const long d{k} = D[SIZES + {k}];" for k in read]
+    def functions(self, states: list[State] | None = None) -> str:
+        """Return the function that computes a tile, and the one that runs the pass.
+
+        Args:
+            states: The states, if a call of the functions runs several steps.
+        """
+        lines, body = self.lines, []
+        if not self.rows:  # read sizes once: as far as the compiler knows, a store may change them
+            sizes = sorted(set(map(int, _SIZE.findall(lines))))
+            body += [f"const long d{k} = D[SIZES + {k}];" for k in sizes]
             lines = _SIZE.sub(r"d\1", lines)
-        over.append(f"const long W = {self.width};")
-        fetches = "__builtin_prefetch" in lines
-        if fetches:
-            over.append("const Ahead fetched(s, W, rows);")
-        here, depth = "r", 0
-        if several is not None:
-            here = "(r + moved)"
-            over += ["for (long k = 0; k < steps; k++) {", "  const long moved = k * s.stride();"]
-            over += [f"  {line}" for number, state in enumerate(several) for line in state.at_step(number)]
+        body.append(f"const long W = {self.width};")
+        prefetches = "__builtin_prefetch" in lines
+        if prefetches:
+            body.append("const PrefetchDistance prefetch(s, W, rows);")
+        row, depth = "r", 0
+        if states is not None:
+            row = "(r + step_offset)"
+            body += ["for (long k = 0; k < steps; k++) {", "  const long step_offset = k * s.stride();"]
+            body += [f"  {line}" for number, state in enumerate(states) for line in state.at_step(number)]
             depth = 1
-        order = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++)"]
+        loops = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++)"]
         if self.rows:
-            over += ["  " * depth + order[0], "  " * (depth + 1) + f"{order[1]} {{"]
-        else:  # as it lies in memory
-            over += ["  " * depth + order[1], "  " * (depth + 1) + f"{order[0]} {{"]
-        inner = [f"const long i = (panel + u) * L, n = W - i, at = row + {here};"]
-        inner += ["const long ahead = fetched.from(r);"] * fetches
-        inner += lines.replace("HERE", here).splitlines()
-        over += ["  " * (depth + 2) + line for line in inner]
-        over += ["  " * (depth + 1) + "}", *["}"] * depth]
+            body += ["  " * depth + loops[0], "  " * (depth + 1) + f"{loops[1]} {{"]
+        else:  # memory order
+            body += ["  " * depth + loops[1], "  " * (depth + 1) + f"{loops[0]} {{"]
+        inner = [f"const long i = (panel + u) * L, n = W - i, at = row + {row};"]
+        inner += ["const long ahead = prefetch.from(r);"] * prefetches
+        inner += lines.replace("HERE", row).splitlines()
+        body += ["  " * (depth + 2) + line for line in inner]
+        body += ["  " * (depth + 1) + "}", *["}"] * depth]
         return f"""
-static void point{self.name}(const Step& s, long row, int rows, long panel, int panels,
-                        [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
-                        [[maybe_unused]] long steps) {{
+static void pointwise{self.name}(const Step& s, long row, int rows, long panel, int panels,
+                            [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
+                            [[maybe_unused]] long steps) {{
   SLOTS
-  {_lines(over, 2)}
+  {_join(body, 2)}
 }}
 
-static void pass{self.name}(const Work& w, const Step& s, const Share& h, long shift, long room_rows,
-                            long steps) {{
+static void pass{self.name}(const Loop& loop, const Step& s, const ThreadRange& range, long shift,
+                            long block_rows, long steps) {{
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
-  w.p{self.name}.sweep(s, h, x, shift, room_rows, steps, point{self.name});
+  loop.p{self.name}.sweep(s, range, x, shift, block_rows, steps, pointwise{self.name});
 }}
 """
 
 
-def rows(level: int, blocks: list[list[str]]) -> str:
-    """The function that computes one number a row, or several.
+def scalar_function(level: int, blocks: list[list[str]]) -> str:
+    """Return the functions that compute the scalars of a level.
 
     Args:
-        level: of it.
-        blocks: lines for each number: from row ``from`` on, ``one[r]`` of R rows; EACH is a loop over them.
+        level: The level.
+        blocks: For each scalar the statements that compute ``one[r]`` for R rows from ``from`` on.
+            ``FOR_ROWS`` is a loop over these rows.
     """
+    count = _ROWS_PER_CALL
     lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in blocks)
     return f"""
-template <int R> static void some{level}(const Step& s, [[maybe_unused]] const Share& h, const long from) {{
+template <int R>
+static void scalars_of{level}(const Step& s, [[maybe_unused]] const ThreadRange& range, const long from) {{
   SLOTS
   [[maybe_unused]] T one[R];
 {lines}
 }}
 
-static void rows{level}(const Step& s, const Share& h) {{
-  const long to = std::min(h.to, s.rows);
-  long at = h.from;
-  for (; at + {_AT_ONCE} <= to; at += {_AT_ONCE}) some{level}<{_AT_ONCE}>(s, h, at);
-  for (; at < to; at++) some{level}<1>(s, h, at);
+static void scalars{level}(const Step& s, const ThreadRange& range) {{
+  const long to = std::min(range.to, s.rows);
+  long at = range.from;
+  for (; at + {count} <= to; at += {count}) scalars_of{level}<{count}>(s, range, at);
+  for (; at < to; at++) scalars_of{level}<1>(s, range, at);
 }}
 """
 
 
 @dataclass
 class State:
-    """A state: its width, and where its first value, those of all steps and each row's last go.
+    """The text of a state.
 
-    ``crossing``: what is late reads it; ``late``: it is late itself.
+    Attributes:
+        width: Its number of columns.
+        initial: Pointer to the state before the first step.
+        all_steps: Pointer to the memory for its values of all steps.
+        final: Pointer to the memory for each row's last value.
+        read_by_deferred: Whether deferred values read it.
+        deferred: Whether it is deferred itself.
     """
 
     width: str
     initial: str
-    kept: str
+    all_steps: str
     final: str
-    crossing: bool
-    late: bool
+    read_by_deferred: bool
+    deferred: bool
 
     def at_step(self, number: int) -> list[str]:
-        """Where it lies before and after the k-th of several steps, whose rows are ``moved``."""
-        if self.late:
+        """Return the declarations of its pointers in the k-th of several steps, ``step_offset`` rows on."""
+        if self.deferred:
             return []
         now, other, old, width = f"s.n{number}", f"s.m{number}", f"s.o{number}", self.width
-        turn = f"(k & 1 ? {{}} : {{}}) - moved * {width}"
-        after = f"{other} ? {turn.format(other, now)} : {now}"
-        before = f"{other} ? {turn.format(now, other)} : {now} - s.stride() * {width}"
+        alternate = f"(k & 1 ? {{}} : {{}}) - step_offset * {width}"
+        after = f"{other} ? {alternate.format(other, now)} : {now}"
+        before = f"{other} ? {alternate.format(now, other)} : {now} - s.stride() * {width}"
         return [
             f"[[maybe_unused]] T* const n{number} = {after};",
             f"[[maybe_unused]] const T* const o{number} = k == 0 ? {old} : {before};",
@@ -139,38 +157,45 @@ class State:
 
 
 @dataclass
-class File:
-    """A loop: pairs are names and what they begin as.
+class KernelSource:
+    """The parts of a kernel's source.
 
     Attributes:
-        calls: what a step does.
-        late: what is done after the steps of a block, for all their rows.
-        scratch: names, widths, and whether there is room for the rows of a block.
-        apart: a column of a step follows from the same column of the step before alone, so that threads
-            which share columns need not wait for one another.
+        scalar: C++ type of all values.
+        functions: Functions, in the order of their definition.
+        phases: The phases among them.
+        calls: Statements of a step.
+        deferred: Statements that run after the steps of a block, for all their rows.
+        arrays: Names of the inputs, and the pointers to them.
+        saved: Names of the values saved for the caller, and the pointers to them.
+        scratch: Names of scratch buffers, their widths, and whether they hold all rows of a block.
+        scalars: Names of the scalars.
+        states: The states.
+        columnwise: Whether each column of a step depends only on the same column of the previous step. Then
+            threads that split the columns needn't synchronize after each step.
     """
 
     scalar: str
     functions: list[PhaseText | str]
     phases: list[PhaseText]
     calls: list[str]
-    late: list[str]
+    deferred: list[str]
     arrays: list[tuple[str, str]]
-    kept: list[tuple[str, str]]
+    saved: list[tuple[str, str]]
     scratch: list[tuple[str, str, bool]]
     scalars: list[str]
     states: list[State]
-    apart: bool
+    columnwise: bool
 
     def text(self) -> str:
-        """The source of the library."""
+        """Return the source."""
         members, slots = self._members()
-        late = [k for k, state in enumerate(self.states) if state.late]
-        now = [k for k, state in enumerate(self.states) if not state.late]
+        deferred = [k for k, state in enumerate(self.states) if state.deferred]
+        stepwise = [k for k, state in enumerate(self.states) if not state.deferred]
         functions = "".join(
             function
             if isinstance(function, str)
-            else function.function(self.states if self.apart and not function.late else None)
+            else function.functions(self.states if self.columnwise and not function.deferred else None)
             for function in self.functions
         )
         return f"""using T = {self.scalar};
@@ -178,129 +203,137 @@ class File:
 
 namespace {{
 
-// What changes from step to step.
-struct Step : Moment {{
-  {_lines(members, 2)}
+// Pointers to the values of a step.
+struct Step : StepContext {{
+  {_join(members, 2)}
 }};
 
-// What a thread keeps for all steps.
-struct Work {{
-  static constexpr bool APART = {str(self.apart).lower()}, LATE = {str(bool(self.late)).lower()};
-  Share h, all;
-  {_lines(self._own(), 2)}
+// What a thread needs in all steps.
+struct Loop {{
+  static constexpr bool COLUMNWISE = {_bool(self.columnwise)}, DEFERRED = {_bool(bool(self.deferred))};
+  ThreadRange range, block_range;
+  {_join(self._loop_members(), 2)}
 
-  void lay(const Call& c, const Share& share, Room& shared, Room& own) {{
+  void allocate(const Call& c, const ThreadRange& thread_range, Arena& shared, Arena& own) {{
     [[maybe_unused]] const int64_t* const D = c.D;
     void* const* const P = c.P;
-    [[maybe_unused]] const bool direct = D[DIRECT];
-    h = share;
-    all = share.of_block(D);
-    {_lines(self._lay(), 4)}
+    [[maybe_unused]] const bool pack_per_step = D[PACK_PER_STEP];
+    range = thread_range;
+    block_range = thread_range.of_block(D);
+    {_join(self._allocations(), 4)}
   }}
 
-  void begin(long rows) const {{
-    {_lines([f"s{k}.begin(rows);" for k in range(len(self.states))], 4)}
+  void clear_zeros(long rows) const {{
+    {_join([f"s{k}.clear_zeros(rows);" for k in range(len(self.states))], 4)}
   }}
 
   void pack() const {{
-    {_lines([f"p{phase.name}.pack(h);" for phase in self.phases], 4)}
+    {_join([f"p{phase.name}.pack(range);" for phase in self.phases], 4)}
   }}
 
-  void keep(Step& s) const {{
-    {_lines([f"s.{name} = {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)], 4)}
+  void set_scratch(Step& s) const {{
+    {_join([f"s.{name} = {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)], 4)}
   }}
 
-  void place(Step& s, const Call& c, const Place& at) const {{
+  void set_pointers(Step& s, const Call& c, const StepPosition& at) const {{
     [[maybe_unused]] const int64_t* const D = c.D;
     [[maybe_unused]] void* const* const P = c.P;
-    {_lines(self._place(), 4)}
+    {_join(self._pointers(), 4)}
   }}
 
-  void before(Step& s, long step, long rows, long rows_last) const {{
-    {_lines([f"s.o{k} = value_before(h, s{k}, s.n{k}, step, rows, rows_last);" for k in now], 4)}
+  void set_state_before(Step& s, long step, long rows, long last_rows) const {{
+    {_join([f"s.o{k} = state_before(range, s{k}, s.n{k}, step, rows, last_rows);" for k in stepwise], 4)}
   }}
 
-  void finish(const Step& s, long from, long to) const {{
-    {_lines([f"keep_last(h, s{k}, s.n{k}, from, to);" for k in now], 4)}
+  void store_final_states(const Step& s, long from, long to) const {{
+    {_join([f"store_final(range, s{k}, s.n{k}, from, to);" for k in stepwise], 4)}
   }}
 
-  void finish_late(const Step& s, long row, long from, long to) const {{
-    {_lines([f"keep_last(h, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in late], 4)}
+  void store_final_deferred(const Step& s, long row, long from, long to) const {{
+    {_join([f"store_final(range, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in deferred], 4)}
   }}
 
-  void hoist(const Call& c, long begin, long many, long room_rows) const {{
+  void hoist(const Call& c, long begin, long row_count, long block_rows) const {{
     [[maybe_unused]] const int64_t* const D = c.D;
     [[maybe_unused]] void* const* const P = c.P;
-    {_lines([phase.hoist() for phase in self.phases if phase.hoisted], 4)}
+    {_join([phase.hoist() for phase in self.phases if phase.hoisted], 4)}
   }}
 
-  void step(const Step& s, long shift, long room_rows, long steps) const;
-  void late(const Step& s, long room_rows) const;
+  void step(const Step& s, long shift, long block_rows, long steps) const;
+  void deferred(const Step& s, long block_rows) const;
 }};
 {functions.replace("SLOTS", slots)}
-void Work::step(const Step& s, long shift, long room_rows, long steps) const {{
-  {_lines(self.calls, 2)}
+void Loop::step(const Step& s, long shift, long block_rows, long steps) const {{
+  {_join(self.calls, 2)}
 }}
 
-void Work::late(const Step& s, long room_rows) const {{
-  [[maybe_unused]] const Share& h = all;
-  {_lines(self.late, 2)}
+void Loop::deferred(const Step& s, long block_rows) const {{
+  [[maybe_unused]] const ThreadRange& range = block_range;
+  {_join(self.deferred, 2)}
 }}
 
 }}  // namespace
 
-extern "C" bool run(const int64_t* sizes, void* const* pointers, const Products* products) {{
-  return call<Work, Step>(sizes, pointers, products);
+extern "C" bool run(const int64_t* numbers, void* const* pointers, const Products* products) {{
+  return call<Loop, Step>(numbers, pointers, products);
 }}
 """
 
     def _members(self) -> tuple[list[str], str]:
-        """The places of values that a step has, and their names within its functions."""
+        """Return the members of a step, and the statements that declare them as local variables."""
         count = range(len(self.states))
         read = [*(name for name, _ in self.arrays), *(f"o{k}" for k in count)]
-        written = [name for name, *_ in (*self.kept, *self.scratch)] + self.scalars + [f"n{k}" for k in count]
+        written = (
+            [name for name, *_ in (*self.saved, *self.scratch)] + self.scalars + [f"n{k}" for k in count]
+        )
         members = [f"const T* {name};" for name in read]
         members += [f"T* {name};" for name in (*written, *(f"m{k}" for k in count))]
         slots = ["[[maybe_unused]] const int64_t* const D = s.D;"]
         slots += [f"[[maybe_unused]] auto* const {name} = s.{name};" for name in (*read, *written)]
         return members, " ".join(slots)
 
-    def _own(self) -> list[str]:
+    def _loop_members(self) -> list[str]:
         lines = [f"T* {name};" for name in (*(n for n, *_ in self.scratch), *self.scalars)]
         lines += [f"State s{k};" for k in range(len(self.states))]
-        return lines + [f"{phase.kind} p{phase.name};" for phase in self.phases]
+        return lines + [f"{phase.cpp_type} p{phase.name};" for phase in self.phases]
 
-    def _place(self) -> list[str]:
-        lines = [f"s.{name} = {place};" for name, place in (*self.arrays, *self.kept)]
-        blocks = [(name, width) for name, width, block in self.scratch if block]
-        lines += [f"s.{name} = {name} + (at.first - at.known) * {width};" for name, width in blocks]
+    def _pointers(self) -> list[str]:
+        lines = [f"s.{name} = {pointer};" for name, pointer in (*self.arrays, *self.saved)]
+        of_blocks = [(name, width) for name, width, whole_block in self.scratch if whole_block]
+        lines += [f"s.{name} = {name} + (at.row - at.block_row) * {width};" for name, width in of_blocks]
         lines += [f"s.n{k} = s{k}.after(at);" for k in range(len(self.states))]
-        return lines + [f"s.m{k} = s{k}.other(at.step);" for k in range(len(self.states))]
+        return lines + [f"s.m{k} = s{k}.other_buffer(at.step);" for k in range(len(self.states))]
 
-    def _lay(self) -> list[str]:
+    def _allocations(self) -> list[str]:
         lines = [
-            f"{name} = shared.take<T>({'D[HOISTED] * ' if block else ''}D[ROWS] * {width});"
-            for name, width, block in self.scratch
+            f"{name} = shared.take<T>({'D[BLOCK_STEPS] * ' if whole_block else ''}D[ROWS] * {width});"
+            for name, width, whole_block in self.scratch
         ]
-        block = "D[HOISTED] * " if self.late else ""
-        lines += [f"{name} = own.take<T>({block}D[ROWS]);" for name in self.scalars]
+        steps = "D[BLOCK_STEPS] * " if self.deferred else ""
+        lines += [f"{name} = own.take<T>({steps}D[ROWS]);" for name in self.scalars]
         for k, state in enumerate(self.states):
-            rows = "D[HOISTED]" if state.crossing or state.late else "0"
-            lines.append(
-                f"s{k}.lay(shared, c, {state.width}, {state.initial}, {state.kept}, {state.final}, {rows});"
-            )
+            steps = "D[BLOCK_STEPS]" if state.read_by_deferred or state.deferred else "0"
+            pointers = f"{state.initial}, {state.all_steps}, {state.final}"
+            lines.append(f"s{k}.allocate(shared, c, {state.width}, {pointers}, {steps});")
         for phase in self.phases:
             name = f"p{phase.name}"
-            share = "all" if phase.late else "h"
+            thread_range = "block_range" if phase.deferred else "range"
             for number, (group, _) in enumerate(phase.groups):
                 lines.append(f"{name}.groups[{number}] = Group{group};")
-            lines.append(f"{name}.cut({share}, D[BY_ROWS] || D[TURNS] ? 1 : D[THREADS], {phase.width});")
+            threads = "D[BY_ROWS] || D[TURNS] ? 1 : D[THREADS]"
+            lines.append(f"{name}.partition({thread_range}, {threads}, {phase.width});")
             if phase.groups:
-                kept = ", ".join(f"(T*){where}" for _, where in phase.groups)
-                lines.append(f"{{ T* const kept[] = {{{kept}}}; {name}.share_room(shared, direct, kept); }}")
-                lines.append(f"{name}.own_room(own, D[HOISTED] * D[ROWS], {share}.few, direct);")
+                packed = ", ".join(f"(T*){pointer}" for _, pointer in phase.groups)
+                allocate = f"{name}.allocate_packed(shared, pack_per_step, packed);"
+                lines.append(f"{{ T* const packed[] = {{{packed}}}; {allocate} }}")
+                rows = f"D[BLOCK_STEPS] * D[ROWS], {thread_range}.batch"
+                lines.append(f"{name}.allocate_sums(own, {rows}, pack_per_step);")
         return lines
 
 
-def _lines(of: list[str], indent: int) -> str:
-    return ("\n" + " " * indent).join(of)
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _join(lines: list[str], indent: int) -> str:
+    return ("\n" + " " * indent).join(lines)

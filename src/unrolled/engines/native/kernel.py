@@ -1,4 +1,4 @@
-"""One compiled loop over time, and how it is called."""
+"""A compiled loop over time, and how it is called."""
 
 from __future__ import annotations
 
@@ -14,149 +14,169 @@ from torch import Tensor, fx
 
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
-from unrolled.engines.compiler.ir import per_row, width
+from unrolled.engines.compiler.ir import is_batched, width
 from unrolled.engines.compiler.partition import LoopPartition
-from unrolled.engines.compiler.views import places
-from unrolled.engines.native.kernel_spec import HEADER, THREADS, Emitted
-from unrolled.engines.native.matmul import both, products
+from unrolled.engines.compiler.views import resolve_views
+from unrolled.engines.native.kernel_spec import HEADER, THREADS, KernelSpec
+from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
 
-_WORTH = 60_000  # multiplications in a step from which on threads pay
-_WORTH_APART = 500_000  # in a call, where threads never meet: each keeps its own rows, or columns
-_SMALL = 2**18  # bytes of packed weights that each thread may read in every step for its own rows
-_FEW_ROWS = 8  # of each thread, at least, where rows are shared
-_DIRECT = 2  # steps up to which weights are packed a block at a time, in every step
-_ROWS_AT_ONCE = 256  # of a product with the input: from these on its weights are read seldom enough
-_HOISTED = 2**20  # bytes of such products that a thread keeps, at most
-NO_MEMORY = "no memory for what a loop over time keeps for itself"
+# Multiply-adds from which on threads pay off.
+_MIN_WORK_FOR_THREADS = 60_000  # per step, if threads synchronize in each step
+_MIN_WORK_WITHOUT_SYNC = 500_000  # per call, if each thread has its own rows or columns
+# Threads split the rows only if each thread can read all weights in every step, and has enough rows.
+_MAX_SHARED_WEIGHTS = 2**18  # bytes of packed weights that a step reads
+_MIN_ROWS_PER_THREAD = 8
+_MAX_STEPS_UNPACKED = 2  # up to this many steps, weights are packed a block at a time in each step
+# Input products are computed for blocks of steps.
+_BLOCK_ROWS = 256  # with fewer rows, reading the weights would take too much of the time
+_MAX_HOISTED_SUMS = 2**20  # bytes that a thread stores
+NO_MEMORY = "not enough memory for the temporary buffers of a compiled loop"
 
 
 @dataclass(slots=True)
 class KernelCall:
-    """A loop with all that it is called with: addresses, and the tensors behind them."""
+    """A kernel with its arguments.
+
+    Attributes:
+        run: Address of the kernel.
+        numbers: The numbers of the call, see ``include/thread_range.h``.
+        threads: Maximum number of threads.
+        pointers: The pointers of the call.
+        table: Address of the table of products.
+        alive: Objects that keep the memory behind the pointers alive.
+    """
 
     run: int
-    sizes: array.array[int]
+    numbers: array.array[int]
     threads: int
     pointers: array.array[int]
     table: int
     alive: list[Any]
 
     def arguments(self) -> tuple[int, int, int, int]:
-        """The loop and its arguments as addresses."""
-        return self.run, self.sizes.buffer_info()[0], self.pointers.buffer_info()[0], self.table
+        """Return the addresses of the kernel and of its three arguments."""
+        return self.run, self.numbers.buffer_info()[0], self.pointers.buffer_info()[0], self.table
 
 
-_call = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
-def launch(jobs: Sequence[KernelCall]) -> None:
-    """Run loops that don't depend on one another: two at the same time, where there are two threads.
+def launch(calls: Sequence[KernelCall]) -> None:
+    """Run independent kernels: two of them at the same time if each has one thread, else one after another.
 
     Raises:
-        MemoryError: there is no memory for what a loop keeps for itself.
+        MemoryError: If there is not enough memory for a kernel's buffers.
     """
-    if len(jobs) == 2 and jobs[0].threads == jobs[1].threads == 1 and torch.get_num_threads() > 1:
-        done = both(jobs[0].arguments(), jobs[1].arguments())
+    if len(calls) == 2 and calls[0].threads == calls[1].threads == 1 and torch.get_num_threads() > 1:
+        succeeded = launch_pair(calls[0].arguments(), calls[1].arguments())
     else:
-        done = True
-        for job in jobs:
-            _, sizes, pointers, table = job.arguments()
-            done = function(job.run)(sizes, pointers, table) and done
-    if not done:
+        succeeded = True
+        for call in calls:
+            _, numbers, pointers, table = call.arguments()
+            succeeded = function(call.run)(numbers, pointers, table) and succeeded
+    if not succeeded:
         raise MemoryError(NO_MEMORY)
 
 
 @functools.cache
 def function(address: int) -> Any:
-    """A loop to call: with the addresses of its sizes, of its pointers and of the products."""
-    return _call(address)
+    """Return the kernel at an address, a function of three addresses; see :meth:`KernelCall.arguments`."""
+    return _kernel_type(address)
 
 
 class Kernel:
-    """One compiled loop: its split, its source and its library.
+    """A compiled loop over time.
 
     Args:
-        part: the split.
-        emitted: its source.
-        dtype: of all values.
+        partition: The partition that contains the loop.
+        spec: The generated source and its arguments.
+        dtype: Dtype of all values.
+
+    Attributes:
+        needs: Values that the loop reads, in the order of their first use.
+        bases: The same without views: the base of each parameter's view instead.
     """
 
     def __init__(
         self,
-        part: LoopPartition,
-        emitted: Emitted,
+        partition: LoopPartition,
+        spec: KernelSpec,
         dtype: torch.dtype,
     ) -> None:
-        self.part = part
-        self.emitted = emitted
-        log.emit.info("a loop in %s\n%s", dtype, emitted.source)
+        self.partition = partition
+        self.spec = spec
+        log.emit.info("a loop in %s\n%s", dtype, spec.source)
         self._products = products(dtype)
-        self._library = library = build.load(emitted.source)  # its code is called as long as this loop is
+        self._library = library = build.load(spec.source)  # keep it loaded for as long as the kernel exists
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
-        self._keeps = [(node, width(node)) for node in part.keeps]
-        hoisted_rows = {node.args[0] for node in emitted.hoisted}
-        sums = [(pack, len(pack.products) * pack.width) for pack in emitted.packs]
-        hoisted = [pack.products[0].row in hoisted_rows for pack, _ in sums]
-        self._hoisted = sum(many for (_, many), early in zip(sums, hoisted, strict=True) if early)
-        weights = [many * pack.depth for pack, many in sums]
-        self._read = sum(many for many, early in zip(weights, hoisted, strict=True) if not early)
-        self._work = sum(weights) + 5 * sum(width(node) for node in part.loop if per_row(node))
-        self._sizes: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
-        needs = [node for kind, node in emitted.pointers if kind in ("array", "matrix")]
+        self._saved = [(node, width(node)) for node in partition.saved]
+        hoisted_rows = {node.args[0] for node in spec.hoisted}
+        is_hoisted = [pack.products[0].row in hoisted_rows for pack in spec.packs]
+        sums = [len(pack.products) * pack.width for pack in spec.packs]
+        weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
+        self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)
+        self._weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
+        elements = sum(width(node) for node in partition.loop if is_batched(node))
+        self._work = sum(weights) + 5 * elements  # per row; computing an element counts as five multiply-adds
+        self._numbers_cache: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
+        needs = [node for kind, node in spec.pointers if kind in ("array", "matrix")]
         self.needs = list(dict.fromkeys(needs))
-        self._places = places(node for node in self.needs if not per_row(node))
+        self._views = resolve_views(node for node in self.needs if not is_batched(node))
         self.bases = list(dict.fromkeys(self._base(node) for node in self.needs))
-        self._shifted = [node for kind, node in emitted.pointers if kind == "first"]
-        self._recipe = [self._source(kind, what) for kind, what in emitted.pointers]
+        self._shifted = [node for kind, node in spec.pointers if kind == "shifted_initial"]
+        self._pointer_sources = [self._pointer_source(kind, target) for kind, target in spec.pointers]
 
     def _base(self, node: fx.Node) -> fx.Node:
-        return node if per_row(node) else self._places[node].base
+        return node if is_batched(node) else self._views[node].base
 
-    def _source(self, kind: str, what: Any) -> tuple[int, int]:
-        """What a pointer points to: a place among the addresses of :meth:`job`, and bytes behind it."""
-        bases, states = len(self.bases), len(self.part.old)
+    def _pointer_source(self, kind: str, target: Any) -> tuple[int, int]:
+        """Return where a pointer comes from: the index of an address, and an offset in bytes.
+
+        Index 0 is null, 1 is the layout's ``starts``, and the addresses of :meth:`call_addresses` follow.
+        """
+        bases, states = len(self.bases), len(self.partition.old_states)
         match kind:
             case "starts":
                 return 1, 0
             case "array" | "matrix":
-                offset = 0 if per_row(what) else self._places[what].offset
-                return 2 + self.bases.index(self._base(what)), offset * self._dtype.itemsize
-            case "initial" | "states" | "final":
-                number = ("initial", "states", "final").index(kind)
-                return 2 + bases + number * states + what, 0
-            case "kept":
-                return 2 + bases + 3 * states + self.part.keeps.index(what), 0
-            case "first":
-                return 2 + bases + 3 * states + len(self._keeps) + self._shifted.index(what), 0
-        return 0, 0  # a pack: its matrices are packed anew in every call
+                offset = 0 if is_batched(target) else self._views[target].offset
+                return 2 + self.bases.index(self._base(target)), offset * self._dtype.itemsize
+            case "initial" | "all_steps" | "final":
+                number = ("initial", "all_steps", "final").index(kind)
+                return 2 + bases + number * states + target, 0
+            case "saved":
+                return 2 + bases + 3 * states + self.partition.saved.index(target), 0
+            case "shifted_initial":
+                return 2 + bases + 3 * states + len(self._saved) + self._shifted.index(target), 0
+        return 0, 0  # a pack: null, so that the kernel packs its matrices in every call
 
-    def job(
+    def call(
         self,
         values: dict[fx.Node, Any],
         initial: Sequence[Tensor | None],
-        kept: Sequence[Tensor | None],
+        all_steps: Sequence[Tensor | None],
         final: Sequence[Tensor | None],
         like: Tensor,
         layout: Layout,
-        back: bool,
+        reverse: bool,
         threads: int,
     ) -> KernelCall:
-        """Everything ready for a call; what it keeps for others is put into ``values``.
+        """Prepare a call. Allocate the values that it saves, and add them to ``values``.
 
         Args:
-            values: the arrays of what the loop reads, of every row of every step, or of parameters.
-            initial: the states before the first step, each ``(batch, width)``; None: zeros.
-            kept: for each state where its values after every step go, ``(all rows, width)``; None: nowhere.
-            final: for each state where each row's last value goes, ``(batch, width)``; None: nowhere.
-            like: a tensor of the dtype.
-            layout: of the rows.
-            back: from the last step to the first.
-            threads: at most.
+            values: Values that the loop reads: of all rows of all time steps, or of parameters.
+            initial: States before the first step, each ``(batch, width)``; None means zeros.
+            all_steps: Memory for each state's values after every step, ``(all rows, width)``, or None.
+            final: Memory for each row's last state, ``(batch, width)``, or None.
+            like: A tensor of the right dtype and device.
+            layout: Memory layout of the rows.
+            reverse: Whether to run from the last time step to the first.
+            threads: Maximum number of threads.
         """
         addresses = []
-        alive: list[Any] = [values, initial, kept, final]
+        alive: list[Any] = [values, initial, all_steps, final]
         for node in self.bases:
             value = values[node]
             if type(value) is ShiftedState:
@@ -165,95 +185,106 @@ class Kernel:
                 value = value.to(self._dtype).contiguous()
                 alive.append(value)
             addresses.append(value.data_ptr())
-        states = (*initial, *kept, *final)
+        states = (*initial, *all_steps, *final)
         addresses += [0 if state is None else state.data_ptr() for state in states]
-        for node, columns in self._keeps:
-            made = values[node] = like.new_empty(layout.rows, columns)
-            addresses.append(made.data_ptr())
-        moved = 0
+        for node, columns in self._saved:
+            saved = values[node] = like.new_empty(layout.rows, columns)
+            addresses.append(saved.data_ptr())
+        shift = 0
         for node in self._shifted:
             value = values[node]
             if type(value) is ShiftedState:
-                moved = 1 if value.back else -1
-                first = value.first()
-                alive.append(first)
-                addresses.append(first.data_ptr())
+                shift = 1 if value.reverse else -1
+                shifted_initial = value.initial_or_zeros()
+                alive.append(shifted_initial)
+                addresses.append(shifted_initial.data_ptr())
             else:
                 addresses.append(0)
-        return self.call(addresses, layout, back, threads, moved, alive)
+        return self.call_addresses(addresses, layout, reverse, threads, shift, alive)
 
-    def call(
+    def call_addresses(
         self,
         addresses: list[int],
         layout: Layout,
-        back: bool,
+        reverse: bool,
         threads: int,
-        moved: int,
+        shift: int,
         alive: list[Any],
         packed: bool = False,
     ) -> KernelCall:
-        """A call with the addresses of the bases, of the initial, kept and final states, and of the rest.
+        """Prepare a call from addresses.
 
-        With ``packed`` the matrices are packed in memory of the caller's, see :meth:`packs`.
+        Args:
+            addresses: Addresses of the bases; of the initial states; of the memory for states of all steps,
+                for final states and for saved values; and of the initial values of shifted states.
+            layout: Memory layout of the rows.
+            reverse: Whether to run from the last time step to the first.
+            threads: Maximum number of threads.
+            shift: Distance of shifted states, in time steps: -1, 0 or 1.
+            alive: Objects that keep the memory at the addresses alive.
+            packed: Whether the caller provides memory for packed matrices, see :meth:`pack_buffers`.
         """
         regular = layout.starts is None
-        key = (layout.steps, layout.batch, regular, back, threads, moved, packed)
+        key = (layout.steps, layout.batch, regular, reverse, threads, shift, packed)
         if not regular:
             alive.append(layout)
-        found = self._sizes.get(key)
-        if found is None:
-            if len(self._sizes) > 1000:  # lengths that always differ
-                self._sizes.clear()
-            numbers = self._numbers(layout, back, threads, moved, packed)
-            found = self._sizes[key] = numbers, numbers[THREADS]
+        cached = self._numbers_cache.get(key)
+        if cached is None:
+            if len(self._numbers_cache) > 1000:  # sequence lengths that keep changing
+                self._numbers_cache.clear()
+            numbers = self._numbers(layout, reverse, threads, shift, packed)
+            cached = self._numbers_cache[key] = numbers, numbers[THREADS]
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
-        every = [0, starts, *addresses]
-        pointers = array.array("q", [every[k] + offset for k, offset in self._recipe])
-        return KernelCall(self._address, *found, pointers, self._products.table, alive)
+        sources = [0, starts, *addresses]
+        pointers = array.array("q", [sources[k] + offset for k, offset in self._pointer_sources])
+        return KernelCall(self._address, *cached, pointers, self._products.table, alive)
 
-    def pointers_to(self, address: int) -> list[int]:
-        """The places of the pointers that lead to one of the addresses of :meth:`call`."""
-        return [place for place, (k, _) in enumerate(self._recipe) if k == 2 + address]
+    def pointer_indices(self, address: int) -> list[int]:
+        """Return the indices of the pointers that are derived from an address of :meth:`call_addresses`."""
+        return [index for index, (k, _) in enumerate(self._pointer_sources) if k == 2 + address]
 
-    def packs(self) -> list[tuple[int, int]]:
-        """For each group of packed matrices its place among the pointers, and how many elements it has."""
+    def pack_buffers(self) -> list[tuple[int, int]]:
+        """Return for each group of packed matrices the index of its pointer, and its number of elements."""
         lanes = self._products.lanes
         return [
-            (place, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
-            for place, (kind, pack) in enumerate(self.emitted.pointers)
+            (index, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
+            for index, (kind, pack) in enumerate(self.spec.pointers)
             if kind == "pack"
         ]
 
     def _numbers(
-        self, layout: Layout, back: bool, threads: int, moved: int, packed: bool
+        self, layout: Layout, reverse: bool, threads: int, shift: int, packed: bool
     ) -> array.array[int]:
+        """Return the numbers of a call, and choose how its threads share the work."""
         steps, rows = layout.steps, layout.batch
-        direct = steps <= _DIRECT and not packed
-        apart = layout.starts is None and self._work * rows * steps > _WORTH_APART
+        pack_per_step = steps <= _MAX_STEPS_UNPACKED and not packed
+        enough_without_sync = layout.starts is None and self._work * rows * steps > _MIN_WORK_WITHOUT_SYNC
         by_rows = (
-            apart
+            enough_without_sync
             and threads > 1
-            and self._read * self._dtype.itemsize <= _SMALL
-            and rows >= threads * (_FEW_ROWS if self.emitted.packs else 1)
+            and self._weights * self._dtype.itemsize <= _MAX_SHARED_WEIGHTS
+            and rows >= threads * (_MIN_ROWS_PER_THREAD if self.spec.packs else 1)
         )
-        if not by_rows and not (apart and self.emitted.apart) and self._work * rows < _WORTH:
+        columnwise = enough_without_sync and self.spec.columnwise
+        if not by_rows and not columnwise and self._work * rows < _MIN_WORK_FOR_THREADS:
             threads = 1
-        panels = -(-max(map(width, self.part.new)) // self._products.lanes)
+        panels = -(-max(map(width, self.partition.new_states)) // self._products.lanes)
         turns = (
-            apart
-            and self.emitted.apart
+            columnwise
             and panels < threads
-            and rows * steps >= 2 * threads * _ROWS_AT_ONCE
-            and not (by_rows or packed or self.emitted.late)
+            and rows * steps >= 2 * threads * _BLOCK_ROWS
+            and not (by_rows or packed or self.spec.deferred)
         )
-        at_once = 1 if by_rows else min(steps, -(-_ROWS_AT_ONCE // max(rows, 1)))
-        most = _HOISTED * threads // max(1, rows * self._hoisted * self._dtype.itemsize)
-        hoisted = steps if direct and not by_rows else max(1, min(at_once, most))
-        numbers = array.array("q", [steps, rows, back, threads, direct, by_rows, 0, hoisted, turns])
+        best = 1 if by_rows else min(steps, -(-_BLOCK_ROWS // max(rows, 1)))
+        most = _MAX_HOISTED_SUMS * threads // max(1, rows * self._hoisted_sums * self._dtype.itemsize)
+        block_steps = steps if pack_per_step and not by_rows else max(1, min(best, most))
+        numbers = array.array(
+            "q", [steps, rows, reverse, threads, pack_per_step, by_rows, 0, block_steps, turns]
+        )
         assert len(numbers) == HEADER
-        numbers.extend(self.emitted.sizes)
-        for node, at in self.emitted.strides:
-            numbers[HEADER + at], numbers[HEADER + at + 1] = self._places[node].strides
-        for _, at in self.emitted.shifts:
-            numbers[HEADER + at] = moved
+        numbers.extend(self.spec.sizes)
+        for node, index in self.spec.strides:
+            numbers[HEADER + index], numbers[HEADER + index + 1] = self._views[node].strides
+        for _, index in self.spec.shifts:
+            numbers[HEADER + index] = shift
         return numbers

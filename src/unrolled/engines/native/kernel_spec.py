@@ -1,4 +1,4 @@
-"""The generated source of a kernel, and what it is called with."""
+"""The generated source of a kernel, and the arguments that it is called with."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import fx
 
 from unrolled.engines.compiler.ir import width
 
-# The numbers of a call that stand before a loop's sizes: how many, and where some stand (include/loop.h).
+# A call passes numbers to the kernel: HEADER numbers with fixed positions, then the sizes of the kernel. The
+# positions are listed in include/thread_range.h; these are the ones that Python code needs.
 HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 9, 1, 3, 5, 6
 
 
 @dataclass(frozen=True)
 class Product:
-    """The panels of a matrix product that a phase accumulates: ``row @ matrix[:, offset:]``."""
+    """The matrix product ``row @ matrix[:, offset:]``, as a phase accumulates it."""
 
     row: fx.Node
     matrix: fx.Node
@@ -24,31 +25,37 @@ class Product:
 
 @dataclass(frozen=True)
 class Pack:
-    """Products of one row that a phase accumulates side by side, packed together."""
+    """Products of the same row that a phase accumulates together. Their matrices are packed as one.
+
+    Attributes:
+        products: The products.
+        width: Number of columns of each.
+    """
 
     products: tuple[Product, ...]
     width: int
 
     @property
     def depth(self) -> int:
-        """How many terms each sum has."""
+        """Number of terms of each sum."""
         return width(self.products[0].row)
 
 
 @dataclass(frozen=True)
-class Emitted:
-    """The source of a loop, and what it is called with.
+class KernelSpec:
+    """The source of a kernel, and the arguments that it is called with.
 
     Attributes:
         source: C++; the same for all sizes.
-        sizes: widths and offsets, in the order in which the source reads them.
-        strides: matrices, and where among the sizes their two strides stand.
-        shifts: values read of the step before, and where among the sizes that step's distance stands.
-        pointers: what each pointer of a call is: its kind, and whose.
-        packs: the products that are packed together.
-        hoisted: products of the step that the loop sums up for many steps at once.
-        apart: whether each column follows from itself alone, so that threads never wait for one another.
-        late: whether something is computed after the steps of a block.
+        sizes: Widths and offsets, in the order in which the source numbers them.
+        strides: Matrices, and for each the index in ``sizes`` of its two strides.
+        shifts: Shifted states, and for each the index in ``sizes`` of its shift: -1, 0 or 1 steps.
+        pointers: For each pointer of a call its kind, and the node or state that it belongs to.
+        packs: The products that are packed together.
+        hoisted: Products of the input, which are computed for a block of steps at once.
+        columnwise: Whether each column of a step depends only on the same column of the previous step. Then
+            threads needn't synchronize.
+        deferred: Whether some values are computed after the steps of a block.
     """
 
     source: str
@@ -58,5 +65,5 @@ class Emitted:
     pointers: list[tuple[str, Any]]
     packs: list[Pack]
     hoisted: frozenset[fx.Node]
-    apart: bool
-    late: bool
+    columnwise: bool
+    deferred: bool

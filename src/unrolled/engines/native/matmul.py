@@ -1,4 +1,4 @@
-"""The compiled products of a dtype: what the loops call, and the work on all time steps at once."""
+"""The compiled matrix products of a dtype, which kernels and bulk operations call, and the thread pool."""
 
 from __future__ import annotations
 
@@ -15,46 +15,49 @@ _SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
 class Products:
-    """The compiled products of one dtype.
+    """The compiled matrix products of one dtype.
 
     Attributes:
-        table: the address of the functions that a loop calls.
-        lanes: how many elements a vector has.
+        table: Address of the table of functions that kernels call.
+        lanes: Number of elements of a vector.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         library = build.load(_source(dtype))
-        team = _team()
+        pool = _thread_pool()
         library.products.restype = ctypes.c_void_p
         library.products.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.table = library.products(
-            *(ctypes.cast(f, ctypes.c_void_p) for f in (team.team_run, team.team_room))
+            *(ctypes.cast(f, ctypes.c_void_p) for f in (pool.thread_pool_run, pool.thread_pool_scratch))
         )
         self.lanes: int = library.lanes()
-        self._time_parallel = library.at_once
-        self._time_parallel.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+        self._run_bulk = library.run_bulk
+        self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
 
-    def at_once(self, pieces: array.array[int]) -> None:
-        """Products and sums of columns, one after another; what the numbers are: ``products.cpp``.
+    def run_bulk(self, operations: array.array[int]) -> None:
+        """Run matrix products and sums of columns, one after another.
 
-        A row of a product gets the same bits in whatever rows it stands among.
+        A row of a product has the same bits, whatever the other rows are.
+
+        Args:
+            operations: Eleven numbers for each operation, see ``run_bulk`` in ``products.cpp``.
 
         Raises:
-            MemoryError: there is no memory for packed matrices.
+            MemoryError: If there is not enough memory for packed matrices.
         """
-        if self._time_parallel(pieces.buffer_info()[0], len(pieces) // 11, torch.get_num_threads()):
-            raise MemoryError("no memory for the packed matrices of a product")
+        if self._run_bulk(operations.buffer_info()[0], len(operations) // 11, torch.get_num_threads()):
+            raise MemoryError("not enough memory for the packed matrices of a matrix product")
 
 
 @functools.cache
 def products(dtype: torch.dtype) -> Products:
-    """The products of a dtype, compiled at their first use."""
+    """Return the matrix products of a dtype. They are compiled at the first call."""
     return Products(dtype)
 
 
 def start(dtype: torch.dtype) -> None:
-    """Begin to compile the products of a dtype in the background."""
-    build.start(_source(dtype), _team_source())
+    """Start compiling the matrix products of a dtype in the background."""
+    build.start(_source(dtype), _thread_pool_source())
 
 
 def _source(dtype: torch.dtype) -> str:
@@ -62,22 +65,27 @@ def _source(dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def _team() -> ctypes.CDLL:
-    """The team of threads; it takes the workers of torch's OpenMP runtime, where that can be found."""
-    library = build.load(_team_source())
+def _thread_pool() -> ctypes.CDLL:
+    """Return the thread pool. It uses the workers of torch's OpenMP runtime if that can be found."""
+    library = build.load(_thread_pool_source())
     try:
-        loaded = ctypes.CDLL(None)
-        entries = [loaded.GOMP_parallel, loaded.omp_get_thread_num, loaded.omp_get_num_threads]
-    except (AttributeError, OSError, TypeError):  # another runtime, or a system that has no such look-up
+        process = ctypes.CDLL(None)
+        entry_points = [process.GOMP_parallel, process.omp_get_thread_num, process.omp_get_num_threads]
+    except (AttributeError, OSError, TypeError):  # another runtime, or a system without such a look-up
         return library
-    library.team_join(*(ctypes.cast(entry, ctypes.c_void_p) for entry in entries))
+    library.thread_pool_use_openmp(*(ctypes.cast(entry, ctypes.c_void_p) for entry in entry_points))
     return library
 
 
-def _team_source() -> str:
-    return (INCLUDE / "team.cpp").read_text()
+def _thread_pool_source() -> str:
+    return (INCLUDE / "thread_pool.cpp").read_text()
 
 
-def both(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
-    """Run two loops at the same time, each on one thread; whether there was memory."""
-    return bool(_team().team_both((ctypes.c_int64 * 8)(*first, *second)))
+def launch_pair(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
+    """Run two kernels at the same time, each on one thread, and return whether there was enough memory.
+
+    Args:
+        first: Addresses of a kernel, its numbers, its pointers and the table of products.
+        second: The same for the other kernel.
+    """
+    return bool(_thread_pool().thread_pool_run_pair((ctypes.c_int64 * 8)(*first, *second)))

@@ -1,4 +1,4 @@
-"""An inference loop with all that stays the same from call to call made ready: shapes, and packed weights."""
+"""Inference kernels with prepared arguments and packed weights, for repeated calls with the same shapes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import NO_MEMORY, KernelCall, function
 from unrolled.engines.native.kernel_spec import BY_ROWS, PACKED, ROW_COUNT, THREADS
 
-_FEW = 3  # rows up to which matrices are packed in wider strips (Phase::cut in include/loop.h)
+_MAX_ROWS_WIDE_STRIPS = 3  # up to this batch size, matrices are packed in wider strips (include/phase.h)
 
 
 class Weights:
-    """The parameters of one bound cell, packed for its inference loop as long as they don't change.
+    """The parameters of a bound cell, packed for its inference kernel. They must not change.
 
     Args:
-        compiled: the step; its loop must read no more than x and parameters.
-        params: in order, next to one another in memory each.
+        compiled: The compiled cell. Its inference kernel must read only x and parameters.
+        params: The parameters in order, each contiguous.
     """
 
     def __init__(self, compiled: CompiledCell, params: Sequence[Tensor]) -> None:
@@ -30,89 +30,101 @@ class Weights:
         self.params = list(params)
         self._packed: dict[tuple[Any, ...], tuple[list[Tensor], list[bool]]] = {}
 
-    def packed(self, sizes: array.array[int]) -> tuple[list[Tensor], list[bool]]:
-        """Memory for packed matrices of this layout, and in a list whether they are there."""
-        key = (sizes[ROW_COUNT] <= _FEW, 1 if sizes[BY_ROWS] else sizes[THREADS])
+    def packed(self, numbers: array.array[int]) -> tuple[list[Tensor], list[bool]]:
+        """Return the memory for packed matrices, and a list that is non-empty once they are packed.
+
+        Args:
+            numbers: The numbers of a call. Calls that pack their matrices in the same way share the memory.
+        """
+        key = (numbers[ROW_COUNT] <= _MAX_ROWS_WIDE_STRIPS, 1 if numbers[BY_ROWS] else numbers[THREADS])
         if key not in self._packed:
-            loop = self.compiled.inference
-            made = [torch.empty(many, dtype=self.compiled.dtype, device="cpu") for _, many in loop.packs()]
-            self._packed[key] = made, []
+            buffers = self.compiled.inference.pack_buffers()
+            matrices = [torch.empty(size, dtype=self.compiled.dtype, device="cpu") for _, size in buffers]
+            self._packed[key] = matrices, []
         return self._packed[key]
 
 
 class PrepackedKernel:
-    """The way of one cell for inputs of one shape.
+    """The inference kernel of one direction of a layer, prepared for inputs of one shape.
 
     Args:
-        weights: of the cell.
-        steps, batch: of every input.
-        back: from the last step to the first.
-        threads: at most.
+        weights: The weights of the cell.
+        steps: Number of time steps.
+        batch: Batch size.
+        reverse: Whether to run from the last time step to the first.
+        threads: Maximum number of threads.
     """
 
-    def __init__(self, weights: Weights, steps: int, batch: int, back: bool, threads: int) -> None:
-        compiled, loop = weights.compiled, weights.compiled.inference
-        assert compiled.plain is not None
+    def __init__(self, weights: Weights, steps: int, batch: int, reverse: bool, threads: int) -> None:
+        compiled, kernel = weights.compiled, weights.compiled.inference
+        inputs = compiled.direct_inputs
+        assert inputs is not None
         self.widths = compiled.widths
-        self._sizes = [batch * width * compiled.dtype.itemsize for width in compiled.widths]
-        states, bases = len(compiled.widths), len(compiled.plain)
-        addresses = [0 if k is None else weights.params[k].data_ptr() for k in compiled.plain]
+        self._state_bytes = [batch * width * compiled.dtype.itemsize for width in compiled.widths]
+        states = len(compiled.widths)
+        addresses = [0 if k is None else weights.params[k].data_ptr() for k in inputs]
         addresses += [0] * (3 * states)
-        self._job = job = loop.call(addresses, Layout(steps, batch), back, threads, 0, [weights], packed=True)
-        matrices, self._there = weights.packed(job.sizes)
-        for (place, _), matrix in zip(loop.packs(), matrices, strict=True):
-            job.pointers[place] = matrix.data_ptr()
-        self._ready = job.sizes[:]
-        self._ready[PACKED] = 1
-        inputs = [k for k, base in enumerate(compiled.plain) if base is None]
-        self._x = [place for k in inputs for place in loop.pointers_to(k)]
-        self._initial = [loop.pointers_to(bases + k)[0] for k in range(states)]
-        self._output = loop.pointers_to(bases + states)[0]
-        self._final = [loop.pointers_to(bases + 2 * states + k)[0] for k in range(states)]
-        self._function, self._table = function(job.run), job.table
-        self._address = self._ready.buffer_info()[0]
+        layout = Layout(steps, batch)
+        self._call = call = kernel.call_addresses(
+            addresses, layout, reverse, threads, 0, [weights], packed=True
+        )
+        matrices, self._is_packed = weights.packed(call.numbers)
+        for (index, _), matrix in zip(kernel.pack_buffers(), matrices, strict=True):
+            call.pointers[index] = matrix.data_ptr()
+        self._packed_numbers = call.numbers[:]
+        self._packed_numbers[PACKED] = 1
+        x_addresses = [k for k, param in enumerate(inputs) if param is None]
+        self._x = [index for k in x_addresses for index in kernel.pointer_indices(k)]
+        first = len(inputs)  # of the initial states, followed by the outputs and the final states
+        self._initial = [kernel.pointer_indices(first + k)[0] for k in range(states)]
+        self._output = kernel.pointer_indices(first + states)[0]
+        self._final = [kernel.pointer_indices(first + 2 * states + k)[0] for k in range(states)]
+        self._function, self._table = function(call.run), call.table
+        self._address = self._packed_numbers.buffer_info()[0]
 
     def run(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int]) -> None:
-        """Run the loop by itself; all arguments are addresses, see :meth:`job`.
+        """Run the kernel of a layer with one direction. The arguments are addresses, see :meth:`call`.
 
         Raises:
-            MemoryError: there is no memory for what the loop keeps for itself.
+            MemoryError: If there is not enough memory for the kernel's buffers.
         """
-        pointers = self._job.pointers[:]
+        pointers = self._call.pointers[:]
         self._fill(pointers, x, initial, output, final)
-        sizes = self._address if self._there else self._job.sizes.buffer_info()[0]
-        if not self._function(sizes, pointers.buffer_info()[0], self._table):
+        numbers = self._address if self._is_packed else self._call.numbers.buffer_info()[0]
+        if not self._function(numbers, pointers.buffer_info()[0], self._table):
             raise MemoryError(NO_MEMORY)
-        if not self._there:
-            self.done()
+        if not self._is_packed:
+            self.mark_packed()
 
-    def between(self, initial: Sequence[int], final: Sequence[int]) -> BoundKernel:
-        """The calls from the same initial to the same final states; addresses as of :meth:`run`."""
-        pointers = self._job.pointers[:]
+    def bind(self, initial: Sequence[int], final: Sequence[int]) -> BoundKernel:
+        """Return the kernel with fixed memory for initial and final states; addresses as in :meth:`run`."""
+        pointers = self._call.pointers[:]
         self._fill(pointers, 0, initial, 0, final)
         return BoundKernel(self, pointers)
 
-    def job(
-        self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int], lane: int
+    def call(
+        self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int], direction: int
     ) -> KernelCall:
-        """A call; all arguments but the last are addresses, and their elements next to one another.
+        """Prepare a call. All arguments but the last are addresses of contiguous memory.
+
+        After the call, :meth:`mark_packed` must be called.
 
         Args:
-            x: ``(time, batch, input)``.
-            initial: states of all lanes, each ``(lanes, batch, width)``; None: zeros.
-            output: where the output goes, ``(time, batch, width)``.
-            final: where the final states of all lanes go, laid out as ``initial``.
-            lane: which one this is.
+            x: The input, ``(time, batch, input)``.
+            initial: Initial states of all directions of all layers, each ``(directions, batch, width)``; None
+                means zeros.
+            output: Memory for the output, ``(time, batch, width)``.
+            final: Memory for the final states of all directions, with the shapes of ``initial``.
+            direction: Index of this direction.
         """
-        job = self._job
-        pointers = job.pointers[:]
+        call = self._call
+        pointers = call.pointers[:]
         if initial is not None:
-            initial = [part + lane * size for part, size in zip(initial, self._sizes, strict=True)]
-        final = [part + lane * size for part, size in zip(final, self._sizes, strict=True)]
+            initial = [part + direction * size for part, size in zip(initial, self._state_bytes, strict=True)]
+        final = [part + direction * size for part, size in zip(final, self._state_bytes, strict=True)]
         self._fill(pointers, x, initial, output, final)
-        return KernelCall(
-            job.run, self._ready if self._there else job.sizes, job.threads, pointers, job.table, job.alive
-        )
+        numbers = self._packed_numbers if self._is_packed else call.numbers
+        return KernelCall(call.run, numbers, call.threads, pointers, call.table, call.alive)
 
     def _fill(
         self,
@@ -122,42 +134,46 @@ class PrepackedKernel:
         output: int,
         final: Sequence[int],
     ) -> None:
-        for place in self._x:
-            pointers[place] = x
+        for index in self._x:
+            pointers[index] = x
         pointers[self._output] = output
-        for place, address in zip(self._final, final):  # noqa: B905  # a keyword costs a microsecond's tenth
-            pointers[place] = address
+        for index, address in zip(self._final, final):  # noqa: B905  # the keyword would cost 0.1 microseconds
+            pointers[index] = address
         if initial is not None:
-            for place, address in zip(self._initial, initial):  # noqa: B905
-                pointers[place] = address
+            for index, address in zip(self._initial, initial):  # noqa: B905
+                pointers[index] = address
 
-    def done(self) -> None:
-        """A call is over: the packed matrices are there."""
-        if not self._there:
-            self._there.append(True)
+    def mark_packed(self) -> None:
+        """Record that a call has packed the matrices, so that later calls needn't."""
+        if not self._is_packed:
+            self._is_packed.append(True)
 
 
 class BoundKernel:
-    """Calls of a route that differ in no more than where their input and output are."""
+    """A prepacked kernel with fixed memory for its states. Only input and output change from call to call."""
 
-    __slots__ = ("_address", "_function", "_output", "_pointers", "_route", "_table", "_x")
+    __slots__ = ("_address", "_function", "_kernel", "_output", "_pointers", "_table", "_x")
 
-    def __init__(self, route: PrepackedKernel, pointers: array.array[int]) -> None:
-        self._route, self._pointers, self._address = route, pointers, pointers.buffer_info()[0]
-        self._x, self._output = route._x, route._output
-        self._function, self._table = route._function, route._table
+    def __init__(self, kernel: PrepackedKernel, pointers: array.array[int]) -> None:
+        self._kernel, self._pointers, self._address = kernel, pointers, pointers.buffer_info()[0]
+        self._x, self._output = kernel._x, kernel._output
+        self._function, self._table = kernel._function, kernel._table
 
     def run(self, x: int, output: int) -> None:
-        """Run the loop; both arguments are addresses, see :meth:`Route.job`. Not in two threads at once.
+        """Run the kernel. Don't call it from two threads at once.
+
+        Args:
+            x: Address of the input, see :meth:`PrepackedKernel.call`.
+            output: Address of the memory for the output.
 
         Raises:
-            MemoryError: there is no memory for what the loop keeps for itself.
+            MemoryError: If there is not enough memory for the kernel's buffers.
         """
-        pointers, route = self._pointers, self._route
-        for place in self._x:
-            pointers[place] = x
+        pointers, kernel = self._pointers, self._kernel
+        for index in self._x:
+            pointers[index] = x
         pointers[self._output] = output
-        sizes = route._address if route._there else route._job.sizes.buffer_info()[0]
-        if not self._function(sizes, self._address, self._table):
+        numbers = kernel._address if kernel._is_packed else kernel._call.numbers.buffer_info()[0]
+        if not self._function(numbers, self._address, self._table):
             raise MemoryError(NO_MEMORY)
-        route.done()
+        kernel.mark_packed()

@@ -1,15 +1,15 @@
-"""The native engine: a step, captured as torch sees it, becomes a compiled loop over time.
+"""The native engine's cache of compiled cells.
 
-``graph`` captures and splits the step, ``emit`` writes C++, ``build`` has it compiled (``compiler``), kept
-(``cache``) or taken from a folder that was compiled ahead of time (``ahead``, ``shipped``). ``loop`` calls
-it, ``step`` ties a cell's loops together, ``autograd`` makes them differentiable, ``lanes`` takes a call.
+``codegen`` writes the C++ of a cell's loops, and ``toolchain`` compiles it or takes it from the cache or from
+a folder of prebuilt kernels. ``kernel`` calls one loop, and ``compiled_cell`` combines the loops of a cell.
+Outside of this package, ``engines.autograd`` makes the loops differentiable, and ``engines.run_compiled``
+handles a layer's call.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import threading
 
 import torch
@@ -17,80 +17,82 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
-from unrolled.engines.compiler.checks import own_values
+from unrolled.engines.compiler.checks import read_tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native import matmul
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
-_known: dict[object, CompiledCell | Exception] = {}
-_variants: dict[
-    object, tuple[CompiledCell, list[int], list[Tensor]]
-] = {}  # and versions of tensors, and those
-_MOST_VARIANTS, _MOST_BYTES = 1000, 2**26
+_cells: dict[object, CompiledCell | Exception] = {}
+# Cells that use tensor attributes: the cell with their values, their versions, and the tensors themselves.
+_cells_with_tensors: dict[object, tuple[CompiledCell, list[int], list[Tensor]]] = {}
+_MAX_CELLS, _MAX_BYTES = 1000, 2**26  # of _cells_with_tensors
 _lock = threading.Lock()
 
 
 def compiled(cell: Cell, dtype: torch.dtype) -> CompiledCell:
-    """The compiled step of a cell with these sizes and options, made at its first use.
+    """Return the compiled cell for the cell's sizes and options. It is compiled at the first call.
 
     Raises:
-        UnsupportedError: the step holds what the compiler can't take.
-        NoCompilerError: there is no C++ compiler.
+        UnsupportedError: If the step can't be compiled.
+        NoCompilerError: If there is no C++ compiler.
     """
-    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # what it is computed in
+    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
     key = (cell.identity(), cell.training, torch.get_default_dtype(), dtype)
-    found = _known.get(key)
-    if found is None:
+    result = _cells.get(key)
+    if result is None:
         with _lock:
-            if key not in _known:
-                matmul.start(dtype)  # while the step is captured
+            if key not in _cells:
+                matmul.start(dtype)  # compile the products while the step is being captured
                 try:
                     with torch.device("cpu"):  # whatever the default device is
-                        made = _known[key] = CompiledCell(cell, dtype)
-                    if made.captured.any_mode:
-                        _known[key[0], not cell.training, *key[2:]] = made
+                        new = _cells[key] = CompiledCell(cell, dtype)
+                    if new.captured.mode_independent:
+                        _cells[key[0], not cell.training, *key[2:]] = new
                 except (UnsupportedError, NoCompilerError) as error:
-                    _known[key] = type(error)(*error.args)  # not its frames, which hold what was computed
-            found = _known[key]
-    if isinstance(found, Exception):
-        raise type(found)(*found.args)
-    return _with_own_tensors(found, cell, key) if found.captured.own else found
+                    _cells[key] = type(error)(
+                        *error.args
+                    )  # a copy without the traceback, which holds tensors
+            result = _cells[key]
+    if isinstance(result, Exception):
+        raise type(result)(*result.args)
+    return _with_tensor_attributes(result, cell, key) if result.captured.tensor_attributes else result
 
 
-def _with_own_tensors(step: CompiledCell, cell: Cell, key: object) -> CompiledCell:
-    """A compiled step with what the cell's own tensors hold now, which later changes leave alone."""
-    tensors = own_values(cell, step.captured.own)
+def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object) -> CompiledCell:
+    """Return a compiled cell with a copy of the current values of the cell's tensor attributes."""
+    tensors = read_tensor_attributes(cell, compiled_cell.captured.tensor_attributes)
     versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-    place = (key, *map(id, tensors))
+    tensors_key = (key, *map(id, tensors))
     with _lock:
-        before = _variants.get(place)
-        if before is not None and before[1] == versions and -1 not in versions:
-            return before[0]
+        cached = _cells_with_tensors.get(tensors_key)
+        if cached is not None and cached[1] == versions and -1 not in versions:
+            return cached[0]
         values = [tensor.detach().clone().contiguous() for tensor in tensors]
-        constants = {**step.captured.constants, **dict(zip(step.captured.own.values(), values, strict=True))}
-        made = copy.copy(step if before is None else before[0])
-        made.captured = dataclasses.replace(step.captured, constants=constants)
-        _variants[place] = made, versions, tensors
-        size = sum(tensor.nbytes for _, _, held in _variants.values() for tensor in held)
-        while len(_variants) > 1 and (len(_variants) > _MOST_VARIANTS or size > _MOST_BYTES):
-            _, _, held = _variants.pop(next(iter(_variants)))
-            size -= sum(tensor.nbytes for tensor in held)
-    return made
+        nodes = compiled_cell.captured.tensor_attributes.values()
+        constants = {**compiled_cell.captured.constants, **dict(zip(nodes, values, strict=True))}
+        result = copy.copy(compiled_cell if cached is None else cached[0])
+        result.captured = dataclasses.replace(compiled_cell.captured, constants=constants)
+        _cells_with_tensors[tensors_key] = result, versions, tensors
+        size = sum(
+            tensor.nbytes for _, _, attributes in _cells_with_tensors.values() for tensor in attributes
+        )
+        while len(_cells_with_tensors) > 1 and (len(_cells_with_tensors) > _MAX_CELLS or size > _MAX_BYTES):
+            _, _, evicted = _cells_with_tensors.pop(next(iter(_cells_with_tensors)))
+            size -= sum(tensor.nbytes for tensor in evicted)
+    return result
 
 
-def _after_fork() -> None:
+@renew_after_fork
+def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # a thread that the child doesn't have may hold the other one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    _lock = threading.Lock()
 
 
 def weights(cell: Cell) -> Weights | None:
-    """The weights of a bound cell, to be packed once; None where its loop can't be called so."""
+    """Return the weights of a bound cell for prepacked kernels, or None if its loop can't use them."""
     params = [cell.__dict__[name] for name in cell.shapes()]
     if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
         return None
@@ -98,10 +100,10 @@ def weights(cell: Cell) -> Weights | None:
     if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):
         return None
     try:
-        step = compiled(cell, dtype)
-        plain = step.plain  # its loop is compiled here
+        compiled_cell = compiled(cell, dtype)
+        direct_inputs = compiled_cell.direct_inputs  # compiles the inference loop
     except (UnsupportedError, NoCompilerError):
         return None
-    if plain is None:
+    if direct_inputs is None:
         return None
-    return Weights(step, [param.detach().contiguous() for param in params])  # which keep their memory alive
+    return Weights(compiled_cell, [param.detach().contiguous() for param in params])

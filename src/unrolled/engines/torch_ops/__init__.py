@@ -2,4 +2,4 @@
 
 from unrolled.engines.torch_ops import autograd, operators, vmap
 
-__all__ = ["autograd", "operators", "vmap"]  # importing them registers the operators and their rules
+__all__ = ["autograd", "operators", "vmap"]  # importing them registers the operators

@@ -1,4 +1,4 @@
-"""The gradients of the operators, of any order."""
+"""Gradients of the operators, to any order."""
 
 from __future__ import annotations
 
@@ -14,107 +14,109 @@ from unrolled.engines import reference
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,
-    axes_of_gradients,
-    axes_of_results,
-    elsewhere,
+    deserialize_directions,
+    gradient_batch_axes,
     library,
-    read_lanes,
+    result_batch_axes,
+    run_outside_transforms,
 )
 
 _ops: Any = torch.ops.unrolled
 
 
-class _Kept(_SingleLevelFunction):
-    """``recurrence_kept``; what is kept beside the results has no gradient."""
+class _Forward(_SingleLevelFunction):
+    """``recurrence_kept``, where the values saved for the backward pass have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, sizes: Tensor | None, text: str, x: Tensor, *tensors: Tensor) -> Any:
-        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():  # which levels below may need
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():  # outer levels may need gradients
             results = _ops.recurrence_kept(x, tensors, sizes, text)
-        axes = axes_of_results(read_lanes(text, tensors))
+        axes = result_batch_axes(deserialize_directions(text, tensors))
         outputs = [result for result, axis in zip(results, axes, strict=False) if axis == 1]
-        extras = results[len(axes) :]
-        ctx.mark_non_differentiable(*extras)
-        ctx.save_for_backward(sizes, x, *tensors, *outputs, *extras)
-        ctx.text, ctx.tensors, ctx.results = text, len(tensors), len(axes)
+        saved = results[len(axes) :]
+        ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(sizes, x, *tensors, *outputs, *saved)
+        ctx.text, ctx.tensor_count, ctx.result_count = text, len(tensors), len(axes)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        sizes, x, *saved = ctx.saved_tensors
-        tensors, made = saved[: ctx.tensors], saved[ctx.tensors :]
-        found = _ops.recurrence_back(list(grads[: ctx.results]), made, x, tensors, sizes, ctx.text)
-        return None, None, *_in_places(found, x, tensors, ctx.text)
+        sizes, x, *rest = ctx.saved_tensors
+        tensors, outputs_and_saved = rest[: ctx.tensor_count], rest[ctx.tensor_count :]
+        result_grads = list(grads[: ctx.result_count])
+        gradients = _ops.recurrence_back(result_grads, outputs_and_saved, x, tensors, sizes, ctx.text)
+        return None, None, *_insert_nones(gradients, x, tensors, ctx.text)
 
 
-class _Back(_SingleLevelFunction):
-    """``recurrence_back``; its own gradients are those of the reference engine's backward.
+class _Backward(_SingleLevelFunction):
+    """``recurrence_back``, whose own gradients come from the reference engine's backward pass.
 
-    What it reads of the forward is a function of x and the tensors and counts as one: its gradient is part
-    of theirs.
+    The values saved by the forward pass are a function of x and the tensors. Their gradient is therefore part
+    of the gradients of x and the tensors, and is None by itself.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, sizes: Tensor | None, text: str, groups: int, grads: int, made: int, *flat: Tensor
+        ctx: Any, sizes: Tensor | None, text: str, groups: int, grads: int, saved: int, *flat: Tensor
     ) -> Any:
-        x, *tensors = flat[grads + made :]
+        """Take ``grads`` gradients, ``saved`` outputs and saved values, x and the tensors, in a row."""
+        x, *tensors = flat[grads + saved :]
         with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
             results = _ops.recurrence_back(
-                flat[:grads], flat[grads : grads + made], x, tensors, sizes, text, groups
+                flat[:grads], flat[grads : grads + saved], x, tensors, sizes, text, groups
             )
         ctx.save_for_backward(sizes, *flat[:grads], x, *tensors)
-        ctx.text, ctx.groups, ctx.grads, ctx.made = text, groups, grads, made
+        ctx.text, ctx.groups, ctx.grads, ctx.saved = text, groups, grads, saved
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *second: Tensor) -> Any:
+    def backward(ctx: Any, *second_grads: Tensor) -> Any:
         sizes, *inputs = ctx.saved_tensors
 
-        def first(*given: Tensor) -> tuple[Tensor, ...]:
-            grads, (x, *tensors) = given[: ctx.grads], given[ctx.grads :]
-            return _back_by_reference(grads, x, tensors, sizes, ctx.text, ctx.groups)
+        def backward_pass(*inputs: Tensor) -> tuple[Tensor, ...]:
+            grads, (x, *tensors) = inputs[: ctx.grads], inputs[ctx.grads :]
+            return _backward_by_reference(grads, x, tensors, sizes, ctx.text, ctx.groups)
 
-        pull: Any = torch.func.vjp(first, *inputs)[1]
-        found = pull(tuple(second))
-        nothing = [None] * ctx.made
-        return None, None, None, None, None, *found[: ctx.grads], *nothing, *found[ctx.grads :]
+        vjp: Any = torch.func.vjp(backward_pass, *inputs)[1]
+        gradients = vjp(tuple(second_grads))
+        of_saved = [None] * ctx.saved
+        return None, None, None, None, None, *gradients[: ctx.grads], *of_saved, *gradients[ctx.grads :]
 
 
 def _apply(function: Any, *arguments: Any) -> list[Tensor]:
-    """Apply a function at the level of torch.func that the dispatcher is at, or at none."""
+    """Apply an autograd function at the dispatcher's current torch.func level, if there is one."""
     with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]
         return list(function.apply(*arguments))
 
 
-def _in_places(found: Sequence[Any], x: Tensor, tensors: Sequence[Tensor], text: str) -> list[Any]:
-    """The gradients that there are in the order of x and the tensors, None where there is none."""
-    given, read = iter(found), read_lanes(text, tensors)
-    steps = [lane.compiled(x.dtype).captured for lane in read]
-    results = [next(given) if any(step.grad_x for step in steps) else None]
-    for lane, step in zip(read, steps, strict=True):
-        results += [next(given) for _ in lane.states]
-        results += [None if node is None else next(given) for node in step.grad_params]
-        results += [None for _ in lane.own]
+def _insert_nones(gradients: Sequence[Any], x: Tensor, tensors: Sequence[Tensor], text: str) -> list[Any]:
+    """Return the gradients in the order of x and the tensors, with None where there is no gradient."""
+    remaining, directions = iter(gradients), deserialize_directions(text, tensors)
+    captured = [direction.compiled(x.dtype).captured for direction in directions]
+    results = [next(remaining) if any(step.grad_x for step in captured) else None]
+    for direction, step in zip(directions, captured, strict=True):
+        results += [next(remaining) for _ in direction.states]
+        results += [None if node is None else next(remaining) for node in step.grad_params]
+        results += [None for _ in direction.tensor_attributes]
     return results
 
 
-# --- the same by the reference engine ---
+# --- the same on the reference engine ---
 
 
 def _forward_by_reference(
     x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
 ) -> tuple[Tensor, ...]:
     results: list[Tensor] = []
-    for lane in read_lanes(text, tensors):
-        states = tuple(lane.states) or None
-        steps = None if sizes is None else sizes.tolist()
-        output, final = reference.run(lane.bound(), x, states, steps, lane.back)
+    for direction in deserialize_directions(text, tensors):
+        states = tuple(direction.states) or None
+        size_list = None if sizes is None else sizes.tolist()
+        output, final = reference.run(direction.bound(), x, states, size_list, direction.reverse)
         results += (output, *final)
     return tuple(results)
 
 
-def _back_by_reference(
+def _backward_by_reference(
     grads: Sequence[Tensor],
     x: Tensor,
     tensors: Sequence[Tensor],
@@ -123,58 +125,65 @@ def _back_by_reference(
     groups: int,
 ) -> tuple[Tensor, ...]:
     if groups > 1:
-        return _groups_by_reference(grads, x, tensors, text, groups)
+        return _grouped_backward_by_reference(grads, x, tensors, text, groups)
 
     def forward(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _forward_by_reference(x, tensors, sizes, text)
 
-    pull: Any = torch.func.vjp(forward, x, *tensors)[1]
-    found = pull(tuple(grads))
-    wanted = _in_places(range(len(found)), x, tensors, text)
-    return tuple(grad for grad, place in zip(found, wanted, strict=True) if place is not None)
+    vjp: Any = torch.func.vjp(forward, x, *tensors)[1]
+    gradients = vjp(tuple(grads))
+    indices = _insert_nones(range(len(gradients)), x, tensors, text)  # None: the operator has no gradient
+    return tuple(grad for grad, index in zip(gradients, indices, strict=True) if index is not None)
 
 
-def _groups_by_reference(
+def _grouped_backward_by_reference(
     grads: Sequence[Tensor], x: Tensor, tensors: Sequence[Tensor], text: str, groups: int
 ) -> tuple[Tensor, ...]:
-    """The gradients of parameters for each of so many groups of rows."""
-    read = read_lanes(text, tensors)
-    axes = axes_of_results(read)
-    of_rows = [k < len(lane.states) for lane in read for k, _ in enumerate(lane.tensors)]
-    found = []
+    """Return the gradients, with those of parameters for each group of the batch."""
+    directions = deserialize_directions(text, tensors)
+    axes = result_batch_axes(directions)
+    is_state = [
+        k < len(direction.states) for direction in directions for k, _ in enumerate(direction.tensors)
+    ]
+    gradients_by_group = []
     for k in range(groups):
-        mine = [grad.chunk(groups, axis)[k] for grad, axis in zip(grads, axes, strict=True)]
-        part = [t.chunk(groups, 0)[k] if rows else t for t, rows in zip(tensors, of_rows, strict=True)]
-        found.append(_back_by_reference(mine, x.chunk(groups, 1)[k], part, None, text, 1))
+        group_grads = [grad.chunk(groups, axis)[k] for grad, axis in zip(grads, axes, strict=True)]
+        group_tensors = [
+            tensor.chunk(groups, 0)[k] if batched else tensor
+            for tensor, batched in zip(tensors, is_state, strict=True)
+        ]
+        group_x = x.chunk(groups, 1)[k]
+        gradients_by_group.append(_backward_by_reference(group_grads, group_x, group_tensors, None, text, 1))
+    gradient_axes = gradient_batch_axes(directions, x.dtype)
     return tuple(
         torch.stack(parts) if axis is None else torch.cat(parts, axis)
-        for parts, axis in zip(zip(*found, strict=True), axes_of_gradients(read, x.dtype), strict=True)
+        for parts, axis in zip(zip(*gradients_by_group, strict=True), gradient_axes, strict=True)
     )
 
 
-# --- the operators where gradients are wanted, and where not ---
+# --- Autograd kernels ---
 
 
 def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors)):
         with torch._C._AutoDispatchBelowAutograd():
             return _ops.recurrence(x, tensors, sizes, text)
-    read = read_lanes(text, tensors)
-    if not all(_trains(lane, x.dtype) for lane in read):
+    directions = deserialize_directions(text, tensors)
+    if not all(_can_train(direction, x.dtype) for direction in directions):
         return list(_forward_by_reference(x, tensors, sizes, text))
-    return _apply(_Kept, sizes, text, x, *tensors)[: len(axes_of_results(read))]
+    return _apply(_Forward, sizes, text, x, *tensors)[: len(result_batch_axes(directions))]
 
 
 def _recurrence_kept(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors):
-        return _apply(_Kept, sizes, text, x, *tensors)
+        return _apply(_Forward, sizes, text, x, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.recurrence_kept(x, tensors, sizes, text)
 
 
 def _recurrence_back(
     grads: Sequence[Tensor],
-    made: Sequence[Tensor],
+    outputs_and_saved: Sequence[Tensor],
     x: Tensor,
     tensors: Sequence[Tensor],
     sizes: Tensor | None,
@@ -182,19 +191,20 @@ def _recurrence_back(
     groups: int = 1,
 ) -> Any:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(grads, x, tensors):
-        return _apply(_Back, sizes, text, groups, len(grads), len(made), *grads, *made, x, *tensors)
+        counts = len(grads), len(outputs_and_saved)
+        return _apply(_Backward, sizes, text, groups, *counts, *grads, *outputs_and_saved, x, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
-        return _ops.recurrence_back(grads, made, x, tensors, sizes, text, groups)
+        return _ops.recurrence_back(grads, outputs_and_saved, x, tensors, sizes, text, groups)
 
 
-def _trains(lane: SerializedDirection, dtype: torch.dtype) -> bool:
-    """Whether the backward of a lane can be compiled, which it then is."""
-    compiled = lane.compiled(dtype)
+def _can_train(direction: SerializedDirection, dtype: torch.dtype) -> bool:
+    """Compile the backward pass of a direction, and return whether that was possible."""
+    compiled = direction.compiled(dtype)
     try:
-        elsewhere(compiled.prepare_training)
+        run_outside_transforms(compiled.prepare_training)
     except UnsupportedError:
         return False
-    return all(shape[0] > 0 for shape in compiled.shapes_kept)
+    return all(shape[0] > 0 for shape in compiled.saved_shapes)
 
 
 library.impl("recurrence", _recurrence, "Autograd")

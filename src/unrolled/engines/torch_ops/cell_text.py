@@ -1,4 +1,4 @@
-"""Cells as text, the form in which torch's graphs and their files hold them, and the cells of such texts."""
+"""Cells as JSON text, the form in which torch graphs and exported programs store them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import CellWrapper, wrap
+from unrolled.engines.fork_safety import renew_after_fork
 
 _cells: dict[str, Cell] = {}
-_local: dict[object, str] = {}  # texts of cells that no other process can make, by identity
+_process_local: dict[object, str] = {}  # by identity: numbers of cells that no other process can construct
 _lock = threading.Lock()
 
 
-def text_of(cell: Cell, training: bool) -> str:
-    """A text that stands for a cell in this mode, without its tensors: its class, sizes and options.
+def serialize_cell(cell: Cell, training: bool) -> str:
+    """Return a text that describes a cell without its tensors: class, sizes, options and mode.
 
-    Where the class is a module's, and the options are numbers and texts, the text can be read in another
-    process too.
+    Another process can read the text if the class is defined at the top level of a module and all options
+    are numbers or strings.
     """
-    whole, cell = cell, cell.innermost
+    outer, cell = cell, cell.innermost
     cls = type(cell)
-    what: dict[str, Any] = {
+    description: dict[str, Any] = {
         "cell": f"{cls.__module__}:{cls.__qualname__}",
         "input": cell.input,
         "hidden": cell.hidden,
@@ -31,59 +32,71 @@ def text_of(cell: Cell, training: bool) -> str:
         "options": cell.chosen_options(),
         "training": training,
     }
-    if isinstance(whole, CellWrapper):
-        what["variants"] = json.loads(json.dumps(whole.chain))  # lists, as they will be read
+    if isinstance(outer, CellWrapper):
+        description["variants"] = json.loads(json.dumps(outer.spec))  # tuples become lists, as in JSON
     try:
-        text = json.dumps(what)
-        exact = json.loads(text) == what and _class(what["cell"]) is cls
+        text = json.dumps(description)
+        is_portable = json.loads(text) == description and _find_class(description["cell"]) is cls
     except (TypeError, ValueError):
-        exact = False
-    if not exact:
+        is_portable = False
+    if not is_portable:
         with _lock:
-            number = _local.setdefault((whole.identity(), training), str(len(_local)))
-        text = json.dumps({**what, "options": repr(what["options"]), "only here": number})
+            number = _process_local.setdefault((outer.identity(), training), str(len(_process_local)))
+        text = json.dumps({**description, "options": repr(description["options"]), "only here": number})
     if text not in _cells:
-        made = whole.bind({})
-        made.training = training
-        _cells[text] = made
+        unbound = outer.bind({})
+        unbound.training = training
+        _cells[text] = unbound
     return text
 
 
-def cell_of(text: str) -> Cell:
-    """The cell that a text stands for.
+def deserialize_cell(text: str) -> Cell:
+    """Return the cell that a text describes.
 
     Raises:
-        ValueError: its class is of a module that isn't imported, or it is a cell of another process.
+        ValueError: If the module of its class is not imported, or the cell exists in another process only.
     """
-    found = _cells.get(text)
-    if found is not None:
-        return found
-    what = json.loads(text)
-    if "only here" in what:
+    cell = _cells.get(text)
+    if cell is not None:
+        return cell
+    description = json.loads(text)
+    if "only here" in description:
         raise ValueError(
-            f"this graph uses the cell {what['cell']} with the options {what['options']}, which exists in "
-            "the process that made the graph only: define the class in a module, with options that are "
-            "numbers or texts, to load the graph elsewhere"
+            f"this graph uses the cell {description['cell']} with the options {description['options']}, "
+            "which exists only in the process that created the graph. To load the graph elsewhere, define "
+            "the class at the top level of a module, with options that are numbers or strings"
         )
-    cls = _class(what["cell"])
-    made: Cell = cls(what["input"], what["hidden"], bias=what["bias"], **what["options"])
-    made = wrap(made, _tuples(what.get("variants", ())))
-    made.training = what["training"]
-    return _cells.setdefault(text, made)
+    cls = _find_class(description["cell"])
+    cell = cls(
+        description["input"], description["hidden"], bias=description["bias"], **description["options"]
+    )
+    cell = wrap(cell, _lists_to_tuples(description.get("variants", ())))
+    cell.training = description["training"]
+    return _cells.setdefault(text, cell)
 
 
-def _tuples(given: Any) -> Any:
-    return tuple(map(_tuples, given)) if isinstance(given, (list, tuple)) else given
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _class(name: str) -> type[Cell]:
-    """A class by its module and name. No module is imported: a file is not to choose what runs."""
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    if found is None:
-        raise ValueError(f"this graph uses the cell {path} of the module {module}: import {module} first")
+def _find_class(name: str) -> type[Cell]:
+    """Return a class by module and name. It imports nothing: a file must not decide which code runs."""
+    module_name, _, path = name.partition(":")
+    value: Any = sys.modules.get(module_name)
+    if value is None:
+        raise ValueError(
+            f"this graph uses the cell {path} of the module {module_name}: import {module_name} first"
+        )
     for part in path.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, Cell)):
-        raise ValueError(f"this graph uses the cell {path} of the module {module}, which has no such cell")
-    return found
+        value = getattr(value, part, None)
+    if not (isinstance(value, type) and issubclass(value, Cell)):
+        raise ValueError(
+            f"this graph uses the cell {path} of the module {module_name}, but the module has no such cell"
+        )
+    return value
+
+
+@renew_after_fork
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()

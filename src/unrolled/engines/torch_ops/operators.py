@@ -1,9 +1,10 @@
-"""The compiled loops as operators, which torch's transforms can take: compile, export, vmap, torch.func.
+"""Compiled loops as torch operators, for use inside compile, export, vmap and torch.func.
 
-``unrolled::recurrence`` gives the output and the final states of one direction of a layer, or of both, and
-can be differentiated any number of times (``derivatives``); ``recurrence_kept`` gives what its backward
-reads too, and ``recurrence_back`` the gradients. A cell stands in a graph as a text (``named``). Calls
-outside of any transform don't come here: torch's dispatcher would take longer than a short loop.
+``unrolled::recurrence`` returns the output and the final states of one or two directions of a layer. It is
+differentiable to any order (``torch_ops/autograd.py``). ``recurrence_kept`` also returns what the backward
+pass reads, and ``recurrence_back`` returns the gradients. A graph stores the directions and their cells as
+JSON text (``torch_ops/cell_text.py``). Calls outside of a transform don't use these operators, because
+torch's dispatcher takes longer than a short loop.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _Result = TypeVar("_Result")
 
 _compiled: dict[object, CompiledCell] = {}
 
+# Exported programs store these schemas, so the argument names never change.
 _INPUTS = "Tensor x, Tensor[] tensors, Tensor? sizes, str lanes"
 library: Any = torch.library.Library("unrolled", "DEF")  # type: ignore[no-untyped-call]
 library.define(f"recurrence({_INPUTS}) -> Tensor[]")
@@ -40,211 +42,223 @@ library.define(f"recurrence_kept({_INPUTS}) -> Tensor[]")
 library.define(f"recurrence_back(Tensor[] grads, Tensor[] made, {_INPUTS}, int groups=1) -> Tensor[]")
 
 
-def described(
-    cell: Cell, chain: WrapperSpec, training: bool, dtype: torch.dtype, stateful: bool, back: bool
+def serialize_direction(
+    cell: Cell, wrapper_spec: WrapperSpec, training: bool, dtype: torch.dtype, stateful: bool, reverse: bool
 ) -> tuple[str, tuple[str, ...], int, str]:
-    """A lane as text, the names of its cell's own tensors, how many states it has, and why not, or "".
+    """Serialize one direction as JSON text, after compiling its inference kernel.
 
     Args:
-        cell: without its tensors.
-        chain: variants around it.
-        training: the mode of the layer.
-        dtype: of the call.
-        stateful: whether initial states are given.
-        back: from the last step to the first.
-    """
-    cell = wrap(cell, chain)
-    text = cell_text.text_of(cell, training)
+        cell: The cell, without its tensors.
+        wrapper_spec: Wrappers to apply to it.
+        training: Whether the layer is in training mode.
+        dtype: The dtype to compute in.
+        stateful: Whether initial states are given.
+        reverse: Whether it runs from the last time step to the first.
 
-    def ready() -> CompiledCell:
-        step = registry.compiled(cell_text.cell_of(text), dtype)
-        step.inference  # noqa: B018  # compiled now: a graph is not to hold what no compiler is there for
-        return step
+    Returns:
+        The text, the names of the cell's tensor attributes that are not parameters, the number of its states,
+        and an empty string. If the cell can't be compiled, the last item is the reason.
+    """
+    cell = wrap(cell, wrapper_spec)
+    text = cell_text.serialize_cell(cell, training)
+
+    def compile_cell() -> CompiledCell:
+        compiled = registry.compiled(cell_text.deserialize_cell(text), dtype)
+        # Compile now: without a compiler, the call must fall back before it becomes part of a graph.
+        compiled.inference  # noqa: B018
+        return compiled
 
     try:
-        own = tuple(elsewhere(ready).captured.own)
+        tensor_attributes = tuple(run_outside_transforms(compile_cell).captured.tensor_attributes)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
-    lane = json.dumps({"cell": text, "stateful": stateful, "back": back, "own": own})
-    return lane, own, len(cell.state), ""
+    direction = json.dumps({"cell": text, "stateful": stateful, "back": reverse, "own": tensor_attributes})
+    return direction, tensor_attributes, len(cell.state), ""
 
 
-described._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see :func:`engines._now`
+serialize_direction._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
 
 
-def elsewhere(make: Callable[[], _Result]) -> _Result:
-    """Call in a thread of its own, in which no transform of torch is active."""
+def run_outside_transforms(function: Callable[[], _Result]) -> _Result:
+    """Call a function in a new thread, where no torch transform is active."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(make).result()
+        return pool.submit(function).result()
 
 
 @dataclass(frozen=True)
 class SerializedDirection:
-    """One direction, read from its text.
+    """One direction, read from its text, with its tensors.
 
     Attributes:
-        cell: without tensors.
-        stateful: whether initial states are given; else they are zeros.
-        back: from the last step to the first.
-        own: the names of the cell's tensors that are no parameters.
-        tensors: its initial states, its parameters and its own tensors.
+        cell: The cell, without tensors.
+        stateful: Whether initial states are given. If not, they are zeros.
+        reverse: Whether it runs from the last time step to the first.
+        tensor_attributes: Names of the cell's tensor attributes that are not parameters.
+        tensors: Initial states, parameters and tensor attributes. One list may also hold anything else that
+            there is for each of these tensors.
     """
 
     cell: Cell
     stateful: bool
-    back: bool
-    own: tuple[str, ...]
+    reverse: bool
+    tensor_attributes: tuple[str, ...]
     tensors: Sequence[Any]
 
     @property
     def states(self) -> Sequence[Any]:
-        """The initial states, none where they are zeros."""
+        """The initial states. Empty if they are zeros."""
         return self.tensors[: len(self.cell.state) if self.stateful else 0]
 
     @property
     def differentiable(self) -> Sequence[Any]:
-        """The tensors that have gradients: the initial states and the parameters."""
-        return self.tensors[: len(self.tensors) - len(self.own)]
+        """The tensors that have gradients: initial states and parameters."""
+        return self.tensors[: len(self.tensors) - len(self.tensor_attributes)]
 
     @property
     def widths(self) -> list[int]:
-        """The features of every state."""
+        """The number of features of each state."""
         return list(self.cell.state_sizes().values())
 
     def bound(self) -> Cell:
-        """The cell with its parameters and own tensors."""
-        names = (*self.cell.shapes(), *self.own)
+        """Return the cell bound to its parameters and tensor attributes."""
+        names = (*self.cell.shapes(), *self.tensor_attributes)
         return self.cell.bind(dict(zip(names, self.tensors[len(self.states) :], strict=True)))
 
     def compiled(self, dtype: torch.dtype) -> CompiledCell:
-        """Its compiled step, whatever its own tensors hold."""
+        """Return the compiled cell, with any values of the tensor attributes."""
         key = (self.cell.identity(), self.cell.training, torch.get_default_dtype(), dtype)
         if key not in _compiled:
-            _compiled[key] = elsewhere(lambda: registry.compiled(self.cell, dtype))
+            _compiled[key] = run_outside_transforms(lambda: registry.compiled(self.cell, dtype))
         return _compiled[key]
 
-    def kind(self, dtype: torch.dtype) -> DirectionSpec:
-        """It as :mod:`autograd` has it, with the values that its own tensors have now."""
+    def spec(self, dtype: torch.dtype) -> DirectionSpec:
+        """Return the direction as :mod:`engines.autograd` takes it, with the tensor attributes' values."""
         bound = self.bound()
-        return DirectionSpec(registry.compiled(bound, dtype), bound, self.stateful, self.back)
+        return DirectionSpec(registry.compiled(bound, dtype), bound, self.stateful, self.reverse)
 
 
-def read_lanes(text: str, tensors: Sequence[Any]) -> list[SerializedDirection]:
-    """The lanes that a text names, with their tensors."""
-    found, at = [], 0
-    for cell, stateful, back, own in _read(text):
-        many = (len(cell.state) if stateful else 0) + len(cell.shapes()) + len(own)
-        found.append(SerializedDirection(cell, stateful, back, own, tensors[at : at + many]))
-        at += many
-    return found
+def deserialize_directions(text: str, tensors: Sequence[Any]) -> list[SerializedDirection]:
+    """Return the directions that a text describes, with their tensors."""
+    directions, offset = [], 0
+    for cell, stateful, reverse, tensor_attributes in _parse(text):
+        count = (len(cell.state) if stateful else 0) + len(cell.shapes()) + len(tensor_attributes)
+        part = tensors[offset : offset + count]
+        directions.append(SerializedDirection(cell, stateful, reverse, tensor_attributes, part))
+        offset += count
+    return directions
 
 
 @functools.lru_cache(maxsize=1000)
-def _read(text: str) -> list[tuple[Cell, bool, bool, tuple[str, ...]]]:
+def _parse(text: str) -> list[tuple[Cell, bool, bool, tuple[str, ...]]]:
     return [
-        (cell_text.cell_of(what["cell"]), what["stateful"], what["back"], tuple(what["own"]))
-        for what in json.loads(text)
+        (cell_text.deserialize_cell(entry["cell"]), entry["stateful"], entry["back"], tuple(entry["own"]))
+        for entry in json.loads(text)
     ]
 
 
-def axes_of_results(read: Sequence[SerializedDirection]) -> list[int]:
-    """Of outputs and final states, lane by lane, where the rows of the batch are."""
-    return [axis for lane in read for axis in (1, *(0 for _ in lane.widths))]
+def result_batch_axes(directions: Sequence[SerializedDirection]) -> list[int]:
+    """Return the batch axis of each output and final state, direction by direction."""
+    return [axis for direction in directions for axis in (1, *(0 for _ in direction.widths))]
 
 
-def axes_kept(read: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
-    """Of what is kept beside them, where the rows are; None where it has none."""
-    shapes = [shape for lane in read for shape in lane.compiled(dtype).shapes_kept]
+def saved_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
+    """Return the batch axis of each value saved for the backward pass, None if it has none.
+
+    Outputs and final states are not among them.
+    """
+    shapes = [shape for direction in directions for shape in direction.compiled(dtype).saved_shapes]
     return [1 if BATCH_SYMBOL in shape else None for shape in shapes]
 
 
-def axes_of_gradients(read: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
-    """Of the gradients that there are, where the rows are; None for those of parameters, which have none."""
-    steps = [lane.compiled(dtype).captured for lane in read]
-    axes: list[int | None] = [1] if any(step.grad_x for step in steps) else []
-    for lane, step in zip(read, steps, strict=True):
-        axes += [0] * len(lane.states)
+def gradient_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
+    """Return the batch axis of each gradient that is not None; None for those of parameters, without one."""
+    captured = [direction.compiled(dtype).captured for direction in directions]
+    axes: list[int | None] = [1] if any(step.grad_x for step in captured) else []
+    for direction, step in zip(directions, captured, strict=True):
+        axes += [0] * len(direction.states)
         axes += [None for node in step.grad_params if node is not None]
     return axes
 
 
-# --- what the operators compute ---
+# --- CPU kernels ---
 
 
 def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    read, given = read_lanes(text, tensors), []
-    x, columns = _apart(x, read)
-    for lane in read:
-        kind, own = lane.kind(x.dtype), [*_plain(lane), *columns]
-        states = tuple(own[: kind.states]) if kind.stateful else None
-        given.append(
-            run_compiled.DirectionCall(kind.compiled, kind.cell, own[kind.states :], states, kind.back)
-        )
-    results = run_compiled.infer(given, x, _layout(x, sizes))
+    directions, calls = deserialize_directions(text, tensors), []
+    x, extra_inputs = _split_extra_inputs(x, directions)
+    for direction in directions:
+        spec, contiguous = direction.spec(x.dtype), [*_contiguous_tensors(direction), *extra_inputs]
+        states = tuple(contiguous[: spec.state_count]) if spec.stateful else None
+        params = contiguous[spec.state_count :]
+        calls.append(run_compiled.DirectionCall(spec.compiled, spec.cell, params, states, spec.reverse))
+    results = run_compiled.infer(calls, x, _layout(x, sizes))
     return [tensor for output, final in results for tensor in (output, *final)]
 
 
-def _keep(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    read = read_lanes(text, tensors)
-    x, columns = _apart(x, read)
-    kinds = [lane.kind(x.dtype) for lane in read]
-    flat = [tensor for lane in read for tensor in (*_plain(lane), *columns)]
+def _forward_and_save(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
+    directions = deserialize_directions(text, tensors)
+    x, extra_inputs = _split_extra_inputs(x, directions)
+    specs = [direction.spec(x.dtype) for direction in directions]
+    flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
     results: list[Tensor] = []
-    extras: list[Tensor] = []
-    made = autograd.forward(kinds, _layout(x, sizes), x, flat)
-    for kind, (kept, final, values) in zip(kinds, made, strict=True):
-        results += (kept[0], *final)
-        extras += [state for state in kept[1:] if state is not None]
-        extras += [values[node] for node in kind.compiled.held]
-    taken = {tensor.untyped_storage().data_ptr() for tensor in (x, *tensors, *results) if tensor.numel()}
-    for k, (tensor, axis) in enumerate(zip(extras, axes_kept(read, x.dtype), strict=True)):
-        if tensor.numel() and tensor.untyped_storage().data_ptr() in taken:
-            tensor = tensor.clone()  # an operator's results share no memory
-        taken.add(tensor.untyped_storage().data_ptr())
-        extras[k] = tensor if axis is None else tensor.view(*x.shape[:-1], tensor.shape[-1])
-    return results + extras
+    saved: list[Tensor] = []
+    forward = autograd.forward(specs, _layout(x, sizes), x, flat)
+    for spec, (step_states, final, values) in zip(specs, forward, strict=True):
+        results += (step_states[0], *final)
+        saved += [state for state in step_states[1:] if state is not None]
+        saved += [values[node] for node in spec.compiled.saved_for_backward]
+    storages = {tensor.untyped_storage().data_ptr() for tensor in (x, *tensors, *results) if tensor.numel()}
+    for k, (tensor, axis) in enumerate(zip(saved, saved_batch_axes(directions, x.dtype), strict=True)):
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()  # results of an operator must not share memory
+        storages.add(tensor.untyped_storage().data_ptr())
+        saved[k] = tensor if axis is None else tensor.view(*x.shape[:-1], tensor.shape[-1])
+    return results + saved
 
 
-def _back(
+def _backward(
     grads: Sequence[Tensor],
-    made: Sequence[Tensor],
+    outputs_and_saved: Sequence[Tensor],
     x: Tensor,
     tensors: Sequence[Tensor],
     sizes: Tensor | None,
     text: str,
     groups: int = 1,
 ) -> list[Tensor]:
-    read = read_lanes(text, tensors)
-    x, columns = _apart(x, read)
-    kinds = [lane.kind(x.dtype) for lane in read]
-    flat = [tensor for lane in read for tensor in (*_plain(lane), *columns)]
-    outputs, extras = made[: len(read)], made[len(read) :]
-    rows = [axis is not None for axis in axes_kept(read, x.dtype)]
-    rest = iter([e.flatten(0, -2) if of_rows else e for e, of_rows in zip(extras, rows, strict=True)])
-    kept = []
-    for kind, output in zip(kinds, outputs, strict=True):
-        states: list[Tensor | None] = [output.contiguous()]
-        states += [
-            None if size is None else next(rest).contiguous() for size in kind.compiled.states_kept[1:]
+    directions = deserialize_directions(text, tensors)
+    x, extra_inputs = _split_extra_inputs(x, directions)
+    specs = [direction.spec(x.dtype) for direction in directions]
+    flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
+    outputs, saved = outputs_and_saved[: len(directions)], outputs_and_saved[len(directions) :]
+    axes = saved_batch_axes(directions, x.dtype)
+    remaining = iter(
+        [tensor if axis is None else tensor.flatten(0, -2) for tensor, axis in zip(saved, axes, strict=True)]
+    )
+    saved_by_direction = []
+    for spec, output in zip(specs, outputs, strict=True):
+        step_states: list[Tensor | None] = [output.contiguous()]
+        step_states += [
+            None if size is None else next(remaining).contiguous()
+            for size in spec.compiled.saved_state_widths[1:]
         ]
-        kept.append((states, {node: next(rest).contiguous() for node in kind.compiled.held}))
-    layout = _layout(x, sizes)
-    found = autograd.gradients(kinds, layout, x, flat, kept, grads, groups)
-    if columns and found[0] is not None:
-        found[0] = torch.cat((found[0], torch.zeros_like(columns[0])), -1)
-    return [tensor.contiguous() for tensor in found if tensor is not None]
+        values = {node: next(remaining).contiguous() for node in spec.compiled.saved_for_backward}
+        saved_by_direction.append((step_states, values))
+    gradients = autograd.gradients(specs, _layout(x, sizes), x, flat, saved_by_direction, grads, groups)
+    if extra_inputs and gradients[0] is not None:
+        gradients[0] = torch.cat((gradients[0], torch.zeros_like(extra_inputs[0])), -1)
+    return [tensor.contiguous() for tensor in gradients if tensor is not None]
 
 
-def _apart(x: Tensor, read: Sequence[SerializedDirection]) -> tuple[Tensor, list[Tensor]]:
-    """x, and the columns beside it that variants read, as the loops take them."""
-    x, width = x.resolve_neg(), read[0].cell.input
+def _split_extra_inputs(x: Tensor, directions: Sequence[SerializedDirection]) -> tuple[Tensor, list[Tensor]]:
+    """Split x into the cell's input and the extra inputs that wrappers read; both contiguous."""
+    x, width = x.resolve_neg(), directions[0].cell.input
     if x.shape[-1] == width:
         return x, []
     return x[..., :width].contiguous(), [x[..., width:].contiguous()]
 
 
-def _plain(lane: SerializedDirection) -> list[Tensor]:
-    return [tensor.resolve_neg().contiguous() for tensor in lane.differentiable]
+def _contiguous_tensors(direction: SerializedDirection) -> list[Tensor]:
+    return [tensor.resolve_neg().contiguous() for tensor in direction.differentiable]
 
 
 def _layout(x: Tensor, sizes: Tensor | None) -> Layout:
@@ -252,56 +266,59 @@ def _layout(x: Tensor, sizes: Tensor | None) -> Layout:
 
 
 library.impl("recurrence", _infer, "CPU")
-library.impl("recurrence_kept", _keep, "CPU")
-library.impl("recurrence_back", _back, "CPU")
+library.impl("recurrence_kept", _forward_and_save, "CPU")
+library.impl("recurrence_back", _backward, "CPU")
 
 
-# --- the shapes of it, where there is no data ---
+# --- fake kernels: shapes only ---
 
 
-def _shapes(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
+def _fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
     results = []
-    for lane in read_lanes(text, tensors):
+    for direction in deserialize_directions(text, tensors):
         batch: Any = x.shape[1]
         if sizes is not None:
             context = torch.library.get_ctx()
-            batch = lane.states[0].shape[0] if lane.stateful else context.new_dynamic_size()
-        results.append(x.new_empty(*x.shape[:-1], lane.widths[0]))
-        results += [x.new_empty(batch, width) for width in lane.widths]
+            batch = direction.states[0].shape[0] if direction.stateful else context.new_dynamic_size()
+        results.append(x.new_empty(*x.shape[:-1], direction.widths[0]))
+        results += [x.new_empty(batch, width) for width in direction.widths]
     return results
 
 
-def _shapes_kept(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    extras = [
+def _fake_forward_and_save(
+    x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
+) -> list[Tensor]:
+    saved = [
         x.new_empty((*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape)
-        for lane in read_lanes(text, tensors)
-        for shape in lane.compiled(x.dtype).shapes_kept
+        for direction in deserialize_directions(text, tensors)
+        for shape in direction.compiled(x.dtype).saved_shapes
     ]
-    return [*_shapes(x, tensors, sizes, text), *extras]
+    return [*_fake_infer(x, tensors, sizes, text), *saved]
 
 
-def _shapes_back(
+def _fake_backward(
     grads: Sequence[Tensor],
-    made: Sequence[Tensor],
+    outputs_and_saved: Sequence[Tensor],
     x: Tensor,
     tensors: Sequence[Tensor],
     sizes: Tensor | None,
     text: str,
     groups: int = 1,
 ) -> list[Tensor]:
-    read = read_lanes(text, tensors)
-    found = [x.new_empty(x.shape)] if axes_of_gradients(read, x.dtype)[:1] == [1] else []
-    first = () if groups == 1 else (groups,)
-    for lane in read:
-        found += [state.new_empty(state.shape) for state in lane.states]
-        params = lane.differentiable[len(lane.states) :]
-        nodes = lane.compiled(x.dtype).captured.grad_params
+    directions = deserialize_directions(text, tensors)
+    has_grad_x = gradient_batch_axes(directions, x.dtype)[:1] == [1]
+    gradients = [x.new_empty(x.shape)] if has_grad_x else []
+    group_axis = () if groups == 1 else (groups,)
+    for direction in directions:
+        gradients += [state.new_empty(state.shape) for state in direction.states]
+        params = direction.differentiable[len(direction.states) :]
+        nodes = direction.compiled(x.dtype).captured.grad_params
         for param, node in zip(params, nodes, strict=True):
             if node is not None:
-                found.append(param.new_empty((*first, *param.shape)))
-    return found
+                gradients.append(param.new_empty((*group_axis, *param.shape)))
+    return gradients
 
 
-torch.library.register_fake("unrolled::recurrence", _shapes, lib=library)
-torch.library.register_fake("unrolled::recurrence_kept", _shapes_kept, lib=library)
-torch.library.register_fake("unrolled::recurrence_back", _shapes_back, lib=library)
+torch.library.register_fake("unrolled::recurrence", _fake_infer, lib=library)
+torch.library.register_fake("unrolled::recurrence_kept", _fake_forward_and_save, lib=library)
+torch.library.register_fake("unrolled::recurrence_back", _fake_backward, lib=library)

@@ -1,4 +1,4 @@
-"""Calls inside a transform of torch: compile and export, vmap and torch.func, forward mode, autocast."""
+"""Calls inside a torch transform: compile and export, vmap and torch.func, forward mode, autocast."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from unrolled.engines.torch_ops import operators
 
 States = tuple[Tensor, ...]
 
+NOT_ON_CPU = "an input or a parameter is not on the CPU"
+
 _ops: Any = torch.ops.unrolled
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
-_AUTOCASTING = frozenset(device for device in _DEVICES if torch.amp.is_autocast_available(device))
+_AUTOCAST_DEVICES = frozenset(device for device in _DEVICES if torch.amp.is_autocast_available(device))
 _is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
 _any_autocast = torch._C._is_any_autocast_enabled
 _functorch = torch._C._functorch.peek_interpreter_stack
 
 
 def active() -> bool:
-    """Whether a transform of torch is, so that the loops are to be called as operators."""
+    """Return whether a torch transform is active, so that compiled loops must be called as operators."""
     return (
         _is_compiling()
         or _tracing() is not None
@@ -37,42 +39,56 @@ def active() -> bool:
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation is, for which the operators have no rule."""
+    """Return whether forward-mode differentiation is active. The operators don't support it."""
     levels = torch._C._functorch.get_interpreter_stack() or ()
     jvp = torch._C._functorch.TransformType.Jvp
     return forward_ad._current_level >= 0 or any(level.key() == jvp for level in levels)
 
 
-def vectorises() -> bool:
-    """Whether a transform of torch.func is, vmap perhaps, so that a tensor's numbers can't be asked for."""
+def in_functorch() -> bool:
+    """Return whether a transform of torch.func is active. Under vmap, values of a tensor can't be read."""
     return _functorch() is not None
 
 
-vectorises._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see :func:`engines._now`
+in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
 
 
-def may_autocast() -> bool:
-    """Whether autocast may be on, for some type of device: the quickest of all questions about it."""
+def maybe_autocast() -> bool:
+    """Return False if autocast is off for every device; cheaper than :func:`autocast_enabled`."""
     return _any_autocast() or _is_compiling()
 
 
-def autocasts(device: str) -> bool:
-    """Whether autocast is on, for this type of device."""
-    return device in _AUTOCASTING and torch.is_autocast_enabled(device)
+def autocast_enabled(device: str) -> bool:
+    """Return whether autocast is enabled for a device type, False if the device type doesn't support it."""
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def in_autocast(
+def cast_for_autocast(
     cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]
 ) -> tuple[list[Cell], Tensor, list[States | None]]:
-    """Bound cells and their inputs in autocast's dtype: all of them, so that a state keeps one dtype."""
+    """Cast bound cells, their input and their states to autocast's dtype.
+
+    Everything is cast, so that a state has the same dtype at each time step. float64 is left as it is, as
+    autocast itself does.
+    """
     dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
-    bound = [cell.bind({name: cast(getattr(cell, name)) for name in cell.shapes()}) for cell in cells]
-    begun = [None if state is None else tuple([cast(part) for part in state]) for state in states]
-    return bound, cast(x), begun
+    cast_cells = [cell.bind({name: cast(getattr(cell, name)) for name in cell.shapes()}) for cell in cells]
+    cast_states = [None if state is None else tuple([cast(part) for part in state]) for state in states]
+    return cast_cells, cast(x), cast_states
+
+
+def unsupported_dtype(dtype: torch.dtype) -> str:
+    """Return the reason for a fallback because of a dtype that the native engine doesn't support."""
+    return f"the native engine supports float32, float64 and bfloat16, not {dtype}"
+
+
+def mixed_dtypes(first: torch.dtype, second: torch.dtype) -> str:
+    """Return the reason for a fallback because of tensors with different dtypes."""
+    return f"inputs and parameters have different dtypes, {first} and {second}"
 
 
 def run(
@@ -80,40 +96,46 @@ def run(
     x: Tensor,
     states: Sequence[States | None],
     sizes: list[int] | Tensor | None,
-    chains: Sequence[WrapperSpec],
+    wrapper_specs: Sequence[WrapperSpec],
 ) -> list[tuple[Tensor, States]] | str:
-    """Run bound cells over a sequence by an operator; or why none takes them, in words.
+    """Run bound cells over a sequence as a torch operator.
 
     The arguments are those of :func:`unrolled.engines.dispatch.run`.
+
+    Returns:
+        The results, or the reason as a string if the operator doesn't support the call.
     """
-    given = x.dtype
-    if given not in DTYPES:
-        return f"it takes float32, float64 and bfloat16, not {given}"
-    wide = torch.float32 if given is torch.bfloat16 else given
-    texts: list[str] = []
+    dtype = x.dtype
+    if dtype not in DTYPES:
+        return unsupported_dtype(dtype)
+    compute_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
+    direction_texts: list[str] = []
     tensors: list[Tensor] = []
-    counts: list[int] = []
-    for cell, chain, state, back in zip(cells, chains, states, (False, True), strict=False):
-        described = operators.described(cell.unbound, chain, cell.training, wide, state is not None, back)
-        text, own, count, why = described
-        if why:
-            return str(why)
-        counts.append(1 + count)
-        texts.append(text)
-        mine = [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
-        for tensor in (x, *mine):
+    result_counts: list[int] = []
+    for cell, spec, state, reverse in zip(cells, wrapper_specs, states, (False, True), strict=False):
+        text, own_names, state_count, reason = operators.serialize_direction(
+            cell.unbound, spec, cell.training, compute_dtype, state is not None, reverse
+        )
+        if reason:
+            return str(reason)
+        result_counts.append(1 + state_count)
+        direction_texts.append(text)
+        differentiable = [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
+        for tensor in (x, *differentiable):
             if tensor.device.type != "cpu":
-                return "its tensors are not on the CPU"
-            if tensor.dtype != given:
-                return f"its tensors are of several dtypes, {given} and {tensor.dtype}"
-        tensors += mine if wide is given else [tensor.to(wide) for tensor in mine]
-        tensors += [getattr(cell, name) for name in own]
-    steps = torch.tensor(sizes, device="cpu") if isinstance(sizes, list) else sizes
-    x = x if wide is given else x.to(wide)
-    flat: list[Tensor] = _ops.recurrence(x, tensors, steps, f"[{', '.join(texts)}]")
+                return NOT_ON_CPU
+            if tensor.dtype != dtype:
+                return mixed_dtypes(dtype, tensor.dtype)
+        if compute_dtype is not dtype:
+            differentiable = [tensor.to(compute_dtype) for tensor in differentiable]
+        tensors += differentiable
+        tensors += [getattr(cell, name) for name in own_names]
+    sizes_tensor = torch.tensor(sizes, device="cpu") if isinstance(sizes, list) else sizes
+    x = x if compute_dtype is dtype else x.to(compute_dtype)
+    flat: list[Tensor] = _ops.recurrence(x, tensors, sizes_tensor, f"[{', '.join(direction_texts)}]")
     results: list[tuple[Tensor, States]] = []
-    for count in counts:
-        made, flat = flat[:count], flat[count:]
-        output, *final = made if wide is given else [tensor.to(given) for tensor in made]
+    for count in result_counts:
+        part, flat = flat[:count], flat[count:]
+        output, *final = part if compute_dtype is dtype else [tensor.to(dtype) for tensor in part]
         results.append((output, tuple(final)))
     return results

@@ -1,4 +1,4 @@
-"""The operators for many calls at once (vmap): one call with the rows of all, where parameters are shared."""
+"""The operators under vmap: one call with the rows of all mapped calls, if they share their parameters."""
 
 from __future__ import annotations
 
@@ -10,133 +10,139 @@ from torch import Tensor
 
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,
-    axes_kept,
-    axes_of_gradients,
-    axes_of_results,
+    deserialize_directions,
+    gradient_batch_axes,
     library,
-    read_lanes,
+    result_batch_axes,
+    saved_batch_axes,
 )
 
 _ops: Any = torch.ops.unrolled
 
 
-def _recurrence(info: Any, dims: Any, x: Tensor, tensors: Any, sizes: Any, text: str) -> Any:
-    read = read_lanes(text, tensors)
-    return _forward(_ops.recurrence, axes_of_results(read), info, dims, x, tensors, sizes, text)
+def _recurrence(info: Any, in_dims: Any, x: Tensor, tensors: Any, sizes: Any, text: str) -> Any:
+    axes = result_batch_axes(deserialize_directions(text, tensors))
+    return _forward(_ops.recurrence, axes, info, in_dims, x, tensors, sizes, text)
 
 
-def _recurrence_kept(info: Any, dims: Any, x: Tensor, tensors: Any, sizes: Any, text: str) -> Any:
-    read = read_lanes(text, tensors)
-    axes = [*axes_of_results(read), *axes_kept(read, x.dtype)]
-    return _forward(_ops.recurrence_kept, axes, info, dims, x, tensors, sizes, text)
+def _recurrence_kept(info: Any, in_dims: Any, x: Tensor, tensors: Any, sizes: Any, text: str) -> Any:
+    directions = deserialize_directions(text, tensors)
+    axes = [*result_batch_axes(directions), *saved_batch_axes(directions, x.dtype)]
+    return _forward(_ops.recurrence_kept, axes, info, in_dims, x, tensors, sizes, text)
 
 
 def _forward(
     operator: Any,
     axes: Sequence[int | None],
     info: Any,
-    dims: Any,
+    in_dims: Any,
     x: Tensor,
     tensors: Any,
     sizes: Any,
     text: str,
 ) -> Any:
-    many, read = info.batch_size, read_lanes(text, tensors)
-    if sizes is not None or not _shared(read, dims[1]):
-        return _one_by_one(operator, many, dims, x, tensors, sizes, text)
-    rows = _joined(x, dims[0], 1, many)
-    results = operator(rows, _joined_states(read, dims[1], many), None, text)
-    return [_parted(*pair, many) for pair in zip(results, axes, strict=True)], list(axes)
+    calls, directions = info.batch_size, deserialize_directions(text, tensors)
+    if sizes is not None or not _share_parameters(directions, in_dims[1]):
+        return _call_one_by_one(operator, calls, in_dims, x, tensors, sizes, text)
+    merged_x = _merge(x, in_dims[0], 1, calls)
+    results = operator(merged_x, _merge_states(directions, in_dims[1], calls), None, text)
+    return [_unmerge(*pair, calls) for pair in zip(results, axes, strict=True)], list(axes)
 
 
 def _recurrence_back(
     info: Any,
-    dims: Any,
+    in_dims: Any,
     grads: Any,
-    made: Any,
+    outputs_and_saved: Any,
     x: Tensor,
     tensors: Any,
     sizes: Any,
     text: str,
     groups: int = 1,
 ) -> Any:
-    many, read = info.batch_size, read_lanes(text, tensors)
-    if sizes is not None or not _shared(read, dims[3]):
-        given = (grads, made, x, tensors, sizes, text, groups)
-        return _one_by_one(_ops.recurrence_back, many, [*dims[:6], None], *given)
-    axes = [1 for _ in read] + axes_kept(read, x.dtype)
+    calls, directions = info.batch_size, deserialize_directions(text, tensors)
+    if sizes is not None or not _share_parameters(directions, in_dims[3]):
+        arguments = (grads, outputs_and_saved, x, tensors, sizes, text, groups)
+        return _call_one_by_one(_ops.recurrence_back, calls, [*in_dims[:6], None], *arguments)
+    saved_axes = [1 for _ in directions] + saved_batch_axes(directions, x.dtype)
+    result_axes = result_batch_axes(directions)
     results = _ops.recurrence_back(
-        [_joined(*given, many) for given in zip(grads, dims[0], axes_of_results(read), strict=True)],
-        [_joined(*given, many) for given in zip(made, dims[1], axes, strict=True)],
-        _joined(x, dims[2], 1, many),
-        _joined_states(read, dims[3], many),
+        [_merge(*item, calls) for item in zip(grads, in_dims[0], result_axes, strict=True)],
+        [_merge(*item, calls) for item in zip(outputs_and_saved, in_dims[1], saved_axes, strict=True)],
+        _merge(x, in_dims[2], 1, calls),
+        _merge_states(directions, in_dims[3], calls),
         None,
         text,
-        many * groups,
+        calls * groups,
     )
-    found = []
-    for result, axis in zip(results, axes_of_gradients(read, x.dtype), strict=True):
-        if axis is None and many * groups == 1:
-            found.append(result.unsqueeze(0))
+    gradients = []
+    gradient_axes = gradient_batch_axes(directions, x.dtype)
+    for result, axis in zip(results, gradient_axes, strict=True):
+        if axis is None and calls * groups == 1:
+            gradients.append(result.unsqueeze(0))
         elif axis is None and groups == 1:
-            found.append(result)
+            gradients.append(result)
         else:
-            found.append(_parted(result, axis or 0, many))
-    return found, [axis or 0 for axis in axes_of_gradients(read, x.dtype)]
+            gradients.append(_unmerge(result, axis or 0, calls))
+    return gradients, [axis or 0 for axis in gradient_axes]
 
 
-def _shared(read: Sequence[SerializedDirection], dims: Sequence[int | None]) -> bool:
-    """Whether all calls have the same parameters."""
-    given = iter(dims)
-    of_lanes = [[next(given) for _ in lane.tensors][len(lane.states) :] for lane in read]
-    return all(dim is None for of_lane in of_lanes for dim in of_lane)
+def _share_parameters(directions: Sequence[SerializedDirection], dims: Sequence[int | None]) -> bool:
+    """Return whether all mapped calls have the same parameters."""
+    remaining = iter(dims)
+    dims_by_direction = [
+        [next(remaining) for _ in direction.tensors][len(direction.states) :] for direction in directions
+    ]
+    return all(dim is None for direction_dims in dims_by_direction for dim in direction_dims)
 
 
-def _joined_states(
-    read: Sequence[SerializedDirection], dims: Sequence[int | None], many: int
+def _merge_states(
+    directions: Sequence[SerializedDirection], dims: Sequence[int | None], calls: int
 ) -> list[Tensor]:
-    """The tensors of the lanes: initial states with the rows of all calls, the others as they are."""
+    """Return the tensors of all directions, with the mapped calls merged into the batch of the states."""
     tensors: list[Tensor] = []
-    for lane in read:
-        states, rest = len(lane.states), lane.tensors[len(lane.states) :]
-        mine = dims[len(tensors) : len(tensors) + states]
-        tensors += [_joined(state, dim, 0, many) for state, dim in zip(lane.states, mine, strict=True)]
+    for direction in directions:
+        count, rest = len(direction.states), direction.tensors[len(direction.states) :]
+        state_dims = dims[len(tensors) : len(tensors) + count]
+        tensors += [
+            _merge(state, dim, 0, calls) for state, dim in zip(direction.states, state_dims, strict=True)
+        ]
         tensors += rest
     return tensors
 
 
-def _joined(tensor: Tensor, dim: int | None, axis: int | None, many: int) -> Tensor:
-    """The rows of all calls along this axis; what has no rows as it is."""
+def _merge(tensor: Tensor, dim: int | None, axis: int | None, calls: int) -> Tensor:
+    """Merge the mapped dimension of a tensor into its batch axis; unchanged if it has no batch axis."""
     if axis is None:
         return tensor
     tensor = tensor.unsqueeze(axis) if dim is None else tensor.movedim(dim, axis)
     shape = list(tensor.shape)
-    shape[axis] = many
+    shape[axis] = calls
     return tensor.expand(shape).flatten(axis, axis + 1)
 
 
-def _parted(tensor: Tensor, axis: int | None, many: int) -> Tensor:
-    """The reverse: an axis of calls before that of their rows."""
+def _unmerge(tensor: Tensor, axis: int | None, calls: int) -> Tensor:
+    """Undo :func:`_merge`: put a mapped dimension in front of the batch axis."""
     if axis is None:
         return tensor
     shape = list(tensor.shape)
-    shape[axis : axis + 1] = (many, shape[axis] // many)
+    shape[axis : axis + 1] = (calls, shape[axis] // calls)
     return tensor.view(shape)
 
 
-def _one_by_one(operator: Any, many: int, dims: Any, *arguments: Any) -> Any:
-    """The calls one after another, their results stacked."""
-    pairs = list(zip(arguments, dims, strict=True))
-    calls = [operator(*(_of_one(given, dim, k) for given, dim in pairs)) for k in range(many)]
-    stacked = [torch.stack(parts) for parts in zip(*calls, strict=True)]
+def _call_one_by_one(operator: Any, calls: int, in_dims: Any, *arguments: Any) -> Any:
+    """Run the mapped calls in a loop, and stack their results."""
+    pairs = list(zip(arguments, in_dims, strict=True))
+    results = [operator(*(_select_call(argument, dim, k) for argument, dim in pairs)) for k in range(calls)]
+    stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
     return stacked, [0] * len(stacked)
 
 
-def _of_one(given: Any, dims: Any, k: int) -> Any:
-    """An argument of one of the calls."""
-    if isinstance(given, (list, tuple)):
-        return [_of_one(part, dim, k) for part, dim in zip(given, dims, strict=True)]
-    return given if dims is None or not isinstance(given, Tensor) else given.select(dims, k)
+def _select_call(argument: Any, dims: Any, k: int) -> Any:
+    """Return the argument of mapped call k."""
+    if isinstance(argument, (list, tuple)):
+        return [_select_call(part, dim, k) for part, dim in zip(argument, dims, strict=True)]
+    return argument if dims is None or not isinstance(argument, Tensor) else argument.select(dims, k)
 
 
 torch.library.register_vmap("unrolled::recurrence", _recurrence, lib=library)

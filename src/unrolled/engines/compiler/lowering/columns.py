@@ -1,4 +1,7 @@
-"""Values of the batch as columns: of values that were computed, constants, or elements of parameters."""
+"""Values of the batch as arrays of column ids.
+
+A column belongs to a computed value, or is a constant or an element of a parameter.
+"""
 
 from __future__ import annotations
 
@@ -17,112 +20,149 @@ from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 
 aten = torch.ops.aten
 
-MOST_PIECES = 256  # of one value
-MOST_VALUES = 4000  # of one step, forward and backward: each is a few lines of C++ in one function
-OF_TRUTH = {
+MAX_PIECES = 256  # of one value
+MAX_SOURCES = 4000  # of a step, forward and backward: each becomes a few lines of C++ in one function
+BITWISE_OPS = {
     aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.bitwise_not.default,
 }  # fmt: skip
-Names = np.ndarray[Any, np.dtype[np.int64]]  # of columns
-_WIDTH = 1 << 24  # names of columns: the value's number times this, plus the column
+ColumnIds = np.ndarray[Any, np.dtype[np.int64]]
+_MAX_WIDTH = 1 << 24  # a column id is the number of its source times this, plus the column
+_IDENTITY_ADD_ZERO = (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
+_IDENTITY_TIMES_ONE = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
+_SCALAR_SECOND_OPS = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 
 
 @dataclass(frozen=True)
 class ColumnView:
-    """A value of the batch: the names of its columns, in its shape with 1 for the batch."""
+    """A value of the batch as column ids.
 
-    columns: Names
+    Attributes:
+        ids: Ids of the columns, in the value's shape with the batch size replaced by 1.
+        shape: Shape of the value, with ``BATCH_SYMBOL`` for the batch size.
+    """
+
+    ids: ColumnIds
     shape: tuple[int, ...]
 
     @property
-    def axis(self) -> int:
-        """The axis of the batch."""
+    def batch_axis(self) -> int:
+        """The batch dimension."""
         return next(k for k, size in enumerate(self.shape) if size and size % BATCH_SYMBOL == 0)
 
 
 @dataclass(frozen=True)
 class _Source:
-    value: Tensor | float  # (batch, width); or the elements of a parameter or a constant, in a row
-    moving: bool
+    """A value that has columns.
+
+    Attributes:
+        value: A computed value ``(batch, width)``, the flat elements of a parameter or constant, or a number.
+        recurrent: Whether the value depends on a state, so that it changes from step to step.
+    """
+
+    value: Tensor | float
+    recurrent: bool
 
     @property
-    def shared(self) -> bool:
+    def is_shared(self) -> bool:
+        """Whether the value is the same in all rows of the batch."""
         return not isinstance(self.value, Tensor) or self.value.dim() == 1
 
 
 class Columns:
-    """All columns by name, and what computes on them."""
+    """Table of all columns by id, with the operations that compute on them.
+
+    Args:
+        dtype: Dtype of the step.
+
+    Attributes:
+        dtype: Dtype of the step.
+        sources: All values that have columns.
+        node: The node that is being lowered.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype  # of the step
+        self.dtype = dtype
         self.sources: list[_Source] = []
-        self._elements: dict[int, tuple[Tensor, Names]] = {}
-        self.node: fx.Node  # that is being lowered
+        self._ids_by_tensor: dict[int, tuple[Tensor, ColumnIds]] = {}
+        self.node: fx.Node
 
-    def _name(self, source: _Source, width: int) -> Names:
+    def _add_source(self, source: _Source, width: int) -> ColumnIds:
+        """Add a source and return the ids of its columns."""
         self.sources.append(source)
-        if width > _WIDTH:
-            raise UnsupportedError(f"it takes apart a value of {width} elements, more than {_WIDTH}")
-        if len(self.sources) > MOST_VALUES:
-            raise UnsupportedError(f"it cuts its features into more than {MOST_VALUES} pieces in all")
-        return np.arange(width) + (len(self.sources) - 1) * _WIDTH
+        if width > _MAX_WIDTH:
+            raise UnsupportedError(f"it splits a value of {width} elements, more than {_MAX_WIDTH}")
+        if len(self.sources) > MAX_SOURCES:
+            raise UnsupportedError(f"it splits its features into more than {MAX_SOURCES} pieces in total")
+        return np.arange(width) + (len(self.sources) - 1) * _MAX_WIDTH
 
-    def row(self, value: Tensor, moving: bool) -> ColumnView:
-        """A value ``(batch, width)`` that was computed."""
-        names = self._name(_Source(value, moving), value.shape[1])
-        return ColumnView(names[None], tuple(value.shape))
+    def add(self, value: Tensor, recurrent: bool) -> ColumnView:
+        """Add a computed value ``(batch, width)``."""
+        ids = self._add_source(_Source(value, recurrent), value.shape[1])
+        return ColumnView(ids[None], tuple(value.shape))
 
     def constant(self, value: float, shape: Sequence[int]) -> ColumnView:
-        """The same number in every row and column."""
-        name = self._name(_Source(float(value), False), 1)
-        return ColumnView(np.broadcast_to(name[0], without_batch(shape)), tuple(shape))
+        """Return a value of the given shape with the same number everywhere."""
+        [column] = self._add_source(_Source(float(value), False), 1)
+        return ColumnView(np.broadcast_to(column, without_batch(shape)), tuple(shape))
 
-    def names(self, value: object) -> Names:
-        """The names of the columns of any operand."""
+    def ids_of(self, value: object) -> ColumnIds:
+        """Return the column ids of an operand: a value of the batch, a parameter, a constant or a number."""
         if isinstance(value, ColumnView):
-            return value.columns
+            return value.ids
         if not isinstance(value, Tensor):
-            return self._name(_Source(float(value), False), 1).reshape(())  # type: ignore[arg-type]
-        if id(value) not in self._elements:
+            return self._add_source(_Source(float(value), False), 1).reshape(())  # type: ignore[arg-type]
+        if id(value) not in self._ids_by_tensor:
             if isinstance(value, FakeTensor):
                 source = _Source(value.reshape(-1), False)
             else:
                 with _disable_current_modes():
                     flat = value.reshape(-1)
                     source = _Source(flat if len(flat) != 1 else float(flat), False)
-            names = self._name(source, value.numel()).reshape(tuple(value.shape))
-            self._elements[id(value)] = (value, names)  # the value is kept, so that its id stays its own
-        return self._elements[id(value)][1]
+            ids = self._add_source(source, value.numel()).reshape(tuple(value.shape))
+            # Keep the tensor alive: its id must not be reused.
+            self._ids_by_tensor[id(value)] = (value, ids)
+        return self._ids_by_tensor[id(value)][1]
 
-    def moving(self, names: Names) -> bool:
-        """Whether any of these columns changes in the loop."""
-        return any(self.sources[name // _WIDTH].moving for name in np.ravel(names).tolist())
+    def is_recurrent(self, ids: ColumnIds) -> bool:
+        """Return whether any of the columns depends on a state."""
+        return any(self.sources[column // _MAX_WIDTH].recurrent for column in np.ravel(ids).tolist())
 
-    def pieces(self, operands: list[Names]) -> Iterator[tuple[int, list[tuple[int, bool]]]]:
-        """Cut flat operands where a run of any ends: its length, each one's first name and if it repeats."""
-        count, at, pieces = len(operands[0]), 0, 0
-        lengths = [_runs(names) for names in operands]
-        while at < count:
-            ends = [(one[at], same[at]) for one, same in lengths]
-            length = min(max(pair) for pair in ends)
+    def pieces(self, operands: list[ColumnIds]) -> Iterator[tuple[int, list[tuple[int, bool]]]]:
+        """Cut operands into pieces whose columns are consecutive, or repeat one column, in every operand.
+
+        Args:
+            operands: Flat column ids, all of the same length.
+
+        Yields:
+            The length of a piece, and for each operand its first column id and whether that column repeats.
+        """
+        total, start, count = len(operands[0]), 0, 0
+        run_lengths = [_run_lengths(ids) for ids in operands]
+        while start < total:
+            runs = [(consecutive[start], equal[start]) for consecutive, equal in run_lengths]
+            length = min(max(run) for run in runs)
             yield (
                 length,
-                [(int(n[at]), s >= length and length > 1) for n, (_, s) in zip(operands, ends, strict=True)],
+                [
+                    (int(ids[start]), equal >= length and length > 1)
+                    for ids, (_, equal) in zip(operands, runs, strict=True)
+                ],
             )
-            at, pieces = at + length, pieces + 1
-            if pieces > MOST_PIECES:
-                raise UnsupportedError(f"it rearranges features into more than {MOST_PIECES} pieces")
+            start, count = start + length, count + 1
+            if count > MAX_PIECES:
+                raise UnsupportedError(f"it rearranges features into more than {MAX_PIECES} pieces")
 
-    def runs(self, names: Names) -> int:
-        """How many pieces columns are cut into."""
-        return 1 + int(np.count_nonzero(np.diff(names.reshape(-1)) != 1))
+    def count_runs(self, ids: ColumnIds) -> int:
+        """Return into how many runs of consecutive columns the ids are divided."""
+        return 1 + int(np.count_nonzero(np.diff(ids.reshape(-1)) != 1))
 
-    def source(self, name: int) -> _Source:
-        """The value that has a column."""
-        return self.sources[name // _WIDTH]
+    def source_of(self, column: int) -> _Source:
+        """Return the source that has a column."""
+        return self.sources[column // _MAX_WIDTH]
 
-    def take(self, name: int, length: int) -> Tensor | float:
-        """Columns of a source that lie next to one another."""
-        source, start = self.sources[name // _WIDTH], name % _WIDTH
+    def take(self, column: int, length: int) -> Tensor | float:
+        """Return ``length`` consecutive columns of a source, from ``column`` on."""
+        source, start = self.sources[column // _MAX_WIDTH], column % _MAX_WIDTH
         value = source.value
         if not isinstance(value, Tensor):
             return value
@@ -134,158 +174,163 @@ class Columns:
         with _disable_current_modes():
             return value.narrow(axis, start, length)
 
-    def whole(self, names: Names) -> Tensor:
-        """Columns as one value ``(batch, width)``."""
+    def to_tensor(self, ids: ColumnIds) -> Tensor:
+        """Return columns as one value ``(batch, width)``."""
         parts = []
-        for length, [(name, repeats)] in self.pieces([names]):
-            part = self.take(name, 1 if repeats else length)
+        for length, [(column, repeats)] in self.pieces([ids]):
+            part = self.take(column, 1 if repeats else length)
             if not isinstance(part, Tensor) or part.dim() == 1:
-                fill = torch.full((BATCH_SYMBOL, length), 0.0, dtype=self.dtype)
-                part = fill + part
+                zeros = torch.full((BATCH_SYMBOL, length), 0.0, dtype=self.dtype)
+                part = zeros + part
             elif repeats:
                 part = part.expand(BATCH_SYMBOL, length).clone()
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def pointwise(self, target: Any, *args: Any, **kwargs: Any) -> ColumnView:
-        """A function of the elements of rows, by its operation."""
+        """Apply an elementwise operation to its operands, piece by piece."""
         shapes = [without_batch(a.shape) for a in args if isinstance(a, (ColumnView, Tensor))]
         base = np.broadcast_shapes(*shapes)
-        rows = [a for a in args if isinstance(a, ColumnView)]
-        shape = _with_batch(base, rows)
+        views = [a for a in args if isinstance(a, ColumnView)]
+        shape = _with_batch(base, views)
         schema = target._schema.arguments
-        places = [
+        positions = [
             k
             for k, a in enumerate(args)
             if isinstance(a, (ColumnView, Tensor))
             or (isinstance(a, (int, float)) and "Tensor" in str(schema[k].type))
         ]
-        operands = [np.broadcast_to(self.names(args[k]), base).reshape(-1) for k in places]
+        operands = [np.broadcast_to(self.ids_of(args[k]), base).reshape(-1) for k in positions]
         if target is aten.where.self:
-            numbers = [self._number(name) for name in operands[0].tolist()]
-            found = np.where([bool(number) for number in numbers], operands[1], operands[2])
-            open_ = np.array([number is None for number in numbers], dtype=bool)
-            if not open_.all():
-                if open_.any():
-                    rows = [ColumnView(names[open_][None], (BATCH_SYMBOL, open_.sum())) for names in operands]
-                    found[open_] = self.pointwise(target, *rows).columns.flatten()
-                return ColumnView(found.reshape(base), shape)
+            conditions = [self._constant_value(column) for column in operands[0].tolist()]
+            selected = np.where([bool(value) for value in conditions], operands[1], operands[2])
+            computed = np.array([value is None for value in conditions], dtype=bool)
+            if not computed.all():
+                if computed.any():
+                    views = [
+                        ColumnView(ids[computed][None], (BATCH_SYMBOL, computed.sum())) for ids in operands
+                    ]
+                    selected[computed] = self.pointwise(target, *views).ids.flatten()
+                return ColumnView(selected.reshape(base), shape)
         results = []
-        for length, taken in self.pieces(operands):
-            wide = 1 if all(same or length == 1 for _, same in taken) else length
-            pieces = [self.take(name, 1 if same else length) for name, same in taken]
-            piece = self._apply(target, args, kwargs, dict(zip(places, pieces, strict=True)))
-            if isinstance(piece, tuple):  # one of the operands, as it is
-                name, same = taken[piece[0]]
-                results.append(np.full(length, name) if same else np.arange(length) + name)
+        for length, piece in self.pieces(operands):
+            width = 1 if all(repeats or length == 1 for _, repeats in piece) else length
+            values = [self.take(column, 1 if repeats else length) for column, repeats in piece]
+            value = self._apply(target, args, kwargs, dict(zip(positions, values, strict=True)))
+            if isinstance(value, tuple):  # an identity: one of the operands is the result
+                column, repeats = piece[value[0]]
+                results.append(np.full(length, column) if repeats else np.arange(length) + column)
                 continue
-            moving = any(self.sources[name // _WIDTH].moving for name, _ in taken)
-            names = self._name(_Source(piece, moving), wide)
-            results.append(np.broadcast_to(names, length))
-        found = np.concatenate(results) if results else operands[0]
-        return ColumnView(found.reshape(base), shape)
+            recurrent = any(self.sources[column // _MAX_WIDTH].recurrent for column, _ in piece)
+            ids = self._add_source(_Source(value, recurrent), width)
+            results.append(np.broadcast_to(ids, length))
+        result_ids = np.concatenate(results) if results else operands[0]
+        return ColumnView(result_ids.reshape(base), shape)
 
-    def _apply(self, target: Any, args: Any, kwargs: Any, pieces: dict[int, Any]) -> Any:
-        """The operation on pieces: a tensor, a constant, or the place of the operand that it leaves alone."""
-        given = [pieces.get(k, a) for k, a in enumerate(args)]
-        if all(isinstance(piece, float) or not isinstance(piece, FakeTensor) for piece in pieces.values()):
-            with _disable_current_modes():
-                real = [
-                    torch.as_tensor(g, dtype=torch.float64) if k in pieces else g for k, g in enumerate(given)
+    def _apply(self, target: Any, args: Any, kwargs: Any, values: dict[int, Any]) -> Any:
+        """Apply an elementwise operation to one piece.
+
+        Args:
+            target: The operation.
+            args: Positional arguments of the whole operation.
+            kwargs: Keyword arguments.
+            values: Values of the piece, by position in ``args``.
+
+        Returns:
+            A tensor, a constant, or ``(k,)`` if the result is the operand at index ``k`` of ``values``.
+        """
+        arguments = [values.get(k, a) for k, a in enumerate(args)]
+        if all(isinstance(value, float) or not isinstance(value, FakeTensor) for value in values.values()):
+            with _disable_current_modes():  # all operands are constants: compute the result now
+                constants = [
+                    torch.as_tensor(a, dtype=torch.float64) if k in values else a
+                    for k, a in enumerate(arguments)
                 ]
-                if target in OF_TRUTH:
-                    real = [g.bool() for g in real]
-                found = target(*real, **kwargs)
-                if found.numel() == 1:
-                    return float(found)
-                return found.to(self.dtype) if found.is_floating_point() else found
-        first, second = [*given, None, None][:2]
-        if (target in _ZERO_ON_THE_RIGHT and _is(second, 0)) or (
-            target in _ONE_ON_THE_RIGHT and _is(second, 1)
+                if target in BITWISE_OPS:
+                    constants = [a.bool() for a in constants]
+                result = target(*constants, **kwargs)
+                if result.numel() == 1:
+                    return float(result)
+                return result.to(self.dtype) if result.is_floating_point() else result
+        first, second = [*arguments, None, None][:2]
+        if (target in _IDENTITY_ADD_ZERO and _equals(second, 0)) or (
+            target in _IDENTITY_TIMES_ONE and _equals(second, 1)
         ):
             return (0,)
-        if (target is aten.add.Tensor and _is(first, 0) and not kwargs) or (
-            target is aten.mul.Tensor and _is(first, 1)
+        if (target is aten.add.Tensor and _equals(first, 0) and not kwargs) or (
+            target is aten.mul.Tensor and _equals(first, 1)
         ):
             return (1,)
-        for k, piece in pieces.items():
-            if isinstance(piece, float) and (k == 0 or target not in _SCALARS_RIGHT):
-                given[k] = torch.full((), piece, dtype=self.dtype)
-        return target(*given, **kwargs)
+        for k, value in values.items():
+            if isinstance(value, float) and (k == 0 or target not in _SCALAR_SECOND_OPS):
+                arguments[k] = torch.full((), value, dtype=self.dtype)
+        return target(*arguments, **kwargs)
 
-    def known(self, names: Names) -> Names | None:
-        """The number in each column, where all are constants."""
-        found = [self._number(name) for name in names.reshape(-1).tolist()]
-        return None if None in found else np.array(found).reshape(names.shape)
+    def constant_values(self, ids: ColumnIds) -> ColumnIds | None:
+        """Return the number in each column if all are constants, else None."""
+        values = [self._constant_value(column) for column in ids.reshape(-1).tolist()]
+        return None if None in values else np.array(values).reshape(ids.shape)
 
-    def _number(self, name: int) -> float | None:
-        """The number in a column; None where it is computed."""
-        value = self.sources[name // _WIDTH].value
+    def _constant_value(self, column: int) -> float | None:
+        """Return the number in a column, or None if it is computed."""
+        value = self.sources[column // _MAX_WIDTH].value
         if isinstance(value, FakeTensor):
             return None
         if isinstance(value, Tensor):
             with _disable_current_modes():
-                return float(value[name % _WIDTH])
+                return float(value[column % _MAX_WIDTH])
         return value
 
-    def times(self, names: Names, matrix: Tensor) -> ColumnView:
-        """Columns ``(k)`` with a matrix ``(k, n)`` that all rows share.
+    def matmul(self, ids: ColumnIds, matrix: Tensor) -> ColumnView:
+        """Multiply ``(batch, k)`` columns by a matrix ``(k, n)`` that all rows share.
 
-        What moves in the loop is multiplied apart from the rest.
+        Columns that depend on a state get a separate product, so that the product of the others can leave the
+        loop.
         """
-        moving = [source.moving or source.shared for source in map(self.source, names.tolist())]
-        cuts = [0, *(k for k in range(1, len(names)) if moving[k] != moving[k - 1]), len(names)]
+        in_loop = [source.recurrent or source.is_shared for source in map(self.source_of, ids.tolist())]
+        cuts = [0, *(k for k in range(1, len(ids)) if in_loop[k] != in_loop[k - 1]), len(ids)]
         total = None
         for start, end in itertools.pairwise(cuts):
-            rows = matrix if end - start == len(names) else matrix[start:end]
-            part = torch.mm(self.whole(names[start:end]), rows)
-            total = part if total is None else total + part
+            rows = matrix if end - start == len(ids) else matrix[start:end]
+            product = torch.mm(self.to_tensor(ids[start:end]), rows)
+            total = product if total is None else total + product
         assert total is not None
-        return self.row(total, self.moving(names))
+        return self.add(total, self.is_recurrent(ids))
 
-    def numbers(self, shape: Sequence[int], dim: int) -> Tensor:
-        """0, 1, 2 … along an axis."""
+    def arange(self, shape: Sequence[int], dim: int) -> Tensor:
+        """Return 0, 1, 2, … along a dimension, broadcastable to ``shape``."""
         with _disable_current_modes():
             numbers = torch.arange(shape[dim], dtype=self.dtype)
             return numbers.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
 
-    def reshape(self, row: ColumnView, shape: Sequence[int]) -> ColumnView:
-        """The same columns in another shape."""
-        return ColumnView(row.columns.reshape(without_batch(shape)), tuple(shape))
+    def reshape(self, x: ColumnView, shape: Sequence[int]) -> ColumnView:
+        """Return the same columns in another shape."""
+        return ColumnView(x.ids.reshape(without_batch(shape)), tuple(shape))
 
 
-def _is(value: object, number: float) -> bool:
+def _equals(value: object, number: float) -> bool:
     return isinstance(value, (int, float)) and value == number
 
 
-_ZERO_ON_THE_RIGHT = (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
-_ONE_ON_THE_RIGHT = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
+def _run_lengths(ids: ColumnIds) -> tuple[list[int], list[int]]:
+    """Return for each position how many ids from there on are consecutive, and how many are equal."""
+    columns = ids.tolist()
+    consecutive, equal = [1] * len(columns), [1] * len(columns)
+    for k in range(len(columns) - 2, -1, -1):
+        if columns[k + 1] == columns[k] + 1 and columns[k] // _MAX_WIDTH == columns[k + 1] // _MAX_WIDTH:
+            consecutive[k] = consecutive[k + 1] + 1
+        if columns[k + 1] == columns[k]:
+            equal[k] = equal[k + 1] + 1
+    return consecutive, equal
 
 
-_SCALARS_RIGHT = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
-
-
-def _runs(names: Names) -> tuple[list[int], list[int]]:
-    """From each place on: how many names follow one another, and how many are the same."""
-    given = names.tolist()
-    follow, same = [1] * len(given), [1] * len(given)
-    for k in range(len(given) - 2, -1, -1):
-        if given[k + 1] == given[k] + 1 and given[k] // _WIDTH == given[k + 1] // _WIDTH:
-            follow[k] = follow[k + 1] + 1
-        if given[k + 1] == given[k]:
-            same[k] = same[k + 1] + 1
-    return follow, same
-
-
-def _with_batch(without_batch: Sequence[int], rows: list[ColumnView]) -> tuple[int, ...]:
-    """A shape with the batch where one of the rows, and no broadcast, has it."""
-    row = max(rows, key=lambda r: len(r.shape))
-    axis = row.axis - len(row.shape)
-    return tuple(
-        n * BATCH_SYMBOL if k - len(without_batch) == axis else n for k, n in enumerate(without_batch)
-    )
+def _with_batch(shape: Sequence[int], views: list[ColumnView]) -> tuple[int, ...]:
+    """Return a broadcast shape with the batch size in the dimension where ``views`` have it."""
+    view = max(views, key=lambda v: len(v.shape))
+    axis = view.batch_axis - len(view.shape)
+    return tuple(n * BATCH_SYMBOL if k - len(shape) == axis else n for k, n in enumerate(shape))
 
 
 def without_batch(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape without the batch: 1 in its place, or what it is multiplied with."""
+    """Return a shape with the batch size replaced by 1, and multiples of it by the factor."""
     return tuple(size // BATCH_SYMBOL if size and size % BATCH_SYMBOL == 0 else size for size in shape)

@@ -1,10 +1,10 @@
-"""Write a captured graph in a smaller language: every value of the batch becomes ``(batch, width)``.
+"""Lower a captured graph to operations on two-dimensional values ``(batch, width)``.
 
-A step may view its values with heads, permute, stack, roll or pad them. None of that computes anything: it
-says which column stands where. So a value is kept as its *columns*, each a column of a two-dimensional
-value that was computed, a constant, or an element of a parameter; torch's own operation, run on these
-names, moves them. What computes (functions of an element, reductions over features, products) is then
-written anew, run of columns by run of columns.
+A step may view its values as heads, permute, stack, roll or pad them. None of that computes anything; it only
+moves columns. So a value is represented by the ids of its *columns*. Each is a column of a computed
+two-dimensional value, a constant, or an element of a parameter. Torch's own operation runs on the ids to
+move them. Operations that compute (elementwise functions, reductions over features, products) are rewritten
+for each run of consecutive columns.
 """
 
 from __future__ import annotations
@@ -20,56 +20,57 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from unrolled.engines.compiler.cse import join
+from unrolled.engines.compiler.cse import eliminate_common
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
-from unrolled.engines.compiler.lowering.arithmetic import RULES
-from unrolled.engines.compiler.lowering.columns import OF_TRUTH, Columns, ColumnView, without_batch
-from unrolled.engines.compiler.lowering.movement import MOVES, PLACES, move
-from unrolled.engines.compiler.lowering.reductions import REDUCTIONS
-from unrolled.engines.compiler.source_location import Marked
+from unrolled.engines.compiler.lowering.arithmetic import ARITHMETIC_RULES
+from unrolled.engines.compiler.lowering.columns import BITWISE_OPS, Columns, ColumnView, without_batch
+from unrolled.engines.compiler.lowering.movement import INDEXING_RULES, MOVEMENT_OPS, move
+from unrolled.engines.compiler.lowering.reductions import REDUCTION_RULES
+from unrolled.engines.compiler.source_location import LocationInterpreter
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
 
 def lower(
-    module: fx.GraphModule, arguments: Sequence[Tensor], moving: Sequence[bool], dtype: torch.dtype
+    module: fx.GraphModule, arguments: Sequence[Tensor], recurrent: Sequence[bool], dtype: torch.dtype
 ) -> fx.GraphModule:
-    """The graph in terms of values of two axes.
+    """Lower a graph of small torch operations to two-dimensional values.
 
     Args:
-        module: a graph of torch's small operations.
-        arguments: fake tensors for its placeholders; those of the batch are ``(ROWS, width)``.
-        moving: for each argument, whether it changes in the loop: a product with what doesn't is kept apart.
-        dtype: what the loop computes in.
+        module: The graph.
+        arguments: Fake tensors for its placeholders. Values of the batch are ``(BATCH_SYMBOL, width)``.
+        recurrent: For each argument, whether it depends on a state. A product is split so that its part
+            without such columns can leave the loop.
+        dtype: Dtype that the loop computes in.
 
     Raises:
-        UnsupportedError: an operation that mixes rows of the batch, or has no such form.
+        UnsupportedError: If an operation mixes rows of the batch, or can't be lowered.
     """
 
     def run(*values: Tensor) -> Any:
-        return _Lowering(module, moving, dtype).lower(values)
+        return _Lowering(module, recurrent, dtype).lower(values)
 
     lowered = make_fx(run)(*arguments)
     lowered.graph.eliminate_dead_code()
-    join(lowered.graph)
+    eliminate_common(lowered.graph)
     return lowered
 
 
-class _Lowering(Marked):
-    def __init__(self, module: fx.GraphModule, moving: Sequence[bool], dtype: torch.dtype) -> None:
+class _Lowering(LocationInterpreter):
+    def __init__(self, module: fx.GraphModule, recurrent: Sequence[bool], dtype: torch.dtype) -> None:
         super().__init__(module)
         self.columns = Columns(dtype)
-        self.seeds = list(moving)
+        self.recurrent = list(recurrent)
 
     def lower(self, values: Sequence[Tensor]) -> Any:
         columns = self.columns
-        given = [
-            columns.row(value, moving) if BATCH_SYMBOL in value.shape else value
-            for value, moving in zip(values, self.seeds, strict=True)
+        inputs = [
+            columns.add(value, recurrent) if BATCH_SYMBOL in value.shape else value
+            for value, recurrent in zip(values, self.recurrent, strict=True)
         ]
-        result = self.run(*given, enable_io_processing=False)
+        result = self.run(*inputs, enable_io_processing=False)
         return tree_map(
-            lambda v: columns.whole(v.columns.flatten()) if isinstance(v, ColumnView) else v, result
+            lambda v: columns.to_tensor(v.ids.flatten()) if isinstance(v, ColumnView) else v, result
         )
 
     def run_node(self, n: fx.Node) -> Any:
@@ -79,78 +80,80 @@ class _Lowering(Marked):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         values: list[Any] = []
         tree_map(values.append, (args, kwargs))
-        value = self.columns.node.meta.get("val")
+        result = self.columns.node.meta.get("val")
         if not any(isinstance(v, ColumnView) for v in values):
-            if isinstance(value, Tensor) and any(size and size % BATCH_SYMBOL == 0 for size in value.shape):
-                return self._filled(target, args, value)
+            if isinstance(result, Tensor) and any(size and size % BATCH_SYMBOL == 0 for size in result.shape):
+                return self._broadcast_to_batch(target, args, result)
             if not any(isinstance(v, FakeTensor) for v in values):
                 with _disable_current_modes():
                     return target(*args, **kwargs)
             return target(*args, **kwargs)
-        dtypes = self._dtypes(target, values)
+        dtypes = self._result_dtypes(target, values)
         if target in _RULES:
             return _RULES[target](self.columns, *args, **kwargs)
-        if target in MOVES:
+        if target in MOVEMENT_OPS:
             return move(self.columns, target, args, kwargs)
         if torch.Tag.pointwise in getattr(target, "tags", ()):
             if target is aten.add.Tensor and dtypes == {torch.bool}:
                 target = aten.logical_or.default
             return self.columns.pointwise(target, *args, **kwargs)
-        raise UnsupportedError(f"{target} is not in the compiler's vocabulary")
+        raise UnsupportedError(f"{target} is not supported by the compiler")
 
-    def _dtypes(self, target: Any, values: list[Any]) -> set[torch.dtype]:
-        """What a value of the batch is kept in: the loop has one type, so whole numbers must be small.
+    def _result_dtypes(self, target: Any, values: list[Any]) -> set[torch.dtype]:
+        """Return the dtypes of the results of the current node.
+
+        The loop stores all values in one floating-point dtype, so integers must be small.
 
         Raises:
-            UnsupportedError: the loop's type can't hold them.
+            UnsupportedError: If the loop's dtype can't represent the results.
         """
-        made = self.columns.node.meta.get("val")
-        kinds = made if isinstance(made, (tuple, list)) else [made]
-        dtypes = {v.dtype for v in kinds if isinstance(v, Tensor)}
+        result = self.columns.node.meta.get("val")
+        results = result if isinstance(result, (tuple, list)) else [result]
+        dtypes = {v.dtype for v in results if isinstance(v, Tensor)}
         for dtype in dtypes - {self.columns.dtype, torch.bool, torch.int64}:
-            if not self._is_truth_for_a_moment():
-                raise UnsupportedError(f"{target} changes to {dtype} in the step")
-        whole = torch.int64 in dtypes and torch.Tag.pointwise in getattr(target, "tags", ())
-        large = any(isinstance(v, int) and abs(v) > _LARGE for v in values)
-        if (whole and (large or target not in _WHOLE_NUMBERS)) or (
-            target in OF_TRUTH and dtypes != {torch.bool}
+            if not self._is_intermediate_bool_cast():
+                raise UnsupportedError(f"{target} converts to {dtype} in the step")
+        computes_integers = torch.int64 in dtypes and torch.Tag.pointwise in getattr(target, "tags", ())
+        large = any(isinstance(v, int) and abs(v) > _MAX_INTEGER for v in values)
+        if (computes_integers and (large or target not in _INTEGER_OPS)) or (
+            target in BITWISE_OPS and dtypes != {torch.bool}
         ):
-            raise UnsupportedError(f"{target} computes with whole numbers")
+            raise UnsupportedError(f"{target} computes with integers")
         return dtypes
 
-    def _is_truth_for_a_moment(self) -> bool:
-        """Whether a truth value becomes 0 or 1 of another type, which every use makes the loop's own."""
+    def _is_intermediate_bool_cast(self) -> bool:
+        """Return whether a bool is cast to another dtype that every user converts to the loop's dtype."""
         node, users = self.columns.node, list(self.columns.node.users)
-        given = node.args[0]
+        operand = node.args[0]
         return (
-            isinstance(given, fx.Node)
-            and given.meta["val"].dtype is torch.bool
+            isinstance(operand, fx.Node)
+            and operand.meta["val"].dtype is torch.bool
             and node.target in (aten._to_copy.default, prims.convert_element_type.default)
             and all(getattr(user.meta.get("val"), "dtype", None) is self.columns.dtype for user in users)
         )
 
-    def _filled(self, target: Any, args: Any, value: Tensor) -> ColumnView:
-        """A constant, or what parameters alone make, for every row of the batch."""
+    def _broadcast_to_batch(self, target: Any, args: Any, value: Tensor) -> ColumnView:
+        """Lower an operation without batch operands whose result has a batch dimension."""
         shape = tuple(value.shape)
-        if target in _CONSTANTS:
-            fill = _CONSTANTS[target]
+        if target in _FILL_VALUES:
+            fill = _FILL_VALUES[target]
             return self.columns.constant(args[fill[0]] if isinstance(fill, list) else fill, shape)
         if target is aten.repeat.default:
-            times = [size // BATCH_SYMBOL if size % BATCH_SYMBOL == 0 else size for size in args[1]]
-            return ColumnView(np.tile(self.columns.names(args[0]), times), shape)
+            repeats = [size // BATCH_SYMBOL if size % BATCH_SYMBOL == 0 else size for size in args[1]]
+            return ColumnView(np.tile(self.columns.ids_of(args[0]), repeats), shape)
         if target in (aten.expand.default, aten.view.default, aten.clone.default):
-            return ColumnView(np.broadcast_to(self.columns.names(args[0]), without_batch(shape)), shape)
-        raise UnsupportedError(f"{target} makes a value for the whole batch")
+            return ColumnView(np.broadcast_to(self.columns.ids_of(args[0]), without_batch(shape)), shape)
+        raise UnsupportedError(f"{target} creates a value for the whole batch")
 
 
-_RULES = {**RULES, **REDUCTIONS, **PLACES}
-_LARGE = 2**20
-_WHOLE_NUMBERS = {
+_RULES = {**ARITHMETIC_RULES, **REDUCTION_RULES, **INDEXING_RULES}
+_MAX_INTEGER = 2**20
+_INTEGER_OPS = {
     aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.neg.default, aten.abs.default,
     aten.where.self, aten.maximum.default, aten.minimum.default, aten.clone.default, aten.sgn.default,
     aten.remainder.Scalar, aten.div.Tensor_mode,
 }  # fmt: skip
-_CONSTANTS: dict[Any, float | list[int]] = {  # by what; or the argument that says by what
+_FILL_VALUES: dict[Any, float | list[int]] = {  # the number, or [index] of the argument that has it
     aten.full.default: [1],
     aten.full_like.default: [1],
     aten.new_full.default: [2],

@@ -1,4 +1,4 @@
-"""What moves the features of a value and computes nothing: torch's own operation, run on columns' names."""
+"""Lowering rules for operations that only move features: torch's own operation runs on the column ids."""
 
 from __future__ import annotations
 
@@ -14,76 +14,87 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
-from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, Names, without_batch
-from unrolled.engines.compiler.lowering.reductions import total
+from unrolled.engines.compiler.lowering.columns import ColumnIds, Columns, ColumnView, without_batch
+from unrolled.engines.compiler.lowering.reductions import sum_dims
 
 aten = torch.ops.aten
 
 
 def move(columns: Columns, target: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation of MOVES on the names of the columns.
+    """Run one of ``MOVEMENT_OPS`` on column ids.
 
     Raises:
-        UnsupportedError: it would move rows of the batch.
+        UnsupportedError: If it would move rows of the batch.
     """
     value = columns.node.meta["val"]
     first = next(
         v for v in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(v, ColumnView)
     )
-    _check_axis(target, first, args, value)
+    _check_batch_axis(target, first, args, value)
 
-    def names(argument: Any) -> Any:
+    def to_ids(argument: Any) -> Any:
         if isinstance(argument, (ColumnView, Tensor)):
-            return _array(columns.names(argument))
+            return _id_tensor(columns.ids_of(argument))
         if type(argument) is int and argument and argument % BATCH_SYMBOL == 0:
             return argument // BATCH_SYMBOL
         return argument
 
-    given = tree_map(names, args, is_leaf=lambda v: isinstance(v, ColumnView))
+    id_args = tree_map(to_ids, args, is_leaf=lambda v: isinstance(v, ColumnView))
     with _disable_current_modes():
         if target is aten.constant_pad_nd.default:
-            fill = columns.names(args[2] if len(args) > 2 else 0)
-            moved = target(given[0], args[1], -1)
+            fill = columns.ids_of(args[2] if len(args) > 2 else 0)
+            moved = target(id_args[0], args[1], -1)
             moved = torch.where(moved < 0, torch.tensor(int(fill)), moved)
         else:
-            moved = target(*given, **kwargs)
+            moved = target(*id_args, **kwargs)
     if isinstance(moved, (tuple, list)):
-        return [_row(part, v.shape) for part, v in zip(moved, value, strict=True)]
-    return _row(moved, value.shape)
+        return [_column_view(part, v.shape) for part, v in zip(moved, value, strict=True)]
+    return _column_view(moved, value.shape)
 
 
-def _array(names: Names) -> Tensor:
+def _id_tensor(ids: ColumnIds) -> Tensor:
     with _disable_current_modes():
-        return torch.from_numpy(np.ascontiguousarray(names).copy())
+        return torch.from_numpy(np.ascontiguousarray(ids).copy())
 
 
-def _row(names: Tensor, shape: Sequence[int]) -> ColumnView:
+def _column_view(ids: Tensor, shape: Sequence[int]) -> ColumnView:
     with _disable_current_modes():
-        return ColumnView(names.numpy().reshape(without_batch(shape)), tuple(shape))
+        return ColumnView(ids.numpy().reshape(without_batch(shape)), tuple(shape))
 
 
-def _check_axis(target: Any, row: ColumnView, args: Any, value: Any) -> None:
-    """Raise where rows of the batch would be moved."""
-    rank, axis = len(row.shape), row.axis
-    moved: list[int] = []
-    if target in _AXIS:
-        place = _AXIS[target]
-        given = args[place] if len(args) > place else 0
-        moved = list(given) if isinstance(given, (list, tuple)) else [given]
+def _check_batch_axis(target: Any, x: ColumnView, args: Any, value: Any) -> None:
+    """Raise an error if an operation moves, adds or repeats rows of the batch.
+
+    Args:
+        target: The operation.
+        x: Its first operand.
+        args: Its arguments.
+        value: Its result, as a fake tensor.
+
+    Raises:
+        UnsupportedError: If it changes rows of the batch.
+    """
+    rank, axis = len(x.shape), x.batch_axis
+    moved_dims: list[int] = []
+    if target in _DIM_POSITION:
+        position = _DIM_POSITION[target]
+        dims = args[position] if len(args) > position else 0
+        moved_dims = list(dims) if isinstance(dims, (list, tuple)) else [dims]
         start, end, step = [*args[2:5], *(None,) * 3][:3] if target is aten.slice.Tensor else (1, 0, 1)
         if start in (0, None) and (end is None or end >= BATCH_SYMBOL) and step in (1, None):
-            return  # all of it
-        if not moved:
-            moved = [axis]
-    elif target in _DIAGONAL:
-        first = _DIAGONAL[target]
-        moved = [*args[first : first + 2], *(0, 1)[len(args[first : first + 2]) :]]
-    if axis in [m % rank for m in moved]:
+            return  # a slice of everything
+        if not moved_dims:
+            moved_dims = [axis]
+    elif target in _DIAGONAL_DIM_POSITION:
+        position = _DIAGONAL_DIM_POSITION[target]
+        diagonal_dims = args[position : position + 2]
+        moved_dims = [*diagonal_dims, *(0, 1)[len(diagonal_dims) :]]
+    if axis in [dim % rank for dim in moved_dims]:
         raise UnsupportedError(f"{target} mixes rows of the batch")
-    if target in _VIEWS:
-        new = tuple(value.shape)
-        at = next((k for k, size in enumerate(new) if size and size % BATCH_SYMBOL == 0), None)
-        if at is None or math.prod(new[:at]) != math.prod(row.shape[:axis]):
+    if target in _RESHAPE_OPS:
+        shape = tuple(value.shape)
+        new_axis = next((k for k, size in enumerate(shape) if size and size % BATCH_SYMBOL == 0), None)
+        if new_axis is None or math.prod(shape[:new_axis]) != math.prod(x.shape[:axis]):
             raise UnsupportedError(f"{target} mixes rows of the batch")
     if target is aten.constant_pad_nd.default and any(args[1][2 * (rank - 1 - axis) : 2 * (rank - axis)]):
         raise UnsupportedError(f"{target} adds rows to the batch")
@@ -91,7 +102,7 @@ def _check_axis(target: Any, row: ColumnView, args: Any, value: Any) -> None:
         raise UnsupportedError(f"{target} repeats rows of the batch")
 
 
-_AXIS = {
+_DIM_POSITION = {  # index of the argument that has the dimension
     aten.slice.Tensor: 1,
     aten.select.int: 1,
     aten.flip.default: 1,
@@ -103,12 +114,12 @@ _AXIS = {
     aten.slice_scatter.default: 2,
     aten.select_scatter.default: 2,
 }
-_DIAGONAL = {aten.diagonal.default: 2, aten.diagonal_scatter.default: 3}
-_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
-MOVES = {
-    *_AXIS,
-    *_DIAGONAL,
-    *_VIEWS,
+_DIAGONAL_DIM_POSITION = {aten.diagonal.default: 2, aten.diagonal_scatter.default: 3}
+_RESHAPE_OPS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+MOVEMENT_OPS = {
+    *_DIM_POSITION,
+    *_DIAGONAL_DIM_POSITION,
+    *_RESHAPE_OPS,
     aten.stack.default,
     aten.permute.default,
     aten.transpose.int,
@@ -123,170 +134,184 @@ MOVES = {
 }
 
 
-def _constant_indices(columns: Columns, row: ColumnView, indices: Sequence[Any]) -> list[Tensor | None]:
-    """Indices of features whose numbers are known."""
-    if row.axis < len(indices) and indices[row.axis] is not None:
+def _constant_indices(columns: Columns, x: ColumnView, indices: Sequence[Any]) -> list[Tensor | None]:
+    """Return the indices of an indexing operation if all are constant and leave the batch dimension alone."""
+    if x.batch_axis < len(indices) and indices[x.batch_axis] is not None:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
     if any(isinstance(index, (ColumnView, FakeTensor)) for index in indices):
-        raise UnsupportedError(f"{columns.node.target} needs an index that the step itself makes of numbers")
+        raise UnsupportedError(f"{columns.node.target} needs an index that the step creates from numbers")
     return list(indices)
 
 
-def _indexed(columns: Columns, row: Any, indices: Sequence[Any]) -> ColumnView:
-    if not isinstance(row, ColumnView):
-        raise UnsupportedError(f"{columns.node.target} takes what differs from row to row of the batch")
-    constant = _constant_indices(columns, row, indices)
+def _index(columns: Columns, x: Any, indices: Sequence[Any]) -> ColumnView:
+    if not isinstance(x, ColumnView):
+        raise UnsupportedError(f"{columns.node.target} uses an index that differs between rows of the batch")
+    constant = _constant_indices(columns, x, indices)
     with _disable_current_modes():
-        moved = aten.index.Tensor(_array(row.columns), constant)
-    return _row(moved, columns.node.meta["val"].shape)
+        moved = aten.index.Tensor(_id_tensor(x.ids), constant)
+    return _column_view(moved, columns.node.meta["val"].shape)
 
 
-def _selected(columns: Columns, row: ColumnView, dim: int, index: Any) -> ColumnView:
-    return _indexed(columns, row, [*(None,) * (dim % len(row.shape)), index])
+def _index_select(columns: Columns, x: ColumnView, dim: int, index: Any) -> ColumnView:
+    return _index(columns, x, [*(None,) * (dim % len(x.shape)), index])
 
 
-def _put(
-    columns: Columns, row: Any, indices: Sequence[Any], values: Any, accumulate: bool = False
+def _index_put(
+    columns: Columns, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False
 ) -> ColumnView:
-    if not isinstance(row, ColumnView):
-        raise UnsupportedError(f"{columns.node.target} puts what differs from row to row of the batch")
+    if not isinstance(x, ColumnView):
+        raise UnsupportedError(
+            f"{columns.node.target} writes per-row values or indices to a tensor that all rows share"
+        )
     shape = tuple(columns.node.meta["val"].shape)
     mask = indices[0]
-    truth = isinstance(mask, ColumnView) and columns.node.args[1][0].meta["val"].dtype is torch.bool  # type: ignore
-    if truth and len(indices) == 1 and not accumulate:
-        spread = mask.columns.reshape(*mask.columns.shape, *(1,) * (len(shape) - len(mask.shape)))
-        where = ColumnView(np.broadcast_to(spread, row.columns.shape), shape)
+    is_mask = isinstance(mask, ColumnView) and columns.node.args[1][0].meta["val"].dtype is torch.bool  # type: ignore
+    if is_mask and len(indices) == 1 and not accumulate:
+        expanded = mask.ids.reshape(*mask.ids.shape, *(1,) * (len(shape) - len(mask.shape)))
+        condition = ColumnView(np.broadcast_to(expanded, x.ids.shape), shape)
         if isinstance(values, ColumnView) or (isinstance(values, Tensor) and values.numel() > 1):
-            raise UnsupportedError(f"{columns.node.target} puts as many values as a mask has places")
-        return columns.pointwise(aten.where.self, where, values, row)
-    constant = _constant_indices(columns, row, indices)
+            raise UnsupportedError(f"{columns.node.target} with a mask needs a single number to write")
+        return columns.pointwise(aten.where.self, condition, values, x)
+    constant = _constant_indices(columns, x, indices)
     with _disable_current_modes():
-        places = aten.index.Tensor(torch.arange(row.columns.size).view(row.columns.shape), constant).numpy()
-    names = np.broadcast_to(columns.names(values), places.shape)
-    return _placed(columns, row, places, names, accumulate)
+        positions = aten.index.Tensor(torch.arange(x.ids.size).view(x.ids.shape), constant).numpy()
+    return _write(columns, x, positions, np.broadcast_to(columns.ids_of(values), positions.shape), accumulate)
 
 
-def _placed(columns: Columns, row: ColumnView, places: Names, names: Names, accumulate: bool) -> ColumnView:
-    """Columns put at places of a value, or added to what is there."""
-    base, places, names = row.columns.flatten(), places.flatten(), names.flatten()
-    if not accumulate:
-        base[places] = names
-    while accumulate and places.size:
-        _, now = np.unique(places, return_index=True)  # each place once a round
-        now.sort()
-        count = len(now)
-        old, new = (ColumnView(n[None], (BATCH_SYMBOL, count)) for n in (base[places[now]], names[now]))
-        base[places[now]] = columns.pointwise(aten.add.Tensor, old, new).columns.flatten()
-        places, names = np.delete(places, now), np.delete(names, now)
-    return ColumnView(base.reshape(row.columns.shape), row.shape)
-
-
-def _folded(
-    columns: Columns, row: ColumnView, sizes: Sequence[int], dim: int, size: int, step: int
+def _write(
+    columns: Columns, x: ColumnView, positions: ColumnIds, ids: ColumnIds, accumulate: bool
 ) -> ColumnView:
-    """The backward of unfold: windows added up where they came from."""
+    """Write columns at flat positions of a value, or add them to the columns there."""
+    result, positions, ids = x.ids.flatten(), positions.flatten(), ids.flatten()
+    if not accumulate:
+        result[positions] = ids
+    while accumulate and positions.size:
+        _, selected = np.unique(positions, return_index=True)  # each position at most once per round
+        selected.sort()
+        shape = (BATCH_SYMBOL, len(selected))
+        old = ColumnView(result[positions[selected]][None], shape)
+        added = ColumnView(ids[selected][None], shape)
+        result[positions[selected]] = columns.pointwise(aten.add.Tensor, old, added).ids.flatten()
+        positions, ids = np.delete(positions, selected), np.delete(ids, selected)
+    return ColumnView(result.reshape(x.ids.shape), x.shape)
+
+
+def _unfold_backward(
+    columns: Columns, gradient: ColumnView, sizes: Sequence[int], dim: int, size: int, step: int
+) -> ColumnView:
+    """Lower the backward of ``unfold``: add the gradients of the windows at their original positions."""
     shape = tuple(sizes)
-    start = columns.constant(0, shape)
+    zeros = columns.constant(0, shape)
     with _disable_current_modes():
-        places = torch.arange(start.columns.size).view(start.columns.shape).unfold(dim, size, step).numpy()
-    return _placed(columns, ColumnView(start.columns.copy(), shape), places, row.columns, accumulate=True)
+        positions = torch.arange(zeros.ids.size).view(zeros.ids.shape).unfold(dim, size, step).numpy()
+    return _write(columns, ColumnView(zeros.ids.copy(), shape), positions, gradient.ids, accumulate=True)
 
 
-def _gathered(columns: Columns, row: ColumnView, dim: int, index: Any, **_: Any) -> ColumnView:
+def _gather(columns: Columns, x: ColumnView, dim: int, index: Any, **_: Any) -> ColumnView:
     shape = tuple(columns.node.meta["val"].shape)
-    known = _feature_index(columns, row, dim, index)
-    if known is not None:
+    constant = _feature_index(columns, x, dim, index)
+    if constant is not None:
         with _disable_current_modes():
-            return _row(torch.gather(_array(row.columns), dim, known), shape)
-    here = columns.pointwise(aten.eq.Tensor, index, columns.numbers(row.shape, dim))
-    found = columns.pointwise(aten.where.self, here, row, 0.0)
-    return columns.reshape(total(columns, found, [dim]), shape)
+            return _column_view(torch.gather(_id_tensor(x.ids), dim, constant), shape)
+    selected = columns.pointwise(aten.eq.Tensor, index, columns.arange(x.shape, dim))
+    masked = columns.pointwise(aten.where.self, selected, x, 0.0)
+    return columns.reshape(sum_dims(columns, masked, [dim]), shape)
 
 
-def _scattered(accumulate: bool) -> Callable[..., ColumnView]:
-    def rule(columns: Columns, row: ColumnView, dim: int, index: Any, source: Any) -> ColumnView:
-        known = _feature_index(columns, row, dim, index)
-        if known is not None:
+def _scatter(accumulate: bool) -> Callable[..., ColumnView]:
+    def rule(columns: Columns, x: ColumnView, dim: int, index: Any, source: Any) -> ColumnView:
+        constant = _feature_index(columns, x, dim, index)
+        if constant is not None:
             with _disable_current_modes():
-                places = torch.arange(row.columns.size).view(row.columns.shape)
-                where = torch.gather(places, dim, known).numpy()
-            given = columns.names(source)
-            if given.ndim:  # the part of the source that the index covers
-                given = given[tuple(slice(0, size) for size in where.shape)]
-            return _placed(columns, row, where, np.broadcast_to(given, where.shape), accumulate)
-        here = columns.pointwise(aten.eq.Tensor, index, columns.numbers(row.shape, dim))
-        new = columns.pointwise(aten.add.Tensor, row, source) if accumulate else source
-        return columns.pointwise(aten.where.self, here, new, row)
+                all_positions = torch.arange(x.ids.size).view(x.ids.shape)
+                positions = torch.gather(all_positions, dim, constant).numpy()
+            source_ids = columns.ids_of(source)
+            if source_ids.ndim:  # the index may cover a part of the source only
+                source_ids = source_ids[tuple(slice(0, size) for size in positions.shape)]
+            return _write(columns, x, positions, np.broadcast_to(source_ids, positions.shape), accumulate)
+        selected = columns.pointwise(aten.eq.Tensor, index, columns.arange(x.shape, dim))
+        new = columns.pointwise(aten.add.Tensor, x, source) if accumulate else source
+        return columns.pointwise(aten.where.self, selected, new, x)
 
     return rule
 
 
-def _feature_index(columns: Columns, row: ColumnView, dim: int, index: Any) -> Tensor | None:
-    """The numbers of an index along the features; None where it is one number for each row."""
+def _feature_index(columns: Columns, x: ColumnView, dim: int, index: Any) -> Tensor | None:
+    """Return the values of an index along a feature dimension, or None if each row has one index of its own.
+
+    Raises:
+        UnsupportedError: If the index is along the batch, or each row has several indices of its own.
+    """
     if (
         not isinstance(index, ColumnView)
-        or not isinstance(row, ColumnView)
-        or dim % len(row.shape) == row.axis
+        or not isinstance(x, ColumnView)
+        or dim % len(x.shape) == x.batch_axis
     ):
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    known = columns.known(index.columns)
-    if known is not None:
-        return _array(known.astype(np.int64))
-    dim %= len(row.shape)
-    if index.shape != tuple(1 if d == dim else size for d, size in enumerate(row.shape)):
-        raise UnsupportedError(f"{columns.node.target} has several places that differ from row to row")
+    constants = columns.constant_values(index.ids)
+    if constants is not None:
+        return _id_tensor(constants.astype(np.int64))
+    dim %= len(x.shape)
+    if index.shape != tuple(1 if d == dim else size for d, size in enumerate(x.shape)):
+        raise UnsupportedError(
+            f"{columns.node.target} uses several indices per row that differ between rows of the batch"
+        )
     return None
 
 
-def _strided_places(columns: Columns, size: Any, stride: Any, offset: Any) -> tuple[Names, tuple[int, ...]]:
-    """Which columns of a value a view by strides has: their places in its names, in the view's shape."""
+def _strided_positions(
+    columns: Columns, size: Any, stride: Any, offset: Any
+) -> tuple[ColumnIds, tuple[int, ...]]:
+    """Return the positions of a strided view's elements in the flat ids of its base, and its shape."""
     base = columns.node.args[0].meta["val"]  # type: ignore[union-attr]
     start = base.storage_offset() if offset is None else offset
-    batch, where = _addresses(base.shape, base.stride(), base.storage_offset())
-    batch_seen, view = _addresses(size, stride, start)
-    if batch != batch_seen:
+    batch_strides, base_offsets = _element_offsets(base.shape, base.stride(), base.storage_offset())
+    view_batch_strides, view_offsets = _element_offsets(size, stride, start)
+    if batch_strides != view_batch_strides:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    place = {int(address): k for k, address in enumerate(where.flatten())}
-    if len(place) != where.size or not place.keys() >= set(view.flatten().tolist()):
-        raise UnsupportedError(f"{columns.node.target} views a value in a way of its own")
-    return np.vectorize(place.__getitem__, otypes=[np.int64])(view).reshape(without_batch(size)), tuple(size)
+    position = {int(offset): k for k, offset in enumerate(base_offsets.flatten())}
+    if len(position) != base_offsets.size or not position.keys() >= set(view_offsets.flatten().tolist()):
+        raise UnsupportedError(f"{columns.node.target} uses strides that are not supported by the compiler")
+    positions = np.vectorize(position.__getitem__, otypes=[np.int64])(view_offsets)
+    return positions.reshape(without_batch(size)), tuple(size)
 
 
-def _addresses(size: Any, stride: Any, start: int) -> tuple[list[int], Names]:
-    """The stride of the batch, and where the columns of the first row lie."""
-    batch = [
+def _element_offsets(size: Any, stride: Any, start: int) -> tuple[list[int], ColumnIds]:
+    """Return the strides of the batch dimension, and the storage offsets of the first row's elements."""
+    batch_strides = [
         step * (n // BATCH_SYMBOL)
         for n, step in zip(size, stride, strict=True)
         if n and n % BATCH_SYMBOL == 0
     ]
     grids = np.indices(without_batch(size))
-    return batch, np.asarray(start + sum(grid * step for grid, step in zip(grids, stride, strict=True)))
+    offsets = start + sum(grid * step for grid, step in zip(grids, stride, strict=True))
+    return batch_strides, np.asarray(offsets)
 
 
-def _strided(columns: Columns, row: ColumnView, size: Any, stride: Any, offset: Any = None) -> ColumnView:
-    places, shape = _strided_places(columns, size, stride, offset)
-    return ColumnView(row.columns.flatten()[places], shape)
+def _as_strided(columns: Columns, x: ColumnView, size: Any, stride: Any, offset: Any = None) -> ColumnView:
+    positions, shape = _strided_positions(columns, size, stride, offset)
+    return ColumnView(x.ids.flatten()[positions], shape)
 
 
-def _put_strided(
-    columns: Columns, row: ColumnView, source: Any, size: Any, stride: Any, offset: Any = None
+def _as_strided_scatter(
+    columns: Columns, x: ColumnView, source: Any, size: Any, stride: Any, offset: Any = None
 ) -> ColumnView:
-    places, _ = _strided_places(columns, size, stride, offset)
-    names = np.broadcast_to(columns.names(source), places.shape)
-    return _placed(columns, row, places, names, accumulate=False)
+    positions, _ = _strided_positions(columns, size, stride, offset)
+    ids = np.broadcast_to(columns.ids_of(source), positions.shape)
+    return _write(columns, x, positions, ids, accumulate=False)
 
 
-PLACES: dict[Any, Callable[..., Any]] = {
-    aten.index.Tensor: _indexed,
-    aten.index_select.default: _selected,
-    aten.index_put.default: _put,
-    aten._unsafe_index.Tensor: _indexed,
-    aten._unsafe_index_put.default: _put,
-    aten.unfold_backward.default: _folded,
-    aten.as_strided.default: _strided,
-    aten.as_strided_scatter.default: _put_strided,
-    aten.gather.default: _gathered,
-    aten.scatter.src: _scattered(accumulate=False),
-    aten.scatter.value: _scattered(accumulate=False),
-    aten.scatter_add.default: _scattered(accumulate=True),
+INDEXING_RULES: dict[Any, Callable[..., Any]] = {
+    aten.index.Tensor: _index,
+    aten.index_select.default: _index_select,
+    aten.index_put.default: _index_put,
+    aten._unsafe_index.Tensor: _index,
+    aten._unsafe_index_put.default: _index_put,
+    aten.unfold_backward.default: _unfold_backward,
+    aten.as_strided.default: _as_strided,
+    aten.as_strided_scatter.default: _as_strided_scatter,
+    aten.gather.default: _gather,
+    aten.scatter.src: _scatter(accumulate=False),
+    aten.scatter.value: _scatter(accumulate=False),
+    aten.scatter_add.default: _scatter(accumulate=True),
 }

@@ -1,4 +1,4 @@
-"""What reduces the features of a row: sums, extremes and where they are, products, running sums."""
+"""Lowering rules for reductions over features: sum, product, extrema and their indices, cumulative sum."""
 
 from __future__ import annotations
 
@@ -16,197 +16,213 @@ from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, with
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
+_REPEATED_OPS = {aten.add.Tensor: aten.mul.Tensor, aten.mul.Tensor: aten.pow.Tensor_Tensor}
+_MAX_CUMSUM = 4096  # columns; float32 has 24 bits, enough for two counts below this
 
-def reduce(columns: Columns, row: ColumnView, dims: Sequence[int], pair: Any, whole: Any) -> ColumnView:
-    """Reduce features to one, along axes that stay with size 1.
+
+def reduce_dims(
+    columns: Columns, x: ColumnView, dims: Sequence[int], combine: Any, reduce_row: Any
+) -> ColumnView:
+    """Reduce a value along feature dimensions, which keep size 1.
 
     Args:
-        columns: all columns.
-        row: what is reduced.
-        dims: along which axes, not that of the batch.
-        pair: joins two values.
-        whole: joins the columns of a value.
+        columns: Table of all columns.
+        x: Value to reduce.
+        dims: Dimensions to reduce; the batch can't be one of them.
+        combine: Elementwise operation that combines two values.
+        reduce_row: Function that reduces ``(batch, width)`` to ``(batch, 1)``.
+
+    Raises:
+        UnsupportedError: If ``dims`` has the batch dimension.
     """
-    rank = len(row.shape)
+    rank = len(x.shape)
     dims = sorted({d % rank for d in dims})
-    if row.axis in dims:
+    if x.batch_axis in dims:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    kept = [d for d in range(rank) if d not in dims]
-    shape = tuple(1 if d in dims else size for d, size in enumerate(row.shape))
-    grid = row.columns.transpose(*kept, *dims)
-    grid = grid.reshape(math.prod(without_batch([row.shape[d] for d in kept])), -1)
-    if columns.runs(grid.T) < columns.runs(grid):  # what is joined lies in runs side by side
+    remaining = [d for d in range(rank) if d not in dims]
+    shape = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
+    grid = x.ids.transpose(*remaining, *dims)  # one line for each result
+    grid = grid.reshape(math.prod(without_batch([x.shape[d] for d in remaining])), -1)
+    if columns.count_runs(grid.T) < columns.count_runs(grid):  # combine whole runs, elementwise
         parts = [ColumnView(part.reshape(without_batch(shape)), shape) for part in grid.T]
-        return functools.reduce(functools.partial(columns.pointwise, pair), parts)
-    names = []
+        return functools.reduce(functools.partial(columns.pointwise, combine), parts)
+    results = []
     for line in grid:
-        joined: ColumnView | None = None
-        at = 0
-        for length, [(name, repeats)] in columns.pieces([line]):
+        result: ColumnView | None = None
+        start = 0
+        for length, [(column, repeats)] in columns.pieces([line]):
             if repeats or length == 1:
-                part = ColumnView(np.array([[name]]), (BATCH_SYMBOL, 1))
-                if length > 1 and pair in _REPEATED:
-                    part = columns.pointwise(_REPEATED[pair], part, float(length))
+                part = ColumnView(np.array([[column]]), (BATCH_SYMBOL, 1))
+                if length > 1 and combine in _REPEATED_OPS:
+                    part = columns.pointwise(_REPEATED_OPS[combine], part, float(length))
             else:
-                piece = line[at : at + length]
-                part = columns.row(whole(columns.whole(piece)), columns.moving(piece))
-            joined = part if joined is None else columns.pointwise(pair, joined, part)
-            at += length
-        assert joined is not None
-        names.append(joined.columns.flatten())
-    return ColumnView(np.concatenate(names).reshape(without_batch(shape)), shape)
+                piece = line[start : start + length]
+                part = columns.add(reduce_row(columns.to_tensor(piece)), columns.is_recurrent(piece))
+            result = part if result is None else columns.pointwise(combine, result, part)
+            start += length
+        assert result is not None
+        results.append(result.ids.flatten())
+    return ColumnView(np.concatenate(results).reshape(without_batch(shape)), shape)
 
 
-_REPEATED = {aten.add.Tensor: aten.mul.Tensor, aten.mul.Tensor: aten.pow.Tensor_Tensor}
+def sum_dims(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    """Sum a value along feature dimensions, which keep size 1."""
+    return reduce_dims(columns, x, dims, aten.add.Tensor, lambda v: torch.sum(v, 1, keepdim=True))
 
 
-def total(columns: Columns, row: ColumnView, dims: Sequence[int]) -> ColumnView:
-    """The sum along axes that stay with size 1."""
-    return reduce(columns, row, dims, aten.add.Tensor, lambda v: torch.sum(v, 1, keepdim=True))
+def _amax(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    return reduce_dims(columns, x, dims, aten.maximum.default, lambda v: torch.amax(v, 1, keepdim=True))
 
 
-def _highest(columns: Columns, row: ColumnView, dims: Sequence[int]) -> ColumnView:
-    return reduce(columns, row, dims, aten.maximum.default, lambda v: torch.amax(v, 1, keepdim=True))
+def _amin(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    return reduce_dims(columns, x, dims, aten.minimum.default, lambda v: torch.amin(v, 1, keepdim=True))
 
 
-def _lowest(columns: Columns, row: ColumnView, dims: Sequence[int]) -> ColumnView:
-    return reduce(columns, row, dims, aten.minimum.default, lambda v: torch.amin(v, 1, keepdim=True))
+def _prod(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    return reduce_dims(columns, x, dims, aten.mul.Tensor, lambda v: torch.prod(v, 1, keepdim=True))
 
 
-def _product(columns: Columns, row: ColumnView, dims: Sequence[int]) -> ColumnView:
-    return reduce(columns, row, dims, aten.mul.Tensor, lambda v: torch.prod(v, 1, keepdim=True))
+def _normalize_dims(x: ColumnView, dims: Any) -> list[int]:
+    """Return dimensions as a list of non-negative numbers; none means all."""
+    rank = len(x.shape)
+    dim_list = [dims] if isinstance(dims, int) else dims
+    return [d % rank for d in dim_list] if dim_list else list(range(rank))
 
 
-def _axes(row: ColumnView, dims: Any) -> list[int]:
-    rank = len(row.shape)
-    given = [dims] if isinstance(dims, int) else dims
-    return [d % rank for d in given] if given else list(range(rank))
-
-
-def _rule(reduction: Callable[[Columns, ColumnView, Sequence[int]], ColumnView]) -> Callable[..., ColumnView]:
+def _reduction_rule(
+    reduction: Callable[[Columns, ColumnView, Sequence[int]], ColumnView],
+) -> Callable[..., ColumnView]:
     def rule(
-        columns: Columns, row: ColumnView, dims: Any = None, keepdim: bool = False, **_: Any
+        columns: Columns, x: ColumnView, dims: Any = None, keepdim: bool = False, **_: Any
     ) -> ColumnView:
-        return columns.reshape(reduction(columns, row, _axes(row, dims)), columns.node.meta["val"].shape)
+        result = reduction(columns, x, _normalize_dims(x, dims))
+        return columns.reshape(result, columns.node.meta["val"].shape)
 
     return rule
 
 
-def _sum(columns: Columns, row: ColumnView, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    shape, dims = columns.node.meta["val"].shape, _axes(row, dims)
-    axis = row.axis
+def _sum(columns: Columns, x: ColumnView, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    """Lower ``sum``. A sum over the batch is allowed in the backward only: the gradient of a shared value."""
+    shape, dims = columns.node.meta["val"].shape, _normalize_dims(x, dims)
+    axis = x.batch_axis
     if axis not in dims:
-        return columns.reshape(total(columns, row, dims), shape)
-    place = columns.node.meta.get("place")
-    if place is None or not place.backward:
+        return columns.reshape(sum_dims(columns, x, dims), shape)
+    location = columns.node.meta.get("location")
+    if location is None or not location.backward:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    many = row.shape[axis] // BATCH_SYMBOL  # the batch may be one axis with features behind it
-    row = columns.reshape(row, (*row.shape[:axis], BATCH_SYMBOL, many, *row.shape[axis + 1 :]))
-    features = [d + (d > axis) for d in dims if d != axis] + [axis + 1] * (many > 1)
-    if features:
-        row = total(columns, row, features)
-    whole = columns.whole(row.columns.flatten())  # the gradient of what all rows share
-    return torch.sum(whole, 0).view(shape)
+    # The batch dimension may be flattened together with features: give those a dimension of their own.
+    features = x.shape[axis] // BATCH_SYMBOL
+    x = columns.reshape(x, (*x.shape[:axis], BATCH_SYMBOL, features, *x.shape[axis + 1 :]))
+    feature_dims = [d + (d > axis) for d in dims if d != axis] + [axis + 1] * (features > 1)
+    if feature_dims:
+        x = sum_dims(columns, x, feature_dims)
+    return torch.sum(columns.to_tensor(x.ids.flatten()), 0).view(shape)
 
 
-def _variance(columns: Columns, row: ColumnView, dims: Any, correction: float = 1, **_: Any) -> ColumnView:
-    dims = _axes(row, dims)
-    count = math.prod(row.shape[d] for d in dims)
-    mean = columns.pointwise(aten.div.Tensor, total(columns, row, dims), float(count))
-    away = columns.pointwise(aten.sub.Tensor, row, mean)
-    squares = total(columns, columns.pointwise(aten.mul.Tensor, away, away), dims)
-    free = max(count - (1 if correction is None else correction), 0)
-    found = columns.pointwise(aten.div.Tensor, squares, float(free))
-    return columns.reshape(found, columns.node.meta["val"].shape)
+def _var(columns: Columns, x: ColumnView, dims: Any, correction: float = 1, **_: Any) -> ColumnView:
+    dims = _normalize_dims(x, dims)
+    count = math.prod(x.shape[d] for d in dims)
+    mean = columns.pointwise(aten.div.Tensor, sum_dims(columns, x, dims), float(count))
+    centered = columns.pointwise(aten.sub.Tensor, x, mean)
+    squares = sum_dims(columns, columns.pointwise(aten.mul.Tensor, centered, centered), dims)
+    degrees_of_freedom = max(count - (1 if correction is None else correction), 0)
+    variance = columns.pointwise(aten.div.Tensor, squares, float(degrees_of_freedom))
+    return columns.reshape(variance, columns.node.meta["val"].shape)
 
 
-def _any(columns: Columns, row: ColumnView, dims: Sequence[int]) -> ColumnView:
-    return _highest(columns, columns.pointwise(aten.ne.Scalar, row, 0), dims)
+def _any(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    return _amax(columns, columns.pointwise(aten.ne.Scalar, x, 0), dims)
 
 
-def _place(columns: Columns, row: ColumnView, top: ColumnView, dim: int) -> ColumnView:
-    """The first place along an axis that holds a value."""
-    found = columns.pointwise(aten.eq.Tensor, row, top)
-    places = columns.pointwise(aten.where.self, found, columns.numbers(row.shape, dim), math.inf)
-    return _lowest(columns, places, [dim])
+def _first_index(columns: Columns, x: ColumnView, value: ColumnView, dim: int) -> ColumnView:
+    """Return the first index along a dimension at which ``x`` equals ``value``."""
+    is_equal = columns.pointwise(aten.eq.Tensor, x, value)
+    indices = columns.pointwise(aten.where.self, is_equal, columns.arange(x.shape, dim), math.inf)
+    return _amin(columns, indices, [dim])
 
 
-def _with_place(extreme: Callable[..., ColumnView]) -> Callable[..., tuple[ColumnView, ColumnView]]:
+def _extremum_with_index(extremum: Callable[..., ColumnView]) -> Callable[..., tuple[ColumnView, ColumnView]]:
+    """Return the rule of ``max.dim`` or ``min.dim``."""
+
     def rule(
-        columns: Columns, row: ColumnView, dim: int, keepdim: bool = False
+        columns: Columns, x: ColumnView, dim: int, keepdim: bool = False
     ) -> tuple[ColumnView, ColumnView]:
-        [dim] = _axes(row, dim)
-        top = extreme(columns, row, [dim])
-        index = _place(columns, row, top, dim)
+        [dim] = _normalize_dims(x, dim)
+        value = extremum(columns, x, [dim])
+        index = _first_index(columns, x, value, dim)
         shapes = [v.shape for v in columns.node.meta["val"]]
-        return columns.reshape(top, shapes[0]), columns.reshape(index, shapes[1])
+        return columns.reshape(value, shapes[0]), columns.reshape(index, shapes[1])
 
     return rule
 
 
-def _only_place(extreme: Callable[..., ColumnView]) -> Callable[..., ColumnView]:
-    def rule(columns: Columns, row: ColumnView, dim: int | None = None, keepdim: bool = False) -> ColumnView:
+def _index_of_extremum(extremum: Callable[..., ColumnView]) -> Callable[..., ColumnView]:
+    """Return the rule of ``argmax`` or ``argmin``."""
+
+    def rule(columns: Columns, x: ColumnView, dim: int | None = None, keepdim: bool = False) -> ColumnView:
         if dim is None:
             raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-        [dim] = _axes(row, dim)
-        index = _place(columns, row, extreme(columns, row, [dim]), dim)
+        [dim] = _normalize_dims(x, dim)
+        index = _first_index(columns, x, extremum(columns, x, [dim]), dim)
         return columns.reshape(index, columns.node.meta["val"].shape)
 
     return rule
 
 
-_MANY = 4096  # columns whose running sum can count two kinds of them in a number of 24 bits
+def _cumsum(columns: Columns, x: ColumnView, dim: int, **_: Any) -> ColumnView:
+    """Lower ``cumsum`` to a product with a triangle of ones, which adds in torch's order.
 
-
-def _running_sum(columns: Columns, row: ColumnView, dim: int, **_: Any) -> ColumnView:
-    """``cumsum`` as a product with ones: the sums run in torch's order.
-
-    A product takes infinity times 0 for the columns before it. So what is not finite is left out, and
-    counted: a second product says in which columns infinity of either sign, or NaN, is reached.
+    The product multiplies later columns by 0, and infinity or NaN in one of them would make earlier results
+    NaN. So only finite values are summed. A second product counts, for each column, the values up to there
+    that are not finite: with weight 1 for infinity, 4096 for minus infinity, and 4097 for NaN.
     """
-    [dim] = _axes(row, dim)
-    if dim == row.axis:
+    [dim] = _normalize_dims(x, dim)
+    if dim == x.batch_axis:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    size = row.shape[dim]
-    if size >= _MANY:
-        raise UnsupportedError(f"{columns.node.target} of {_MANY} columns or more")
+    size = x.shape[dim]
+    if size >= _MAX_CUMSUM:
+        raise UnsupportedError(f"{columns.node.target} supports fewer than {_MAX_CUMSUM} columns, got {size}")
     pointwise = columns.pointwise
     with _disable_current_modes():
-        ones = torch.ones(size, size, dtype=columns.dtype).triu()
+        triangle = torch.ones(size, size, dtype=columns.dtype).triu()
 
-    def run(value: ColumnView) -> ColumnView:
-        last = np.moveaxis(value.columns, dim, -1)
-        lines = [columns.times(line, ones) for line in last.reshape(-1, size)]
-        moved = np.stack([line.columns.flatten() for line in lines]).reshape(last.shape)
-        return ColumnView(np.moveaxis(moved, -1, dim), row.shape)
+    def cumulate(value: ColumnView) -> ColumnView:
+        last = np.moveaxis(value.ids, dim, -1)
+        sums = [columns.matmul(line, triangle) for line in last.reshape(-1, size)]
+        stacked = np.stack([line.ids.flatten() for line in sums]).reshape(last.shape)
+        return ColumnView(np.moveaxis(stacked, -1, dim), x.shape)
 
-    finite = pointwise(aten.lt.Scalar, pointwise(aten.abs.default, row), math.inf)
-    above = pointwise(aten.where.self, pointwise(aten.eq.Scalar, row, math.inf), 1.0, float(_MANY + 1))
-    below = pointwise(aten.where.self, pointwise(aten.eq.Scalar, row, -math.inf), float(_MANY), above)
-    counts = run(pointwise(aten.where.self, finite, 0.0, below))
-    many_below = pointwise(aten.floor.default, pointwise(aten.mul.Tensor, counts, 1 / _MANY))
-    up = pointwise(aten.gt.Tensor, counts, pointwise(aten.mul.Tensor, many_below, float(_MANY)))
-    down = pointwise(aten.gt.Scalar, many_below, 0)
-    sums = run(pointwise(aten.where.self, finite, row, 0.0))
-    sums = pointwise(aten.where.self, up, math.inf, sums)
-    falling = pointwise(aten.where.self, up, math.nan, -math.inf)
-    return pointwise(aten.where.self, down, falling, sums)
+    is_finite = pointwise(aten.lt.Scalar, pointwise(aten.abs.default, x), math.inf)
+    nan_or_inf = pointwise(
+        aten.where.self, pointwise(aten.eq.Scalar, x, math.inf), 1.0, float(_MAX_CUMSUM + 1)
+    )
+    weights = pointwise(
+        aten.where.self, pointwise(aten.eq.Scalar, x, -math.inf), float(_MAX_CUMSUM), nan_or_inf
+    )
+    counts = cumulate(pointwise(aten.where.self, is_finite, 0.0, weights))
+    minus_count = pointwise(aten.floor.default, pointwise(aten.mul.Tensor, counts, 1 / _MAX_CUMSUM))
+    has_plus = pointwise(aten.gt.Tensor, counts, pointwise(aten.mul.Tensor, minus_count, float(_MAX_CUMSUM)))
+    has_minus = pointwise(aten.gt.Scalar, minus_count, 0)
+    sums = cumulate(pointwise(aten.where.self, is_finite, x, 0.0))
+    sums = pointwise(aten.where.self, has_plus, math.inf, sums)
+    sums_with_minus = pointwise(aten.where.self, has_plus, math.nan, -math.inf)
+    return pointwise(aten.where.self, has_minus, sums_with_minus, sums)
 
 
-REDUCTIONS: dict[Any, Callable[..., Any]] = {
+REDUCTION_RULES: dict[Any, Callable[..., Any]] = {
     aten.sum.dim_IntList: _sum,
     aten.sum.default: _sum,
     prims.sum.default: _sum,
-    prims.var.default: _variance,
-    aten.amax.default: _rule(_highest),
-    aten.amin.default: _rule(_lowest),
-    aten.prod.dim_int: _rule(_product),
-    aten.any.dim: _rule(_any),
-    aten.any.dims: _rule(_any),
-    aten.any.default: _rule(_any),
-    aten.max.dim: _with_place(_highest),
-    aten.min.dim: _with_place(_lowest),
-    aten.argmax.default: _only_place(_highest),
-    aten.argmin.default: _only_place(_lowest),
-    aten.cumsum.default: _running_sum,
+    prims.var.default: _var,
+    aten.amax.default: _reduction_rule(_amax),
+    aten.amin.default: _reduction_rule(_amin),
+    aten.prod.dim_int: _reduction_rule(_prod),
+    aten.any.dim: _reduction_rule(_any),
+    aten.any.dims: _reduction_rule(_any),
+    aten.any.default: _reduction_rule(_any),
+    aten.max.dim: _extremum_with_index(_amax),
+    aten.min.dim: _extremum_with_index(_amin),
+    aten.argmax.default: _index_of_extremum(_amax),
+    aten.argmin.default: _index_of_extremum(_amin),
+    aten.cumsum.default: _cumsum,
 }

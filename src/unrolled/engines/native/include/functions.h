@@ -1,8 +1,8 @@
-// The functions of one element, on vectors. Float32: within 2 units in the last place over all numbers, the
-// same bits in any lane. Float64: exp, expm1, sigmoid and tanh likewise, the others by libm.
+// Elementwise functions on vectors. In float32 all are within 2 units in the last place for every input, and have the
+// same bits in every lane. In float64 this holds for exp, expm1, sigmoid and tanh; the others call libm.
 #pragma once
-#include "angles.h"
+#include "basic_functions.h"
 #include "exponential.h"
 #include "logarithm.h"
-#include "plain.h"
+#include "trigonometric.h"
 #include "wide.h"

@@ -1,28 +1,28 @@
-// What every generated loop stands on: how a thread goes through the steps. What a step does is in the generated
-// source, in its structs Work and Step.
+// Included by every generated kernel: how a thread goes through the time steps. What a step computes is in the
+// generated source, in the structs Loop and Step.
 #pragma once
 #include "phase.h"
 #include "state.h"
 
-constexpr long AHEAD = 1024;  // elements: how far before its use what is read once is fetched
+constexpr long PREFETCH_ELEMENTS = 1024;  // how far ahead of their use per-step inputs are prefetched
 
-// What a step has beside the places of its values.
-struct Moment {
-  const int64_t* D;
+// The arguments of a step that are the same in every kernel. The generated Step adds pointers to values.
+struct StepContext {
+  const int64_t* D;  // the numbers of the call
   long rows;
-  bool turned;  // from the last strip to the first
+  bool descending;  // go through the strips from the last to the first
 
-  // The rows from what a step reads to what the next one reads.
-  long stride() const { return D[BACK] ? -rows : rows; }
+  // Distance in rows from the values of one step to those of the next.
+  long stride() const { return D[REVERSE] ? -rows : rows; }
 };
 
-// What a pass of `rows` rows of each step reads some KiB after one of them: how many rows from it that lies.
-struct Ahead {
+// Distance in rows from a row to the one to prefetch, in a pass over `rows` rows of each step.
+struct PrefetchDistance {
   long rows, stride, steps, more;
 
-  Ahead(const Moment& s, long width, long rows) : rows(rows), stride(s.stride()) {
-    const long far = 1 + AHEAD / width;
-    steps = far / rows, more = far % rows;
+  PrefetchDistance(const StepContext& s, long width, long rows) : rows(rows), stride(s.stride()) {
+    const long distance = 1 + PREFETCH_ELEMENTS / width;
+    steps = distance / rows, more = distance % rows;
   }
 
   long from(long row) const {
@@ -30,109 +30,111 @@ struct Ahead {
   }
 };
 
-// The steps of a call in their order, and their rows.
-struct Order {
-  const int64_t *D, *starts;  // where the rows of each time begin, if not all have as many
+// The order of the steps of a call, and the rows of each.
+struct StepOrder {
+  const int64_t *D, *starts;  // the first row of each time, if the number of rows varies; else null
 
   long start(long time) const { return starts ? starts[time] : time * D[ROWS]; }
-  long time(long step) const { return D[BACK] ? D[STEPS] - 1 - step : step; }
+  long time(long step) const { return D[REVERSE] ? D[STEPS] - 1 - step : step; }
   long first(long step) const { return start(time(step)); }
   long end(long step) const { return start(time(step) + 1); }
   long rows(long step) const { return end(step) - first(step); }
   long rows_after(long step) const { return step + 1 < D[STEPS] ? rows(step + 1) : 0; }
-  Place at(long step, long known) const { return {step, time(step), first(step), known}; }
-  bool closes(long step) const { return (step + 1) % D[HOISTED] == 0 || step + 1 == D[STEPS]; }
+  StepPosition at(long step, long block_row) const { return {step, time(step), first(step), block_row}; }
+  bool ends_block(long step) const { return (step + 1) % D[BLOCK_STEPS] == 0 || step + 1 == D[STEPS]; }
 };
 
-// What one thread does of a call.
-template <class Work, class Step> void work(void* what, int id, int count) {
-  Call& c = *(Call*)what;
+// Runs one thread's part of a call.
+template <class Loop, class Step> void run_thread(void* argument, int id, int count) {
+  Call& c = *(Call*)argument;
   const int64_t* const D = c.D;
-  const Order order{D, (const int64_t*)c.P[0]};
-  Work w;
-  Room shared{c.room}, own{c.room + c.shared + id * c.own};
-  w.lay(c, share(c, id, count), shared, own);
-  const Share& h = w.h;
-  if (!D[DIRECT] && !D[PACKED]) {
-    w.pack();
-    if (h.all_panels()) c.meeting.wait(count);
+  const StepOrder order{D, (const int64_t*)c.P[0]};
+  Loop loop;
+  Arena shared{c.memory}, own{c.memory + c.shared + id * c.own};
+  loop.allocate(c, thread_range(c, id, count), shared, own);
+  const ThreadRange& range = loop.range;
+  if (!D[PACK_PER_STEP] && !D[PACKED]) {
+    loop.pack();
+    if (range.all_panels()) c.barrier.wait(count);
   }
   Step s;
   s.D = D;
-  w.keep(s);
-  const long room_rows = D[HOISTED] * (h.by_rows ? h.to - h.from : D[ROWS]);
-  long known = 0, end = 0, rows_last = 0;
+  loop.set_scratch(s);
+  const long block_rows = D[BLOCK_STEPS] * (range.by_rows ? range.to - range.from : D[ROWS]);
+  long block_row = 0, block_end = 0, last_rows = 0;
   for (long step = 0; step < D[STEPS]; step++) {
-    const long block = step / D[HOISTED], begun = block * D[HOISTED], rows = order.rows(step);
-    if (step == begun) {  // what is known before the steps of a block
-      if (h.turns && block % count != id) {
-        step += D[HOISTED] - 1;
+    const long block = step / D[BLOCK_STEPS], block_step = block * D[BLOCK_STEPS], rows = order.rows(step);
+    if (step == block_step) {  // input products of all steps of the block
+      if (range.turns && block % count != id) {
+        step += D[BLOCK_STEPS] - 1;
         continue;
       }
-      const long last = std::min<long>(step + D[HOISTED], D[STEPS]) - 1;
-      known = std::min(order.first(step), order.first(last));
-      end = std::max(order.end(step), order.end(last));
-      w.hoist(c, known + h.from, h.by_rows ? h.to - h.from : end - known, room_rows);
-      if (h.turns && step) {
-        spin([&] { return c.blocks.load(std::memory_order_acquire) == block; });
-        w.place(s, c, order.at(step - 1, known));
-        rows_last = rows;
+      const long last = std::min<long>(step + D[BLOCK_STEPS], D[STEPS]) - 1;
+      block_row = std::min(order.first(step), order.first(last));
+      block_end = std::max(order.end(step), order.end(last));
+      loop.hoist(c, block_row + range.from, range.by_rows ? range.to - range.from : block_end - block_row, block_rows);
+      if (range.turns && step) {
+        spin_until([&] { return c.finished_blocks.load(std::memory_order_acquire) == block; });
+        loop.set_pointers(s, c, order.at(step - 1, block_row));
+        last_rows = rows;
       }
     }
     s.rows = rows;
-    s.turned = step & 1;
-    w.before(s, step, rows, rows_last);
-    w.place(s, c, order.at(step, known));
-    if (rows_last && rows_last < rows) h.meet();
+    s.descending = step & 1;
+    loop.set_state_before(s, step, rows, last_rows);
+    loop.set_pointers(s, c, order.at(step, block_row));
+    if (last_rows && last_rows < rows) range.synchronize();
     long steps = 1;
-    if (Work::APART && !order.starts && step)  // the first and the last one may read what lies elsewhere
-      steps = std::max(1L, std::min<long>(begun + D[HOISTED], D[STEPS] - 1) - step);
-    w.step(s, order.first(step) - known, room_rows, steps);
+    if (Loop::COLUMNWISE && !order.starts && step)  // the first and the last step may find their states elsewhere
+      steps = std::max(1L, std::min<long>(block_step + D[BLOCK_STEPS], D[STEPS] - 1) - step);
+    loop.step(s, order.first(step) - block_row, block_rows, steps);
     if (steps > 1) {
       step += steps - 1;
-      w.place(s, c, order.at(step, known));
+      loop.set_pointers(s, c, order.at(step, block_row));
     }
-    if (!Work::APART || order.starts || step + 1 == D[STEPS]) h.meet();
-    w.finish(s, std::min(order.rows_after(step), rows), rows);
-    rows_last = rows;
-    if (h.turns && order.closes(step)) c.blocks.store(block + 1, std::memory_order_release);
-    if (Work::LATE && order.closes(step)) {  // what no step reads, for all rows of the block
+    if (!Loop::COLUMNWISE || order.starts || step + 1 == D[STEPS]) range.synchronize();
+    loop.store_final_states(s, std::min(order.rows_after(step), rows), rows);
+    last_rows = rows;
+    if (range.turns && order.ends_block(step)) c.finished_blocks.store(block + 1, std::memory_order_release);
+    if (Loop::DEFERRED && order.ends_block(step)) {  // values that no step reads, for all rows of the block
       Step all = s;
-      h.meet();
-      w.place(all, c, {step, std::min(order.time(begun), order.time(step)), known, known});
-      all.rows = h.by_rows ? rows : end - known;
-      w.late(all, room_rows);
-      h.meet();
-      for (long k = begun; k <= step && (order.starts || step + 1 == D[STEPS]); k++)
-        w.finish_late(all, order.first(k) - known, std::min(order.rows_after(k), order.rows(k)), order.rows(k));
+      range.synchronize();
+      loop.set_pointers(all, c,
+                        {step, std::min(order.time(block_step), order.time(step)), block_row, block_row});
+      all.rows = range.by_rows ? rows : block_end - block_row;
+      loop.deferred(all, block_rows);
+      range.synchronize();
+      for (long k = block_step; k <= step && (order.starts || step + 1 == D[STEPS]); k++)
+        loop.store_final_deferred(all, order.first(k) - block_row, std::min(order.rows_after(k), order.rows(k)),
+                                  order.rows(k));
     }
   }
 }
 
-// The memory of a call, for so many threads.
-template <class Work> bool prepare(void* what, int count) {
-  Call& c = *(Call*)what;
-  Room shared{nullptr};
+// Allocates the memory of a call that runs on `count` threads.
+template <class Loop> bool prepare(void* argument, int count) {
+  Call& c = *(Call*)argument;
+  Arena shared{nullptr};
   size_t most = 0;
   for (int id = 0; id < count; id++) {
-    Work w;
-    Room own{nullptr};
+    Loop loop;
+    Arena own{nullptr};
     shared.used = 0;
-    w.lay(c, share(c, id, count), shared, own);
+    loop.allocate(c, thread_range(c, id, count), shared, own);
     most = std::max(most, own.used);
   }
   c.own = most;
   c.shared = shared.used;
-  c.room = c.products->room(shared.used + count * most);
-  if (!c.room) return false;
-  Room all{c.room}, own{c.room};
-  Work w;
-  w.lay(c, share(c, 0, count), all, own);
-  w.begin(c.D[ROWS]);
+  c.memory = c.products->scratch(shared.used + count * most);
+  if (!c.memory) return false;
+  Arena all{c.memory}, own{c.memory};
+  Loop loop;
+  loop.allocate(c, thread_range(c, 0, count), all, own);
+  loop.clear_zeros(c.D[ROWS]);
   return true;
 }
 
-template <class Work, class Step> bool call(const int64_t* sizes, void* const* pointers, const Products* products) {
-  Call c{sizes, pointers, products, nullptr, 0, 0, {}, {}};
-  return products->team((int)sizes[THREADS], prepare<Work>, work<Work, Step>, &c);
+template <class Loop, class Step> bool call(const int64_t* numbers, void* const* pointers, const Products* products) {
+  Call c{numbers, pointers, products, nullptr, 0, 0, {}, {}};
+  return products->run((int)numbers[THREADS], prepare<Loop>, run_thread<Loop, Step>, &c);
 }

@@ -6,8 +6,8 @@
 namespace {
 
 template <int R, int S>
-void tile(const T* x, long row, long step, const T* w, long depth, bool more, V* sums) {
-  // beside the sums the panels, and but for AVX-512 a register for what they are multiplied by
+void tile(const T* x, long row, long step, const T* w, long depth, bool add, V* sums) {
+  // whether the sums, the panels and, except on AVX-512, one factor fit into the registers
   constexpr bool fits = R > 1 && R * S + S + (BYTES < 64) <= REGISTERS;
   for (long from = 0; from < depth; from += BLOCK) {
     V g[R][S] = {};
@@ -15,7 +15,7 @@ void tile(const T* x, long row, long step, const T* w, long depth, bool more, V*
     for (; w < end; w += S * L, x += step) {
       V m[S];
 #pragma GCC unroll 16
-      for (int s = 0; s < S; s++) m[s] = fits ? kept(load(w + s * L)) : load(w + s * L);
+      for (int s = 0; s < S; s++) m[s] = fits ? in_register(load(w + s * L)) : load(w + s * L);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         const V scale = splat(x[r * row]);
@@ -26,8 +26,8 @@ void tile(const T* x, long row, long step, const T* w, long depth, bool more, V*
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
-      for (int s = 0; s < S; s++) sums[r * S + s] = more ? sums[r * S + s] + g[r][s] : g[r][s];
-    more = true;
+      for (int s = 0; s < S; s++) sums[r * S + s] = add ? sums[r * S + s] + g[r][s] : g[r][s];
+    add = true;
   }
 }
 
@@ -41,7 +41,7 @@ template <int... S> void fill(Products& out, std::integer_sequence<int, S...>) {
 
 Products table{};
 
-// Rows of L elements become columns.
+// One step of transposing L vectors: exchange blocks of D x D elements.
 template <int D, int... J> inline void exchange(V& a, V& b, std::integer_sequence<int, J...>) {
   const V x = __builtin_shufflevector(a, b, ((J & D) ? L + J - D : J)...);
   b = __builtin_shufflevector(a, b, ((J & D) ? L + J : J + D)...);
@@ -58,130 +58,135 @@ template <int D> inline void transpose(V* v) {
 }
 
 void pack(T* to, int strip, Matrix matrix, long depth, long column, long width) {
-  const long many = std::clamp<long>(width - column, 0, L), line = (long)strip * L;
-  const T* from = matrix.from + column * matrix.n;
+  const long columns = std::clamp<long>(width - column, 0, L), line = (long)strip * L;
+  const T* from = matrix.data + column * matrix.n;
   long k = 0;
   if (matrix.n == 1) {
-    for (; k < depth; k++) store(to + k * line, load(from + k * matrix.k, many));
+    for (; k < depth; k++) store(to + k * line, load(from + k * matrix.k, columns));
   } else if (matrix.k == 1) {
     for (; k < depth; k += L) {
-      const long deep = std::min<long>(depth - k, L);
+      const long terms = std::min<long>(depth - k, L);
       V v[L];
-      for (int j = 0; j < L; j++) v[j] = j < many ? load(from + j * matrix.n + k, deep) : V{};
+      for (int j = 0; j < L; j++) v[j] = j < columns ? load(from + j * matrix.n + k, terms) : V{};
       transpose<L / 2>(v);
-      for (int j = 0; j < deep; j++) store(to + (k + j) * line, v[j]);
+      for (int j = 0; j < terms; j++) store(to + (k + j) * line, v[j]);
     }
   } else {
     for (; k < depth; k++)
-      for (long j = 0; j < L; j++) to[k * line + j] = j < many ? from[j * matrix.n + k * matrix.k] : T(0);
+      for (long j = 0; j < L; j++) to[k * line + j] = j < columns ? from[j * matrix.n + k * matrix.k] : T(0);
   }
 }
 
-// A product over many rows, C = A B or C += A B, a strip of panels of B at a time.
-struct Whole {
-  T* to;              // (rows, width), its rows next to one another
-  bool more;          // add to what is there
-  Matrix left, right; // left: k is its row
+// A product of all time steps: C = A B or C += A B, a strip of panels of B at a time.
+struct BulkProduct {
+  T* to;               // C, contiguous, (rows, width)
+  bool add;            // C += A B
+  Matrix left, right;  // A, where n is the stride between rows, and B
   long rows, width, depth;
-  T* packed;          // room for a block of right
-  Meeting meeting;
+  T* packed;           // memory for a packed block of B
+  SpinBarrier barrier;
 };
 
-constexpr int WIDE = 4;           // panels of a strip
-constexpr long DEEP = 8 * BLOCK;  // of k at once: a packed block of 1024 columns is 1 MiB in float32
-constexpr long COLUMNS = 1024;
+constexpr int PANELS = 4;  // of a strip
+// A packed block of B has up to MAX_DEPTH x MAX_COLUMNS elements: 1 MiB in float32.
+constexpr long MAX_DEPTH = 8 * BLOCK;
+constexpr long MAX_COLUMNS = 1024;
 
-void add(const Whole& w, const T* x, long row, long step, long at, int rows, long column, int strip, const T* packed,
-         bool more, long deep, V* sums) {
+// Computes a tile of C.
+void compute_tile(const BulkProduct& w, const T* x, long row, long step, long at, int rows, long column, int strip,
+                  const T* packed, bool add, long terms, V* sums) {
   const long n = w.width - column;
-  if (more)
+  if (add)
     for (int r = 0; r < rows; r++)
       for (int s = 0; s < strip; s++)
         sums[r * strip + s] = load(w.to + (at + r) * w.width + column + s * L, n - s * L);
-  table.tiles[rows - 1][strip - 1](x, row, step, packed, deep, more, sums);
+  table.tiles[rows - 1][strip - 1](x, row, step, packed, terms, add, sums);
   for (int r = 0; r < rows; r++)
     for (int s = 0; s < strip; s++)
       store(w.to + (at + r) * w.width + column + s * L, sums[r * strip + s], n - s * L);
 }
 
-// Few rows: each thread packs its own columns, a block of k at a time.
-void few_rows(Whole& w, int id, int count) {
-  const long strips = (w.width + WIDE * L - 1) / (WIDE * L);
-  alignas(64) T packed[BLOCK * WIDE * L];
-  V sums[MOST * WIDE];
+// For few rows: each thread packs its own columns, a block of BLOCK terms at a time.
+void multiply_few_rows(BulkProduct& w, int id, int count) {
+  const long strips = (w.width + PANELS * L - 1) / (PANELS * L);
+  alignas(64) T packed[BLOCK * PANELS * L];
+  V sums[MAX_ROWS * PANELS];
   for (long strip = strips * id / count; strip < strips * (id + 1) / count; strip++) {
-    const long column = strip * WIDE * L;
-    const int panels = (int)std::min<long>(WIDE, (w.width - column + L - 1) / L);
+    const long column = strip * PANELS * L;
+    const int panels = (int)std::min<long>(PANELS, (w.width - column + L - 1) / L);
     for (long from = 0; from < w.depth; from += BLOCK) {
-      const long deep = std::min<long>(BLOCK, w.depth - from);
-      const Matrix block{w.right.from + from * w.right.k, w.right.k, w.right.n};
-      for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, deep, column + s * L, w.width);
-      const int most = rows_of(WIDE);
-      for (long at = 0; at < w.rows; at += most) {
-        const int rows = (int)std::min<long>(most, w.rows - at);
-        const T* x = w.left.from + at * w.left.n + from * w.left.k;
-        add(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.more, deep, sums);
+      const long terms = std::min<long>(BLOCK, w.depth - from);
+      const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
+      for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, terms, column + s * L, w.width);
+      const int max_rows = rows_of(PANELS);
+      for (long at = 0; at < w.rows; at += max_rows) {
+        const int rows = (int)std::min<long>(max_rows, w.rows - at);
+        const T* x = w.left.data + at * w.left.n + from * w.left.k;
+        compute_tile(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.add, terms, sums);
       }
     }
   }
 }
 
-void many_rows(Whole& w, int id, int count) {
-  constexpr int most = rows_of(WIDE);
-  alignas(64) T rows_packed[DEEP * most + L];
-  V sums[MOST * WIDE];
-  const long tiles = (w.rows + most - 1) / most;
-  for (long left = 0; left < w.width; left += COLUMNS) {
-    const long columns = std::min<long>(COLUMNS, w.width - left), strips = (columns + WIDE * L - 1) / (WIDE * L);
-    for (long from = 0; from < w.depth; from += DEEP) {
-      const long deep = std::min<long>(DEEP, w.depth - from);
-      const Matrix block{w.right.from + from * w.right.k, w.right.k, w.right.n};
+// For many rows: threads pack a large block of B together, then split the rows.
+void multiply_many_rows(BulkProduct& w, int id, int count) {
+  constexpr int max_rows = rows_of(PANELS);
+  alignas(64) T rows_packed[MAX_DEPTH * max_rows + L];
+  V sums[MAX_ROWS * PANELS];
+  const long tiles = (w.rows + max_rows - 1) / max_rows;
+  for (long left = 0; left < w.width; left += MAX_COLUMNS) {
+    const long columns = std::min<long>(MAX_COLUMNS, w.width - left);
+    const long strips = (columns + PANELS * L - 1) / (PANELS * L);
+    for (long from = 0; from < w.depth; from += MAX_DEPTH) {
+      const long terms = std::min<long>(MAX_DEPTH, w.depth - from);
+      const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
       const auto panels_of = [&](long strip) {
-        return (int)std::min<long>(WIDE, (w.width - left - strip * WIDE * L + L - 1) / L);
+        return (int)std::min<long>(PANELS, (w.width - left - strip * PANELS * L + L - 1) / L);
       };
       for (long strip = strips * id / count; strip < strips * (id + 1) / count; strip++)
         for (int s = 0, panels = panels_of(strip); s < panels; s++)
-          pack(w.packed + strip * WIDE * L * deep + s * L, panels, block, deep, left + (strip * WIDE + s) * L, w.width);
-      w.meeting.wait(count);
+          pack(w.packed + strip * PANELS * L * terms + s * L, panels, block, terms, left + (strip * PANELS + s) * L,
+               w.width);
+      w.barrier.wait(count);
       for (long t = tiles * id / count; t < tiles * (id + 1) / count; t++) {
-        const long at = t * most;
-        const int rows = (int)std::min<long>(most, w.rows - at);
-        const T* x = w.left.from + at * w.left.n + from * w.left.k;
+        const long at = t * max_rows;
+        const int rows = (int)std::min<long>(max_rows, w.rows - at);
+        const T* x = w.left.data + at * w.left.n + from * w.left.k;
         long row = w.left.n, step = w.left.k;
-        if (step != 1) {  // rows next to one another for each k
-          const bool side_by_side = row == 1 && at + L <= w.rows;
-          for (long k = 0; k < deep; k++)
-            if (side_by_side) store(rows_packed + k * most, load(x + k * step));
+        if (step != 1) {  // copy, so that the rows of each k are contiguous
+          const bool contiguous = row == 1 && at + L <= w.rows;
+          for (long k = 0; k < terms; k++)
+            if (contiguous) store(rows_packed + k * max_rows, load(x + k * step));
             else
-              for (int r = 0; r < rows; r++) rows_packed[k * most + r] = x[r * row + k * step];
-          x = rows_packed, row = 1, step = most;
+              for (int r = 0; r < rows; r++) rows_packed[k * max_rows + r] = x[r * row + k * step];
+          x = rows_packed, row = 1, step = max_rows;
         }
         for (long strip = 0; strip < strips; strip++)
-          add(w, x, row, step, at, rows, left + strip * WIDE * L, panels_of(strip), w.packed + strip * WIDE * L * deep,
-              from || w.more, deep, sums);
+          compute_tile(w, x, row, step, at, rows, left + strip * PANELS * L, panels_of(strip),
+                       w.packed + strip * PANELS * L * terms, from || w.add, terms, sums);
       }
-      w.meeting.wait(count);
+      w.barrier.wait(count);
     }
   }
 }
 
-// Sums of each column, in blocks of rows that are added up in order.
-struct Sums {
+// The sum of each column, in blocks of rows that are added up in order.
+struct ColumnSums {
   T* to;
   const T* from;
-  long step, rows, width;  // step: from one row to the next
+  long stride, rows, width;  // stride: from one row to the next
 };
 
-void columns_of(Sums& w, int id, int count) {
+void sum_columns(ColumnSums& w, int id, int count) {
   const long panels = (w.width + L - 1) / L;
   for (long p = panels * id / count; p < panels * (id + 1) / count; p++) {
     const long n = w.width - p * L;
     V all{};
     for (long block = 0; block < w.rows; block += 4 * BLOCK) {
-      V one[4] = {};
+      V parts[4] = {};
       const long end = std::min(block + 4 * BLOCK, w.rows);
-      for (long r = block; r < end; r++) one[r & 3] += load(w.from + r * w.step + p * L, n);
-      all += (one[0] + one[1]) + (one[2] + one[3]);
+      for (long r = block; r < end; r++) parts[r & 3] += load(w.from + r * w.stride + p * L, n);
+      all += (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
     store(w.to + p * L, all, n);
   }
@@ -191,39 +196,42 @@ void columns_of(Sums& w, int id, int count) {
 
 extern "C" int lanes() { return L; }
 
-extern "C" Products* products(TeamRun team, TeamRoom room) {
-  table.team = team, table.room = room, table.pack = pack;
-  fill(table, std::make_integer_sequence<int, STRIP>());
+extern "C" Products* products(RunParallel run, ScratchMemory scratch) {
+  table.run = run, table.scratch = scratch, table.pack = pack;
+  fill(table, std::make_integer_sequence<int, MAX_STRIP>());
   return &table;
 }
 
-// Work on all time steps at once, one piece after another. Each is eleven numbers: a product's
-// to, more, left, its strides, right, its strides, rows, width, depth (strides in elements, along rows or
-// columns last); or, where more is 2, sums of columns: to, 2, -, -, -, from, its stride, -, rows, width, -.
-extern "C" int at_once(const int64_t* pieces, long many, int threads) {
-  for (const int64_t* p = pieces; p < pieces + 11 * many; p += 11) {
+// Runs operations on all time steps at once, one operation after another. Each one is given as eleven numbers.
+// A matrix product: C, add (0 or 1), A, its strides, B, its strides, rows, width, depth. Strides are in elements: those
+// of A between rows and between columns, those of B likewise.
+// Sums of columns: to, 2, -, -, -, from, the stride between rows, -, rows, width, -.
+// Returns 1 if there is not enough memory, else 0.
+extern "C" int run_bulk(const int64_t* operations, long count, int threads) {
+  for (const int64_t* p = operations; p < operations + 11 * count; p += 11) {
     const long rows = p[8], width = p[9], depth = p[10];
     const bool small = (double)rows * width * std::max<long>(depth, 1) < 100000;
     if (p[1] == 2) {
-      Sums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
-      table.team(small ? 1 : threads, nullptr, [](void* s, int id, int n) { columns_of(*(Sums*)s, id, n); }, &sums);
+      ColumnSums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
+      const auto run = [](void* s, int id, int n) { sum_columns(*(ColumnSums*)s, id, n); };
+      table.run(small ? 1 : threads, nullptr, run, &sums);
       continue;
     }
-    Whole w{(T*)p[0], p[1] != 0, {(const T*)p[2], p[4], p[3]}, {(const T*)p[5], p[6], p[7]},
-            rows, width, depth, nullptr, {}};
+    BulkProduct w{(T*)p[0], p[1] != 0, {(const T*)p[2], p[4], p[3]}, {(const T*)p[5], p[6], p[7]},
+                  rows, width, depth, nullptr, {}};
     if (rows == 0 || width == 0) continue;
     if (depth == 0) {
-      if (!w.more) std::memset(w.to, 0, rows * width * sizeof(T));
+      if (!w.add) std::memset(w.to, 0, rows * width * sizeof(T));
       continue;
     }
-    void (*run)(void*, int, int) = [](void* what, int id, int n) { few_rows(*(Whole*)what, id, n); };
-    if (rows > 2 * MOST) {
-      const long columns = (std::min(width, COLUMNS) + WIDE * L - 1) / (WIDE * L) * WIDE * L;
-      w.packed = (T*)table.room(std::min(depth, DEEP) * columns * sizeof(T));
+    void (*run)(void*, int, int) = [](void* p, int id, int n) { multiply_few_rows(*(BulkProduct*)p, id, n); };
+    if (rows > 2 * MAX_ROWS) {
+      const long columns = (std::min(width, MAX_COLUMNS) + PANELS * L - 1) / (PANELS * L) * PANELS * L;
+      w.packed = (T*)table.scratch(std::min(depth, MAX_DEPTH) * columns * sizeof(T));
       if (!w.packed) return 1;
-      run = [](void* what, int id, int n) { many_rows(*(Whole*)what, id, n); };
+      run = [](void* p, int id, int n) { multiply_many_rows(*(BulkProduct*)p, id, n); };
     }
-    table.team(small ? 1 : threads, nullptr, run, &w);
+    table.run(small ? 1 : threads, nullptr, run, &w);
   }
   return 0;
 }

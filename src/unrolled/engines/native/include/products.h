@@ -1,31 +1,35 @@
-// Matrix products: the same for every cell, compiled once for a machine and a dtype (products.cpp).
+// Matrix products. They are the same for every cell, and compiled once for each dtype (products.cpp).
 //
-// A matrix is packed in panels of L columns: a strip of S panels lies as (k, S, L). Sums run over k in
-// order, in blocks of BLOCK that are added up in order too: whatever the tile, the batch and the threads,
-// an element gets the same bits.
+// A matrix is packed in panels of L columns; a strip of S panels is laid out as (k, S, L). Sums run over k in order, in
+// blocks of BLOCK terms that are added up in order, too. So an element has the same bits whatever the tile shape, the
+// batch size and the number of threads.
 #pragma once
-#include "team.h"
+#include "thread_pool.h"
 #include "vectors.h"
 
-constexpr int BLOCK = 32;                                        // of k
-constexpr int SUMS = REGISTERS == 32 ? 24 : 12;                  // vectors that a tile accumulates
-constexpr int STRIP = 8;                                         // panels side by side, at most
-constexpr int MOST = 6;                                          // rows of a tile, at most
-constexpr int rows_of(int strip) { return SUMS / strip > MOST ? MOST : SUMS / strip < 1 ? 1 : SUMS / strip; }
+constexpr int BLOCK = 32;                             // terms of a sum in a block
+constexpr int TILE_SUMS = REGISTERS == 32 ? 24 : 12;  // vectors that a tile accumulates
+constexpr int MAX_STRIP = 8;                          // panels in a strip
+constexpr int MAX_ROWS = 6;                           // rows of a tile
 
-// A matrix (k, n) as it lies in memory.
+// Returns how many rows a tile of a strip has.
+constexpr int rows_of(int strip) {
+  return TILE_SUMS / strip > MAX_ROWS ? MAX_ROWS : TILE_SUMS / strip < 1 ? 1 : TILE_SUMS / strip;
+}
+
+// A matrix (k, n) in memory.
 struct Matrix {
-  const T* from;
+  const T* data;
   long k, n;  // strides, in elements
 };
 
-// sums[r][s] = (more ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
-using Tile = void (*)(const T* x, long row, long step, const T* w, long depth, bool more, V* sums);
+// sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
+using Tile = void (*)(const T* x, long row, long step, const T* w, long depth, bool add, V* sums);
 
 struct Products {
-  TeamRun team;
-  TeamRoom room;
-  Tile tiles[MOST][STRIP];  // by rows and panels, less one each
-  // One panel of a strip: columns column .. column + L of depth rows, those from width on 0.
+  RunParallel run;
+  ScratchMemory scratch;
+  Tile tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
+  // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
   void (*pack)(T* to, int strip, Matrix matrix, long depth, long column, long width);
 };

@@ -1,64 +1,68 @@
-// Where the values of a state lie, before and after each step, and other values of every step.
+// Memory layout of states, before and after each step, and of other per-step values.
 #pragma once
-#include "share.h"
+#include "thread_range.h"
 
-// A step, the time that it is of, and where the rows of that time and of its block of steps begin.
-struct Place {
-  long step, time, first, known;
+// A step, its time, and the first row of that time and of its block of steps, among the rows of all times.
+struct StepPosition {
+  long step, time, row, block_row;
 };
 
-// The values of a state over the steps: all are kept, (all rows, width), or those of two steps, in turn, or of
-// two blocks of `steps`.
+// The values of a state over the steps. They are stored for all steps, as (all rows, width), or else in two buffers
+// that are used in turn, each for one step or for a block of `block_steps` steps.
 struct State {
-  long width, steps;
-  const T* initial;  // (rows of a step, width)
-  T *zeros, *kept, *pair[2];
-  T *grown, *last;   // the rows before a step that has more than the one before it; each row's last
+  long width, block_steps;
+  const T* initial;  // (batch, width)
+  T *zeros, *all_steps, *buffers[2];
+  T* extended;    // the state before a step that has more rows than the previous step
+  T* final_rows;  // each row's last value
 
-  void lay(Room& shared, const Call& c, long columns, void* first, void* all, void* final, long many) {
+  void allocate(Arena& shared, const Call& c, long columns, void* initial_state, void* all, void* final_state,
+                long steps) {
     const long size = c.D[ROWS] * columns;
-    width = columns, kept = (T*)all, last = (T*)final, steps = many;
-    for (T*& one : pair) one = kept ? nullptr : shared.take<T>(size * (many ? many : 1));
-    zeros = first ? nullptr : shared.take<T>(size);
-    initial = first ? (const T*)first : zeros;
-    grown = c.P[0] ? shared.take<T>(size) : nullptr;
+    width = columns, all_steps = (T*)all, final_rows = (T*)final_state, block_steps = steps;
+    for (T*& buffer : buffers) buffer = all_steps ? nullptr : shared.take<T>(size * (steps ? steps : 1));
+    zeros = initial_state ? nullptr : shared.take<T>(size);
+    initial = initial_state ? (const T*)initial_state : zeros;
+    extended = c.P[0] ? shared.take<T>(size) : nullptr;
   }
 
-  void begin(long rows) const {
+  void clear_zeros(long rows) const {
     if (zeros) std::memset(zeros, 0, rows * width * sizeof(T));
   }
 
-  T* after(const Place& at) const {
-    if (kept) return kept + at.first * width;
-    return steps ? pair[at.step / steps & 1] + (at.first - at.known) * width : pair[at.step & 1];
+  // Where a step writes.
+  T* after(const StepPosition& at) const {
+    if (all_steps) return all_steps + at.row * width;
+    return block_steps ? buffers[at.step / block_steps & 1] + (at.row - at.block_row) * width : buffers[at.step & 1];
   }
 
-  // Of the step after it, where those of two steps are kept in turn.
-  T* other(long step) const { return kept || steps ? nullptr : pair[(step + 1) & 1]; }
+  // Where the next step writes, if each buffer holds one step; else null.
+  T* other_buffer(long step) const { return all_steps || block_steps ? nullptr : buffers[(step + 1) & 1]; }
 };
 
-// Where a state's rows lie before a step, and those of the last one. Rows that begin with this step come from the
-// initial state.
-static inline const T* value_before(const Share& h, const State& s, const T* last, long step, long rows, long rows_last) {
+// Returns where a step finds the state that it reads; `last` is what the previous step wrote. Rows that begin with this
+// step take their value from the initial state.
+static inline const T* state_before(const ThreadRange& range, const State& s, const T* last, long step, long rows,
+                                    long last_rows) {
   if (step == 0) return s.initial;
-  if (rows_last >= rows) return last;
-  const long from = rows * h.id / h.count, to = rows * (h.id + 1) / h.count;
+  if (last_rows >= rows) return last;
+  const long from = rows * range.id / range.count, to = rows * (range.id + 1) / range.count;
   for (long r = from; r < to; r++)
-    std::memcpy(s.grown + r * s.width, (r < rows_last ? last : s.initial) + r * s.width, s.width * sizeof(T));
-  return s.grown;
+    std::memcpy(s.extended + r * s.width, (r < last_rows ? last : s.initial) + r * s.width, s.width * sizeof(T));
+  return s.extended;
 }
 
-// Each row's last state, once its steps are over: rows `from` to `to` of what a step has made.
-static inline void keep_last(const Share& h, const State& s, const T* now, long from, long to) {
-  if (!s.last) return;
-  if (h.by_rows) from = std::max(from, h.from), to = std::min(to, h.to);
-  else if (h.id && !h.turns) return;
-  if (to > from) std::memcpy(s.last + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
+// Stores the final state of rows that end with this step: rows `from` to `to` of what the step wrote.
+static inline void store_final(const ThreadRange& range, const State& s, const T* now, long from, long to) {
+  if (!s.final_rows) return;
+  if (range.by_rows) from = std::max(from, range.from), to = std::min(to, range.to);
+  else if (range.id && !range.turns) return;
+  if (to > from) std::memcpy(s.final_rows + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
 }
 
-// Values of every step that a loop reads. Those of a state before each step are shifted by one.
-static inline const T* array(const void* base, const void* initial, long shift, const Call& c, const Place& at,
+// Returns where a step finds a per-step value. A state before each step is the state after each step, shifted by one.
+static inline const T* array(const void* base, const void* initial, long shift, const Call& c, const StepPosition& at,
                              long width) {
   if (shift && (shift < 0 ? at.time == 0 : at.time + 1 == c.D[STEPS])) return (const T*)initial;
-  return (const T*)base + (at.first + shift * c.D[ROWS]) * width;
+  return (const T*)base + (at.row + shift * c.D[ROWS]) * width;
 }

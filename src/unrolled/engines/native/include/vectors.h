@@ -1,7 +1,7 @@
-// Vectors of the machine's width: T is the scalar (float or double), V a vector of L of them.
+// Vectors of the machine's width: T is the scalar (float or double), V a vector of L scalars.
 //
-// Nothing is contracted by the compiler (-ffp-contract=off): a fused multiply-add stands where fma() is
-// written, so that a row gets the same bits in whatever tile it is computed.
+// The compiler doesn't contract operations (-ffp-contract=off). Only fma() gives a fused multiply-add, so a row has the
+// same bits in every tile shape.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -28,7 +28,7 @@ using I = std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
 constexpr int L = BYTES / sizeof(T);
 typedef T V __attribute__((vector_size(BYTES)));
 typedef I VI __attribute__((vector_size(BYTES)));
-typedef double Wide __attribute__((vector_size(BYTES)));  // where float needs more digits
+typedef double Wide __attribute__((vector_size(BYTES)));  // for functions of float that need more digits
 typedef int64_t WideI __attribute__((vector_size(BYTES)));
 
 static inline V splat(T x) { return x - V{}; }
@@ -39,8 +39,8 @@ static inline V load(const T* p) {
   return v;
 }
 
-// v, in a register from here on: a compiler that reads it anew where it is needed is short of loads.
-static inline V kept(V v) {
+// Returns v in a register. Otherwise the compiler may load it again for every use, and loads become the bottleneck.
+static inline V in_register(V v) {
 #if defined(__x86_64__)
   asm("" : "+v"(v));
 #elif defined(__aarch64__)
@@ -49,7 +49,7 @@ static inline V kept(V v) {
   return v;
 }
 
-// The first n of L elements, the others 0.
+// Loads the first n of L elements; the others are 0.
 static inline V load(const T* p, long n) {
   if (__builtin_expect(n >= L, 1)) return load(p);
 #if defined(__AVX512F__)
@@ -74,7 +74,7 @@ static inline void store(T* p, V v, long n) {
 #endif
 }
 
-// A vector of any kind, all of whose elements are x; x itself, where it is a vector.
+// Returns a vector of type W whose elements are all x, or x itself if it is a vector.
 template <class W, class X> static inline W as(X x) {
   if constexpr (std::is_arithmetic_v<X>) return (std::remove_reference_t<decltype(W{}[0])>)x - W{};
   else return x;
@@ -86,7 +86,7 @@ constexpr bool FUSED = true;
 constexpr bool FUSED = false;
 #endif
 
-// a * b + c, rounded once where the machine can (FUSED); b and c may be numbers.
+// Returns a * b + c, rounded once if the machine can (FUSED). b and c may be scalars.
 template <class W, class B, class C> static inline W fma(W a, B b_, C c_) {
   const W b = as<W>(b_), c = as<W>(c_);
 #if defined(__AVX512F__)

@@ -1,10 +1,10 @@
-// Functions of float32 that need more digits on the way: computed in float64, and rounded once.
+// Functions of float32 that need more digits in between: computed in float64 and rounded once.
 //
 // The polynomials are minimax fits as in exponential.h.
 #pragma once
-#include "plain.h"
+#include "basic_functions.h"
 
-// f on both halves of vectors, as float64.
+// Applies f to both halves of vectors, converted to float64.
 template <class F, class... X> static inline V wide(F f, X... x) {
   typedef float Half __attribute__((vector_size(BYTES / 2)));
   V y;
@@ -20,7 +20,7 @@ template <class F, class... X> static inline V wide(F f, X... x) {
   return y;
 }
 
-// 2^z, error 2^-34; beyond what float holds it stops.
+// Returns 2^z with error 2^-34. z is clamped to the range of float.
 static inline Wide wide_exp2(Wide z) {
   constexpr double SUM = 6755399441055744 + 1023;  // as in exponential.h
   z = z > as<Wide>(130) ? as<Wide>(130) : z;
@@ -34,48 +34,48 @@ static inline Wide wide_exp2(Wide z) {
   return p * (Wide)((WideI)sum << 52);
 }
 
-// log(1 + f), |f| <= 1/3, by s = f / (2 + f): 2 s + s^3 q(s^2), relative error 2^-42.
-static inline Wide wide_little_log(Wide f) {
+// Returns log(1 + f), |f| <= 1/3, as 2 s + s^3 q(s^2) with s = f / (2 + f); relative error 2^-42.
+static inline Wide wide_small_log1p(Wide f) {
   const Wide s = f / (f + as<Wide>(2)), z = s * s, z2 = z * z;
   const Wide low = fma(z, 0.39999984303263142, 0.66666666711491862);
   const Wide high = fma(z2, as<Wide>(0.20132373984454377), fma(z, 0.22134239412063636, 0.28573210982440422));
   return fma(s * z, fma(z2, high, low), s + s);
 }
 
-// The exponent k of y = 2^k m with 2/3 <= m < 4/3, in the exponent's place; and as a number, by whole numbers
-// up to 2^52 being the last bits of 2^52 and more.
+// Returns k of y = 2^k m with 2/3 <= m < 4/3, in the exponent's bits.
 static inline WideI wide_exponent(Wide y) { return ((WideI)y - 0x3fe5555555555555) & ~0xfffffffffffff; }
 
+// Returns an exponent, given in the exponent's bits, as a number: the last bits of 2^52 + k are those of the integer k.
 static inline Wide wide_number(WideI exponent) {
   typedef uint64_t Bits __attribute__((vector_size(BYTES)));
   const WideI biased = (WideI)((Bits)(exponent + (1024LL << 52)) >> 52);
   return (Wide)(biased | 0x4330000000000000) - as<Wide>(4503599627370496 + 1024);
 }
 
-// log(1 + x) for x > -1
+// Returns log(1 + x) for x > -1.
 static inline Wide wide_log1p(Wide x) {
   const WideI exponent = wide_exponent(x + as<Wide>(1));
   const Wide one = (Wide)(0x3ff0000000000000 - exponent), f = fma(x, one, one - as<Wide>(1));
-  return fma(wide_number(exponent), 0.69314718055994531, wide_little_log(f));
+  return fma(wide_number(exponent), 0.69314718055994531, wide_small_log1p(f));
 }
 
 static inline V pow(V x, V y) {
-  // with two numbers to a vector libm is faster
+  // libm is faster if a vector holds only two doubles
   if constexpr (!SINGLE || BYTES < 32) return each(x, y, [](T a, T b) { return std::pow(a, b); });
   const V a = absolute(x), half = y * splat(0.5);
   V p = wide(
       [](Wide a, Wide y) {
         const WideI exponent = wide_exponent(a);
         const Wide f = (Wide)((WideI)a - exponent) - as<Wide>(1);
-        Wide log2 = fma(wide_little_log(f), 1.4426950408889634, wide_number(exponent));
+        Wide log2 = fma(wide_small_log1p(f), 1.4426950408889634, wide_number(exponent));
         log2 = a == Wide{} ? as<Wide>(-INFINITY) : a < as<Wide>(INFINITY) ? log2 : a;
         return wide_exp2(y * log2);
       },
       a, y);
-  p = ((a == splat(1)) & (y == y)) ? splat(1) : p;  // also where y is infinite
-  const VI whole = trunc(y) == y, odd = whole & (trunc(half) != half);
+  p = ((a == splat(1)) & (y == y)) ? splat(1) : p;  // even if y is infinite
+  const VI integer = trunc(y) == y, odd = integer & (trunc(half) != half);
   p = (V)((VI)p | (odd & sign_bit(x)));
-  p = ((x < V{}) & (a < splat(INFINITY)) & ~whole & (y == y)) ? splat(NAN) : p;
+  p = ((x < V{}) & (a < splat(INFINITY)) & ~integer & (y == y)) ? splat(NAN) : p;
   return ((x == splat(1)) | (y == V{})) ? splat(1) : p;
 }
 
@@ -120,7 +120,7 @@ static inline V erfc(V x) {
   return wide(
       [](Wide x) {
         Wide a = x < Wide{} ? -x : x;
-        a = a > as<Wide>(10.15) ? as<Wide>(10.15) : a;  // there it is below half of the smallest float
+        a = a > as<Wide>(10.15) ? as<Wide>(10.15) : a;  // from here on, erfc is below half of the smallest float
         // e^-a^2 p(t), t = (a - 4) / (a + 4), a <= 10.2: relative error 2^-32
         const Wide t = (a - as<Wide>(4)) / (a + as<Wide>(4)), t2 = t * t, t4 = t2 * t2;
         const Wide low = fma(t2, fma(t, -0.16425778806654665, 0.21871968146064602),

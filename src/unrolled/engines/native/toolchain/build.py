@@ -1,4 +1,4 @@
-"""The kernel libraries of this process: taken from a shipped folder or the cache, else compiled."""
+"""The kernel libraries of this process: prebuilt, from the cache, or compiled."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unrolled.engines import log
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native.toolchain import cache, cpu, prebuilt
 from unrolled.engines.native.toolchain.compiler import (
     NATIVE,
@@ -26,209 +27,220 @@ from unrolled.engines.native.toolchain.compiler import (
 
 ARCH = "UNROLLED_ARCH"
 PROBE = 'using T = float;\n#include "vectors.h"\nextern "C" int lanes() { return L; }\n'
-"""The smallest library: it tells how many float32 a vector holds."""
+"""The smallest library. Its function returns the number of float32 values in a vector."""
 
-_Used = TypeVar("_Used")
-_libraries: dict[str, Future[ctypes.CDLL]] = {}
+_Result = TypeVar("_Result")
+_libraries: dict[str, Future[ctypes.CDLL]] = {}  # by source
 _lock = threading.Lock()
-_vectors: dict[str, tuple[str, ...]] = {}  # of the first library
+_vector_extensions: dict[str, tuple[str, ...]] = {}  # "first": those of the first library
 
 
 def load(source: str) -> ctypes.CDLL:
-    """The library of a source, compiled at its first use and taken from the cache from then on.
+    """Return the library of a source: loaded before, prebuilt, from the cache, or compiled now.
 
     Raises:
-        NoCompilerError: it is not in the cache and can't be compiled, or it can't be run here.
+        NoCompilerError: If the library must be compiled and can't be, or this processor can't run it.
     """
-    future, mine = _claim(source)
-    if mine:
-        _fulfil(future, source)
+    future, is_new = _future_library(source)
+    if is_new:
+        _set_result(future, source)
     error = future.exception()
     if isinstance(error, NoCompilerError):
-        raise NoCompilerError(
-            *error.args
-        )  # another each time: what is kept would keep the frames it goes through
+        # Raise a copy: the stored exception would collect the frames of every caller.
+        raise NoCompilerError(*error.args)
     return future.result()
 
 
 def start(*sources: str) -> None:
-    """Begin to compile in the background what :func:`load` will be asked for, all at once."""
+    """Start compiling libraries in background threads; :func:`load` then waits for them."""
     for source in sources:
-        future, mine = _claim(source)
-        if mine:
-            thread = threading.Thread(target=_fulfil, args=(future, source), name="unrolled-build")
+        future, is_new = _future_library(source)
+        if is_new:
+            thread = threading.Thread(target=_set_result, args=(future, source), name="unrolled-build")
             try:
                 thread.start()
-            except RuntimeError:  # the system gives no more threads, or Python ends
-                _fulfil(future, source)
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
+                _set_result(future, source)
 
 
-def asked() -> list[str]:
-    """The sources of all libraries that this process has asked for."""
+def requested_sources() -> list[str]:
+    """Return the sources of all libraries that this process has loaded or started to compile."""
     with _lock:
         return list(_libraries)
 
 
 @functools.cache
 def arch() -> str:
-    """The instruction set of this process: UNROLLED_ARCH, else that of shipped kernels, else the machine's.
+    """Return the instruction set of this process: UNROLLED_ARCH, else that of prebuilt kernels, else native.
 
     Raises:
-        NoCompilerError: UNROLLED_ARCH is no name of an instruction set.
+        NoCompilerError: If UNROLLED_ARCH can't be the name of an instruction set.
     """
-    given = os.environ.get(ARCH, "").strip()
-    if given:
-        return check_arch(given, ARCH)
-    folder = prebuilt.folder(None)
+    configured = os.environ.get(ARCH, "").strip()
+    if configured:
+        return check_arch(configured, ARCH)
+    folder = prebuilt.find_folder(None)
     return folder.arch if folder is not None and folder.arch else NATIVE
 
 
-def check_arch(name: str, where: str) -> str:
-    """The name of an instruction set, if it can be one.
+def check_arch(name: str, option: str) -> str:
+    """Return the name of an instruction set if it is well-formed.
+
+    Args:
+        name: The name, which is passed to the compiler.
+        option: The variable or option that it comes from, for the message.
 
     Raises:
-        NoCompilerError: it can't.
+        NoCompilerError: If it is not well-formed.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        raise NoCompilerError(f"{where} should name an instruction set, such as x86-64-v3, got {name!r}")
+        raise NoCompilerError(f"{option} should name an instruction set, such as x86-64-v3, got {name!r}")
     return name
 
 
-def obtain(source: str, arch: str, use: Callable[[Path, dict[str, Any]], _Used]) -> _Used:
-    """Find or compile a library, and use it.
+def find_or_compile(source: str, arch: str, use: Callable[[Path, dict[str, Any]], _Result]) -> _Result:
+    """Find a library in the cache or compile it, and use it.
 
     Args:
         source: C++.
-        arch: the instruction set.
-        use: takes the library and the note on it; where it raises OSError another folder is tried.
+        arch: The instruction set.
+        use: Called with the path of the library and its metadata. If it raises OSError, the next folder is
+            tried.
+
+    Returns:
+        The result of ``use``.
 
     Raises:
-        NoCompilerError: there is no compiler, or it can't build this, or no folder can be used.
+        NoCompilerError: If there is no compiler, it can't compile the source, or no folder can be used.
     """
-    refused: NoCompilerError | None = None
+    first_error: NoCompilerError | None = None
     for compiler in compilers():
-        name = _key(compiler, source, arch)
-        troubles: list[str] = []
+        name = _library_name(compiler, source, arch)
+        problems: list[str] = []
         try:
-            for folder in _folders(troubles):
+            for folder in _folders(problems):
                 library = folder / f"{name}.so"
                 try:
-                    return use(library, _whole(compiler, source, arch, library))
+                    return use(library, _ensure_compiled(compiler, source, arch, library))
                 except OSError as error:
-                    troubles.append(f"{folder}: {error.strerror or error}")
-                    cache.unusable(folder, error)
+                    problems.append(f"{folder}: {error.strerror or error}")
+                    cache.report_failure(folder, error)
         except NoCompilerError as error:
             log.build.info("%s", error)
-            refused = refused or error
+            first_error = first_error or error
             continue
         raise NoCompilerError(
-            f"no folder for compiled kernels can be used ({'; '.join(troubles)}): set {cache.VARIABLE} to one"
+            f"no folder can be used for compiled kernels ({'; '.join(problems)}): "
+            f"set {cache.VARIABLE} to a writable folder"
         )
-    assert refused is not None
-    raise refused
+    assert first_error is not None
+    raise first_error
 
 
-def _claim(source: str) -> tuple[Future[ctypes.CDLL], bool]:
-    """The library of a source, now or later, and whether the caller is to make it."""
+def _future_library(source: str) -> tuple[Future[ctypes.CDLL], bool]:
+    """Return the future of a library, and whether it is new, so that the caller must set its result."""
     with _lock:
-        found = _libraries.get(source)
-        if found is None:
+        future = _libraries.get(source)
+        if future is None:
             return _libraries.setdefault(source, Future()), True
-        return found, False
+        return future, False
 
 
-def _fulfil(future: Future[ctypes.CDLL], source: str) -> None:
+def _set_result(future: Future[ctypes.CDLL], source: str) -> None:
+    """Load a library and set its future to the result or to the error."""
     try:
         future.set_result(_load(source))
     except NoCompilerError as error:
         future.set_exception(NoCompilerError(*error.args))
-    except BaseException as error:  # an interrupt, or a warning made an error: the next call tries again
+    except BaseException as error:  # an interrupt, or a warning turned into an error: the next call retries
         with _lock:
             _libraries.pop(source, None)
         future.set_exception(error)
 
 
 def _load(source: str) -> ctypes.CDLL:
-    chosen = arch()
-    folder = prebuilt.folder(chosen)
-    found = folder.find(source) if folder is not None else None
-    if found is not None:
+    selected_arch = arch()
+    folder = prebuilt.find_folder(selected_arch)
+    library = folder.find(source) if folder is not None else None
+    if library is not None:
         try:
-            return _open(*found)
-        except OSError as error:  # such as for a newer C library than there is here
-            log.announce(f"{found[0]} can't be loaded: {error}")
+            return _open(*library)
+        except OSError as error:  # for example, it needs a newer C library
+            log.announce(f"The prebuilt kernel {library[0]} can't be loaded: {error}")
     try:
-        return obtain(source, chosen, _open)
+        return find_or_compile(source, selected_arch, _open)
     except NoCompilerError as error:
         if folder is None:
             raise
-        raise NoCompilerError(f"{error}; and {folder.lack()}") from None
+        raise NoCompilerError(f"{error}; and {folder.why_missing()}") from None
 
 
-def _open(library: Path, note: dict[str, Any]) -> ctypes.CDLL:
-    _check(note)
+def _open(library: Path, metadata: dict[str, Any]) -> ctypes.CDLL:
+    _check_processor(metadata)
     return ctypes.CDLL(str(library))
 
 
-def _check(note: dict[str, Any]) -> None:
-    """Raise where this processor lacks what a library uses, or the libraries before it don't fit to it."""
-    lacking = cpu.lacking(note["requires"])
-    if lacking:
+def _check_processor(metadata: dict[str, Any]) -> None:
+    """Check that this processor and the libraries loaded so far can work with a library.
+
+    Raises:
+        NoCompilerError: If the processor lacks instructions, or the libraries use vectors of other widths.
+    """
+    missing = cpu.missing(metadata["requires"])
+    if missing:
         raise NoCompilerError(
-            f"kernels for {note['arch']} use {', '.join(lacking)}, which this processor doesn't have"
+            f"kernels for {metadata['arch']} use {', '.join(missing)}, which this processor doesn't have"
         )
-    vectors = cpu.vectors(note["requires"])
+    extensions = cpu.vector_extensions(metadata["requires"])
     with _lock:
-        first = _vectors.setdefault("first", vectors)
-    if vectors != first:
+        first = _vector_extensions.setdefault("first", extensions)
+    if extensions != first:
         raise NoCompilerError(
-            f"kernels with {first[-1] if first else 'the smallest'} vectors are in use already, and one with "
-            f"{vectors[-1] if vectors else 'the smallest'} vectors can't work with them: {ARCH} sets all"
+            f"kernels with {first[-1] if first else 'the smallest'} vectors are already loaded, and can't be "
+            f"combined with {extensions[-1] if extensions else 'the smallest'} vectors: "
+            f"set {ARCH} to one instruction set for all kernels"
         )
 
 
-def _whole(compiler: Compiler, source: str, arch: str, library: Path) -> dict[str, Any]:
-    """The note on a library that is there, whole: from the cache, or compiled now."""
+def _ensure_compiled(compiler: Compiler, source: str, arch: str, library: Path) -> dict[str, Any]:
+    """Return the metadata of an intact library, after compiling it if it is not in the cache."""
     began = time.perf_counter()
-    note = cache.read(library)
-    if note is not None:
+    metadata = cache.read_metadata(library)
+    if metadata is not None:
         log.build.info("hit: %s (%.1f ms)", library, 1e3 * (time.perf_counter() - began))
-        return note
-    with cache.alone(library):
-        note = cache.read(library)  # another process may have made it
-        if note is not None:
+        return metadata
+    with cache.compile_lock(library):
+        metadata = cache.read_metadata(library)  # another process may have compiled it meanwhile
+        if metadata is not None:
             waited = time.perf_counter() - began
-            log.build.info("hit: %s, once another process had compiled it (%.2f s)", library, waited)
-            return note
-        damaged = " (it is damaged)" if library.exists() else ""
-        log.build.info("miss: %s%s", library, damaged)
-        with cache.building(library.parent) as folder:
-            note = prebuilt.note(compiler, arch, compiler.requires(arch, folder))
-            cache.publish(compiler.build(source, arch, folder), note, library)
+            log.build.info("hit: %s, compiled by another process meanwhile (%.2f s)", library, waited)
+            return metadata
+        log.build.info("miss: %s%s", library, " (damaged)" if library.exists() else "")
+        with cache.build_folder(library.parent) as folder:
+            metadata = prebuilt.library_metadata(compiler, arch, compiler.requires(arch, folder))
+            cache.publish(compiler.build(source, arch, folder), metadata, library)
         log.build.info("compiled: %s (%.2f s)", library, time.perf_counter() - began)
-        return note
+        return metadata
 
 
-def _folders(troubles: list[str]) -> Iterator[Path]:
+def _folders(problems: list[str]) -> Iterator[Path]:
+    """Yield the folders of :func:`cache.folders`; if a temporary folder can't be created, add a problem."""
     try:
         yield from cache.folders()
-    except OSError as error:  # not even a temporary one
-        troubles.append(str(error))
+    except OSError as error:
+        problems.append(str(error))
 
 
-def _key(compiler: Compiler, source: str, arch: str) -> str:
-    """The name of a library: of all that can change what is in it."""
+def _library_name(compiler: Compiler, source: str, arch: str) -> str:
+    """Return a file name that hashes everything that affects the library."""
     parts = (source, headers(), compiler.identity(arch), cpu.identity())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _after_fork() -> None:
-    """A forked child has none of the threads that were compiling: what they owe is asked for anew."""
+@renew_after_fork
+def _forget_unfinished() -> None:
+    """In a forked child, renew the lock and drop unfinished libraries: the compiling threads are gone."""
     global _lock
     _lock = threading.Lock()
     for source in [source for source, future in _libraries.items() if not future.done()]:
         del _libraries[source]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

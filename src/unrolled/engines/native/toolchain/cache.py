@@ -1,6 +1,6 @@
-"""Where compiled kernels lie: a folder that only its user can write to, each library beside a note on it.
+"""The cache of compiled kernels: a folder that only its user can write to, with metadata for each library.
 
-To load a library is to run code, so one that somebody else may have written is not looked at.
+Loading a library runs its code. A library that another user may have written is therefore never loaded.
 """
 
 from __future__ import annotations
@@ -26,138 +26,149 @@ from unrolled.engines import log
 
 VARIABLE = "UNROLLED_CACHE"
 
-_PATIENCE = 120  # seconds, for another process that compiles the same library; then both do
-_LEFT_BEHIND = 24 * 3600  # seconds, after which what a killed process was building is removed
-_BUILDING = "build-"
+_LOCK_TIMEOUT = 120  # seconds to wait while another process compiles the same library
+_STALE_AFTER = 24 * 3600  # seconds until a build folder that a killed process left is removed
+_BUILD_PREFIX = "build-"
+_CONSEQUENCE = f"Kernels are recompiled in every process. Set {VARIABLE} to use another folder."
 
 
-def chosen() -> Path | None:
-    """The folder of this user's kernels: that of UNROLLED_CACHE, else the system's place for caches.
+def user_folder() -> Path | None:
+    """Return this user's cache: UNROLLED_CACHE if set, else a folder in the system's cache directory.
 
-    None where the user has no home.
+    Returns:
+        The folder, which may not exist yet, or None if the user has no home directory.
     """
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(os.path.abspath(os.path.expanduser(given)))
+    configured = os.environ.get(VARIABLE)
+    if configured:
+        return Path(os.path.abspath(os.path.expanduser(configured)))
     try:
-        found = Path(platformdirs.user_cache_dir("unrolled"), "kernels")
-    except RuntimeError:  # or, before platformdirs 4.4, a folder named ~
+        folder = Path(platformdirs.user_cache_dir("unrolled"), "kernels")
+    except RuntimeError:  # without a home; before platformdirs 4.4, the folder is named ~ instead
         return None
-    return found if found.is_absolute() else None
+    return folder if folder.is_absolute() else None
 
 
 def folders() -> Iterator[Path]:
-    """Where to look for kernels and to put them: the user's folder, then one for this process alone.
+    """Yield the folders for kernels: the user's cache, then a temporary folder of this process.
 
-    It warns once where the first can't serve.
+    If the user's cache can't be used, warn once and skip it.
     """
-    first = chosen()
-    if first is None:
-        log.announce(f"there is no home for a cache of compiled kernels: {_instead()}")
+    cache = user_folder()
+    if cache is None:
+        log.announce(f"There is no home directory for the kernel cache. {_CONSEQUENCE}")
     else:
-        trouble = refusal(first)
-        if trouble is None:
-            yield first
+        problem = why_unsafe(cache)
+        if problem is None:
+            yield cache
         else:
-            log.announce(f"{trouble}: {_instead()}")
-    yield _temporary()
+            log.announce(f"{problem}. {_CONSEQUENCE}")
+    yield _temporary_folder()
 
 
-def unusable(folder: Path, error: OSError) -> None:
-    """Tell once that a folder is given up, and why."""
-    words = error.strerror or str(error)
-    if folder == chosen():
-        log.announce(f"the kernel cache {folder} can't be used ({words}): {_instead()}")
+def report_failure(folder: Path, error: OSError) -> None:
+    """Warn once that the user's cache can't be used; for any other folder, only log it."""
+    reason = error.strerror or str(error)
+    if folder == user_folder():
+        log.announce(f"The kernel cache {folder} can't be used ({reason}). {_CONSEQUENCE}")
     else:
-        log.build.info("%s can't be used (%s)", folder, words)
+        log.build.info("%s can't be used (%s)", folder, reason)
 
 
-def refusal(folder: Path) -> str | None:
-    """Why a folder is not safe to load from or can't be made, in words; None where it is safe."""
+def why_unsafe(folder: Path) -> str | None:
+    """Create a folder if needed, and return why libraries can't be loaded from it, or None if they can."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
         status = folder.stat()
-        above = [(parent, parent.stat()) for parent in folder.parents]
+        parents = [(parent, parent.stat()) for parent in folder.parents]
     except OSError as error:
-        return f"the kernel cache {folder} can't be used ({error.strerror})"
+        return f"The kernel cache {folder} can't be used ({error.strerror})"
     if os.name != "posix":
         return None
     if status.st_uid not in (0, os.geteuid()):
-        return f"the kernel cache {folder} belongs to another user (uid {status.st_uid})"
+        return f"The kernel cache {folder} belongs to another user (uid {status.st_uid})"
     if status.st_mode & 0o022:
         return (
-            f"others can write to the kernel cache {folder} (mode {stat.S_IMODE(status.st_mode):o}; "
-            f"empty it and chmod 700 it)"
+            f"Other users can write to the kernel cache {folder} (mode {stat.S_IMODE(status.st_mode):o}; "
+            f"empty it, then run chmod 700)"
         )
-    for parent, found in above:
-        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-            return f"others can replace the kernel cache {folder}, for all may write to {parent}"
+    for parent, parent_status in parents:
+        if parent_status.st_mode & stat.S_IWOTH and not parent_status.st_mode & stat.S_ISVTX:
+            return (
+                f"Other users can replace the kernel cache {folder}, because all users can write to {parent}"
+            )
     return None
 
 
-def read(library: Path) -> dict[str, Any] | None:
-    """The note on a library that is whole and this user's own; None where there is no such library."""
+def read_metadata(library: Path) -> dict[str, Any] | None:
+    """Return the metadata of a library, or None if it is missing, damaged or writable by other users."""
     try:
-        note = json.loads(_own(note_of(library)))
-        if hashlib.sha256(_own(library)).hexdigest() == note["sha256"]:
-            return dict(note)
+        metadata = json.loads(_read_private(metadata_path(library)))
+        if hashlib.sha256(_read_private(library)).hexdigest() == metadata["sha256"]:
+            return dict(metadata)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None
 
 
-def note_of(library: Path) -> Path:
-    """Where the note on a library stands."""
+def metadata_path(library: Path) -> Path:
+    """Return the path of a library's metadata."""
     return library.with_name(library.name.removesuffix(".so") + ".json")
 
 
-def publish(built: Path, note: dict[str, Any], library: Path, mode: int = 0o600) -> None:
-    """Put a library and its note in their places, each in one step.
+def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o600) -> None:
+    """Move a library and its metadata to their final paths, each in one atomic step.
 
     Args:
-        built: the library, in a folder of its own on the same disk.
-        note: what is to be known of it; its digest is added.
-        library: its place.
-        mode: who may read it.
+        built: The library, in a folder of its own on the same file system.
+        metadata: Its metadata. The digest is added here.
+        library: Its final path.
+        mode: File mode of both files.
+
+    Raises:
+        OSError: If the library is empty or can't be moved.
     """
     content = built.read_bytes()
     if not content:
         raise OSError(f"{built} is empty")
-    beside = built.with_suffix(".json")
-    beside.write_text(json.dumps({**note, "sha256": hashlib.sha256(content).hexdigest()}, indent=1))
-    for path, place in ((beside, note_of(library)), (built, library)):
-        path.chmod(mode)
-        path.replace(place)
+    metadata_file = built.with_suffix(".json")
+    digest = hashlib.sha256(content).hexdigest()
+    metadata_file.write_text(json.dumps({**metadata, "sha256": digest}, indent=1))
+    for source, target in ((metadata_file, metadata_path(library)), (built, library)):
+        source.chmod(mode)
+        source.replace(target)
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """An empty folder inside this one, removed in the end; and what killed processes have left, too."""
-    for path in folder.glob(f"{_BUILDING}*"):
+def build_folder(folder: Path) -> Iterator[Path]:
+    """Create an empty folder inside another one, and remove it at the end.
+
+    Folders that killed processes left more than a day ago are removed, too.
+    """
+    for path in folder.glob(f"{_BUILD_PREFIX}*"):
         try:
-            if time.time() - path.stat().st_mtime > _LEFT_BEHIND:
+            if time.time() - path.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # another process has removed it
             continue
-    made = Path(tempfile.mkdtemp(dir=folder, prefix=_BUILDING))
+    new_folder = Path(tempfile.mkdtemp(dir=folder, prefix=_BUILD_PREFIX))
     try:
-        yield made
+        yield new_folder
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new_folder, ignore_errors=True)
 
 
 @contextmanager
-def alone(library: Path) -> Iterator[None]:
-    """While no other process compiles this library.
+def compile_lock(library: Path) -> Iterator[None]:
+    """Hold the lock that keeps other processes from compiling the same library.
 
-    The system takes the lock from a process that dies. One that is held on is waited for, in the end in
-    vain: then the library is compiled twice, which does no harm.
+    The system releases the lock of a process that dies. After 120 s this stops waiting and continues without
+    the lock. The library is then compiled twice, which does no harm.
     """
-    lock = FileLock(library.with_suffix(".lock"), timeout=_PATIENCE, mode=0o600)
+    lock = FileLock(library.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600)
     try:
         lock.acquire()
-    except (Timeout, NotImplementedError) as error:  # or the file system has no locks
+    except (Timeout, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         log.build.info("%s is compiled without a lock (%s)", library.name, error)
     try:
         yield
@@ -167,28 +178,28 @@ def alone(library: Path) -> Iterator[None]:
 
 
 def size(folder: Path) -> tuple[int, int]:
-    """How many libraries a folder holds, and the bytes of all its files."""
+    """Return the number of libraries in a folder, and the size of all its files in bytes."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return sum(path.suffix == ".so" for path in files), sum(path.stat().st_size for path in files)
 
 
-def _own(path: Path) -> bytes:
-    """The content of a file that nobody else can have written."""
+def _read_private(path: Path) -> bytes:
+    """Return the content of a regular file that no other user can write to.
+
+    Raises:
+        PermissionError: If it is another kind of file, or another user may have written it.
+    """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
-        loose = os.name == "posix" and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
-        if loose or not stat.S_ISREG(status.st_mode):
-            raise PermissionError(f"{path} may have been written by others")
+        shared = os.name == "posix" and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
+        if shared or not stat.S_ISREG(status.st_mode):
+            raise PermissionError(f"{path} may have been written by another user")
         return file.read()
 
 
-def _instead() -> str:
-    return f"kernels are compiled anew in every process; {VARIABLE} chooses another folder"
-
-
 @functools.cache
-def _temporary() -> Path:
-    """A folder of this process and those that it forks, removed when it ends."""
+def _temporary_folder() -> Path:
+    """Create a folder for this process and its forked children, removed when this process ends."""
     folder, process = Path(tempfile.mkdtemp(prefix="unrolled-")), os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
     return folder

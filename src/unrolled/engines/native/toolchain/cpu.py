@@ -1,4 +1,4 @@
-"""What this machine's processor can do, and what a compiled library asks of one."""
+"""Instruction set extensions that this processor has, and those that a compiled library requires."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-_TELLS = ("flags", "Features", "model name", "CPU implementer", "CPU part")
+_CPUINFO_KEYS = ("flags", "Features", "model name", "CPU implementer", "CPU part")
 
-# What a compiler defines where it may use instructions, and what Linux calls them: for x86
-# arch/x86/include/asm/cpufeatures.h, for arm64 Documentation/arch/arm64/elf_hwcaps.rst. Those that a
-# compiler does not choose by itself (of cryptography, of the system) are left out.
+# Macros that a compiler defines if it may use an extension, and Linux's name of the extension (for x86:
+# arch/x86/include/asm/cpufeatures.h, for arm64: Documentation/arch/arm64/elf_hwcaps.rst). Extensions that a
+# compiler doesn't use by itself (cryptography, operating system) are left out.
 _INSTRUCTIONS = {
     "__SSE3__": "pni", "__SSSE3__": "ssse3", "__SSE4_1__": "sse4_1", "__SSE4_2__": "sse4_2",
     "__SSE4A__": "sse4a", "__POPCNT__": "popcnt", "__LZCNT__": "abm", "__MOVBE__": "movbe",
@@ -34,77 +34,77 @@ _INSTRUCTIONS = {
     "__ARM_FEATURE_MATMUL_INT8": "i8mm", "__ARM_FEATURE_RCPC": "lrcpc", "__ARM_FEATURE_SVE": "sve",
     "__ARM_FEATURE_SVE2": "sve2",
 }  # fmt: skip
-_VECTORS = ("avx", "avx512f")  # by these include/vectors.h chooses how wide a vector is
+_VECTOR_EXTENSIONS = ("avx", "avx512f")  # include/vectors.h derives the vector width from these
 
 
 @functools.cache
-def _told() -> dict[str, str]:
-    """What Linux says of the first processor: reading all of them takes long on a large machine."""
-    found: dict[str, str] = {}
+def _cpuinfo() -> dict[str, str]:
+    """Return what Linux reports of the first processor; reading all takes long on a large machine."""
+    entries: dict[str, str] = {}
     try:
         with _CPUINFO.open() as lines:
             for line in lines:
-                name, colon, value = (part.strip() for part in line.partition(":"))
-                if not colon and found:
+                key, colon, value = (part.strip() for part in line.partition(":"))
+                if not colon and entries:
                     break
-                if name in _TELLS:
-                    found[name] = value
+                if key in _CPUINFO_KEYS:
+                    entries[key] = value
     except OSError:
         return {}
-    return found
+    return entries
 
 
 @functools.cache
 def features() -> frozenset[str] | None:
-    """The instructions of this processor by Linux's names; None where the system doesn't tell them."""
-    told = _told()
-    listed = told.get("flags") or told.get("Features")
-    return frozenset(listed.split()) if listed else None
+    """Return the extensions of this processor by Linux's names, or None if the system doesn't list them."""
+    entries = _cpuinfo()
+    flags = entries.get("flags") or entries.get("Features")
+    return frozenset(flags.split()) if flags else None
 
 
-def known() -> list[str]:
-    """Of the instructions of this processor those that compiled kernels may use."""
-    here = features() or frozenset()
-    return sorted(here.intersection(_INSTRUCTIONS.values()))
+def usable_features() -> list[str]:
+    """Return the extensions of this processor that compiled kernels may use."""
+    available = features() or frozenset()
+    return sorted(available.intersection(_INSTRUCTIONS.values()))
 
 
 def name() -> str:
-    """What the processor is called."""
-    return _told().get("model name") or platform.processor() or platform.machine()
+    """Return the name of the processor."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache
 def identity() -> str:
-    """All that the code which a compiler writes for this very machine may depend on.
+    """Return a text with everything about this machine that affects code compiled for it.
 
-    A home folder may be shared by machines with different processors and C libraries.
+    It distinguishes machines with different processors or C libraries that share a home directory.
     """
     libc = " ".join(platform.libc_ver())
-    told = "\n".join(f"{key}: {value}" for key, value in sorted(_told().items()))
-    return f"{system()} {libc} {platform.processor()}\n{told}"
+    entries = "\n".join(f"{key}: {value}" for key, value in sorted(_cpuinfo().items()))
+    return f"{system()} {libc} {platform.processor()}\n{entries}"
 
 
 def system() -> str:
-    """The operating system and the family of processors that a library is for."""
+    """Return the operating system and processor family that a library is compiled for."""
     return f"{sys.platform} {platform.machine()}"
 
 
 def required(macros: str) -> list[str]:
-    """The instructions that a compiler may use, by Linux's names.
+    """Return the extensions that a compiler may use, by Linux's names.
 
     Args:
-        macros: what the compiler defines, as ``-dM -E`` prints it.
+        macros: The macros that the compiler defines, as ``-dM -E`` prints them.
     """
     defined = set(re.findall(r"^#define (\w+)", macros, re.MULTILINE))
     return sorted(feature for macro, feature in _INSTRUCTIONS.items() if macro in defined)
 
 
-def lacking(needs: Iterable[str]) -> list[str]:
-    """Which of these instructions this processor doesn't have; none where the system doesn't tell."""
-    here = features()
-    return [] if here is None else [feature for feature in needs if feature not in here]
+def missing(required_features: Iterable[str]) -> list[str]:
+    """Return the extensions that this processor doesn't have; empty if the system doesn't list them."""
+    available = features()
+    return [] if available is None else [name for name in required_features if name not in available]
 
 
-def vectors(needs: Iterable[str]) -> tuple[str, ...]:
-    """What decides the width of a library's vectors: libraries that differ in it can't work together."""
-    return tuple(feature for feature in _VECTORS if feature in needs)
+def vector_extensions(required_features: Iterable[str]) -> tuple[str, ...]:
+    """Return the extensions that decide a library's vector width; libraries must agree in them."""
+    return tuple(feature for feature in _VECTOR_EXTENSIONS if feature in required_features)

@@ -1,4 +1,4 @@
-"""Compile the kernels of a process into a folder to ship: for a machine that has no compiler."""
+"""Compilation of kernels into a folder that can be copied to machines without a compiler."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from unrolled.engines.native.toolchain import build, cache, prebuilt
 
 
 def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Path]:
-    """Put the libraries of sources into a folder, for each of some instruction sets, and the probe's.
+    """Compile sources for some instruction sets into a folder, along with the probe library.
 
     Args:
         sources: C++.
-        folder: made where it isn't there; other libraries in it stay.
-        archs: names of instruction sets, ``"native"`` for this machine's own.
+        folder: Created if it doesn't exist. Other libraries in it are kept.
+        archs: Names of instruction sets, ``"native"`` for that of this machine.
 
     Returns:
-        The libraries.
+        The paths of the libraries.
 
     Raises:
-        NoCompilerError: there is no compiler, or it can't build one of them.
-        OSError: the folder can't be written to.
+        NoCompilerError: If there is no compiler, or it can't compile one of them.
+        OSError: If the folder can't be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
-    def one(order: tuple[str, str]) -> Path:
-        source, arch = order
-        library, note = build.obtain(source, arch, _as_it_is)
-        place = folder / f"{prebuilt.name_of(source)}.{arch}.so"
-        with cache.building(folder) as work:
-            copy = work / "loop.so"
+    def save_library(task: tuple[str, str]) -> Path:
+        source, arch = task
+        library, metadata = build.find_or_compile(source, arch, _return_both)
+        target = folder / f"{prebuilt.name_of(source)}.{arch}.so"
+        with cache.build_folder(folder) as temporary:
+            copy = temporary / "loop.so"
             shutil.copyfile(library, copy)
-            cache.publish(copy, note, place, mode=0o644)
-        return place
+            cache.publish(copy, metadata, target, mode=0o644)
+        return target
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        orders = [(source, arch) for arch in archs for source in (*sources, build.PROBE)]
-        return list(threads.map(one, orders))
+        tasks = [(source, arch) for arch in archs for source in (*sources, build.PROBE)]
+        return list(threads.map(save_library, tasks))
 
 
-def _as_it_is(library: Path, note: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    return library, note
+def _return_both(library: Path, metadata: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    return library, metadata

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, by ``unrolled build``: UNROLLED_KERNELS names their folder."""
+"""Prebuilt kernels: a folder that ``unrolled build`` has filled and UNROLLED_KERNELS names."""
 
 from __future__ import annotations
 
@@ -23,125 +23,136 @@ VARIABLE = "UNROLLED_KERNELS"
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of kernels has for this machine.
+    """The part of a folder of prebuilt kernels that this machine can use.
 
     Attributes:
-        path: the folder.
-        arch: the instruction set that is taken, None where none fits.
-        notes: those of its libraries, by their file names without an end.
-        trouble: why it has nothing for this machine, in words.
+        path: The folder.
+        arch: The instruction set that is used, or None if this machine can use none.
+        metadata: Metadata of each library, by its file name without suffix.
+        problem: Why this machine can't use the folder. Empty if it can.
     """
 
     path: Path
     arch: str | None
-    notes: dict[str, dict[str, Any]]
-    trouble: str = ""
+    metadata: dict[str, dict[str, Any]]
+    problem: str = ""
 
     def find(self, source: str) -> tuple[Path, dict[str, Any]] | None:
-        """The library of a source, and the note on it; None where there is none."""
-        note = self.notes.get(f"{name_of(source)}.{self.arch}")
-        if note is None:
-            log.build.info("%s", self.lack())
+        """Return the library of a source and its metadata, or None if there is no intact library."""
+        metadata = self.metadata.get(f"{name_of(source)}.{self.arch}")
+        if metadata is None:
+            log.build.info("%s", self.why_missing())
             return None
         library = self.path / f"{name_of(source)}.{self.arch}.so"
         try:
             digest = hashlib.sha256(library.read_bytes()).hexdigest()
         except OSError as error:
             digest = str(error)
-        if digest != note["sha256"]:
-            log.announce(f"{library} is damaged: build the folder anew with unrolled build")
+        if digest != metadata["sha256"]:
+            log.announce(f"The prebuilt kernel {library} is damaged. Run unrolled build again.")
             return None
-        log.build.info("shipped: %s", library)
-        return library, note
+        log.build.info("prebuilt: %s", library)
+        return library, metadata
 
-    def lack(self) -> str:
-        """Why a kernel is not taken from here, in words."""
-        if self.trouble:
-            return f"{VARIABLE}: {self.trouble}"
-        made = sorted({_made(note) for note in self.notes.values()})
-        here = _made(note_here())
-        what = "has no kernel of this step"
-        if made != [here]:
-            what += f" (it was made with {'; '.join(made)}, and this is {here})"
-        return f"{VARIABLE}: {self.path} {what}"
+    def why_missing(self) -> str:
+        """Return why the folder has no kernel for a source, for a message."""
+        if self.problem:
+            return f"{VARIABLE}: {self.problem}"
+        versions = sorted({_versions(metadata) for metadata in self.metadata.values()})
+        current = _versions(current_environment())
+        reason = "has no kernel for this step"
+        if versions != [current]:
+            reason += f" (it was built with {'; '.join(versions)}, but this is {current})"
+        return f"{VARIABLE}: {self.path} {reason}"
 
 
-def folder(arch: str | None) -> Folder | None:
-    """The folder that UNROLLED_KERNELS names, for one instruction set or the best that runs here.
+def find_folder(arch: str | None) -> Folder | None:
+    """Read the folder that UNROLLED_KERNELS names. If this machine can't use it, warn once.
 
-    None where it names none. It warns once where there is nothing for this machine in it.
+    Args:
+        arch: The instruction set. If None, the best one in the folder that this processor supports.
+
+    Returns:
+        The folder, or None if UNROLLED_KERNELS is not set.
     """
-    given = os.environ.get(VARIABLE)
-    if not given:
+    configured = os.environ.get(VARIABLE)
+    if not configured:
         return None
-    found = _read(Path(os.path.abspath(os.path.expanduser(given))), arch)
-    if found.trouble:
-        log.announce(f"{VARIABLE}: {found.trouble}")
-    return found
+    folder = _read(Path(os.path.abspath(os.path.expanduser(configured))), arch)
+    if folder.problem:
+        log.announce(f"{VARIABLE}: {folder.problem}")
+    return folder
 
 
 @functools.cache
 def _read(path: Path, arch: str | None) -> Folder:
-    trouble = _unsafe(path)
-    if trouble:
-        return Folder(path, None, {}, trouble)
-    notes = {}
+    problem = _why_unusable(path)
+    if problem:
+        return Folder(path, None, {}, problem)
+    all_metadata = {}
     for file in sorted(path.glob("*.json")):
         try:
-            note = json.loads(file.read_text())
+            metadata = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        if isinstance(note, dict) and {"arch", "requires", "sha256", "system"} <= note.keys():
-            notes[file.stem] = note
-    if not notes:
-        return Folder(path, None, {}, f"{path} holds no kernels; unrolled build makes them")
-    here = {name: note for name, note in notes.items() if note["system"] == cpu.system()}
-    if not here:
-        systems = ", ".join(sorted({note["system"] for note in notes.values()}))
-        return Folder(path, None, notes, f"the kernels of {path} are for {systems}")
-    needs: dict[str, set[str]] = {}
-    for note in here.values():
-        needs.setdefault(note["arch"], set()).update(note["requires"])
-    fitting = {name: found for name, found in needs.items() if not cpu.lacking(found)}
-    if arch is None and fitting:
-        return Folder(path, max(fitting, key=lambda name: len(fitting[name])), here)
-    if arch in fitting:
-        return Folder(path, arch, here)
-    if arch is not None and arch not in needs:
-        return Folder(path, None, here, f"{path} has kernels for {', '.join(sorted(needs))}, not {arch}")
-    lacking = {name: cpu.lacking(sorted(found)) for name, found in needs.items()}
-    words = "; ".join(f"{name} needs {', '.join(found)}" for name, found in sorted(lacking.items()))
-    return Folder(path, None, here, f"this processor can't run the kernels of {path} ({words})")
+        if isinstance(metadata, dict) and {"arch", "requires", "sha256", "system"} <= metadata.keys():
+            all_metadata[file.stem] = metadata
+    if not all_metadata:
+        return Folder(path, None, {}, f"{path} contains no kernels. Create them with unrolled build")
+    same_system = {
+        name: metadata for name, metadata in all_metadata.items() if metadata["system"] == cpu.system()
+    }
+    if not same_system:
+        systems = ", ".join(sorted({metadata["system"] for metadata in all_metadata.values()}))
+        problem = f"the kernels in {path} are for {systems}, but this is {cpu.system()}"
+        return Folder(path, None, all_metadata, problem)
+    required: dict[str, set[str]] = {}
+    for metadata in same_system.values():
+        required.setdefault(metadata["arch"], set()).update(metadata["requires"])
+    supported = {name: features for name, features in required.items() if not cpu.missing(features)}
+    if arch is None and supported:
+        return Folder(path, max(supported, key=lambda name: len(supported[name])), same_system)
+    if arch in supported:
+        return Folder(path, arch, same_system)
+    if arch is not None and arch not in required:
+        problem = f"{path} has kernels for {', '.join(sorted(required))}, not for {arch}"
+        return Folder(path, None, same_system, problem)
+    missing = {name: cpu.missing(sorted(features)) for name, features in required.items()}
+    details = "; ".join(f"{name} needs {', '.join(features)}" for name, features in sorted(missing.items()))
+    return Folder(path, None, same_system, f"this processor can't run the kernels in {path} ({details})")
 
 
-def _unsafe(path: Path) -> str:
-    """Why nothing is loaded from a folder that the user has named; empty where it may be."""
+def _why_unusable(path: Path) -> str:
+    """Return why libraries can't be loaded from a folder that the user has named; empty if they can."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return f"{path} can't be read ({error.strerror})"
     if not stat.S_ISDIR(mode):
-        return f"{path} is no folder"
+        return f"{path} is not a folder"
     if os.name == "posix" and any(file.stat().st_mode & stat.S_IWOTH for file in (path, *path.glob("*.so"))):
-        return f"all users can write to {path} or to files in it: chmod -R o-w it"
+        return f"all users can write to {path} or to files in it. Run chmod -R o-w on it"
     return ""
 
 
-def note(compiler: Compiler, arch: str, requires: list[str]) -> dict[str, Any]:
-    """What is to be known of a library."""
-    return {**note_here(), "arch": arch, "requires": requires, "compiler": compiler.title}
+def library_metadata(compiler: Compiler, arch: str, requires: list[str]) -> dict[str, Any]:
+    """Return the metadata of a library, without its digest."""
+    return {**current_environment(), "arch": arch, "requires": requires, "compiler": compiler.title}
 
 
-def note_here() -> dict[str, Any]:
-    """With what libraries are made here."""
+def current_environment() -> dict[str, Any]:
+    """Return the versions and the system that libraries are built with in this process."""
     return {"unrolled": __version__, "torch": torch.__version__, "system": cpu.system()}
 
 
-def _made(note: dict[str, Any]) -> str:
-    return f"unrolled {note.get('unrolled')} and torch {note.get('torch')}"
+def _versions(metadata: dict[str, Any]) -> str:
+    return f"unrolled {metadata.get('unrolled')} and torch {metadata.get('torch')}"
 
 
 def name_of(source: str) -> str:
-    """The name of a shipped library: of what can change it, but for compiler and instruction set."""
+    """Return the file name of a prebuilt library, without instruction set and suffix.
+
+    It hashes everything that affects the library but the compiler and the instruction set.
+    """
     parts = (source, headers(), " ".join(FLAGS), cpu.system())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,93 @@
+"""Cells as text in torch graphs: round trips, errors, forked processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unrolled as ur
+from unrolled.engines.torch_ops import cell_text
+
+INPUT, HIDDEN = 3, 4
+
+
+class Leaky(ur.Cell):
+    """A cell with an option."""
+
+    weight = ur.Param("hidden", "input")
+    leak: float = 0.5
+
+    def step(self, x: Tensor, h: Tensor) -> Any:
+        return (1 - self.leak) * h + self.leak * torch.tanh(x @ self.weight.T)
+
+
+def create_local_cell() -> ur.Cell:
+    """Create a cell whose class no other process can import."""
+
+    class Local(Leaky):
+        pass
+
+    return Local(INPUT, HIDDEN)
+
+
+def test_a_cell_can_be_restored_from_its_text() -> None:
+    cell = Leaky(INPUT, HIDDEN, leak=0.125)
+    text = cell_text.serialize_cell(cell, False)
+    assert '"leak": 0.125' in text
+    cell_text._cells.pop(text)
+    restored = cell_text.deserialize_cell(text)
+    assert (restored.identity(), restored.training) == (cell.identity(), False)
+
+
+def test_a_local_class_can_be_restored_only_in_its_process() -> None:
+    cell = create_local_cell()
+    text = cell_text.serialize_cell(cell, True)
+    assert isinstance(cell_text.deserialize_cell(text), type(cell))
+    cell_text._cells.pop(text)
+    with pytest.raises(ValueError, match="Local.*exists only in the process that created the graph"):
+        cell_text.deserialize_cell(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("antigravity:Cell", "the cell Cell of the module antigravity: import antigravity first"),
+        ("unrolled:engine", "the cell engine of the module unrolled, but the module has no such cell"),
+    ],
+)
+def test_a_text_imports_no_module(name: str, message: str) -> None:
+    text = cell_text.serialize_cell(Leaky(INPUT, HIDDEN), False)
+    with pytest.raises(ValueError, match=message):
+        cell_text.deserialize_cell(text.replace("test_cell_text:Leaky", name))
+    assert "antigravity" not in sys.modules
+
+
+def test_a_forked_child_can_serialize_cells_while_a_thread_of_its_parent_does() -> None:
+    cell = create_local_cell()
+    locked, done = threading.Event(), threading.Event()
+
+    def hold_lock() -> None:
+        with cell_text._lock:
+            locked.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold_lock)
+    thread.start()
+    locked.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # ends the child if it waits for the lock
+        cell_text.serialize_cell(cell, True)
+        os._exit(0)
+    try:
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,192 @@
+"""Compilers and instruction sets: selection, fallbacks and errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.layer_pairs import NEEDS_SYSTEM_COMPILER
+from helpers.toolchain import (
+    OTHER_SOURCE,
+    PRINT_ANSWER,
+    PRINT_LANES,
+    SOURCE,
+    X86_ONLY,
+    call_library,
+    compare_engines,
+    library_path,
+    run_python,
+)
+from unrolled.engines.native.toolchain import build, cache, compiler, cpu
+
+pytestmark = pytest.mark.usefixtures("cache_folder")
+
+
+def test_without_a_compiler_layers_fall_back_to_the_reference_engine() -> None:
+    layers = "ur.LSTM(5, 19), ur.GRU(3, 8, 2, bidirectional=True)"
+    done = run_python(compare_engines("auto", layers), PATH="")
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
+    assert done.stderr.count("UserWarning:") == 1, done.stderr
+    assert "Recurrent layers run on the reference engine, which is slower: no C++ compiler" in done.stderr
+    assert "Install one, or the ziglang package, which contains one (pip install ziglang)" in done.stderr
+
+
+def test_a_failed_compilation_keeps_no_tensors_of_a_call_alive() -> None:
+    """The error is cached, but not its traceback, whose frames refer to tensors."""
+    code = """
+    import gc, weakref, torch, unrolled as ur
+    gc.disable()
+    class Branching(ur.Cell):
+        state = ("h",)
+        def step(self, x, h):
+            return h + x if h.sum() > -1 else x
+    for layer in (ur.GRU(4, 4), ur.Recurrent(Branching, 4, 4)):
+        for training in (False, True):
+            for _ in range(3):
+                x = torch.randn(2, 3, 4, requires_grad=training)
+                output = layer(x)[0]
+                references = weakref.ref(x), weakref.ref(output)
+                del x, output
+                print([reference() is None for reference in references])
+    """
+    for path in ("", None):
+        variables = {} if path is None else {"PATH": path}
+        done = run_python(code, PYTHONWARNINGS="ignore", **variables)
+        assert done.stdout == "[True, True]\n" * 12, done.stderr
+
+
+def test_without_a_compiler_frozen_layers_fall_back_to_the_reference_engine() -> None:
+    code = """
+    import torch, unrolled as ur
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad(), ur.engine("auto"), ur.frozen(layer):
+        output, _ = layer(x)
+    print(torch.equal(output, layer(x)[0]))
+    """
+    done = run_python(code, PATH="")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert done.stderr.count("UserWarning:") == 1
+
+
+def test_an_unusable_cxx_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no-such-compiler", "/dev/null"):
+        monkeypatch.setenv("CXX", name)
+        with pytest.raises(build.NoCompilerError, match=f"CXX is '{name}', which can't be run"):
+            call_library()
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_the_compilers_first_error_is_in_the_message(cache_folder: Path) -> None:
+    with pytest.raises(build.NoCompilerError, match="can't compile a kernel for native: .*error: .*nonsense"):
+        call_library("nonsense;\n")
+    assert not list(cache_folder.glob("*.so"))
+    assert not list(cache_folder.glob("build-*"))
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_the_next_compiler_is_tried_if_the_first_one_fails(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    broken = tmp_path / "c++"
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit\necho "error: no headers" >&2\nexit 1\n'
+    )
+    broken.chmod(0o755)
+    done = run_python(PRINT_ANSWER.format(source=SOURCE), PATH=str(tmp_path), UNROLLED_LOG="build")
+    assert done.stdout == "42\n", done.stderr
+    assert "can't compile a kernel for native: error: no headers" in done.stderr
+    assert "ziglang" in done.stderr
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_the_compiler_of_the_ziglang_package(cache_folder: Path) -> None:
+    """It works without a home directory and without PATH, and writes only to the cache."""
+    pytest.importorskip("ziglang")
+    native = run_python(PRINT_LANES, UNROLLED_CACHE=str(cache_folder.with_name("system")))
+    zig = run_python(PRINT_LANES, PATH="", HOME="", UNROLLED_LOG="build")
+    assert zig.stdout == native.stdout, zig.stderr
+    assert "-m ziglang c++" in zig.stderr
+    assert (cache_folder / "zig").is_dir()
+    wide = run_python(PRINT_LANES, PATH="", UNROLLED_ARCH="x86-64-v3")
+    assert wide.stdout == "8\n" or "x86" not in cpu.system(), wide.stderr
+
+
+@X86_ONLY
+@pytest.mark.parametrize(
+    ("arch", "lanes"),
+    [
+        ("x86-64", 4),
+        pytest.param("x86-64-v2", 4, marks=pytest.mark.exhaustive),
+        ("x86-64-v3", 8),
+        ("x86-64-v4", 16),
+    ],
+)
+@NEEDS_SYSTEM_COMPILER
+def test_an_instruction_set_can_be_selected(cache_folder: Path, arch: str, lanes: int) -> None:
+    done = run_python(compare_engines("native") + PRINT_LANES, UNROLLED_ARCH=arch)
+    if lanes == 16 and "avx512f" not in (cpu.features() or ()):
+        assert "use avx512bw" in done.stderr
+        assert "which this processor doesn't have" in done.stderr
+        return
+    assert (done.returncode, done.stdout) == (0, f"True\n{lanes}\n"), done.stderr
+    all_metadata = [json.loads(file.read_text()) for file in cache_folder.glob("*.json")]
+    assert {metadata["arch"] for metadata in all_metadata} == {arch}
+
+
+@X86_ONLY
+@NEEDS_SYSTEM_COMPILER
+def test_kernels_for_another_processor_are_refused() -> None:
+    """They are refused before they are loaded, not by an illegal instruction."""
+    arch = next(
+        (name for name, feature in (("sapphirerapids", "amx_tile"), ("bdver2", "fma4"))
+         if feature not in (cpu.features() or ())),
+        None,
+    )  # fmt: skip
+    assert arch is not None  # no processor has both
+    done = run_python(PRINT_ANSWER.format(source=SOURCE), UNROLLED_ARCH=arch)
+    assert "refused: kernels for" in done.stdout
+    assert "which this processor doesn't have" in done.stdout
+    again = run_python(PRINT_ANSWER.format(source=SOURCE), UNROLLED_ARCH=arch, UNROLLED_LOG="build")
+    assert again.stdout == done.stdout
+    assert "hit: " in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("no-such-set", "refused: c++ can't compile a kernel for no-such-set"),
+        ("native -o /tmp/x", "refused: UNROLLED_ARCH should name an instruction set, such as x86-64-v3, got"),
+    ],
+)
+@NEEDS_SYSTEM_COMPILER
+def test_an_unknown_instruction_set_is_refused(arch: str, message: str) -> None:
+    assert message in run_python(PRINT_ANSWER.format(source=SOURCE), UNROLLED_ARCH=arch).stdout
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_required_features_have_the_names_that_linux_uses(cache_folder: Path) -> None:
+    macros = (
+        "#define __AVX2__ 1\n#define __BMI__ 1\n#define __LZCNT__ 1\n#define __AVX512F 1\n#define __SHA__ 1\n"
+    )
+    assert cpu.required(macros) == ["abm", "avx2", "bmi1"]
+    assert cpu.vector_extensions(["avx", "avx2", "fma"]) == ("avx",)
+    if cpu.features() is not None:
+        assert cpu.missing(["no_such_feature", *sorted(cpu.usable_features())]) == ["no_such_feature"]
+        required = next(compiler.compilers()).requires("native", cache_folder.parent)
+        assert cpu.missing(required) == []
+        assert required
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_libraries_with_different_vector_widths_are_not_combined() -> None:
+    """A loop and the matrix products that it calls pass vectors to each other."""
+    if cpu.vector_extensions(cpu.usable_features()) == ():
+        pytest.skip("this processor has only one vector width")
+    first, code = library_path(SOURCE), PRINT_ANSWER.format(source=OTHER_SOURCE)
+    metadata = json.loads(cache.metadata_path(first).read_text())
+    metadata["requires"] = []
+    cache.metadata_path(first).write_text(json.dumps(metadata))
+    done = run_python(f"from unrolled.engines.native.toolchain import build\nbuild.load({SOURCE!r})\n{code}")
+    assert "refused: kernels with the smallest vectors are already loaded" in done.stdout, done.stderr
+    assert "set UNROLLED_ARCH to one instruction set for all kernels" in done.stdout

@@ -1,0 +1,140 @@
+"""Gradients of the native engine: accuracy, autograd's rules for saved and changed tensors, and memory."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from compare_engines import make_layer
+from torch import nn
+
+import unrolled as ur
+from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, pair, tensors
+from unrolled.cli.bench import in_subprocess
+from unrolled.cli.bench.rows import Row
+
+pytestmark = [
+    NEEDS_COMPILER,
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
+def test_finite_differences(kind: str) -> None:
+    torch.manual_seed(4)
+    layer = make_layer(kind, 2, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    with ur.engine("native"):
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert check(lambda x, *_: tuple(tensors(layer(x))), (x, *layer.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), list(itertools.product([1, 3], [False, True])))
+def test_stacked_layers_train_like_torch(layers: int, bidirectional: bool) -> None:
+    ours, theirs = pair("lstm", 6, 10, num_layers=layers, bidirectional=bidirectional)
+    x, target = torch.randn(7, 4, 6), torch.randn(7, 4, 10 * (1 + bidirectional))
+    for layer in (ours, theirs):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        for _ in range(20):
+            optimizer.zero_grad()
+            with ur.engine("native"):
+                nn.functional.mse_loss(layer(x)[0], target).backward()
+            optimizer.step()
+    assert_close(list(ours.parameters()), list(theirs.parameters()), 1e-4)
+
+
+def test_retain_graph() -> None:
+    layer, x = ur.LSTM(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    with ur.engine("native"):
+        loss = layer(x)[0].square().sum()
+    first = torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *layer.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_outputs_may_be_changed_in_place() -> None:
+    layer, theirs = pair("lstm", 3, 4)
+    x = torch.randn(5, 2, 3)
+    (theirs(x)[0] * 3 + 1).square().sum().backward()  # torch doesn't allow this in place on its own output
+    with ur.engine("native"):
+        output, _ = layer(x)
+        output.mul_(3).add_(1)
+        output.square().sum().backward()
+    assert_close(
+        [p.grad for p in layer.parameters()], [p.grad for p in theirs.parameters()], TOLERANCE[x.dtype]
+    )
+
+
+def test_parameters_may_not_be_changed_in_place() -> None:
+    layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)
+    with ur.engine("native"):
+        loss = layer(x)[0].sum()
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_do_not_share_memory() -> None:
+    """Both biases have the same gradient, but separate tensors, so that one may be changed in place."""
+    layer, x = ur.RNN(3, 4), torch.randn(5, 2, 3)
+    with ur.engine("native"):
+        grads = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    assert torch.equal(grads[2], grads[3])
+    assert len({grad.data_ptr() for grad in grads}) == 4
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_batched_gradients(kind: str) -> None:
+    """``is_grads_batched=True`` and ``torch.vmap``, compared with torch.nn."""
+    layer, theirs = pair(kind, 3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for module, arguments in ((theirs, {}), (layer, {}), (layer, {"checkpoint": 2})):
+        output = module(x, **arguments)[0]
+        leaves = [x, *module.parameters()]
+        batch = torch.randn(6, *output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        results.append(torch.autograd.grad(output, leaves, batch, is_grads_batched=True, retain_graph=True))
+
+        def vjp(grad: torch.Tensor, output: Any = output, leaves: Any = leaves) -> Any:
+            return torch.autograd.grad(output, leaves, grad, retain_graph=True)
+
+        if module is layer:
+            results.append(torch.vmap(vjp)(batch))
+    for result in results[1:]:
+        assert_close(result, results[0], 1e-12)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 10])
+def test_a_loss_that_is_kept_does_not_keep_saved_tensors(checkpoint: int | None) -> None:
+    layer, x = ur.LSTM(4, 16), torch.randn(50, 8, 4)
+    loss = layer(x, checkpoint=checkpoint)[0].square().mean()
+    loss.backward(retain_graph=True)
+    before = _elements_in_memory()
+    first = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    loss.backward()
+    assert_close([parameter.grad for parameter in layer.parameters()], first, 0)
+    # saved outputs and values, or the states between segments
+    assert before - _elements_in_memory() > 4000
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def _elements_in_memory() -> int:
+    """Return the number of elements of all tensors, counting shared memory once."""
+    gc.collect()
+    values = [value for value in gc.get_objects() if type(value) is torch.Tensor]
+    return sum({value.data_ptr(): value.numel() for value in values}.values())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("rnn", "gru")), "lstm"],
+)
+def test_peak_memory_of_training_is_at_most_that_of_torch(kind: str) -> None:
+    row = Row(kind, 32, 1000, 256, "training")
+    assert in_subprocess.peak_memory(row, "unrolled") <= in_subprocess.peak_memory(row, "torch")

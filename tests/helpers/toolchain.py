@@ -1,0 +1,110 @@
+"""Small libraries and programs for tests of the toolchain."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers import processes
+from unrolled.engines.native.toolchain import build, cpu
+
+X86_ONLY = pytest.mark.skipif("x86" not in cpu.system(), reason="names x86 instruction sets")
+
+SOURCE = 'extern "C" int answer() { return 42; }\n'
+OTHER_SOURCE = 'extern "C" int answer() { return 43; }\n'
+PRINT_ANSWER = """
+import sys
+from unrolled.engines.native.toolchain import build, cache
+from unrolled.engines.native.toolchain.compiler import NoCompilerError
+try:
+    print(build.load({source!r}).answer())
+except NoCompilerError as error:
+    print("refused:", error)
+"""
+PRINT_LANES = "from unrolled.engines.native.toolchain import build\nprint(build.load(build.PROBE).lanes())"
+COMPARE_ENGINES = """
+import torch, unrolled as ur
+torch.manual_seed(1)
+for layer in (LAYERS,):
+    x, results = torch.randn(6, 3, layer.input_size), []
+    for engine in ("ENGINE", "reference"):
+        with ur.engine(engine):
+            output, _ = layer(x)
+            loss = output.square().sum()
+            results.append([output.detach(), *torch.autograd.grad(loss, layer.parameters())])
+    print(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results)) < 1e-5)
+"""
+
+
+def compare_engines(engine: str, layers: str = "ur.LSTM(5, 19)") -> str:
+    """Return a program that compares an engine with the reference engine. It prints True for each layer."""
+    return COMPARE_ENGINES.replace("ENGINE", engine).replace("LAYERS", layers)
+
+
+def call_library(source: str = SOURCE, arch: str = "native") -> int:
+    """Find a library in the cache or compile it, and call its function."""
+
+    def call(library: Path, _: object) -> int:
+        # A copy, because the dynamic linker doesn't load the same path twice.
+        with tempfile.TemporaryDirectory() as folder:
+            return int(ctypes.CDLL(shutil.copy(library, folder)).answer())
+
+    return build.find_or_compile(source, arch, call)
+
+
+def library_path(source: str = SOURCE, arch: str = "native") -> Path:
+    """Find a library in the cache or compile it, and return its path."""
+    return build.find_or_compile(source, arch, lambda library, _: library)
+
+
+def run_python(
+    code: str, *, prefix: tuple[str, ...] = (), timeout: float = 100, **variables: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process.
+
+    Args:
+        code: The program.
+        prefix: A command and its arguments that run Python, if any.
+        timeout: Seconds until the process is killed.
+        variables: Environment variables to set, or to remove if None.
+    """
+    environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+    code = textwrap.dedent(code)
+    if not prefix:
+        return processes.run("-c", code, env=environment, timeout=timeout)
+    command = [*prefix, sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def counting_compiler(folder: Path, before: str = "", version: str = "") -> tuple[str, Callable[[], int]]:
+    """Create a C++ compiler that counts how often it compiles, and then runs the real one.
+
+    Args:
+        folder: A folder for the script.
+        before: A shell command to run before compiling.
+        version: A shell command to run before printing the version.
+
+    Returns:
+        The value for CXX, and a function that returns the count.
+    """
+    calls, script = folder / "calls", folder / "my c++"
+    script.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*-shared*) echo >> "{calls}"; {before or ":"};;
+*--version) {version or ":"};;
+esac
+exec {shutil.which("c++")} "$@"
+"""
+    )
+    script.chmod(0o755)
+    return f"'{script}'", lambda: len(calls.read_text().splitlines()) if calls.exists() else 0

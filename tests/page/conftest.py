@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_helpers import OpenPage
+
+import unrolled as ur
+from helpers.browser import running_browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
+    """Opens the page of a trace. Fails if the page writes to the console or makes a network request."""
+    messages: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def open_trace(trace: ur.Trace, scheme: str = "light", width: int = 1200, **options: Any) -> Any:
+        path = trace.to_html(tmp_path / "layer.html", **options)
+        context = browser.new_context(
+            offline=True,
+            color_scheme=scheme,
+            viewport={"width": width, "height": 900},
+            reduced_motion="reduce",
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("table.numbers td")
+        return tab
+
+    yield open_trace
+    for context in contexts:
+        context.close()
+    assert not messages
+    assert not [url for url in requests if not url.startswith(("file:", "data:"))]
