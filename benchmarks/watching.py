@@ -1,6 +1,7 @@
-"""What unrolled.watch costs at its default rate: training steps with and without it, in turn.
+"""Measure the cost of unrolled.watch at its default rate: time training steps with and without it, in turn.
 
-Blocks of training steps, one without and one with a watch that begins with the block; medians over rounds.
+Each round has a block of training steps without a watch, and one with a watch that starts with the block. The
+times are medians over the rounds.
 
 python benchmarks/watching.py [--rounds 7] [--steps 500] [--only unrolled]
 """
@@ -19,7 +20,7 @@ from torch import nn
 
 import unrolled as ur
 
-CASES: dict[str, tuple[Any, int, int, int, int]] = {  # the layer; batch, time, input, hidden
+CASES: dict[str, tuple[Any, int, int, int, int]] = {  # layer class, batch, time, input, hidden
     "torch.nn.LSTM 32×100×64×128": (nn.LSTM, 32, 100, 64, 128),
     "unrolled.LSTM 32×100×64×128": (ur.LSTM, 32, 100, 64, 128),
     "torch.nn.GRU 32×100×64×128": (nn.GRU, 32, 100, 64, 128),
@@ -32,24 +33,24 @@ CASES: dict[str, tuple[Any, int, int, int, int]] = {  # the layer; batch, time, 
 class Model(nn.Module):
     """A recurrent layer and a linear head."""
 
-    def __init__(self, kind: Any, features: int, hidden: int) -> None:
+    def __init__(self, layer_class: Any, features: int, hidden: int) -> None:
         super().__init__()
-        self.layer, self.head = kind(features, hidden), nn.Linear(hidden, 1)
+        self.layer, self.head = layer_class(features, hidden), nn.Linear(hidden, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The output of the head at every step."""
+        """Return the output of the head at every step."""
         output: torch.Tensor = self.head(self.layer(x)[0])
         return output
 
 
-def train(model: Model, optimiser: torch.optim.Optimizer, x: torch.Tensor, steps: int) -> float:
-    """Some steps on the same batch; seconds a step."""
-    begun = time.perf_counter()
+def train(model: Model, optimizer: torch.optim.Optimizer, x: torch.Tensor, steps: int) -> float:
+    """Train for some steps on the same batch; return the seconds per step."""
+    start = time.perf_counter()
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model(x) - x.mean(-1, keepdim=True)).square().mean().backward()
-        optimiser.step()
-    return (time.perf_counter() - begun) / steps
+        optimizer.step()
+    return (time.perf_counter() - start) / steps
 
 
 def main() -> None:
@@ -57,34 +58,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--only", default="", help="models whose name holds this")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
     options = parser.parse_args()
     table = Table(
-        "model", "ms a step without", "with", "slower by", "of it looking", "looks a block", "at most"
+        "model", "ms per step without", "with", "slower by", "time in watch", "samples per block", "at most"
     )
-    for name, (kind, batch, length, features, hidden) in CASES.items():
+    for name, (layer_class, batch, length, features, hidden) in CASES.items():
         if options.only not in name:
             continue
         torch.manual_seed(0)
-        model, x = Model(kind, features, hidden), torch.randn(length, batch, features)
-        optimiser = torch.optim.Adam(model.parameters())
-        with ur.watch(model, every=1):  # what is imported and compiled at the first step isn't counted
-            train(model, optimiser, x, 5)
-        without, watched, looking, looks = [], [], [], []
+        model, x = Model(layer_class, features, hidden), torch.randn(length, batch, features)
+        optimizer = torch.optim.Adam(model.parameters())
+        with ur.watch(model, every=1):  # import and compile before timing
+            train(model, optimizer, x, 5)
+        without, watched, watch_shares, samples = [], [], [], []
         for _ in range(options.rounds):
-            without.append(train(model, optimiser, x, options.steps))
+            without.append(train(model, optimizer, x, options.steps))
             with ur.watch(model) as watch:
-                watched.append(train(model, optimiser, x, options.steps))
-            looking.append(watch.seconds / (watched[-1] * options.steps))
-            looks.append(len({record["call"] for record in watch.records}))
+                watched.append(train(model, optimizer, x, options.steps))
+            watch_shares.append(watch.seconds / (watched[-1] * options.steps))
+            samples.append(len({record["call"] for record in watch.records}))
         ratio = statistics.median(b / a for a, b in zip(without, watched, strict=True))
         table.add_row(
             name,
             f"{1e3 * statistics.median(without):.2f}",
             f"{1e3 * statistics.median(watched):.2f}",
             f"{100 * (ratio - 1):+.1f} %",
-            f"{100 * statistics.median(looking):.1f} %",
-            f"{statistics.median(looks):g}",
+            f"{100 * statistics.median(watch_shares):.1f} %",
+            f"{statistics.median(samples):g}",
             f"{options.steps // 100}",
         )
     Console().print(table)

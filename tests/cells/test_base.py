@@ -163,7 +163,7 @@ def test_invalid_options() -> None:
 
 
 def test_invalid_declarations() -> None:
-    with pytest.raises(TypeError, match=r"state should be a tuple of names such as \('h',\)"):
+    with pytest.raises(TypeError, match=r"state should be a tuple of names, such as \('h',\)"):
         type("Text", (ur.Cell,), {"state": "h"})
     with pytest.raises(TypeError, match="state should be"):
         type("Empty", (ur.Cell,), {"state": ()})

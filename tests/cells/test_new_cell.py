@@ -66,7 +66,7 @@ def test_show() -> None:
     assert "candidate = tanh(linear(torch.cat([f * h, x], -1), self.weight_h, self.bias_h))" in " ".join(
         text.split()
     )
-    assert "torch.nn has no layer that computes MGU" in text
+    assert "not compared with torch.nn, which has no MGU layer" in text
     data = json.loads(processes.run(*command, "--json").stdout)
     assert [list(step["quantities"]) for step in data["steps"]] == [["f", "candidate", "h"]] * 4
 

@@ -144,7 +144,7 @@ def test_printed_report(folder: Path) -> None:
         f"Unrolled      {ur.__version__}",
         f"Processor     {cpu.name()}, {cpu.system()}, ",
         f"instruction set native: vectors of {lanes} float32 or {lanes // 2} float64",
-        f"Cache         {folder} (1 kernels, ",
+        f"Cache         {folder} (1 kernel, ",
         "; private and writable)",
         "Engine        auto (default)",
         "native: the test kernel loaded and ran in ",

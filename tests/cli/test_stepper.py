@@ -17,6 +17,7 @@ from torch import nn
 
 import unrolled as ur
 from helpers.terminal import ALTERNATE, Terminal
+from unrolled import cli
 from unrolled.cli import example, main
 from unrolled.cli.arguments import TORCH_CELLS
 from unrolled.tracing.color_scales import ColorScales
@@ -247,7 +248,7 @@ def test_dumb_terminal_or_missing_input(
 def test_a_missing_package_gives_the_install_command(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit.input", None)
     monkeypatch.delitem(sys.modules, "unrolled.cli.stepper", raising=False)
-    monkeypatch.delattr(ur, "stepper", raising=False)
+    monkeypatch.delattr(cli, "stepper", raising=False)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

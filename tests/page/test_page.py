@@ -25,16 +25,16 @@ pytestmark = needs_browser
 
 
 def test_user_texts_are_escaped(open_page: OpenPage) -> None:
-    bad = [
+    texts = [
         "</script><script>window.hit = 1</script>",
         "<img src=x onerror='window.hit = 1'>",
         "\u2028&amp;\ud800",
     ]
     t = ur.trace(ur.Recurrent(Mixed, 2, 3), torch.randn(3, 2))
-    tab = open_page(t, labels=bad, title=bad[0])
+    tab = open_page(t, labels=texts, title=texts[0])
     assert tab.evaluate("window.hit") is None
-    assert tab.locator("h1").text_content() == tab.title() == bad[0]
-    assert tab.locator(".column .in").all_text_contents() == [*bad[:2], "\u2028&amp;?"]
+    assert tab.locator("h1").text_content() == tab.title() == texts[0]
+    assert tab.locator(".column .in").all_text_contents() == [*texts[:2], "\u2028&amp;?"]
     assert tab.locator("header .description").text_content().endswith("<b>in the docstring</b>.")
     assert "<script>alert(1)</script>" in tab.locator("tr[data-key='quantity both']").text_content()
     assert tab.locator("script").count() == 2
@@ -96,7 +96,8 @@ def test_page_of_a_recorded_layer(open_page: OpenPage, tmp_path: Path) -> None:
     with ur.record(model, rows=[1], gradients=True) as rec:
         model["encoder"](torch.randn(4, 3, 2))[0].sum().backward()
     tab = open_page(rec["encoder"])
-    assert tab.locator(".comparison p").text_content().startswith("The comparison with torch.nn needs the whole batch")
+    text = tab.locator(".comparison p").text_content()
+    assert text.startswith("The comparison with torch.nn needs the whole batch")
     tab.get_by_label("layer", exact=True).select_option("1")
     tab.locator('td[data-key="input"]').first.click()
     assert "after dropout" in tab.locator(".arithmetic").text_content()
@@ -138,7 +139,7 @@ def test_large_trace_is_sampled_with_a_note(open_page: OpenPage, tmp_path: Path)
     ).groups()
     assert float(value) == pytest.approx(float(mean[int(unit)]), abs=1e-4)
     canvas.click(position={"x": canvas.bounding_box()["width"] - 2, "y": 1})
-    assert tab.locator(".step-label").text_content() == "step 599 of 0–599"
+    assert tab.locator(".step-label").text_content() == "step 599 (0–599)"
     index = int(tab.locator('td[data-key="quantity hidden_sum"]').first.get_attribute("data-index"))
     tab.locator(f'td[data-key="quantity hidden_sum"][data-index="{index}"]').click()
     assert tab.locator(".arithmetic").text_content() == t.explain("hidden_sum", 599, index)

@@ -16,30 +16,30 @@ pytestmark = needs_browser
 
 def test_keys_buttons_slider_and_playing(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)))
-    where = tab.locator(".step-label")
+    step_label = tab.locator(".step-label")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Shift+Tab")  # the keys work without any focused element
     assert tab.evaluate("document.activeElement == document.body")
     tab.keyboard.press("ArrowRight")
-    assert where.text_content() == "step 1 (0–3)"
+    assert step_label.text_content() == "step 1 (0–3)"
     tab.keyboard.press("ArrowLeft")
     tab.locator('td[data-key="quantity i"][data-index="0"]').focus()
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowDown")
     assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "index": "1"}
     tab.keyboard.press("]")
-    assert where.text_content() == "step 1 (0–3)"
+    assert step_label.text_content() == "step 1 (0–3)"
     assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity f", "index": "1"}
     assert tab.locator(".explanation h3").text_content().startswith("f₁[1] = ")
     tab.get_by_role("slider", name="time step").focus()
     tab.keyboard.press("End")
-    assert where.text_content() == "step 3 (0–3)"
+    assert step_label.text_content() == "step 3 (0–3)"
     assert tab.get_by_role("button", name="next step").get_attribute("aria-disabled") == "true"
     tab.get_by_role("button", name="first step").click()
     tab.locator("#page").focus()
     tab.keyboard.press(" ")
     assert tab.get_by_role("button", name="pause").is_visible()
-    expect(where).to_have_text("step 3 (0–3)")
+    expect(step_label).to_have_text("step 3 (0–3)")
     expect(tab.get_by_role("button", name="play")).to_be_visible()
 
 
@@ -110,9 +110,8 @@ def test_wide_layers_have_pages_of_columns(open_page: OpenPage) -> None:
     next_units.click()
     assert line.locator("td").first.text_content() == format_number(t["h"][0, 0, shown].item())
     assert tab.locator('tr[data-key="before h"] td').first.get_attribute("data-index") == str(shown)
-    assert (
-        tab.locator('tr[data-key="input"] td').first.get_attribute("data-index") == "0"
-    )  # the input has its own columns
+    # the input has its own columns
+    assert tab.locator('tr[data-key="input"] td').first.get_attribute("data-index") == "0"
     tab.get_by_role("button", name="next values of x").click()
     assert tab.locator('tr[data-key="input"] td').first.get_attribute("data-index") == str(shown)
     while next_units.is_enabled():

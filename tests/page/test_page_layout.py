@@ -17,9 +17,8 @@ pytestmark = needs_browser
 
 
 def test_printing_uses_the_light_theme_and_cuts_nothing_off(open_page: OpenPage) -> None:
-    tab = open_page(
-        ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), "dark", width=718
-    )  # the width of A4 without its margins
+    # the width of A4 without its margins
+    tab = open_page(ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), "dark", width=718)
     page_element = tab.locator("#page")
     tab.evaluate("addEventListener('beforeprint', () => { "
                  "window.printed = document.querySelector('#page').dataset.theme; })")  # fmt: skip
@@ -61,22 +60,22 @@ def test_large_quantities_have_their_own_color_scale(open_page: OpenPage) -> Non
     assert "own color scale: x, input_sum, hidden_sum, c" in tab.locator(".color-scale").text_content()
     figure = tab.locator("figure.heat-map", has=tab.get_by_text("c", exact=True))
     assert format_number(float(t["c"].abs().max())) in figure.locator("figcaption").text_content()
-    full = [178, 24, 43]  # the red end of the color scale
+    red = [178, 24, 43]  # the end of the color scale
     for name in ("f", "c"):
         unit = int(t[name][7, 0].argmax())
         cell = tab.locator(f'td[data-key="quantity {name}"][data-index="{unit}"]')
-        shade = [int(part) for part in re.findall(r"\d+", cell.evaluate(BACKGROUND))]
-        assert shade == pytest.approx(full, abs=12), name
+        color = [int(part) for part in re.findall(r"\d+", cell.evaluate(BACKGROUND))]
+        assert color == pytest.approx(red, abs=12), name
 
 
 def test_themes_and_a_narrow_window(open_page: OpenPage) -> None:
     t = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
     tab = open_page(t, scheme="dark", width=360)
     assert tab.locator("#page").get_attribute("data-theme") == "dark"
-    ground = "getComputedStyle(document.getElementById('page')).backgroundColor"
-    assert tab.evaluate(ground) == "rgb(20, 23, 27)"
+    background = "getComputedStyle(document.getElementById('page')).backgroundColor"
+    assert tab.evaluate(background) == "rgb(20, 23, 27)"
     tab.get_by_role("button", name="light theme").click()
-    assert tab.evaluate(ground) == "rgb(255, 255, 255)"
+    assert tab.evaluate(background) == "rgb(255, 255, 255)"
     tab.get_by_role("button", name="dark theme").click()
     for scheme in ("light", "dark"):
         tab.emulate_media(color_scheme=scheme)

@@ -156,7 +156,7 @@ def test_states_have_a_panel_each_and_the_range_of_all_units() -> None:
         for step in range(10):
             ys = edge[edge[:, 0] == step][:, 1]
             assert (ys.min(), ys.max()) == (t[name][step].double().min(), t[name][step].double().max())
-        assert legend_labels(panel)[-1] == "range of all 40"
+        assert legend_labels(panel)[-1] == "range of all 40 units"
 
 
 def test_gradient_has_a_line_of_norms_per_quantity() -> None:

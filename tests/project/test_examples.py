@@ -1,4 +1,4 @@
-"""The examples, run as users run them: results, baselines, and what a kill at any moment costs."""
+"""The examples, run as users run them: results, baselines, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def checkpoint(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: Any) -> tuple[Path, str]:
-    """A run of ten epochs that nothing disturbed."""
+    """An uninterrupted run of ten epochs: the output folder and the printed text."""
     runs = tmp_path_factory.mktemp("runs")
     done = run("digits.py", runs, "--epochs", 10, "--hidden", 16)
     assert done.returncode == 0, done.stderr
     return runs, done.stdout
 
 
-def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> None:
+def test_digits_prints_accuracy_baseline_and_files(finished: tuple[Path, str]) -> None:
     runs, out = finished
     result = json.loads((runs / "digits_lstm.json").read_text())
-    assert f"{result['accuracy']:.1%} by the layer" in out
-    assert f"{result['baseline']['logistic regression']:.1%} by logistic regression" in out
+    assert f"{result['accuracy']:.1%} for the layer" in out
+    assert f"{result['baseline']['logistic regression']:.1%} for logistic regression" in out
     assert result["accuracy"] > 0.3
     assert "the trained layer" in out.lower()
     for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv", "digits_lstm.html"):
@@ -57,12 +57,12 @@ def test_digits_tells_score_baseline_and_files(finished: tuple[Path, str]) -> No
         assert str(runs / name) in out
 
 
-def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]) -> None:
+def test_the_printed_command_shows_the_trained_layer(finished: tuple[Path, str]) -> None:
     runs, out = finished
-    named = [line.split() for line in out.splitlines() if "unrolled show" in line]
-    shown = processes.run("-m", "unrolled", *named[-1][1:], "--json")
-    assert shown.returncode == 0, shown.stderr
-    data = json.loads(shown.stdout)
+    commands = [line.split() for line in out.splitlines() if "unrolled show" in line]
+    done = processes.run("-m", "unrolled", *commands[-1][1:], "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
     assert data["layer"] == "LSTM(8, 16)"
     weights = checkpoint(runs / "digits_lstm.pt")["model"]
     reference = torch.nn.LSTM(8, 16)
@@ -73,9 +73,9 @@ def test_the_command_it_names_opens_the_trained_layer(finished: tuple[Path, str]
     torch.testing.assert_close(torch.tensor(data["output"]), reference(x)[0])
 
 
-@pytest.mark.parametrize("moment", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
-def test_killed_at_any_moment_nothing_is_lost(
-    finished: tuple[Path, str], tmp_path: Path, moment: float
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
+def test_a_killed_run_resumes_with_the_same_result(
+    finished: tuple[Path, str], tmp_path: Path, delay: float
 ) -> None:
     arguments = ("--epochs", 10, "--hidden", 16)
     path = tmp_path / "digits_lstm.pt"
@@ -84,46 +84,46 @@ def test_killed_at_any_moment_nothing_is_lost(
         process = processes.start(*command("digits.py", tmp_path, *arguments))
         while process.poll() is None and (not path.exists() or checkpoint(path)["epoch"] == before):
             time.sleep(0.005)
-        time.sleep(moment)
+        time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert 0 < checkpoint(path)["epoch"] <= 10
     done = run("digits.py", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
-    assert "Going on after epoch" in done.stdout or "Nothing left to train" in done.stdout
-    whole = checkpoint(finished[0] / "digits_lstm.pt")["model"]
+    assert "Resuming after epoch" in done.stdout or "Nothing left to train" in done.stdout
+    expected = checkpoint(finished[0] / "digits_lstm.pt")["model"]
     for name, value in checkpoint(path)["model"].items():
-        assert torch.equal(value, whole[name]), name
+        assert torch.equal(value, expected[name]), name
     results = [json.loads((runs / "digits_lstm.json").read_text()) for runs in (tmp_path, finished[0])]
     assert results[0] == results[1]
 
 
-def test_ctrl_c_is_told_in_a_line(tmp_path: Path) -> None:
+def test_ctrl_c_prints_one_line(tmp_path: Path) -> None:
     process = processes.start(*command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16))
     while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert "digits.py: stopped; the same command goes on after the last finished epoch" in err
+    assert "digits.py: stopped; rerun the command to resume after the last finished epoch" in err
     assert "Traceback" not in err
     assert checkpoint(tmp_path / "digits_lstm.pt")["epoch"] > 0
 
 
-def test_a_finished_run_says_so(finished: tuple[Path, str]) -> None:
+def test_a_finished_run_has_nothing_left_to_train(finished: tuple[Path, str]) -> None:
     done = run("digits.py", finished[0], "--epochs", 10, "--hidden", 16)
     assert done.returncode == 0
     assert "Nothing left to train" in done.stdout
 
 
-def test_a_checkpoint_that_cannot_be_used(finished: tuple[Path, str], tmp_path: Path) -> None:
-    whole = (finished[0] / "digits_lstm.pt").read_bytes()
-    for content, epochs, message in (
-        (whole[: len(whole) // 2], 10, "is damaged"),
+def test_an_unusable_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
+    content = (finished[0] / "digits_lstm.pt").read_bytes()
+    for damaged, epochs, message in (
+        (content[: len(content) // 2], 10, "is damaged"),
         (b"", 10, "is damaged"),
-        (whole, 12, "was made with another epochs"),
+        (content, 12, "was saved with a different epochs"),
     ):
-        (tmp_path / "digits_lstm.pt").write_bytes(content)
+        (tmp_path / "digits_lstm.pt").write_bytes(damaged)
         done = run("digits.py", tmp_path, "--epochs", epochs, "--hidden", 16)
         assert done.returncode == 2
         assert message in done.stderr
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_cannot_be_used(finished: tuple[Path, str], tmp_path: 
     assert done.returncode == 0
     done = run("digits.py", tmp_path, "--epochs", 0)
     assert done.returncode == 2
-    assert "expected a whole number above 0, got 0" in done.stderr
+    assert "expected a positive integer, got 0" in done.stderr
 
 
 def test_sunspots(tmp_path: Path) -> None:
@@ -151,77 +151,85 @@ def test_sunspots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "way",
+    "options",
     [pytest.param([], marks=pytest.mark.exhaustive, id="ddp"), pytest.param(["--sharded"], id="sharded")],
 )
-def test_several_processes_have_the_gradients_of_one(way: list[str], tmp_path: Path) -> None:
+def test_several_processes_have_the_gradients_of_one(options: list[str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, str(EXAMPLES / "data_parallel.py"), "--epochs", "5", "--hidden", "8", *way],
+        [*torchrun, str(EXAMPLES / "data_parallel.py"), "--epochs", "5", "--hidden", "8", *options],
         capture_output=True,
         text=True,
         env=environment,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 processes, gradients as of one to" in done.stdout
+    assert "2 processes, largest relative difference of the gradients: " in done.stdout
     first, last = (float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("epoch"))
     assert last < first
 
 
-@pytest.mark.filterwarnings("default")  # Lightning's own, of torch
-def test_lightning_and_a_plain_loop_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default")  # Lightning triggers warnings in torch
+def test_lightning_trains_like_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from data_parallel import Forecaster, windows
+    from data_parallel import Forecaster, load_windows
     from with_lightning import Training, fit
 
-    batches = DataLoader(TensorDataset(*windows()), batch_size=64)
+    batches = DataLoader(TensorDataset(*load_windows()), batch_size=64)
     training, plain = Training(8), Forecaster(8)
     plain.load_state_dict(training.model.state_dict())
     fit(training, batches, epochs=2)
-    optimiser = torch.optim.Adam(plain.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
     losses = []
     for _ in range(2):
         for past, change in batches:
             loss = torch.nn.functional.huber_loss(plain(past), change)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
     assert training.losses == losses
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(training.model.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_folder_is_scored_in_parts(
+def test_a_folder_is_classified_in_parts(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out, trained = tmp_path / "pictures", tmp_path / "scores", finished[0] / "digits_lstm.pt"
+    folder, out, trained = tmp_path / "images", tmp_path / "scores", finished[0] / "digits_lstm.pt"
     folder.mkdir()
     heights = numpy.random.default_rng(0).integers(1, 9, 20)
-    pictures = [image[:rows] / 16 for image, rows in zip(load_digits().images, heights, strict=False)]
-    for number, picture in enumerate(pictures):
-        numpy.save(folder / f"{number:03}.npy", picture)
+    images = [image[:rows] / 16 for image, rows in zip(load_digits().images, heights, strict=False)]
+    for number, image in enumerate(images):
+        numpy.save(folder / f"{number:03}.npy", image)
     weights = checkpoint(trained)["model"]
-    line = [str(EXAMPLES / "score_folder.py"), str(trained), str(folder), "--part", "7", "--out", str(out)]
-    done = subprocess.run([sys.executable, *line, "--workers", "1"], capture_output=True, text=True)
+    command_line = [
+        str(EXAMPLES / "score_folder.py"),
+        str(trained),
+        str(folder),
+        "--part",
+        "7",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run([sys.executable, *command_line, "--workers", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "20 sequences in 3 parts, 3 parts to be scored" in done.stdout
+    assert "20 sequences in 3 parts, 3 parts left" in done.stdout
 
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import score_folder
 
-    monkeypatch.setattr(sys, "argv", line)
-    monkeypatch.setattr(score_folder, "run", lambda parts, *_: pytest.fail(f"{parts} are there"))
-    score_folder.main()  # which finds all parts scored
+    monkeypatch.setattr(sys, "argv", command_line)
+    monkeypatch.setattr(score_folder, "run", lambda parts, *_: pytest.fail(f"{parts} exist already"))
+    score_folder.main()  # finds no missing parts
     tables = [table.read_text().splitlines() for table in sorted(out.glob("*.csv"))]
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(sys, "argv", [*line[:2], str(tmp_path / "empty"), *line[3:]])
-    with pytest.raises(ValueError, match="empty holds no .npy file"):
+    monkeypatch.setattr(sys, "argv", [*command_line[:2], str(tmp_path / "empty"), *command_line[3:]])
+    with pytest.raises(ValueError, match="empty has no .npy file"):
         score_folder.main()
     numpy.save(tmp_path / "bad.npy", numpy.zeros((3, 7)))
-    with pytest.raises(ValueError, match=r"bad.npy should hold rows of 8 pixels, got an array of \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"bad.npy: expected an array of shape \(rows, 8\), got \(3, 7\)"):
         score_folder.score((tmp_path / "bad.csv", [tmp_path / "bad.npy"]), checkpoint(trained))
     assert not (tmp_path / "bad.csv").exists()
     rows = [row for table in tables for row in csv.DictReader(table)]
@@ -230,8 +238,8 @@ def test_a_folder_is_scored_in_parts(
     layer.load_state_dict(
         {name.removeprefix("layer."): value for name, value in weights.items() if "layer" in name}
     )
-    for row, picture in zip(rows, pictures, strict=True):
-        last = layer(torch.tensor(picture).float())[0][-1]
-        scores = (weights["name_it.weight"] @ last + weights["name_it.bias"]).softmax(0)
+    for row, image in zip(rows, images, strict=True):
+        last = layer(torch.tensor(image).float())[0][-1]
+        scores = (weights["head.weight"] @ last + weights["head.bias"]).softmax(0)
         assert int(row["digit"]) == scores.argmax()
         assert float(row["sure"]) == pytest.approx(float(scores.max().detach()), rel=1e-5)

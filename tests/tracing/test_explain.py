@@ -20,7 +20,7 @@ from helpers.layer_pairs import LAYERS, OddCell, pair
 
 
 def test_explain_integer_complex_and_multidimensional_quantities() -> None:
-    class Mixed(ur.Cell):
+    class MixedTypes(ur.Cell):
         weight = ur.Param("hidden", "input")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
@@ -33,7 +33,9 @@ def test_explain_integer_complex_and_multidimensional_quantities() -> None:
             h = torch.tanh(turned.abs() + heads.flatten(1) + scaled + strongest.unsqueeze(-1))
             return h
 
-    t = ur.trace(ur.Recurrent(Mixed, 3, 4, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64))
+    t = ur.trace(
+        ur.Recurrent(MixedTypes, 3, 4, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64)
+    )
     assert t.names == ("strongest", "heads", "imaginary", "turned", "column", "scaled", "h")
     assert t.explain("strongest", 1, 0).startswith("argmax([")
     for unit in range(4):
@@ -53,7 +55,7 @@ def test_explain_integer_complex_and_multidimensional_quantities() -> None:
 
 
 def test_explain_shows_no_arithmetic_for_in_place_changes() -> None:
-    class Changing(ur.Cell):
+    class InPlaceChanges(ur.Cell):
         weight = ur.Param("hidden", "input")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
@@ -69,7 +71,7 @@ def test_explain_shows_no_arithmetic_for_in_place_changes() -> None:
 
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            t = ur.trace(ur.Recurrent(Changing, 3, 4), torch.randn(2, 3))
+            t = ur.trace(ur.Recurrent(InPlaceChanges, 3, 4), torch.randn(2, 3))
             for name in "abcd":
                 for unit in range(4):
                     value = f"{t[name][1, 0, unit]:.4f}"
@@ -79,7 +81,7 @@ def test_explain_shows_no_arithmetic_for_in_place_changes() -> None:
 
 
 def test_explain_shows_no_arithmetic_for_what_a_single_row_cannot_reproduce() -> None:
-    class Noisy(ur.Cell):
+    class NoiseAndBatchMean(ur.Cell):
         weight = ur.Param("hidden", "input")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
@@ -88,7 +90,7 @@ def test_explain_shows_no_arithmetic_for_what_a_single_row_cannot_reproduce() ->
             h = torch.tanh(centered @ self.weight.T + noise)
             return h
 
-    t = ur.trace(ur.Recurrent(Noisy, 3, 3), torch.randn(4, 2, 3))
+    t = ur.trace(ur.Recurrent(NoiseAndBatchMean, 3, 3), torch.randn(4, 2, 3))
     random_state = torch.get_rng_state()
     for name in t.names:
         value = f"{t[name][1, 1, 2]:.4f}"

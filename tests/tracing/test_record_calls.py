@@ -248,7 +248,7 @@ def test_unknown_names_and_unsupported_modules() -> None:
         ("unused", "GRU 'unused' wasn't called in the block; recorded layers: 'encoder.lstm', 'middle'"),
         (
             "cell",
-            "'cell' is a single-step cell, which can't be recorded: what the model does between their calls",
+            "'cell' is a single-step cell, which can't be recorded: what the model does between two steps",
         ),
         ("head", "'head' is a Linear; the recurrent layers are 'encoder.lstm', 'middle'"),
         ("encoder.gru", "'encoder.gru' is not a module of this model"),

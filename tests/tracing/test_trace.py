@@ -192,7 +192,7 @@ def test_works_under_torch_profiler() -> None:
 
 
 def test_local_without_batch_axis_is_left_out() -> None:
-    class MaskWrapper(ur.Cell):
+    class ScaledParameter(ur.Cell):
         weight = ur.Param("hidden", "input")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
@@ -202,7 +202,7 @@ def test_local_without_batch_axis_is_left_out() -> None:
             return gate * h + strength.unsqueeze(-1)
 
     for batch in (1, 3):
-        t = ur.trace(ur.Recurrent(MaskWrapper, 3, 3), torch.randn(4, batch, 3))
+        t = ur.trace(ur.Recurrent(ScaledParameter, 3, 3), torch.randn(4, batch, 3))
         assert t.names == ("gate", "strength", "h")
         assert t["strength"].shape == (4, batch)
     gates = ", ".join(f"{value:.4f}" for value in t["gate"][1, 2])
@@ -213,12 +213,12 @@ def test_local_without_batch_axis_is_left_out() -> None:
 
 
 def test_local_with_changing_size_is_left_out() -> None:
-    class Growing(ur.Cell):
+    class GrowingLocal(ur.Cell):
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
             read = x if not h.any() else torch.cat([x, h], -1)
             return h + read[:, :1]
 
-    t = ur.trace(ur.Recurrent(Growing, 2, 3), torch.ones(3, 2))
+    t = ur.trace(ur.Recurrent(GrowingLocal, 2, 3), torch.ones(3, 2))
     assert t.names == ("h",)
     assert t["h"][-1].tolist() == [[3, 3, 3]]
 
@@ -357,7 +357,7 @@ def test_parametrization_that_changes_with_every_use(make: type[nn.Module]) -> N
 
 
 def test_step_that_accepts_only_one_batch_size() -> None:
-    class MaskWrapper(ur.Cell):
+    class FixedBatch(ur.Cell):
         weight_hh = ur.Param("hidden", "hidden")
 
         def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -367,7 +367,7 @@ def test_step_that_accepts_only_one_batch_size() -> None:
             h = torch.tanh(sums / scale) * mask
             return h
 
-    layer, x = ur.Recurrent(MaskWrapper, 3, 3), torch.randn(4, 2, 3)
+    layer, x = ur.Recurrent(FixedBatch, 3, 3), torch.randn(4, 2, 3)
     with ur.engine("reference"):
         output = layer(x)[0].detach()
     t = ur.trace(layer, x)

@@ -66,7 +66,8 @@ def build_kernels(
         raise ValueError(str(error)) from None
     size = sum(path.stat().st_size for path in libraries)
     console.print(
-        f"Wrote {len(libraries)} kernels for {', '.join(archs)} ({doctor.format_size(size)}) to {folder}.\n"
+        f"Wrote {doctor.format_count(len(libraries))} for {', '.join(archs)} ({doctor.format_size(size)}) "
+        f"to {folder}.\n"
         f"To use them, set {prebuilt.VARIABLE}={folder.absolute()}",
         soft_wrap=True,
     )

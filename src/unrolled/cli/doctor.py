@@ -125,6 +125,11 @@ def print_report(console: Console, data: dict[str, Any]) -> None:
             console.print(Padding(Text(_format_layer(entry)), (0, 0, 0, 2)))
 
 
+def format_count(kernels: int) -> str:
+    """Format a number of kernels."""
+    return "1 kernel" if kernels == 1 else f"{kernels} kernels"
+
+
 def format_size(count: int) -> str:
     """Format a number of bytes in KiB or MiB."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
@@ -225,7 +230,7 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
         shipped = data["shipped"]
         sections["Prebuilt"] = [
             shipped["trouble"]
-            or f"{shipped['folder']} ({shipped['libraries']} kernels for {shipped['arch']})"
+            or f"{shipped['folder']} ({format_count(shipped['libraries'])} for {shipped['arch']})"
         ]
     sections["Engine"] = _format_engine(data["engine"], kernel)
     if data["variables"]:
@@ -243,7 +248,8 @@ def _format_cache(data: dict[str, Any]) -> list[str]:
     if data["trouble"]:
         return [data["trouble"]]
     access = "private and writable" if data["writable"] else "private, but not writable"
-    return [f"{data['folder']} ({data['libraries']} kernels, {format_size(data['bytes'])}; {access})"]
+    content = f"{format_count(data['libraries'])}, {format_size(data['bytes'])}"
+    return [f"{data['folder']} ({content}; {access})"]
 
 
 def _format_engine(engine: str, kernel: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ WEIGHTS = {
     "bias_ih_l0": torch.tensor([-0.5645044, 0.1087121, -0.1244626]),
     "bias_hh_l0": torch.tensor([0.3875111, 0.5333741, -0.2905712]),
 }
-"""The weights of an RNN with 2 inputs and 3 units.
+"""The weights of a simple recurrent layer with 2 inputs and 3 units.
 
 ``unrolled show`` prints weights, pre-activations and outputs with four decimals. The weights have more
 decimals, because sums of rounded weights would differ from the rounded sums in the last digit.

@@ -17,6 +17,7 @@ class View {
     this.layers = data.layers.map((layerData) => new Layer(layerData));
     this.reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.theme = "light";
+    this.pointerPosition = "";
     this.openLayer(0);
   }
 
@@ -56,6 +57,11 @@ class View {
       this.hovered = value;
       this.refresh();
     }
+  }
+
+  /** Hover over a value, unless it was scrolled below a resting pointer. */
+  onPointerOver(event, value) {
+    if (this.pointerPosition !== `${event.screenX} ${event.screenY}`) this.hover(value);
   }
 
   /** Go to where a value was computed. A state before the step is a quantity of the previous step. */
@@ -137,6 +143,7 @@ export function mount(root, data) {
   };
   root.tabIndex = -1;
   root.addEventListener("keydown", view.onKeyDown);
+  root.addEventListener("pointermove", (event) => { view.pointerPosition = `${event.screenX} ${event.screenY}`; });
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const prefersReducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   const listeners = new AbortController();

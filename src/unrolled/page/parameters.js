@@ -54,7 +54,7 @@ function createParameterTable(view, parameter, rows, columns) {
   let highlighted = [];
   const onPointerOver = (event) => {
     const cell = event.target.closest("td");
-    view.hover(cell && { key: parameter.key, index: Number(cell.dataset.index) });
+    view.onPointerOver(event, cell && { key: parameter.key, index: Number(cell.dataset.index) });
   };
   const table = createElement("table", { class: "numbers", "aria-label": parameter.name, onpointerover: onPointerOver,
     onpointerleave: () => view.hover(null) }, createElement("tbody", {}, body));

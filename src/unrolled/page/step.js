@@ -23,12 +23,7 @@ export function createGrid(view) {
   let revealedSelection = null; // the selection that was scrolled into view last
 
   table.addEventListener("keydown", onKeyDown);
-  let pointerPosition = ""; // scrolling below a resting pointer is not hovering
-  table.addEventListener("pointerover", (event) => {
-    const position = `${event.screenX} ${event.screenY}`;
-    if (position !== pointerPosition) view.hover(cellOf(event.target));
-    pointerPosition = position;
-  });
+  table.addEventListener("pointerover", (event) => view.onPointerOver(event, cellOf(event.target)));
   table.addEventListener("pointerleave", () => view.hover(null));
   table.addEventListener("focusin", (event) => cellOf(event.target) && view.select(cellOf(event.target)));
 

@@ -56,6 +56,6 @@ def draw(trace: Trace | LayerTrace, kind: str, /, **options: Any) -> Axes:
     for option in options:
         if option not in known_options:
             raise TypeError(
-                f"the plot {kind!r} has no option {option!r}; its options are {', '.join(known_options)}"
+                f"the plot {kind!r} has no option {option!r}: its options are {', '.join(known_options)}"
             )
     return function(trace, **options)

@@ -104,7 +104,7 @@ def states(trace: Trace | LayerTrace, batch: int = 0, ax: Axes | None = None) ->
             panel.plot(values[:, unit], style, color=color, markersize=3.5, label=f"unit {unit}")
         if values.shape[1] > len(COLORS):
             limits = values.min(1), values.max(1)
-            label = f"range of all {values.shape[1]}"
+            label = f"range of all {values.shape[1]} units"
             panel.fill_between(range(length), *limits, color=GRAY, alpha=0.25, linewidth=0, label=label)
         (not_finite,) = np.nonzero(~np.isfinite(values).all(1))
         if len(not_finite):

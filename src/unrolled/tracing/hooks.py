@@ -27,7 +27,7 @@ MISMATCH = (
     "differs from what the call returned: a hook or parametrization changed the result, or rounding errors "
     "grow from step to step"
 )
-SINGLE_STEPS = "what the model does between their calls isn't known"
+SINGLE_STEPS = "what the model does between two steps isn't known"
 
 _IN_A_MODEL = (
     "To trace a layer inside a model, run the model: with unrolled.record(model) as rec: model(...). "

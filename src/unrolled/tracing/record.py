@@ -290,8 +290,8 @@ def record(
     on the reference engine. If the result differs from that of the call, a warning says so.
 
     Only calls of the current thread are recorded. A model that was compiled with ``torch.compile`` runs
-    uncompiled in the block. Single steps (cells) aren't recorded, because what the model does between their
-    calls isn't known.
+    uncompiled in the block. Single steps (cells) aren't recorded, because what the model does between two
+    steps isn't known.
 
     The memory of each recorded call is that of:
 

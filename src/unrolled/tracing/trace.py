@@ -52,8 +52,8 @@ class Trace:
         recurrent: The equivalent layer of this library, with a copy of the parameters, mode and options.
         input: Input of the module.
         output, final_state: Result of the module for this input.
-        selection: Which rows, steps, quantities and units were recorded. If it isn't every step, quantity and
-            unit, ``input`` and ``output`` are None.
+        selection: Which steps, quantities, units and rows were recorded. If any were left out, ``input`` and
+            ``output`` are None.
         layers: The :class:`LayerTrace <unrolled.tracing.layer_trace.LayerTrace>` of each layer and direction,
             in the order in which they run.
     """
@@ -267,7 +267,7 @@ class Trace:
             raise ValueError(_NEEDS_WHOLE_CALL.format("check"))
         if self._dropout is not dropout and self.recurrent.training and self.recurrent.dropout > 0:
             raise ValueError(
-                "the comparison with torch.nn needs the whole batch, because dropout is drawn for all its rows"
+                "the comparison with torch.nn needs the whole batch, because dropout is drawn for all rows"
             )
         weights: dict[str, Any] = {}
         for part in self.layers:

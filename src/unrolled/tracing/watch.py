@@ -209,7 +209,9 @@ class Watch:
             cost = now - start + costs[0]
             layer.seconds += cost
             if self._share is not None:
-                ratio = len(self._layers) / self._share  # training time per cost; the layers divide the share
+                ratio = (
+                    len(self._layers) / self._share
+                )  # training time per second of samples; all layers share it
                 layer.paused_until = max(
                     now + cost * ratio,
                     self._start + (layer.seconds + cost) * ratio,
@@ -265,9 +267,10 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
             taken at this call.
         rows: Number of rows of the batch to use, from the first. Sequences longer than 1000 steps use fewer.
             All rows are used if the step draws random numbers or its rows depend on each other.
-        share: Maximum fraction of the training time to spend on samples. The cost of each sample is measured,
-            and the next one waits until neither the total cost exceeds this fraction of the time since the
-            start, nor the last cost that of the time since it. None for no limit.
+        share: Maximum fraction of the training time to spend on samples. The cost of each sample is measured.
+            The next one waits until the total cost, including an estimate for it, is below this fraction of
+            the time since the start, and the last cost is below this fraction of the time since the last
+            sample. None for no limit.
 
     Raises:
         TypeError: If the model isn't a module, or an argument has the wrong type.

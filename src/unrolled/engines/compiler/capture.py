@@ -161,8 +161,8 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
             raise capture_error(error, tracker) from error
         flat: list[Tensor] = tree_leaves(arguments)
         first_state = len(params) + len(attributes) + 1
-        in_loop = [first_state <= k < len(flat) - 1 for k in range(len(flat))]
-        lowered = lower(module, flat, in_loop, dtype)
+        recurrent = [first_state <= k < len(flat) - 1 for k in range(len(flat))]  # states and carries
+        lowered = lower(module, flat, recurrent, dtype)
     used = _used_placeholders(module.graph, len(state_sizes))
     return _assign_roles(
         lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, used

@@ -56,7 +56,8 @@ class _Source:
 
     Attributes:
         value: A computed value ``(batch, width)``, the flat elements of a parameter or constant, or a number.
-        recurrent: Whether the value depends on a state, so that it changes from step to step.
+        recurrent: Whether the value depends on a state or the gradient of one, and so must be computed in the
+            loop.
     """
 
     value: Tensor | float

@@ -39,8 +39,8 @@ def lower(
     Args:
         module: The graph.
         arguments: Fake tensors for its placeholders. Values of the batch are ``(BATCH_SYMBOL, width)``.
-        recurrent: For each argument, whether it depends on a state. A product is split so that its part
-            without such columns can leave the loop.
+        recurrent: For each argument, whether it is a state or the gradient of one, and so changes in the
+            loop. A product is split so that its part without such columns can leave the loop.
         dtype: Dtype that the loop computes in.
 
     Raises:
@@ -57,6 +57,8 @@ def lower(
 
 
 class _Lowering(LocationInterpreter):
+    """Run a captured graph on column views instead of tensors; arguments as for :func:`lower`."""
+
     def __init__(self, module: fx.GraphModule, recurrent: Sequence[bool], dtype: torch.dtype) -> None:
         super().__init__(module)
         self.columns = Columns(dtype)

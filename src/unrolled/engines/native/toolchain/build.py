@@ -172,7 +172,7 @@ def _load(source: str) -> ctypes.CDLL:
     except NoCompilerError as error:
         if folder is None:
             raise
-        raise NoCompilerError(f"{error}; and {folder.why_missing()}") from None
+        raise NoCompilerError(f"{error}. {folder.why_missing()}") from None
 
 
 def _open(library: Path, metadata: dict[str, Any]) -> ctypes.CDLL:
