@@ -64,7 +64,7 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float = 100) -> tuple[str, str]:
+    def communicate(self, timeout: float = 900) -> tuple[str, str]:
         """Wait for the program to end, and return its stdout and stderr.
 
         Raises:
@@ -89,7 +89,7 @@ def start(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | 
 
 
 def run(
-    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 100
+    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python`` with some arguments and wait for it to end; see :func:`start`."""
     process = start(*arguments, cwd=cwd, env=env)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyte
 
-TIMEOUT = 60.0  # seconds; long enough for a busy machine
+TIMEOUT = 300.0  # seconds; long enough for a busy machine
 # The command runs in a new session with the pseudo-terminal as its controlling one, so that Ctrl-C works.
 LAUNCH = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "

@@ -67,7 +67,7 @@ def library_path(source: str = SOURCE, arch: str = "native") -> Path:
 
 
 def run_python(
-    code: str, *, prefix: tuple[str, ...] = (), timeout: float = 100, **variables: str | None
+    code: str, *, prefix: tuple[str, ...] = (), timeout: float = 900, **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a new process.
 

@@ -94,7 +94,7 @@ def test_unsupported_layers_raise_an_error() -> None:
             "got Sequential: pass its recurrent layers one",
         ),
         (lambda: ur.LSTMCell(2, 3), TypeError, "got LSTMCell: pass a layer of this cell"),
-        (lambda: ur.LSTM(2, 3, 2, dropout=0.5), ValueError, "LSTM: dropout is random"),
+        (lambda: ur.LSTM(2, 3, 2, dropout=0.5), ValueError, "LSTM: dropout makes the model random"),
         (lambda: ur.LSTM(2, 3, zoneout=0.5), ValueError, "an ONNX model doesn't support dropout over time"),
         (
             lambda: ur.LSTM(2, 3).half(),

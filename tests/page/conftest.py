@@ -32,6 +32,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
             viewport={"width": width, "height": 900},
             reduced_motion="reduce",
         )
+        context.set_default_timeout(300_000)  # ms; long enough for a busy machine
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: messages.append(message.text))

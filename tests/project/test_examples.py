@@ -162,7 +162,7 @@ def test_several_processes_have_the_gradients_of_one(options: list[str], tmp_pat
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     assert "2 processes, largest relative difference of the gradients: " in done.stdout

@@ -92,7 +92,7 @@ def execute(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shorten
             source = cell.source.replace(original, replacement)
             cell.source = re.sub(r"^( *)assert .*", r"\1pass", source, flags=re.M)
     resources = {"metadata": {"path": str(copy.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=1800, resources=resources).execute()
     return notebook
 
 
