@@ -1,4 +1,4 @@
-"""The options of a layer's forward call, such as lengths and resets, and the wrappers that implement them."""
+"""The options of a layer's forward call: how lengths pack or mask the input, and which wrappers implement the rest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // The gradient through time: the norm of ∂loss/∂quantity at every step, on a logarithmic axis.
 
 import { createElement, createSvg } from "./dom.js";
-import { decodeValues, formatNumber } from "./numbers.js";
+import { NAN_COLOR, decodeValues, formatNumber } from "./numbers.js";
 
 const [CHART_WIDTH, CHART_HEIGHT, MARGIN_LEFT, MARGIN_BOTTOM, MARGIN] = [720, 260, 56, 28, 10];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "10 4"]; // with the colors, 55 combinations
@@ -122,7 +122,7 @@ function createMarker(view, line, x, y, value) {
   const title = createSvg("title", {}, `∂loss/∂${line.name}: ${formatNumber(value)}`);
   return value === 0
     ? createSvg("circle", { class: "zero", cx: x, cy: y, r: 3, fill: "none", stroke, "stroke-width": 1.5 }, title)
-    : createSvg("rect", { class: "not-finite", x: x - 3, y: y - 3, width: 6, height: 6, fill: "#f0e442", stroke }, title);
+    : createSvg("rect", { class: "not-finite", x: x - 3, y: y - 3, width: 6, height: 6, fill: `rgb(${NAN_COLOR})`, stroke }, title);
 }
 
 /** Return the steps between two ticks: 1, 2 or 5 times a power of ten, so that there are at most nine ticks. */

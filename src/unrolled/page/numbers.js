@@ -36,7 +36,7 @@ function formatScientific(size) {
 
 const LIGHT = ["#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b"];
 const DARK = ["#8cc6ff", "#3d7fc1", "#233f5c", "#1d2127", "#5a2a2e", "#bd4a4d", "#ffa59b"];
-const NAN_COLOR = [240, 228, 66];
+export const NAN_COLOR = [240, 228, 66];
 const INFINITY_COLOR = [204, 121, 167];
 
 const parseHex = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
