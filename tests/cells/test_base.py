@@ -56,6 +56,7 @@ class Optional(ur.Cell):
         return self.scale * nn.functional.linear(x, self.weight, self.bias_only) + h
 
 
+@pytest.mark.slow
 def test_options_shape_the_parameters() -> None:
     plain = ur.Recurrent(Optional, 4, 3)
     assert {k: tuple(v.shape) for k, v in plain.named_parameters()} == {
@@ -189,6 +190,7 @@ def test_a_bound_cell_can_be_called_directly() -> None:
     assert torch.equal(bound.step(x, torch.zeros(2, 3)), nn.functional.linear(x, *weights.values()))
 
 
+@pytest.mark.slow
 def test_states_of_several_sizes() -> None:
     class Wide(ur.Cell):
         state = {"h": "hidden", "memory": "2*hidden"}

@@ -184,6 +184,7 @@ def test_page(case: str, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").stat().st_size < 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.exhaustive if k % 4 else ()) for k, case in enumerate(PLAIN)],
@@ -198,6 +199,7 @@ def test_onnx_export(case: str) -> None:
     numpy.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_other_cell_compiles_in_one_graph() -> None:
     layers = torch.nn.ModuleList([layer_of(case, dtype=torch.float32) for case in PLAIN[::2]])
 

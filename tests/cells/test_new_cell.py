@@ -45,6 +45,7 @@ def test_layer_stack_and_both_directions() -> None:
     assert torch.autograd.gradcheck(lambda x: layer(x)[0], x.requires_grad_(), fast_mode=True)
 
 
+@pytest.mark.slow
 def test_trace() -> None:
     layer = ur.Recurrent(MGU, 4, 3, bidirectional=True)
     x = torch.randn(6, 4)
@@ -59,6 +60,7 @@ def test_trace() -> None:
         t.check()
 
 
+@pytest.mark.slow
 def test_show() -> None:
     command = ["-m", "unrolled", "show", "--cell", f"{user_cell.__file__}:MGU"]
     text = processes.run(*command).stdout

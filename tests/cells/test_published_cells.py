@@ -26,6 +26,7 @@ def test_papers_has_the_equations_of_every_cell() -> None:
     assert set(papers.STEPS) == set(ur.cells.__all__) - IN_TORCH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items() if name not in IN_TORCH])
 @pytest.mark.parametrize(("input_size", "bias"), [(INPUT, True), (HIDDEN, True), (INPUT, False)])
 def test_papers_equations(case: str, input_size: int, bias: bool) -> None:
@@ -79,6 +80,7 @@ def test_another_library(case: str) -> None:
         assert difference < (1e-5 if library in IN_FLOAT32 else 1e-12)
 
 
+@pytest.mark.slow
 def test_adding_a_cell_as_documented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Run all tests on the example in docs/cells.md: the file of the cell, its name and its equations."""
     code = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)

@@ -56,6 +56,7 @@ def _reference_engine() -> Any:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell", DEFAULT_CELLS)
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != runtimes.TORCH])
@@ -158,6 +159,7 @@ def test_failures_are_reported_and_not_timed() -> None:
     assert "fails failed: RuntimeError: no such thing (batch × time × hidden: 2×3×8)" in lines
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_amplified_rounding_errors_are_accepted() -> None:
     """In this row, torch's float32 result differs from float64 by up to 2e-4, and so does ours."""
@@ -194,6 +196,7 @@ def test_operations_and_traffic_of_a_row() -> None:
     assert Row("mgu", 1, 7, 32, "inference").weight_traffic() == 4 * 2 * 32 * (16 + 7 * 32)
 
 
+@pytest.mark.slow
 def test_limits_are_plausible() -> None:
     attempts = [limits.Limits.measure(0.05) for _ in range(3)]  # other programs may disturb one of them
     best = max(attempts, key=lambda limit: limit.cache_rate / limit.memory_rate)
@@ -217,6 +220,7 @@ def test_interleaved_timing() -> None:
     assert timings["a"].quartiles[0] <= timings["a"].seconds <= timings["a"].quartiles[1]
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER  # the chart shows ratios to the native engine
 def test_json_tables_and_a_chart(run_here: Any, tmp_path: Path) -> None:
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
@@ -276,7 +280,7 @@ def test_json_tables_and_a_chart(run_here: Any, tmp_path: Path) -> None:
     assert (code, err) == (2, f"unrolled: {path} can't be resumed: threads was 1, but is now 2\n")
     path.write_text("{}")
     code, _, err = run_here(*arguments, "--resume")
-    assert (code, err) == (2, f"unrolled: {path} has no results of unrolled bench\n")
+    assert (code, err) == (2, f"unrolled: {path} is not a result file of unrolled bench\n")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ def test_json_tables_and_a_chart(run_here: Any, tmp_path: Path) -> None:
         (["--resume"], "--resume needs --json FILE"),
         (["--json", "no/such/folder.json"], "the folder no/such doesn't exist"),
         (["--plot", "chart.doc"], "--plot: expected a file name ending in ."),
-        (["--hidden", "1000000"], "all rows are too large"),
+        (["--hidden", "1000000"], "these sizes are too large"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, run_here: Any) -> None:
@@ -316,6 +320,7 @@ def test_missing_packages_are_reported(run_here: Any, monkeypatch: Any) -> None:
     assert report.format_missing(missing).endswith(f". To install: pip install {' '.join(missing)}")
 
 
+@pytest.mark.slow
 def test_measurements_in_a_subprocess(monkeypatch: Any) -> None:
     """The peak memory includes at least the saved outputs; a failure raises an error."""
     row = Row("rnn", 4, 1000, 64, "training")

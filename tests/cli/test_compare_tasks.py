@@ -46,6 +46,7 @@ def test_copy() -> None:
     assert task.score(correct, task.held_out[1]) < 1e-6
 
 
+@pytest.mark.slow
 def test_digits() -> None:
     task = TASKS["digits"].create(8)
     train, _ = task.sample(2000, torch.Generator().manual_seed(0))

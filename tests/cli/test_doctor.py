@@ -51,6 +51,7 @@ def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProces
     return processes.run("-m", "unrolled", "doctor", *arguments, env=variables)
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_json_report_of_the_machine(folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,6 +82,7 @@ def test_json_report_of_the_machine(folder: Path) -> None:
     assert data["layers"] == []
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_the_reported_engine_runs_each_cell(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(CELLS)
@@ -108,6 +110,7 @@ def test_the_reported_engine_runs_each_cell(tmp_path: Path, capsys: Any) -> None
             assert (entry[mode]["engine"], entry[mode]["why"]) == ran
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     model = nn.ModuleDict({"encoder": nn.GRU(3, 5, 2, bidirectional=True), "tail": nn.LSTM(3, 4)})
@@ -128,13 +131,14 @@ def test_the_layers_of_a_file(tmp_path: Path, capsys: Any) -> None:
     text = "".join(out.split())
     why = "(the native engine supports float32, float64 and bfloat16, not torch.float16)"
     for line in (
-        f"{tmp_path}/w.pt: encoder 1 backward: GRU(10, 5), float32: native",
+        f"{tmp_path}/w.pt: encoder, layer 1 backward: GRU(10, 5), float32: native",
         f"{tmp_path}/half.pt: (no prefix): LSTM(3, 4), float16: reference {why}",
     ):
         assert line.replace(" ", "") in text
     assert max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_printed_report(folder: Path) -> None:
     done = doctor("--cell", "gru", UNROLLED_LOG="")
@@ -143,7 +147,7 @@ def test_printed_report(folder: Path) -> None:
     for words in (
         f"Unrolled      {ur.__version__}",
         f"Processor     {cpu.name()}, {cpu.system()}, ",
-        f"instruction set native: vectors of {lanes} float32 or {lanes // 2} float64",
+        f"instruction set: native (vectors of {lanes} float32 or {lanes // 2} float64)",
         f"Cache         {folder} (1 kernel, ",
         "; private and writable)",
         "Engine        auto (default)",
@@ -153,6 +157,7 @@ def test_printed_report(folder: Path) -> None:
         assert words in done.stdout, words
 
 
+@pytest.mark.slow
 def test_problems_are_reported(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
@@ -161,7 +166,7 @@ def test_problems_are_reported(folder: Path, tmp_path: Path) -> None:
     text = " ".join(done.stdout.split())
     for words in (
         "Compiler no C++ compiler was found. Install one, or the ziglang package",
-        "Engine auto (default) native: not available, because no C++ compiler was found",
+        "Engine auto (default) native: not available because no C++ compiler was found",
         f"Cache Other users can write to the kernel cache {folder} (mode 777; empty it, then run chmod 700)",
         f"Prebuilt {tmp_path}/none can't be read (No such file or directory)",
         "lstm: LSTM(16, 32), float32: reference (no C++ compiler was found",
@@ -172,9 +177,9 @@ def test_problems_are_reported(folder: Path, tmp_path: Path) -> None:
 def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
     for arguments, message in (
-        (["--cell", "lstn"], "expected rnn, lstm, gru, another cell of unrolled.cells, FILE.py:CLASS"),
+        (["--cell", "lstn"], "unknown cell 'lstn'; expected rnn, lstm, gru, another cell in unrolled.cells"),
         (["--cell", "lstm", "--option", "proj_size=64"], "has to be smaller than hidden_size=32, got 64"),
-        (["--cell", "lstm", "--option", "no=1"], "LSTM has no such option"),
+        (["--cell", "lstm", "--option", "no=1"], "LSTM has no option 'no'"),
         (["--sizes", "a,b"], "expected INPUT,HIDDEN such as 16,32, got 'a,b'"),
         ([str(tmp_path / "none.pt")], "none.pt: No such file or directory"),
         ([str(tmp_path / "linear.pt")], "no recurrent layer found"),

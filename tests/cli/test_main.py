@@ -44,17 +44,17 @@ def test_the_example() -> None:
     assert out.startswith("RNN(2, 3, batch_first=True)\n")
     for line in (
         r"input_size=2 +number of features at each time step",
-        r"hidden_size=3 +number of units",
-        r"batch_first=True +True: \(batch, time, features\)",
+        r"hidden_size=3 +number of units \(size of the hidden state\)",
+        r"batch_first=True +input shape: \(batch, time, features\) if True",
         r"weight_ih_l0 +3 × 2 +multiplies the input",
         r"weight_hh_l0 +3 × 3 +multiplies the previous hidden state",
-        r"bias_ih_l0 +3 +is added",
+        r"bias_ih_l0 +3 +added to the weighted input",
         r"input_sum = linear\(x, self.weight_ih, self.bias_ih\)",
-        r"Input \(1, 4, 2\): 4 time steps of 2 features",
-        r"Step 0\n +x +the input +\[1.0000, 1.0000\]",
+        r"Input \(1, 4, 2\): 4 time steps, 2 features\n",
+        r"Step 0\n +x +input +\[1.0000, 1.0000\]",
         r"input_sum +input pre-activation +\[-0.1290, 0.5513, 0.2439\]",
         r"hidden_sum +recurrent pre-activation +\[0.3875, 0.5334, -0.2906\]",
-        r"h +hidden state, the output +\[0.2529, 0.7949, -0.0466\]",
+        r"h +hidden state \(output\) +\[0.2529, 0.7949, -0.0466\]",
         r"\[0.3066, 0.9938, 0.6123\]",
         r"\[0.2971, 0.9556, 0.1416\]",
         r"\[0.7421, 1.4364, 0.9806\]",
@@ -63,12 +63,13 @@ def test_the_example() -> None:
         r"\[0.7589, 0.9947, 0.5448\]",
         r"input_sum: 0.5407·1.0000 \+ -0.1051·1.0000 \+ -0.5645 = -0.1290",
         r"h: tanh\(-0.1290 \+ 0.3875\) = 0.2529",
-        r"output \(1, 4, 3\), final h \(1, 1, 3\)",
+        r"shapes: output \(1, 4, 3\), final h \(1, 1, 3\)",
         r"largest difference from torch.nn.RNN: \d\.\de[-+]\d\d",
     ):
         assert re.search(line, out), line
 
 
+@pytest.mark.slow
 def test_a_terminal_with_zero_columns_counts_as_80() -> None:
     assert run("show", columns=0) == run("show", columns=80)
 
@@ -86,7 +87,7 @@ def test_the_lstm_shows_its_gates_and_both_states() -> None:
         "h +hidden",
     ):
         assert len(re.findall(rf"^  {name}", out, re.MULTILINE)) == 4, name
-    assert "output (4, 3), final h (1, 3), c (1, 3)" in out
+    assert "shapes: output (4, 3), final h (1, 3), final c (1, 3)" in out
     assert float(re.search(r"largest difference from torch.nn.LSTM: (\S+)", out)[1]) < 1e-6
 
 
@@ -139,6 +140,7 @@ def weights(tmp_path: Path) -> dict[str, Any]:
     return {"model": model, "path": tmp_path, "x": torch.tensor(x, dtype=torch.float32)}
 
 
+@pytest.mark.slow
 def test_weights_files(weights: Any, run_here: Any) -> None:
     folder = weights["path"]
     code, out, _ = run_here("show", folder / "w.safetensors")
@@ -163,7 +165,7 @@ def test_assumed_options_are_reported(weights: Any, run_here: Any) -> None:
     arguments = ("show", weights["path"] / "tail.pt", "--input", weights["path"] / "x.csv")
     code, out, _ = run_here(*arguments)
     assert code == 0
-    assert "Assuming nonlinearity=tanh: the weights don't determine it" in out
+    assert "Assuming nonlinearity=tanh, since the weights don't contain it. Use --option" in out
     code, out, _ = run_here(*arguments, "--option", "nonlinearity=relu", "--json")
     expected = weights["model"]["tail"](weights["x"])[0]
     torch.testing.assert_close(torch.tensor(json.loads(out)["output"]), expected)
@@ -187,40 +189,40 @@ def test_bad_usage_and_bad_input_get_one_line(weights: Any, run_here: Any, tmp_p
         ((), "required: COMMAND"),
         (("shw",), "invalid choice: 'shw'"),
         (("show", "--zzz"), "unrecognized arguments: --zzz"),
-        (("show", "--cell", "lstn"), "expected rnn, lstm, gru, another cell of unrolled.cells, FILE.py:CL"),
+        (("show", "--cell", "lstn"), "unknown cell 'lstn'; expected rnn, lstm, gru, another cell in unr"),
         (("show", "--cell", f"{folder}/no.py:A"), "no.py (FileNotFoundError"),
         (("show", "--cell", f"{folder}/broken.py:A"), "broken.py (ModuleNotFoundError"),
         (("show", "--cell", "json:JSONDecoder"), "no subclass of unrolled.Cell named 'JSONDecoder'"),
-        (("show", "--cell", "json:X"), "(cells in it: none)"),
-        (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS (cells in it: Empty, Wrong,"),
+        (("show", "--cell", "json:X"), "(cells found: none)"),
+        (("show", "--cell", f"{folder}/cells.py"), "followed by :CLASS (cells found: Empty, Wrong"),
         (("show", folder / "own.pt"), "for a custom cell, add --cell FILE.py:CLASS"),
         (("show", folder / "linear.pt", "--cell", "lstm"), "no recurrent layer found\n"),
         (("show", "--option", "relu"), "--option: expected NAME=VALUE"),
-        (("show", "--option", "proj_size=1"), "RNN has no such option (available: nonlinearity)"),
-        (("show", "--option", "num_layers=2"), "--option num_layers: RNN has no such option"),
-        (("show", "--option", "device=cuda"), "--option device: RNN has no such option"),
-        (("show", "--cell", "gru", "--option", "a=1"), "GRU has no such option (available: none)"),
+        (("show", "--option", "proj_size=1"), "RNN has no option 'proj_size' (available: nonlinearity)"),
+        (("show", "--option", "num_layers=2"), "--option: RNN has no option 'num_layers'"),
+        (("show", "--option", "device=cuda"), "--option: RNN has no option 'device'"),
+        (("show", "--cell", "gru", "--option", "a=1"), "GRU has no option 'a' (available: none)"),
         (("show", "--seed", 10**30), f"expected an integer from 0 to 2**63 - 1, got '{10**30}'"),
         (("show", "--seed", "x"), "expected an integer from 0 to 2**63 - 1, got 'x'"),
         (("show", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
-        (("show", "--steps", "3-1"), "expected steps such as 0,2-5 or all, got '3-1'"),
-        (("show", "--steps", "x"), "expected steps such as 0,2-5 or all, got 'x'"),
-        (("show", "--steps", "4"), "there is no step 4; the last one is 3"),
+        (("show", "--steps", "3-1"), "expected time steps such as 0,2-5 or all, got '3-1'"),
+        (("show", "--steps", "x"), "expected time steps such as 0,2-5 or all, got 'x'"),
+        (("show", "--steps", "4"), "--steps: time step 4 is out of range; the last one is 3"),
         (("show", "--layer", "a"), "--layer needs a WEIGHTS file"),
         (("show", folder / "no.pt"), "no.pt: No such file or directory"),
         (("show", folder / "linear.pt"), "no recurrent layer found"),
-        (("show", folder / "part.pt"), "weight_ih_l0, bias_ih_l0, bias_hh_l0 look like parts of one"),
-        (("show", folder / "tail.pt", "--option", "relu=1"), "--option relu: RNN has no such option"),
+        (("show", folder / "part.pt"), "; found weight_ih_l0, bias_ih_l0, bias_hh_l0, but other"),
+        (("show", folder / "tail.pt", "--option", "relu=1"), "--option: RNN has no option 'relu'"),
         (("show", folder / "tail.pt", "--option", "nonlinearity=selu"), "Unknown nonlinearity 'selu'"),
-        (("show", folder / "tail.pt", *x, "--option", "nonlinearty=relu"), "RNN has no such option"),
+        (("show", folder / "tail.pt", *x, "--option", "nonlinearty=relu"), "RNN has no option 'nonlinearty'"),
         (("show", folder / "lstm.pt", *x, "--option", "proj_size=2"), "the weights have proj_size=0 (LSTM("),
-        (("show", folder / "lstm.pt", *x, "--option", "nonlinearity=relu"), "LSTM has no such option"),
+        (("show", folder / "lstm.pt", *x, "--option", "nonlinearity=relu"), "LSTM has no option 'nonl"),
         (("show", "--cell", f"{folder}/cells.py:Wrong"), "Wrong failed to run (RuntimeError: mat1 and mat2"),
         (("show", "--cell", f"{folder}/cells.py:Empty"), "Empty failed to run (NotImplementedError: Em"),
         (("show", folder / "whole.pt"), "refused, because loading it would run code"),
         (("show", folder / "cut.safetensors"), "not a safetensors file, or damaged"),
         (("show", folder / "w.safetensors", *x), "has 2 recurrent layers (encoder: GRU(3, 60"),
-        (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no', only encoder"),
+        (("show", folder / "w.safetensors", *x, "--layer", "no"), "no recurrent layer 'no' (available: enc"),
         (("show", folder / "tail.pt", "--input", folder / "text.csv"), "line 2, column 2: expected a number"),
         (("show", folder / "tail.pt", "--input", folder / "two.csv"), "2 columns, but the layer expects 3"),
         (("show", folder / "tail.pt", "--input", folder / "two.csv"), "with unrolled.record(model) as rec"),
@@ -323,6 +325,7 @@ def test_nan_weights_are_shown(run_here: Any, tmp_path: Path) -> None:
     assert "largest difference from torch.nn.LSTM: " in out
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m unrolled show --cell lstm --json | head -c 10"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
@@ -337,11 +340,13 @@ def test_an_interrupt_gives_no_traceback(run_here: Any, tmp_path: Path) -> None:
     assert run_here("show", "--cell", f"{tmp_path}/slow.py:Cell") == (130, "", "")
 
 
+@pytest.mark.slow
 def test_a_closed_standard_output_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", f"{sys.executable} -m unrolled show >&-"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal() -> None:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "unrolled", "show"], capture_output=True, env=environment)

@@ -106,7 +106,7 @@ def test_errors_are_one_line(page: Any, tmp_path: Path, capsys: Any, monkeypatch
             "latin.txt: expected UTF-8 text with one label per line",
         ),
         ((*html, "--labels", ""), "'' is not a file and has 0 characters"),
-        ((*html, "--steps", "0"), "--steps can't be combined with --html: a page always has all steps"),
+        ((*html, "--steps", "0"), "--steps can't be combined with --html: the page always shows all steps"),
         ((*html, "--as", "picture"), "argument --as: invalid choice: 'picture'"),
         ((*html, "--json"), "argument --json: not allowed with argument --html"),
         ((*html, "--watch"), "argument --watch: not allowed with argument --html"),
@@ -128,4 +128,4 @@ def test_errors_are_one_line(page: Any, tmp_path: Path, capsys: Any, monkeypatch
     assert out.startswith(
         f"Wrote {tmp_path}/page.html, an interactive page for RNN(2, 3, batch_first=True).\n"
     )
-    assert err == "unrolled: --open: no browser could be started; open the file yourself\n"
+    assert err == "unrolled: --open: can't start a browser; open the file manually\n"

@@ -24,7 +24,7 @@ from unrolled.tracing.color_scales import ColorScales
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
 RIGHT, LEFT, UP, DOWN, HOME, END, SHIFT_TAB = (f"\x1b[{letter}" for letter in "CDABHFZ")
-KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g G first, last"
+KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g/G first/last"
 
 
 def shows(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
@@ -42,7 +42,7 @@ def shows(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], b
         ):
             return False
         text = " ".join(" ".join(lines[name_lines[0] + 1 :]).split())
-        return text.startswith(part.explain(name, step, unit) if name in part.values else "the input of the")
+        return text.startswith(part.explain(name, step, unit) if name in part.values else "input of the")
 
     return check
 
@@ -52,6 +52,7 @@ def numbers(lines: list[str], name: str) -> list[float]:
     return [float(text) for text in re.findall(r"-?\d+\.\d{4}|nan|-?inf", line)]
 
 
+@pytest.mark.slow
 def test_the_keys_reach_every_number() -> None:
     layer, x = example.example(TORCH_CELLS["lstm"], None, 3, {})
     (part,) = ur.trace(layer, x).layers
@@ -121,6 +122,7 @@ def deep(tmp_path: Path) -> tuple[tuple[Any, ...], ur.Trace]:
     return arguments, ur.trace(model, torch.tensor(x, dtype=torch.float32))
 
 
+@pytest.mark.slow
 def test_scrolling_in_a_small_window(deep: Any) -> None:
     arguments, trace = deep
     with Terminal(arguments, 50, 9, NO_COLOR="1") as terminal:
@@ -154,6 +156,7 @@ def test_scrolling_in_a_small_window(deep: Any) -> None:
         assert terminal.exit_code() == 0
 
 
+@pytest.mark.slow
 def test_selected_steps_of_a_custom_cell(tmp_path: Path) -> None:
     (tmp_path / "cells.py").write_text(
         "import torch, unrolled as ur\n\n\n"
@@ -193,6 +196,7 @@ def test_signals_restore_the_terminal(number: signal.Signals) -> None:
         assert "Traceback" not in "".join(terminal.lines)
 
 
+@pytest.mark.slow
 def test_ctrl_z_pauses_and_fg_resumes() -> None:
     job = 'set -m; "$@"; echo paused; read line; fg; echo ended with $?'
     with Terminal(("/bin/sh", "-c", job, "sh", *COMMAND, "--watch")) as terminal:

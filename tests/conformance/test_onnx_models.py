@@ -19,6 +19,7 @@ ENGINES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @ENGINES
 def test_official_onnx_cases(engine: str) -> None:
     assert len(cases.official_cases()) == 18
@@ -26,6 +27,7 @@ def test_official_onnx_cases(engine: str) -> None:
         cases.check_official_cases(RecurrentNode)
 
 
+@pytest.mark.slow
 @ENGINES
 def test_random_models_in_onnx_runtime(engine: str) -> None:
     with ur.engine(engine):

@@ -27,6 +27,7 @@ def test_keras(name: str, engine: str) -> None:
         libraries.check_keras(name)
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("name", libraries.FLAX)
 def test_flax(name: str, engine: str) -> None:
@@ -38,6 +39,7 @@ def test_flax(name: str, engine: str) -> None:
 BIASED = {"keras": ("GRU",), "flax": ("GRU", "LSTM")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "change", "kind"),
     [

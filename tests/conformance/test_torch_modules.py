@@ -9,6 +9,7 @@ from helpers.layer_pairs import NEEDS_COMPILER
 OURS = {name: getattr(ur, name) for name in torch_modules.NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [pytest.param("native", marks=NEEDS_COMPILER), pytest.param("reference", marks=pytest.mark.exhaustive)],

@@ -90,6 +90,7 @@ def errors(kind: str, sizes: tuple[int, int, int, int], seed: int) -> dict[str, 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*LAYERS, "mgu", "peephole", pytest.param("normed", marks=pytest.mark.exhaustive)]
 )

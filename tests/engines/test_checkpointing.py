@@ -16,6 +16,7 @@ from unrolled.cli.bench import in_subprocess
 from unrolled.cli.bench.rows import Row
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
 @pytest.mark.parametrize("kind", LAYERS)
@@ -57,6 +58,7 @@ def test_invalid_arguments() -> None:
         layer(nn.utils.rnn.pack_sequence([x[:, 0]]), checkpoint=2)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_peak_memory_is_below_a_quarter_of_torchs() -> None:
     """For a long sequence and a layer of medium size."""

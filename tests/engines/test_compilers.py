@@ -24,6 +24,7 @@ from unrolled.engines.native.toolchain import build, cache, compiler, cpu
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
 
+@pytest.mark.slow
 def test_without_a_compiler_layers_fall_back_to_the_reference_engine() -> None:
     layers = "ur.LSTM(5, 19), ur.GRU(3, 8, 2, bidirectional=True)"
     done = run_python(compare_engines("auto", layers), PATH="")
@@ -33,6 +34,7 @@ def test_without_a_compiler_layers_fall_back_to_the_reference_engine() -> None:
     assert "Install one, or the ziglang package, which contains one (pip install ziglang)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_compilation_keeps_no_tensors_of_a_call_alive() -> None:
     """The error is cached, but not its traceback, whose frames refer to tensors."""
     code = """
@@ -112,6 +114,7 @@ def test_the_compiler_of_the_ziglang_package(cache_folder: Path) -> None:
     assert wide.stdout == "8\n" or "x86" not in cpu.system(), wide.stderr
 
 
+@pytest.mark.slow
 @X86_ONLY
 @pytest.mark.parametrize(
     ("arch", "lanes"),

@@ -73,6 +73,7 @@ def test_a_step_that_cannot_be_compiled_gives_one_warning() -> None:
             layer(x)
 
 
+@pytest.mark.slow
 def test_an_unsupported_backward_is_reported_in_the_forward() -> None:
     class Multiplied(ur.Cell):
         def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:

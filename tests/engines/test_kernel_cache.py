@@ -205,6 +205,7 @@ def test_a_damaged_library_is_rebuilt(damage: str) -> None:
     assert cache.read_metadata(library) is not None
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_many_processes_compile_a_library_once(cache_folder: Path, tmp_path: Path) -> None:
     cxx, calls = counting_compiler(tmp_path, before="sleep 2")  # so that they overlap
@@ -235,6 +236,7 @@ def test_threads_compile_a_library_once(tmp_path: Path) -> None:
     assert calls() == 1
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_a_forked_child_compiles_what_a_thread_of_its_parent_was_compiling(tmp_path: Path) -> None:
     cxx, _ = counting_compiler(tmp_path, before="sleep 2")
@@ -253,6 +255,7 @@ def test_a_forked_child_compiles_what_a_thread_of_its_parent_was_compiling(tmp_p
     assert done.stdout == "42 42\n", done.stderr
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_the_lock_of_a_killed_process_is_released() -> None:
     library = library_path()
@@ -301,6 +304,7 @@ def test_old_build_folders_of_killed_processes_are_removed(cache_folder: Path) -
     assert new.exists()  # another process may be using it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["with a space", "größe-核", 'it\'s "quoted" $HOME'])
 @NEEDS_SYSTEM_COMPILER
 def test_the_folder_can_have_any_name(tmp_path: Path, name: str) -> None:
@@ -327,6 +331,7 @@ def mount_namespace(command: str, **ids: int) -> tuple[str, ...]:
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["full", "read-only", "noexec"])
 @NEEDS_SYSTEM_COMPILER
 def test_an_unusable_disk_is_replaced_by_a_temporary_folder(
@@ -345,6 +350,7 @@ def test_an_unusable_disk_is_replaced_by_a_temporary_folder(
     assert not list(tmp_path.glob("unrolled-*"))  # the temporary folder is removed at the end
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_a_read_only_cache_that_has_the_kernels_is_used(cache_folder: Path) -> None:
     assert call_library() == 42
@@ -354,6 +360,7 @@ def test_a_read_only_cache_that_has_the_kernels_is_used(cache_folder: Path) -> N
     assert (done.stdout, done.stderr) == ("42\n", "")
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_without_a_writable_folder_layers_fall_back_to_the_reference_engine(
     cache_folder: Path, tmp_path: Path
@@ -369,6 +376,7 @@ def test_without_a_writable_folder_layers_fall_back_to_the_reference_engine(
     assert done.stderr.count("No space left on device") >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", [None, "", "/dev/null/home"])
 @NEEDS_SYSTEM_COMPILER
 def test_without_a_home_directory_kernels_are_compiled_to_a_temporary_folder(

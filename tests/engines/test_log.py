@@ -76,6 +76,7 @@ def test_all_stages_are_logged(cache: Path) -> None:
     assert engine[2] == "GRU: reference engine (selected)"
 
 
+@pytest.mark.slow
 def test_one_stage_with_cache_hits(cache: Path) -> None:
     run_with_log("", cache)  # fill the cache, even if this test runs alone
     _, output = run_with_log("build", cache)
@@ -96,6 +97,7 @@ def test_all_logs_each_line_once(cache: Path) -> None:
     assert text.count("GRU: reference engine (selected)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["import unrolled", CODE])
 def test_unknown_stages_give_one_warning(cache: Path, code: str) -> None:
     text, _ = run_with_log("graphs,engine,emitt", cache, code)

@@ -34,6 +34,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 2, 3])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_threads_split_the_rows(kind: str, time: int) -> None:
@@ -43,6 +44,7 @@ def test_threads_split_the_rows(kind: str, time: int) -> None:
         assert_close(ours(x), theirs(x), TOLERANCE[x.dtype])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from([*LAYERS, "mgu"]),
@@ -59,6 +61,7 @@ def test_any_size(
     assert_engines_agree(layer, torch.randn(time, batch, sizes[0], dtype=dtype).requires_grad_())
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from([*LAYERS, "mgu"]),
@@ -76,6 +79,7 @@ def test_packed_sequences(
         assert_engines_agree(PackedLayer(layer, lengths), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
 def test_bfloat16_is_at_least_as_accurate_as_the_reference(kind: str) -> None:
     layer = make_layer(kind, 9, 33, num_layers=2, dtype=torch.bfloat16)
@@ -117,6 +121,7 @@ def test_results_are_bit_identical(kind: str, dtype: torch.dtype) -> None:
                 assert torch.equal(layer(x[:, 7:9])[0], whole[:, 7:9])
 
 
+@pytest.mark.slow
 def test_vector_functions_are_within_two_units() -> None:
     """exp, sigmoid and tanh of floats of every magnitude and sign, and of special values."""
 

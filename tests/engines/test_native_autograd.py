@@ -32,6 +32,7 @@ def test_finite_differences(kind: str) -> None:
             assert check(lambda x, *_: tuple(tensors(layer(x))), (x, *layer.parameters()), fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "bidirectional"), list(itertools.product([1, 3], [False, True])))
 def test_stacked_layers_train_like_torch(layers: int, bidirectional: bool) -> None:
     ours, theirs = pair("lstm", 6, 10, num_layers=layers, bidirectional=bidirectional)
@@ -108,6 +109,7 @@ def test_batched_gradients(kind: str) -> None:
         assert_close(result, results[0], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [None, 10])
 def test_a_loss_that_is_kept_does_not_keep_saved_tensors(checkpoint: int | None) -> None:
     layer, x = ur.LSTM(4, 16), torch.randn(50, 8, 4)
@@ -131,6 +133,7 @@ def _elements_in_memory() -> int:
     return sum({value.data_ptr(): value.numel() for value in values}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("rnn", "gru")), "lstm"],

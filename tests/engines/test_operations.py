@@ -87,6 +87,7 @@ def layers() -> Iterator[dict[tuple[int, torch.dtype], Any]]:
         yield layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "dtype"), CASES, ids=lambda k: f"{GROUPS[k][0]} …" if isinstance(k, int) else str(k)
 )

@@ -42,6 +42,7 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "kernels"
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_prebuilt_kernels_work_without_a_compiler(cache_folder: Path, kernel_folder: Path) -> None:
     code = compare_engines("native", "ur.LSTM(5, 19), ur.GRU(3, 8, 2, bidirectional=True)")
@@ -54,6 +55,7 @@ def test_prebuilt_kernels_work_without_a_compiler(cache_folder: Path, kernel_fol
     assert not cache_folder.exists()
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_build_compiles_the_kernels_that_a_program_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -82,6 +84,7 @@ def test_build_compiles_the_kernels_that_a_program_uses(
     assert "score.py used no kernel" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @X86_ONLY
 @NEEDS_SYSTEM_COMPILER
 def test_the_best_supported_instruction_set_of_a_folder_is_used(kernel_folder: Path) -> None:
@@ -95,6 +98,7 @@ def test_the_best_supported_instruction_set_of_a_folder_is_used(kernel_folder: P
     assert configured.stdout == "x86-64 4\n"
 
 
+@pytest.mark.slow
 @X86_ONLY
 @NEEDS_SYSTEM_COMPILER
 def test_missing_kernels_are_compiled_for_the_instruction_set_of_the_folder(
@@ -140,6 +144,7 @@ def test_an_unusable_folder_gives_a_warning_with_the_reason(
         assert reason in folder.why_missing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["damaged", "other version", "other C library"])
 @NEEDS_SYSTEM_COMPILER
 def test_unusable_kernels_give_a_warning_with_the_reason(
@@ -219,7 +224,7 @@ def test_bad_arguments_of_build_give_one_line(tmp_path: Path, capsys: Any) -> No
     out = ["--out", str(tmp_path / "out")]
     for arguments, message in (
         (["build", "--cell", "lstm"], "the following arguments are required: --out"),
-        (["build", *out], "nothing to build: give WEIGHTS, --cell or --program"),
+        (["build", *out], "nothing to build: specify WEIGHTS, --cell or --program"),
         (["build", "--program", str(tmp_path / "fails.py"), *out], "fails.py failed: KeyError: 'x'"),
         (["build", "--program", str(tmp_path / "exits.py"), *out], "exits.py exited with no data"),
         (["build", "--program", str(tmp_path / "none.py"), *out], "none.py"),

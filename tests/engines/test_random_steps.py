@@ -283,10 +283,12 @@ def random_programs(seed: int, count: int, max_operations: int) -> list[Program]
     return [random_program(rng, max_operations) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_random_steps() -> None:
     run_programs(random_programs(0, PROGRAMS, max_operations=5))
 
 
+@pytest.mark.slow
 def test_programs_that_failed_before() -> None:
     """Run programs that once failed.
 

@@ -196,6 +196,7 @@ with torch.no_grad(), ur.engine("native"):
 """
 
 
+@pytest.mark.slow
 def test_missing_synchronization_is_reported(tmp_path: Path) -> None:
     """A correct loop, and one whose threads don't wait for one another after a step."""
     done = run(THREADS, tmp_path, "native", "-c", OWN_THREADS + RACE)

@@ -83,12 +83,14 @@ def layer_of(name: str, hidden: int, **arguments: Any) -> ur.Recurrent:
     return ur.Recurrent(CELLS[name], 2 * hidden if name == "GatedSum" else 6, hidden, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_columnwise_and_deferred_loops_are_detected(name: str) -> None:
     spec = registry.compiled(layer_of(name, 4)._first, torch.float32).inference.spec
     assert (spec.columnwise, spec.deferred) == (name in COLUMNWISE, name in DEFERRED)
 
 
+@pytest.mark.slow
 def test_columns_of_the_input_are_not_saved() -> None:
     """The backward reads the input itself instead of copies of its columns."""
 
@@ -104,6 +106,7 @@ def test_columns_of_the_input_are_not_saved() -> None:
     assert_engines_agree(layer, torch.randn(5, 3, 8, dtype=torch.float64).requires_grad_())
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(list(CELLS)),
@@ -120,6 +123,7 @@ def test_any_size(name: str, hidden: int, time: int, batch: int, threads: int, b
         assert_engines_agree(layer, x)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     name=st.sampled_from(["MinGRU", "SRU", "LRU", "HGRN", "Readout"]),
@@ -134,6 +138,7 @@ def test_unequal_lengths(name: str, hidden: int, lengths: list[int], threads: in
         assert_engines_agree(PackedLayer(layer, lengths), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "hidden"), [(1, 1), (1, 16), (3, 40), (20, 16)])
 @pytest.mark.parametrize("name", ["MinGRU", "SRU", "IndRNN", "LRU", "Readout", "GatedSum"])
 def test_results_are_bit_identical_for_all_threads_and_splits(name: str, batch: int, hidden: int) -> None:

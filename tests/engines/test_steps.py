@@ -319,6 +319,7 @@ class WithTensors(Base):
         return torch.tanh(torch.where(self.signs, v, -v) * self.scale)
 
 
+@pytest.mark.slow
 def test_tensor_attributes_are_read_at_every_call() -> None:
     layer, other = ur.Recurrent(WithTensors, 3, 8), ur.Recurrent(WithTensors, 3, 8)
     x = torch.randn(3, 2, 3, requires_grad=True)
@@ -362,6 +363,7 @@ def test_tensor_attributes_are_read_at_every_call() -> None:
             assert_close(output, layer(x)[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_cumsum_of_infinity_and_nan() -> None:
     class Cumsum(ur.Cell):
         def step(self, x, h):

@@ -54,6 +54,7 @@ def test_forked_child_has_its_own_pool() -> None:
         assert torch.equal(layer(x)[0], expected)
 
 
+@pytest.mark.slow
 def test_own_threads_give_the_same_bits_as_openmp(tmp_path: Path) -> None:
     """The pool uses its own threads if torch's OpenMP runtime can't be found."""
     code = (

@@ -95,6 +95,7 @@ def test_compiled_to_one_graph_for_all_lengths_and_batch_sizes(name: str) -> Non
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_compiled_model_by_inductor_with_and_without_gradients() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -159,6 +160,7 @@ assert torch.equal(loaded(x)[0], expected), "the result differs"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_exported_with_dynamic_sizes_and_loaded_in_a_new_process(tmp_path: Path, strict: bool) -> None:
     layer = ur.LSTM(INPUT, HIDDEN, 2, batch_first=True, bidirectional=True).eval()
@@ -178,6 +180,7 @@ def test_exported_with_dynamic_sizes_and_loaded_in_a_new_process(tmp_path: Path,
     assert_same_in_new_process(tmp_path / "layer.pt2", x, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # about checks of sizes, as in torch.nn
 def test_traced_and_loaded_in_a_new_process(tmp_path: Path) -> None:
     layer = ur.GRU(INPUT, HIDDEN, 2).eval()
@@ -196,6 +199,7 @@ def assert_same_in_new_process(path: Path, x: Tensor, expected: Tensor) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @EACH_LAYER
 def test_operators_pass_torchs_opcheck(name: str) -> None:
     layer, x = LAYERS[name](), torch.randn(3, 2, INPUT)
@@ -254,6 +258,7 @@ def assert_same_by_reference(actual: Any, compute: Callable[[], Any]) -> None:
     assert_close(leaves(actual), leaves(expected), 1e-10)
 
 
+@pytest.mark.slow
 def test_per_sample_gradients_are_native(case: Any) -> None:
     _, loss, parameters, x = case
     samples = x.unsqueeze(2)

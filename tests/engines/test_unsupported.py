@@ -199,6 +199,7 @@ def test_dropout_in_a_step_falls_back_in_training() -> None:
         type("Taken", (ur.Cell,), {"training": True})
 
 
+@pytest.mark.slow
 def test_too_many_pieces() -> None:
     class Flip(ur.Cell):
         def step(self, x, h):

@@ -129,6 +129,7 @@ def check(comparisons: list[Comparison]) -> None:
         assert comparison.lane_dependent == 0, f"bits depend on the lane: {comparison}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [*UNARY, *BINARY])
 def test_float32_is_within_two_units(programs: Programs, function: str) -> None:
     check(programs.compare("float", function, stride=1009, random=200_000))
@@ -142,6 +143,7 @@ def test_every_float32_is_within_two_units(programs: Programs, function: str) ->
     check(comparisons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [*IN_FLOAT64, *sorted(EXACT)])
 def test_float64_is_within_two_units(programs: Programs, function: str) -> None:
     """Compared with ``long double``, if it is more precise."""
@@ -157,6 +159,7 @@ def test_all_supported_functions_are_compared() -> None:
     assert called - not_compared <= {*UNARY, *BINARY}
 
 
+@pytest.mark.slow
 def test_special_values_are_those_of_torch(programs: Programs) -> None:
     numbers = [0.0, 1e-45, 1e-40, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 100.0, 3e38, torch.inf]
     specials = torch.tensor([*numbers, *(-n for n in numbers), torch.nan])

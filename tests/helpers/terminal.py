@@ -17,9 +17,11 @@ import pyte
 
 TIMEOUT = 300.0  # seconds; long enough for a busy machine
 # The command runs in a new session with the pseudo-terminal as its controlling one, so that Ctrl-C works.
+# Signals that a parent ignores, as nohup does, are handled again.
 LAUNCH = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    "for number in (signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
 )
 # Environment variables of the user that would change the output.
 OUTPUT_VARIABLES = ("COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR")

@@ -51,6 +51,7 @@ class NoCallModel(TwoCallsModel):
         return x
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @settings(max_examples=40, deadline=None)
 @given(

@@ -60,6 +60,7 @@ def test_finds_every_recurrent_layer(tmp_path: Path) -> None:
         assert_close(layers[f"{prefix}encoder"](x), model.encoder(x), 1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     kind=st.sampled_from([kind for kind in LAYERS if kind != "rnn-relu"]),

@@ -30,6 +30,7 @@ STANDARD = ("RNN", "GRU", "LSTM", "reset before")
 SAMPLED = ("RNN", "GRU", "peepholes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in SAMPLED else pytest.param(name, marks=pytest.mark.exhaustive) for name in CASES]
 )
@@ -62,6 +63,7 @@ def test_onnx_runtime_gives_the_same_outputs(name: str, tmp_path: Path) -> None:
                 numpy.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_float64_export_and_round_trip() -> None:
     layer = ur.GRU(4, 5, dtype=torch.float64)
     session = onnxruntime.InferenceSession(
@@ -74,6 +76,7 @@ def test_float64_export_and_round_trip() -> None:
     assert torch.equal(node(x.float())[0].squeeze(1), single(x.float())[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [ur.cells.GRU, MGU])
 def test_parametrized_and_pruned_weights(cell: Any) -> None:
     layer, x = ur.Recurrent(cell, 4, 5), torch.randn(5, 2, 4)

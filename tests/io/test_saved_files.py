@@ -98,6 +98,7 @@ def test_exported_programs(name: str) -> None:
         assert_close(module(*inputs), expected, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONNX)
 def test_onnx_models(name: str) -> None:
     """Written by the version before, run by ONNX Runtime; read by us where we read this operator."""

@@ -16,6 +16,7 @@ from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, assert_close, pair, tens
 # --- all states ---
 
 
+@pytest.mark.slow
 @ENGINES
 def test_all_states_match_torchs_cells(engine: str) -> None:
     layer = ur.LSTM(INPUT, HIDDEN, 2, dtype=torch.float64)
@@ -44,6 +45,7 @@ def test_all_states_match_torchs_cells(engine: str) -> None:
     assert torch.equal(h, states["h"][:, -1])
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("kind", LAYERS)
 def test_all_states_have_the_layout_of_the_input(engine: str, kind: str) -> None:
@@ -73,6 +75,7 @@ def test_results_with_all_states_may_be_changed_in_place() -> None:
 # --- transforms ---
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_compile_and_vmap() -> None:
     layer, x = ur.LSTM(INPUT, HIDDEN, bidirectional=True), torch.randn(6, 5, INPUT)
@@ -137,6 +140,7 @@ def test_invalid_options(options: dict[str, Any], error: type[Exception], messag
             layer(x, **options, checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 def test_invalid_lengths_in_compiled_code() -> None:
     layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT)
     compiled = torch.compile(
@@ -157,6 +161,7 @@ def test_options_without_support_for_unbatched_and_packed_sequences() -> None:
             layer(packed, **options)
 
 
+@pytest.mark.slow
 @ENGINES
 def test_all_states_of_streams_and_frozen_layers(engine: str) -> None:
     layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(4, 2, INPUT)

@@ -42,6 +42,7 @@ def class_names(model: nn.Module) -> list[str]:
     return [f"{type(m).__module__.split('.')[0]}.{type(m).__name__}" for m in model.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_converting_a_model_keeps_results_and_parameters(training: bool) -> None:
     model = Tagger().train(training)
@@ -70,6 +71,7 @@ def test_converting_a_model_keeps_results_and_parameters(training: bool) -> None
     assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [LAYERS, CELLS], ids=["layers", "cells"])
 def test_every_class_by_itself(table: Any) -> None:
     for ours, theirs, options in table.values():
@@ -201,6 +203,7 @@ def test_an_error_leaves_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) ->
     assert list(model) == modules
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # importing transformers gives warnings
 def test_a_speech_codec_from_transformers() -> None:
     from transformers import EncodecConfig, EncodecModel

@@ -136,6 +136,7 @@ def test_empty_batch(kind: str) -> None:
     assert (final[0] if layer.mode == "LSTM" else final).shape[:2] == (4, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [False, True], ids=["grad", "gradgrad"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_finite_differences(kind: str, second: bool) -> None:

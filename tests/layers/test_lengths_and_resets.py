@@ -34,6 +34,7 @@ SHAPED = pytest.mark.parametrize(
 # --- lengths ---
 
 
+@pytest.mark.slow
 @ENGINES
 @SHAPED
 def test_lengths_match_packed_sequences_in_torch(
@@ -71,6 +72,7 @@ def test_empty_rows_and_full_rows(engine: str) -> None:
         assert layer(x[:, :0], lengths=[])[0].shape == (3, 0, 2 * HIDDEN)
 
 
+@pytest.mark.slow
 @ENGINES
 def test_padding_has_no_effect(engine: str) -> None:
     layer, lengths = ur.GRU(INPUT, HIDDEN, 2, bidirectional=True), torch.tensor([2, 0, 3])
@@ -92,6 +94,7 @@ def test_padding_has_no_effect(engine: str) -> None:
 # --- resets ---
 
 
+@pytest.mark.slow
 @ENGINES
 @SHAPED
 def test_resets_match_separate_episodes(
@@ -136,6 +139,7 @@ def test_resets_match_separate_episodes(
         assert_same_with_gradients(layer, (output, list(tensors(final))), expected, leaves)
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("initial_state", ["zeros", "learned"])
 def test_resets_in_a_sequence_in_pieces(engine: str, initial_state: str) -> None:
@@ -180,6 +184,7 @@ class Model(nn.Module):
         return self.layer(x, resets=resets)[0]
 
 
+@pytest.mark.slow
 @ENGINES
 def test_no_gradient_flows_past_a_reset(engine: str) -> None:
     layer, x = ur.GRU(INPUT, HIDDEN, 2), torch.randn(6, INPUT, requires_grad=True)
@@ -190,6 +195,7 @@ def test_no_gradient_flows_past_a_reset(engine: str) -> None:
     assert x.grad[4:].all()
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("checkpoint", [None, 2])
 def test_second_gradients_with_resets(checkpoint: int | None) -> None:
@@ -205,6 +211,7 @@ def test_second_gradients_with_resets(checkpoint: int | None) -> None:
     assert_close(by_engine[0], by_engine[1], 1e-10)
 
 
+@pytest.mark.slow
 @ENGINES
 def test_lengths_resets_and_all_states_together(engine: str) -> None:
     layer = ur.LSTM(INPUT, HIDDEN, 2, bidirectional=True, dtype=torch.float64)

@@ -40,8 +40,14 @@ def random_state(layer: Any, form: str, batch: int, dtype: torch.dtype) -> Any:
     return h, torch.randn(count, *rows, layer.hidden_size, dtype=dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", FORMS)
+FAST = {("batched", torch.float64), ("packed", torch.float32)}
+FORMS_AND_DTYPES = [
+    pytest.param(form, dtype, marks=() if (form, dtype) in FAST else pytest.mark.slow)
+    for form, dtype in itertools.product(FORMS, (torch.float32, torch.float64))
+]
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS_AND_DTYPES)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_all_combinations_of_options(kind: str, form: str, dtype: torch.dtype) -> None:
     grid = itertools.product([1, 3], [True, False], [True, False], [True, False], [True, False])
@@ -89,6 +95,7 @@ def test_dropout_draws_the_same_mask(kind: str, form: str) -> None:
     assert not torch.equal(next(tensors(actual)), next(tensors(ours(x))))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(sorted(LAYERS)),

@@ -35,6 +35,7 @@ def random_input(time: int = 5, batch: int = 3) -> Tensor:
 # --- initial states ---
 
 
+@pytest.mark.slow
 @ENGINES
 def test_learned_initial_states(engine: str) -> None:
     layer = ur.Recurrent(
@@ -76,6 +77,7 @@ def test_a_stream_starts_from_the_learned_state() -> None:
 # --- zoneout ---
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 def test_zoneout_in_eval_mode_is_the_expected_value(engine: str, cell: str) -> None:
@@ -93,6 +95,7 @@ def test_zoneout_in_eval_mode_is_the_expected_value(engine: str, cell: str) -> N
         assert_close(layer(x)[0], torch.stack(expected), 1e-12)
 
 
+@pytest.mark.slow
 @ENGINES
 def test_zoneout_in_training_keeps_values_at_the_given_rate(engine: str) -> None:
     layer, x = layer_of("LSTM", zoneout={"h": 0.3, "c": 0.6}), random_input(200, 20)
@@ -111,6 +114,7 @@ def test_zoneout_in_training_keeps_values_at_the_given_rate(engine: str) -> None
 # --- dropout with one mask for all time steps ---
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 def test_recurrent_dropout_only_affects_products(engine: str, cell: str) -> None:
@@ -170,6 +174,7 @@ def test_variational_dropout_zeroes_the_same_features_in_every_step(engine: str,
         assert_close(layer(x, lengths=lengths), without_regularization(layer)(x, lengths=lengths), 1e-12)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_both_engines_agree_with_all_options(bidirectional: bool) -> None:

@@ -40,6 +40,7 @@ def test_user_texts_are_escaped(open_page: OpenPage) -> None:
     assert tab.locator("script").count() == 2
 
 
+@pytest.mark.slow
 def test_labels_sizes_and_messages(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)), labels=["a", " ", "b\n", "\t"], width=1280)
     assert tab.locator(".column .in").all_text_contents() == ["a", "␣", "b⏎", "⇥"]
@@ -76,6 +77,7 @@ def test_gradients_and_the_comparison_with_torch(open_page: OpenPage) -> None:
     assert text.startswith("torch.nn.LSTM gives the same result")
 
 
+@pytest.mark.slow
 def test_gradients_that_are_exactly_zero_are_marked(open_page: OpenPage) -> None:
     t = ur.trace(ur.LSTM(2, 3), torch.randn(12, 2)).backward(lambda output: output[8].sum())
     tab = open_page(t, width=1280)
@@ -121,6 +123,7 @@ def test_labels_images_rows_and_lengths(open_page: OpenPage) -> None:
     assert tab.locator(".explanation h3").text_content() == f"x₁[2] = {format_number(t['x'][1, 0, 2].item())}"
 
 
+@pytest.mark.slow
 def test_large_trace_is_sampled_with_a_note(open_page: OpenPage, tmp_path: Path) -> None:
     t = ur.trace(ur.LSTM(4, 40), torch.randn(600, 4))
     with pytest.warns(UserWarning, match=r"contains (\d+) of the 600 time steps of layer 0, forward"):
@@ -219,6 +222,7 @@ def test_notebook_widget_shows_the_same_values(browser: Any) -> None:
     tab.close()
 
 
+@pytest.mark.slow
 def test_notebook_shows_the_page_in_a_frame_without_anywidget(browser: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
     monkeypatch.delitem(__import__("sys").modules, "unrolled.page.widget", raising=False)

@@ -55,6 +55,7 @@ READ_ALL_CELLS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=pytest.mark.exhaustive if kind in SLOW else ()) for kind in LAYERS],
@@ -94,6 +95,7 @@ numbers = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_numbers_are_formatted_as_in_python(browser: Any) -> None:
     tab = browser.new_page()
     tab.add_script_tag(
@@ -150,6 +152,7 @@ def test_operands_are_highlighted_and_can_be_followed(open_page: OpenPage) -> No
     assert tab.locator(".explanation h3").text_content() == "h₁[1] = 0.9556"
 
 
+@pytest.mark.slow
 def test_unnamed_intermediates_are_traced_to_named_values(open_page: OpenPage) -> None:
     t = ur.trace(ur.Recurrent(Awkward, 2, 4), torch.randn(3, 2)).backward(torch.sum)
     tab = open_page(t)
@@ -190,6 +193,7 @@ def test_arithmetic_uses_the_recorded_values_of_named_quantities() -> None:
     assert f"({format_number(noise)} - {format_number(x)})" in t.explain("clear", 1, 1)
 
 
+@pytest.mark.slow
 def test_explanations_link_to_the_previous_step_and_the_layer_below(open_page: OpenPage) -> None:
     layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True)
     t = ur.trace(layer, torch.randn(3, 2))
@@ -220,6 +224,7 @@ def test_explanations_link_to_the_previous_step_and_the_layer_below(open_page: O
         assert text.text_content() == arithmetic
 
 
+@pytest.mark.slow
 def test_backward_direction_starts_at_the_last_step_with_arrows_to_the_left(open_page: OpenPage) -> None:
     t = ur.trace(ur.GRU(2, 3, bidirectional=True), torch.randn(3, 2))
     tab = open_page(t)

@@ -14,6 +14,7 @@ from unrolled.tracing.explain import format_number
 pytestmark = needs_browser
 
 
+@pytest.mark.slow
 def test_keys_buttons_slider_and_playing(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)))
     step_label = tab.locator(".step-label")
@@ -101,6 +102,7 @@ def test_values_of_parameter_images_can_be_read(open_page: OpenPage) -> None:
     assert figure.locator(".mark").count() == 1
 
 
+@pytest.mark.slow
 def test_wide_layers_have_pages_of_columns(open_page: OpenPage) -> None:
     t = ur.trace(ur.RNN(20, 70), torch.randn(2, 20))
     tab = open_page(t, width=1280)

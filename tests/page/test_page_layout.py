@@ -16,6 +16,7 @@ from unrolled.tracing.explain import format_number
 pytestmark = needs_browser
 
 
+@pytest.mark.slow
 def test_printing_uses_the_light_theme_and_cuts_nothing_off(open_page: OpenPage) -> None:
     # the width of A4 without its margins
     tab = open_page(ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), "dark", width=718)
@@ -52,6 +53,7 @@ def test_long_names_do_not_widen_the_page(open_page: OpenPage) -> None:
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 def test_large_quantities_have_their_own_color_scale(open_page: OpenPage) -> None:
     t = grown_trace()
     tab = open_page(t)
@@ -68,6 +70,7 @@ def test_large_quantities_have_their_own_color_scale(open_page: OpenPage) -> Non
         assert color == pytest.approx(red, abs=12), name
 
 
+@pytest.mark.slow
 def test_themes_and_a_narrow_window(open_page: OpenPage) -> None:
     t = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
     tab = open_page(t, scheme="dark", width=360)
@@ -95,6 +98,7 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast_with_its_color(scheme: str, open_page: OpenPage) -> None:
     x = torch.linspace(-1, 1, 24).unsqueeze(0)
@@ -130,6 +134,7 @@ def test_nan_and_infinity_have_their_own_colors(open_page: OpenPage) -> None:
     assert tab.locator(".color-scale").text_content().startswith("-")  # of finite values
 
 
+@pytest.mark.slow
 def test_subscripts_are_aligned_and_long_lines_wrap(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.Recurrent(Awkward, 2, 4), torch.randn(2, 2)), width=360)
     assert tab.locator("ol.code").evaluate("(list) => list.scrollWidth <= list.clientWidth")
@@ -145,6 +150,7 @@ ALL_VISIBLE = """(cells) => cells.every((cell) => {
   return box.left >= frame.left && box.right <= frame.right + 1 && box.right <= innerWidth; })"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_columns_fit_the_width_and_blocks_are_aligned(width: int, open_page: OpenPage) -> None:
     t = grown_trace()
@@ -177,6 +183,7 @@ def test_columns_fit_the_width_and_blocks_are_aligned(width: int, open_page: Ope
     assert tab.locator('td[data-key="quantity f"][data-index="11"]').is_visible()
 
 
+@pytest.mark.slow
 def test_explanation_stays_visible(open_page: OpenPage) -> None:
     tab = open_page(grown_trace(), width=1280)
     box = tab.locator(".explanation")

@@ -218,6 +218,7 @@ def test_norms_that_are_zero_or_not_finite_are_marked_outside_of_the_scale() -> 
     assert all(steps == [0, 1, 2, 3, 4] for _, steps, _ in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x", [(9, 1e-200, 1e-120, 0), (9, 1e200, 1e100), (9, 1e-160, 1e-160), (1,)])
 def test_gradient_norms_at_the_limits_of_float64(x: tuple[float, ...]) -> None:
     ax = scaled_trace(*x).plot("gradient")

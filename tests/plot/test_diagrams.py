@@ -43,6 +43,7 @@ def format_values(values: torch.Tensor) -> str:
     return "\n".join(f"{value:.4f}" for value in values.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", ["one state", "two states", "own cell", "long and wide", "projected"])
 @pytest.mark.parametrize("size", [None, (4, 3)])
 def test_texts_and_arrows_of_diagrams_do_not_overlap(trace: str, size: tuple[float, float] | None) -> None:

@@ -58,6 +58,7 @@ PLOTS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", TRACES)
 @pytest.mark.parametrize("kind", PLOTS)
 def test_every_plot_saves_and_leaves_pyplot_alone(kind: str, trace: str) -> None:
@@ -86,6 +87,7 @@ def test_figure_has_a_png_representation_for_notebooks(walkthrough: ur.Trace) ->
     assert width > size["width"]
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported() -> None:
     code = """if True:
         import sys, torch, unrolled as ur

@@ -39,6 +39,7 @@ def with_marks(page: str) -> Any:
     return pytest.param(page, marks=NEEDS_COMPILER if page in NEEDING_COMPILER else ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [with_marks(name) for name, text in PAGES.items() if CODE.search(text)])
 def test_code_prints_what_the_page_shows(page: str, tmp_path: Path) -> None:
     """Run all blocks of a page in order, and compare the output of each with the text block after it."""
@@ -66,6 +67,7 @@ def commands() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_command(command: str, tmp_path: Path) -> None:
     model = nn.ModuleDict({"encoder": nn.LSTM(3, 4, num_layers=2), "decoder": nn.GRU(4, 5)})
@@ -77,6 +79,7 @@ def test_command(command: str, tmp_path: Path) -> None:
     assert "LSTM" in process.stdout or "RNN(" in process.stdout
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_the_compiler_prints_what_its_page_shows(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(CODE.findall(PAGES["compiler"])[0][0])
@@ -133,6 +136,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
+@pytest.mark.slow
 def test_the_site_works_offline_and_has_no_broken_links(site: Path) -> None:
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert len(pages) > len(PAGES)

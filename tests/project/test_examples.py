@@ -45,6 +45,7 @@ def finished(tmp_path_factory: Any) -> tuple[Path, str]:
     return runs, done.stdout
 
 
+@pytest.mark.slow
 def test_digits_prints_accuracy_baseline_and_files(finished: tuple[Path, str]) -> None:
     runs, out = finished
     result = json.loads((runs / "digits_lstm.json").read_text())
@@ -57,6 +58,7 @@ def test_digits_prints_accuracy_baseline_and_files(finished: tuple[Path, str]) -
         assert str(runs / name) in out
 
 
+@pytest.mark.slow
 def test_the_printed_command_shows_the_trained_layer(finished: tuple[Path, str]) -> None:
     runs, out = finished
     commands = [line.split() for line in out.splitlines() if "unrolled show" in line]
@@ -73,6 +75,7 @@ def test_the_printed_command_shows_the_trained_layer(finished: tuple[Path, str])
     torch.testing.assert_close(torch.tensor(data["output"]), reference(x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
 def test_a_killed_run_resumes_with_the_same_result(
     finished: tuple[Path, str], tmp_path: Path, delay: float
@@ -98,6 +101,7 @@ def test_a_killed_run_resumes_with_the_same_result(
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_one_line(tmp_path: Path) -> None:
     process = processes.start(*command("digits.py", tmp_path, "--epochs", 400, "--hidden", 16))
     while process.poll() is None and not (tmp_path / "digits_lstm.pt").exists():
@@ -110,12 +114,14 @@ def test_ctrl_c_prints_one_line(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "digits_lstm.pt")["epoch"] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_train(finished: tuple[Path, str]) -> None:
     done = run("digits.py", finished[0], "--epochs", 10, "--hidden", 16)
     assert done.returncode == 0
     assert "Nothing left to train" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_unusable_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
     content = (finished[0] / "digits_lstm.pt").read_bytes()
     for damaged, epochs, message in (
@@ -136,6 +142,7 @@ def test_an_unusable_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> N
     assert "expected a positive integer, got 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_sunspots(tmp_path: Path) -> None:
     done = run("sunspots.py", tmp_path, "--epochs", 60)
     assert done.returncode == 0, done.stderr
@@ -150,6 +157,7 @@ def test_sunspots(tmp_path: Path) -> None:
     assert errors["layer"] < errors["same as last year"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [pytest.param([], marks=pytest.mark.exhaustive, id="ddp"), pytest.param(["--sharded"], id="sharded")],
@@ -170,6 +178,7 @@ def test_several_processes_have_the_gradients_of_one(options: list[str], tmp_pat
     assert last < first
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Lightning triggers warnings in torch
 def test_lightning_trains_like_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -194,6 +203,7 @@ def test_lightning_trains_like_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(training.model.state_dict()[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_folder_is_classified_in_parts(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def execute(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shorten
     return notebook
 
 
+@pytest.mark.slow
 def test_outputs_match_the_stored_ones(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shortened = path.stem in SHORTENED
     notebook = execute(path, tmp_path, monkeypatch, shortened)

@@ -39,6 +39,7 @@ def test_snippet(snippet: str, tmp_path: Path) -> None:
         assert shown in done.stdout
 
 
+@pytest.mark.slow
 def test_the_snippets_cell_opens_in_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "FILE.py").write_text(next(text for text in SNIPPETS if "class MGU" in text))
     (command,) = re.findall(r"`(unrolled show --cell FILE.*?)`", README)
@@ -58,6 +59,7 @@ def test_command(command: str, tmp_path: Path) -> None:
     assert "LSTM" in done.stdout or "RNN(" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_that_is_watched() -> None:
     (command,) = re.findall(r"^\$ (.* --watch)$", README, re.MULTILINE)
     with Terminal([BIN / "unrolled", *shlex.split(command)[1:]]) as terminal:
@@ -66,6 +68,7 @@ def test_the_command_that_is_watched() -> None:
         assert terminal.exit_code() == 0
 
 
+@pytest.mark.slow
 def test_make_demo(tmp_path: Path) -> None:
     assert "make demo" in README
     command = ["make", "demo", f"BIN={BIN}", "DEMO_READY=", f"RUNS={tmp_path / 'runs'}"]

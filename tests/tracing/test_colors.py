@@ -69,6 +69,7 @@ def test_colors_only_add_legends(trace: ur.Trace) -> None:
     assert "\x1b[" not in plain
 
 
+@pytest.mark.slow
 def test_terminal_with_256_colors() -> None:
     plain = processes.run(*COMMAND[1:], env={**os.environ, "COLUMNS": "80"})
     with Terminal(COMMAND, 80, 90) as terminal:

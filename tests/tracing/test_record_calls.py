@@ -21,6 +21,7 @@ from helpers.recorded_models import Model
 from unrolled.tracing import record as record_module
 
 
+@pytest.mark.slow
 def test_call_options_and_unsupported_calls() -> None:
     layer, x = ur.GRU(3, 4, dropout=0.3, num_layers=2), torch.randn(6, 3, 3)
     with ur.record(layer, gradients=True) as rec:

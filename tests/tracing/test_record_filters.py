@@ -113,6 +113,7 @@ def _fast_garbage_collection() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fast_garbage_collection")
 def test_memory() -> None:
     time, batch, hidden = 24, 6, 32
@@ -180,6 +181,7 @@ def test_memory() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fast_garbage_collection")
 @pytest.mark.parametrize("filters", [None, {}, {"steps": [1], "rows": [0]}])
 def test_memory_is_freed_without_the_garbage_collector(filters: dict[str, Any] | None) -> None:

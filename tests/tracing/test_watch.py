@@ -98,6 +98,7 @@ def test_warning_without_records() -> None:
         raise KeyError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reached", [False, True])
 def test_no_tensor_of_a_call_is_kept_alive(reached: bool) -> None:
     layer, x = nn.LSTM(3, 4), torch.randn(5, 2, 3) * 1

@@ -24,8 +24,8 @@ from unrolled.layers.torch_layers import LAYERS
 
 TORCH_CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 ALL_CELLS: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
-CELL_HELP = f"{', '.join(TORCH_CELLS)}, another cell of unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
-OPTION_HELP = "option of the cell, such as nonlinearity=relu; can be repeated"
+CELL_HELP = f"{', '.join(TORCH_CELLS)}, another cell in unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
+OPTION_HELP = "cell option, such as nonlinearity=relu; can be repeated"
 
 
 class UsageError(Exception):
@@ -46,7 +46,7 @@ def parse_cell(text: str, option: str = "--cell") -> type[Cell]:
         return ALL_CELLS[text.lower()]
     location, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
     if not location:
-        raise UsageError(f"{option}: expected {CELL_HELP}, got {text!r}")
+        raise UsageError(f"{option}: unknown cell {text!r}; expected {CELL_HELP}")
     try:
         module = (
             _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
@@ -57,7 +57,7 @@ def parse_cell(text: str, option: str = "--cell") -> type[Cell]:
     if not _is_cell(value):
         defined = ", ".join(key for key, value in vars(module).items() if _is_cell(value)) or "none"
         problem = f"has no subclass of unrolled.Cell named {name!r}" if name else "must be followed by :CLASS"
-        raise UsageError(f"{option}: {location} {problem} (cells in it: {defined})")
+        raise UsageError(f"{option}: {location} {problem} (cells found: {defined})")
     cell: type[Cell] = value
     return cell
 
@@ -100,9 +100,8 @@ def check_options(options: dict[str, Any], cells: list[type[Cell]]) -> None:
     known = dict.fromkeys(name for cell in cells for name in cell.options())
     for name, value in options.items():
         if name not in known:
-            subject = f"{cells[0].__name__} has" if len(cells) == 1 else "these cells have"
-            available = f"available: {', '.join(known)}" if known else "available: none"
-            raise UsageError(f"--option {name}: {subject} no such option ({available})")
+            subject = f"{cells[0].__name__} has no" if len(cells) == 1 else "none of the cells has an"
+            raise UsageError(f"--option: {subject} option {name!r} (available: {', '.join(known) or 'none'})")
         if not any(accepts_option(cell, name, value) for cell in cells):
             next(cell for cell in cells if name in cell.options()).check_options({name: value})
 
@@ -124,7 +123,7 @@ def read_layers(path: Path, cells: list[type[Cell]], options: dict[str, Any]) ->
     layers = find_layers(weights, cells, options)
     if not layers:
         keys = recurrent_keys(weights, cells)
-        parts = f"; {', '.join(keys[:3])} look like parts of one, but other parts are missing" if keys else ""
+        parts = f"; found {', '.join(keys[:3])}, but other parameters are missing" if keys else ""
         custom = "" if cells else "; for a custom cell, add --cell FILE.py:CLASS"
         raise UsageError(f"{path}: no recurrent layer found{parts}{custom}")
     return layers

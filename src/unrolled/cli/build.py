@@ -47,18 +47,19 @@ def build_kernels(
             label = f"{entry['layer']}: {entry['cell']}, {entry['dtype']}"
             if entry["inference"]["engine"] != "native":
                 raise ValueError(f"{label} can't be compiled: {entry['inference']['why']}")
-            modes = "inference"
-            if training:
-                compiled = entry["training"]["engine"] == "native"
-                modes += " and training" if compiled else f"; not training: {entry['training']['why']}"
+            modes = "inference only"
+            if training and entry["training"]["engine"] == "native":
+                modes = "inference and training"
+            elif training:
+                modes += f"; training can't be compiled: {entry['training']['why']}"
             console.print(f"{label}: {modes}")
         if program:
             _run_program(program)
             if not build.requested_sources():
                 raise ValueError(
-                    f"{program[0]} used no kernel; its layers, if any, ran on the reference engine"
+                    f"{program[0]} used no kernels: it ran no layers, or only on the reference engine"
                 )
-            console.print(f"{program[0]}: all kernels that it used", soft_wrap=True)
+            console.print(f"{program[0]}: all kernels that it uses", soft_wrap=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unusable kernel cache doesn't matter here
             libraries = export.save(build.requested_sources(), folder, archs)
@@ -66,7 +67,7 @@ def build_kernels(
         raise ValueError(str(error)) from None
     size = sum(path.stat().st_size for path in libraries)
     console.print(
-        f"Wrote {doctor.format_count(len(libraries))} for {', '.join(archs)} ({doctor.format_size(size)}) "
+        f"Wrote {doctor.format_count(len(libraries))} ({', '.join(archs)}; {doctor.format_size(size)}) "
         f"to {folder}.\n"
         f"To use them, set {prebuilt.VARIABLE}={folder.absolute()}",
         soft_wrap=True,

@@ -120,7 +120,7 @@ def print_report(console: Console, data: dict[str, Any]) -> None:
         table.add_row(title, "\n".join(lines))
     console.print(table)
     if data["layers"]:
-        console.print(Text('\nLayers, with engine("auto")', style="bold"))
+        console.print(Text('\nEngine of each layer with engine("auto")', style="bold"))
         for entry in data["layers"]:
             console.print(Padding(Text(_format_layer(entry)), (0, 0, 0, 2)))
 
@@ -178,7 +178,7 @@ def _threads() -> dict[str, Any]:
 def _cache() -> dict[str, Any]:
     folder = cache.user_folder()
     if folder is None:
-        reason = "no cache folder, because there is no home directory"
+        reason = "no cache folder because there is no home directory"
         return {"folder": None, "libraries": 0, "bytes": 0, "writable": False, "trouble": reason}
     trouble = cache.why_unsafe(folder)
     libraries, size = cache.size(folder) if trouble is None else (0, 0)
@@ -211,20 +211,22 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
     """Format the report on the machine as lines by section title."""
     versions, processor, threads = data["versions"], data["processor"], data["threads"]
     kernel = data["kernel"]
+    cores = "1 core" if threads["cores"] == 1 else f"{threads['cores']} cores"
     sections = {
         "Unrolled": [
             versions["unrolled"],
             f"Python {versions['python']}, torch {versions['torch']}, NumPy {versions['numpy']}",
         ],
         "Compiler": _format_compiler(data["compiler"]),
-        "Processor": [f"{processor['name']}, {processor['system']}, {threads['cores']} cores"],
+        "Processor": [f"{processor['name']}, {processor['system']}, {cores}"],
     }
     if not kernel["trouble"]:
         lanes = kernel["float32_lanes"]
         sections["Processor"].append(
-            f"instruction set {kernel['arch']}: vectors of {lanes} float32 or {lanes // 2} float64"
+            f"instruction set: {kernel['arch']} (vectors of {lanes} float32 or {lanes // 2} float64)"
         )
-    sections["Threads"] = [f"{threads['torch']} in torch ({'with' if threads['openmp'] else 'no'} OpenMP)"]
+    openmp = "with" if threads["openmp"] else "without"
+    sections["Threads"] = [f"torch uses {threads['torch']}, {openmp} OpenMP"]
     sections["Cache"] = _format_cache(data["cache"])
     if data["shipped"]:
         shipped = data["shipped"]
@@ -255,13 +257,13 @@ def _format_cache(data: dict[str, Any]) -> list[str]:
 def _format_engine(engine: str, kernel: dict[str, Any]) -> list[str]:
     setting = f"{engine} (default)" if engine == "auto" else engine
     if kernel["trouble"]:
-        return [setting, f"native: not available, because {kernel['trouble']}"]
+        return [setting, f"native: not available because {kernel['trouble']}"]
     return [setting, f"native: the test kernel loaded and ran in {kernel['seconds']:.2f} s"]
 
 
 def _format_layer(entry: dict[str, Any]) -> str:
     """Format the engines of one layer and direction."""
-    position = f" {entry['index']} {entry['direction']}" if entry["stacked"] else ""
+    position = f", layer {entry['index']} {entry['direction']}" if entry["stacked"] else ""
     modes = {mode: entry[mode] for mode in _MODES if mode in entry}
     engines = {
         mode: choice["engine"] + ("" if choice["engine"] == "native" else f" ({choice['why']})")

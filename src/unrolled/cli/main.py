@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add(commands)
     doctor_parser = commands.add_parser(
         "doctor",
-        help="report compiler, processor, kernel cache and engine of this machine",
-        description="Report the compiler, processor, threads and kernel cache of this machine, and whether "
+        help="report the compiler, processor, kernel cache and engine on this machine",
+        description="Report the compiler, processor, threads and kernel cache on this machine, and whether "
         "the native engine works. With WEIGHTS or --cell, also report which engine runs each layer, and why.",
         allow_abbrev=False,
     )
@@ -95,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     build_parser = commands.add_parser(
         "build",
         help="compile kernels ahead of time, for machines without a compiler",
-        description="Compile the kernels of the layers in WEIGHTS, of each --cell, and of everything that "
-        "--program runs, into a folder. To use the folder on another machine, set the environment variable "
-        "UNROLLED_KERNELS to its path.",
+        description="Compile kernels into a folder: for the layers in WEIGHTS, for each --cell, and for the "
+        "layers that --program runs. To use the kernels on another machine, copy the folder and set the "
+        "environment variable UNROLLED_KERNELS to its path.",
         allow_abbrev=False,
     )
     _add_layer_arguments(build_parser)
@@ -107,17 +107,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_split_list,
         default=[],
         metavar="LIST",
-        help="instruction sets to compile for, such as x86-64-v3,x86-64-v4; at run time the best one that "
-        "the processor supports is used (default: native, the instruction set of this machine)",
+        help="instruction sets to compile for, such as x86-64-v3,x86-64-v4; the best one that the processor "
+        "supports is used at run time (default: native, the instruction set of this machine)",
     )
     build_parser.add_argument(
         "--program",
         type=_split_program,
         default=[],
-        help="Python program to run now, in quotes with its arguments ('score.py --rows 8'); all kernels "
-        "that it uses are built, including those for lengths, resets, all_states and zoneout",
+        help="Python script to run; put quotes around the script and its arguments, such as "
+        "'score.py --rows 8'. All kernels that it uses are compiled, including those for lengths, resets, "
+        "all_states and zoneout",
     )
-    build_parser.add_argument("--inference", action="store_true", help="skip the kernels for training")
+    build_parser.add_argument("--inference", action="store_true", help="compile only inference kernels")
     build_parser.set_defaults(run=_build)
     return parser
 
@@ -129,14 +130,14 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="WEIGHTS",
-        help="one or more .safetensors, .pt or .pth files",
+        help="one or more state dicts (.safetensors, .pt or .pth files)",
     )
     parser.add_argument(
         "--cell",
         action="append",
         default=[],
         metavar="CELL",
-        help=f"{CELL_HELP}; can be repeated",
+        help=f"{CELL_HELP}; can be repeated. With WEIGHTS, also look for layers with this cell",
     )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
     parser.add_argument(
@@ -144,11 +145,10 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         type=_parse_sizes,
         default=(16, 32),
         metavar="INPUT,HIDDEN",
-        help="sizes of the layer for --cell (default: 16,32); most cells use the same kernel for all sizes "
-        "above 1",
+        help="input and hidden size for --cell (default: 16,32); most kernels work for all sizes above 1",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="dtype of the layer for --cell (default: float32)"
+        "--dtype", choices=DTYPES, default="float32", help="dtype for --cell (default: float32)"
     )
 
 
@@ -163,7 +163,7 @@ def _doctor(options: argparse.Namespace) -> None:
 def _build(options: argparse.Namespace) -> None:
     layers = _select_layers(options)
     if not layers and not options.program:
-        raise UsageError("nothing to build: give WEIGHTS, --cell or --program")
+        raise UsageError("nothing to build: specify WEIGHTS, --cell or --program")
     build.build_kernels(
         layers, options.program, options.out, options.arch, not options.inference, new_console()
     )

@@ -42,13 +42,17 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of an argument parser."""
     parser = commands.add_parser(
         "show",
-        help="show every number of a recurrent layer, step by step",
-        description="Show every number that a recurrent layer computes, step by step. Without WEIGHTS, show "
-        "a small example.",
+        help="show every intermediate value of a recurrent layer, step by step",
+        description="Show every intermediate value that a recurrent layer computes, step by step. Without "
+        "WEIGHTS, show a small example.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "weights", nargs="?", type=Path, metavar="WEIGHTS", help=".safetensors, .pt or .pth file"
+        "weights",
+        nargs="?",
+        type=Path,
+        metavar="WEIGHTS",
+        help="state dict (.safetensors, .pt or .pth file)",
     )
     parser.add_argument(
         "--input",
@@ -57,18 +61,24 @@ def add(commands: Any) -> None:
         help="input sequence: .csv or .npy file with one row per time step",
     )
     parser.add_argument(
-        "--layer", metavar="PREFIX", help="layer of WEIGHTS to show: the prefix of its keys, such as encoder"
+        "--layer",
+        metavar="PREFIX",
+        help="layer of WEIGHTS to show: the prefix of its state dict keys, such as encoder",
     )
-    parser.add_argument("--cell", metavar="CELL", help=CELL_HELP)
+    parser.add_argument(
+        "--cell",
+        metavar="CELL",
+        help=f"{CELL_HELP} (default: rnn). With WEIGHTS, also look for layers with this cell",
+    )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
     parser.add_argument(
-        "--seed", type=_parse_seed, default=0, help="random seed for the weights of an example (default: 0)"
+        "--seed", type=_parse_seed, default=0, help="random seed for the weights of the example (default: 0)"
     )
     parser.add_argument(
         "--steps",
         type=_parse_steps,
         metavar="LIST",
-        help="time steps to show, counted from 0: such as 0,2-5, or all",
+        help="time steps to show, such as 0,2-5 or all; the first step is 0",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON, with NaN and infinity as strings")
@@ -76,24 +86,24 @@ def add(commands: Any) -> None:
         "--watch", action="store_true", help="step through the sequence in the terminal with the arrow keys"
     )
     output.add_argument(
-        "--html", type=Path, metavar="FILE", help="write an interactive page, in a single file"
+        "--html", type=Path, metavar="FILE", help="write an interactive, self-contained HTML page"
     )
-    parser.add_argument("--open", action="store_true", help="open the page of --html in a browser")
+    parser.add_argument("--open", action="store_true", help="open the HTML page in a browser")
     parser.add_argument(
         "--labels",
         metavar="TEXT_OR_FILE",
-        help="labels of the time steps: the characters of a text, or the lines of a file",
+        help="one label per time step: the characters of a text, or the lines of a file",
     )
     parser.add_argument(
         "--as",
         dest="inputs",
         choices=("numbers", "image"),
-        help="how the page draws the input (default: numbers)",
+        help="how the HTML page shows the input (default: numbers)",
     )
     parser.add_argument(
         "--title",
         metavar="TEXT",
-        help="title of the page (default: file name and layer prefix)",
+        help="title of the HTML page (default: file name and layer prefix)",
     )
     parser.set_defaults(run=run)
 
@@ -165,7 +175,7 @@ def _check_combinations(options: argparse.Namespace) -> None:
     if options.json and options.labels is not None:
         raise UsageError("--labels can't be combined with --json")
     if options.html and options.steps:
-        raise UsageError("--steps can't be combined with --html: a page always has all steps")
+        raise UsageError("--steps can't be combined with --html: the page always shows all steps")
 
 
 def _write_page(
@@ -179,7 +189,7 @@ def _write_page(
         print(f"unrolled: {warning.message}", file=sys.stderr)
     print(f"Wrote {printable(str(path))}, an interactive page for {layer_trace.module}.", flush=True)
     if options.open and not webbrowser.open(path.resolve().as_uri()):
-        raise UsageError("--open: no browser could be started; open the file yourself")
+        raise UsageError("--open: can't start a browser; open the file manually")
 
 
 def _read_labels(text: str, length: int) -> list[str]:
@@ -223,7 +233,8 @@ def _list_layers(console: Console, layers: dict[str, Recurrent], as_json: bool) 
         print(json.dumps({"layers": {prefix: repr(layer) for prefix, layer in layers.items()}}, indent=2))
         return
     terminal.print_layers(console, layers)
-    console.print("\nTo show the numbers of a layer, add --input FILE.")
+    needed = "--layer PREFIX and --input FILE" if len(layers) > 1 else "--input FILE"
+    console.print(f"\nTo show the values of a layer, add {needed}.")
 
 
 def _print_assumed_options(console: Console, layer: Recurrent, cell_options: dict[str, Any]) -> None:
@@ -232,7 +243,7 @@ def _print_assumed_options(console: Console, layer: Recurrent, cell_options: dic
     assumed = [f"{k}={v}" for k, v in options.items() if k not in cell_options and type(v) is not int]
     if assumed:
         console.print(
-            f"Assuming {', '.join(assumed)}: the weights don't determine it. To change it, use --option."
+            f"Assuming {', '.join(assumed)}, since the weights don't contain it. Use --option to change it."
         )
     console.print()
 
@@ -245,7 +256,7 @@ def _select_layer(layers: dict[str, Recurrent], prefix: str | None, path: Path) 
         return next(iter(layers.items()))
     prefix = prefix.rstrip(".")
     if prefix not in layers:
-        raise UsageError(f"{path} has no recurrent layer {prefix!r}, only {names}")
+        raise UsageError(f"{path} has no recurrent layer {prefix!r} (available: {names})")
     return prefix, layers[prefix]
 
 
@@ -254,8 +265,8 @@ def _prepare_input(x: torch.Tensor, layer: Recurrent, path: Path) -> torch.Tenso
     if x.shape[1] != layer.input_size:
         raise UsageError(
             f"{path} has {x.shape[1]} columns, but the layer expects {layer.input_size} features ({layer}). "
-            "If they come from another module, such as an embedding, record the layer inside its model: "
-            "with unrolled.record(model) as rec: model(...), then rec[name].to_html(FILE)"
+            "If its input comes from another module, such as an embedding, record the layer while the model "
+            "runs: with unrolled.record(model) as rec: model(...); then call rec[name].to_html(FILE)"
         )
     return _convert_dtype(x, next(layer.parameters()).dtype, path)
 
@@ -277,7 +288,7 @@ def _select_steps(ranges: list[range] | None, length: int) -> list[int] | None:
         return list(range(length))
     for steps in ranges:
         if steps[-1] >= length:
-            raise UsageError(f"--steps: there is no step {steps[-1]}; the last one is {length - 1}")
+            raise UsageError(f"--steps: time step {steps[-1]} is out of range; the last one is {length - 1}")
     return [step for steps in ranges for step in steps]
 
 
@@ -298,5 +309,5 @@ def _parse_steps(text: str) -> list[range]:
     matches = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
     ranges = [range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches if match]
     if len(ranges) < len(matches) or not all(ranges):
-        raise argparse.ArgumentTypeError(f"expected steps such as 0,2-5 or all, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected time steps such as 0,2-5 or all, got {text!r}")
     return ranges

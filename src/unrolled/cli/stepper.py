@@ -265,9 +265,9 @@ class _View:
         size = len(self._numbers(self._row))
         index = f"[{self._current_unit()}]" if size > 1 else ""
         words = descriptions(type(part.cell)).get(name)
-        units = f"unit {self._current_unit()} of 0–{size - 1}" if size > 1 else ""
+        units = f"unit {self._current_unit()} (0–{size - 1})" if size > 1 else ""
         return Text.assemble(
-            (f"{name}{index}", "bold"), (f"  {', '.join(filter(None, (words, units)))}", "dim")
+            (f"{name}{index}", "bold"), (f"  {'; '.join(filter(None, (words, units)))}", "dim")
         )
 
     def _explanation(self, width: int) -> list[Text]:
@@ -276,7 +276,7 @@ class _View:
         if name in part.values:
             text = part.explain(name, self._steps[self._step_index], self._current_unit())
         else:
-            text = "the output of the layer below" if part.layer else "the input of the layer"
+            text = "output of the layer below" if part.layer else "input of the layer"
         return [Text(f"  {line}") for line in textwrap.wrap(text, max(1, width - 2))]
 
     def _code(self) -> list[Text]:
@@ -302,4 +302,4 @@ class _View:
 
     def _keys(self) -> Text:
         layers = "  Tab layer" if len(self._trace.layers) > 1 else ""
-        return Text(f"q quit  ←→ step  ↑↓ quantity  [ ] unit{layers}  space play  g G first, last", "dim")
+        return Text(f"q quit  ←→ step  ↑↓ quantity  [ ] unit{layers}  space play  g/G first/last", "dim")

@@ -27,18 +27,18 @@ from unrolled.tracing.trace import Trace
 
 ARGUMENTS = {
     "input_size": "number of features at each time step",
-    "hidden_size": "number of units, the size of the hidden state",
+    "hidden_size": "number of units (size of the hidden state)",
     "num_layers": "number of stacked layers; each reads the output of the layer below",
-    "bias": "whether the pre-activations have biases",
-    "batch_first": "True: (batch, time, features); False: (time, batch, features)",
-    "dropout": "fraction of the outputs between layers that is set to zero in training",
+    "bias": "whether the layer uses biases",
+    "batch_first": "input shape: (batch, time, features) if True, else (time, batch, features)",
+    "dropout": "dropout probability between stacked layers, in training",
     "bidirectional": "whether a second cell reads the sequence backward",
 }
 PARAMETERS = {
     "weight_ih": "multiplies the input",
     "weight_hh": "multiplies the previous hidden state",
-    "bias_ih": "is added to the weighted input",
-    "bias_hh": "is added to the weighted hidden state",
+    "bias_ih": "added to the weighted input",
+    "bias_hh": "added to the weighted hidden state",
     "weight_hr": "projects the hidden state",
 }
 
@@ -77,9 +77,8 @@ def print_trace(
         _print_heading(console, "One step, in the cell's own code")
         console.print(Padding(Text(code), (0, 0, 0, 2)))
     x = trace.input
-    _print_heading(
-        console, f"Input {_format_shape(x)}: {length} time steps of {recurrent.input_size} features"
-    )
+    counts = f"{_format_count(length, 'time step')}, {_format_count(recurrent.input_size, 'feature')}"
+    _print_heading(console, f"Input {_format_shape(x)}: {counts}")
     if scales:
         _print_legend(console, " of the input", scales.input)
         for name, scale in scales.own.items():
@@ -95,11 +94,11 @@ def print_trace(
     _print_heading(console, "How the numbers are computed")
     first = trace.layers[0]
     for step in shown_steps[:2]:
-        console.print(f"  Step {step}, first number of each quantity:")
+        console.print(f"  Step {step}, unit 0:")
         for name in _nonempty_quantities(first):
             console.print(Padding(Text(f"{name}: {first.explain(name, step, 0)}"), (0, 0, 0, 4)))
     _print_heading(console, "Output and final state")
-    console.print(f"  output {_format_shape(trace.output)}, final {_format_final_shapes(trace)}")
+    console.print(f"  shapes: output {_format_shape(trace.output)}, {_format_final_shapes(trace)}")
     console.print(f"  {_format_check(trace)}")
 
 
@@ -179,7 +178,7 @@ def _arguments_table(recurrent: Recurrent) -> Table:
         if name in shown:
             table.add_row(f"  {name}={getattr(recurrent, name)}", words)
     for name, value in recurrent.chosen_options().items():
-        table.add_row(f"  {name}={value}", "option of the cell")
+        table.add_row(f"  {name}={value}", "cell option")
     return table
 
 
@@ -196,7 +195,8 @@ def _parameters_table(recurrent: Recurrent, width: int, scale: ColorScale | None
         suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
         with_suffix = [name for name in params if hasattr(recurrent, name + suffix)]
         for name, tensor in zip(with_suffix, tensors, strict=True):
-            symbols = " × ".join(map(str, params[name].shape))
+            sizes = map(str, params[name].shape)
+            symbols = " × ".join(f"({size})" if " " in size else size for size in sizes)
             shape = " × ".join(map(str, tensor.shape))
             table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
             if tensor.numel() <= 24:
@@ -212,9 +212,9 @@ def _nonempty_quantities(part: LayerTrace) -> list[str]:
 
 def descriptions(cell: type[Cell]) -> dict[str, str]:
     """Return the known descriptions of the quantities of a cell, by name."""
-    by_name = {"x": "the input", **quantity_descriptions(cell)}
+    by_name = {"x": "input", **quantity_descriptions(cell)}
     output = next(iter(cell.state))
-    by_name[output] = f"{by_name.get(output, 'the new state')}, the output"
+    by_name[output] = f"{by_name.get(output, 'new state')} (output)"
     return by_name
 
 
@@ -252,7 +252,7 @@ def _format_check(trace: Trace) -> str:
 def _format_final_shapes(trace: Trace) -> str:
     final = trace.final_state if isinstance(trace.final_state, tuple) else (trace.final_state,)
     states = zip(trace.recurrent.cell.state, final, strict=True)
-    return ", ".join(f"{name} {_format_shape(value)}" for name, value in states)
+    return ", ".join(f"final {name} {_format_shape(value)}" for name, value in states)
 
 
 def _resolve_steps(steps: Sequence[int] | None, length: int) -> list[int]:
@@ -261,8 +261,12 @@ def _resolve_steps(steps: Sequence[int] | None, length: int) -> list[int]:
         return list(range(length)) if length <= 6 else [0, 1, 2, length - 1]
     for step in steps:
         if not -length <= step < length:
-            raise IndexError(f"there is no time step {step}; the last one is {length - 1}")
+            raise IndexError(f"time step {step} is out of range; the last one is {length - 1}")
     return [step % length for step in steps]
+
+
+def _format_count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _format_shape(value: Tensor | PackedSequence | nn.Parameter) -> str:

@@ -1,4 +1,4 @@
-"""The options of a layer's forward call: how lengths pack or mask the input, and which wrappers implement the rest."""
+"""Options of a forward call: how lengths pack the input, and which wrappers implement the other options."""
 
 from __future__ import annotations
 

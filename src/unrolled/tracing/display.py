@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 _loaders: dict[str, Callable[[], ModuleType]] = {}
 
@@ -18,7 +19,7 @@ def register(kind: str, load: Callable[[], ModuleType]) -> None:
     _loaders[kind] = load
 
 
-def package(kind: str) -> ModuleType:
+def package(kind: str) -> Any:
     """Import the package for one kind of display.
 
     Args:

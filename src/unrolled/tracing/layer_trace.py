@@ -16,11 +16,12 @@ from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.step_recorder import run_with_locals
-from unrolled.tracing.tables import StepTable, data_frame
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+    from unrolled.tracing.tables import StepTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +257,8 @@ class LayerTrace:
         count = len(recorded)
         rows = {name: part[:count, batch].reshape(count, -1) for name, part in quantities.items()}
         title = f"layer {self.layer}, {self.direction}"
+        from unrolled.tracing.tables import StepTable  # imports rich
+
         return StepTable(rows, selected, units, title, recorded, self.columns)
 
     def plot(self, kind: str, **options: Any) -> Axes:
@@ -286,6 +289,8 @@ class LayerTrace:
         Raises:
             ImportError: If pandas isn't installed.
         """
+        from unrolled.tracing.tables import data_frame  # imports rich
+
         return data_frame(self.values, self.lengths, self.layer, self.direction, self.steps, self.columns)
 
 

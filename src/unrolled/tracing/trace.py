@@ -27,11 +27,12 @@ from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
 from unrolled.tracing.step_recorder import StepRecorder
-from unrolled.tracing.tables import StepTable, import_pandas
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+    from unrolled.tracing.tables import StepTable
 
 DIRECTIONS = ("forward", "backward")
 _KEEP_EVERYTHING = Selection()
@@ -170,8 +171,9 @@ class Trace:
         Raises:
             ImportError: If pandas isn't installed.
         """
-        pandas = import_pandas()
-        return pandas.concat([part.to_pandas() for part in self.layers], ignore_index=True)
+        from unrolled.tracing.tables import import_pandas  # imports rich
+
+        return import_pandas().concat([part.to_pandas() for part in self.layers], ignore_index=True)
 
     def backward(self, loss: Loss | Tensor) -> Trace:
         """Compute the gradient ∂loss/∂quantity at every step, which :meth:`gradient` returns.
@@ -247,15 +249,12 @@ class Trace:
             ValueError: If the number of labels isn't the number of time steps, ``inputs`` is another word,
                 the row has no time steps, the states are complex, or another argument is invalid.
         """
-        written: Path = display.package("page").write(
-            self, path, batch=batch, labels=labels, inputs=inputs, title=title, limit=limit
-        )
-        return written
+        options = {"batch": batch, "labels": labels, "inputs": inputs, "title": title, "limit": limit}
+        return Path(display.package("page").write(self, path, **options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows if a trace is the last value of a cell: the page."""
-        views: dict[str, Any] = display.package("page").notebook_view(self)
-        return views
+        return dict(display.package("page").notebook_view(self))
 
     def check(self) -> float:
         """Recompute with torch.nn and return the largest absolute difference in output and final state.

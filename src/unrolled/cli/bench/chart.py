@@ -18,7 +18,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     rows = [row for row in document["rows"] if "seconds" in row["runtimes"].get(OURS, {})]
     panels = list(dict.fromkeys((row["cell"], row["mode"]) for row in rows))
     if not panels:
-        raise ValueError("--plot: no row was timed, so there is nothing to draw")
+        raise ValueError("--plot: nothing was timed, so there is nothing to plot")
     names = list(dict.fromkeys(name for row in rows for name in row["runtimes"] if name != OURS))
     widest = max(sum((row["cell"], row["mode"]) == panel for row in rows) for panel in panels)
     grid_rows = -(-len(panels) // 2)

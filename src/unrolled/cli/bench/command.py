@@ -34,16 +34,17 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of an argument parser."""
     parser = commands.add_parser(
         "bench",
-        help="time our layers against other runtimes on this machine",
-        description="Time our layers against torch.nn and other runtimes, and compare with the limits of "
-        "this machine. Only runtimes that compute the same result as torch.nn are timed.",
+        help="compare the speed of unrolled, torch.nn and other runtimes",
+        description="Compare the speed of unrolled, torch.nn and other runtimes on this machine, and report "
+        "how close unrolled comes to the limits of the machine. Runtimes whose results differ from those of "
+        "torch.nn are not timed.",
         allow_abbrev=False,
     )
     quick_cells = default_cells(False)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a few rows, in under a minute (default)")
+    size.add_argument("--quick", action="store_true", help="time a few sizes, in under a minute (default)")
     size.add_argument(
-        "--full", action="store_true", help="all sizes except the largest combinations; takes hours"
+        "--full", action="store_true", help="time all but the largest combinations of sizes; takes hours"
     )
     parser.add_argument(
         "--cells",
@@ -53,36 +54,37 @@ def add(commands: Any) -> None:
         f"--full also {', '.join(name for name in default_cells(True) if name not in quick_cells)})",
     )
     for name, description in (
-        ("batch", "batch sizes"),
-        ("hidden", "hidden sizes"),
-        ("time", "sequence lengths"),
+        ("batch", "batch sizes, such as 1,32"),
+        ("hidden", "hidden sizes, such as 128,256"),
+        ("time", "sequence lengths, such as 100,1000"),
     ):
-        parser.add_argument(
-            f"--{name}", type=_positive_ints, metavar="LIST", help=f"{description}, such as 1,32"
-        )
+        parser.add_argument(f"--{name}", type=_positive_ints, metavar="LIST", help=description)
     parser.add_argument("--mode", choices=MODES, help="time only this mode (default: all)")
     parser.add_argument(
         "--seconds",
         type=positive_float,
         metavar="S",
-        help="seconds to time each row and runtime (default: 0.15, or 1 with --full)",
+        help="seconds to time each runtime in each table row (default: 0.15, or 1 with --full)",
     )
     selectable = ", ".join(name for name in RUNTIMES if name not in ALWAYS)
     parser.add_argument(
         "--peers",
         type=comma_separated,
         metavar="LIST",
-        help=f"other runtimes to time: one or more of {selectable}, or none (default: those installed; "
+        help=f"other runtimes to time: one or more of {selectable}, or none (default: all installed; "
         "compile and compile-step only with --full)",
     )
     parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="threads of all runtimes (default: torch's number)"
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="number of threads for every runtime (default: torch.get_num_threads())",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a JSON file")
     parser.add_argument(
-        "--resume", action="store_true", help="keep the rows that are already in the file of --json"
+        "--resume", action="store_true", help="time only the table rows that are not in the JSON file yet"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="chart to write: .png, .svg or .pdf")
     parser.set_defaults(run=run)
 
 
@@ -100,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     check_output_files(options.json, options.plot)
     rows = select_rows(options.full, options.cells, options.batch, options.hidden, options.time, options.mode)
     if not rows:
-        raise ValueError("all rows are too large; to time them anyway, give --batch, --hidden and --time")
+        raise ValueError("these sizes are too large; to time them anyway, set --batch, --hidden and --time")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)

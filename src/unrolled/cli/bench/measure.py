@@ -81,7 +81,7 @@ def _check_runtimes(
         if agrees:
             entries[name], calls[name] = {"difference": difference}, call
         else:
-            amount = "NaN" if math.isnan(difference) else f"{difference:.0e} of the largest magnitude"
+            amount = "NaN" if math.isnan(difference) else f"relative difference {difference:.0e}"
             entries[name] = {"trouble": f"disagrees with torch: {amount}", "refused": False}
     return calls
 

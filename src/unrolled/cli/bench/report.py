@@ -13,11 +13,12 @@ from unrolled.cli.bench.runtimes import CHECKPOINT, FROZEN, OURS, TORCH
 
 _MIB = 2**20
 _CAPTION = (
-    "Median time of a call. B×T×H: batch size, sequence length, hidden units. ×torch, ×best: the time of "
-    "torch and of the best other runtime, relative to ours (above 1: ours is faster). For custom cells, "
-    "torch is a Python loop. frozen: ours inside unrolled.frozen. limit: the fraction of the machine's "
-    "limit that ours reaches. In inference, ×best and limit are of frozen, because the other runtimes also "
-    "get their weights in advance. Streaming: T calls with one step each (ours: unrolled.Stream).\n"
+    "Median time per call. B×T×H: batch size, sequence length, hidden size. ours: unrolled. ×torch and "
+    "×best: speedup over torch and over the fastest other runtime (above 1: ours is faster). For custom "
+    "cells, torch is a Python loop over the time steps. frozen: ours inside unrolled.frozen. limit: the "
+    "speed as a percentage of the machine's limit. In inference, ×best and limit use the time of frozen, "
+    "because the other runtimes also prepare their weights in advance. Streaming: T calls with one time "
+    "step each; ours uses unrolled.Stream.\n"
 )
 
 
@@ -43,8 +44,8 @@ def format_limits(data: dict[str, float]) -> str:
     """Format the limits of the machine in one sentence."""
     cache, memory = (f"{data[f'{kind}_bytes_per_second'] / 1e9:.0f} GB/s" for kind in ("cache", "memory"))
     return (
-        f"Limits of this machine: {data['operations_per_second'] / 1e9:.0f} GFLOP/s in a matrix product; "
-        f"reading weights at {cache} from cache ({data['cache_bytes'] / _MIB:.0f} MiB) and {memory} "
+        f"Limits of this machine: {data['operations_per_second'] / 1e9:.0f} GFLOP/s for matrix products; "
+        f"weights are read at {cache} from cache ({data['cache_bytes'] / _MIB:.0f} MiB) and at {memory} "
         f"from memory ({data['memory_bytes'] / _MIB:.0f} MiB)."
     )
 

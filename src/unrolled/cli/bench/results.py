@@ -69,7 +69,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
         saved_setup, rows = document["setup"], document["rows"]
         version = document["version"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} has no results of unrolled bench") from None
+        raise ValueError(f"{path} is not a result file of unrolled bench") from None
     current = setup()
     for name in _SETUP_KEYS if version == VERSION else ("version",):
         if saved_setup.get(name) != current.get(name):

@@ -178,7 +178,7 @@ def _needs_two_states(row: Row) -> str | None:
     return (
         _needs_standard_cell(row)
         or _needs_whole_sequence(row)
-        or (None if two_states else "torch has no oneDNN layer of this cell")
+        or (None if two_states else "torch has no oneDNN layer for this cell")
     )
 
 

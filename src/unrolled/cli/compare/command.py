@@ -42,10 +42,10 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of an argument parser."""
     parser = commands.add_parser(
         "compare",
-        help="train cells on standard tasks with the same budget",
-        description="Train cells on standard tasks with the same number of parameters and steps, the same "
-        "optimizer, data and seeds. Finished runs are saved in --runs; after Ctrl-C, rerun the command to "
-        "resume.",
+        help="train cells on standard tasks and compare their scores",
+        description="Train cells on standard tasks and compare their scores. All cells get the same number "
+        "of parameters and steps, and the same optimizer, data and seeds. Finished runs are saved in the "
+        "--runs folder; after Ctrl-C, rerun the command to resume.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         type=comma_separated,
         default=list(TORCH_CELLS),
         metavar="LIST",
-        help=f"cells to train: {CELL_HELP}, or all for all of unrolled.cells "
+        help=f"cells to train: {CELL_HELP}, or all for every cell in unrolled.cells "
         f"(default: {','.join(TORCH_CELLS)})",
     )
     parser.add_argument(
@@ -61,16 +61,16 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"{OPTION_HELP}; applies to the cells that have the option",
+        help=f"{OPTION_HELP}; applies to all cells that have it",
     )
     parser.add_argument(
         "--tasks",
         type=comma_separated,
         metavar="LIST",
-        help=f"one or more of {', '.join(TASKS)} (default: all whose data is installed)",
+        help=f"tasks: one or more of {', '.join(TASKS)} (default: all tasks whose data is installed)",
     )
     parser.add_argument(
-        "--seeds", type=positive_int, default=3, metavar="N", help="runs per cell and task (default: 3)"
+        "--seeds", type=positive_int, default=3, metavar="N", help="seeds per cell and task (default: 3)"
     )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help=f"training steps{_format_defaults('steps')}"
@@ -79,22 +79,22 @@ def add(commands: Any) -> None:
         "--batch", type=positive_int, default=32, metavar="N", help="batch size (default: 32)"
     )
     parser.add_argument(
-        "--rate", type=positive_float, default=0.01, help="learning rate of Adam (default: 0.01)"
+        "--rate", type=positive_float, default=0.01, help="initial learning rate for Adam (default: 0.01)"
     )
     parser.add_argument(
-        "--layers", type=positive_int, default=1, metavar="N", help="stacked layers of a model (default: 1)"
+        "--layers", type=positive_int, default=1, metavar="N", help="number of stacked layers (default: 1)"
     )
     parser.add_argument(
         "--length",
         type=positive_int,
         metavar="N",
-        help=f"sequence length{_format_defaults('length')}; for copy, the number of steps to wait",
+        help=f"sequence length{_format_defaults('length')}; for copy, the delay in steps",
     )
     parser.add_argument(
         "--parameters",
         type=positive_int,
         metavar="N",
-        help="parameters of a model; the hidden size that comes closest is used"
+        help="number of parameters of a model; the hidden size is chosen to come closest"
         f"{_format_defaults('parameters')}",
     )
     parser.add_argument(
@@ -102,17 +102,17 @@ def add(commands: Any) -> None:
         type=positive_int,
         default=1,
         metavar="N",
-        help="threads of torch (default: 1, because the models are small)",
+        help="number of torch threads (default: 1, because the models are small)",
     )
     parser.add_argument(
         "--runs",
         type=Path,
         default=Path("runs/compare"),
         metavar="FOLDER",
-        help="folder for the finished runs (default: runs/compare)",
+        help="folder for finished runs (default: runs/compare)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to a JSON file")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="chart to write: .png, .svg or .pdf")
     parser.set_defaults(run=run)
 
 

@@ -34,7 +34,7 @@ def digits(length: int) -> Task:
 
     data = load_digits()
     if length != (rows := data.images.shape[1]):
-        raise ValueError(f"digits needs --length {rows}, one time step per row of an image, got {length}")
+        raise ValueError(f"digits needs --length {rows} (one time step per image row), got {length}")
     train, test = train_test_split(range(len(data.target)), stratify=data.target, random_state=0)
     images = torch.tensor(data.images, dtype=torch.float32).transpose(0, 1) / 16
     labels = torch.tensor(data.target)
@@ -72,7 +72,7 @@ def sunspots(length: int) -> Task:
     train_years = len(values) - _TEST_YEARS
     if length >= train_years:
         raise ValueError(
-            f"sunspots has {train_years} years to train on: use a smaller --length than {length}"
+            f"sunspots needs a --length below {train_years}, the number of training years, got {length}"
         )
     scale = float(values[:train_years].std())  # without the test set
     scaled = torch.tensor(values / scale, dtype=torch.float32)
@@ -113,7 +113,7 @@ def characters(length: int) -> Task:
     train, test = codes[:split], codes[split:]
     if length >= len(test):
         raise ValueError(
-            f"characters has {len(test)} characters in its test set: use a smaller --length than {length}"
+            f"characters needs a --length below {len(test)}, the size of its test set, got {length}"
         )
 
     def pieces(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def characters(length: int) -> Task:
     pair_counts = torch.ones(len(alphabet), len(alphabet))  # add-one smoothing
     pair_counts.index_put_((train[:-1], train[1:]), torch.tensor(1.0), accumulate=True)
     log_probabilities = (pair_counts / pair_counts.sum(1, keepdim=True)).log()
-    baseline = "character pair frequencies", score(test_set[0] @ log_probabilities, test_set[1])
+    baseline = "character bigrams", score(test_set[0] @ log_probabilities, test_set[1])
     return Task(
         len(alphabet),
         len(alphabet),

@@ -92,7 +92,7 @@ class Run:
         except (ValueError, KeyError, TypeError):
             valid = False
         if not valid:
-            raise ValueError(f"{path} is damaged: it doesn't contain the run in its name; delete it")
+            raise ValueError(f"{path} is damaged or doesn't match its file name; delete it")
         return content
 
     def save(self, folder: Path, result: dict[str, Any]) -> None:

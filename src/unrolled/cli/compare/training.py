@@ -99,16 +99,16 @@ def units_for(config: CellConfig, task: Task, budget: Budget) -> int:
     below = next_size(1)
     if below[1] > budget.parameters:
         raise ValueError(
-            f"--parameters {budget.parameters} is too small for {name}, which has {below[1]} parameters with "
-            f"{below[0]} unit{'s' * (below[0] > 1)}"
+            f"--parameters {budget.parameters} is too small for {name}: a model with {below[0]} "
+            f"unit{'s' * (below[0] > 1)} has {below[1]} parameters"
         )
     above = next_size(2 * below[0])
     while above[1] < budget.parameters:
         below, above = above, next_size(2 * above[0])
         if above[1] <= below[1]:
             raise ValueError(
-                f"{name} can't reach --parameters {budget.parameters}: it has {above[1]} parameters with any "
-                "number of units"
+                f"{name} can't reach --parameters {budget.parameters}: it has {above[1]} parameters for "
+                "every hidden size"
             )
     first, last = below[0], above[0]
     while last - first > 1:

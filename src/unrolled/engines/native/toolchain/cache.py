@@ -19,9 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from filelock import FileLock, Timeout
-
 from unrolled.engines import log
 
 VARIABLE = "UNROLLED_CACHE"
@@ -38,6 +35,8 @@ def user_folder() -> Path | None:
     Returns:
         The folder, which may not exist yet, or None if the user has no home directory.
     """
+    import platformdirs  # imported late to keep `import unrolled` fast
+
     configured = os.environ.get(VARIABLE)
     if configured:
         return Path(os.path.abspath(os.path.expanduser(configured)))
@@ -165,6 +164,8 @@ def compile_lock(library: Path) -> Iterator[None]:
     The system releases the lock of a process that dies. After 120 s this stops waiting and continues without
     the lock. The library is then compiled twice, which does no harm.
     """
+    from filelock import FileLock, Timeout  # imported late to keep `import unrolled` fast
+
     lock = FileLock(library.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600)
     try:
         lock.acquire()
