@@ -136,7 +136,7 @@ def print_show_command(run: Run, sample: Path) -> None:
     script = Path(sys.executable).with_name("unrolled")  # in a virtual environment that isn't active
     on_path = shutil.which("unrolled") == str(script) or not script.exists()
     command = "unrolled" if on_path else os.path.relpath(script)
-    console.print("To see every number of the trained layer, run:")
+    console.print("To see every intermediate value of the trained layer, run:")
     console.print(f"  {command} show {run.checkpoint} --input {sample}", soft_wrap=True)
 
 

@@ -94,7 +94,7 @@ def test_errors_are_one_line(page: Any, tmp_path: Path, capsys: Any, monkeypatch
     html = ("--html", tmp_path / "no.html")
     monkeypatch.setattr(webbrowser, "_tryorder", [])
     for arguments, message in (
-        (("--html", tmp_path / "no" / "page.html"), "no: the folder does not exist"),
+        (("--html", tmp_path / "no" / "page.html"), "no: the folder doesn't exist"),
         (("--html", tmp_path), "expected the path of a file, but this is a folder"),
         (
             (*html, "--labels", "hello"),

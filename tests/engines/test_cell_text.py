@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 import unrolled as ur
+from helpers.forks import exit_code_of_child
 from unrolled.engines.torch_ops import cell_text
 
 INPUT, HIDDEN = 3, 4
@@ -71,23 +69,4 @@ def test_a_text_imports_no_module(name: str, message: str) -> None:
 
 def test_a_forked_child_can_serialize_cells_while_a_thread_of_its_parent_does() -> None:
     cell = create_local_cell()
-    locked, done = threading.Event(), threading.Event()
-
-    def hold_lock() -> None:
-        with cell_text._lock:
-            locked.set()
-            done.wait()
-
-    thread = threading.Thread(target=hold_lock)
-    thread.start()
-    locked.wait()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # ends the child if it waits for the lock
-        cell_text.serialize_cell(cell, True)
-        os._exit(0)
-    try:
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        done.set()
-        thread.join()
+    assert exit_code_of_child(cell_text._lock, lambda: cell_text.serialize_cell(cell, True)) == 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import signal
 import threading
 from typing import Any
 
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import unrolled as ur
+from helpers.forks import exit_code_of_child
 from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, pair, tensors
 from helpers.streams import Tagger, assert_same, infer
 from helpers.user_cell import MGU
@@ -197,24 +196,7 @@ def test_a_forked_child_can_use_a_stream_that_another_thread_locked() -> None:
     layer, x = ur.RNN(4, 6), torch.randn(5, 2, 4)
     stream = Stream(layer)
     stream(x)
-    locked, done = threading.Event(), threading.Event()
-
-    def hold_lock() -> None:
-        with stream._lock:
-            locked.set()
-            done.wait()
-
-    thread = threading.Thread(target=hold_lock)
-    thread.start()
-    locked.wait()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        stream(x)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    done.set()
-    thread.join()
+    assert exit_code_of_child(stream._lock, lambda: stream(x)) == 0
 
 
 def test_streams_cannot_be_copied() -> None:

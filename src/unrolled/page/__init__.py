@@ -31,7 +31,7 @@ def write(
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, "the folder doesn't exist", str(path.parent))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected the path of a file, but this is a folder", str(path))
     data = page_data(trace, batch, labels, inputs, title, limit)

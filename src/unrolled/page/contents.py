@@ -132,7 +132,7 @@ def _layer_data(part: LayerTrace, batch: int, length: int, limit: int, notes: li
     values_by_key = {key: v[:length, batch].reshape(length, -1) for key, v in tensors_by_key.items()}
     order = unit_order(values_by_key[f"quantity {next(iter(part.cell.state))}"])
     equations = formulas(part.cell)
-    descriptions = {"input": "the input", **quantity_descriptions(type(part.cell))}
+    descriptions = {"input": "input", **quantity_descriptions(type(part.cell))}
     shared_range, own_ranges = color_ranges([part], length, batch)
     own_ranges["input"] = ColorScale.of([values_by_key["input"]]).largest
     units = max(part.cell.hidden, *part.cell.state_sizes().values())
