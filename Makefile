@@ -6,7 +6,7 @@ DEMO_READY ?= .venv/.demo_ready
 DOCS_READY ?= .venv/.docs_ready
 RUNS ?= runs
 
-.PHONY: help demo test test-rest test-all browser lint format bench docs clean
+.PHONY: help demo test test-fast test-rest test-all browser lint format bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,13 +18,17 @@ demo: $(DEMO_READY) ## print a small layer step by step, then train one on real 
 # Several processes share the cores: idle OpenMP threads should sleep instead of spinning.
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-test: lint browser ## lint, types and the tests that find most faults soonest (at most 5 minutes)
+# mypy takes one core for a minute the first time, so the fast tests run beside it.
+test: $(READY) browser ## lint, type checks and the fast tests (at most 5 minutes)
+	@$(MAKE) --no-print-directory --jobs 2 lint test-fast
+
+test-fast: $(READY) browser
 	$(PYTEST) -m "not slow and not exhaustive"
 
 test-rest: $(READY) browser ## the tests that make test leaves out
 	$(PYTEST) -m "slow and not exhaustive"
 
-test-all: lint browser ## lint, types and the whole suite (under 30 minutes)
+test-all: lint browser ## lint, type checks and the whole suite (under 30 minutes)
 	$(PYTEST)
 
 browser: $(READY)

@@ -17,12 +17,14 @@ import pyte
 
 TIMEOUT = 300.0  # seconds; long enough for a busy machine
 # The command runs in a new session with the pseudo-terminal as its controlling one, so that Ctrl-C works.
-# Signals that a parent ignores, as nohup does, are handled again.
-LAUNCH = (
-    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "for number in (signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)\n"
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
+# Signals that a parent ignores, as nohup does, get their default action again.
+LAUNCH = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 # Environment variables of the user that would change the output.
 OUTPUT_VARIABLES = ("COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR")
 ALTERNATE = 1049 << 5  # the mode number of the alternate screen in pyte

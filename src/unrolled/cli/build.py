@@ -29,7 +29,7 @@ def build_kernels(
     Args:
         layers: The layers by name.
         program: A Python file and its arguments, or empty. The program is run, because calls with lengths,
-            resets or all_states use kernels of their own.
+            resets or all_states use separate kernels.
         folder: The output folder. It is created if it doesn't exist.
         archs: Names of instruction sets; ``"native"`` is that of this machine. If empty, the instruction set
             of this process.

@@ -145,7 +145,8 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         type=_parse_sizes,
         default=(16, 32),
         metavar="INPUT,HIDDEN",
-        help="input and hidden size for --cell (default: 16,32); most kernels work for all sizes above 1",
+        help="input and hidden size for --cell (default: 16,32); most kernels also work for other sizes "
+        "above 1",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="dtype for --cell (default: float32)"

@@ -35,7 +35,7 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import LAYERS
 from unrolled.tracing.trace import Trace, trace
 
-_ALL_STEPS = range(0, -1)  # an impossible range that stands for all steps
+_ALL_STEPS = range(0, -1)  # an impossible range that means all steps
 
 
 def add(commands: Any) -> None:

@@ -31,7 +31,7 @@ except ImportError as error:
     raise ImportError("--watch needs prompt_toolkit: pip install prompt_toolkit") from error
 
 _PLAY_SECONDS = 0.5  # for each step
-_POLL_SECONDS = 0.25  # until the window size is read again, and an Esc counts as a key of its own
+_POLL_SECONDS = 0.25  # between reads of the window size; a lone Esc counts as a key after this time
 _KEYS = {  # keys of each action, by prompt_toolkit's names
     "previous": "left h p",
     "next": "right l n",

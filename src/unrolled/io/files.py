@@ -161,7 +161,7 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return "_" not in field  # float accepts 1_000, which is no number in a CSV file
+    return "_" not in field  # float accepts 1_000, which isn't a number in a CSV file
 
 
 def _flatten_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

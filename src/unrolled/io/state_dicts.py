@@ -73,7 +73,7 @@ def _group_by_prefix(weights: Mapping[str, Tensor]) -> dict[str, dict[str, dict[
 def _build_layer(
     cell_class: type[Cell], prefix: str, groups: dict[str, dict[str, Tensor]], options: dict[str, Any]
 ) -> Recurrent | None:
-    """Build a layer of this cell from tensors grouped by suffix; None if they aren't of such a layer."""
+    """Build a layer of this cell from tensors grouped by suffix; None if they don't fit such a layer."""
     if "_l0" in groups:
         groups = {suffix: tensors for suffix, tensors in groups.items() if suffix}
     elif set(groups) != {""}:

@@ -48,7 +48,7 @@ def check_checkpoint(checkpoint: Any, x: object, layer: str) -> None:
 
 
 def constructor_depth(layer: type[nn.Module], base: type[nn.Module]) -> int:
-    """Return how many constructors run from that of ``layer`` to that of its base class, both included."""
+    """Count the constructors that run, from ``layer`` up to and including its base class."""
     classes = layer.__mro__[: layer.__mro__.index(base) + 1]
     return sum("__init__" in vars(cls) for cls in classes)
 

@@ -63,7 +63,7 @@ def encode_values(values: Tensor) -> dict[str, Any]:
 def unit_order(states: Tensor) -> list[int]:
     """Sort units so that similar ones are next to each other.
 
-    The order is that of the angles in the plane of the first two principal components of the units' values
+    Units are ordered by their angle in the plane of the first two principal components of their values
     over time.
 
     Args:

@@ -117,7 +117,7 @@ class LayerCall:
         Args:
             result: What the call returned.
             callback: Receives the gradient of the output, in the layout of the input or its data, and the
-                gradients of the final states. None stands for no gradient.
+                gradients of the final states. None means no gradient.
 
         Returns:
             Whether a backward pass can reach the result.

@@ -94,7 +94,7 @@ def add(commands: Any) -> None:
         "--parameters",
         type=positive_int,
         metavar="N",
-        help="number of parameters of a model; the hidden size is chosen to come closest"
+        help="number of parameters of each model; the hidden size that comes closest is used"
         f"{_format_defaults('parameters')}",
     )
     parser.add_argument(

@@ -58,7 +58,7 @@ class Schedule:
         self.levels: dict[fx.Node, int] = {}
         self.scalars: dict[fx.Node, int] = {}
         stored = dict.fromkeys([*partition.saved, *partition.new_states])
-        in_registers: set[fx.Node] = set()  # values that depend on a product of their own level
+        in_registers: set[fx.Node] = set()  # values that depend on a product in the same level
         for node in sorted(
             partition.loop, key=self.deferred.__contains__
         ):  # a stable sort: deferred values last

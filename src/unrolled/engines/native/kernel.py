@@ -21,7 +21,7 @@ from unrolled.engines.native.kernel_spec import HEADER, THREADS, KernelSpec
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
 
-# Multiply-adds from which on threads pay off.
+# Minimum number of multiply-adds for threads to pay off.
 _MIN_WORK_FOR_THREADS = 60_000  # per step, if threads synchronize in each step
 _MIN_WORK_WITHOUT_SYNC = 500_000  # per call, if each thread has its own rows or columns
 # Threads split the rows only if each thread can read all weights in every step, and has enough rows.

@@ -237,10 +237,10 @@ def _scatter(accumulate: bool) -> Callable[..., ColumnView]:
 
 
 def _feature_index(columns: Columns, x: ColumnView, dim: int, index: Any) -> Tensor | None:
-    """Return the values of an index along a feature dimension, or None if each row has one index of its own.
+    """Return the values of an index along a feature dimension, or None if each row has its own index.
 
     Raises:
-        UnsupportedError: If the index is along the batch, or each row has several indices of its own.
+        UnsupportedError: If the index is along the batch, or rows have several different indices each.
     """
     if (
         not isinstance(index, ColumnView)

@@ -110,7 +110,7 @@ def _sum(columns: Columns, x: ColumnView, dims: Any = None, keepdim: bool = Fals
     location = columns.node.meta.get("location")
     if location is None or not location.backward:
         raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
-    # The batch dimension may be flattened together with features: give those a dimension of their own.
+    # The batch dimension may be flattened together with features: split them into two dimensions.
     features = x.shape[axis] // BATCH_SYMBOL
     x = columns.reshape(x, (*x.shape[:axis], BATCH_SYMBOL, features, *x.shape[axis + 1 :]))
     feature_dims = [d + (d > axis) for d in dims if d != axis] + [axis + 1] * (features > 1)

@@ -119,7 +119,7 @@ def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o
     """Move a library and its metadata to their final paths, each in one atomic step.
 
     Args:
-        built: The library, in a folder of its own on the same file system.
+        built: The library, in a separate folder on the same file system.
         metadata: Its metadata. The digest is added here.
         library: Its final path.
         mode: File mode of both files.
