@@ -99,6 +99,7 @@ def test_initializers_see_earlier_parameters() -> None:
             assert torch.allclose(size, layer.chosen_options()["level"] * weight.norm(dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "exists"), [({}, False), ({"gated": True}, True),
                                               ({"gated": True, "bias": False}, False)])  # fmt: skip
 def test_conditional_parameter(options: dict[str, Any], exists: bool) -> None:

@@ -116,6 +116,7 @@ def test_a_long_name_leaves_room_for_the_numbers(cells: str, capsys: Any, monkey
 HOSTILE = "enc\x1b[31m\x9b2J\x07\r\u202ered\nnext"
 
 
+@pytest.mark.slow
 def test_control_characters_in_names_are_replaced(tmp_path: Path, capsys: Any) -> None:
     weights = {f"{HOSTILE}.{name}": value for name, value in nn.LSTM(3, 4).state_dict().items()}
     torch.save(weights, tmp_path / "one.pt")

@@ -20,6 +20,7 @@ ENGINES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("name", libraries.KERAS)
 def test_keras(name: str, engine: str) -> None:

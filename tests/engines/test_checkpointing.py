@@ -39,6 +39,7 @@ def test_gradients_equal_those_of_torch(kind: str, engine: str) -> None:
                 assert_close(results(ours, initial, checkpoint=length), expected, 1e-12)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_finite_differences_and_second_gradients() -> None:
     layer = ur.GRU(2, 3, dtype=torch.float64)
@@ -66,6 +67,7 @@ def test_peak_memory_is_below_a_quarter_of_torchs() -> None:
     assert in_subprocess.peak_memory(row, "checkpoint") < in_subprocess.peak_memory(row, "torch") / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [pytest.param("native", marks=NEEDS_COMPILER), "reference"])
 def test_initial_states_with_any_memory_layout(engine: str) -> None:
     layer, x = ur.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64), torch.randn(7, 4, 3).double()

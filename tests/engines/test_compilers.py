@@ -59,6 +59,7 @@ def test_a_failed_compilation_keeps_no_tensors_of_a_call_alive() -> None:
         assert done.stdout == "[True, True]\n" * 12, done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_compiler_frozen_layers_fall_back_to_the_reference_engine() -> None:
     code = """
     import torch, unrolled as ur
@@ -137,6 +138,7 @@ def test_an_instruction_set_can_be_selected(cache_folder: Path, arch: str, lanes
     assert {metadata["arch"] for metadata in all_metadata} == {arch}
 
 
+@pytest.mark.slow
 @X86_ONLY
 @NEEDS_SYSTEM_COMPILER
 def test_kernels_for_another_processor_are_refused() -> None:

@@ -41,6 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("log") / "kernels"
 
 
+@pytest.mark.slow
 def test_all_stages_are_logged(cache: Path) -> None:
     _, output = run_with_log("graph, emit,build,engine", cache)
     assert set(output) == {"graph", "emit", "build", "engine"}

@@ -114,6 +114,7 @@ def test_matches_reference(layers: Any, number: int, dtype: torch.dtype) -> None
     assert_close(actual, expected, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(GROUPS) - 1), ids=lambda k: f"{GROUPS[k][0]} …")
 def test_finite_differences(layers: Any, number: int) -> None:
     layer = layers[number, torch.float64]

@@ -113,6 +113,7 @@ def test_missing_kernels_are_compiled_for_the_instruction_set_of_the_folder(
     assert {metadata["arch"] for metadata in all_metadata} == {arch}
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_an_unusable_folder_gives_a_warning_with_the_reason(
     kernel_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +216,7 @@ def test_build_compiles_a_custom_cell(tmp_path: Path, capsys: Any) -> None:
     assert "Sorting(16, 32), float32 can't be compiled: its step can't be captured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_bad_arguments_of_build_give_one_line(tmp_path: Path, capsys: Any) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")

@@ -164,6 +164,7 @@ def test_results_are_bit_identical_for_all_threads_and_splits(name: str, batch: 
     assert torch.equal(torch.cat(outputs), single_threaded[0])
 
 
+@pytest.mark.slow
 def test_when_threads_take_turns() -> None:
     """They do if there are fewer panels than threads and the sequence is long."""
     kernel = registry.compiled(layer_of("MinGRU", 4)._first, torch.float32).inference

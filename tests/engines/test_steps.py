@@ -274,6 +274,7 @@ def compiled() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
 def test_matches_reference(compiled: None, cell: Any, dtype: torch.dtype) -> None:

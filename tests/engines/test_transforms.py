@@ -274,6 +274,7 @@ def test_per_sample_gradients_are_native(case: Any) -> None:
         assert_close(value, torch.stack([gradients[name] for gradients in one_by_one]), 1e-12)
 
 
+@pytest.mark.slow
 def test_ensembles_are_native(case: Any) -> None:
     _, loss, parameters, x = case
     stacked = {name: torch.stack([value, 2 * value, -value]) for name, value in parameters.items()}

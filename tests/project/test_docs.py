@@ -158,6 +158,7 @@ def test_the_site_works_offline_and_has_no_broken_links(site: Path) -> None:
         assert not re.search(r"(?:import|fetch)\s*\(?\s*['\"]https?:", path.read_text()), path
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     ids = Page(site / "reference.html").ids
     for name in ur.__all__:

@@ -68,7 +68,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cell",
         metavar="CELL",
-        help=f"{CELL_HELP} (default: rnn). With WEIGHTS, also look for layers with this cell",
+        help=f"{CELL_HELP} (default: {next(iter(TORCH_CELLS))}). "
+        "With WEIGHTS, also look for layers with this cell",
     )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
     parser.add_argument(
