@@ -73,6 +73,7 @@ def test_show() -> None:
     assert [list(step["quantities"]) for step in data["steps"]] == [["f", "candidate", "h"]] * 4
 
 
+@pytest.mark.slow
 def test_show_reads_its_weights_from_a_file(tmp_path) -> None:
     layer = ur.Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True)
     torch.save({"model": {f"net.mgu.{k}": v for k, v in layer.state_dict().items()}}, tmp_path / "w.pt")

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*LAYERS, "mgu"])
 def test_finite_differences(kind: str) -> None:
     torch.manual_seed(4)

@@ -83,6 +83,7 @@ def test_bit_identical_to_the_whole_sequence(
             assert stream.state is None
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.parametrize("cell", [ur.cells.PeepholeLSTM, ur.cells.LayerNormLSTM, MGU])
 def test_custom_cells_use_the_double_buffer(cell: type[ur.Cell]) -> None:
