@@ -72,7 +72,7 @@ def test_build_compiles_the_kernels_that_a_program_uses(
     command = ["-m", "unrolled", "build", "--program", f"{program} --rows 'of one'", "--out"]
     done = processes.run(*command, tmp_path / "kernels")
     assert done.returncode == 0, done.stderr
-    assert f"{program}: all kernels that it used\n" in done.stdout
+    assert f"{program}: all kernels that it uses\n" in done.stdout
     environment = {**os.environ, "PATH": "", "UNROLLED_CACHE": "/dev/null/nowhere"}
     assert processes.run(program, *arguments, env=environment).returncode == 1
     environment["UNROLLED_KERNELS"] = str(tmp_path / "kernels")
