@@ -200,11 +200,15 @@ def _recurrence_back(
 def _can_train(direction: SerializedDirection, dtype: torch.dtype) -> bool:
     """Compile the backward pass of a direction, and return whether that was possible."""
     compiled = direction.compiled(dtype)
+
+    def prepare() -> list[tuple[int, ...]]:
+        compiled.prepare_training()
+        return compiled.saved_shapes
+
     try:
-        run_outside_transforms(compiled.prepare_training)
+        return all(shape[0] > 0 for shape in run_outside_transforms(prepare))
     except UnsupportedError:
         return False
-    return all(shape[0] > 0 for shape in compiled.saved_shapes)
 
 
 library.impl("recurrence", _recurrence, "Autograd")
