@@ -53,6 +53,7 @@ def load(source: str) -> ctypes.CDLL:
 
 def start(*sources: str) -> None:
     """Start compiling libraries in background threads; :func:`load` then waits for them."""
+    cache.import_dependencies()
     for source in sources:
         future, is_new = _future_library(source)
         if is_new:

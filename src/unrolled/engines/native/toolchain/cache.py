@@ -29,13 +29,23 @@ _BUILD_PREFIX = "build-"
 _CONSEQUENCE = f"Kernels are recompiled in every process. Set {VARIABLE} to use another folder."
 
 
+def import_dependencies() -> None:
+    """Import the packages that other functions import late, to keep ``import unrolled`` fast.
+
+    Call this before a thread calls any of those functions. If a process forks while a thread imports a
+    package, the child waits forever when it imports the same package.
+    """
+    import filelock  # noqa: F401
+    import platformdirs  # noqa: F401
+
+
 def user_folder() -> Path | None:
     """Return this user's cache: UNROLLED_CACHE if set, else a folder in the system's cache directory.
 
     Returns:
         The folder, which may not exist yet, or None if the user has no home directory.
     """
-    import platformdirs  # imported late to keep `import unrolled` fast
+    import platformdirs
 
     configured = os.environ.get(VARIABLE)
     if configured:
@@ -164,7 +174,7 @@ def compile_lock(library: Path) -> Iterator[None]:
     The system releases the lock of a process that dies. After 120 s this stops waiting and continues without
     the lock. The library is then compiled twice, which does no harm.
     """
-    from filelock import FileLock, Timeout  # imported late to keep `import unrolled` fast
+    from filelock import FileLock, Timeout
 
     lock = FileLock(library.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600)
     try:
