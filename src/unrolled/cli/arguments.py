@@ -24,7 +24,11 @@ from unrolled.layers.torch_layers import LAYERS
 
 TORCH_CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 ALL_CELLS: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
-CELL_HELP = f"{', '.join(TORCH_CELLS)}, another cell in unrolled.cells, FILE.py:CLASS or MODULE:CLASS"
+CELL_HELP = (
+    f"{', '.join(TORCH_CELLS)}, another cell in unrolled.cells, or your own class as FILE.py:CLASS or "
+    "MODULE:CLASS"
+)
+CELL_WITH_WEIGHTS_HELP = "With WEIGHTS, layers of this cell are found too, not only layers of torch.nn"
 OPTION_HELP = "cell option, such as nonlinearity=relu; can be repeated"
 
 

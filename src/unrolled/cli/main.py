@@ -18,6 +18,7 @@ from unrolled._version import __version__
 from unrolled.cli import build, doctor, show
 from unrolled.cli.arguments import (
     CELL_HELP,
+    CELL_WITH_WEIGHTS_HELP,
     OPTION_HELP,
     TORCH_CELLS,
     UsageError,
@@ -84,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add(commands)
     doctor_parser = commands.add_parser(
         "doctor",
-        help="report the compiler, processor, kernel cache and engine on this machine",
+        help="report whether compiled layers work on this machine, and what they use",
         description="Report the compiler, processor, threads and kernel cache on this machine, and whether "
-        "the native engine works. With WEIGHTS or --cell, also report which engine runs each layer, and why.",
+        "the native engine (compiled kernels) works. With WEIGHTS or --cell, also report for each layer "
+        "whether it runs on the native engine or on the reference engine (Python), and why.",
         allow_abbrev=False,
     )
     _add_layer_arguments(doctor_parser)
@@ -95,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     build_parser = commands.add_parser(
         "build",
         help="compile kernels ahead of time, for machines without a compiler",
-        description="Compile kernels into a folder: for the layers in WEIGHTS, for each --cell, and for the "
-        "layers that --program runs. To use the kernels on another machine, copy the folder and set the "
+        description="Compile kernels into a folder, for the layers of WEIGHTS, --cell or --program; at least "
+        "one of them is required. To use the kernels on another machine, copy the folder and set the "
         "environment variable UNROLLED_KERNELS to its path.",
         allow_abbrev=False,
     )
@@ -107,18 +109,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_split_list,
         default=[],
         metavar="LIST",
-        help="instruction sets to compile for, such as x86-64-v3,x86-64-v4; the best one that the processor "
-        "supports is used at run time (default: native, the instruction set of this machine)",
+        help="instruction sets to compile for, such as x86-64-v3,x86-64-v4; at run time, the most advanced "
+        "one that the processor supports is used (default: native, the instruction set of this machine)",
     )
     build_parser.add_argument(
         "--program",
         type=_split_program,
         default=[],
-        help="Python script to run; put quotes around the script and its arguments, such as "
-        "'score.py --rows 8'. All kernels that it uses are compiled, including those for lengths, resets, "
-        "all_states and zoneout",
+        help="Python script to run now, so that every kernel that it uses is compiled; put quotes around the "
+        "script and its arguments, such as 'score.py --rows 8'. This is the only way to compile the kernels "
+        "for layers called with lengths, resets or all_states, or created with zoneout",
     )
-    build_parser.add_argument("--inference", action="store_true", help="compile only inference kernels")
+    build_parser.add_argument("--inference", action="store_true", help="compile no kernels for training")
     build_parser.set_defaults(run=_build)
     return parser
 
@@ -137,7 +139,7 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CELL",
-        help=f"{CELL_HELP}; can be repeated. With WEIGHTS, also look for layers with this cell",
+        help=f"{CELL_HELP}; can be repeated. {CELL_WITH_WEIGHTS_HELP}",
     )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
     parser.add_argument(
@@ -145,8 +147,8 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         type=_parse_sizes,
         default=(16, 32),
         metavar="INPUT,HIDDEN",
-        help="input and hidden size for --cell (default: 16,32); most kernels also work for other sizes "
-        "above 1",
+        help="input and hidden size for --cell (default: 16,32); rarely needed, because most kernels work "
+        "for all sizes above 1",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="dtype for --cell (default: float32)"

@@ -20,6 +20,7 @@ from rich.console import Console
 from unrolled.cli import example, terminal
 from unrolled.cli.arguments import (
     CELL_HELP,
+    CELL_WITH_WEIGHTS_HELP,
     OPTION_HELP,
     TORCH_CELLS,
     UsageError,
@@ -68,12 +69,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cell",
         metavar="CELL",
-        help=f"{CELL_HELP} (default: {next(iter(TORCH_CELLS))}). "
-        "With WEIGHTS, also look for layers with this cell",
+        help=f"{CELL_HELP} (default: {next(iter(TORCH_CELLS))}). {CELL_WITH_WEIGHTS_HELP}",
     )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=OPTION_HELP)
     parser.add_argument(
-        "--seed", type=_parse_seed, default=0, help="random seed for the weights of the example (default: 0)"
+        "--seed",
+        type=_parse_seed,
+        default=0,
+        help="random seed for the example that is shown without WEIGHTS (default: 0)",
     )
     parser.add_argument(
         "--steps",
@@ -89,17 +92,18 @@ def add(commands: Any) -> None:
     output.add_argument(
         "--html", type=Path, metavar="FILE", help="write an interactive, self-contained HTML page"
     )
-    parser.add_argument("--open", action="store_true", help="open the HTML page in a browser")
+    parser.add_argument("--open", action="store_true", help="open the page that --html writes in a browser")
     parser.add_argument(
         "--labels",
         metavar="TEXT_OR_FILE",
-        help="one label per time step: the characters of a text, or the lines of a file",
+        help="labels of the time steps: an existing file with one label per line, or a text with one "
+        "character per time step",
     )
     parser.add_argument(
         "--as",
         dest="inputs",
         choices=("numbers", "image"),
-        help="how the HTML page shows the input (default: numbers)",
+        help="show the input in the HTML page as numbers or as the pixels of an image (default: numbers)",
     )
     parser.add_argument(
         "--title",

@@ -36,15 +36,15 @@ def add(commands: Any) -> None:
         "bench",
         help="compare the speed of unrolled, torch.nn and other runtimes",
         description="Compare the speed of unrolled, torch.nn and other runtimes on this machine, and report "
-        "how close unrolled comes to the limits of the machine. Runtimes whose results differ from those of "
-        "torch.nn are not timed.",
+        "how close unrolled comes to the limits of this machine in computing and reading memory. "
+        "Runtimes whose results differ from those of torch by more than rounding errors are not timed.",
         allow_abbrev=False,
     )
     quick_cells = default_cells(False)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="time a few sizes, in under a minute (default)")
     size.add_argument(
-        "--full", action="store_true", help="time all but the largest combinations of sizes; takes hours"
+        "--full", action="store_true", help="time every combination of sizes except the largest; takes hours"
     )
     parser.add_argument(
         "--cells",
@@ -59,20 +59,26 @@ def add(commands: Any) -> None:
         ("time", "sequence lengths, such as 100,1000"),
     ):
         parser.add_argument(f"--{name}", type=_positive_ints, metavar="LIST", help=description)
-    parser.add_argument("--mode", choices=MODES, help="time only this mode (default: all)")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        help="time only this mode (default: all); streaming means one time step per call",
+    )
     parser.add_argument(
         "--seconds",
         type=positive_float,
         metavar="S",
-        help="seconds to time each runtime in each table row (default: 0.15, or 1 with --full)",
+        help="seconds to time each runtime, for each combination of cell, sizes and mode (default: 0.15, or "
+        "1 with --full)",
     )
     selectable = ", ".join(name for name in RUNTIMES if name not in ALWAYS)
     parser.add_argument(
         "--peers",
         type=comma_separated,
         metavar="LIST",
-        help=f"other runtimes to time: one or more of {selectable}, or none (default: all installed; "
-        "compile and compile-step only with --full)",
+        help=f"other runtimes to time: one or more of {selectable}, or none (default: all that are "
+        "installed; without --full, not compile and compile-step, which apply torch.compile to a layer and "
+        "to the step of a custom cell)",
     )
     parser.add_argument(
         "--threads",
@@ -81,9 +87,7 @@ def add(commands: Any) -> None:
         help="number of threads for every runtime (default: torch.get_num_threads())",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a JSON file")
-    parser.add_argument(
-        "--resume", action="store_true", help="time only the table rows that are not in the JSON file yet"
-    )
+    parser.add_argument("--resume", action="store_true", help="skip what the file of --json already contains")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="chart to write: .png, .svg or .pdf")
     parser.set_defaults(run=run)
 

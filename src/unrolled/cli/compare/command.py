@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         type=comma_separated,
         default=list(TORCH_CELLS),
         metavar="LIST",
-        help=f"cells to train: {CELL_HELP}, or all for every cell in unrolled.cells "
+        help=f"cells to train: {CELL_HELP}. Use all for every cell in unrolled.cells "
         f"(default: {','.join(TORCH_CELLS)})",
     )
     parser.add_argument(
@@ -67,10 +67,15 @@ def add(commands: Any) -> None:
         "--tasks",
         type=comma_separated,
         metavar="LIST",
-        help=f"tasks: one or more of {', '.join(TASKS)} (default: all tasks whose data is installed)",
+        help=f"tasks: one or more of {', '.join(TASKS)} (default: all tasks whose data is installed; the "
+        "others are skipped with a note)",
     )
     parser.add_argument(
-        "--seeds", type=positive_int, default=3, metavar="N", help="seeds per cell and task (default: 3)"
+        "--seeds",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="runs per cell and task, each with its own seed (default: 3)",
     )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help=f"training steps{_format_defaults('steps')}"
@@ -88,7 +93,8 @@ def add(commands: Any) -> None:
         "--length",
         type=positive_int,
         metavar="N",
-        help=f"sequence length{_format_defaults('length')}; for copy, the delay in steps",
+        help=f"sequence length{_format_defaults('length')}; for copy, the number of steps "
+        "between the symbols and their repetition",
     )
     parser.add_argument(
         "--parameters",
