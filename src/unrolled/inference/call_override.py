@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -15,8 +15,8 @@ from unrolled.engines.fork_safety import renew_after_fork
 _Override = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
 
 _thread = threading.local()  # .overrides: the overrides of this thread, by the module's id
-_block_count: dict[int, int] = {}  # number of active blocks of all threads, by the module's id
-_lock = threading.Lock()
+_blocks: dict[object, tuple[int, list[nn.Module]]] = {}  # active blocks: their threads and modules
+_lock = threading.Lock()  # guards the dictionary
 
 
 @contextmanager
@@ -31,28 +31,38 @@ def override_calls(modules: Iterable[nn.Module], override: _Override) -> Iterato
         modules: The modules.
         override: The function to call instead.
     """
-    modules = list(modules)
+    modules, block = list(modules), object()
     outer_overrides = getattr(_thread, "overrides", {})
     with _lock:
+        _blocks[block] = threading.get_ident(), modules
         for module in modules:
-            if not _block_count.get(id(module)):
-                compiled_call = vars(module).get("_compiled_call_impl")
+            compiled_call = vars(module).get("_compiled_call_impl")
+            if not _is_override(compiled_call):
                 vars(module)["_compiled_call_impl"] = functools.partial(_call, module, compiled_call)
-            _block_count[id(module)] = _block_count.get(id(module), 0) + 1
     _thread.overrides = {**outer_overrides, **{id(module): override for module in modules}}
     try:
         yield
     finally:
         _thread.overrides = outer_overrides
         with _lock:
-            for module in modules:
-                _block_count[id(module)] -= 1
-                if not _block_count[id(module)]:
-                    del _block_count[id(module)]
-                    compiled_call = vars(module)["_compiled_call_impl"].args[1]
-                    vars(module)["_compiled_call_impl"] = compiled_call
-                    if compiled_call is None:
-                        del vars(module)["_compiled_call_impl"]
+            _end(block)
+
+
+def _end(block: object) -> None:
+    """Remove a block, and restore the calls of its modules that no other block overrides."""
+    _, modules = _blocks.pop(block)
+    overridden = {id(module) for _, others in _blocks.values() for module in others}
+    for module in modules:
+        call = vars(module).get("_compiled_call_impl")
+        if id(module) not in overridden and _is_override(call):
+            compiled_call = call.args[1]
+            vars(module)["_compiled_call_impl"] = compiled_call
+            if compiled_call is None:
+                del vars(module)["_compiled_call_impl"]
+
+
+def _is_override(call: Any) -> TypeGuard[functools.partial[Any]]:
+    return isinstance(call, functools.partial) and call.func is _call
 
 
 def _call(module: nn.Module, compiled_call: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
@@ -63,6 +73,10 @@ def _call(module: nn.Module, compiled_call: Callable[..., Any] | None, *args: An
 
 
 @renew_after_fork
-def _renew_lock() -> None:
+def _keep_blocks_of_this_thread() -> None:
+    """In a forked child, renew the lock and end the blocks of other threads, which are gone."""
     global _lock
     _lock = threading.Lock()
+    for block, (thread, _) in list(_blocks.items()):
+        if thread != threading.get_ident():
+            _end(block)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from unrolled.engines.fork_safety import delay_forks
+
 _loaders: dict[str, Callable[[], ModuleType]] = {}
 
 
@@ -28,4 +30,5 @@ def package(kind: str) -> Any:
     Returns:
         The package.
     """
-    return _loaders[kind]()
+    with delay_forks():
+        return _loaders[kind]()

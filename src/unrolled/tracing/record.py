@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
-from unrolled.engines.fork_safety import renew_after_fork
+from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing import hooks
@@ -28,14 +28,8 @@ from unrolled.tracing.step_recorder import quantity_names
 from unrolled.tracing.trace import Trace, run_traced
 
 _lock = threading.Lock()  # guards the two below
-_active_blocks = 0  # number of record blocks that are running, in all threads
-_eager_stance: Any = None  # the stance of torch.compile during these blocks; to be exited after the last one
-
-
-@renew_after_fork
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
+_running_records: list[Record] = []  # of all threads
+_eager_stance: Any = None  # the stance of torch.compile during their blocks; to be exited after the last one
 
 
 @dataclass(eq=False)
@@ -117,7 +111,8 @@ class Record(Mapping[str, Trace]):
             raise RuntimeError("this record is already running: create another one with record(model)")
         self._thread = threading.get_ident()
         self._running = contextlib.ExitStack()
-        self._running.enter_context(_compiled_code_runs_eagerly())
+        self._running.callback(_end_eager_stance, self)
+        _begin_eager_stance(self)
         modules = [layer.module for layer in self._layers_by_id.values() if layer.never_recorded is None]
         self._running.callback(hooks.observe_calls(modules, self._should_record, self._on_call))
         return self
@@ -331,25 +326,37 @@ def record(
     return Record(model, trace_filter, positive_int("calls", calls), gradients)
 
 
-@contextlib.contextmanager
-def _compiled_code_runs_eagerly() -> Iterator[None]:
+def _begin_eager_stance(record: Record) -> None:
     """Run what torch.compile compiled eagerly, since hooks don't see calls inside compiled code.
 
     Blocks of several threads can end in any order.
     """
-    global _active_blocks, _eager_stance
-    with _lock:
+    global _eager_stance
+    with _lock, delay_forks():
         if _eager_stance is None and "torch._dynamo" in sys.modules:
             _eager_stance = torch.compiler.set_stance("force_eager")
-        _active_blocks += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _active_blocks -= 1
-            if not _active_blocks and _eager_stance is not None:
-                _eager_stance.__exit__(None, None, None)
-                _eager_stance = None
+        _running_records.append(record)
+
+
+def _end_eager_stance(record: Record) -> None:
+    """Run compiled code again if no other record is running."""
+    global _eager_stance
+    with _lock, delay_forks():
+        _running_records[:] = [other for other in _running_records if other is not record]
+        if not _running_records and _eager_stance is not None:
+            _eager_stance.__exit__(None, None, None)
+            _eager_stance = None
+
+
+@renew_after_fork
+def _end_records_of_other_threads() -> None:
+    """In a forked child, renew the lock and end the blocks of other threads, which are gone."""
+    global _lock
+    _lock = threading.Lock()
+    for record in _running_records[:]:
+        if record._thread != threading.get_ident():
+            record._thread = 0
+            record.__exit__(None, None, None)
 
 
 @contextlib.contextmanager

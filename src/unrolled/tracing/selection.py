@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
+from unrolled.engines.fork_safety import lazy_property
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors
 from unrolled.tracing.indexing import as_int, normalize_index
@@ -302,14 +302,14 @@ class BatchRows:
         mask = dropout(steps.new_ones(len(steps), self.batch_size, steps.shape[-1]), probability)
         return steps * _select(mask, 1, self.indices)
 
-    @functools.cached_property
+    @lazy_property
     def _sorted_positions(self) -> Tensor:
         """The position of each row in the order of the packed sequence, which is sorted by length."""
         unsorted_indices = None if self.packed is None else self.packed.unsorted_indices
         indices = torch.tensor(self.indices)
         return indices if unsorted_indices is None else unsorted_indices.cpu()[indices]
 
-    @functools.cached_property
+    @lazy_property
     def _packed_positions(self) -> tuple[int, ...]:
         """The positions of the rows' steps in the data of the packed sequence."""
         assert self.packed is not None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from unrolled.engines.fork_safety import lazy_property
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Layout:
             return _regular(steps, batch)
         return cls(len(sizes), sizes[0], torch.tensor([0, *sizes], device="cpu").cumsum(0))
 
-    @cached_property
+    @lazy_property
     def rows(self) -> int:
         """Number of rows of all steps together."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
@@ -52,21 +54,21 @@ class Layout:
         indices = self._indices_before_reverse if reverse else self._indices_before
         return ShiftedState(state, initial, self.batch, reverse, indices)
 
-    @cached_property
+    @lazy_property
     def _step_and_batch_index(self) -> tuple[Tensor, Tensor]:
         """For each row, its time step and its index in the batch."""
         assert self.starts is not None
         step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), self.starts.diff())
         return step, torch.arange(self.rows, device="cpu") - self.starts[step]
 
-    @cached_property
+    @lazy_property
     def _indices_before(self) -> Tensor:
         """For each row, where its previous state is in ``cat((initial, state))``."""
         assert self.starts is not None
         step, row = self._step_and_batch_index
         return torch.where(step == 0, row, self.batch + self.starts[step - 1] + row)
 
-    @cached_property
+    @lazy_property
     def _indices_before_reverse(self) -> Tensor:
         """The same for a loop from the last time step to the first."""
         assert self.starts is not None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, fx
 
 from unrolled.engines.compiler.ir import BATCH_SYMBOL
+from unrolled.engines.fork_safety import lazy_property
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ class TensorView:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @cached_property
+    @lazy_property
     def is_base(self) -> bool:
         """Whether the view has the shape and strides of its base."""
         dense = self.strides == torch.empty(self.shape, device="meta").stride()

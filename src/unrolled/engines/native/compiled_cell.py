@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 
 import torch
@@ -22,6 +21,7 @@ from unrolled.engines.compiler.ir import (
     width,
 )
 from unrolled.engines.compiler.partition import LoopPartition, split
+from unrolled.engines.fork_safety import lazy_property
 from unrolled.engines.native.bulk_ops import BulkOps, Values
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.kernel import Kernel, KernelCall
@@ -62,22 +62,22 @@ class CompiledCell:
             self._states_only, dtype
         )  # raises UnsupportedError now, not in a later call
 
-    @functools.cached_property
+    @lazy_property
     def inference(self) -> Kernel:
         """The forward loop without saved values."""
         return Kernel(self._states_only, self._inference_spec, self.dtype)
 
-    @functools.cached_property
+    @lazy_property
     def training(self) -> Kernel:
         """The forward loop that saves what the backward reads."""
         return Kernel(self._forward, self._training_specs[0], self.dtype)
 
-    @functools.cached_property
+    @lazy_property
     def backward(self) -> Kernel:
         """The backward loop."""
         return Kernel(self._backward, self._training_specs[1], self.dtype)
 
-    @functools.cached_property
+    @lazy_property
     def _training_specs(self) -> tuple[KernelSpec, KernelSpec]:
         """The forward and the backward loop for training. Both start compiling at the same time."""
         forward = emit(self._forward, self.dtype, whole=self._read_by_backward)
@@ -101,7 +101,7 @@ class CompiledCell:
 
     # --- forward ---
 
-    @functools.cached_property
+    @lazy_property
     def _read_by_backward(self) -> set[fx.Node]:
         """Nodes that the backward reads, and gradients in the forward's prologue, such as zeros."""
         backward = self._backward
@@ -109,22 +109,22 @@ class CompiledCell:
         operands = {n for node in nodes for n in node.all_input_nodes}
         return operands | {node for node in self._gradients if node in self._forward.prologue}
 
-    @functools.cached_property
+    @lazy_property
     def saved_state_widths(self) -> list[int | None]:
         """Width of each state whose values of all steps are stored, which include the output; else None."""
         captured, read = self.captured, self._read_by_backward
         states = enumerate(zip(captured.states, captured.new_states, self.widths, strict=True))
         return [size if k == 0 or old in read or new in read else None for k, (old, new, size) in states]
 
-    @functools.cached_property
+    @lazy_property
     def _before_inference(self) -> BulkOps:
         return self._prologue_ops(self._forward, self.inference, set())
 
-    @functools.cached_property
+    @lazy_property
     def _before_training(self) -> BulkOps:
         return self._prologue_ops(self._forward, self.training, self._read_by_backward)
 
-    @functools.cached_property
+    @lazy_property
     def _in_loops(self) -> set[fx.Node]:
         return {*self._forward.loop, *self._backward.loop}
 
@@ -164,7 +164,7 @@ class CompiledCell:
         call = kernel.call(values, initial, all_steps, final, x, layout, reverse, threads)
         return call, all_steps, final, values
 
-    @functools.cached_property
+    @lazy_property
     def direct_inputs(self) -> list[int | None] | None:
         """The tensors that the inference loop reads: for each the index of a parameter, or None for x.
 
@@ -210,7 +210,7 @@ class CompiledCell:
         """Return the values of a forward call that the backward reads."""
         return {node: values[node] for node in self.saved_for_backward}
 
-    @functools.cached_property
+    @lazy_property
     def saved_for_backward(self) -> list[fx.Node]:
         """Nodes whose values the forward saves for the backward, in addition to the states."""
         nodes = _required(self._forward.prologue, self._read_by_backward)
@@ -239,29 +239,29 @@ class CompiledCell:
 
     # --- backward ---
 
-    @functools.cached_property
+    @lazy_property
     def _read_after_loop(self) -> set[fx.Node]:
         """Nodes that are read after the backward loop."""
         operands = {n for node in self._backward.epilogue for n in node.all_input_nodes}
         return operands | set(self._gradients)
 
-    @functools.cached_property
+    @lazy_property
     def _gradients(self) -> list[fx.Node]:
         captured = self.captured
         return [node for node in (*captured.grad_params, captured.grad_x) if node is not None]
 
-    @functools.cached_property
+    @lazy_property
     def _before_backward(self) -> BulkOps:
         return self._prologue_ops(self._backward, self.backward, self._read_after_loop)
 
-    @functools.cached_property
+    @lazy_property
     def _after_backward(self) -> BulkOps:
         computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
         nodes = _required(list(self.captured.graph.nodes), [*self._backward.epilogue, *self._gradients])
         nodes = [n for n in nodes if n.op == "call_function" and n not in computed]
         return BulkOps(nodes, self._gradients, self._in_loops, self.dtype)
 
-    @functools.cached_property
+    @lazy_property
     def _stores_carry(self) -> list[bool]:
         """For each state, whether its gradients of all steps are read after the backward loop."""
         pairs = zip(self._backward.old_states, self._backward.new_states, strict=True)

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.checks import read_tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.fork_safety import renew_after_fork
+from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.engines.native import matmul
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
@@ -47,7 +47,7 @@ def compiled(cell: Cell, dtype: torch.dtype) -> CompiledCell:
             if key not in _cells:
                 matmul.start(dtype)  # compile the products while the step is being captured
                 try:
-                    with torch.device("cpu"):  # whatever the default device is
+                    with delay_forks(), torch.device("cpu"):  # whatever the default device is
                         new = _cells[key] = CompiledCell(cell, dtype)
                     if new.captured.mode_independent:
                         _cells[key[0], not cell.training, *key[2:]] = new

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from unrolled.engines import autograd, run_compiled
 from unrolled.engines.autograd import DirectionSpec
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native import registry
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
@@ -83,6 +86,14 @@ def run_outside_transforms(function: Callable[[], _Result]) -> _Result:
     """Call a function in a new thread, where no torch transform is active."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
+
+
+@renew_after_fork
+def _renew_lock_of_torch_compile() -> None:
+    """Renew the lock that torch.compile holds while it traces a layer, and thus while that is compiled."""
+    convert_frame: Any = sys.modules.get("torch._dynamo.convert_frame")
+    if hasattr(convert_frame, "compile_lock"):
+        convert_frame.compile_lock = threading.RLock()
 
 
 @dataclass(frozen=True)
