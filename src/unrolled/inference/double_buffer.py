@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module
 
 from unrolled.engines.native.prepacked import BoundKernel, PrepackedKernel
-from unrolled.inference.weight_snapshot import MAX_PLANS, IOLayout, WeightSnapshot
+from unrolled.inference.plans import Plan, PlanCache
+from unrolled.inference.weight_snapshot import WeightSnapshot
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.torch_layers import DropInLayer
 
 _Buffers = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
+_FORWARD_METHODS = Recurrent.forward, DropInLayer.forward
+_SCRATCH_SIZE = 4096  # elements; longer outputs between layers are allocated in each call
 
-class DoubleBuffer:
+
+class DoubleBuffer(PlanCache["_StreamPlan"]):
     """A layer with two buffers of states: each call reads one buffer and writes the other.
 
     The states have the same addresses in every second call. A call therefore only has to fill in the
@@ -27,9 +32,10 @@ class DoubleBuffer:
     """
 
     def __init__(self, layer: Recurrent) -> None:
-        self._layer, self._snapshot = layer, WeightSnapshot(layer)
-        self._plans: dict[Any, _StreamPlan | None] = {}  # by input shape and number of threads
-        self._buffers: dict[Any, _Buffers] = {}  # of the last batch size and dtype
+        super().__init__(layer, allow_changes=True)
+        self._key: Any = None  # the last batch size and dtype, which the buffers are for
+        self._buffers: _Buffers = (), ()
+        self._scratch = torch.empty(0)  # for short outputs between layers
         self._active: _Buffers | None = None  # the buffers that hold the current states
         self.index: int | None = None
 
@@ -43,19 +49,9 @@ class DoubleBuffer:
         Returns:
             The output, or None if the layer itself must be called.
         """
-        layer = self._layer
-        if has_custom_call(layer):
+        if has_custom_call(self._layer):
             return None
-        if self._snapshot.is_stale():
-            self._snapshot = WeightSnapshot(self._layer)
-            self._plans.clear()
-        if not self._snapshot.supports(x):
-            return None
-        key = (x.shape, torch.get_num_threads())
-        try:
-            plan = self._plans[key]
-        except KeyError:
-            plan = self._create_plan(*key)
+        plan = self.find_plan(x)
         if plan is None:
             return None
         if self.index is None:
@@ -66,23 +62,21 @@ class DoubleBuffer:
         elif plan.buffers is not self._active:  # another batch size
             return None
         output = plan.run(x, self.index)
-        self.index = 1 - self.index
+        if output is not None:
+            self.index = 1 - self.index
         return output
 
-    def _create_plan(self, shape: torch.Size, threads: int) -> _StreamPlan | None:
-        snapshot, plan = self._snapshot, None
-        kernels_by_layer = snapshot.prepacked_kernels(shape, threads)
-        if kernels_by_layer is not None:
-            batch = shape[0 if snapshot.layer.batch_first else 1]
-            key = batch, snapshot.dtype
-            if key not in self._buffers:
-                self._buffers = {key: _create_buffers(snapshot, batch)}
-            forward_kernels = [kernels[0] for kernels in kernels_by_layer]
-            plan = _StreamPlan(forward_kernels, shape, snapshot, self._buffers[key])
-        if len(self._plans) >= MAX_PLANS:
-            self._plans.clear()
-        self._plans[shape, threads] = plan
-        return plan
+    def _create_plan(
+        self, kernels: list[list[PrepackedKernel]], shape: torch.Size, snapshot: WeightSnapshot
+    ) -> _StreamPlan:
+        batch = shape[0 if snapshot.layer.batch_first else 1]
+        key = batch, snapshot.dtype
+        if self._key != key:
+            snapshot.plans.clear()  # their buffers have another size
+            self._key, self._buffers = key, _create_buffers(snapshot, batch)
+            self._scratch = torch.empty(2, _SCRATCH_SIZE, dtype=snapshot.dtype, device="cpu")
+        forward_kernels = [first for first, *_ in kernels]
+        return _StreamPlan(forward_kernels, shape, snapshot, self._buffers, self._scratch)
 
     def take_state(self) -> State:
         """Return the current states and mark the buffers as empty."""
@@ -93,7 +87,7 @@ class DoubleBuffer:
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-class _StreamPlan(IOLayout):
+class _StreamPlan(Plan):
     """The kernels of all stacked layers for chunks of one shape.
 
     Attributes:
@@ -101,12 +95,18 @@ class _StreamPlan(IOLayout):
     """
 
     def __init__(
-        self, kernels: list[PrepackedKernel], shape: torch.Size, snapshot: WeightSnapshot, buffers: _Buffers
+        self,
+        kernels: list[PrepackedKernel],
+        shape: torch.Size,
+        snapshot: WeightSnapshot,
+        buffers: _Buffers,
+        scratch: Tensor,
     ) -> None:
         super().__init__(shape, kernels[0].widths[0], snapshot)
-        self._hidden = [torch.empty_like(self._output_template) for _ in kernels[1:]]  # between layers
         self.buffers = buffers
         self._bound_kernels = [_bind_kernels(kernels, *buffers), _bind_kernels(kernels, *buffers[::-1])]
+        self._output_size = self._output_template.numel()
+        self._scratch = scratch if self._output_size <= _SCRATCH_SIZE else None
 
     def load(self, state: State | None) -> bool:
         """Copy states to the first buffer, zeros if None; return False if they don't fit."""
@@ -126,24 +126,32 @@ class _StreamPlan(IOLayout):
             buffer.copy_(tensor.detach())  # of any memory layout
         return True
 
-    def run(self, x: Tensor, index: int) -> Tensor:
-        """Return the output of a chunk, reading states from one buffer and writing them to the other."""
+    def run(self, x: Tensor, index: int) -> Tensor | None:
+        """Return the output of a chunk, reading states from one buffer and writing them to the other.
+
+        Returns None if the layer itself must be called.
+        """
         x = (x.transpose(0, 1) if self._transposed else x).contiguous()
-        output = torch.empty_like(self._output_template)
-        kernels = self._bound_kernels[index]
-        if len(kernels) == 1:
-            kernels[0].run(x.data_ptr(), output.data_ptr())
-            return output.transpose(0, 1) if self._transposed else output
         source = x.data_ptr()
-        for kernel, hidden in zip(kernels, self._hidden):  # noqa: B905  # the last kernel writes the output
-            kernel.run(source, source := hidden.data_ptr())
-        kernels[-1].run(source, output.data_ptr())
+        if not source:  # a tensor of zeros without memory, as autograd may create
+            return None
+        output = torch.empty_like(self._output_template)
+        lower, top = self._bound_kernels[index]
+        if lower:
+            scratch = x.new_empty(2, self._output_size) if self._scratch is None else self._scratch
+            first = scratch.data_ptr()
+            targets = first, first + scratch.nbytes // 2
+            for k, kernel in enumerate(lower):
+                kernel.run(source, source := targets[k % 2])
+        top.run(source, output.data_ptr())
         return output.transpose(0, 1) if self._transposed else output
 
 
-def has_custom_call(layer: Recurrent) -> bool:
-    """Return whether a call of a layer runs hooks, or a forward that is set on the instance."""
-    if layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer):
+def has_custom_call(layer: nn.Module) -> bool:
+    """Return whether a call of a layer runs hooks, or anything else than the forward method of our layers."""
+    if layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__:
+        return True
+    if type(layer).forward not in _FORWARD_METHODS:
         return True
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
@@ -164,12 +172,17 @@ def _create_buffers(snapshot: WeightSnapshot, batch: int) -> _Buffers:
 
 def _bind_kernels(
     kernels: list[PrepackedKernel], source: tuple[Tensor, ...], target: tuple[Tensor, ...]
-) -> list[BoundKernel]:
-    """Bind each layer's kernel to the buffer that it reads states from and the buffer that it writes to."""
-    return [
+) -> tuple[list[BoundKernel], BoundKernel]:
+    """Bind each layer's kernel to the buffer that it reads states from and the buffer that it writes to.
+
+    Returns:
+        The kernels of all layers but the last, and that of the last.
+    """
+    *lower, top = [
         kernel.bind([part[k].data_ptr() for part in source], [part[k].data_ptr() for part in target])
         for k, kernel in enumerate(kernels)
     ]
+    return lower, top
 
 
 def state_tensors(state: Any) -> tuple[Any, ...]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from unrolled.engines.native.kernel import launch
 from unrolled.engines.native.prepacked import PrepackedKernel
-from unrolled.inference.weight_snapshot import MAX_PLANS, IOLayout, WeightSnapshot
+from unrolled.inference.plans import Plan, PlanCache, memoryless
+from unrolled.inference.weight_snapshot import WeightSnapshot, is_plain
 from unrolled.layers.recurrent import Recurrent
-from unrolled.layers.sequence import SequenceBatch
 
 
 class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
@@ -61,18 +62,11 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
             layer._frozen = previous
 
 
-class FrozenCalls:
-    """The calls of a layer with packed weights.
-
-    Args:
-        layer: The layer.
-        allow_changes: Pack the weights again if they have changed. If False, a change is an error.
-    """
+class FrozenCalls(PlanCache["_FrozenPlan"]):
+    """The calls of a layer with packed weights; the arguments are those of :class:`PlanCache`."""
 
     def __init__(self, layer: Recurrent, allow_changes: bool = False) -> None:
-        self._layer, self._allow_changes = layer, allow_changes
-        self._snapshot = WeightSnapshot(layer)
-        self._plans: dict[Any, _Plan | None] = {}  # by input shape and number of threads
+        super().__init__(layer, allow_changes)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of the layer isn't frozen
@@ -83,46 +77,30 @@ class FrozenCalls:
         Raises:
             RuntimeError: If a weight has changed.
         """
-        layer, snapshot = self._layer, self._snapshot
-        if snapshot.is_stale():
-            if not self._allow_changes:
-                raise RuntimeError(
-                    f"{type(layer).__name__}: a weight was changed inside unrolled.frozen(...). "
-                    "Change weights outside of the block"
-                )
-            snapshot = self._snapshot = WeightSnapshot(layer)
-            self._plans.clear()
-        if not snapshot.supports(x):
-            return None
-        key = (x.shape, torch.get_num_threads())
-        try:
-            plan = self._plans[key]
-        except KeyError:
-            plan = self._create_plan(*key)
+        plan = self.find_plan(x)
         if plan is None:
             return None
         initial: tuple[Tensor, ...] | None = None
         if state is not None:
-            initial = state if plan.has_several_states else (state,)
-            if not plan.supports(initial):
-                sequence = SequenceBatch.from_input(x, layer.batch_first, layer._label)
-                initial = layer._initial_states(state, sequence)
+            is_sequence = type(state) in (tuple, list)
+            initial = tuple(state) if is_sequence else (state,)
+            if is_sequence is not plan.has_several_states or not plan.supports(initial):
+                return None  # the layer converts the state, or raises an error
         if torch.is_grad_enabled() and (
-            snapshot.requires_grad or x.requires_grad or any(part.requires_grad for part in initial or ())
+            x.requires_grad
+            or any(part.requires_grad for part in initial or ())
+            or self._snapshot.requires_grad()
         ):
             return None
         return plan.run(x, initial)
 
-    def _create_plan(self, shape: torch.Size, threads: int) -> _Plan | None:
-        kernels = self._snapshot.prepacked_kernels(shape, threads)
-        plan = None if kernels is None else _Plan(kernels, shape, self._snapshot)
-        if len(self._plans) >= MAX_PLANS:
-            self._plans.clear()
-        self._plans[shape, threads] = plan
-        return plan
+    def _create_plan(
+        self, kernels: list[list[PrepackedKernel]], shape: torch.Size, snapshot: WeightSnapshot
+    ) -> _FrozenPlan:
+        return _FrozenPlan(kernels, shape, snapshot)
 
 
-class _Plan(IOLayout):
+class _FrozenPlan(Plan):
     """The kernels of all layers and directions for inputs of one shape.
 
     Attributes:
@@ -138,26 +116,27 @@ class _Plan(IOLayout):
         self._single_kernel = kernels[0][0] if len(kernels) == len(kernels[0]) == 1 else None
         directions = len(kernels) * len(kernels[0])
         self._state_templates = [
-            torch.empty(directions, self._batch, width, dtype=snapshot.dtype, device="cpu")
-            for width in widths
+            memoryless(directions, self._batch, width, dtype=snapshot.dtype) for width in widths
         ]
         self._state_shapes = [part.shape for part in self._state_templates]
         self.has_several_states = len(widths) > 1
 
-    def supports(self, state: Any) -> bool:
+    def supports(self, state: tuple[Any, ...]) -> bool:
         """Return whether these are initial states with the right number, shapes, dtype and device."""
-        if type(state) is not tuple or len(state) != len(self._state_templates):
+        if len(state) != len(self._state_shapes):
             return False
         for part, shape in zip(state, self._state_shapes, strict=True):
-            if type(part) is not Tensor or part.shape != shape or part.dtype is not self._dtype:
+            if type(part) not in (Tensor, Parameter) or part.shape != shape or part.dtype is not self._dtype:
                 return False
-            if not part.is_cpu or part.is_neg():
+            if not is_plain(part):
                 return False
         return True
 
-    def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any]:
-        """Return the output and the final states, as the layer returns them."""
+    def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any] | None:
+        """Return the output and the final states, or None if the layer itself must run."""
         x = (x.transpose(0, 1) if self._transposed else x).contiguous()
+        if not x.data_ptr():  # a tensor of zeros without memory, as autograd may create
+            return None
         final = [torch.empty_like(part) for part in self._state_templates]
         final_addresses = [part.data_ptr() for part in final]
         if initial is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import InputError
 from unrolled.layers.single_step import SingleStep
-from unrolled.layers.torch_layers import DropInLayer
 
 _Layer = Recurrent | nn.RNNBase
 _LAYERS = (Recurrent, nn.RNNBase)
@@ -68,7 +67,7 @@ class Stream:
         self._frozen_calls: dict[str, tuple[Recurrent, FrozenCalls]] = {}
         self._states: dict[str, State] = {}
         self._new_states: dict[str, State] = {}  # of the current call
-        self._double_buffer = DoubleBuffer(module) if _has_standard_forward(module) else None
+        self._double_buffer = DoubleBuffer(module) if isinstance(module, Recurrent) else None
         self._lock = threading.RLock()
         _streams.add(self)
 
@@ -103,7 +102,9 @@ class Stream:
                     "stream holds a state of it: call reset() to start a new sequence"
                 )
             self._layers = layers
-            self._names = {id(layer): name for name, layer in self._layers.items()}
+            self._names = {id(layer): name for name, layer in layers.items()}
+            for name in self._frozen_calls.keys() - layers.keys():
+                del self._frozen_calls[name]
             with override_calls(self._layers.values(), self._call_layer):
                 result = self._module(x, *args, **kwargs)
         if not self._new_states:
@@ -121,8 +122,8 @@ class Stream:
         name = self._names[id(layer)]
         args, kwargs = self._add_state(name, layer, args, kwargs)
         result, cached = None, self._frozen_calls.get(name)
-        is_plain_call = len(args) == 1 and kwargs.keys() <= {"state"} and _has_standard_forward(layer)
-        if is_plain_call and not has_custom_call(layer):
+        has_plain_arguments = len(args) == 1 and kwargs.keys() <= {"state"}
+        if has_plain_arguments and isinstance(layer, Recurrent) and not has_custom_call(layer):
             if cached is None or cached[0] is not layer:
                 cached = self._frozen_calls[name] = layer, FrozenCalls(layer, allow_changes=True)
             result = cached[1](args[0], kwargs.get("state"))
@@ -257,11 +258,6 @@ def _find_layers(module: nn.Module) -> dict[str, Any]:
                 "sequence from its end, which hasn't arrived yet"
             )
     return layers
-
-
-def _has_standard_forward(module: nn.Module) -> TypeGuard[Recurrent]:
-    """Return whether a module is a layer of ours whose class doesn't override forward."""
-    return isinstance(module, Recurrent) and type(module).forward in (Recurrent.forward, DropInLayer.forward)
 
 
 def _initial_values(layer: _Layer, state: State) -> list[Any]:

@@ -2,80 +2,102 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import optimizer
 
 from unrolled.engines import dispatch
 from unrolled.engines.native import registry
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
 from unrolled.layers.recurrent import Recurrent
 
-MAX_PLANS = 100  # plans by input shape that are kept; inputs of ever-changing lengths would fill the memory
-
-
-class IOLayout:
-    """Memory layout of inputs of one shape, and of their outputs, as kernels read and write them.
-
-    Args:
-        shape: Shape of the inputs, as the layer takes them.
-        width: Number of features of an output.
-        snapshot: The layer's weights.
-    """
-
-    def __init__(self, shape: torch.Size, width: int, snapshot: WeightSnapshot) -> None:
-        batch_first = snapshot.layer.batch_first
-        batch, time = shape[:2] if batch_first else (shape[1], shape[0])
-        self._batch, self._dtype = batch, snapshot.dtype
-        # With one row or one time step, (batch, time) and (time, batch) are the same in memory.
-        self._transposed = batch_first and time > 1 and batch > 1
-        first_axes = (batch, time) if batch_first and not self._transposed else (time, batch)
-        self._output_template = torch.empty(*first_axes, width, dtype=snapshot.dtype, device="cpu")
+_UNROLL = Recurrent.unroll
+_version = operator.attrgetter("_version")
 
 
 class WeightSnapshot:
     """The weights of a layer at one moment.
 
+    Only weights that are parameters of the layer are packed. A wrapper that sets them as plain attributes
+    (weight drop) and a parametrization compute new ones in each call.
+
     Attributes:
         layer: The layer.
-        dtype: Dtype of the parameters. None if the layer has no parameters, or changes can't be detected.
-        requires_grad: Whether any parameter requires gradients.
+        dtype: Dtype of the parameters. None if they can't be packed, or if changes can't be detected.
+        plans: The plans that use the packed weights, by what they depend on.
     """
 
     def __init__(self, layer: Recurrent) -> None:
         self.layer = layer
-        params = list(layer.parameters())
-        # Buffers count too, because a parametrization may read them.
-        self._tensors = [*params, *layer.buffers()]
-        detectable = params and not any(tensor.is_inference() for tensor in self._tensors)
+        self.plans: dict[Any, Any] = {}
+        self._parameters = dict(layer._parameters)
+        self._values = list(self._parameters.values())
+        self._names = [name for name, value in self._parameters.items() if value is not None]
+        self._tensors = [value for value in self._values if value is not None]
+        self._training, self._default_dtype = layer.training, torch.get_default_dtype()
+        weights = [self._parameters.get(name) for named in layer._named.values() for _, name, _ in named]
+        packable = weights and all(type(weight) is Parameter and is_plain(weight) for weight in weights)
+        # Nothing records a change of an inference tensor.
+        packable = packable and not any(tensor.is_inference() for tensor in self._tensors)
         # A subclass with its own unroll may compute something else from the weights.
-        detectable = detectable and type(layer).unroll is Recurrent.unroll
-        self._parameter_dict, self._parameters = layer._parameters, list(layer._parameters.values())
-        self._versions = [tensor._version for tensor in self._tensors] if detectable else []
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors] if detectable else []
-        self.requires_grad = any(param.requires_grad for param in params)
-        self.dtype = params[0].dtype if detectable else None
+        if packable and type(layer).unroll is _UNROLL:
+            self.dtype: torch.dtype | None = self._tensors[0].dtype
+            self._versions = [tensor._version for tensor in self._tensors]
+            # While these tensors exist, no other memory can have their addresses.
+            self._memory = [tensor.detach() for tensor in self._tensors]
+            self._addresses = [tensor.data_ptr() for tensor in self._memory]
+            _notice_fused_optimizers()
+            _snapshots[id(self)] = self
+        else:
+            self.dtype = None
         self._weights: list[list[Weights | None]] | None = None  # by layer and direction
 
     def is_stale(self) -> bool:
-        """Return whether a weight was replaced or changed since, as far as torch can detect it."""
+        """Return whether a weight or the mode has changed since, as far as torch can detect it."""
+        layer, values = self.layer, self.layer._parameters.values()
+        if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
+            return True
+        if self.dtype is not None:
+            tensors = self._tensors
+            if list(map(_version, tensors)) != self._versions:
+                return True
+            if list(map(Tensor.data_ptr, tensors)) != self._addresses:  # module.to(), share_memory_()
+                return True
+        # A cell's step can depend on both.
+        return layer.training is not self._training or torch.get_default_dtype() is not self._default_dtype
+
+    def changes(self) -> list[str]:
+        """Return what has happened to the weights since, such as ``"weight_hh_l0 was replaced"``."""
         if self.dtype is None:
-            return False
-        tensors = self._tensors
-        if [tensor._version for tensor in tensors] != self._versions:
-            return True
-        if [tensor.data_ptr() for tensor in tensors] != self._addresses:  # module.to(), share_memory_()
-            return True
-        return not all(map(operator.is_, self._parameter_dict.values(), self._parameters))
+            return []
+        old, new = self._parameters, self.layer._parameters
+        changes = [f"{name} was removed" for name in old if name not in new]
+        changes += [f"{name} was added" for name in new if name not in old]
+        changes += [f"{name} was replaced" for name in new if name in old and new[name] is not old[name]]
+        before = zip(self._names, self._tensors, self._versions, self._addresses, strict=True)
+        for name, tensor, version, address in before:
+            if new.get(name) is tensor and (tensor._version != version or tensor.data_ptr() != address):
+                changes.append(f"{name} was changed")
+        return changes
+
+    def requires_grad(self) -> bool:
+        """Return whether any parameter requires gradients."""
+        return any(tensor.requires_grad for tensor in self._tensors)
 
     def supports(self, x: Any) -> bool:
         """Return whether a call with this input can use the packed weights."""
-        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu or x.is_neg():
+        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu:
+            return False
+        if x.layout is not torch.strided or x.is_neg():
             return False
         layer = self.layer
-        if (layer.training and layer.dropout > 0) or not layer.plain:
+        if (layer.training and layer.dropout > 0) or not layer.plain or "unroll" in layer.__dict__:
             return False
         return dispatch.current_engine() != "reference" and not dispatch.in_transform()
 
@@ -110,3 +132,32 @@ class WeightSnapshot:
                 return None
             kernels_by_layer.append(kernels)
         return kernels_by_layer
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether the elements of a tensor lie in the CPU's memory as they are."""
+    if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    return not (tensor.is_neg() or tensor._is_zerotensor())
+
+
+_snapshots: weakref.WeakValueDictionary[int, WeightSnapshot] = weakref.WeakValueDictionary()
+
+
+@functools.cache
+def _notice_fused_optimizers() -> None:
+    """From now on, mark snapshots as stale after a step of a fused optimizer.
+
+    Fused optimizers change parameters without a change of their version, which other operations increment.
+    """
+    optimizer.register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(stepped: optimizer.Optimizer, args: Any, kwargs: Any) -> None:
+    changed = {id(param) for group in stepped.param_groups if group.get("fused") for param in group["params"]}
+    for reference in _snapshots.valuerefs() if changed else ():
+        snapshot = reference()
+        if snapshot is not None:
+            for index, tensor in enumerate(snapshot._tensors):
+                if id(tensor) in changed:
+                    snapshot._versions[index] = -1
