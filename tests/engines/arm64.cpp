@@ -1,6 +1,7 @@
 // Runs one loop on the memory of a recorded call. Reads the memory from a file, and writes it back after the call.
 using T = float;
 #include "products.h"
+#include "threads.h"
 
 #include <cstdint>
 #include <cstdio>
@@ -26,7 +27,7 @@ int main(int, char** paths) {
   const std::vector<int64_t> numbers = read_numbers(file), places = read_numbers(file), bytes = read_numbers(file);
   std::vector<char*> blocks;
   for (const int64_t size : bytes) {
-    blocks.push_back((char*)std::aligned_alloc(64, (size + 63) / 64 * 64 + 64));
+    blocks.push_back((char*)aligned_memory(64, (size + 63) / 64 * 64 + 64));
     if (std::fread(blocks.back(), 1, size, file) != (size_t)size) std::abort();
   }
   std::fclose(file);

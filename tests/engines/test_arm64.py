@@ -34,8 +34,12 @@ QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 RUN_CALL = Path(__file__).with_name("arm64.cpp")
 NEEDS_QEMU = pytest.mark.skipif(QEMU is None, reason="needs qemu-aarch64, to run programs for arm64")
 TARGET = ("-target", "aarch64-linux-musl", "-mcpu=generic")
-# The last two: clang doesn't know GCC's unroll pragma, and each loop uses only some functions of the headers.
-WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function")
+# The last three: clang doesn't know GCC's unroll pragma, each loop uses only some functions of the headers,
+# and all loops have functions with the same arguments.
+WARNINGS = (
+    "-Wall", "-Wextra", "-Werror",
+    "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter",
+)  # fmt: skip
 CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rnn-tanh": (ur.cells.RNN, {}),
     "rnn-relu": (ur.cells.RNN, {"nonlinearity": "relu"}),
@@ -85,6 +89,7 @@ def sources(kind: str, dtype: torch.dtype) -> list[str]:
     return [compiled._inference_spec.source, forward.source, backward.source]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_loop_compiles_without_a_warning(
@@ -96,6 +101,7 @@ def test_every_loop_compiles_without_a_warning(
         zig(*WARNINGS, "-c", file, "-o", file.with_suffix(".o"))
 
 
+@pytest.mark.slow
 def test_products_and_thread_pool_compile_without_a_warning(zig: Any, tmp_path: Path) -> None:
     for name, source in {
         "float": _source(torch.float32), "double": _source(torch.float64), "pool": _thread_pool_source()
@@ -156,6 +162,22 @@ class RecordedCall:
         self.after = torch.frombuffer(bytearray(b"".join(map(read_memory, blocks))), dtype=torch.float32)
 
 
+def record_calls(kind: str, threads: int, patch: pytest.MonkeyPatch) -> list[RecordedCall]:
+    """Run a layer on this machine, for inference and for training, and return the calls of its loops."""
+    calls: list[RecordedCall] = []
+    for module in (run_compiled, autograd):
+        patch.setattr(module, "launch", lambda new: calls.extend(map(RecordedCall, new)))
+    patch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
+    cell, options = CELLS[kind]
+    layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
+    with use_threads(threads), ur.engine("native"):
+        with torch.no_grad():
+            layer(x)
+        layer(x)[0].square().sum().backward()
+    assert len(calls) == 3
+    return calls
+
+
 @pytest.mark.exhaustive
 @NEEDS_QEMU
 @pytest.mark.parametrize("threads", [1, 2])
@@ -164,17 +186,7 @@ def test_loops_give_the_same_numbers_as_on_this_machine(
     kind: str, threads: int, zig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The forward for inference, and forward and backward for training, in float32."""
-    calls: list[RecordedCall] = []
-    for module in (run_compiled, autograd):
-        monkeypatch.setattr(module, "launch", lambda new: calls.extend(map(RecordedCall, new)))
-    monkeypatch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
-    cell, options = CELLS[kind]
-    layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
-    with use_threads(threads), ur.engine("native"):
-        with torch.no_grad():
-            layer(x)
-        layer(x)[0].square().sum().backward()
-    assert len(calls) == 3
+    calls = record_calls(kind, threads, monkeypatch)
     shared = [tmp_path / f"{name}.o" for name in ("products", "pool")]
     for object_file, source in zip(shared, (_source(torch.float32), _thread_pool_source()), strict=True):
         file = object_file.with_suffix(".cpp")

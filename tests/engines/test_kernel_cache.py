@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from helpers.toolchain import (
     run_python,
 )
 from unrolled.engines import log
-from unrolled.engines.native.toolchain import build, cache, compiler, cpu
+from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
@@ -95,10 +97,32 @@ def test_the_name_of_a_library_depends_on_the_processor() -> None:
     identity = cpu.identity()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
+        assert cpu._features_elsewhere() == ""
         lines = cpuinfo.read_text().splitlines()
         flags = next(line for line in lines if line.startswith(("flags", "Features")))
         assert flags.partition(":")[2].strip() in identity
     assert cpu.system() in identity
+
+
+def test_the_name_of_a_library_depends_on_the_processor_on_macos_and_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "sysctl"
+    script.write_text("#!/bin/sh\necho hw.optional.arm.FEAT_BF16: 1; echo $*")
+    script.chmod(0o755)
+    monkeypatch.setattr(cpu, "_SYSCTL", (str(script), *cpu._SYSCTL[1:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert cpu._features_elsewhere() == "hw.optional.arm.FEAT_BF16: 1\nhw.optional machdep.cpu\n"
+        script.unlink()
+        assert cpu._features_elsewhere() == ""
+
+    class Kernel32:
+        def IsProcessorFeaturePresent(self, number: int) -> int:
+            return int(number in (10, 40))
+
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=Kernel32()), raising=False)
+    assert cpu._features_elsewhere() == "10 40"
 
 
 @NEEDS_SYSTEM_COMPILER
@@ -182,7 +206,11 @@ def test_files_and_folders_of_another_user_are_not_used(cache_folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", ["empty", "text", "truncated", "no metadata", "invalid metadata", "list", "folder"]
+    "damage",
+    [
+        *("empty", "text", "truncated", "no metadata", "invalid metadata", "list", "nested", "folder"),
+        *("without requires", "without arch", "without system", "wrong requires"),
+    ],
 )
 @NEEDS_SYSTEM_COMPILER
 def test_a_damaged_library_is_rebuilt(damage: str) -> None:
@@ -199,8 +227,13 @@ def test_a_damaged_library_is_rebuilt(damage: str) -> None:
         library.write_bytes(damaged[damage])
     elif damage == "no metadata":
         metadata.unlink()
+    elif damage.startswith(("without", "wrong")):
+        kind, key = damage.split()
+        content = json.loads(metadata.read_text())
+        content.pop(key) if kind == "without" else content.update({key: 5})
+        metadata.write_text(json.dumps(content))
     else:
-        metadata.write_text("{" if damage == "invalid metadata" else "[]")
+        metadata.write_text({"invalid metadata": "{", "list": "[]", "nested": "[" * 100_000}[damage])
     assert call_library() == 42
     assert cache.read_metadata(library) is not None
 
@@ -378,6 +411,144 @@ def test_an_unusable_disk_is_replaced_by_a_temporary_folder(
     assert done.stderr.count("UserWarning:") == 1
     assert f"The kernel cache {cache_folder} can't be used" in done.stderr
     assert not list(tmp_path.glob("unrolled-*"))  # the temporary folder is removed at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["ro", "noexec"])
+@NEEDS_SYSTEM_COMPILER
+def test_an_unusable_disk_gives_one_warning_for_many_kernels(cache_folder: Path, option: str) -> None:
+    cache_folder.mkdir(mode=0o700)
+    prefix = mount_namespace(f"mount -t tmpfs -o {option},mode=700 none {cache_folder}")
+    done = run_python(compare_engines("native", "ur.LSTM(5, 19), ur.GRU(3, 8)"), prefix=prefix)
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
+    assert done.stderr.count("UserWarning:") == 1, done.stderr
+    assert f"The kernel cache {cache_folder} can't be used" in done.stderr
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_a_folder_without_execution_is_skipped_after_one_warning(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(library: Path, _: object) -> Path:
+        if library.parent == cache_folder:
+            raise OSError(f"{library}: failed to map segment from shared object")
+        return library
+
+    monkeypatch.setattr(cache, "_not_executable", set())
+    monkeypatch.setattr(cache, "_failures", {})
+    with pytest.warns(UserWarning, match="libraries can't be loaded from it") as warned:
+        folders = [build.find_or_compile(source, "native", load).parent for source in (SOURCE, OTHER_SOURCE)]
+    assert cache_folder not in folders
+    assert len(list(cache_folder.glob("*.so"))) == 1  # the second one isn't compiled there
+    (message,) = [str(item.message) for item in warned]
+    assert f"The kernel cache {cache_folder} can't be used (libraries can't be loaded from it" in message
+    assert ".so" not in message
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_a_loaded_library_that_can_not_be_replaced_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows, another process may have compiled and loaded it meanwhile."""
+    library_path()
+    published = cache.read_metadata
+    results = iter([None, None])  # before and after the lock: not there yet
+    monkeypatch.setattr(cache, "read_metadata", lambda library: next(results, published(library)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(cache, "publish", refuse)
+    assert call_library() == 42
+
+
+def sized_source(number: int) -> str:
+    return f'char data[200000] = {{1}};\nextern "C" int answer() {{ return {number} + data[1]; }}\n'
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_libraries_that_were_unused_for_longest_are_deleted(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(eviction.VARIABLE, "550 kB")
+    first, second = (library_path(sized_source(number)) for number in (1, 2))
+    assert call_library(sized_source(1)) == 1  # now the second one is the oldest
+    third = library_path(sized_source(3))
+    assert {*cache_folder.glob("*.so")} == {first, third}
+    assert not cache.metadata_path(second).exists()
+    monkeypatch.setenv(eviction.VARIABLE, "1")
+    fourth = library_path(sized_source(4))
+    assert [*cache_folder.glob("*.so")] == [fourth]  # the newest one is kept
+    assert call_library(sized_source(2)) == 2
+    monkeypatch.setenv(eviction.VARIABLE, "0")
+    assert call_library(sized_source(3)) == 3
+    assert len([*cache_folder.glob("*.so")]) == 2
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_a_loaded_library_works_after_its_deletion(cache_folder: Path) -> None:
+    code = f"""
+    from unrolled.engines.native.toolchain import build
+    first = build.load({sized_source(1)!r})
+    build.load({sized_source(2)!r})
+    print(first.answer(), len([*__import__("pathlib").Path({str(cache_folder)!r}).glob("*.so")]))
+    """
+    assert run_python(code, UNROLLED_CACHE_SIZE="1").stdout == "1 1\n"
+
+
+@pytest.mark.slow
+@NEEDS_SYSTEM_COMPILER
+def test_processes_can_delete_one_another_s_libraries() -> None:
+    code = "\n".join(PRINT_ANSWER.format(source=sized_source(number)) for number in range(6))
+    environment = {**os.environ, "UNROLLED_CACHE_SIZE": "1"}
+    running = [processes.start("-c", code, env=environment) for _ in range(3)]
+    assert [process.communicate() for process in running] == [("0\n1\n2\n3\n4\n5\n", "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 2**30), ("1000", 1000), ("2k", 2048), ("1.5 MB", 3 * 2**19), ("2GiB", 2**31)]
+)
+def test_the_size_limit_can_have_a_unit(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(eviction.VARIABLE, text)
+    assert eviction.size_limit() == size
+
+
+def test_an_invalid_size_limit_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(eviction.VARIABLE, "much")
+    with pytest.warns(UserWarning, match="UNROLLED_CACHE_SIZE should be a number of bytes.*got 'much'"):
+        assert eviction.size_limit() == 2**30
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can change the owner of files"
+)
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_parent_folder_of_another_user_is_not_used(tmp_path: Path, mode: int) -> None:
+    """Its owner can rename the folders in it, even if others can't."""
+    parent = tmp_path / "theirs"
+    parent.mkdir()
+    parent.chmod(mode)
+    os.chown(parent, 54321, -1)
+    reason = cache.why_unsafe(parent / "below" / "kernels")
+    assert reason == (
+        f"Another user can replace the kernel cache {parent}/below/kernels, because {parent} belongs to them "
+        "(uid 54321)"
+    )
+    link = tmp_path / "link"
+    (tmp_path / "mine").mkdir()
+    (parent / "link").symlink_to(tmp_path / "mine")
+    link.symlink_to(parent / "link")
+    assert "belongs to them" in str(cache.why_unsafe(parent / "link" / "kernels"))
+    os.chown(parent, 0, -1)
+    assert cache.why_unsafe(parent / "below" / "kernels") is None
+
+
+@pytest.mark.slow
+@NEEDS_SYSTEM_COMPILER
+def test_parent_folders_of_users_outside_of_a_sandbox_are_accepted(cache_folder: Path) -> None:
+    """In a user namespace without them, the root folder belongs to nobody."""
+    prefix = mount_namespace("true", user=1234, group=1234)
+    code = "from unrolled.engines.native.toolchain import cache\nprint(cache._unmapped_user())"
+    assert run_python(code, prefix=prefix).stdout == "65534\n"
+    assert run_python(code).stdout == "None\n"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from torch import nn
 
 from helpers import processes
 from helpers.layer_pairs import NEEDS_SYSTEM_COMPILER
-from helpers.toolchain import SOURCE, X86_ONLY, compare_engines, run_python
+from helpers.toolchain import NO_COMPILER, SOURCE, X86_ONLY, compare_engines, run_python
 from unrolled.cli import main
 from unrolled.engines.native.toolchain import build, cache, cpu, prebuilt
 
@@ -46,10 +46,12 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @NEEDS_SYSTEM_COMPILER
 def test_prebuilt_kernels_work_without_a_compiler(cache_folder: Path, kernel_folder: Path) -> None:
     code = compare_engines("native", "ur.LSTM(5, 19), ur.GRU(3, 8, 2, bidirectional=True)")
-    without_kernels = run_python(code, PATH="")
+    without_kernels = run_python(code, **NO_COMPILER)
     assert "can't run on the native engine: no C++ compiler was found" in without_kernels.stderr
     modified = {file: file.stat().st_mtime_ns for file in kernel_folder.iterdir()}
-    done = run_python(code, PATH="", UNROLLED_KERNELS=str(kernel_folder), UNROLLED_CACHE="/dev/null/nowhere")
+    done = run_python(
+        code, **NO_COMPILER, UNROLLED_KERNELS=str(kernel_folder), UNROLLED_CACHE="/dev/null/nowhere"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")
     assert {file: file.stat().st_mtime_ns for file in kernel_folder.iterdir()} == modified
     assert not cache_folder.exists()
@@ -73,7 +75,7 @@ def test_build_compiles_the_kernels_that_a_program_uses(
     done = processes.run(*command, tmp_path / "kernels")
     assert done.returncode == 0, done.stderr
     assert f"{program}: all kernels that it uses\n" in done.stdout
-    environment = {**os.environ, "PATH": "", "UNROLLED_CACHE": "/dev/null/nowhere"}
+    environment = {**os.environ, **NO_COMPILER, "UNROLLED_CACHE": "/dev/null/nowhere"}
     assert processes.run(program, *arguments, env=environment).returncode == 1
     environment["UNROLLED_KERNELS"] = str(tmp_path / "kernels")
     done = processes.run(program, *arguments, env=environment)
@@ -93,8 +95,8 @@ def test_the_best_supported_instruction_set_of_a_folder_is_used(kernel_folder: P
         "print(build.arch(), build.load(build.PROBE).lanes())"
     )
     best = "x86-64-v3 8\n" if "avx2" in cpu.usable_features() else "x86-64 4\n"
-    assert run_python(code, PATH="", UNROLLED_KERNELS=str(kernel_folder)).stdout == best
-    configured = run_python(code, PATH="", UNROLLED_KERNELS=str(kernel_folder), UNROLLED_ARCH="x86-64")
+    assert run_python(code, **NO_COMPILER, UNROLLED_KERNELS=str(kernel_folder)).stdout == best
+    configured = run_python(code, **NO_COMPILER, UNROLLED_KERNELS=str(kernel_folder), UNROLLED_ARCH="x86-64")
     assert configured.stdout == "x86-64 4\n"
 
 
@@ -166,7 +168,7 @@ def test_unusable_kernels_give_a_warning_with_the_reason(
                 file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
             file.rename(file.with_name(f"x{file.name[1:]}"))
     code = "import torch, unrolled as ur; ur.engine('auto'); ur.LSTM(2, 3)(torch.zeros(1, 2))"
-    done = run_python(code, PATH="", UNROLLED_KERNELS=str(folder))
+    done = run_python(code, **NO_COMPILER, UNROLLED_KERNELS=str(folder))
     assert done.returncode == 0
     assert "layers run on the reference engine, which is slower: no C++ compiler was found" in done.stderr
     reasons = {
@@ -207,7 +209,7 @@ def test_build_compiles_a_custom_cell(tmp_path: Path, capsys: Any) -> None:
         layer = ur.Recurrent(Leaky, 3, 4, dtype=torch.float64)
         print(layer(torch.ones(2, 3, dtype=torch.float64))[0].sum().backward())
     """
-    done = run_python(code, PATH="", UNROLLED_KERNELS=str(out))
+    done = run_python(code, **NO_COMPILER, UNROLLED_KERNELS=str(out))
     assert (done.stdout, done.stderr) == ("None\n", "")
     arguments = ["build", "--cell", f"{tmp_path}/my_cells.py:Sorting", "--out", str(out)]
     assert main.main([*arguments, "--sizes", "5,5"]) == 2

@@ -29,7 +29,7 @@ from unrolled.engines.native.toolchain import build
 from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE, compilers
 
 PROCESSES = 2
-_EXPORTED = re.compile(r'extern "C" [\w ]+?[ *](\w+)\(')
+_EXPORTED = re.compile(r"^EXPORT [\w ]+?[ *](\w+)\(", re.M)
 _HEAD = re.compile(r'using T = (\w+);\n#include "loop.h"\n')
 
 

@@ -21,6 +21,8 @@ X86_ONLY = pytest.mark.skipif("x86" not in cpu.system(), reason="names x86 instr
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 OTHER_SOURCE = 'extern "C" int answer() { return 43; }\n'
+# Variables of a process that finds no compiler, not even that of the ziglang package.
+NO_COMPILER = {"PATH": "", "PYTHONPATH": str(Path(__file__).with_name("without_ziglang"))}
 PRINT_ANSWER = """
 import sys
 from unrolled.engines.native.toolchain import build, cache
@@ -83,6 +85,14 @@ def run_python(
         return processes.run("-c", code, env=environment, timeout=timeout)
     command = [*prefix, sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def fake_compiler(folder: Path, version: str, compiling: str, name: str = "c++") -> Path:
+    """Create a compiler that runs one shell command to print its version, and another to compile."""
+    script = folder / name
+    script.write_text(f'#!/bin/sh\ncase "$*" in\n*--version) {version};;\n*) {compiling or ":"};;\nesac\n')
+    script.chmod(0o755)
+    return script
 
 
 def counting_compiler(folder: Path, before: str = "", version: str = "") -> tuple[str, Callable[[], int]]:

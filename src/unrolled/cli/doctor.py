@@ -24,13 +24,15 @@ from torch import Tensor
 from unrolled._version import __version__
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, reference
-from unrolled.engines.native.toolchain import build, cache, compiler, cpu, prebuilt
+from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.threads import core_limit
 from unrolled.layers.recurrent import Recurrent
 
 _MODES = ("inference", "training")
 _VARIABLES = (
     cache.VARIABLE,
+    eviction.VARIABLE,
     prebuilt.VARIABLE,
     build.ARCH,
     "UNROLLED_LOG",
@@ -149,7 +151,7 @@ def _compiler() -> dict[str, Any]:
         first, arch = next(compiler.compilers()), build.arch()
     except compiler.NoCompilerError as error:
         return {"trouble": str(error)}
-    flags = [*compiler.FLAGS, first.arch_flag(arch)]
+    flags = [*first.flags, first.arch_flag(arch)]
     return {"command": shlex.join(first.command), "version": first.title, "flags": flags, "trouble": None}
 
 
@@ -165,13 +167,12 @@ def _test_kernel() -> dict[str, Any]:
 
 
 def _threads() -> dict[str, Any]:
-    affinity = getattr(os, "sched_getaffinity", None)
     openmp: Any = torch.backends.openmp  # untyped
     return {
         "torch": torch.get_num_threads(),
         "torch_interop": torch.get_num_interop_threads(),
         "openmp": openmp.is_available(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": core_limit() or os.cpu_count(),
     }
 
 

@@ -17,6 +17,7 @@ from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.native.bulk_ops import Values
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import launch
+from unrolled.engines.threads import thread_count
 
 States = tuple[Tensor, ...]
 
@@ -58,7 +59,7 @@ class DirectionSpec:
 
 def threads_per_direction(directions: Sequence[object]) -> int:
     """Return the number of threads for each direction: one each if two directions share two threads."""
-    threads = torch.get_num_threads()
+    threads = thread_count()
     return 1 if len(directions) == 2 and threads == 2 else threads
 
 

@@ -19,6 +19,7 @@ from unrolled.engines.autograd import (
 )
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.kernel import launch
+from unrolled.engines.threads import thread_count
 
 
 class CheckpointedRecurrence(torch.autograd.Function):
@@ -43,7 +44,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
                     state,
                     Layout.of(segment, None),
                     spec.reverse,
-                    torch.get_num_threads(),
+                    thread_count(),
                 )
                 launch([call])
                 output[begin:end] = segment_output
@@ -113,7 +114,7 @@ def _segment_gradients(
     grad_final: Sequence[Tensor],
 ) -> tuple[Sequence[Tensor], list[Tensor | None], Tensor | None]:
     """Return the gradients of a segment's initial states, of the parameters and of its x."""
-    layout, threads = Layout.of(x, None), torch.get_num_threads()
+    layout, threads = Layout.of(x, None), thread_count()
     call, step_states, _, values = spec.compiled.forward_call(
         params, x, state, layout, spec.reverse, threads, save_for_backward=True
     )

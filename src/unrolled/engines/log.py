@@ -21,15 +21,15 @@ import torch
 STAGES = ("graph", "emit", "build", "engine")
 graph, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
 
-_announced: set[str] = set()
+_announced: dict[str, object] = {}  # a dict, because setdefault is atomic: threads may announce the same
 _INTERNAL_PATHS = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")
 
 
 def announce(message: str) -> None:
     """Warn with a message once per process, at the calling line outside this package and torch."""
-    if message in _announced:
+    token = object()
+    if _announced.setdefault(message, token) is not token:
         return
-    _announced.add(message)
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL_PATHS):
         level, frame = level + 1, frame.f_back

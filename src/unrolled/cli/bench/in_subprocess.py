@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +18,9 @@ import torch
 from unrolled.cli.bench.rows import Row
 from unrolled.cli.bench.runtimes import RUNTIMES
 from unrolled.cli.bench.workload import Workload
+
+if sys.platform != "win32":
+    import resource
 
 _STATUS = Path("/proc/self/status")
 _TIMEOUT = 900  # seconds
@@ -102,7 +105,26 @@ def _resident_memory() -> int:
     return _read_status("VmRSS") or _peak_memory()
 
 
+class _MemoryCounters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of Windows."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    ]
+
+
 def _peak_memory() -> int:
+    if sys.platform == "win32":
+        counters = _MemoryCounters(size=ctypes.sizeof(_MemoryCounters))
+        kernel32 = ctypes.WinDLL("kernel32")
+        kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+        kernel32.K32GetProcessMemoryInfo.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
+        process = kernel32.GetCurrentProcess()
+        kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size)
+        return int(counters.peak_working_set)
     unit = 1 if sys.platform == "darwin" else 1024
     return _read_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

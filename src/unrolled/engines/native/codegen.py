@@ -254,13 +254,13 @@ class _Emitter:
                 combine, neutral = CPP_REDUCTIONS[node.target]
                 masked = f"first_lanes(n, {value}, splat(T({neutral})))"
                 block = [
-                    f"const long W = {self._size(width(operand))};",
+                    f"const int64_t W = {self._size(width(operand))};",
                     "V all[R];",
                     f"FOR_ROWS all[r] = splat(T({neutral}));",
-                    "for (long i = 0; i < W; i += L) {",
-                    "  const long n = W - i;",
+                    "for (int64_t i = 0; i < W; i += L) {",
+                    "  const int64_t n = W - i;",
                     "  FOR_ROWS {",
-                    "    [[maybe_unused]] const long at = from + r;",
+                    "    [[maybe_unused]] const int64_t at = from + r;",
                     *(f"    {line}" for line in body.lines),
                     f"    all[r] = {combine.format('all[r]', masked)};",
                     "  }",
@@ -272,9 +272,9 @@ class _Emitter:
             else:
                 text = self._expression(body, node, 0, 1, defines=True)
                 block = [
-                    "[[maybe_unused]] const long i = 0, n = 1;",
+                    "[[maybe_unused]] const int64_t i = 0, n = 1;",
                     "FOR_ROWS {",
-                    "  [[maybe_unused]] const long at = from + r;",
+                    "  [[maybe_unused]] const int64_t at = from + r;",
                     *(f"  {line}" for line in body.lines),
                     f"  one[r] = ({text})[0];",
                     "}",

@@ -56,16 +56,16 @@ class PhaseText:
         lines, body = self.lines, []
         if not self.rows:  # read sizes once: as far as the compiler knows, a store may change them
             sizes = sorted(set(map(int, _SIZE.findall(lines))))
-            body += [f"const long d{k} = D[SIZES + {k}];" for k in sizes]
+            body += [f"const int64_t d{k} = D[SIZES + {k}];" for k in sizes]
             lines = _SIZE.sub(r"d\1", lines)
-        body.append(f"const long W = {self.width};")
+        body.append(f"const int64_t W = {self.width};")
         prefetches = "__builtin_prefetch" in lines
         if prefetches:
             body.append("const PrefetchDistance prefetch(s, W, rows);")
         row, depth = "r", 0
         if states is not None:
             row = "(r + step_offset)"
-            body += ["for (long k = 0; k < steps; k++) {", "  const long step_offset = k * s.stride();"]
+            body += ["for (int64_t k = 0; k < steps; k++) {", "  const int64_t step_offset = k * s.stride();"]
             body += [f"  {line}" for number, state in enumerate(states) for line in state.at_step(number)]
             depth = 1
         loops = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++)"]
@@ -73,21 +73,21 @@ class PhaseText:
             body += ["  " * depth + loops[0], "  " * (depth + 1) + f"{loops[1]} {{"]
         else:  # memory order
             body += ["  " * depth + loops[1], "  " * (depth + 1) + f"{loops[0]} {{"]
-        inner = [f"const long i = (panel + u) * L, n = W - i, at = row + {row};"]
-        inner += ["const long ahead = prefetch.from(r);"] * prefetches
+        inner = [f"const int64_t i = (panel + u) * L, n = W - i, at = row + {row};"]
+        inner += ["const int64_t ahead = prefetch.from(r);"] * prefetches
         inner += lines.replace("HERE", row).splitlines()
         body += ["  " * (depth + 2) + line for line in inner]
         body += ["  " * (depth + 1) + "}", *["}"] * depth]
         return f"""
-static void pointwise{self.name}(const Step& s, long row, int rows, long panel, int panels,
+static void pointwise{self.name}(const Step& s, int64_t row, int rows, int64_t panel, int panels,
                             [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
-                            [[maybe_unused]] long steps) {{
+                            [[maybe_unused]] int64_t steps) {{
   SLOTS
   {_join(body, 2)}
 }}
 
-static void pass{self.name}(const Loop& loop, const Step& s, const ThreadRange& range, long shift,
-                            long block_rows, long steps) {{
+static void pass{self.name}(const Loop& loop, const Step& s, const ThreadRange& range, int64_t shift,
+                            int64_t block_rows, int64_t steps) {{
   SLOTS
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
   loop.p{self.name}.sweep(s, range, x, shift, block_rows, steps, pointwise{self.name});
@@ -107,15 +107,15 @@ def scalar_function(level: int, blocks: list[list[str]]) -> str:
     lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in blocks)
     return f"""
 template <int R>
-static void scalars_of{level}(const Step& s, [[maybe_unused]] const ThreadRange& range, const long from) {{
+static void scalars_of{level}(const Step& s, [[maybe_unused]] const ThreadRange& range, const int64_t from) {{
   SLOTS
   [[maybe_unused]] T one[R];
 {lines}
 }}
 
 static void scalars{level}(const Step& s, const ThreadRange& range) {{
-  const long to = std::min(range.to, s.rows);
-  long at = range.from;
+  const int64_t to = std::min(range.to, s.rows);
+  int64_t at = range.from;
   for (; at + {count} <= to; at += {count}) scalars_of{level}<{count}>(s, range, at);
   for (; at < to; at++) scalars_of{level}<1>(s, range, at);
 }}
@@ -223,7 +223,7 @@ struct Loop {{
     {_join(self._allocations(), 4)}
   }}
 
-  void clear_zeros(long rows) const {{
+  void clear_zeros(int64_t rows) const {{
     {_join([f"s{k}.clear_zeros(rows);" for k in range(len(self.states))], 4)}
   }}
 
@@ -241,40 +241,40 @@ struct Loop {{
     {_join(self._pointers(), 4)}
   }}
 
-  void set_state_before(Step& s, long step, long rows, long last_rows) const {{
+  void set_state_before(Step& s, int64_t step, int64_t rows, int64_t last_rows) const {{
     {_join([f"s.o{k} = state_before(range, s{k}, s.n{k}, step, rows, last_rows);" for k in stepwise], 4)}
   }}
 
-  void store_final_states(const Step& s, long from, long to) const {{
+  void store_final_states(const Step& s, int64_t from, int64_t to) const {{
     {_join([f"store_final(range, s{k}, s.n{k}, from, to);" for k in stepwise], 4)}
   }}
 
-  void store_final_deferred(const Step& s, long row, long from, long to) const {{
+  void store_final_deferred(const Step& s, int64_t row, int64_t from, int64_t to) const {{
     {_join([f"store_final(range, s{k}, s.n{k} + row * s{k}.width, from, to);" for k in deferred], 4)}
   }}
 
-  void hoist(const Call& c, long begin, long row_count, long block_rows) const {{
+  void hoist(const Call& c, int64_t begin, int64_t row_count, int64_t block_rows) const {{
     [[maybe_unused]] const int64_t* const D = c.D;
     [[maybe_unused]] void* const* const P = c.P;
     {_join([phase.hoist() for phase in self.phases if phase.hoisted], 4)}
   }}
 
-  void step(const Step& s, long shift, long block_rows, long steps) const;
-  void deferred(const Step& s, long block_rows) const;
+  void step(const Step& s, int64_t shift, int64_t block_rows, int64_t steps) const;
+  void deferred(const Step& s, int64_t block_rows) const;
 }};
 {functions.replace("SLOTS", slots)}
-void Loop::step(const Step& s, long shift, long block_rows, long steps) const {{
+void Loop::step(const Step& s, int64_t shift, int64_t block_rows, int64_t steps) const {{
   {_join(self.calls, 2)}
 }}
 
-void Loop::deferred(const Step& s, long block_rows) const {{
+void Loop::deferred(const Step& s, int64_t block_rows) const {{
   [[maybe_unused]] const ThreadRange& range = block_range;
   {_join(self.deferred, 2)}
 }}
 
 }}  // namespace
 
-extern "C" bool run(const int64_t* numbers, void* const* pointers, const Products* products) {{
+EXPORT bool run(const int64_t* numbers, void* const* pointers, const Products* products) {{
   return call<Loop, Step>(numbers, pointers, products);
 }}
 """

@@ -20,6 +20,7 @@ from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.native.kernel_spec import HEADER, THREADS, KernelSpec
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
+from unrolled.engines.threads import thread_count
 
 # Minimum number of multiply-adds for threads to pay off.
 _MIN_WORK_FOR_THREADS = 60_000  # per step, if threads synchronize in each step
@@ -68,7 +69,7 @@ def launch(calls: Sequence[KernelCall]) -> None:
     Raises:
         MemoryError: If there is not enough memory for a kernel's buffers.
     """
-    if len(calls) == 2 and calls[0].threads == calls[1].threads == 1 and torch.get_num_threads() > 1:
+    if len(calls) == 2 and calls[0].threads == calls[1].threads == 1 and thread_count() > 1:
         succeeded = launch_pair(calls[0].arguments(), calls[1].arguments())
     else:
         succeeded = True

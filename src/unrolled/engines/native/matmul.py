@@ -8,9 +8,12 @@ import functools
 
 import torch
 
+from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native.toolchain import build
 from unrolled.engines.native.toolchain.compiler import INCLUDE
+from unrolled.engines.threads import thread_count
 
+_in_forked_child = False
 _SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -32,7 +35,7 @@ class Products:
         )
         self.lanes: int = library.lanes()
         self._run_bulk = library.run_bulk
-        self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+        self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
 
     def run_bulk(self, operations: array.array[int]) -> None:
         """Run matrix products and sums of columns, one after another.
@@ -45,7 +48,7 @@ class Products:
         Raises:
             MemoryError: If there is not enough memory for packed matrices.
         """
-        if self._run_bulk(operations.buffer_info()[0], len(operations) // 11, torch.get_num_threads()):
+        if self._run_bulk(operations.buffer_info()[0], len(operations) // 11, thread_count()):
             raise MemoryError("not enough memory for the packed matrices of a matrix product")
 
 
@@ -61,13 +64,18 @@ def start(dtype: torch.dtype) -> None:
 
 
 def _source(dtype: torch.dtype) -> str:
-    return f"using T = {_SCALARS[dtype]};\n{(INCLUDE / 'products.cpp').read_text()}"
+    return f"using T = {_SCALARS[dtype]};\n{(INCLUDE / 'products.cpp').read_text(encoding='utf-8')}"
 
 
 @functools.cache
 def _thread_pool() -> ctypes.CDLL:
-    """Return the thread pool. It uses the workers of torch's OpenMP runtime if that can be found."""
+    """Return the thread pool. It uses the workers of torch's OpenMP runtime if that can be found.
+
+    A forked child doesn't have these workers: there, the pool starts its own.
+    """
     library = build.load(_thread_pool_source())
+    if _in_forked_child:
+        return library
     try:
         process = ctypes.CDLL(None)
         entry_points = [process.GOMP_parallel, process.omp_get_thread_num, process.omp_get_num_threads]
@@ -77,8 +85,14 @@ def _thread_pool() -> ctypes.CDLL:
     return library
 
 
+@renew_after_fork
+def _use_own_threads() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
 def _thread_pool_source() -> str:
-    return (INCLUDE / "thread_pool.cpp").read_text()
+    return (INCLUDE / "thread_pool.cpp").read_text(encoding="utf-8")
 
 
 def launch_pair(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:

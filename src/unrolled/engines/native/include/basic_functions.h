@@ -128,8 +128,8 @@ static inline V remainder(V x, V y) {
 }
 
 // Returns a vector with the first n lanes of v and the other lanes of `rest`.
-static inline V first_lanes(long n, V v, V rest) {
+static inline V first_lanes(int64_t n, V v, V rest) {
   if (n >= L) return v;
-  for (long k = n; k < L; k++) v[k] = rest[k];
+  for (int64_t k = n; k < L; k++) v[k] = rest[k];
   return v;
 }

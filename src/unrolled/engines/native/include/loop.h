@@ -4,28 +4,28 @@
 #include "phase.h"
 #include "state.h"
 
-constexpr long PREFETCH_ELEMENTS = 1024;  // how far ahead of their use per-step inputs are prefetched
+constexpr int64_t PREFETCH_ELEMENTS = 1024;  // how far ahead of their use per-step inputs are prefetched
 
 // The arguments of a step that are the same in every kernel. The generated Step adds pointers to values.
 struct StepContext {
   const int64_t* D;  // the numbers of the call
-  long rows;
+  int64_t rows;
   bool descending;  // go through the strips from the last to the first
 
   // Distance in rows from the values of one step to those of the next.
-  long stride() const { return D[REVERSE] ? -rows : rows; }
+  int64_t stride() const { return D[REVERSE] ? -rows : rows; }
 };
 
 // Distance in rows from a row to the one to prefetch, in a pass over `rows` rows of each step.
 struct PrefetchDistance {
-  long rows, stride, steps, more;
+  int64_t rows, stride, steps, more;
 
-  PrefetchDistance(const StepContext& s, long width, long rows) : rows(rows), stride(s.stride()) {
-    const long distance = 1 + PREFETCH_ELEMENTS / width;
+  PrefetchDistance(const StepContext& s, int64_t width, int64_t rows) : rows(rows), stride(s.stride()) {
+    const int64_t distance = 1 + PREFETCH_ELEMENTS / width;
     steps = distance / rows, more = distance % rows;
   }
 
-  long from(long row) const {
+  int64_t from(int64_t row) const {
     return row + more < rows ? steps * stride + more : (steps + 1) * stride + more - rows;
   }
 };
@@ -34,14 +34,14 @@ struct PrefetchDistance {
 struct StepOrder {
   const int64_t *D, *starts;  // the first row of each time, if the number of rows varies; else null
 
-  long start(long time) const { return starts ? starts[time] : time * D[ROWS]; }
-  long time(long step) const { return D[REVERSE] ? D[STEPS] - 1 - step : step; }
-  long first(long step) const { return start(time(step)); }
-  long end(long step) const { return start(time(step) + 1); }
-  long rows(long step) const { return end(step) - first(step); }
-  long rows_after(long step) const { return step + 1 < D[STEPS] ? rows(step + 1) : 0; }
-  StepPosition at(long step, long block_row) const { return {step, time(step), first(step), block_row}; }
-  bool ends_block(long step) const { return (step + 1) % D[BLOCK_STEPS] == 0 || step + 1 == D[STEPS]; }
+  int64_t start(int64_t time) const { return starts ? starts[time] : time * D[ROWS]; }
+  int64_t time(int64_t step) const { return D[REVERSE] ? D[STEPS] - 1 - step : step; }
+  int64_t first(int64_t step) const { return start(time(step)); }
+  int64_t end(int64_t step) const { return start(time(step) + 1); }
+  int64_t rows(int64_t step) const { return end(step) - first(step); }
+  int64_t rows_after(int64_t step) const { return step + 1 < D[STEPS] ? rows(step + 1) : 0; }
+  StepPosition at(int64_t step, int64_t block_row) const { return {step, time(step), first(step), block_row}; }
+  bool ends_block(int64_t step) const { return (step + 1) % D[BLOCK_STEPS] == 0 || step + 1 == D[STEPS]; }
 };
 
 // Runs one thread's part of a call.
@@ -60,16 +60,16 @@ template <class Loop, class Step> void run_thread(void* argument, int id, int co
   Step s;
   s.D = D;
   loop.set_scratch(s);
-  const long block_rows = D[BLOCK_STEPS] * (range.by_rows ? range.to - range.from : D[ROWS]);
-  long block_row = 0, block_end = 0, last_rows = 0;
-  for (long step = 0; step < D[STEPS]; step++) {
-    const long block = step / D[BLOCK_STEPS], block_step = block * D[BLOCK_STEPS], rows = order.rows(step);
+  const int64_t block_rows = D[BLOCK_STEPS] * (range.by_rows ? range.to - range.from : D[ROWS]);
+  int64_t block_row = 0, block_end = 0, last_rows = 0;
+  for (int64_t step = 0; step < D[STEPS]; step++) {
+    const int64_t block = step / D[BLOCK_STEPS], block_step = block * D[BLOCK_STEPS], rows = order.rows(step);
     if (step == block_step) {  // input products of all steps of the block
       if (range.turns && block % count != id) {
         step += D[BLOCK_STEPS] - 1;
         continue;
       }
-      const long last = std::min<long>(step + D[BLOCK_STEPS], D[STEPS]) - 1;
+      const int64_t last = std::min<int64_t>(step + D[BLOCK_STEPS], D[STEPS]) - 1;
       block_row = std::min(order.first(step), order.first(last));
       block_end = std::max(order.end(step), order.end(last));
       loop.hoist(c, block_row + range.from, range.by_rows ? range.to - range.from : block_end - block_row, block_rows);
@@ -84,9 +84,9 @@ template <class Loop, class Step> void run_thread(void* argument, int id, int co
     loop.set_state_before(s, step, rows, last_rows);
     loop.set_pointers(s, c, order.at(step, block_row));
     if (last_rows && last_rows < rows) range.synchronize();
-    long steps = 1;
+    int64_t steps = 1;
     if (Loop::COLUMNWISE && !order.starts && step)  // the first and the last step may find their states elsewhere
-      steps = std::max(1L, std::min<long>(block_step + D[BLOCK_STEPS], D[STEPS] - 1) - step);
+      steps = std::max<int64_t>(1, std::min<int64_t>(block_step + D[BLOCK_STEPS], D[STEPS] - 1) - step);
     loop.step(s, order.first(step) - block_row, block_rows, steps);
     if (steps > 1) {
       step += steps - 1;
@@ -104,7 +104,7 @@ template <class Loop, class Step> void run_thread(void* argument, int id, int co
       all.rows = range.by_rows ? rows : block_end - block_row;
       loop.deferred(all, block_rows);
       range.synchronize();
-      for (long k = block_step; k <= step && (order.starts || step + 1 == D[STEPS]); k++)
+      for (int64_t k = block_step; k <= step && (order.starts || step + 1 == D[STEPS]); k++)
         loop.store_final_deferred(all, order.first(k) - block_row, std::min(order.rows_after(k), order.rows(k)),
                                   order.rows(k));
     }

@@ -6,12 +6,12 @@
 namespace {
 
 template <int R, int S>
-void tile(const T* x, long row, long step, const T* w, long depth, bool add, V* sums) {
+void tile(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums) {
   // whether the sums, the panels and, except on AVX-512, one factor fit into the registers
   constexpr bool fits = R > 1 && R * S + S + (BYTES < 64) <= REGISTERS;
-  for (long from = 0; from < depth; from += BLOCK) {
+  for (int64_t from = 0; from < depth; from += BLOCK) {
     V g[R][S] = {};
-    const T* const end = w + std::min<long>(depth - from, BLOCK) * S * L;
+    const T* const end = w + std::min<int64_t>(depth - from, BLOCK) * S * L;
     for (; w < end; w += S * L, x += step) {
       V m[S];
 #pragma GCC unroll 16
@@ -57,15 +57,15 @@ template <int D> inline void transpose(V* v) {
   }
 }
 
-void pack(T* to, int strip, Matrix matrix, long depth, long column, long width) {
-  const long columns = std::clamp<long>(width - column, 0, L), line = (long)strip * L;
+void pack(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width) {
+  const int64_t columns = std::clamp<int64_t>(width - column, 0, L), line = (int64_t)strip * L;
   const T* from = matrix.data + column * matrix.n;
-  long k = 0;
+  int64_t k = 0;
   if (matrix.n == 1) {
     for (; k < depth; k++) store(to + k * line, load(from + k * matrix.k, columns));
   } else if (matrix.k == 1) {
     for (; k < depth; k += L) {
-      const long terms = std::min<long>(depth - k, L);
+      const int64_t terms = std::min<int64_t>(depth - k, L);
       V v[L];
       for (int j = 0; j < L; j++) v[j] = j < columns ? load(from + j * matrix.n + k, terms) : V{};
       transpose<L / 2>(v);
@@ -73,7 +73,7 @@ void pack(T* to, int strip, Matrix matrix, long depth, long column, long width) 
     }
   } else {
     for (; k < depth; k++)
-      for (long j = 0; j < L; j++) to[k * line + j] = j < columns ? from[j * matrix.n + k * matrix.k] : T(0);
+      for (int64_t j = 0; j < L; j++) to[k * line + j] = j < columns ? from[j * matrix.n + k * matrix.k] : T(0);
   }
 }
 
@@ -82,20 +82,20 @@ struct BulkProduct {
   T* to;               // C, contiguous, (rows, width)
   bool add;            // C += A B
   Matrix left, right;  // A, where n is the stride between rows, and B
-  long rows, width, depth;
+  int64_t rows, width, depth;
   T* packed;           // memory for a packed block of B
   SpinBarrier barrier;
 };
 
 constexpr int PANELS = 4;  // of a strip
 // A packed block of B has up to MAX_DEPTH x MAX_COLUMNS elements: 1 MiB in float32.
-constexpr long MAX_DEPTH = 8 * BLOCK;
-constexpr long MAX_COLUMNS = 1024;
+constexpr int64_t MAX_DEPTH = 8 * BLOCK;
+constexpr int64_t MAX_COLUMNS = 1024;
 
 // Computes a tile of C.
-void compute_tile(const BulkProduct& w, const T* x, long row, long step, long at, int rows, long column, int strip,
-                  const T* packed, bool add, long terms, V* sums) {
-  const long n = w.width - column;
+void compute_tile(const BulkProduct& w, const T* x, int64_t row, int64_t step, int64_t at, int rows, int64_t column,
+                  int strip, const T* packed, bool add, int64_t terms, V* sums) {
+  const int64_t n = w.width - column;
   if (add)
     for (int r = 0; r < rows; r++)
       for (int s = 0; s < strip; s++)
@@ -108,19 +108,19 @@ void compute_tile(const BulkProduct& w, const T* x, long row, long step, long at
 
 // For few rows: each thread packs its own columns, a block of BLOCK terms at a time.
 void multiply_few_rows(BulkProduct& w, int id, int count) {
-  const long strips = (w.width + PANELS * L - 1) / (PANELS * L);
+  const int64_t strips = (w.width + PANELS * L - 1) / (PANELS * L);
   alignas(64) T packed[BLOCK * PANELS * L];
   V sums[MAX_ROWS * PANELS];
-  for (long strip = strips * id / count; strip < strips * (id + 1) / count; strip++) {
-    const long column = strip * PANELS * L;
-    const int panels = (int)std::min<long>(PANELS, (w.width - column + L - 1) / L);
-    for (long from = 0; from < w.depth; from += BLOCK) {
-      const long terms = std::min<long>(BLOCK, w.depth - from);
+  for (int64_t strip = strips * id / count; strip < strips * (id + 1) / count; strip++) {
+    const int64_t column = strip * PANELS * L;
+    const int panels = (int)std::min<int64_t>(PANELS, (w.width - column + L - 1) / L);
+    for (int64_t from = 0; from < w.depth; from += BLOCK) {
+      const int64_t terms = std::min<int64_t>(BLOCK, w.depth - from);
       const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
       for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, terms, column + s * L, w.width);
       const int max_rows = rows_of(PANELS);
-      for (long at = 0; at < w.rows; at += max_rows) {
-        const int rows = (int)std::min<long>(max_rows, w.rows - at);
+      for (int64_t at = 0; at < w.rows; at += max_rows) {
+        const int rows = (int)std::min<int64_t>(max_rows, w.rows - at);
         const T* x = w.left.data + at * w.left.n + from * w.left.k;
         compute_tile(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.add, terms, sums);
       }
@@ -133,35 +133,35 @@ void multiply_many_rows(BulkProduct& w, int id, int count) {
   constexpr int max_rows = rows_of(PANELS);
   alignas(64) T rows_packed[MAX_DEPTH * max_rows + L];
   V sums[MAX_ROWS * PANELS];
-  const long tiles = (w.rows + max_rows - 1) / max_rows;
-  for (long left = 0; left < w.width; left += MAX_COLUMNS) {
-    const long columns = std::min<long>(MAX_COLUMNS, w.width - left);
-    const long strips = (columns + PANELS * L - 1) / (PANELS * L);
-    for (long from = 0; from < w.depth; from += MAX_DEPTH) {
-      const long terms = std::min<long>(MAX_DEPTH, w.depth - from);
+  const int64_t tiles = (w.rows + max_rows - 1) / max_rows;
+  for (int64_t left = 0; left < w.width; left += MAX_COLUMNS) {
+    const int64_t columns = std::min<int64_t>(MAX_COLUMNS, w.width - left);
+    const int64_t strips = (columns + PANELS * L - 1) / (PANELS * L);
+    for (int64_t from = 0; from < w.depth; from += MAX_DEPTH) {
+      const int64_t terms = std::min<int64_t>(MAX_DEPTH, w.depth - from);
       const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
-      const auto panels_of = [&](long strip) {
-        return (int)std::min<long>(PANELS, (w.width - left - strip * PANELS * L + L - 1) / L);
+      const auto panels_of = [&](int64_t strip) {
+        return (int)std::min<int64_t>(PANELS, (w.width - left - strip * PANELS * L + L - 1) / L);
       };
-      for (long strip = strips * id / count; strip < strips * (id + 1) / count; strip++)
+      for (int64_t strip = strips * id / count; strip < strips * (id + 1) / count; strip++)
         for (int s = 0, panels = panels_of(strip); s < panels; s++)
           pack(w.packed + strip * PANELS * L * terms + s * L, panels, block, terms, left + (strip * PANELS + s) * L,
                w.width);
       w.barrier.wait(count);
-      for (long t = tiles * id / count; t < tiles * (id + 1) / count; t++) {
-        const long at = t * max_rows;
-        const int rows = (int)std::min<long>(max_rows, w.rows - at);
+      for (int64_t t = tiles * id / count; t < tiles * (id + 1) / count; t++) {
+        const int64_t at = t * max_rows;
+        const int rows = (int)std::min<int64_t>(max_rows, w.rows - at);
         const T* x = w.left.data + at * w.left.n + from * w.left.k;
-        long row = w.left.n, step = w.left.k;
+        int64_t row = w.left.n, step = w.left.k;
         if (step != 1) {  // copy, so that the rows of each k are contiguous
           const bool contiguous = row == 1 && at + L <= w.rows;
-          for (long k = 0; k < terms; k++)
+          for (int64_t k = 0; k < terms; k++)
             if (contiguous) store(rows_packed + k * max_rows, load(x + k * step));
             else
               for (int r = 0; r < rows; r++) rows_packed[k * max_rows + r] = x[r * row + k * step];
           x = rows_packed, row = 1, step = max_rows;
         }
-        for (long strip = 0; strip < strips; strip++)
+        for (int64_t strip = 0; strip < strips; strip++)
           compute_tile(w, x, row, step, at, rows, left + strip * PANELS * L, panels_of(strip),
                        w.packed + strip * PANELS * L * terms, from || w.add, terms, sums);
       }
@@ -174,18 +174,18 @@ void multiply_many_rows(BulkProduct& w, int id, int count) {
 struct ColumnSums {
   T* to;
   const T* from;
-  long stride, rows, width;  // stride: from one row to the next
+  int64_t stride, rows, width;  // stride: from one row to the next
 };
 
 void sum_columns(ColumnSums& w, int id, int count) {
-  const long panels = (w.width + L - 1) / L;
-  for (long p = panels * id / count; p < panels * (id + 1) / count; p++) {
-    const long n = w.width - p * L;
+  const int64_t panels = (w.width + L - 1) / L;
+  for (int64_t p = panels * id / count; p < panels * (id + 1) / count; p++) {
+    const int64_t n = w.width - p * L;
     V all{};
-    for (long block = 0; block < w.rows; block += 4 * BLOCK) {
+    for (int64_t block = 0; block < w.rows; block += 4 * BLOCK) {
       V parts[4] = {};
-      const long end = std::min(block + 4 * BLOCK, w.rows);
-      for (long r = block; r < end; r++) parts[r & 3] += load(w.from + r * w.stride + p * L, n);
+      const int64_t end = std::min(block + 4 * BLOCK, w.rows);
+      for (int64_t r = block; r < end; r++) parts[r & 3] += load(w.from + r * w.stride + p * L, n);
       all += (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
     store(w.to + p * L, all, n);
@@ -194,9 +194,9 @@ void sum_columns(ColumnSums& w, int id, int count) {
 
 }  // namespace
 
-extern "C" int lanes() { return L; }
+EXPORT int lanes() { return L; }
 
-extern "C" Products* products(RunParallel run, ScratchMemory scratch) {
+EXPORT Products* products(RunParallel run, ScratchMemory scratch) {
   table.run = run, table.scratch = scratch, table.pack = pack;
   fill(table, std::make_integer_sequence<int, MAX_STRIP>());
   return &table;
@@ -207,10 +207,10 @@ extern "C" Products* products(RunParallel run, ScratchMemory scratch) {
 // of A between rows and between columns, those of B likewise.
 // Sums of columns: to, 2, -, -, -, from, the stride between rows, -, rows, width, -.
 // Returns 1 if there is not enough memory, else 0.
-extern "C" int run_bulk(const int64_t* operations, long count, int threads) {
+EXPORT int run_bulk(const int64_t* operations, int64_t count, int threads) {
   for (const int64_t* p = operations; p < operations + 11 * count; p += 11) {
-    const long rows = p[8], width = p[9], depth = p[10];
-    const bool small = (double)rows * width * std::max<long>(depth, 1) < 100000;
+    const int64_t rows = p[8], width = p[9], depth = p[10];
+    const bool small = (double)rows * width * std::max<int64_t>(depth, 1) < 100000;
     if (p[1] == 2) {
       ColumnSums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
       const auto run = [](void* s, int id, int n) { sum_columns(*(ColumnSums*)s, id, n); };
@@ -226,7 +226,7 @@ extern "C" int run_bulk(const int64_t* operations, long count, int threads) {
     }
     void (*run)(void*, int, int) = [](void* p, int id, int n) { multiply_few_rows(*(BulkProduct*)p, id, n); };
     if (rows > 2 * MAX_ROWS) {
-      const long columns = (std::min(width, MAX_COLUMNS) + PANELS * L - 1) / (PANELS * L) * PANELS * L;
+      const int64_t columns = (std::min(width, MAX_COLUMNS) + PANELS * L - 1) / (PANELS * L) * PANELS * L;
       w.packed = (T*)table.scratch(std::min(depth, MAX_DEPTH) * columns * sizeof(T));
       if (!w.packed) return 1;
       run = [](void* p, int id, int n) { multiply_many_rows(*(BulkProduct*)p, id, n); };

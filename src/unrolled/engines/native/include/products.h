@@ -20,16 +20,16 @@ constexpr int rows_of(int strip) {
 // A matrix (k, n) in memory.
 struct Matrix {
   const T* data;
-  long k, n;  // strides, in elements
+  int64_t k, n;  // strides, in elements
 };
 
 // sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
-using Tile = void (*)(const T* x, long row, long step, const T* w, long depth, bool add, V* sums);
+using Tile = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
 
 struct Products {
   RunParallel run;
   ScratchMemory scratch;
   Tile tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
   // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
-  void (*pack)(T* to, int strip, Matrix matrix, long depth, long column, long width);
+  void (*pack)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
 };

@@ -4,21 +4,21 @@
 
 // A step, its time, and the first row of that time and of its block of steps, among the rows of all times.
 struct StepPosition {
-  long step, time, row, block_row;
+  int64_t step, time, row, block_row;
 };
 
 // The values of a state over the steps. They are stored for all steps, as (all rows, width), or else in two buffers
 // that are used in turn, each for one step or for a block of `block_steps` steps.
 struct State {
-  long width, block_steps;
+  int64_t width, block_steps;
   const T* initial;  // (batch, width)
   T *zeros, *all_steps, *buffers[2];
   T* extended;    // the state before a step that has more rows than the previous step
   T* final_rows;  // each row's last value
 
-  void allocate(Arena& shared, const Call& c, long columns, void* initial_state, void* all, void* final_state,
-                long steps) {
-    const long size = c.D[ROWS] * columns;
+  void allocate(Arena& shared, const Call& c, int64_t columns, void* initial_state, void* all, void* final_state,
+                int64_t steps) {
+    const int64_t size = c.D[ROWS] * columns;
     width = columns, all_steps = (T*)all, final_rows = (T*)final_state, block_steps = steps;
     for (T*& buffer : buffers) buffer = all_steps ? nullptr : shared.take<T>(size * (steps ? steps : 1));
     zeros = initial_state ? nullptr : shared.take<T>(size);
@@ -26,7 +26,7 @@ struct State {
     extended = c.P[0] ? shared.take<T>(size) : nullptr;
   }
 
-  void clear_zeros(long rows) const {
+  void clear_zeros(int64_t rows) const {
     if (zeros) std::memset(zeros, 0, rows * width * sizeof(T));
   }
 
@@ -37,23 +37,23 @@ struct State {
   }
 
   // Where the next step writes, if each buffer holds one step; else null.
-  T* other_buffer(long step) const { return all_steps || block_steps ? nullptr : buffers[(step + 1) & 1]; }
+  T* other_buffer(int64_t step) const { return all_steps || block_steps ? nullptr : buffers[(step + 1) & 1]; }
 };
 
 // Returns where a step finds the state that it reads; `last` is what the previous step wrote. Rows that begin with this
 // step take their value from the initial state.
-static inline const T* state_before(const ThreadRange& range, const State& s, const T* last, long step, long rows,
-                                    long last_rows) {
+static inline const T* state_before(const ThreadRange& range, const State& s, const T* last, int64_t step, int64_t rows,
+                                    int64_t last_rows) {
   if (step == 0) return s.initial;
   if (last_rows >= rows) return last;
-  const long from = rows * range.id / range.count, to = rows * (range.id + 1) / range.count;
-  for (long r = from; r < to; r++)
+  const int64_t from = rows * range.id / range.count, to = rows * (range.id + 1) / range.count;
+  for (int64_t r = from; r < to; r++)
     std::memcpy(s.extended + r * s.width, (r < last_rows ? last : s.initial) + r * s.width, s.width * sizeof(T));
   return s.extended;
 }
 
 // Stores the final state of rows that end with this step: rows `from` to `to` of what the step wrote.
-static inline void store_final(const ThreadRange& range, const State& s, const T* now, long from, long to) {
+static inline void store_final(const ThreadRange& range, const State& s, const T* now, int64_t from, int64_t to) {
   if (!s.final_rows) return;
   if (range.by_rows) from = std::max(from, range.from), to = std::min(to, range.to);
   else if (range.id && !range.turns) return;
@@ -61,8 +61,8 @@ static inline void store_final(const ThreadRange& range, const State& s, const T
 }
 
 // Returns where a step finds a per-step value. A state before each step is the state after each step, shifted by one.
-static inline const T* array(const void* base, const void* initial, long shift, const Call& c, const StepPosition& at,
-                             long width) {
+static inline const T* array(const void* base, const void* initial, int64_t shift, const Call& c,
+                             const StepPosition& at, int64_t width) {
   if (shift && (shift < 0 ? at.time == 0 : at.time + 1 == c.D[STEPS])) return (const T*)initial;
   return (const T*)base + (at.row + shift * c.D[ROWS]) * width;
 }

@@ -4,11 +4,8 @@
 #include "contention_monitor.h"
 #include "thread_pool.h"
 
-#include <pthread.h>
-#include <time.h>
+#include "threads.h"
 
-#include <cstdint>
-#include <cstdlib>
 #include <new>
 
 namespace {
@@ -17,12 +14,6 @@ constexpr int IDLE_SPINS = 20000;                    // of an idle worker before
 constexpr int START_SPINS = 4000;                    // of a caller that waits for its workers to start
 constexpr int MAX_WORKERS = 4096;
 constexpr size_t MAX_CACHED = size_t(32) << 20;      // bytes of scratch memory that a thread keeps between calls
-
-int64_t now(clockid_t clock) {
-  timespec time;
-  clock_gettime(clock, &time);
-  return int64_t(time.tv_sec) * 1000000000 + time.tv_nsec;
-}
 
 struct Task {
   bool (*prepare)(void*, int);
@@ -47,9 +38,9 @@ struct Task {
 
   void run_part(int id, int threads) {
     if (!measured) return run(argument, id, threads);
-    const int64_t start = now(CLOCK_MONOTONIC), cpu_start = now(CLOCK_THREAD_CPUTIME_ID);
+    const int64_t start = now(), core_start = thread_time();
     run(argument, id, threads);
-    stolen += now(CLOCK_MONOTONIC) - start - (now(CLOCK_THREAD_CPUTIME_ID) - cpu_start);
+    stolen += now() - start - (thread_time() - core_start);
   }
 };
 
@@ -71,29 +62,28 @@ void run_openmp_part(void* argument) {
 
 // --- our own workers ---
 
-// Constructs an object without operator new. Only headers of the C++ library are used: some compilers would have to
-// build the library before they could link to it.
+// Constructs an object without operator new, which is in the C++ library (see threads.h).
 template <class E> E* construct() {
-  void* memory = std::aligned_alloc(alignof(E), (sizeof(E) + alignof(E) - 1) / alignof(E) * alignof(E));
+  void* memory = aligned_memory(alignof(E), (sizeof(E) + alignof(E) - 1) / alignof(E) * alignof(E));
   return memory ? new (memory) E : nullptr;
 }
 
 struct Worker {
   alignas(64) std::atomic<Task*> assigned{nullptr};
   std::atomic<bool> asleep{false};
-  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-  pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+  Mutex mutex;
+  Condition wake;
 
   void work() {
     for (;;) {
       Task* task = nullptr;
       for (int k = 0; k < IDLE_SPINS && !assigned.load(std::memory_order_relaxed); k++) relax();
       if (!assigned.load()) {
-        pthread_mutex_lock(&mutex);
+        mutex.acquire();
         asleep.store(true);
-        while (!assigned.load()) pthread_cond_wait(&wake, &mutex);
+        while (!assigned.load()) wake.wait(mutex);
         asleep.store(false);
-        pthread_mutex_unlock(&mutex);
+        mutex.release();
       }
       if (!(task = take())) continue;
       task->run_other(task->joined.fetch_add(1));
@@ -107,15 +97,17 @@ struct Worker {
   void assign(Task* task) {
     assigned.store(task);
     if (asleep.load()) {
-      pthread_mutex_lock(&mutex);
-      pthread_cond_signal(&wake);
-      pthread_mutex_unlock(&mutex);
+      mutex.acquire();
+      wake.notify();
+      mutex.release();
     }
   }
 };
 
+void work(Worker* worker) { worker->work(); }
+
 struct ThreadPool {
-  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;
+  Mutex busy;
   Worker* workers[MAX_WORKERS];
   int count = 0;
 
@@ -124,16 +116,10 @@ struct ThreadPool {
     if (needed > MAX_WORKERS) needed = MAX_WORKERS;
     while (count < needed) {
       Worker* worker = construct<Worker>();
-      const auto work = [](void* worker) -> void* {
-        ((Worker*)worker)->work();
-        return nullptr;
-      };
-      pthread_t thread;
-      if (!worker || pthread_create(&thread, nullptr, work, worker)) {
-        std::free(worker);
+      if (!worker || !start_thread<Worker, work>(worker)) {
+        free_aligned(worker);
         break;
       }
-      pthread_detach(thread);
       workers[count++] = worker;
     }
     return count < needed ? count : needed;
@@ -163,12 +149,7 @@ void after_fork_in_child() {
   parallel = nullptr;
 }
 
-#ifdef __GLIBC__  // glibc's pthread_atfork, which is in no shared library, calls this function
-extern "C" int __register_atfork(void (*)(), void (*)(), void (*)(), void*);
-const int registered = __register_atfork(nullptr, nullptr, after_fork_in_child, nullptr);
-#else
-const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
-#endif
+[[maybe_unused]] const bool registered = (after_fork(after_fork_in_child), true);
 
 struct ThreadBuffer {
   char* memory = nullptr;
@@ -176,45 +157,47 @@ struct ThreadBuffer {
 
   char* reserve(size_t bytes) {
     if (bytes > size || (size > MAX_CACHED && bytes <= MAX_CACHED)) {
-      std::free(memory);
+      free_aligned(memory);
       size = (bytes + 4095) / 4096 * 4096;
-      if (!(memory = (char*)std::aligned_alloc(64, size))) size = 0;
+      if (!(memory = (char*)aligned_memory(64, size))) size = 0;
     }
     return memory;
   }
 };
 
-pthread_key_t buffer_key;  // frees the buffer when its thread ends
-const int key_error = pthread_key_create(&buffer_key, [](void* buffer) {
-  std::free(((ThreadBuffer*)buffer)->memory);
-  std::free(buffer);
-});
+void THREAD_CALLBACK free_buffer(void* buffer) {
+  if (!buffer) return;
+  free_aligned(((ThreadBuffer*)buffer)->memory);
+  free_aligned(buffer);
+}
+
+const ThreadPointer thread_buffer(free_buffer);
 
 }  // namespace
 
-extern "C" void thread_pool_use_openmp(void* gomp_parallel, void* thread_num, void* num_threads) {
+EXPORT void thread_pool_use_openmp(void* gomp_parallel, void* thread_num, void* num_threads) {
   parallel = (Parallel)gomp_parallel, get_thread_num = (GetNumber)thread_num, get_num_threads = (GetNumber)num_threads;
 }
 
-extern "C" char* thread_pool_scratch(size_t bytes) {
-  static thread_local ThreadBuffer* buffer = nullptr;
-  if (!buffer && (key_error || !(buffer = construct<ThreadBuffer>()) || pthread_setspecific(buffer_key, buffer))) {
-    std::free(buffer);
-    buffer = nullptr;
+EXPORT char* thread_pool_scratch(size_t bytes) {
+  if (!thread_buffer.usable()) return nullptr;
+  ThreadBuffer* buffer = (ThreadBuffer*)thread_buffer.get();
+  if (!buffer && (!(buffer = construct<ThreadBuffer>()) || !thread_buffer.set(buffer))) {
+    free_aligned(buffer);
     return nullptr;
   }
   return buffer->reserve(bytes ? bytes : 1);
 }
 
-extern "C" bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (*run)(void*, int, int),
+EXPORT bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (*run)(void*, int, int),
                                 void* argument) {
   Task task{prepare, run, argument};
   ThreadPool* own = pool;
-  if (max_threads <= 1 || !own || monitor.is_contended(now(CLOCK_MONOTONIC)) || pthread_mutex_trylock(&own->busy)) {
+  if (max_threads <= 1 || !own || monitor.is_contended(now()) || !own->busy.try_acquire()) {
     task.run_first(1);
   } else {
     task.measured = monitor.should_measure();
-    const int64_t start = now(CLOCK_MONOTONIC);
+    const int64_t start = now();
     if (parallel) {
       parallel(run_openmp_part, &task, (unsigned)max_threads, 0);
     } else {
@@ -222,14 +205,14 @@ extern "C" bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), vo
       task.run_first(started + 1);
       spin_until([&] { return task.running.load(std::memory_order_acquire) <= 0; });
     }
-    monitor.record(start, now(CLOCK_MONOTONIC), task.measured, task.stolen.load());
-    pthread_mutex_unlock(&own->busy);
+    monitor.record(start, now(), task.measured, task.stolen.load());
+    own->busy.release();
   }
   return task.count.load(std::memory_order_relaxed) > 0;
 }
 
 // Runs two kernels at the same time, each on one thread. calls: for each kernel its function and three arguments.
-extern "C" bool thread_pool_run_pair(void** calls) {
+EXPORT bool thread_pool_run_pair(void** calls) {
   using Run = bool (*)(void*, void*, void*);
   struct Pair {
     void** calls;

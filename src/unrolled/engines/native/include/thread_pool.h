@@ -1,9 +1,10 @@
 // Interface of the thread pool (thread_pool.cpp), and how the threads of a call wait for one another.
 #pragma once
-#include <sched.h>
-
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+
+#include "platform.h"
 
 // Calls run(argument, id, count) on the caller (id 0) and on up to max_threads - 1 other threads, and waits for all of
 // them. If prepare isn't null, prepare(argument, count) is called once before; if it fails, nothing is run. Returns
@@ -15,19 +16,11 @@ using RunParallel = bool (*)(int max_threads, bool (*prepare)(void* argument, in
 // not enough.
 using ScratchMemory = char* (*)(size_t bytes);
 
-static inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // Waits for something that another thread is about to do.
 template <class Done> static inline void spin_until(Done done) {
-  for (long spins = 0; !done(); spins++) {
+  for (int64_t spins = 0; !done(); spins++) {
     if (spins < 4000) relax();
-    else sched_yield();
+    else yield_core();
   }
 }
 

@@ -26,7 +26,7 @@ struct Call {
   char* memory;        // first what all threads share, then what each thread has for itself
   size_t shared, own;  // the bytes of both
   SpinBarrier barrier;
-  alignas(64) std::atomic<long> finished_blocks{0};  // if threads take turns
+  alignas(64) std::atomic<int64_t> finished_blocks{0};  // if threads take turns
 };
 
 // One thread's part of a step: some rows, or some of the panels of each phase. If threads take turns, one thread runs
@@ -35,7 +35,7 @@ struct ThreadRange {
   const Products* products;
   SpinBarrier* barrier;
   int id, count;
-  long batch, from, to;  // the rows of a step, and those of this thread
+  int64_t batch, from, to;  // the rows of a step, and those of this thread
   bool pack_per_step, by_rows, turns;
 
   bool all_panels() const { return by_rows || turns; }
@@ -53,7 +53,7 @@ struct ThreadRange {
 };
 
 static inline ThreadRange thread_range(Call& c, int id, int count) {
-  const long rows = c.D[ROWS];
+  const int64_t rows = c.D[ROWS];
   const bool by_rows = c.D[BY_ROWS] && count > 1;
   return {c.products, &c.barrier, id, count, rows, by_rows ? rows * id / count : 0,
           by_rows ? rows * (id + 1) / count : rows, c.D[PACK_PER_STEP] != 0, by_rows, c.D[TURNS] && count > 1};

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+
+#include "platform.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -50,27 +52,27 @@ static inline V in_register(V v) {
 }
 
 // Loads the first n of L elements; the others are 0.
-static inline V load(const T* p, long n) {
+static inline V load(const T* p, int64_t n) {
   if (__builtin_expect(n >= L, 1)) return load(p);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
   else return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
 #else
   V v{};
-  for (long k = 0; k < n; k++) v[k] = p[k];
+  for (int64_t k = 0; k < n; k++) v[k] = p[k];
   return v;
 #endif
 }
 
 static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
 
-static inline void store(T* p, V v, long n) {
+static inline void store(T* p, V v, int64_t n) {
   if (__builtin_expect(n >= L, 1)) return store(p, v);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
   else _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
 #else
-  for (long k = 0; k < n; k++) p[k] = v[k];
+  for (int64_t k = 0; k < n; k++) p[k] = v[k];
 #endif
 }
 

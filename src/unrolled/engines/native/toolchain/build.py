@@ -16,22 +16,24 @@ from typing import Any, TypeVar
 
 from unrolled.engines import log
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native.toolchain import cache, cpu, prebuilt
+from unrolled.engines.native.toolchain import cache, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import (
     NATIVE,
     Compiler,
     NoCompilerError,
+    announce_replacement,
     compilers,
     headers,
 )
 
 ARCH = "UNROLLED_ARCH"
-PROBE = 'using T = float;\n#include "vectors.h"\nextern "C" int lanes() { return L; }\n'
+PROBE = 'using T = float;\n#include "vectors.h"\nEXPORT int lanes() { return L; }\n'
 """The smallest library. Its function returns the number of float32 values in a vector."""
 
 _Result = TypeVar("_Result")
 _libraries: dict[str, Future[ctypes.CDLL]] = {}  # by source
 _lock = threading.Lock()
+_ATTEMPTS = 3
 _vector_extensions: dict[str, tuple[str, ...]] = {}  # "first": those of the first library
 
 
@@ -53,7 +55,6 @@ def load(source: str) -> ctypes.CDLL:
 
 def start(*sources: str) -> None:
     """Start compiling libraries in background threads; :func:`load` then waits for them."""
-    cache.import_dependencies()
     for source in sources:
         future, is_new = _future_library(source)
         if is_new:
@@ -114,21 +115,26 @@ def find_or_compile(source: str, arch: str, use: Callable[[Path, dict[str, Any]]
     Raises:
         NoCompilerError: If there is no compiler, it can't compile the source, or no folder can be used.
     """
+    cache.import_dependencies()
     first_error: NoCompilerError | None = None
+    failures: dict[tuple[str, ...], str] = {}
     for compiler in compilers():
         name = _library_name(compiler, source, arch)
         problems: list[str] = []
         try:
             for folder in _folders(problems):
-                library = folder / f"{name}.so"
+                library = folder / f"{name}{cache.SUFFIX}"
                 try:
-                    return use(library, _ensure_compiled(compiler, source, arch, library))
+                    result = _use(compiler, source, arch, library, use)
+                    announce_replacement(failures, compiler.command)
+                    return result
                 except OSError as error:
                     problems.append(f"{folder}: {error.strerror or error}")
                     cache.report_failure(folder, error)
         except NoCompilerError as error:
             log.build.info("%s", error)
             first_error = first_error or error
+            failures[compiler.command] = str(error)
             continue
         raise NoCompilerError(
             f"no folder can be used for compiled kernels ({'; '.join(problems)}): "
@@ -136,6 +142,25 @@ def find_or_compile(source: str, arch: str, use: Callable[[Path, dict[str, Any]]
         )
     assert first_error is not None
     raise first_error
+
+
+def _use(
+    compiler: Compiler,
+    source: str,
+    arch: str,
+    library: Path,
+    use: Callable[[Path, dict[str, Any]], _Result],
+) -> _Result:
+    """Use a library, after compiling it if it is not in the cache."""
+    for attempt in range(_ATTEMPTS):
+        metadata = _ensure_compiled(compiler, source, arch, library)
+        try:
+            return use(library, metadata)
+        except OSError as error:
+            if attempt < _ATTEMPTS - 1 and not library.exists():
+                continue  # another process has deleted it, to keep the cache below its size limit
+            raise cache.loading_failed(library, error) from None
+    raise AssertionError
 
 
 def _future_library(source: str) -> tuple[Future[ctypes.CDLL], bool]:
@@ -209,6 +234,7 @@ def _ensure_compiled(compiler: Compiler, source: str, arch: str, library: Path) 
     metadata = cache.read_metadata(library)
     if metadata is not None:
         log.build.info("hit: %s (%.1f ms)", library, 1e3 * (time.perf_counter() - began))
+        eviction.record_use(library)
         return metadata
     with cache.compile_lock(library):
         metadata = cache.read_metadata(library)  # another process may have compiled it meanwhile
@@ -219,8 +245,16 @@ def _ensure_compiled(compiler: Compiler, source: str, arch: str, library: Path) 
         log.build.info("miss: %s%s", library, " (damaged)" if library.exists() else "")
         with cache.build_folder(library.parent) as folder:
             metadata = prebuilt.library_metadata(compiler, arch, compiler.requires(arch, folder))
-            cache.publish(compiler.build(source, arch, folder), metadata, library)
+            try:
+                cache.publish(compiler.build(source, arch, folder), metadata, library)
+            except PermissionError:
+                # On Windows, a library that another process has loaded can't be replaced.
+                published = cache.read_metadata(library)
+                if published is None:
+                    raise
+                return published
         log.build.info("compiled: %s (%.2f s)", library, time.perf_counter() - began)
+        eviction.enforce_limit(library.parent, keep=library)
         return metadata
 
 
@@ -235,7 +269,8 @@ def _folders(problems: list[str]) -> Iterator[Path]:
 def _library_name(compiler: Compiler, source: str, arch: str) -> str:
     """Return a file name that hashes everything that affects the library."""
     parts = (source, headers(), compiler.identity(arch), cpu.identity())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    # Environment variables may hold bytes that aren't UTF-8.
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 @renew_after_fork

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,23 +21,30 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.engines import log
+from unrolled.engines.fork_safety import delay_forks
 
 VARIABLE = "UNROLLED_CACHE"
+SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 
 _LOCK_TIMEOUT = 120  # seconds to wait while another process compiles the same library
 _STALE_AFTER = 24 * 3600  # seconds until a build folder that a killed process left is removed
 _BUILD_PREFIX = "build-"
 _CONSEQUENCE = f"Kernels are recompiled in every process. Set {VARIABLE} to use another folder."
+_USER_IDS, _OVERFLOW_ID = Path("/proc/self/uid_map"), Path("/proc/sys/kernel/overflowuid")
+
+_failures: dict[Path, object] = {}  # folders that couldn't be used
+_not_executable: set[Path] = set()  # folders from which no library can be loaded
 
 
 def import_dependencies() -> None:
     """Import the packages that other functions import late, to keep ``import unrolled`` fast.
 
-    Call this before a thread calls any of those functions. If a process forks while a thread imports a
-    package, the child waits forever when it imports the same package.
+    Call this before those functions in code that may run in a thread. If a process forks while a thread
+    imports a package, the child waits forever when it imports the same package.
     """
-    import filelock  # noqa: F401
-    import platformdirs  # noqa: F401
+    with delay_forks():
+        import filelock  # noqa: F401
+        import platformdirs  # noqa: F401
 
 
 def user_folder() -> Path | None:
@@ -68,7 +76,8 @@ def folders() -> Iterator[Path]:
     else:
         problem = why_unsafe(cache)
         if problem is None:
-            yield cache
+            if cache not in _not_executable:
+                yield cache
         else:
             log.announce(f"{problem}. {_CONSEQUENCE}")
     yield _temporary_folder()
@@ -77,23 +86,37 @@ def folders() -> Iterator[Path]:
 def report_failure(folder: Path, error: OSError) -> None:
     """Warn once that the user's cache can't be used; for any other folder, only log it."""
     reason = error.strerror or str(error)
-    if folder == user_folder():
+    token = object()
+    if folder == user_folder() and _failures.setdefault(folder, token) is token:
         log.announce(f"The kernel cache {folder} can't be used ({reason}). {_CONSEQUENCE}")
     else:
         log.build.info("%s can't be used (%s)", folder, reason)
+
+
+def loading_failed(library: Path, error: OSError) -> OSError:
+    """Return an error for :func:`report_failure` if an intact library can't be loaded from its folder.
+
+    If the folder is on a disk that is mounted with the option noexec, it isn't used again.
+    """
+    reason = str(error).removeprefix(f"{library}: ")
+    if "failed to map segment" in reason:
+        _not_executable.add(library.parent)
+        reason = f"libraries can't be loaded from it: {reason}"
+    return OSError(reason)
 
 
 def why_unsafe(folder: Path) -> str | None:
     """Create a folder if needed, and return why libraries can't be loaded from it, or None if they can."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = folder.resolve()
-        status = folder.stat()
-        parents = [(parent, parent.stat()) for parent in folder.parents]
+        resolved = folder.resolve()
+        status = resolved.stat()
+        parents = {parent: parent.stat() for parent in (*resolved.parents, *folder.parents)}
     except OSError as error:
         return f"The kernel cache {folder} can't be used ({error.strerror})"
-    if os.name != "posix":
+    if not hasattr(os, "geteuid"):  # Windows: only the user can write to their own folders
         return None
+    folder = resolved
     if status.st_uid not in (0, os.geteuid()):
         return f"The kernel cache {folder} belongs to another user (uid {status.st_uid})"
     if status.st_mode & 0o022:
@@ -101,7 +124,12 @@ def why_unsafe(folder: Path) -> str | None:
             f"Other users can write to the kernel cache {folder} (mode {stat.S_IMODE(status.st_mode):o}; "
             f"empty it, then run chmod 700)"
         )
-    for parent, parent_status in parents:
+    for parent, parent_status in parents.items():
+        if parent_status.st_uid not in (0, os.geteuid(), _unmapped_user()):
+            return (
+                f"Another user can replace the kernel cache {folder}, because {parent} belongs to them "
+                f"(uid {parent_status.st_uid})"
+            )
         if parent_status.st_mode & stat.S_IWOTH and not parent_status.st_mode & stat.S_ISVTX:
             return (
                 f"Other users can replace the kernel cache {folder}, because all users can write to {parent}"
@@ -113,16 +141,24 @@ def read_metadata(library: Path) -> dict[str, Any] | None:
     """Return the metadata of a library, or None if it is missing, damaged or writable by other users."""
     try:
         metadata = json.loads(_read_private(metadata_path(library)))
-        if hashlib.sha256(_read_private(library)).hexdigest() == metadata["sha256"]:
-            return dict(metadata)
-    except (OSError, ValueError, KeyError, TypeError):
+        digest = hashlib.sha256(_read_private(library)).hexdigest()
+    except (OSError, ValueError, RecursionError):
         return None
-    return None
+    return metadata if is_complete(metadata) and metadata["sha256"] == digest else None
+
+
+def is_complete(metadata: Any) -> bool:
+    """Return whether the content of a metadata file has all keys that loading a library needs."""
+    if not isinstance(metadata, dict):
+        return False
+    texts = [metadata.get(key) for key in ("arch", "sha256", "system")]
+    requires = metadata.get("requires")
+    return isinstance(requires, list) and all(isinstance(text, str) for text in (*texts, *requires))
 
 
 def metadata_path(library: Path) -> Path:
     """Return the path of a library's metadata."""
-    return library.with_name(library.name.removesuffix(".so") + ".json")
+    return library.with_name(library.name.removesuffix(SUFFIX) + ".json")
 
 
 def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o600) -> None:
@@ -143,7 +179,7 @@ def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o
     metadata_file = built.with_suffix(".json")
     digest = hashlib.sha256(content).hexdigest()
     metadata_file.write_text(json.dumps({**metadata, "sha256": digest}, indent=1))
-    for source, target in ((metadata_file, metadata_path(library)), (built, library)):
+    for source, target in ((built, library), (metadata_file, metadata_path(library))):
         source.chmod(mode)
         source.replace(target)
 
@@ -154,12 +190,7 @@ def build_folder(folder: Path) -> Iterator[Path]:
 
     Folders that killed processes left more than a day ago are removed, too.
     """
-    for path in folder.glob(f"{_BUILD_PREFIX}*"):
-        try:
-            if time.time() - path.stat().st_mtime > _STALE_AFTER:
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError:  # another process has removed it
-            continue
+    _remove_stale(folder, _BUILD_PREFIX)
     new_folder = Path(tempfile.mkdtemp(dir=folder, prefix=_BUILD_PREFIX))
     try:
         yield new_folder
@@ -190,8 +221,25 @@ def compile_lock(library: Path) -> Iterator[None]:
 
 def size(folder: Path) -> tuple[int, int]:
     """Return the number of libraries in a folder, and the size of all its files in bytes."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return sum(path.suffix == ".so" for path in files), sum(path.stat().st_size for path in files)
+    libraries = count = 0
+    for path in folder.rglob("*"):
+        try:
+            status = path.stat()
+        except OSError:  # another process has removed it
+            continue
+        if stat.S_ISREG(status.st_mode):
+            libraries, count = libraries + (path.suffix == SUFFIX), count + status.st_size
+    return libraries, count
+
+
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """Remove folders with a prefix that haven't changed for a day."""
+    for path in folder.glob(f"{prefix}*"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # another process has removed it
+            continue
 
 
 def _read_private(path: Path) -> bytes:
@@ -202,15 +250,29 @@ def _read_private(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
-        shared = os.name == "posix" and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
+        shared = hasattr(os, "geteuid") and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
         if shared or not stat.S_ISREG(status.st_mode):
             raise PermissionError(f"{path} may have been written by another user")
         return file.read()
 
 
+def _unmapped_user() -> int | None:
+    """Return the user id by which Linux shows the users outside of this process's user namespace, if any.
+
+    In a sandbox, the root folder often belongs to such a user: root of the machine.
+    """
+    try:
+        maps_all = _USER_IDS.read_text().split() == ["0", "0", "4294967295"]
+        return None if maps_all else int(_OVERFLOW_ID.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 @functools.cache
 def _temporary_folder() -> Path:
     """Create a folder for this process and its forked children, removed when this process ends."""
+    if sys.platform == "win32":  # which doesn't remove libraries that the ending process has loaded
+        _remove_stale(Path(tempfile.gettempdir()), "unrolled-")
     folder, process = Path(tempfile.mkdtemp(prefix="unrolled-")), os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
     return folder

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CPUINFO_KEYS = ("flags", "Features", "model name", "CPU implementer", "CPU part")
+_CPUINFO_KEYS = (
+    "flags", "Features", "features", "isa", "cpu", "model name", "CPU implementer", "CPU part",
+)  # fmt: skip
+_SYSCTL = ("/usr/sbin/sysctl", "hw.optional", "machdep.cpu")
+_WINDOWS_FEATURES = 128  # IsProcessorFeaturePresent knows fewer; it returns 0 for unknown numbers
 
 # Macros that a compiler defines if it may use an extension, and Linux's name of the extension (for x86:
 # arch/x86/include/asm/cpufeatures.h, for arm64: Documentation/arch/arm64/elf_hwcaps.rst). Extensions that a
@@ -81,7 +88,21 @@ def identity() -> str:
     """
     libc = " ".join(platform.libc_ver())
     entries = "\n".join(f"{key}: {value}" for key, value in sorted(_cpuinfo().items()))
-    return f"{system()} {libc} {platform.processor()}\n{entries}"
+    return f"{system()} {libc} {platform.processor()}\n{entries}\n{_features_elsewhere()}"
+
+
+def _features_elsewhere() -> str:
+    """Return what macOS or Windows reports of the processor's extensions, in no particular format."""
+    if sys.platform == "darwin":
+        try:
+            done = subprocess.run(_SYSCTL, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.decode(errors="replace")
+    kernel32: Any = getattr(ctypes, "windll", None) and ctypes.windll.kernel32  # type: ignore[attr-defined]
+    if kernel32 is None:
+        return ""
+    return " ".join(str(k) for k in range(_WINDOWS_FEATURES) if kernel32.IsProcessorFeaturePresent(k))
 
 
 def system() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.engines.native.toolchain import build, cache, prebuilt
+from unrolled.engines.threads import core_limit
 
 
 def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Path]:
@@ -32,14 +33,14 @@ def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Pat
     def save_library(task: tuple[str, str]) -> Path:
         source, arch = task
         library, metadata = build.find_or_compile(source, arch, _return_both)
-        target = folder / f"{prebuilt.name_of(source)}.{arch}.so"
+        target = folder / f"{prebuilt.name_of(source)}.{arch}{cache.SUFFIX}"
         with cache.build_folder(folder) as temporary:
-            copy = temporary / "loop.so"
+            copy = temporary / f"loop{cache.SUFFIX}"
             shutil.copyfile(library, copy)
             cache.publish(copy, metadata, target, mode=0o644)
         return target
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(core_limit() or os.cpu_count()) as threads:
         tasks = [(source, arch) for arch in archs for source in (*sources, build.PROBE)]
         return list(threads.map(save_library, tasks))
 

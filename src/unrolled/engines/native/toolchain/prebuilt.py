@@ -16,6 +16,7 @@ import torch
 from unrolled._version import __version__
 from unrolled.engines import log
 from unrolled.engines.native.toolchain import cpu
+from unrolled.engines.native.toolchain.cache import SUFFIX, is_complete
 from unrolled.engines.native.toolchain.compiler import FLAGS, Compiler, headers
 
 VARIABLE = "UNROLLED_KERNELS"
@@ -43,7 +44,7 @@ class Folder:
         if metadata is None:
             log.build.info("%s", self.why_missing())
             return None
-        library = self.path / f"{name_of(source)}.{self.arch}.so"
+        library = self.path / f"{name_of(source)}.{self.arch}{SUFFIX}"
         try:
             digest = hashlib.sha256(library.read_bytes()).hexdigest()
         except OSError as error:
@@ -93,9 +94,9 @@ def _read(path: Path, arch: str | None) -> Folder:
     for file in sorted(path.glob("*.json")):
         try:
             metadata = json.loads(file.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(metadata, dict) and {"arch", "requires", "sha256", "system"} <= metadata.keys():
+        if is_complete(metadata):
             all_metadata[file.stem] = metadata
     if not all_metadata:
         return Folder(path, None, {}, f"{path} contains no kernels. Create them with unrolled build")
@@ -130,7 +131,8 @@ def _why_unusable(path: Path) -> str:
         return f"{path} can't be read ({error.strerror})"
     if not stat.S_ISDIR(mode):
         return f"{path} is not a folder"
-    if os.name == "posix" and any(file.stat().st_mode & stat.S_IWOTH for file in (path, *path.glob("*.so"))):
+    files = (path, *path.glob(f"*{SUFFIX}"))
+    if os.name == "posix" and any(file.stat().st_mode & stat.S_IWOTH for file in files):
         return f"all users can write to {path} or to files in it. Run chmod -R o-w on it"
     return ""
 

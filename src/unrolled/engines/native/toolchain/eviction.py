@@ -1,0 +1,75 @@
+"""The size limit of the kernel cache: the libraries that were unused for longest are deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from unrolled.engines import log
+from unrolled.engines.native.toolchain.cache import SUFFIX, metadata_path
+
+VARIABLE = "UNROLLED_CACHE_SIZE"
+
+_DEFAULT = "1G"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size_limit() -> int:
+    """Return the size limit in bytes from UNROLLED_CACHE_SIZE; 0 means no limit."""
+    configured = os.environ.get(VARIABLE, "").strip() or _DEFAULT
+    match = _match(configured)
+    if match is None:
+        log.announce(
+            f"{VARIABLE} should be a number of bytes, such as 500M or 2G, or 0 for no limit, got "
+            f"{configured!r}. The limit is {_DEFAULT}"
+        )
+        match = _match(_DEFAULT)
+        assert match is not None
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def record_use(library: Path) -> None:
+    """Store that a library is used now, as the time of its metadata file."""
+    with contextlib.suppress(OSError):  # a read-only cache
+        os.utime(metadata_path(library))
+
+
+def enforce_limit(folder: Path, keep: Path) -> None:
+    """Delete libraries until a folder is within the limit, those that were unused for longest first.
+
+    A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
+    On Windows, which doesn't, a library in use isn't deleted.
+
+    Args:
+        folder: The folder.
+        keep: A library that isn't deleted.
+    """
+    limit = size_limit()
+    if not limit:
+        return
+    entries = []  # last use, size and path of each library
+    for library in folder.glob(f"*{SUFFIX}"):
+        files = [path.stat() for path in (library, metadata_path(library)) if path.exists()]
+        if files:
+            entries.append((files[-1].st_mtime_ns, sum(status.st_size for status in files), library))
+    total = sum(size for _, size, _ in entries)
+    for _, size, library in sorted(entries):
+        if total <= limit:
+            break
+        if library == keep:
+            continue
+        try:
+            library.unlink(missing_ok=True)
+            metadata_path(library).unlink(missing_ok=True)
+            library.with_suffix(".lock").unlink(missing_ok=True)
+        except OSError as error:
+            log.build.info("%s can't be deleted (%s)", library, error.strerror)
+            continue
+        total -= size
+        log.build.info("deleted: %s (the cache is limited to %d bytes)", library, limit)
+
+
+def _match(text: str) -> re.Match[str] | None:
+    return re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Hides the package of this name in processes whose PYTHONPATH contains this folder."""
