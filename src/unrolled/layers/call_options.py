@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from unrolled.cells.wrappers import (
     ZoneoutWrapper,
 )
 from unrolled.engines.torch_ops import transforms
+from unrolled.layers import episodes
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
 
@@ -207,13 +209,61 @@ class CallOptions:
                 initial = None if initial is None else (torch.cat(initial[:count], -1), *initial[count:])
             wrapper_states.append(initial)
             wrapper_specs.append(tuple(spec))
-        results = (
-            run(cells, x, wrapper_states, sizes, wrapper_specs=wrapper_specs, extra_inputs=extra_inputs)
-            if wrapper_specs[0]
-            else run(cells, x, states, sizes)
-        )
+        if not wrapper_specs[0]:
+            results = run(cells, x, states, sizes)
+        else:
+            run = functools.partial(run, wrapper_specs=wrapper_specs, extra_inputs=extra_inputs)
+            results = run(cells, x, wrapper_states, sizes)
+            if self.resets is not None and not transforms.active():
+                current = 1 if self.all_states else count
+                results = self._separate_episodes(run, cells, x, wrapper_states, sizes, results, current)
         pairs = zip(results, states, strict=True)
         return [self._unwrap(output, final, widths, state) for (output, final), state in pairs]
+
+    def _separate_episodes(
+        self,
+        run: Any,
+        cells: Sequence[Cell],
+        x: Tensor,
+        states: Sequence[States | None],
+        sizes: Any,
+        results: list[tuple[Tensor, States]],
+        count: int,
+    ) -> list[tuple[Tensor, States]]:
+        """Keep NaN and infinity of episodes that others follow out of the gradients, if there are any.
+
+        These episodes keep their results, but no gradient flows through them: the layer runs again with zeros
+        in their place.
+
+        Args:
+            run: Runs cells.
+            cells: The bound cell of each direction.
+            x: The input of the layer.
+            states: The initial states of each cell, the wrappers' own included.
+            sizes: The batch sizes if the input is packed, else None.
+            results: The output and the final states of each cell.
+            count: The number of states that aren't the wrappers' own.
+        """
+        outputs = [output for output, _ in results]
+        records = torch.is_grad_enabled() and any(output.requires_grad for output in outputs)
+        if not records or episodes.all_finite([x, *outputs]):
+            return results
+        assert self.resets is not None
+        found = episodes.find_nonfinite([x, *outputs], self.resets, sizes)
+        if found is None:
+            return results
+        steps, first, last = found
+        clean_states: list[States | None] = []
+        for state, begin in zip(states, (first, last), strict=False):
+            clean = [torch.where(begin, 0.0, part) for part in (state or ())[:count]]
+            clean_states.append(None if state is None else (*clean, *state[count:]))
+        new_results = run(cells, torch.where(steps, 0.0, x), clean_states, sizes)
+        separated = []
+        for old, new, end in zip(results, new_results, (last, first), strict=False):
+            output = torch.where(steps, old[0].detach(), new[0])
+            pairs = zip(old[1], new[1], strict=True)
+            separated.append((output, tuple(torch.where(end, a.detach(), b) for a, b in pairs)))
+        return separated
 
     def _unwrap(
         self, output: Tensor, final: States, widths: list[int], initial: States | None

@@ -157,6 +157,8 @@ class Recurrent(CellModule):
             resets: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. True marks the
                 first step of an episode or document. Before this step the row's state is reset to its initial
                 state, and no gradient flows past. The backward direction is reset at the same boundaries.
+                NaN and infinity in the steps before a reset stay out of all gradients, except inside torch's
+                transforms.
             reset_state: The state after a reset, in the same form as ``state``. ``"initial"`` is the layer's
                 default initial state, for calls whose ``state`` comes from a previous call. By default resets
                 restore ``state``.
