@@ -56,6 +56,6 @@ def find_nonfinite(
 def _pad(steps: Tensor, batch_sizes: Sequence[int]) -> Tensor:
     """Return packed booleans as ``(time, batch)``, with False past the end of each row."""
     padded = steps.new_zeros(len(batch_sizes), batch_sizes[0])
-    for t, rows in enumerate(steps.split(list(batch_sizes))):
+    for t, rows in enumerate(torch.split(steps, list(batch_sizes))):
         padded[t, : len(rows)] = rows
     return padded

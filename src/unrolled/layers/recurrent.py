@@ -156,16 +156,15 @@ class Recurrent(CellModule):
                 where they run without effect.
             resets: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. True marks the
                 first step of an episode or document. Before this step the row's state is reset to its initial
-                state, and no gradient flows past. The backward direction is reset at the same boundaries.
-                NaN and infinity in the steps before a reset stay out of all gradients, except inside torch's
-                transforms.
+                state. No gradient flows past it, and no NaN either, except in torch's transforms. The
+                backward direction is reset at the same boundaries.
             reset_state: The state after a reset, in the same form as ``state``. ``"initial"`` is the layer's
                 default initial state, for calls whose ``state`` comes from a previous call. By default resets
                 restore ``state``.
             all_states: If True, also return every state of every time step.
-            checkpoint: Save memory in training on long sequences. The backward pass keeps only the states
-                between segments of this many time steps, and recomputes each segment. Not supported for
-                packed sequences. Ignored inside torch's transforms (compile, export, torch.func).
+            checkpoint: Save memory in training on long sequences: the backward pass keeps only the states
+                between segments of this many time steps, and recomputes each. Not supported for packed
+                sequences. Ignored inside torch's transforms (compile, export, torch.func).
 
         Returns:
             The output of the last layer, in the layout of ``x`` with ``H × directions`` features, and the
