@@ -28,7 +28,8 @@ from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.matmul import _source, _thread_pool_source
-from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE
+from unrolled.engines.native.toolchain.compiler import FLAGS
+from unrolled.engines.native.toolchain.cpp_files import INCLUDE
 
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 RUN_CALL = Path(__file__).with_name("arm64.cpp")

@@ -31,7 +31,7 @@ from helpers.toolchain import (
     run_python,
 )
 from unrolled.engines import log
-from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction
+from unrolled.engines.native.toolchain import build, cache, compiler, cpp_files, cpu, eviction
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
@@ -80,15 +80,15 @@ def test_the_name_of_a_library_depends_on_everything_that_affects_it(
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "identity", lambda: "another processor, another C library")
         assert_new_name("the machine")
-    for name, value in (("FLAGS", (*compiler.FLAGS, "-DB_FLAG")), ("headers", lambda: "other headers")):
-        with monkeypatch.context() as patch:
-            patch.setattr(build if name == "headers" else compiler, name, value)
-            assert_new_name(name)
-    compiler.headers.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "__version__", "99.0")
-        assert_new_name("the version of the package")
-    compiler.headers.cache_clear()
+        patch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DB_FLAG"))
+        assert_new_name("the flags")
+    for name, value in (("read", lambda name: f"another {name}"), ("__version__", "99.0")):
+        cpp_files.digest.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(cpp_files, name, value)
+            assert_new_name(name)
+    cpp_files.digest.cache_clear()
     assert library_path().name == names[0]
 
 

@@ -18,7 +18,8 @@ from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain import build, cache
-from unrolled.engines.native.toolchain.compiler import INCLUDE, Compiler, _packaged_zig
+from unrolled.engines.native.toolchain.compiler import Compiler, _packaged_zig
+from unrolled.engines.native.toolchain.cpp_files import INCLUDE
 
 TARGETS = {  # zig's name of the target: the system by the name of sys.platform, and the processor
     "x86_64-windows-gnu": ("win32", "x86-64-v3"),

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from unrolled.engines.native.cpp_ops import CPP_OPS
-from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE, NATIVE, NoCompilerError, compilers
+from unrolled.engines.native.toolchain.compiler import FLAGS, NATIVE, NoCompilerError, compilers
+from unrolled.engines.native.toolchain.cpp_files import INCLUDE
 
 PROGRAM = Path(__file__).with_name("vector_math.cpp")
 UNARY, BINARY = (

@@ -26,7 +26,8 @@ import torch
 import unrolled as ur
 from unrolled.engines.native import registry
 from unrolled.engines.native.toolchain import build
-from unrolled.engines.native.toolchain.compiler import FLAGS, INCLUDE, compilers
+from unrolled.engines.native.toolchain.compiler import FLAGS, compilers
+from unrolled.engines.native.toolchain.cpp_files import INCLUDE
 
 PROCESSES = 2
 _EXPORTED = re.compile(r"^EXPORT [\w ]+?[ *](\w+)\(", re.M)

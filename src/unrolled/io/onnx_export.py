@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unrolled import cells
 from unrolled.cells.base import Cell
+from unrolled.io.onnx_packages import import_package
 from unrolled.io.weights import layer_weights
 from unrolled.layers.recurrent import Recurrent
 
@@ -50,8 +51,7 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
         ImportError: If the package onnx is missing, or onnxscript for a cell that needs a Scan.
         ValueError: If the layer is random, such as by dropout, or has a dtype that ONNX doesn't support.
     """
-    import onnx
-
+    onnx = import_package("onnx", "to_onnx")
     weights = layer_weights(layer, "to_onnx")
     layer.check_no_regularization("an ONNX model")
     if layer.training and layer.dropout:
@@ -178,6 +178,7 @@ class _Graph:
 
     def _step_graph(self, suffix: str) -> Any:
         """Export the step of a cell as a graph from the states and x to the new states and the output."""
+        import_package("onnxscript", f"to_onnx of {type(self._layer._first).__name__} as a Scan")
         cell = self._layer._bind(suffix)
         cell.training = False
         states = [torch.zeros(2, size, dtype=self._dtype) for size in cell.state_sizes().values()]

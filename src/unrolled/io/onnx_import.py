@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unrolled import cells
 from unrolled.cells.base import Cell
+from unrolled.io.onnx_packages import import_package
 from unrolled.layers.recurrent import Recurrent
 
 # For each of our gates, its index in ONNX's order (https://onnx.ai/onnx/operators): z r h becomes r z n,
@@ -240,8 +241,7 @@ def from_onnx(model: Any) -> dict[str, RecurrentNode]:
         ValueError: If the file isn't an ONNX model. If a recurrent node has an unsupported attribute, weights
             that the model computes, or the name of another node. If it is inside an If, Loop or Scan.
     """
-    import onnx
-
+    onnx = import_package("onnx", "from_onnx")
     if isinstance(model, (str, Path)):
         path = model
         try:

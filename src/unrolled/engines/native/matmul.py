@@ -9,8 +9,7 @@ import functools
 import torch
 
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native.toolchain import build
-from unrolled.engines.native.toolchain.compiler import INCLUDE
+from unrolled.engines.native.toolchain import build, cpp_files
 from unrolled.engines.threads import thread_count
 
 _in_forked_child = False
@@ -64,7 +63,7 @@ def start(dtype: torch.dtype) -> None:
 
 
 def _source(dtype: torch.dtype) -> str:
-    return f"using T = {_SCALARS[dtype]};\n{(INCLUDE / 'products.cpp').read_text(encoding='utf-8')}"
+    return f"using T = {_SCALARS[dtype]};\n{cpp_files.read('products.cpp')}"
 
 
 @functools.cache
@@ -92,7 +91,7 @@ def _use_own_threads() -> None:
 
 
 def _thread_pool_source() -> str:
-    return (INCLUDE / "thread_pool.cpp").read_text(encoding="utf-8")
+    return cpp_files.read("thread_pool.cpp")
 
 
 def launch_pair(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:

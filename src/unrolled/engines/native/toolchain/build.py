@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 
 from unrolled.engines import log
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native.toolchain import cache, cpu, eviction, prebuilt
+from unrolled.engines.native.toolchain import cache, cpp_files, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import (
     NATIVE,
     Compiler,
     NoCompilerError,
     announce_replacement,
     compilers,
-    headers,
 )
 
 ARCH = "UNROLLED_ARCH"
@@ -268,7 +267,7 @@ def _folders(problems: list[str]) -> Iterator[Path]:
 
 def _library_name(compiler: Compiler, source: str, arch: str) -> str:
     """Return a file name that hashes everything that affects the library."""
-    parts = (source, headers(), compiler.identity(arch), cpu.identity())
+    parts = (source, cpp_files.digest(), compiler.identity(arch), cpu.identity())
     # Environment variables may hold bytes that aren't UTF-8.
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 

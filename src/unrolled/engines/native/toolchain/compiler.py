@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import hashlib
 import importlib.util
 import os
 import platform
@@ -18,11 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unrolled._version import __version__
 from unrolled.engines import log
-from unrolled.engines.native.toolchain import cpu, subprocesses
+from unrolled.engines.native.toolchain import cpp_files, cpu, subprocesses
 
-INCLUDE = Path(__file__).parents[1] / "include"
 FLAGS = (
     "-std=c++17", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread",
 )  # fmt: skip
@@ -136,7 +133,7 @@ class Compiler:
         code = folder / "loop.cpp"
         library = folder / ("loop.dll" if self.system == _WINDOWS else "loop.so")
         code.write_text(source, encoding="utf-8")
-        arguments = [*self.flags, "-I", str(INCLUDE), str(code)]
+        arguments = [*self.flags, "-I", str(cpp_files.include_folder(folder)), str(code)]
         if not self.is_zig:
             self._run([*arguments, "-shared", "-o", str(library)], folder, arch)
             return library
@@ -312,12 +309,3 @@ def _environment(folder: Path | None = None) -> dict[str, str]:
         for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
             environment.setdefault(name, zig_cache)
     return environment
-
-
-@functools.cache
-def headers() -> str:
-    """Return a digest of the package version and of all header files that a source may include."""
-    digest = hashlib.sha256(__version__.encode())
-    for path in sorted(INCLUDE.glob("*.h")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

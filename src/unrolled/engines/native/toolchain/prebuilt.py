@@ -15,9 +15,9 @@ import torch
 
 from unrolled._version import __version__
 from unrolled.engines import log
-from unrolled.engines.native.toolchain import cpu
+from unrolled.engines.native.toolchain import cpp_files, cpu
 from unrolled.engines.native.toolchain.cache import SUFFIX, is_complete
-from unrolled.engines.native.toolchain.compiler import FLAGS, Compiler, headers
+from unrolled.engines.native.toolchain.compiler import FLAGS, Compiler
 
 VARIABLE = "UNROLLED_KERNELS"
 
@@ -156,5 +156,5 @@ def name_of(source: str) -> str:
 
     It hashes everything that affects the library but the compiler and the instruction set.
     """
-    parts = (source, headers(), " ".join(FLAGS), cpu.system())
+    parts = (source, cpp_files.digest(), " ".join(FLAGS), cpu.system())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
