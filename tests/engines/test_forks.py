@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,23 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
 
+# On a busy machine, even what doesn't hang takes long.
+SECONDS = 300
+UNLIMITED = f"""
+from unrolled.engines import fork_safety
+from unrolled.engines.native.toolchain import cache
+fork_safety._LONGEST_DELAY = cache._LOCK_TIMEOUT = 2 * {SECONDS}
+"""
+
 # Starts work() in a thread, forks once the compiler has started COUNT times, and prints the exit code of a
-# child that calls check(). SIGALRM ends a child that waits for a thread that it doesn't have.
+# child that calls check(). SIGALRM ends a child that waits for a thread that it doesn't have, or for the lock
+# of a library that its parent can't finish. Without UNLIMITED, it would go on without it after 120 s.
 PROGRAM = """
 import os, signal, threading, time
 from pathlib import Path
 import torch
 import unrolled as ur
+{unlimited}
 
 torch.set_num_threads(1)
 calls = Path({calls!r})
@@ -56,7 +67,7 @@ def check_gradients(layer, x):
 def exit_code_of_child(function):
     child = os.fork()
     if child == 0:
-        signal.alarm(90)
+        signal.alarm({seconds})
         function()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -147,7 +158,7 @@ class Features(torch.utils.data.Dataset):
         return k
 def work(): check_forward(layer, x)
 def check():
-    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
+    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 200}
     loader = torch.utils.data.DataLoader(Features(), **options)
     assert sum(int(batch) for batch in loader) == 6
 """,
@@ -161,8 +172,10 @@ def check():
 def test_a_child_forks_while_a_thread_compiles(situation: str, tmp_path: Path) -> None:
     count, setup = SITUATIONS[situation]
     cxx, _ = counting_compiler(tmp_path, before="sleep 2")
-    code = PROGRAM.format(calls=str(tmp_path / "calls"), setup=LAYER + setup, count=count)
-    done = run_python(code, CXX=cxx, PYTHONWARNINGS="ignore", timeout=300)
+    code = PROGRAM.format(
+        calls=str(tmp_path / "calls"), setup=LAYER + setup, count=count, unlimited=UNLIMITED, seconds=SECONDS
+    )
+    done = run_python(code, CXX=cxx, PYTHONWARNINGS="ignore")
     assert done.stdout == "0\n", done.stdout + done.stderr
 
 
@@ -171,7 +184,7 @@ EVENT_PROGRAM = """
 import os, signal, sys, threading, time
 import torch
 import unrolled as ur
-from unrolled.engines import fork_safety
+{unlimited}
 
 torch.set_num_threads(1)
 parent, reached = os.getpid(), threading.Event()
@@ -188,7 +201,7 @@ thread.start()
 reached.wait()
 child = os.fork()
 if child == 0:
-    signal.alarm(90)
+    signal.alarm({seconds})
     check()
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -197,15 +210,16 @@ thread.join()
 """
 
 
-def run_event_program(setup: str, *prefix: str) -> None:
-    code = EVENT_PROGRAM.format(setup=setup)
-    done = run_python(code, prefix=prefix, PYTHONWARNINGS="ignore", UNROLLED_CACHE=None, timeout=300)
+def run_event_program(setup: str, *prefix: str, cache_folder: Path | None = None) -> None:
+    code = EVENT_PROGRAM.format(setup=setup, unlimited=UNLIMITED, seconds=SECONDS)
+    folder = None if cache_folder is None else str(cache_folder)
+    done = run_python(code, prefix=prefix, PYTHONWARNINGS="ignore", UNROLLED_CACHE=folder)
     assert done.stdout == "0\n", done.stdout + done.stderr
 
 
 @pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
-@pytest.mark.parametrize("package", ["sympy", "torch._dynamo", "filelock", "platformdirs"])
+@pytest.mark.parametrize("package", ["sympy", "torch._dynamo", "platformdirs"])
 def test_a_fork_waits_for_an_import(package: str) -> None:
     """The first forward pass imports these packages. A new process, because others have them already."""
     setup = f"""
@@ -219,6 +233,73 @@ sys.meta_path.insert(0, SlowFinder())
 layer, check, end = ur.GRU(5, 7), work, int
 """
     run_event_program(setup, "env")
+
+
+@NEEDS_SYSTEM_COMPILER
+def test_no_package_that_is_imported_late_runs_code_before_forks() -> None:
+    """Such code would run before ours. filelock waits for the end of a fork, even in its own import."""
+    done = run_python(
+        """
+    import os
+    import torch
+    import unrolled as ur
+    late, register = [], os.register_at_fork
+    os.register_at_fork = lambda **hooks: late.append(hooks) if "before" in hooks else register(**hooks)
+    with ur.engine("native"):
+        ur.GRU(5, 7)(torch.randn(6, 3, 5))[0].sum().backward()
+    print(late)
+    """,
+        prefix=("env",),
+        UNROLLED_CACHE=None,
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@NEEDS_SYSTEM_COMPILER
+def test_a_fork_waits_for_the_start_of_a_compiler(cache_folder: Path) -> None:
+    """If a child had copies of the pipes, the thread would wait for the child and hold the library's lock."""
+    run_event_program(
+        """
+from unrolled.engines.native.toolchain.compiler import compilers
+next(iter(compilers()))
+pipe = os.pipe
+
+def slow_pipe():
+    ends = pipe()
+    if os.getpid() == parent:
+        reached.set()
+        time.sleep(1)
+    return ends
+
+os.pipe = slow_pipe
+layer, check, end = ur.GRU(5, 7), work, int
+""",
+        cache_folder=cache_folder,
+    )
+
+
+def test_threads_delay_a_fork_at_the_same_time() -> None:
+    """A compiler can start while another thread captures a step, and the fork waits for both."""
+    both, ended = threading.Barrier(3), []
+
+    def delay(seconds: float) -> None:
+        with fork_safety.delay_forks(), fork_safety.delay_forks():
+            both.wait(60)
+            time.sleep(seconds)
+            ended.append(seconds)
+
+    threads = [threading.Thread(target=delay, args=(seconds,)) for seconds in (0.2, 0.4)]
+    for thread in threads:
+        thread.start()
+    both.wait(60)
+    with fork_safety.delay_forks():  # a block of this thread doesn't count
+        child = os.fork()
+        if child == 0:
+            os._exit(len(ended))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    for thread in threads:
+        thread.join()
 
 
 CELL_THAT_STOPS = """
@@ -269,7 +350,7 @@ MODULES = [
     for module in pkgutil.walk_packages(ur.__path__, "unrolled.")
     if not module.name.startswith(("unrolled.cli", "unrolled.__main__", "unrolled.page.widget"))
 ]
-LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
+LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()), threading.Condition)
 
 
 def module_locks() -> dict[str, Any]:

@@ -290,36 +290,6 @@ def test_a_forked_child_compiles_what_a_thread_of_its_parent_was_compiling(tmp_p
 
 @pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
-@pytest.mark.parametrize("package", ["filelock", "platformdirs"])
-def test_a_fork_does_not_interrupt_a_slow_import_in_a_thread(tmp_path: Path, package: str) -> None:
-    cxx, _ = counting_compiler(tmp_path)
-    code = f"""
-    import os, signal, sys, time
-    from unrolled.engines.native.toolchain import build
-
-    class SlowFinder:
-        def find_spec(self, name, *_):
-            if name == {package!r} and os.getpid() == parent:
-                time.sleep(2)
-
-    parent = os.getpid()
-    for name in [name for name in sys.modules if name.partition(".")[0] == {package!r}]:
-        del sys.modules[name]
-    sys.meta_path.insert(0, SlowFinder())
-    build.start({SOURCE!r})
-    time.sleep(0.5)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(120)
-        os._exit(build.load({SOURCE!r}).answer())
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    """
-    done = run_python(code, CXX=cxx, PYTHONWARNINGS="ignore")
-    assert done.stdout == "42\n", done.stderr
-
-
-@pytest.mark.slow
-@NEEDS_SYSTEM_COMPILER
 def test_the_lock_of_a_killed_process_is_released() -> None:
     library = library_path()
     library.unlink()

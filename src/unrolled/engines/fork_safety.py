@@ -15,20 +15,29 @@ from typing import Any, Generic, Self, TypeVar, overload
 _Value = TypeVar("_Value")
 
 # A step is arbitrary code, which may wait for the thread that forks, so a fork doesn't wait for longer.
-_LONGEST_DELAY = 10.0  # seconds
-_delay_lock = threading.RLock()
-_forking = threading.local()  # .locked: whether the fork of this thread holds _delay_lock
+_LONGEST_DELAY = 60.0  # seconds
+_delays: list[int] = []  # the thread of each block that delays forks
+_delays_changed = threading.Condition()
+_forking = threading.local()  # .locked: whether the fork of this thread holds the lock of _delays_changed
 
 
 @contextmanager
 def delay_forks() -> Iterator[None]:
-    """Make forks of this process by other threads wait until the end of the block, up to 10 s.
+    """Make forks of this process by other threads wait until the end of the block, up to 60 s.
 
     A block surrounds what can't be finished or undone in a child: imports, whose locks Python doesn't renew,
-    and torch's tracing, which patches torch while it runs.
+    torch's tracing, which patches torch while it runs, and the start of a subprocess, whose pipes a child
+    would keep open. Several threads can be in such blocks at the same time.
     """
-    with _delay_lock:
+    thread = threading.get_ident()
+    with _delays_changed:
+        _delays.append(thread)
+    try:
         yield
+    finally:
+        with _delays_changed:
+            _delays.remove(thread)
+            _delays_changed.notify_all()
 
 
 def renew_after_fork(renew: Callable[[], None]) -> Callable[[], None]:
@@ -77,12 +86,15 @@ class lazy_property(Generic[_Value]):  # noqa: N801  # used as a decorator, like
 
 
 def _begin_fork() -> None:
-    _forking.locked = _delay_lock.acquire(timeout=_LONGEST_DELAY)
+    this_thread = threading.get_ident()
+    _forking.locked = _delays_changed.acquire(timeout=_LONGEST_DELAY)
+    if _forking.locked:  # until the end of the fork, so that no block begins meanwhile
+        _delays_changed.wait_for(lambda: all(thread == this_thread for thread in _delays), _LONGEST_DELAY)
 
 
 def _end_fork() -> None:
     if _forking.locked:
-        _delay_lock.release()
+        _delays_changed.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -90,6 +102,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @renew_after_fork
-def _renew_lock() -> None:
-    global _delay_lock
-    _delay_lock = threading.RLock()
+def _forget_other_threads() -> None:
+    global _delays_changed
+    _delays_changed = threading.Condition()
+    _delays[:] = [thread for thread in _delays if thread == threading.get_ident()]

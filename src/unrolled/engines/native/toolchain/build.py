@@ -114,7 +114,6 @@ def find_or_compile(source: str, arch: str, use: Callable[[Path, dict[str, Any]]
     Raises:
         NoCompilerError: If there is no compiler, it can't compile the source, or no folder can be used.
     """
-    cache.import_dependencies()
     first_error: NoCompilerError | None = None
     failures: dict[tuple[str, ...], str] = {}
     for compiler in compilers():

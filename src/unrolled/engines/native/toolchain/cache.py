@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Not imported late: a fork during the import would run filelock's own fork hooks, which wait for the import.
+from filelock import FileLock, Timeout
+
 from unrolled.engines import log
 from unrolled.engines.fork_safety import delay_forks
 
@@ -36,28 +39,17 @@ _failures: dict[Path, object] = {}  # folders that couldn't be used
 _not_executable: set[Path] = set()  # folders from which no library can be loaded
 
 
-def import_dependencies() -> None:
-    """Import the packages that other functions import late, to keep ``import unrolled`` fast.
-
-    Call this before those functions in code that may run in a thread. If a process forks while a thread
-    imports a package, the child waits forever when it imports the same package.
-    """
-    with delay_forks():
-        import filelock  # noqa: F401
-        import platformdirs  # noqa: F401
-
-
 def user_folder() -> Path | None:
     """Return this user's cache: UNROLLED_CACHE if set, else a folder in the system's cache directory.
 
     Returns:
         The folder, which may not exist yet, or None if the user has no home directory.
     """
-    import platformdirs
-
     configured = os.environ.get(VARIABLE)
     if configured:
         return Path(os.path.abspath(os.path.expanduser(configured)))
+    with delay_forks():  # imported late, to keep `import unrolled` fast
+        import platformdirs
     try:
         folder = Path(platformdirs.user_cache_dir("unrolled"), "kernels")
     except RuntimeError:  # without a home; before platformdirs 4.4, the folder is named ~ instead
@@ -205,8 +197,6 @@ def compile_lock(library: Path) -> Iterator[None]:
     The system releases the lock of a process that dies. After 120 s this stops waiting and continues without
     the lock. The library is then compiled twice, which does no harm.
     """
-    from filelock import FileLock, Timeout
-
     lock = FileLock(library.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600)
     try:
         lock.acquire()

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from unrolled.engines.fork_safety import delay_forks
+
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUINFO_KEYS = (
     "flags", "Features", "features", "isa", "cpu", "model name", "CPU implementer", "CPU part",
@@ -88,7 +90,10 @@ def identity() -> str:
     """
     libc = " ".join(platform.libc_ver())
     entries = "\n".join(f"{key}: {value}" for key, value in sorted(_cpuinfo().items()))
-    return f"{system()} {libc} {platform.processor()}\n{entries}\n{_features_elsewhere()}"
+    # Both run a command, and Python 3.11's platform does so under the lock of a cached_property.
+    with delay_forks():
+        processor, features = platform.processor(), _features_elsewhere()
+    return f"{system()} {libc} {processor}\n{entries}\n{features}"
 
 
 def _features_elsewhere() -> str:

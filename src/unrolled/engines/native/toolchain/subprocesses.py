@@ -8,6 +8,8 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from unrolled.engines.fork_safety import delay_forks
+
 
 def run(
     command: Sequence[str], environment: dict[str, str], timeout: float
@@ -20,18 +22,21 @@ def run(
         subprocess.TimeoutExpired: If it takes too long. It and the processes that it started are ended.
         OSError: If it can't be started.
     """
-    process = subprocess.Popen(
-        command,
-        executable=shutil.which(command[0]),  # not the next one of this name, if this one can't be started
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows: don't open a console window
-    )
+    executable = shutil.which(command[0])  # not the next one of this name, if this one can't be started
+    # A child that forked now would keep the pipes open, and this thread would wait for its end.
+    with delay_forks():
+        process = subprocess.Popen(
+            command,
+            executable=executable,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows: don't open a console window
+        )
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException:  # also Ctrl-C, which a process without a terminal doesn't get
