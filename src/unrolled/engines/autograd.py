@@ -112,6 +112,7 @@ class Recurrence(torch.autograd.Function):
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             # Saved-tensor hooks see only tensors given to save_for_backward: offloading, checkpointing.
             flat, structure = tree_flatten(saved)
+        ctx.mark_non_differentiable(*constant_results(specs, len(x), sizes, ctx.needs_input_grad[2:], results))
         ctx.save_for_backward(x, *tensors, *flat)
         ctx.saved = (specs, sizes, layout, len(tensors), structure or saved, versions)
         return tuple(results)
@@ -132,7 +133,70 @@ class Recurrence(torch.autograd.Function):
         if any(states[0]._version != version for (states, _), version in zip(saved, versions, strict=True)):
             # The output was changed in place: compute it again.
             saved = [(step_states, values) for step_states, _, values in forward(specs, layout, x, tensors)]
-        return None, None, *gradients(specs, layout, x, tensors, saved, grads)
+        results = gradients(specs, layout, x, tensors, saved, grads)
+        return None, None, *existing_gradients(specs, len(x), sizes, grads, results)
+
+
+def constant_results(
+    specs: Sequence[DirectionSpec],
+    steps: int,
+    sizes: list[int] | None,
+    requires_grad: Sequence[bool],
+    results: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the outputs and final states that no gradient flows through, because nothing before needs one.
+
+    Args:
+        specs: The directions.
+        steps: Number of time steps, if ``sizes`` is None.
+        sizes: Number of sequences at each time step of packed input.
+        requires_grad: Whether a gradient is required: for x, and for the tensors of each direction.
+        results: Output and final states of each direction.
+    """
+    differentiable: list[bool] = []
+    offset = 1
+    for spec in specs:
+        flags = requires_grad[offset : offset + spec.tensor_count - spec.extra_input_count]
+        offset += spec.tensor_count
+        paths = spec.compiled.captured.paths
+        assert paths is not None
+        states = flags[: spec.state_count] if spec.stateful else (False,) * paths.states
+        inputs = (*states, requires_grad[0], *flags[spec.state_count :])
+        differentiable += paths.to_results(*_steps(steps, sizes), spec.reverse, inputs)
+    return [result for result, flag in zip(results, differentiable, strict=True) if not flag]
+
+
+def existing_gradients(
+    specs: Sequence[DirectionSpec],
+    steps: int,
+    sizes: list[int] | None,
+    grads: Sequence[Tensor | None],
+    results: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Return the gradients of x and of the tensors, with None where autograd has no path to them.
+
+    Args:
+        specs: The directions.
+        steps: Number of time steps, if ``sizes`` is None.
+        sizes: Number of sequences at each time step of packed input.
+        grads: Gradients of the output and of the final states of each direction. None if there is none.
+        results: Gradients of x and of the tensors.
+    """
+    x_exists, exists = False, list[bool]()
+    for spec, (grad_output, grad_final) in zip(specs, group_by_direction(grads, specs), strict=True):
+        paths = spec.compiled.captured.paths
+        assert paths is not None
+        given = tuple([grad is not None for grad in (grad_output, *grad_final)])
+        flags = paths.from_results(*_steps(steps, sizes), spec.reverse, given)
+        x_exists = x_exists or flags[paths.states]
+        exists += [*(flags[: paths.states] if spec.stateful else ()), *flags[paths.states + 1 :]]
+        exists += [False] * spec.extra_input_count
+    return [result if flag else None for result, flag in zip(results, [x_exists, *exists], strict=True)]
+
+
+def _steps(steps: int, sizes: list[int] | None) -> tuple[int, int]:
+    """Return the number of time steps, and how many of them have fewer rows than the first."""
+    return (steps, 0) if sizes is None else (len(sizes), len(sizes) - sizes.count(sizes[0]))
 
 
 def by_reference(grads: Sequence[Tensor | None]) -> bool:

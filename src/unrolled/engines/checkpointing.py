@@ -12,6 +12,8 @@ from unrolled.engines.autograd import (
     DirectionSpec,
     States,
     by_reference,
+    constant_results,
+    existing_gradients,
     group_by_direction,
     keep_graph,
     reference_gradients,
@@ -29,6 +31,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
     def forward(ctx: Any, specs: tuple[DirectionSpec, ...], length: int, x: Tensor, *tensors: Tensor) -> Any:
         """Return the output and the final states of each direction in one flat tuple."""
         ctx.save_for_backward(x, *tensors)
+        ctx.set_materialize_grads(False)
         results: list[Tensor] = []
         states_by_direction: list[list[States | None]] = []
         for spec, (state, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
@@ -52,10 +55,11 @@ class CheckpointedRecurrence(torch.autograd.Function):
             assert state is not None
             results += (output, *state)
         ctx.saved = specs, length, states_by_direction
+        ctx.mark_non_differentiable(*constant_results(specs, len(x), None, ctx.needs_input_grad[2:], results))
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Return the gradients of x and of the tensors."""
         specs, length, states_by_direction = ctx.saved
         x, *tensors = ctx.saved_tensors
@@ -73,7 +77,9 @@ class CheckpointedRecurrence(torch.autograd.Function):
             strict=True,
         ):
             grad_params: list[Tensor | None] = [None] * (len(params) - spec.extra_input_count)
-            grad_state: Sequence[Tensor] = grad_final
+            if grad_output is None:
+                grad_output = x.new_zeros(*x.shape[:-1], spec.compiled.widths[0])
+            grad_state: Sequence[Tensor | None] = grad_final
             segments = _segments(len(x), length, spec.reverse)
             for (begin, end), state in zip(reversed(segments), reversed(segment_states), strict=True):
                 grad_state, segment_grad_params, segment_grad_x = _segment_gradients(
@@ -91,7 +97,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
                     grad_x[begin:end] += segment_grad_x.view(end - begin, *x.shape[1:])
             initial = grad_state if spec.stateful else ()
             results += (*initial, *grad_params, *[None] * spec.extra_input_count)
-        return None, None, grad_x, *results
+        return None, None, *existing_gradients(specs, len(x), None, grads, [grad_x, *results])
 
 
 def _segments(steps: int, length: int, reverse: bool) -> list[tuple[int, int]]:
@@ -111,7 +117,7 @@ def _segment_gradients(
     x: Tensor,
     state: States | None,
     grad_output: Tensor,
-    grad_final: Sequence[Tensor],
+    grad_final: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], list[Tensor | None], Tensor | None]:
     """Return the gradients of a segment's initial states, of the parameters and of its x."""
     layout, threads = Layout.of(x, None), thread_count()
@@ -120,9 +126,9 @@ def _segment_gradients(
     )
     launch([call])
     values = spec.compiled.select_saved(values)
-    grad_final = tuple(part.contiguous() for part in grad_final)
+    grads = tuple(None if part is None else part.contiguous() for part in grad_final)
     call, grad_initial, backward_values = spec.compiled.backward_call(
-        values, params, x, state, step_states, grad_output, grad_final, layout, spec.reverse, threads
+        values, params, x, state, step_states, grad_output, grads, layout, spec.reverse, threads
     )
     launch([call])
     grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)

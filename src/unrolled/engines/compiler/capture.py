@@ -31,6 +31,7 @@ from unrolled.engines.compiler.checks import (
     tensor_attributes,
 )
 from unrolled.engines.compiler.decompositions import trace_decomposed
+from unrolled.engines.compiler.gradient_paths import GradientPaths, gradient_paths
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents
 from unrolled.engines.compiler.lowering.lower import lower
 from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
@@ -52,12 +53,13 @@ class CapturedStep:
         carries: Placeholders of the states' gradients that arrive from the following time step.
         grad_output: Placeholder of the gradient of this step's output.
         new_states: The states that the step returns.
-        grad_params: Gradients of the parameters; None for a parameter that isn't used.
-        grad_x: Gradient of the input; None if the input isn't used.
+        grad_params: Gradients of the parameters; None for a parameter that autograd doesn't reach.
+        grad_x: Gradient of the input; None if autograd doesn't reach it.
         grad_states: Gradients of the states before the step, which the preceding time step gets as carries.
         constants: Values of the tensors that the step itself creates, and of the cell's tensor attributes
             at the time of the capture.
         mode_independent: Whether the step does the same in training and in evaluation mode.
+        paths: Which inputs autograd reaches from each new state. None without a backward.
     """
 
     graph: fx.Graph
@@ -73,6 +75,7 @@ class CapturedStep:
     grad_states: list[fx.Node | None]
     constants: dict[fx.Node, Tensor]
     mode_independent: bool
+    paths: GradientPaths | None
 
 
 def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedStep:
@@ -157,23 +160,24 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         try:
             mode_independent = check_capturable(make_run, cell.training, tracker)
             module = trace_decomposed(forward_and_backward, arguments)
+            paths = None
+            if training:
+                (shared, attribute_values), (full_x, _) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
+                paths = gradient_paths(
+                    lambda x, states, params: step(bind(params, attribute_values, cell.training), x, states),
+                    full_x,
+                    states,
+                    shared,
+                )
         except Exception as error:  # a step is arbitrary Python code and may raise anything
             raise capture_error(error, tracker) from error
         flat: list[Tensor] = tree_leaves(arguments)
         first_state = len(params) + len(attributes) + 1
         recurrent = [first_state <= k < len(flat) - 1 for k in range(len(flat))]  # states and carries
         lowered = lower(module, flat, recurrent, dtype)
-    used = _used_placeholders(module.graph, len(state_sizes))
     return _assign_roles(
-        lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, used
+        lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
     )
-
-
-def _used_placeholders(graph: fx.Graph, states: int) -> list[bool]:
-    """Return for each placeholder whether the first ``states`` outputs, the new states, depend on it."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    used = ancestors(tree_leaves(output.args[0])[:states])
-    return [node in used for node in graph.nodes if node.op == "placeholder"]
 
 
 def _assign_roles(
@@ -183,7 +187,7 @@ def _assign_roles(
     attributes: dict[str, Tensor],
     states: int,
     mode_independent: bool,
-    used: list[bool],
+    paths: GradientPaths | None,
 ) -> CapturedStep:
     """Sort the placeholders and outputs of a lowered graph into the fields of a :class:`CapturedStep`.
 
@@ -194,7 +198,7 @@ def _assign_roles(
         attributes: The cell's tensors that are no parameters, by name.
         states: Number of states.
         mode_independent: See :class:`CapturedStep`.
-        used: For each placeholder, whether the new states depend on it.
+        paths: See :class:`CapturedStep`.
     """
     graph = module.graph
     constants = {n: getattr(module, str(n.target)).contiguous() for n in graph.nodes if n.op == "get_attr"}
@@ -230,14 +234,11 @@ def _assign_roles(
         node: attributes[name].detach().clone().contiguous() for name, node in used_attributes.items()
     }
     [x] = inputs["x"]
-    gradients = [  # None for an unused parameter, as in torch
-        grad if is_used else None
-        for grad, is_used in zip(
-            outputs[states : states + params + 1],
-            [*used[:params], used[params + extra_inputs + len(attributes)]],
-            strict=True,
-        )
-    ]
+    gradients = outputs[states : states + params + 1]
+    if paths is not None:
+        x_is_reached, *params_are_reached = paths.of_x_and_params()
+        reached = [*params_are_reached, x_is_reached]
+        gradients = [grad if flag else None for grad, flag in zip(gradients, reached, strict=True)]
     return CapturedStep(
         graph,
         params=inputs["params"],
@@ -252,6 +253,7 @@ def _assign_roles(
         grad_states=grad_states,
         constants=constants,
         mode_independent=mode_independent,
+        paths=paths,
     )
 
 

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 _CHEAP_OPS = {
     aten.neg.default, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
-    aten.mul.Tensor, aten.mul.Scalar,
+    aten.mul.Tensor, aten.mul.Scalar, aten._to_copy.default,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from unrolled.engines.compiler.ir import BATCH_SYMBOL
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, is_batched
 from unrolled.engines.fork_safety import lazy_property
 
 aten = torch.ops.aten
@@ -18,6 +18,20 @@ _VIEW_OPS = {
     aten.select.int, aten.expand.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims, aten.alias.default, aten.detach.default,
 }  # fmt: skip
+
+
+def _apply_view(node: fx.Node, source: Tensor) -> Tensor | None:
+    """Return a view operation's result for a meta tensor, or None if its result has to be a copy.
+
+    A loop reads a vector of parameters at consecutive addresses, so a vector with gaps is copied.
+    """
+    assert callable(node.target)
+    try:
+        view: Tensor = node.target(source, *node.args[1:], **node.kwargs)
+    except RuntimeError:  # the strides allow no such view, because values around a loop are contiguous
+        return None
+    has_gaps = view.dim() == 1 and not is_batched(node) and view.numel() > 1 and view.stride(0) != 1
+    return None if has_gaps else view
 
 
 @dataclass(frozen=True)
@@ -67,12 +81,13 @@ def resolve_views(nodes: Iterable[fx.Node], opaque: Collection[fx.Node] = ()) ->
     def resolve(node: fx.Node) -> tuple[fx.Node, Tensor]:
         if node not in resolved:
             source = node.args[0] if node.target in _VIEW_OPS and node not in opaque else None
+            view = None
             if isinstance(source, fx.Node):
-                base, view = resolve(source)
-                assert callable(node.target)
-                resolved[node] = base, node.target(view, *node.args[1:], **node.kwargs)
-            else:
-                resolved[node] = node, torch.empty(node.meta["val"].shape, device="meta")
+                base, source_view = resolve(source)
+                view = _apply_view(node, source_view)
+            if view is None:
+                base, view = node, torch.empty(node.meta["val"].shape, device="meta")
+            resolved[node] = base, view
         return resolved[node]
 
     for node in nodes:

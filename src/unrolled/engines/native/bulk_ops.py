@@ -44,7 +44,7 @@ class BulkOps:
         nodes: The nodes, in graph order.
         results: Nodes, or inputs of nodes, whose values are needed as tensors even if they are views.
         opaque: Nodes to treat as given tensors, even if they are views of others.
-        dtype: Dtype of all values.
+        dtype: Dtype of values of the batch, in which bools are 0 and 1. Values of parameters have their own.
 
     Attributes:
         outputs: Nodes whose values a call adds.
@@ -66,17 +66,17 @@ class BulkOps:
         self._concatenated: dict[fx.Node, tuple[fx.Node, int]] = {}  # the concatenation, and the offset in it
         nodes = [*numbers, *nodes]  # constants may be in the graph before any of these nodes
         for node in nodes:
-            self._concatenated |= _concatenated_parts(node)
+            self._concatenated |= self._concatenated_parts(node)
         concatenations = {node for node, _ in self._concatenated.values()}
         for node in nodes:
             if node in concatenations:
                 continue
             if self._views.get(node, TensorView(node, 0, (), ())).base is not node:
                 continue
-            if node.target is aten.mm.default:
+            if self._is_product(node):
                 self._steps.append(self._product(node))
-            elif is_batch_sum(node):
-                self._steps.append(self._batch_sum(node))
+            elif self._is_column_sum(node):
+                self._steps.append(self._column_sum(node))
             else:
                 self._steps.append(self._torch_op(node))
         bases_of_nodes = [n for n in nodes if self._views.get(n, TensorView(n, 0, (), ())).base is n]
@@ -106,6 +106,18 @@ class BulkOps:
             pending.numbers.clear()
             pending.alive.clear()
 
+    def _is_product(self, node: fx.Node) -> bool:
+        """Return whether the compiled library computes a node as a matrix product."""
+        operands = [*node.all_input_nodes, node]
+        return node.target is aten.mm.default and all(n.meta["val"].dtype is self._dtype for n in operands)
+
+    def _is_column_sum(self, node: fx.Node) -> bool:
+        """Return whether the compiled library computes a node as a sum over the rows of the batch."""
+        if not is_batch_sum(node) or node.meta["val"].dtype is not self._dtype:
+            return False
+        view = self._views[node.all_input_nodes[0]]
+        return len(view.shape) == 2 and view.shape[0] == BATCH_SYMBOL and view.strides[1] == 1
+
     def _product(self, node: fx.Node) -> _Step:
         left, right = (self._views[operand] for operand in node.all_input_nodes[:2])
         if len(node.all_input_nodes) == 1:
@@ -118,6 +130,8 @@ class BulkOps:
             depth = rows if inner == BATCH_SYMBOL else inner
             height, width = (rows if size == BATCH_SYMBOL else size for size in shape)
             a, b = values[left.base], values[right.base]
+            if inner != BATCH_SYMBOL:
+                a, b = materialize(a), materialize(b)
             out = self._allocate(node, values, a.state if isinstance(a, ShiftedState) else a, height, width)
             segments = [(a, b, 0, 0, depth)]
             if inner == BATCH_SYMBOL:
@@ -134,10 +148,8 @@ class BulkOps:
 
         return step
 
-    def _batch_sum(self, node: fx.Node) -> _Step:
+    def _column_sum(self, node: fx.Node) -> _Step:
         view = self._views[node.all_input_nodes[0]]
-        if len(view.shape) != 2 or view.shape[0] != BATCH_SYMBOL or view.strides[1] != 1:
-            return self._torch_op(node)
         width, offset = view.shape[1], view.offset * self._dtype.itemsize
 
         def step(values: Values, rows: int, pending: _PendingOps) -> None:
@@ -159,14 +171,37 @@ class BulkOps:
             values[tensor] = like.new_empty(tensor.meta["val"].shape)
         return int(values[tensor].data_ptr()) + offset * self._dtype.itemsize
 
+    def _concatenated_parts(self, node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
+        """Return the parts of a concatenation that can be computed in place, each with the node and its offset.
+
+        This is possible if all of them are different products and sums that nothing else reads.
+        """
+        parts = node.all_input_nodes
+        if node.target is not aten.cat.default or len(node.args) > 1 or is_batched(node):
+            return {}
+        if len(parts) != len(node.args[0]) or not all(  # type: ignore[arg-type]
+            (self._is_product(part) or self._is_column_sum(part)) and len(part.users) == 1 for part in parts
+        ):
+            return {}
+        ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
+        return {part: (node, offset) for part, offset in zip(parts, [0, *ends], strict=False)}
+
     def _torch_op(self, node: fx.Node) -> _Step:
         function, args, kwargs = node.target, self._argument(node.args), self._argument(node.kwargs)
         assert callable(function)
+        if function is aten.view.default:
+            function = aten.reshape.default  # the operand has other strides than during the capture
+        in_loops_dtype = is_batched(node)
 
         def step(values: Values, rows: int, pending: _PendingOps) -> None:
             self._run(pending)
             result = function(*args(values, rows), **kwargs(values, rows))
-            values[node] = result.contiguous() if isinstance(result, Tensor) else result
+            if in_loops_dtype:
+                values[node] = result.to(self._dtype).contiguous()
+            elif isinstance(result, Tensor):
+                values[node] = result.resolve_conj().resolve_neg().contiguous()
+            else:
+                values[node] = result
 
         return step
 
@@ -188,22 +223,6 @@ class BulkOps:
         if type(argument) is int and argument == BATCH_SYMBOL:
             return lambda values, rows: rows
         return lambda values, rows: argument
-
-
-def _concatenated_parts(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
-    """Return the parts of a concatenation that can be computed in place, each with the node and its offset.
-
-    This is possible if all of them are products and sums that nothing else reads.
-    """
-    parts = node.all_input_nodes
-    if node.target is not aten.cat.default or len(node.args) > 1 or is_batched(node):
-        return {}
-    if not all(
-        (part.target is aten.mm.default or is_batch_sum(part)) and len(part.users) == 1 for part in parts
-    ):
-        return {}
-    ends = list(itertools.accumulate(part.meta["val"].numel() for part in parts))
-    return {part: (node, offset) for part, offset in zip(parts, [0, *ends], strict=False)}
 
 
 def _segments(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:

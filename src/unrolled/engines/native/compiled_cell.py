@@ -231,6 +231,14 @@ class CompiledCell:
         ]
         return [*states, *values]
 
+    @property
+    def saved_dtypes(self) -> list[torch.dtype]:
+        """Dtypes of :attr:`saved_shapes`. Only values of parameters have another dtype than the loop."""
+        nodes = self.saved_for_backward
+        states = len(self.saved_shapes) - len(nodes)
+        own = [self.dtype if is_batched(node) else node.meta["val"].dtype for node in nodes]
+        return [self.dtype] * states + own
+
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
         values: Values = {**captured.constants, **dict(zip(captured.params, params, strict=True))}

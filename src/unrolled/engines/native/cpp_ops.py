@@ -22,6 +22,7 @@ CPP_OPS: dict[object, str] = {
     aten.abs.default: "absolute({0})",
     aten.sgn.default: "sign({0})",
     aten.clone.default: "{0}",
+    aten._to_copy.default: "{0}",  # of a bool, to the dtype of the loop
     aten.expand.default: "{0}",
     aten.mul.Tensor: "({0} * {1})",
     aten.mul.Scalar: "({0} * {1})",

@@ -299,11 +299,12 @@ def _fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
 def _fake_forward_and_save(
     x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
 ) -> list[Tensor]:
-    saved = [
-        x.new_empty((*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape)
-        for direction in deserialize_directions(text, tensors)
-        for shape in direction.compiled(x.dtype).saved_shapes
-    ]
+    saved = []
+    for direction in deserialize_directions(text, tensors):
+        compiled = direction.compiled(x.dtype)
+        for shape, dtype in zip(compiled.saved_shapes, compiled.saved_dtypes, strict=True):
+            size = (*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape
+            saved.append(x.new_empty(size, dtype=dtype))
     return [*_fake_infer(x, tensors, sizes, text), *saved]
 
 

@@ -99,12 +99,15 @@ def _identity(columns: Columns, value: Any, *_: Any, **__: Any) -> Any:
 
 
 def _copy(columns: Columns, value: Any, source: Any, *_: Any) -> Any:
-    shape = tuple(columns.node.meta["val"].shape)
-    return ColumnView(np.broadcast_to(columns.ids_of(source), without_batch(shape)), shape)
+    result, old = columns.node.meta["val"], columns.node.args[1]
+    ids = np.broadcast_to(columns.ids_of(source), without_batch(result.shape))
+    view = ColumnView(ids, tuple(result.shape))
+    return _convert(columns, view, old.meta["val"].dtype, result.dtype)  # type: ignore[union-attr]
 
 
 def _full_like(columns: Columns, x: ColumnView, *args: Any, **_: Any) -> ColumnView:
-    return columns.constant(args[0] if args else 0, columns.node.meta["val"].shape)
+    result = columns.node.meta["val"]
+    return columns.constant(args[0] if args else 0, result.shape, result.dtype)
 
 
 def _clamp(columns: Columns, x: Any, low: Any = None, high: Any = None) -> Any:
@@ -121,7 +124,11 @@ def _shrink_backward(columns: Columns, gradient: ColumnView, x: ColumnView, boun
 
 
 def _cast(columns: Columns, x: ColumnView, *, dtype: Any = None, **_: Any) -> ColumnView:
-    source_dtype = columns.node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    return _convert(columns, x, columns.node.args[0].meta["val"].dtype, dtype)  # type: ignore[union-attr]
+
+
+def _convert(columns: Columns, x: ColumnView, source_dtype: torch.dtype, dtype: Any) -> ColumnView:
+    """Return the values that a cast gives. What computes with them converts them to the loop's dtype."""
     if dtype is torch.bool and source_dtype is not torch.bool:
         return columns.pointwise(aten.ne.Scalar, x, 0)
     if dtype is torch.int64 and source_dtype.is_floating_point:

@@ -30,6 +30,7 @@ _MAX_WIDTH = 1 << 24  # a column id is the number of its source times this, plus
 _IDENTITY_ADD_ZERO = (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
 _IDENTITY_TIMES_ONE = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 _SCALAR_SECOND_OPS = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+_LOGICAL_OPS = {*BITWISE_OPS, aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class _Source:
 
     Attributes:
         value: A computed value ``(batch, width)``, the flat elements of a parameter or constant, or a number.
+            A computed value has the loop's dtype, or is bool. Operations convert it to the dtype that they
+            compute in, see :meth:`Columns.convert`.
         recurrent: Whether the value depends on a state or the gradient of one, and so must be computed in the
             loop.
     """
@@ -101,9 +104,13 @@ class Columns:
         ids = self._add_source(_Source(value, recurrent), value.shape[1])
         return ColumnView(ids[None], tuple(value.shape))
 
-    def constant(self, value: float, shape: Sequence[int]) -> ColumnView:
-        """Return a value of the given shape with the same number everywhere."""
-        [column] = self._add_source(_Source(float(value), False), 1)
+    def constant(
+        self, value: float, shape: Sequence[int], dtype: torch.dtype = torch.float64
+    ) -> ColumnView:
+        """Return a value of the given shape with the same number, converted to ``dtype``, everywhere."""
+        with _disable_current_modes():
+            number = float(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype))
+        [column] = self._add_source(_Source(number, False), 1)
         return ColumnView(np.broadcast_to(column, without_batch(shape)), tuple(shape))
 
     def ids_of(self, value: object) -> ColumnIds:
@@ -175,11 +182,24 @@ class Columns:
         with _disable_current_modes():
             return value.narrow(axis, start, length)
 
+    def convert(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a value in the loop's dtype, in which bools are 0 and 1, or as bool."""
+        if value.dtype is dtype:
+            return value
+        target, args = (aten.ne.Scalar, [0]) if dtype is torch.bool else (aten._to_copy.default, [])
+        kwargs = {} if dtype is torch.bool else {"dtype": dtype}
+        if isinstance(value, FakeTensor):
+            return target(value, *args, **kwargs)  # type: ignore[no-any-return]
+        with _disable_current_modes():
+            return target(value, *args, **kwargs)  # type: ignore[no-any-return]
+
     def to_tensor(self, ids: ColumnIds) -> Tensor:
-        """Return columns as one value ``(batch, width)``."""
+        """Return columns as one value ``(batch, width)`` in the loop's dtype."""
         parts = []
         for length, [(column, repeats)] in self.pieces([ids]):
             part = self.take(column, 1 if repeats else length)
+            if isinstance(part, Tensor):
+                part = self.convert(part, self.dtype)
             if not isinstance(part, Tensor) or part.dim() == 1:
                 zeros = torch.full((BATCH_SYMBOL, length), 0.0, dtype=self.dtype)
                 part = zeros + part
@@ -263,8 +283,12 @@ class Columns:
         ):
             return (1,)
         for k, value in values.items():
-            if isinstance(value, float) and (k == 0 or target not in _SCALAR_SECOND_OPS):
-                arguments[k] = torch.full((), value, dtype=self.dtype)
+            is_bool = target in _LOGICAL_OPS or (target is aten.where.self and k == 0)
+            dtype = torch.bool if is_bool else self.dtype
+            if isinstance(value, Tensor):
+                arguments[k] = self.convert(value, dtype)
+            elif k == 0 or target not in _SCALAR_SECOND_OPS:
+                arguments[k] = torch.full((), bool(value) if is_bool else value, dtype=dtype)
         return target(*arguments, **kwargs)
 
     def constant_values(self, ids: ColumnIds) -> ColumnIds | None:
@@ -290,7 +314,7 @@ class Columns:
         """
         in_loop = [source.recurrent or source.is_shared for source in map(self.source_of, ids.tolist())]
         cuts = [0, *(k for k in range(1, len(ids)) if in_loop[k] != in_loop[k - 1]), len(ids)]
-        total = None
+        matrix, total = self.convert(matrix, self.dtype), None
         for start, end in itertools.pairwise(cuts):
             rows = matrix if end - start == len(ids) else matrix[start:end]
             product = torch.mm(self.to_tensor(ids[start:end]), rows)

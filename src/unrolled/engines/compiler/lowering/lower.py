@@ -139,7 +139,8 @@ class _Lowering(LocationInterpreter):
         shape = tuple(value.shape)
         if target in _FILL_VALUES:
             fill = _FILL_VALUES[target]
-            return self.columns.constant(args[fill[0]] if isinstance(fill, list) else fill, shape)
+            number = args[fill[0]] if isinstance(fill, list) else fill
+            return self.columns.constant(number, shape, value.dtype)
         if target is aten.repeat.default:
             repeats = [size // BATCH_SYMBOL if size % BATCH_SYMBOL == 0 else size for size in args[1]]
             return ColumnView(np.tile(self.columns.ids_of(args[0]), repeats), shape)

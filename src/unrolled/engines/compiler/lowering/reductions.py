@@ -135,9 +135,10 @@ def _any(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
 
 
 def _first_index(columns: Columns, x: ColumnView, value: ColumnView, dim: int) -> ColumnView:
-    """Return the first index along a dimension at which ``x`` equals ``value``."""
+    """Return the first index along a dimension at which ``x`` equals ``value``, or is NaN."""
     is_equal = columns.pointwise(aten.eq.Tensor, x, value)
-    indices = columns.pointwise(aten.where.self, is_equal, columns.arange(x.shape, dim), math.inf)
+    found = columns.pointwise(aten.logical_or.default, is_equal, columns.pointwise(aten.isnan.default, x))
+    indices = columns.pointwise(aten.where.self, found, columns.arange(x.shape, dim), math.inf)
     return _amin(columns, indices, [dim])
 
 
