@@ -112,7 +112,9 @@ class Recurrence(torch.autograd.Function):
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             # Saved-tensor hooks see only tensors given to save_for_backward: offloading, checkpointing.
             flat, structure = tree_flatten(saved)
-        ctx.mark_non_differentiable(*constant_results(specs, len(x), sizes, ctx.needs_input_grad[2:], results))
+        ctx.mark_non_differentiable(
+            *constant_results(specs, len(x), sizes, ctx.needs_input_grad[2:], results)
+        )
         ctx.save_for_backward(x, *tensors, *flat)
         ctx.saved = (specs, sizes, layout, len(tensors), structure or saved, versions)
         return tuple(results)
@@ -153,6 +155,8 @@ def constant_results(
         requires_grad: Whether a gradient is required: for x, and for the tensors of each direction.
         results: Output and final states of each direction.
     """
+    if _all_complete(specs) and (len(specs) == 1 or requires_grad[0] or all(requires_grad[1:])):
+        return []
     differentiable: list[bool] = []
     offset = 1
     for spec in specs:
@@ -182,6 +186,12 @@ def existing_gradients(
         grads: Gradients of the output and of the final states of each direction. None if there is none.
         results: Gradients of x and of the tensors.
     """
+    if (
+        _all_complete(specs)
+        and grads[0] is not None
+        and (len(specs) == 1 or grads[len(grads) // 2] is not None)
+    ):
+        return list(results)
     x_exists, exists = False, list[bool]()
     for spec, (grad_output, grad_final) in zip(specs, group_by_direction(grads, specs), strict=True):
         paths = spec.compiled.captured.paths
@@ -192,6 +202,15 @@ def existing_gradients(
         exists += [*(flags[: paths.states] if spec.stateful else ()), *flags[paths.states + 1 :]]
         exists += [False] * spec.extra_input_count
     return [result if flag else None for result, flag in zip(results, [x_exists, *exists], strict=True)]
+
+
+def _all_complete(specs: Sequence[DirectionSpec]) -> bool:
+    """Return whether autograd reaches every input of every step from every new state."""
+    for spec in specs:
+        paths = spec.compiled.captured.paths
+        if paths is None or not paths.complete:
+            return False
+    return True
 
 
 def _steps(steps: int, sizes: list[int] | None) -> tuple[int, int]:

@@ -24,10 +24,12 @@ class GradientPaths:
     Attributes:
         reached: For each new state, the set of inputs that autograd reaches from it.
         inputs: Number of inputs.
+        complete: Whether autograd reaches every input from every new state.
     """
 
     reached: tuple[int, ...]
     inputs: int
+    complete: bool
 
     @property
     def states(self) -> int:
@@ -86,7 +88,8 @@ def gradient_paths(
                 ones = torch.ones_like(state)
                 grads = torch.autograd.grad(state, inputs, ones, retain_graph=True, allow_unused=True)
             reached.append(_bits([grad is not None for grad in grads]))
-    return GradientPaths(tuple(reached), len(inputs))
+    complete = all(inputs_reached == _bits([True] * len(inputs)) for inputs_reached in reached)
+    return GradientPaths(tuple(reached), len(inputs), complete)
 
 
 def _bits(flags: Sequence[bool]) -> int:
@@ -108,7 +111,9 @@ def _from_results(
     for count, rows_are_missing in reversed(_segments(steps, partial, reverse)):
         for _ in range(count):
             after = states | output  # the output is the first state
-            inputs = functools.reduce(int.__or__, (m for k, m in enumerate(paths.reached) if after >> k & 1), 0)
+            inputs = 0
+            for k, reached in enumerate(paths.reached):
+                inputs |= reached if after >> k & 1 else 0
             union |= inputs
             before = inputs & ((1 << paths.states) - 1)
             before |= states if rows_are_missing else 0  # the missing rows keep their state

@@ -172,7 +172,7 @@ class BulkOps:
         return int(values[tensor].data_ptr()) + offset * self._dtype.itemsize
 
     def _concatenated_parts(self, node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
-        """Return the parts of a concatenation that can be computed in place, each with the node and its offset.
+        """Return the parts of a concatenation that can be computed in place, with the node and their offsets.
 
         This is possible if all of them are different products and sums that nothing else reads.
         """

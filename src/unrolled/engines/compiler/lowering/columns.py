@@ -104,9 +104,7 @@ class Columns:
         ids = self._add_source(_Source(value, recurrent), value.shape[1])
         return ColumnView(ids[None], tuple(value.shape))
 
-    def constant(
-        self, value: float, shape: Sequence[int], dtype: torch.dtype = torch.float64
-    ) -> ColumnView:
+    def constant(self, value: float, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> ColumnView:
         """Return a value of the given shape with the same number, converted to ``dtype``, everywhere."""
         with _disable_current_modes():
             number = float(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype))
