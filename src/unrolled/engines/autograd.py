@@ -186,11 +186,8 @@ def existing_gradients(
         grads: Gradients of the output and of the final states of each direction. None if there is none.
         results: Gradients of x and of the tensors.
     """
-    if (
-        _all_complete(specs)
-        and grads[0] is not None
-        and (len(specs) == 1 or grads[len(grads) // 2] is not None)
-    ):
+    outputs = [grads[0], grads[1 + len(specs[0].cell.state)]] if len(specs) == 2 else grads[:1]
+    if _all_complete(specs) and all(grad is not None for grad in outputs):
         return list(results)
     x_exists, exists = False, list[bool]()
     for spec, (grad_output, grad_final) in zip(specs, group_by_direction(grads, specs), strict=True):
