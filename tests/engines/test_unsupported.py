@@ -170,6 +170,20 @@ def test_error_names_operation_and_line(step: Callable[..., Any], name: str, rea
         assert torch.equal(output, run_with_seed())
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64], ids=str)
+def test_state_of_another_dtype_keeps_it(dtype: torch.dtype) -> None:
+    cell = type("CastCell", (ur.Cell,), {"step": lambda self, x, h: (2 * x + h).to(dtype)})
+    layer, x = ur.Recurrent(cell, 8, 8), torch.randn(3, 2, 8)
+    message = f"its step returns h as {dtype} instead of torch.float32; write .to\\(x.dtype\\) .*{__file__}:"
+    with ur.engine("auto"), pytest.warns(match=message):
+        output, state = layer(x)
+    with ur.engine("reference"):
+        expected, expected_state = layer(x)
+    assert torch.equal(output, expected)
+    assert torch.equal(state, expected_state)
+    assert output.dtype is state.dtype is dtype
+
+
 class DropoutCell(ur.Cell):
     w = ur.Param("hidden", "input")
 

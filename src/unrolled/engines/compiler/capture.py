@@ -35,7 +35,7 @@ from unrolled.engines.compiler.gradient_paths import GradientPaths, gradient_pat
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents
 from unrolled.engines.compiler.lowering.lower import lower
 from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
-from unrolled.engines.compiler.source_location import BackwardLocationMode, LocationTracker
+from unrolled.engines.compiler.source_location import BackwardLocationMode, LocationTracker, unsupported
 
 aten = torch.ops.aten
 
@@ -146,7 +146,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         def run(batch: int) -> tuple[dict[str, Tensor], Callable[[], Any]]:
             x, states = fake_inputs(batch)
             inputs = dict(zip(names, [*params, *attribute_values, x, *states], strict=True))
-            return inputs, lambda: reference.check_step(cell, step(bound, x, states), tuple(states))
+            return inputs, lambda: _check_states(cell, step(bound, x, states), tuple(states), tracker)
 
         return run
 
@@ -178,6 +178,21 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
     return _assign_roles(
         lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
     )
+
+
+def _check_states(
+    cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...], tracker: LocationTracker
+) -> None:
+    """Check that a step returns its states with their shapes and dtypes.
+
+    Raises:
+        UnsupportedError: If a state has another dtype. The next step would then compute in that dtype.
+    """
+    reference.check_step(cell, new, old)
+    for name, after, before in zip(cell.state, new, old, strict=True):
+        if after.dtype is not before.dtype:
+            kinds = f"its step returns {name} as {after.dtype} instead of {before.dtype}"
+            raise unsupported(f"{kinds}; write .to(x.dtype)", tracker.step)
 
 
 def _assign_roles(

@@ -133,7 +133,8 @@ class CompiledCell:
         later = (node for node in partition.prologue if node in read_later and not is_number(node))
         needed = [*kernel.needs, *later]
         nodes = _required(partition.prologue, needed)
-        arrays = {node for node in needed if is_batched(node)}
+        # Transposes, which only products after a loop read, are views of these.
+        arrays = {node for node in needed if is_batched(node) and node.meta["val"].shape[0] == BATCH_SYMBOL}
         return BulkOps(nodes, [node for node in nodes if node in arrays], self._in_loops, self.dtype)
 
     def forward_call(
