@@ -156,8 +156,8 @@ def indices(x: Tensor, states: tuple[Tensor, ...], get: Get) -> tuple[Tensor, ..
 RUNS = [
     constants,
     masks_of_x,
-    masks_of_state,
-    masks_without_products,
+    pytest.param(masks_of_state, marks=pytest.mark.slow),
+    pytest.param(masks_without_products, marks=pytest.mark.slow),
     vectors_of_parameters,
     matrices_of_parameters,
 ]
