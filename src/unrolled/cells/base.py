@@ -160,6 +160,8 @@ class Cell:
     training = False  # set while a step runs: whether its layer is in training mode
     unbound: Cell  # only in a bound cell: the cell that bind() was called on
     features: int  # number of columns of x that the step reads
+    _engine_cache: dict[object, Any]  # what an engine derives from the cell; its bound copies share it
+    _wrapper_spec: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # see CellWrapper.spec
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -193,9 +195,8 @@ class Cell:
                 self.__dict__[name] = None
         self._shapes = {n: shape for n, shape in shapes.items() if self.__dict__.get(n, shape) is not None}
         states = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.state, "hidden")
-        option_values = tuple((name, repr(value)) for name, value in self.chosen_options().items())
-        self._identity = (type(self), self.input, self.hidden, bias, option_values)
         self._state_sizes = {name: size_of(size, self._sizes()) for name, size in states.items()}
+        self._engine_cache = {}
 
     def check(self) -> None:
         """Raise ValueError if the sizes and options are incompatible. Subclasses may override it."""
@@ -271,10 +272,6 @@ class Cell:
         """Return the number of features of every state, by name. The first state is the output."""
         return self._state_sizes
 
-    def identity(self) -> tuple[object, ...]:
-        """Return class, sizes and options. Cells with equal identities compute the same function."""
-        return self._identity
-
     @property
     def innermost(self) -> Cell:
         """The cell without its wrappers: this cell, unless it is a wrapper."""
@@ -290,6 +287,12 @@ class Cell:
         bound = object.__new__(type(self))
         bound.__dict__ = {"unbound": self, **self.__dict__, **tensors}
         return bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine_cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {"_engine_cache": {}, **state}
 
     def _sizes(self) -> dict[str, int]:
         options = {name: value for name, value in self.chosen_options().items() if isinstance(value, int)}

@@ -49,7 +49,7 @@ class CellWrapper(Cell):
             "state": tuple(sizes),
             "_state_sizes": sizes,
             "arguments": arguments,
-            "_identity": (type(self), inner.identity(), *arguments),
+            "_wrapper_spec": (*inner._wrapper_spec, (self.stored_name, arguments)),
         }
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
@@ -66,8 +66,7 @@ class CellWrapper(Cell):
     @property
     def spec(self) -> WrapperSpec:
         """The specification of all wrappers around the innermost cell, this one last."""
-        inner_spec = self.inner.spec if isinstance(self.inner, CellWrapper) else ()
-        return (*inner_spec, (self.stored_name, self.arguments))
+        return self._wrapper_spec
 
     def equations(self) -> Callable[..., Any]:
         """Return the function that contains the equations of the inner cell's step."""

@@ -17,6 +17,7 @@ from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.native.bulk_ops import Values
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import launch
+from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
 from unrolled.engines.threads import thread_count
 
 States = tuple[Tensor, ...]
@@ -343,6 +344,7 @@ def reference_gradients(
     with torch.enable_grad():
         outputs: list[Tensor] = []
         for spec, (states, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
+            check_same_values(spec.cell, spec.compiled.digest, BY_REFERENCE)
             bound = spec.cell.bind(dict(zip(spec.cell.shapes(), params, strict=False)))
             features = torch.cat((x, params[-1]), -1) if spec.extra_input_count else x
             output, final = reference.run(bound, features, states, sizes, spec.reverse)

@@ -33,7 +33,7 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
     It applies to float32 and float64 on the native engine, to calls that record no gradients, and to inputs
     that are not packed sequences. Other calls run as usual. A call raises an error if torch detects that a
     weight was changed. A change that torch can't detect (``weight.data``, NumPy, another process) has no
-    effect before the end of the block.
+    effect before the end of the block. A change of a Python value that a step reads takes effect at once.
 
     Args:
         module: A layer, or a model that contains layers.

@@ -21,6 +21,7 @@ from unrolled.engines.compiler.ir import (
     width,
 )
 from unrolled.engines.compiler.partition import LoopPartition, split
+from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.engines.native.bulk_ops import BulkOps, Values
 from unrolled.engines.native.codegen import emit
@@ -36,12 +37,14 @@ class CompiledCell:
 
     Attributes:
         captured: The captured step.
+        digest: Digest of the Python values that the step reads.
         dtype: Dtype of all values.
         widths: Widths of the states.
     """
 
     def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
         self._training_error: str | None = None
+        self.digest = step_values(cell).digest
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
             if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
                 raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")

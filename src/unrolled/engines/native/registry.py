@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,53 +20,104 @@ from torch.nn import Parameter
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.checks import read_tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.step_values import StepValues, count_version, reject, step_values
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.engines.native import matmul
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
+# By the values that the step reads, and a key of :func:`compiled`; those used last are at the end.
 _cells: dict[object, CompiledCell | Exception] = {}
 # Cells that use tensor attributes: the cell with their values, their versions, and the tensors themselves.
 _cells_with_tensors: dict[object, tuple[CompiledCell, list[int], list[Tensor]]] = {}
-_MAX_CELLS, _MAX_BYTES = 1000, 2**26  # of _cells_with_tensors
+_MAX_CELLS, _MAX_BYTES = 1000, 2**26  # bytes of the tensors in _cells_with_tensors
+_MAX_ATTEMPTS = 3  # to capture a step during which no value changes
 _lock = threading.Lock()
 
 
-def compiled(cell: Cell, dtype: torch.dtype) -> CompiledCell:
-    """Return the compiled cell for the cell's sizes and options. It is compiled at the first call.
+def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -> CompiledCell:
+    """Return the compiled cell. The first call compiles it.
+
+    Args:
+        cell: The cell.
+        dtype: Dtype of the input, the states and the parameters.
+        values: The values that the step reads. They may have changed since. None: those of now.
 
     Raises:
         UnsupportedError: If the step can't be compiled.
         NoCompilerError: If there is no C++ compiler.
+        RuntimeError: If ``values`` have changed before the cell was compiled for this dtype.
     """
     dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
-    key = (cell.identity(), cell.training, torch.get_default_dtype(), dtype)
-    result = _cells.get(key)
+    key = (cell._wrapper_spec, cell.training, torch.get_default_dtype(), dtype)
+    latest = step_values(cell) if values is None else values
+    result = latest.derived.get(key)
     if result is None:
-        with _lock:
-            if key not in _cells:
-                matmul.start(dtype)  # compile the products while the step is being captured
-                try:
-                    with delay_forks(), torch.device("cpu"):  # whatever the default device is
-                        new = _cells[key] = CompiledCell(cell, dtype)
-                    if new.captured.mode_independent:
-                        _cells[key[0], not cell.training, *key[2:]] = new
-                except (UnsupportedError, NoCompilerError) as error:
-                    _cells[key] = type(error)(
-                        *error.args
-                    )  # a copy without the traceback, which holds tensors
-            result = _cells[key]
+        if values is not None and (values.digest, key) not in _cells:
+            check_same_values(cell, values.digest, f"wasn't compiled for {dtype} before")
+        result = _cells.get((latest.digest, key)) or _find_or_compile(cell, dtype, key)
+        latest.derived[key] = result
     if isinstance(result, Exception):
         raise type(result)(*result.args)
     return _with_tensor_attributes(result, cell, key) if result.captured.tensor_attributes else result
+
+
+def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any) -> CompiledCell | Exception:
+    """Return the compiled cell for the values of now, or the error, from the cache or a new one."""
+    with _lock:
+        for _ in range(_MAX_ATTEMPTS):
+            values = step_values(cell)
+            result = _cells.pop((values.digest, key), None)
+            if result is None:
+                count_version(cell, values)
+                result = _compile(cell, dtype)
+                if not values.unchanged():
+                    continue
+            keys = [key]
+            if isinstance(result, CompiledCell) and result.captured.mode_independent:
+                keys.append((key[0], not key[1], *key[2:]))
+            for each in keys:
+                _cells[values.digest, each] = values.derived[each] = result
+            while len(_cells) > _MAX_CELLS:
+                del _cells[next(iter(_cells))]
+            return result
+        raise reject(cell, f"it changes a Python value that it reads: {step_values(cell).changed}")
+
+
+def _compile(cell: Cell, dtype: torch.dtype) -> CompiledCell | Exception:
+    matmul.start(dtype)  # compile the products while the step is being captured
+    try:
+        with delay_forks(), torch.device("cpu"):  # whatever the default device is
+            return CompiledCell(cell, dtype)
+    except (UnsupportedError, NoCompilerError) as error:
+        return type(error)(*error.args)  # a copy without the traceback, which holds tensors
+
+
+BY_REFERENCE = "now has to run the step again"  # for gradients of gradients, for instance
+
+
+def check_same_values(cell: Cell, digest: str, reason: str) -> None:
+    """Raise RuntimeError unless a cell's step still reads the same values.
+
+    Args:
+        cell: The cell.
+        digest: Digest of the values, see :class:`StepValues`.
+        reason: Why they must be the same.
+    """
+    values = step_values(cell)
+    if values.digest != digest:
+        raise RuntimeError(
+            f"{type(cell.innermost).__name__}: {values.changed or 'a value that its step reads'} has changed "
+            f"since the graph was created, which {reason}"
+        )
 
 
 def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object) -> CompiledCell:
     """Return a compiled cell with a copy of the current values of the cell's tensor attributes."""
     tensors = read_tensor_attributes(cell, compiled_cell.captured.tensor_attributes)
     versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-    tensors_key = (key, *map(id, tensors))
+    tensors_key = (compiled_cell.digest, key, *map(id, tensors))
     with _lock:
         cached = _cells_with_tensors.get(tensors_key)
         if cached is not None and cached[1] == versions and -1 not in versions:

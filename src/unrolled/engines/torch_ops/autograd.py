@@ -12,6 +12,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from unrolled.engines import reference
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,
     deserialize_directions,
@@ -109,6 +110,7 @@ def _forward_by_reference(
 ) -> tuple[Tensor, ...]:
     results: list[Tensor] = []
     for direction in deserialize_directions(text, tensors):
+        check_same_values(direction.cell, direction.graph_cell.values.digest, BY_REFERENCE)
         states = tuple(direction.states) or None
         size_list = None if sizes is None else sizes.tolist()
         output, final = reference.run(direction.bound(), x, states, size_list, direction.reverse)

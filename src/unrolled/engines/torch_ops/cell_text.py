@@ -5,23 +5,51 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import weakref
 from typing import Any
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import CellWrapper, wrap
+from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import renew_after_fork
+from unrolled.engines.native.compiled_cell import CompiledCell
 
-_cells: dict[str, Cell] = {}
-_process_local: dict[object, str] = {}  # by identity: numbers of cells that no other process can construct
+_MAX_CELLS = 1000
+_cells: weakref.WeakValueDictionary[str, GraphCell] = weakref.WeakValueDictionary()
+_recent: dict[str, GraphCell] = {}  # keeps the last cells alive
 _lock = threading.Lock()
+_JSON_TYPES = {int, float, bool, str, type(None)}
+
+
+class GraphCell:
+    """A cell in a torch graph. It keeps the values that its step read when the graph was created.
+
+    Attributes:
+        cell: The cell, without tensors.
+        values: The values that its step read.
+        compiled: The compiled cell by default dtype and dtype.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.values = cell, step_values(cell)
+        self.compiled: dict[object, CompiledCell] = {}
 
 
 def serialize_cell(cell: Cell, training: bool) -> str:
     """Return a text that describes a cell without its tensors: class, sizes, options and mode.
 
     Another process can read the text if the class is defined at the top level of a module and all options
-    are numbers or strings.
+    are numbers or strings. In this process, the text also stands for the values that the step reads now.
+
+    Raises:
+        UnsupportedError: If the step may read too many values.
     """
+    values = step_values(cell)
+    key = ("text", cell._wrapper_spec, training)
+    stored: tuple[str, GraphCell] | None = values.derived.get(key)
+    if stored is not None:
+        _keep(*stored)  # not that of an equal cell, whose values may have changed since
+        return stored[0]
     outer, cell = cell, cell.innermost
     cls = type(cell)
     description: dict[str, Any] = {
@@ -31,34 +59,33 @@ def serialize_cell(cell: Cell, training: bool) -> str:
         "bias": cell.bias,
         "options": cell.chosen_options(),
         "training": training,
+        "values": values.digest,
     }
     if isinstance(outer, CellWrapper):
-        description["variants"] = json.loads(json.dumps(outer.spec))  # tuples become lists, as in JSON
+        description["variants"] = outer.spec
     try:
-        text = json.dumps(description)
-        is_portable = json.loads(text) == description and _find_class(description["cell"]) is cls
-    except (TypeError, ValueError):
+        is_portable = _is_json(description["options"]) and _find_class(description["cell"]) is cls
+    except ValueError:
         is_portable = False
     if not is_portable:
-        with _lock:
-            number = _process_local.setdefault((outer.identity(), training), str(len(_process_local)))
-        text = json.dumps({**description, "options": repr(description["options"]), "only here": number})
-    if text not in _cells:
-        unbound = outer.bind({})
-        unbound.training = training
-        _cells[text] = unbound
+        description |= {"options": repr(description["options"]), "only here": True}
+    text = json.dumps(description)
+    unbound = outer.bind({})
+    unbound.training = training
+    graph_cell = _keep(text, GraphCell(unbound))
+    values.derived[key] = text, graph_cell
     return text
 
 
-def deserialize_cell(text: str) -> Cell:
+def deserialize_cell(text: str) -> GraphCell:
     """Return the cell that a text describes.
 
     Raises:
         ValueError: If the module of its class is not imported, or the cell exists in another process only.
     """
-    cell = _cells.get(text)
-    if cell is not None:
-        return cell
+    graph_cell = _cells.get(text)
+    if graph_cell is not None:
+        return _keep(text, graph_cell)
     description = json.loads(text)
     if "only here" in description:
         raise ValueError(
@@ -72,7 +99,27 @@ def deserialize_cell(text: str) -> Cell:
     )
     cell = wrap(cell, _lists_to_tuples(description.get("variants", ())))
     cell.training = description["training"]
-    return _cells.setdefault(text, cell)
+    return _keep(text, GraphCell(cell))
+
+
+def _keep(text: str, graph_cell: GraphCell) -> GraphCell:
+    """Keep the cell of a text alive, and return it."""
+    with _lock:
+        _cells[text] = graph_cell
+        _recent.pop(text, None)
+        _recent[text] = graph_cell
+        while len(_recent) > _MAX_CELLS:
+            del _recent[next(iter(_recent))]
+    return graph_cell
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value is the same after a round trip through JSON, and so are its types."""
+    if type(value) is list:
+        return all(map(_is_json, value))
+    if type(value) is dict:
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    return type(value) in _JSON_TYPES
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -32,10 +32,10 @@ from unrolled.engines.native import registry
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.engines.torch_ops import cell_text
+from unrolled.engines.torch_ops.cell_text import GraphCell
+from unrolled.engines.torch_ops.dynamo_guard import recompile_after_change
 
 _Result = TypeVar("_Result")
-
-_compiled: dict[object, CompiledCell] = {}
 
 # Exported programs store these schemas, so the argument names never change.
 _INPUTS = "Tensor x, Tensor[] tensors, Tensor? sizes, str lanes"
@@ -63,15 +63,17 @@ def serialize_direction(
         and an empty string. If the cell can't be compiled, the last item is the reason.
     """
     cell = wrap(cell, wrapper_spec)
-    text = cell_text.serialize_cell(cell, training)
-
-    def compile_cell() -> CompiledCell:
-        compiled = registry.compiled(cell_text.deserialize_cell(text), dtype)
-        # Compile now: without a compiler, the call must fall back before it becomes part of a graph.
-        compiled.inference  # noqa: B018
-        return compiled
-
     try:
+        text = cell_text.serialize_cell(cell, training)
+        graph_cell = cell_text.deserialize_cell(text)
+        recompile_after_change(graph_cell.values)
+
+        def compile_cell() -> CompiledCell:
+            compiled = registry.compiled(graph_cell.cell, dtype, graph_cell.values)
+            # Compile now: without a compiler, the call must fall back before it becomes part of a graph.
+            compiled.inference  # noqa: B018
+            return compiled
+
         tensor_attributes = tuple(run_outside_transforms(compile_cell).captured.tensor_attributes)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
@@ -101,7 +103,7 @@ class SerializedDirection:
     """One direction, read from its text, with its tensors.
 
     Attributes:
-        cell: The cell, without tensors.
+        graph_cell: The cell, without tensors, and the values that its step reads.
         stateful: Whether initial states are given. If not, they are zeros.
         reverse: Whether it runs from the last time step to the first.
         tensor_attributes: Names of the cell's tensor attributes that are not parameters.
@@ -109,11 +111,16 @@ class SerializedDirection:
             there is for each of these tensors.
     """
 
-    cell: Cell
+    graph_cell: GraphCell
     stateful: bool
     reverse: bool
     tensor_attributes: tuple[str, ...]
     tensors: Sequence[Any]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell, without tensors."""
+        return self.graph_cell.cell
 
     @property
     def states(self) -> Sequence[Any]:
@@ -137,33 +144,36 @@ class SerializedDirection:
 
     def compiled(self, dtype: torch.dtype) -> CompiledCell:
         """Return the compiled cell, with any values of the tensor attributes."""
-        key = (self.cell.identity(), self.cell.training, torch.get_default_dtype(), dtype)
-        if key not in _compiled:
-            _compiled[key] = run_outside_transforms(lambda: registry.compiled(self.cell, dtype))
-        return _compiled[key]
+        key, compiled = (torch.get_default_dtype(), dtype), self.graph_cell.compiled
+        if key not in compiled:
+            values = self.graph_cell.values
+            compiled[key] = run_outside_transforms(lambda: registry.compiled(self.cell, dtype, values))
+        return compiled[key]
 
     def spec(self, dtype: torch.dtype) -> DirectionSpec:
         """Return the direction as :mod:`engines.autograd` takes it, with the tensor attributes' values."""
         bound = self.bound()
-        return DirectionSpec(registry.compiled(bound, dtype), bound, self.stateful, self.reverse)
+        compiled = registry.compiled(bound, dtype, self.graph_cell.values)
+        return DirectionSpec(compiled, bound, self.stateful, self.reverse)
 
 
 def deserialize_directions(text: str, tensors: Sequence[Any]) -> list[SerializedDirection]:
     """Return the directions that a text describes, with their tensors."""
     directions, offset = [], 0
-    for cell, stateful, reverse, tensor_attributes in _parse(text):
+    for cell_string, stateful, reverse, tensor_attributes in _parse(text):
+        graph_cell = cell_text.deserialize_cell(cell_string)
+        cell = graph_cell.cell
         count = (len(cell.state) if stateful else 0) + len(cell.shapes()) + len(tensor_attributes)
         part = tensors[offset : offset + count]
-        directions.append(SerializedDirection(cell, stateful, reverse, tensor_attributes, part))
+        directions.append(SerializedDirection(graph_cell, stateful, reverse, tensor_attributes, part))
         offset += count
     return directions
 
 
 @functools.lru_cache(maxsize=1000)
-def _parse(text: str) -> list[tuple[Cell, bool, bool, tuple[str, ...]]]:
+def _parse(text: str) -> list[tuple[str, bool, bool, tuple[str, ...]]]:
     return [
-        (cell_text.deserialize_cell(entry["cell"]), entry["stateful"], entry["back"], tuple(entry["own"]))
-        for entry in json.loads(text)
+        (entry["cell"], entry["stateful"], entry["back"], tuple(entry["own"])) for entry in json.loads(text)
     ]
 
 

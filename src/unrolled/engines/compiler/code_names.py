@@ -1,0 +1,81 @@
+"""The names that the code of a Python function uses, and where code comes from."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import os
+import sys
+import types
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CodeNames:
+    """The names in the code of a function, including the functions that it defines.
+
+    Attributes:
+        globals: Names of globals.
+        modules: Names of modules that it imports.
+        all: All names, and the strings that may be names of attributes.
+    """
+
+    globals: frozenset[str]
+    modules: frozenset[str]
+    all: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1000)
+def code_names(code: types.CodeType) -> CodeNames:
+    """Return the names in the code of a function."""
+    scope, modules, names = set[str](), set[str](), set(code.co_names)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            scope.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            modules.add(instruction.argval)
+    pending = [*code.co_consts]
+    for constant in pending:
+        if isinstance(constant, types.CodeType):
+            inner = code_names(constant)
+            scope |= inner.globals
+            modules |= inner.modules
+            names |= inner.all
+        elif isinstance(constant, (tuple, frozenset)):
+            pending += constant
+        elif isinstance(constant, str):
+            names.update(part for part in constant.split(".") if part.isidentifier())
+    return CodeNames(frozenset(scope), frozenset(modules), frozenset(names))
+
+
+def code_content(value: Any) -> Any:
+    """Return a code object, or a constant in it, as numbers and strings, without file and line numbers."""
+    if isinstance(value, types.CodeType):
+        constants = [code_content(constant) for constant in value.co_consts]
+        variables = value.co_varnames, value.co_cellvars, value.co_freevars
+        arguments = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
+        return value.co_code, value.co_exceptiontable, value.co_names, variables, arguments, constants
+    if isinstance(value, tuple):
+        return tuple(map(code_content, value))
+    if isinstance(value, frozenset):
+        return "frozenset", sorted(map(repr, map(code_content, value)))
+    return repr(value)
+
+
+def _file(package: str) -> str:
+    return getattr(sys.modules.get(package), "__file__", None) or ""
+
+
+@functools.lru_cache(maxsize=1000)
+def is_installed(package: str) -> bool:
+    """Return whether a package lies in a folder of installed packages."""
+    return "site-packages" in _file(package) or "dist-packages" in _file(package)
+
+
+@functools.lru_cache(maxsize=1000)
+def is_standard(package: str) -> bool:
+    """Return whether a package is part of the standard library, not a module of the user with its name."""
+    file = _file(package)  # empty for modules that are part of the interpreter
+    is_in_folder = not file or file.startswith(os.path.dirname(os.__file__))
+    return package in sys.stdlib_module_names and is_in_folder
