@@ -14,6 +14,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
 from unrolled.engines.compiler.ir import is_batched
+from unrolled.engines.memory import all_readable, check_not_freed, materialize
 from unrolled.engines.native.bulk_ops import Values
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.kernel import launch
@@ -22,7 +23,6 @@ from unrolled.engines.threads import thread_count
 
 States = tuple[Tensor, ...]
 
-has_storage = torch._C._has_storage
 keep_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
@@ -131,6 +131,7 @@ class Recurrence(torch.autograd.Function):
             versions = [step_states[0]._version for step_states, _ in saved]  # torch has checked them
         if not keep_graph():
             ctx.saved = None  # free the memory even if the user keeps the loss
+        grads = materialize_gradients(grads, [x, *tensors, *(states[0] for states, _ in saved)])
         if by_reference(grads):
             return None, None, *reference_gradients(specs, sizes, x, tensors, grads)
         if any(states[0]._version != version for (states, _), version in zip(saved, versions, strict=True)):
@@ -216,6 +217,23 @@ def _steps(steps: int, sizes: list[int] | None) -> tuple[int, int]:
     return (steps, 0) if sizes is None else (len(sizes), len(sizes) - sizes.count(sizes[0]))
 
 
+def materialize_gradients(
+    grads: Sequence[Tensor | None], saved: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return incoming gradients with their values in memory; autograd also passes lazy zeros and negations.
+
+    Raises:
+        RuntimeError: If the memory of a gradient or of a saved tensor was freed.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return tuple(grads)
+    given = [grad for grad in grads if type(grad) is Tensor]
+    if all_readable([*saved, *given]) and not any(grad.is_neg() for grad in given):
+        return tuple(grads)
+    check_not_freed((*saved, *given))
+    return tuple([None if grad is None else materialize(grad) for grad in grads])
+
+
 def by_reference(grads: Sequence[Tensor | None]) -> bool:
     """Return whether the reference engine must run the backward pass.
 
@@ -223,7 +241,9 @@ def by_reference(grads: Sequence[Tensor | None]) -> bool:
     """
     if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return not all(grad is None or has_storage(grad) for grad in grads)  # is_grads_batched=True
+    given = [grad for grad in grads if grad is not None]
+    # With is_grads_batched=True, gradients are wrapped by vmap.
+    return not (all(type(grad) is Tensor for grad in given) and all_readable(given))
 
 
 def forward(

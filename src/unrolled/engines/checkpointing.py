@@ -16,6 +16,7 @@ from unrolled.engines.autograd import (
     existing_gradients,
     group_by_direction,
     keep_graph,
+    materialize_gradients,
     reference_gradients,
     split_by_direction,
 )
@@ -65,6 +66,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         if not keep_graph():
             ctx.saved = None
+        grads = materialize_gradients(grads, [x, *tensors])  # type: ignore[assignment]  # none is None
         if by_reference(grads):
             return None, None, *reference_gradients(specs, None, x, tensors, grads)
         grad_x: Tensor | None = None

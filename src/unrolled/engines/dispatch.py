@@ -13,7 +13,8 @@ from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
-from unrolled.engines import log, reference, run_compiled
+from unrolled.engines import log, memory, reference, run_compiled
+from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.native import registry
 from unrolled.engines.native.compiled_cell import DTYPES
@@ -68,7 +69,7 @@ def run(
     cells: Sequence[Cell],
     x: Tensor,
     states: Sequence[States | None],
-    sizes: list[int] | None = None,
+    sizes: list[int] | Tensor | None = None,
     checkpoint: int | None = None,
     wrapper_specs: Sequence[WrapperSpec] = ((), ()),
     extra_inputs: Tensor | None = None,
@@ -80,7 +81,7 @@ def run(
         x: Input of shape ``(time, batch, input)``, or ``(sum of sizes, input)`` if ``sizes`` is given.
         states: Initial states of each cell, each of shape ``(batch, size)``. Zeros if None.
         sizes: Number of sequences at each time step, as in a packed sequence. It never grows over time.
-            If None, all sequences have all time steps.
+            If None, all sequences have all time steps. A tensor while torch records a graph.
         checkpoint: Save only the states between segments of this many time steps for the backward pass, which
             then recomputes each segment. If None, save all that the backward pass reads. Not with ``sizes``.
         wrapper_specs: Wrappers to apply to each cell. ``states`` are the states of the wrapped cells.
@@ -91,9 +92,11 @@ def run(
         state after each time step.
 
     Raises:
-        RuntimeError: If ``engine("native")`` is selected and can't run this call.
+        RuntimeError: If ``engine("native")`` is selected and can't run this call, or the memory of a tensor
+            was freed.
     """
     if transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type):
+        memory.check_not_freed(_tensors(cells, x, states))
         with torch.autocast(x.device.type, enabled=False):
             cells, x, states = transforms.cast_for_autocast(cells, x, states)
             extra_inputs = None if extra_inputs is None else extra_inputs.to(x.dtype)
@@ -102,16 +105,20 @@ def run(
         return _run_in_transform(
             cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint, wrapper_specs
         )
+    assert not isinstance(sizes, Tensor)  # only while torch records a graph
     if wrapper_specs[0]:
         cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
     selected = _current.get()
     name = type(cells[0].innermost).__name__
     if selected == "reference":
         log.engine.info("%s: reference engine (selected)", name)
+        _check_tensors(name, cells, x, states)
         return _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
-    reason = _why_not_native(cells, x, states)
+    reason = _why_not_native(cells, x, states, extra_inputs)
     warning: str | None = None
-    if reason is None:
+    if reason is not None:
+        _check_tensors(name, cells, x, states)
+    else:
         try:
             results = run_compiled.run(cells, x, states, sizes, checkpoint, extra_inputs)
             log.engine.info("%s: native engine (selected: %s)", name, selected)
@@ -171,7 +178,7 @@ def _run_in_transform(
     cells: Sequence[Cell],
     x: Tensor,
     states: Sequence[States | None],
-    sizes: list[int] | None,
+    sizes: list[int] | Tensor | None,
     checkpoint: int | None,
     wrapper_specs: Sequence[WrapperSpec],
 ) -> list[tuple[Tensor, States]]:
@@ -186,8 +193,15 @@ def _run_in_transform(
         if not isinstance(results, str):
             return results
         reason = results
+    name = type(cells[0].innermost).__name__
     if selected == "native":
-        raise RuntimeError(f"{type(cells[0].innermost).__name__} can't run on the native engine: {reason}")
+        raise RuntimeError(f"{name} can't run on the native engine: {reason}")
+    if isinstance(sizes, Tensor):
+        raise RuntimeError(
+            f"{name} can't run on a packed sequence while torch records a graph: {reason}. The reference "
+            "engine would make its lengths constants of the graph: pass a padded input and lengths"
+        )
+    memory.check_meta(name, _tensors(cells, x, states))
     cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
     return _run_by_reference(cells, x, states, sizes, checkpoint)
 
@@ -209,6 +223,9 @@ def _run_by_reference(
     sizes: list[int] | None,
     checkpoint: int | None,
 ) -> list[tuple[Tensor, States]]:
+    error = "" if sizes is None else batch_sizes_error(sizes, len(x))
+    if error:
+        raise ValueError(error)
     run = reference.run
     if checkpoint is not None and torch.is_grad_enabled():
         run = functools.partial(reference.run_in_segments, checkpoint)
@@ -218,16 +235,36 @@ def _run_by_reference(
     ]
 
 
-def _why_not_native(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> str | None:
-    """Return why the native engine can't run a call, or None if it can."""
-    dtype = x.dtype
-    if dtype not in DTYPES:
-        return transforms.unsupported_dtype(dtype)
+def _tensors(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> list[Tensor]:
     tensors = [x]
     for cell, state in zip(cells, states, strict=True):
         attributes = cell.__dict__
         tensors += [attributes[name] for name in cell.shapes()]
         tensors += state or ()
+    return tensors
+
+
+def _check_tensors(name: str, cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> None:
+    """Raise RuntimeError if torch's operations would crash, read random memory or raise an unclear error."""
+    memory.check_dense(name, [x, *(part for state in states for part in state or ())])
+    tensors = _tensors(cells, x, states)
+    memory.check_not_freed(tensors)
+    memory.check_meta(name, tensors)
+
+
+def _why_not_native(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    extra_inputs: Tensor | None = None,
+) -> str | None:
+    """Return why the native engine can't run a call, or None if it can."""
+    dtype = x.dtype
+    if dtype not in DTYPES:
+        return transforms.unsupported_dtype(dtype)
+    tensors = _tensors(cells, x, states)
+    if extra_inputs is not None:
+        tensors.append(extra_inputs)
     for tensor in tensors:
         if type(tensor) is not Parameter and type(tensor) is not Tensor:
             return "an input or a parameter is a subclass of torch.Tensor"
@@ -237,4 +274,4 @@ def _why_not_native(cells: Sequence[Cell], x: Tensor, states: Sequence[States | 
             return "an input or a parameter has its negative bit set (torch.Tensor.is_neg)"
         if tensor.dtype is not dtype:
             return transforms.mixed_dtypes(dtype, tensor.dtype)
-    return None
+    return None if memory.all_readable(tensors) else "an input or a parameter has no values in memory"

@@ -62,8 +62,7 @@ class DoubleBuffer(PlanCache["_StreamPlan"]):
         elif plan.buffers is not self._active:  # another batch size
             return None
         output = plan.run(x, self.index)
-        if output is not None:
-            self.index = 1 - self.index
+        self.index = 1 - self.index
         return output
 
     def _create_plan(
@@ -126,15 +125,10 @@ class _StreamPlan(Plan):
             buffer.copy_(tensor.detach())  # of any memory layout
         return True
 
-    def run(self, x: Tensor, index: int) -> Tensor | None:
-        """Return the output of a chunk, reading states from one buffer and writing them to the other.
-
-        Returns None if the layer itself must be called.
-        """
+    def run(self, x: Tensor, index: int) -> Tensor:
+        """Return the output of a chunk, reading states from one buffer and writing them to the other."""
         x = (x.transpose(0, 1) if self._transposed else x).contiguous()
         source = x.data_ptr()
-        if not source:  # a tensor of zeros without memory, as autograd may create
-            return None
         output = torch.empty_like(self._output_template)
         lower, top = self._bound_kernels[index]
         if lower:

@@ -132,11 +132,9 @@ class _FrozenPlan(Plan):
                 return False
         return True
 
-    def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any] | None:
-        """Return the output and the final states, or None if the layer itself must run."""
+    def run(self, x: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, Any]:
+        """Return the output and the final states, as the layer returns them."""
         x = (x.transpose(0, 1) if self._transposed else x).contiguous()
-        if not x.data_ptr():  # a tensor of zeros without memory, as autograd may create
-            return None
         final = [torch.empty_like(part) for part in self._state_templates]
         final_addresses = [part.data_ptr() for part in final]
         if initial is None:

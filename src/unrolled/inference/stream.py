@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from unrolled.engines import memory
 from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.torch_ops import transforms
 from unrolled.inference.call_override import override_calls
@@ -221,6 +222,8 @@ class Stream:
                     f"{_describe(name, self._layers[name])}: a state is a tensor or a tuple of tensors, got "
                     f"{type(part).__name__}"
                 )
+            memory.check_dense(_describe(name, self._layers[name]), tensors)
+            memory.check_not_freed(tensors)
         with self._lock:
             self._unload_double_buffer()
             self._states = {name: _copy_state(part) for name, part in states.items()}
@@ -281,7 +284,7 @@ def _describe(name: str, layer: nn.Module) -> str:
 def _check_chunk(x: Any, state: Any, layer: _Layer, name: str) -> None:
     """Raise InputError if a chunk has another batch size or dtype than the states."""
     rows: int | None
-    if isinstance(x, PackedSequence):
+    if isinstance(x, PackedSequence) and x.batch_sizes.dim() == 1 and len(x.batch_sizes):
         rows = int(x.batch_sizes[0])
     elif isinstance(x, Tensor) and x.dim() in (2, 3):
         rows = x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None

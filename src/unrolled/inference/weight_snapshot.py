@@ -16,6 +16,7 @@ from torch.optim import optimizer
 from unrolled.engines import dispatch
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import StepValues, step_values
+from unrolled.engines.memory import all_readable
 from unrolled.engines.native import registry
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
 from unrolled.layers.recurrent import Recurrent
@@ -103,7 +104,7 @@ class WeightSnapshot:
         """Return whether a call with this input can use the packed weights."""
         if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu:
             return False
-        if x.layout is not torch.strided or x.is_neg():
+        if x.is_neg() or not all_readable([x]):
             return False
         layer = self.layer
         if (layer.training and layer.dropout > 0) or not layer.plain or "unroll" in layer.__dict__:
@@ -146,9 +147,7 @@ class WeightSnapshot:
 
 def is_plain(tensor: Tensor) -> bool:
     """Return whether the elements of a tensor lie in the CPU's memory as they are."""
-    if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_nested:
-        return False
-    return not (tensor.is_neg() or tensor._is_zerotensor())
+    return tensor.is_cpu and not (tensor.is_nested or tensor.is_neg()) and all_readable([tensor])
 
 
 _snapshots: weakref.WeakValueDictionary[int, WeightSnapshot] = weakref.WeakValueDictionary()

@@ -290,10 +290,9 @@ class CallOptions:
 
     def _repeat_over_time(self, rows: Tensor) -> Tensor:
         """Bring one value per row to a shape that broadcasts with the steps."""
-        batch_sizes = self.sequence.batch_sizes
-        if batch_sizes is None:
+        if self.sequence.batch_sizes is None:
             return rows
-        return torch.cat([rows[: int(size)] for size in batch_sizes])
+        return torch.cat([rows[:size] for size in self.sequence.size_list])
 
     def states(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the states of every step by name, ``(layers × directions, *layout of the input, size)``."""

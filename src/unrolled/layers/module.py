@@ -138,6 +138,9 @@ class CellModule(nn.Module):
             raise InputError(
                 f"{label}: Expected the state ({', '.join(names)}) to be {expected}, got {len(states)}"
             )
+        for part in states:
+            if part.is_nested:
+                raise InputError(f"{label}: a nested tensor is not supported as a state: pad it")
         return tuple(states)
 
     def _check_dtype_and_device(self, what: str, tensor: Tensor) -> None:

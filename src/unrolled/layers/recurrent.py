@@ -13,12 +13,13 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell, positive_int
-from unrolled.engines import dispatch
+from unrolled.engines import dispatch, memory
 from unrolled.layers import argument_checks
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
+from unrolled.layers.tensors import tensors
 
 
 class Recurrent(CellModule):
@@ -192,6 +193,7 @@ class Recurrent(CellModule):
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
             return self.unroll(x, state, run)
+        memory.check_not_freed(tensors((x, state, lengths, resets, reset_state)))
         sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
         options = CallOptions(
             self._label,
@@ -253,6 +255,9 @@ class Recurrent(CellModule):
             if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)
             starts: list[States | None] = [None] * len(suffixes)
+            if isinstance(sequence.batch_sizes, Tensor) and final:
+                # The zeros of the default, but with the batch size of the first layer's graph node.
+                starts = [tuple([torch.zeros_like(part) for part in final[0]])] * len(suffixes)
             if initial is not None:
                 starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(suffixes))]
             results = self._run(run, suffixes, steps, starts, sequence.batch_sizes)
@@ -283,10 +288,9 @@ class Recurrent(CellModule):
 
     def _learned_initial_states(self, batch: int) -> States:
         """Return the learned initial states, ``(K, B, H)`` each."""
-        return tuple(
-            torch.stack(parts).unsqueeze(1).expand(-1, batch, -1)
-            for parts in self._initial_state_parameters()
-        )
+        parameters = self._initial_state_parameters()
+        memory.check_not_freed(tensors(parameters))
+        return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in parameters)
 
     def _reset_states(self, reset_state: Any, resets: Any, sequence: SequenceBatch) -> States:
         """Return the states after a reset, in the row order of ``sequence``. Empty: zeros."""
@@ -360,13 +364,8 @@ class Recurrent(CellModule):
         parts = [self.cell.__name__] if type(self) is Recurrent else []
         parts += [str(self.input_size), str(self.hidden_size)]
         parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-        }
+        defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False}
         for name, default in (defaults | argument_checks.NOT_IN_TORCH).items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
@@ -379,9 +378,9 @@ class Recurrent(CellModule):
 
     def _initial_states(self, state: State, sequence: SequenceBatch) -> States:
         """Check the user's state, and return its tensors in the row order of ``sequence``."""
-        count, batch = len(self._cells), sequence.batch
-        shapes = {name: (count, batch, size) for name, size in self._first.state_sizes().items()}
         states = self._state_tuple(state, self._label)
+        count, batch = len(self._cells), sequence.batch_of(states[0])
+        shapes = {name: (count, batch, size) for name, size in self._first.state_sizes().items()}
         for (name, shape), part in zip(shapes.items(), states, strict=True):
             expected = shape if sequence.batched else (shape[0], shape[2])
             if part.dim() != len(expected):

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from unrolled.engines import memory
+from unrolled.engines.compiler.batch_layout import batch_sizes_error
+from unrolled.engines.torch_ops import recording
+
 
 class InputError(ValueError, RuntimeError):
     """A tensor has the wrong shape, dtype or device. Also a RuntimeError, which torch.nn raises."""
@@ -20,7 +24,7 @@ class SequenceBatch:
     Attributes:
         steps: The input, ``(time, batch, features)``, or ``(sum of batch_sizes, features)`` if packed.
         batch_sizes: If packed, the number of rows that have each time step, in descending order: a list, or a
-            tensor while torch is compiling. None if every row has every step.
+            tensor while torch records a graph. None if every row has every step.
         packed: The user's PackedSequence. None if the input was a tensor.
         batched: Whether the user's input has a batch dimension.
         batch_first: Whether the batch dimension of the user's input comes first.
@@ -48,22 +52,18 @@ class SequenceBatch:
 
         Raises:
             TypeError: If ``x`` is neither a tensor nor a PackedSequence.
-            InputError: If ``x`` has the wrong number of dimensions or no time step, or isn't dense.
+            InputError: If ``x`` has the wrong number of dimensions or no time step, or is nested, or the
+                sizes or indices of a PackedSequence don't fit its data.
         """
         if isinstance(x, PackedSequence):
-            if x.data.dim() != 2:
-                raise InputError(
-                    f"{layer}: packed data must have 2 dimensions (steps, features), got {x.data.dim()}"
-                )
-            batch_sizes = x.batch_sizes if torch.compiler.is_compiling() else x.batch_sizes.tolist()
+            batch_sizes = _check_packed(x, layer)
             return cls(x.data, batch_sizes, packed=x, sorted_indices=x.sorted_indices)
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
             )
-        if x.layout is not torch.strided or x.is_nested:
-            kind = "a nested tensor" if x.is_nested else f"a tensor with layout {x.layout}"
-            raise InputError(f"{layer}: Expected a dense input, got {kind}")
+        if x.is_nested:
+            raise InputError(f"{layer}: a nested tensor is not supported: pad it and pass lengths")
         if x.dim() not in (2, 3):
             raise InputError(
                 f"{layer}: Expected input to be 2D (time, features) or 3D with a batch dimension, "
@@ -83,7 +83,31 @@ class SequenceBatch:
         """The number of rows."""
         if self.batch_sizes is None:
             return self.steps.shape[1]
-        return int(self.batch_sizes[0]) if self.sorted_indices is None else len(self.sorted_indices)
+        return self.sorted_indices.shape[0] if self.sorted_indices is not None else self.size_list[0]
+
+    @property
+    def size_list(self) -> list[int]:
+        """The batch sizes as a list.
+
+        Raises:
+            RuntimeError: If they aren't known because torch records a graph. In torch.compile this ends the
+                graph.
+        """
+        assert self.batch_sizes is not None
+        if isinstance(self.batch_sizes, list):
+            return self.batch_sizes
+        if torch.compiler.is_compiling():
+            return [int(size) for size in self.batch_sizes]
+        return recording.read_sizes(self.batch_sizes)
+
+    def batch_of(self, state: Tensor) -> int:
+        """Return the number of rows that a user's state should have: its own if only a graph knows the sizes.
+
+        The torch operator then checks it.
+        """
+        if self.sorted_indices is not None or not isinstance(self.batch_sizes, Tensor):
+            return self.batch
+        return state.shape[1] if state.dim() == 3 else 0
 
     @property
     def time(self) -> int:
@@ -96,7 +120,7 @@ class SequenceBatch:
         if self.batch_sizes is None:
             return torch.full((self.batch,), self.steps.shape[0], device="cpu")
         rows = torch.arange(self.batch, device="cpu")
-        mask = torch.tensor(self.batch_sizes, device="cpu").unsqueeze(1) > rows
+        mask = torch.tensor(self.size_list, device="cpu").unsqueeze(1) > rows
         return self.to_user_order(mask.sum(0), 0)
 
     def pack(self, lengths: Tensor) -> SequenceBatch:
@@ -125,7 +149,7 @@ class SequenceBatch:
         """Return steps as ``(time, batch, features)`` in the user's order, with zeros in padded steps."""
         if self.batch_sizes is None:
             return steps
-        batch_sizes = [int(size) for size in self.batch_sizes]
+        batch_sizes = self.size_list
         padded = steps.new_zeros(len(batch_sizes), self.batch, *steps.shape[1:])
         for t, rows in enumerate(torch.split(steps, batch_sizes)):
             padded[t, : len(rows)] = rows
@@ -134,6 +158,7 @@ class SequenceBatch:
     def state_in(self, state: Tensor) -> Tensor:
         """Convert a user's ``(layers, batch, size)`` or ``(layers, size)`` to the row order of this batch."""
         if self.sorted_indices is not None:
+            memory.check_not_freed([state])
             return state.index_select(1, self.sorted_indices.to(state.device))
         return state if self.batched else state.unsqueeze(1)
 
@@ -148,6 +173,77 @@ class SequenceBatch:
         unsorted = None if self.packed is None else self.packed.unsorted_indices
         inverse = torch.argsort(self.sorted_indices) if unsorted is None else unsorted
         return rows.index_select(dim, inverse.to(rows.device))
+
+
+def _check_packed(x: PackedSequence, layer: str) -> list[int] | Tensor:
+    """Check a PackedSequence, and return its batch sizes: a tensor while torch records a graph.
+
+    Raises:
+        TypeError: If it contains something else than tensors.
+        InputError: If its data, sizes or indices don't fit together.
+    """
+    data, batch_sizes = x.data, x.batch_sizes
+    for part in x:
+        if part is not None and not isinstance(part, Tensor):
+            raise TypeError(f"{layer}: a packed sequence should contain tensors, got {type(part).__name__}")
+    if data.is_nested or data.dim() != 2:
+        got = "a nested tensor" if data.is_nested else f"{data.dim()}"
+        raise InputError(f"{layer}: packed data must have 2 dimensions (steps, features), got {got}")
+    if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
+        raise InputError(
+            f"{layer}: batch_sizes of a packed sequence should be a one-dimensional int64 tensor on the CPU, "
+            f"got {batch_sizes.dtype} with {batch_sizes.dim()} dimensions on {batch_sizes.device}"
+            + (". While torch records a graph, pass a padded input and lengths" if recording.active() else "")
+        )
+    if recording.active():
+        sizes: list[int] | Tensor = batch_sizes
+    else:
+        try:
+            sizes = batch_sizes.tolist()
+        except RuntimeError as error:  # sizes without values
+            raise InputError(f"{layer}: can't read the batch_sizes of a packed sequence: {error}") from error
+        error_message = batch_sizes_error(sizes, len(data))
+        if error_message:
+            raise InputError(f"{layer}: {error_message}")
+    if x.sorted_indices is not None or x.unsorted_indices is not None:
+        _check_order(x, None if isinstance(sizes, Tensor) else sizes[0], layer)
+    return sizes
+
+
+def _check_order(x: PackedSequence, batch: int | None, layer: str) -> None:
+    """Raise InputError if the indices of a PackedSequence aren't two permutations that undo each other.
+
+    Args:
+        x: The PackedSequence.
+        batch: Number of rows. None while torch records a graph, which then contains the check.
+        layer: Name of the layer, for error messages.
+    """
+    after, before = x.sorted_indices, x.unsorted_indices
+    message = (
+        f"{layer}: sorted_indices and unsorted_indices of a packed sequence should be permutations of its "
+        f"{'' if batch is None else f'{batch} '}rows that undo each other: create it with "
+        "pack_padded_sequence or pack_sequence"
+    )
+    if after is None or before is None:
+        raise InputError(message)
+    for indices in (after, before):
+        if indices.is_meta or indices.dtype is not torch.int64 or indices.dim() != 1:
+            raise InputError(message)
+    if batch is None:
+        ones = torch.ones_like(after), torch.ones_like(before)  # no size becomes a constant of the graph
+        are_inverse = (before.index_select(0, after) == ones[0].cumsum(0) - 1).all()
+        are_inverse &= (after.index_select(0, before) == ones[1].cumsum(0) - 1).all()
+        torch._assert_async(are_inverse & (ones[0].sum() == x.batch_sizes[0].to(after.device)), message)
+        return
+    if not (len(after) == len(before) == batch):
+        raise InputError(message)
+    after, before = after.cpu(), before.cpu()
+    try:
+        undone = after.index_select(0, before)
+    except (IndexError, RuntimeError):  # an index out of range
+        raise InputError(message) from None
+    if not torch.equal(undone, torch.arange(batch, device="cpu")):
+        raise InputError(message)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from unrolled.engines import memory
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
@@ -199,6 +200,12 @@ def recurrent_for_input(module: nn.Module, x: Any) -> Recurrent:
             f"embedding. {_IN_A_MODEL.format('name of the layer')}"
         )
     return recurrent
+
+
+def check_memory(name: str, *values: Any) -> None:
+    """Raise RuntimeError if the memory of a tensor was freed, or only some tensors have values."""
+    memory.check_not_freed(tensors(values))
+    memory.check_meta(name, tensors(values))
 
 
 def results_match(actual: Any, expected: Any) -> bool:

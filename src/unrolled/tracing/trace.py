@@ -297,6 +297,7 @@ def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = N
         ValueError: If the input or state doesn't fit the module, or autocast is on.
     """
     recurrent = hooks.recurrent_for_input(module, x)
+    hooks.check_memory(type(module).__name__, x, state, list(module.parameters()))
     device = x.data.device.type if isinstance(x, (Tensor, PackedSequence)) else ""
     if transforms.autocast_enabled(device):
         raise ValueError(

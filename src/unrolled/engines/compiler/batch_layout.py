@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,10 +31,17 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor, sizes: list[int] | None) -> Layout:
-        """Return the layout of ``(time, batch, features)``, or of packed ``(sum of sizes, features)``."""
+        """Return the layout of ``(time, batch, features)``, or of packed ``(sum of sizes, features)``.
+
+        Raises:
+            ValueError: If the sizes don't fit the number of rows.
+        """
         if sizes is None:
             steps, batch, _ = x.shape
             return _regular(steps, batch)
+        error = batch_sizes_error(sizes, len(x))
+        if error:
+            raise ValueError(error)
         return cls(len(sizes), sizes[0], torch.tensor([0, *sizes], device="cpu").cumsum(0))
 
     @lazy_property
@@ -76,6 +84,17 @@ class Layout:
         ends = torch.cat([self.starts, self.starts[-1:]])
         has_next_step = row < ends[step + 2] - ends[step + 1]
         return torch.where(has_next_step, self.batch + ends[step + 1] + row, row)
+
+
+def batch_sizes_error(sizes: list[int], rows: int) -> str:
+    """Return what is wrong with the batch sizes of packed data with this number of rows, "" if nothing is."""
+    if sizes and sizes[-1] > 0 and sum(sizes) == rows and sizes == sorted(sizes, reverse=True):
+        return ""
+    return (
+        "batch_sizes of a packed sequence should be positive, never grow over time, and add up to the "
+        f"{rows} rows of its data, got {reprlib.repr(sizes)}: create it with pack_padded_sequence or "
+        "pack_sequence"
+    )
 
 
 @lru_cache(maxsize=1000)

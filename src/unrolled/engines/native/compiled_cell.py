@@ -219,29 +219,24 @@ class CompiledCell:
         """Nodes whose values the forward saves for the backward, in addition to the states."""
         nodes = _required(self._forward.prologue, self._read_by_backward)
         computed = self._before_training.outputs
-        return [*self._forward.saved, *(node for node in nodes if node in computed and not is_number(node))]
+        nodes = [node for node in nodes if node in computed and not is_number(node)]
+        # Of an operation that returns a list, such as split, the items are saved.
+        return [*self._forward.saved, *(node for node in nodes if isinstance(node.meta["val"], Tensor))]
 
     @property
-    def saved_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of what a forward call saves besides the output: states, then :attr:`saved_for_backward`.
+    def saved_tensors(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and dtypes of what a forward call saves besides the output: states, then values.
 
-        Values of all rows of all steps have ``BATCH_SYMBOL`` as their first size.
+        The values are :attr:`saved_for_backward`. Those of all rows of all steps have ``BATCH_SYMBOL`` as
+        their first size.
         """
         states = [(BATCH_SYMBOL, size) for size in self.saved_state_widths[1:] if size is not None]
-        in_loop = self._forward.saved
-        values = [
-            (BATCH_SYMBOL, width(node)) if node in in_loop else tuple(node.meta["val"].shape)
-            for node in self.saved_for_backward
+        in_loop = [(BATCH_SYMBOL, width(node)) for node in self._forward.saved]
+        tensors = [node.meta["val"] for node in self.saved_for_backward[len(in_loop) :]]
+        return [
+            *((shape, self.dtype) for shape in (*states, *in_loop)),
+            *((tuple(tensor.shape), tensor.dtype) for tensor in tensors),
         ]
-        return [*states, *values]
-
-    @property
-    def saved_dtypes(self) -> list[torch.dtype]:
-        """Dtypes of :attr:`saved_shapes`. Only values of parameters have another dtype than the loop."""
-        nodes = self.saved_for_backward
-        states = len(self.saved_shapes) - len(nodes)
-        own = [self.dtype if is_batched(node) else node.meta["val"].dtype for node in nodes]
-        return [self.dtype] * states + own
 
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured

@@ -22,6 +22,7 @@ from unrolled.engines.compiler.checks import read_tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import StepValues, count_version, reject, step_values
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
+from unrolled.engines.memory import all_readable
 from unrolled.engines.native import matmul
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
@@ -147,6 +148,8 @@ def weights(cell: Cell) -> Weights | None:
     """Return the weights of a bound cell for prepacked kernels, or None if its loop can't use them."""
     params = [cell.__dict__[name] for name in cell.shapes()]
     if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
+        return None
+    if any(param.is_neg() for param in params) or not all_readable(params):
         return None
     dtype = params[0].dtype
     if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):

@@ -13,8 +13,10 @@ from torch.autograd.function import _SingleLevelFunction
 from unrolled.engines import reference
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
+from unrolled.engines.torch_ops import argument_checks, recording
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,
+    checked_directions,
     deserialize_directions,
     gradient_batch_axes,
     library,
@@ -112,7 +114,7 @@ def _forward_by_reference(
     for direction in deserialize_directions(text, tensors):
         check_same_values(direction.cell, direction.graph_cell.values.digest, BY_REFERENCE)
         states = tuple(direction.states) or None
-        size_list = None if sizes is None else sizes.tolist()
+        size_list = None if sizes is None else recording.read_sizes(sizes)
         output, final = reference.run(direction.bound(), x, states, size_list, direction.reverse)
         results += (output, *final)
     return tuple(results)
@@ -170,7 +172,7 @@ def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors)):
         with torch._C._AutoDispatchBelowAutograd():
             return _ops.recurrence(x, tensors, sizes, text)
-    directions = deserialize_directions(text, tensors)
+    directions = checked_directions(x, tensors, sizes, text)
     if not all(_can_train(direction, x.dtype) for direction in directions):
         return list(_forward_by_reference(x, tensors, sizes, text))
     return _apply(_Forward, sizes, text, x, *tensors)[: len(result_batch_axes(directions))]
@@ -178,6 +180,7 @@ def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
 
 def _recurrence_kept(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors):
+        checked_directions(x, tensors, sizes, text)
         return _apply(_Forward, sizes, text, x, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.recurrence_kept(x, tensors, sizes, text)
@@ -193,6 +196,8 @@ def _recurrence_back(
     groups: int = 1,
 ) -> Any:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(grads, x, tensors):
+        directions = checked_directions(x, tensors, sizes, text)
+        argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups)
         counts = len(grads), len(outputs_and_saved)
         return _apply(_Backward, sizes, text, groups, *counts, *grads, *outputs_and_saved, x, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
@@ -203,12 +208,12 @@ def _can_train(direction: SerializedDirection, dtype: torch.dtype) -> bool:
     """Compile the backward pass of a direction, and return whether that was possible."""
     compiled = direction.compiled(dtype)
 
-    def prepare() -> list[tuple[int, ...]]:
+    def prepare() -> list[tuple[tuple[int, ...], torch.dtype]]:
         compiled.prepare_training()
-        return compiled.saved_shapes
+        return compiled.saved_tensors
 
     try:
-        return all(shape[0] > 0 for shape in run_outside_transforms(prepare))
+        return all(shape[:1] != (0,) for shape, _ in run_outside_transforms(prepare))
     except UnsupportedError:
         return False
 

@@ -31,7 +31,7 @@ from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native import registry
 from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
-from unrolled.engines.torch_ops import cell_text
+from unrolled.engines.torch_ops import argument_checks, cell_text
 from unrolled.engines.torch_ops.cell_text import GraphCell
 from unrolled.engines.torch_ops.dynamo_guard import recompile_after_change
 
@@ -144,6 +144,7 @@ class SerializedDirection:
 
     def compiled(self, dtype: torch.dtype) -> CompiledCell:
         """Return the compiled cell, with any values of the tensor attributes."""
+        argument_checks.check_dtype(dtype)
         key, compiled = (torch.get_default_dtype(), dtype), self.graph_cell.compiled
         if key not in compiled:
             values = self.graph_cell.values
@@ -158,23 +159,46 @@ class SerializedDirection:
 
 
 def deserialize_directions(text: str, tensors: Sequence[Any]) -> list[SerializedDirection]:
-    """Return the directions that a text describes, with their tensors."""
+    """Return the directions that a text describes, with their tensors.
+
+    Raises:
+        ValueError: If the text doesn't describe directions.
+        RuntimeError: If there are more or fewer tensors than the directions have.
+    """
     directions, offset = [], 0
     for cell_string, stateful, reverse, tensor_attributes in _parse(text):
-        graph_cell = cell_text.deserialize_cell(cell_string)
+        try:
+            graph_cell = cell_text.deserialize_cell(cell_string)
+        except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(argument_checks.INVALID_TEXT.format(text)) from error
         cell = graph_cell.cell
         count = (len(cell.state) if stateful else 0) + len(cell.shapes()) + len(tensor_attributes)
         part = tensors[offset : offset + count]
         directions.append(SerializedDirection(graph_cell, stateful, reverse, tensor_attributes, part))
         offset += count
+    if len({(direction.cell.input, direction.cell.features) for direction in directions}) != 1:
+        raise ValueError(argument_checks.INVALID_TEXT.format(text))
+    argument_checks.check_count("tensors: initial states, parameters and tensor attributes", tensors, offset)
     return directions
 
 
 @functools.lru_cache(maxsize=1000)
 def _parse(text: str) -> list[tuple[str, bool, bool, tuple[str, ...]]]:
-    return [
-        (entry["cell"], entry["stateful"], entry["back"], tuple(entry["own"])) for entry in json.loads(text)
-    ]
+    try:
+        directions = [
+            (entry["cell"], entry["stateful"], entry["back"], tuple(entry["own"]))
+            for entry in json.loads(text)
+        ]
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(argument_checks.INVALID_TEXT.format(text)) from error
+    for cell, stateful, reverse, tensor_attributes in directions:
+        flags_are_valid = isinstance(stateful, bool) and isinstance(reverse, bool)
+        names_are_valid = all(isinstance(name, str) for name in (cell, *tensor_attributes))
+        if not (flags_are_valid and names_are_valid and len(directions) <= 2):
+            raise ValueError(argument_checks.INVALID_TEXT.format(text))
+    if not directions:
+        raise ValueError(argument_checks.INVALID_TEXT.format(text))
+    return directions
 
 
 def result_batch_axes(directions: Sequence[SerializedDirection]) -> list[int]:
@@ -187,8 +211,8 @@ def saved_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dty
 
     Outputs and final states are not among them.
     """
-    shapes = [shape for direction in directions for shape in direction.compiled(dtype).saved_shapes]
-    return [1 if BATCH_SYMBOL in shape else None for shape in shapes]
+    saved = [tensor for direction in directions for tensor in direction.compiled(dtype).saved_tensors]
+    return [1 if BATCH_SYMBOL in shape else None for shape, _ in saved]
 
 
 def gradient_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
@@ -201,29 +225,51 @@ def gradient_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.
     return axes
 
 
+def checked_directions(
+    x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str, batch: Any = None
+) -> list[SerializedDirection]:
+    """Return the directions that a text describes, after a check of all arguments of a forward pass.
+
+    The arguments are those of :func:`argument_checks.check_forward`.
+    """
+    directions = deserialize_directions(text, tensors)
+    argument_checks.check_forward(directions, x, sizes, batch)
+    return directions
+
+
 # --- CPU kernels ---
 
 
+def _checked_call(
+    x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str, *others: Tensor
+) -> tuple[list[SerializedDirection], Layout]:
+    """Return the directions and the layout of the rows, after a check of all arguments and their memory."""
+    size_list = None if sizes is None else argument_checks.read_sizes(sizes, x)
+    argument_checks.check_memory([x, *tensors, *others])
+    directions = checked_directions(x, tensors, sizes, text, size_list and size_list[0])
+    return directions, Layout.of(x, size_list)
+
+
 def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    directions, calls = deserialize_directions(text, tensors), []
+    (directions, layout), calls = _checked_call(x, tensors, sizes, text), []
     x, extra_inputs = _split_extra_inputs(x, directions)
     for direction in directions:
         spec, contiguous = direction.spec(x.dtype), [*_contiguous_tensors(direction), *extra_inputs]
         states = tuple(contiguous[: spec.state_count]) if spec.stateful else None
         params = contiguous[spec.state_count :]
         calls.append(run_compiled.DirectionCall(spec.compiled, spec.cell, params, states, spec.reverse))
-    results = run_compiled.infer(calls, x, _layout(x, sizes))
+    results = run_compiled.infer(calls, x, layout)
     return [tensor for output, final in results for tensor in (output, *final)]
 
 
 def _forward_and_save(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    directions = deserialize_directions(text, tensors)
+    directions, layout = _checked_call(x, tensors, sizes, text)
     x, extra_inputs = _split_extra_inputs(x, directions)
     specs = [direction.spec(x.dtype) for direction in directions]
     flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
     results: list[Tensor] = []
     saved: list[Tensor] = []
-    forward = autograd.forward(specs, _layout(x, sizes), x, flat)
+    forward = autograd.forward(specs, layout, x, flat)
     for spec, (step_states, final, values) in zip(specs, forward, strict=True):
         results += (step_states[0], *final)
         saved += [state for state in step_states[1:] if state is not None]
@@ -246,7 +292,9 @@ def _backward(
     text: str,
     groups: int = 1,
 ) -> list[Tensor]:
-    directions = deserialize_directions(text, tensors)
+    directions, layout = _checked_call(x, tensors, sizes, text, *grads, *outputs_and_saved)
+    argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups, layout.batch)
+    grads = [grad.resolve_neg() for grad in grads]
     x, extra_inputs = _split_extra_inputs(x, directions)
     specs = [direction.spec(x.dtype) for direction in directions]
     flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
@@ -264,7 +312,7 @@ def _backward(
         ]
         values = {node: next(remaining).contiguous() for node in spec.compiled.saved_for_backward}
         saved_by_direction.append((step_states, values))
-    gradients = autograd.gradients(specs, _layout(x, sizes), x, flat, saved_by_direction, grads, groups)
+    gradients = autograd.gradients(specs, layout, x, flat, saved_by_direction, grads, groups)
     if extra_inputs and gradients[0] is not None:
         gradients[0] = torch.cat((gradients[0], torch.zeros_like(extra_inputs[0])), -1)
     return [tensor.contiguous() for tensor in gradients if tensor is not None]
@@ -282,10 +330,6 @@ def _contiguous_tensors(direction: SerializedDirection) -> list[Tensor]:
     return [tensor.resolve_neg().contiguous() for tensor in direction.differentiable]
 
 
-def _layout(x: Tensor, sizes: Tensor | None) -> Layout:
-    return Layout.of(x, None if sizes is None else sizes.tolist())
-
-
 library.impl("recurrence", _infer, "CPU")
 library.impl("recurrence_kept", _forward_and_save, "CPU")
 library.impl("recurrence_back", _backward, "CPU")
@@ -295,12 +339,14 @@ library.impl("recurrence_back", _backward, "CPU")
 
 
 def _fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    results = []
-    for direction in deserialize_directions(text, tensors):
-        batch: Any = x.shape[1]
-        if sizes is not None:
-            context = torch.library.get_ctx()
-            batch = direction.states[0].shape[0] if direction.stateful else context.new_dynamic_size()
+    directions, results = checked_directions(x, tensors, sizes, text), []
+    batch: Any = x.shape[1] if sizes is None else None
+    for direction in directions:
+        if batch is None and direction.stateful:
+            batch = direction.states[0].shape[0]
+    if batch is None:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    for direction in directions:
         results.append(x.new_empty(*x.shape[:-1], direction.widths[0]))
         results += [x.new_empty(batch, width) for width in direction.widths]
     return results
@@ -309,12 +355,11 @@ def _fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
 def _fake_forward_and_save(
     x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
 ) -> list[Tensor]:
-    saved = []
-    for direction in deserialize_directions(text, tensors):
-        compiled = direction.compiled(x.dtype)
-        for shape, dtype in zip(compiled.saved_shapes, compiled.saved_dtypes, strict=True):
-            size = (*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape
-            saved.append(x.new_empty(size, dtype=dtype))
+    saved = [
+        x.new_empty((*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape, dtype=dtype)
+        for direction in deserialize_directions(text, tensors)
+        for shape, dtype in direction.compiled(x.dtype).saved_tensors
+    ]
     return [*_fake_infer(x, tensors, sizes, text), *saved]
 
 
@@ -327,7 +372,8 @@ def _fake_backward(
     text: str,
     groups: int = 1,
 ) -> list[Tensor]:
-    directions = deserialize_directions(text, tensors)
+    directions = checked_directions(x, tensors, sizes, text)
+    argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups)
     has_grad_x = gradient_batch_axes(directions, x.dtype)[:1] == [1]
     gradients = [x.new_empty(x.shape)] if has_grad_x else []
     group_axis = () if groups == 1 else (groups,)

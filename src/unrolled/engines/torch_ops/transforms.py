@@ -14,6 +14,7 @@ from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec
 from unrolled.engines.native.compiled_cell import DTYPES
 from unrolled.engines.torch_ops import operators
+from unrolled.engines.torch_ops.recording import in_pre_dispatch
 
 States = tuple[Tensor, ...]
 
@@ -35,6 +36,7 @@ def active() -> bool:
         or _functorch() is not None
         or _get_current_dispatch_mode() is not None
         or forward_ad._current_level >= 0
+        or in_pre_dispatch()
     )
 
 
