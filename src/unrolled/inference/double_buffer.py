@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 
+from unrolled.engines.memory import all_readable
 from unrolled.engines.native.prepacked import BoundKernel, PrepackedKernel
 from unrolled.inference.plans import Plan, PlanCache
 from unrolled.inference.weight_snapshot import WeightSnapshot
@@ -119,7 +120,7 @@ class _StreamPlan(Plan):
         for buffer, tensor in zip(self.buffers[0], tensors, strict=True):
             if type(tensor) is not Tensor or tensor.shape != buffer.shape or tensor.dtype is not buffer.dtype:
                 return False
-            if not tensor.is_cpu:
+            if not tensor.is_cpu or not all_readable([tensor]):
                 return False
         for buffer, tensor in zip(self.buffers[0], tensors, strict=True):
             buffer.copy_(tensor.detach())  # of any memory layout

@@ -96,7 +96,7 @@ class SequenceBatch:
         assert self.batch_sizes is not None
         if isinstance(self.batch_sizes, list):
             return self.batch_sizes
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return [int(size) for size in self.batch_sizes]
         return recording.read_sizes(self.batch_sizes)
 

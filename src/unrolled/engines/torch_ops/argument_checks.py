@@ -24,9 +24,7 @@ _Expected = tuple[str, tuple[Any, ...]]  # what a tensor is, and its shape; None
 
 def check_dtype(dtype: torch.dtype) -> None:
     """Raise RuntimeError if the operators don't support the dtype of x."""
-    _check(
-        dtype in _DTYPES, lambda: f"the operators of unrolled support float32 and float64, got x of {dtype}"
-    )
+    _check(dtype in _DTYPES, lambda: f"expected x of dtype float32 or float64, got {dtype}")
 
 
 def check_count(what: str, tensors: Sequence[Any], count: int) -> None:
