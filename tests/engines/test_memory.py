@@ -187,9 +187,9 @@ def test_incoming_gradients(kind: str, checkpoint: int | None) -> None:
 
 def test_freed_between_forward_and_backward() -> None:
     layer, x = ur.GRU(3, 4), torch.randn(5, 2, 3)
-    for free in (lambda: x, lambda: layer.weight_hh_l0, lambda: output.detach()):
+    for index in range(3):
         output, _ = layer(x)
-        storage = free().untyped_storage()
+        storage = (x, layer.weight_hh_l0, output.detach())[index].untyped_storage()
         size, backup = storage.nbytes(), storage.clone()
         storage.resize_(0)
         with pytest.raises(RuntimeError, match="memory of a tensor was freed"):

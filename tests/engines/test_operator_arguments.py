@@ -198,7 +198,9 @@ def record(method: str, module: nn.Module, tensors: tuple[Any, ...]) -> Any:
 METHODS = ["jit.trace", "make_fx", "make_fx pre-dispatch", "export", "export strict"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if "strict" in name else []) for name in METHODS]
+)
 @pytest.mark.parametrize(
     "lengths",
     [[[5, 4, 2], [4, 4, 4], [7, 2], [9, 3, 3, 1]], [[5, 2, 4], [2, 3, 3], [1, 6], [7, 3, 2, 9]]],
@@ -265,7 +267,7 @@ def test_exported_programs_check_states() -> None:
             checked(x, wrong)
 
 
-@pytest.mark.parametrize("cell", [ur.cells.MGU, ur.cells.SLSTM, Scaled])
+@pytest.mark.parametrize("cell", [ur.cells.MGU, pytest.param(ur.cells.SLSTM, marks=pytest.mark.slow), Scaled])
 def test_cells_that_save_lists_numbers_and_booleans(cell: type[ur.Cell]) -> None:
     layer = ur.Recurrent(cell, 3, 4, num_layers=2)
     x = torch.randn(2, 5, 2, 3)

@@ -1,4 +1,4 @@
-"""Packed sequences that don't fit together are refused, with every engine and in every way to call a layer."""
+"""Packed sequences that don't fit together are refused, with every engine and in every kind of call."""
 
 from __future__ import annotations
 

@@ -206,17 +206,23 @@ def _check_packed(x: PackedSequence, layer: str) -> list[int] | Tensor:
         if error_message:
             raise InputError(f"{layer}: {error_message}")
     if x.sorted_indices is not None or x.unsorted_indices is not None:
-        _check_order(x, None if isinstance(sizes, Tensor) else sizes[0], layer)
+        are_inverse = _check_order(x, None if isinstance(sizes, Tensor) else sizes[0], layer)
+        if torch.jit.is_tracing() and are_inverse is not None:
+            # torch.jit.trace drops assertions from its graph, but the operator checks sizes.
+            return torch.where(are_inverse, batch_sizes, -1)
     return sizes
 
 
-def _check_order(x: PackedSequence, batch: int | None, layer: str) -> None:
+def _check_order(x: PackedSequence, batch: int | None, layer: str) -> Tensor | None:
     """Raise InputError if the indices of a PackedSequence aren't two permutations that undo each other.
 
     Args:
         x: The PackedSequence.
         batch: Number of rows. None while torch records a graph, which then contains the check.
         layer: Name of the layer, for error messages.
+
+    Returns:
+        While torch records a graph, whether they are.
     """
     after, before = x.sorted_indices, x.unsorted_indices
     message = (
@@ -233,8 +239,9 @@ def _check_order(x: PackedSequence, batch: int | None, layer: str) -> None:
         ones = torch.ones_like(after), torch.ones_like(before)  # no size becomes a constant of the graph
         are_inverse = (before.index_select(0, after) == ones[0].cumsum(0) - 1).all()
         are_inverse &= (after.index_select(0, before) == ones[1].cumsum(0) - 1).all()
-        torch._assert_async(are_inverse & (ones[0].sum() == x.batch_sizes[0].to(after.device)), message)
-        return
+        are_inverse &= ones[0].sum() == x.batch_sizes[0].to(after.device)
+        torch._assert_async(are_inverse, message)
+        return are_inverse.to(x.batch_sizes.device)
     if not (len(after) == len(before) == batch):
         raise InputError(message)
     after, before = after.cpu(), before.cpu()
@@ -244,6 +251,7 @@ def _check_order(x: PackedSequence, batch: int | None, layer: str) -> None:
         raise InputError(message) from None
     if not torch.equal(undone, torch.arange(batch, device="cpu")):
         raise InputError(message)
+    return None
 
 
 @dataclass(slots=True)
