@@ -1,4 +1,4 @@
-"""Tensors without memory of their own, and others that compiled code can't read: right numbers or an error."""
+"""Tensors without memory, and others that compiled code can't read: right numbers or an error."""
 
 from __future__ import annotations
 
