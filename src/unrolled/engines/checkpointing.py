@@ -66,7 +66,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         if not keep_graph():
             ctx.saved = None
-        grads = materialize_gradients(grads, [x, *tensors])  # type: ignore[assignment]  # none is None
+        grads = materialize_gradients(grads, [x, *tensors])
         if by_reference(grads):
             return None, None, *reference_gradients(specs, None, x, tensors, grads)
         grad_x: Tensor | None = None

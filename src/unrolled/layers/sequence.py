@@ -207,7 +207,7 @@ def _check_packed(x: PackedSequence, layer: str) -> list[int] | Tensor:
             raise InputError(f"{layer}: {error_message}")
     if x.sorted_indices is not None or x.unsorted_indices is not None:
         are_inverse = _check_order(x, None if isinstance(sizes, Tensor) else sizes[0], layer)
-        if torch.jit.is_tracing() and are_inverse is not None:
+        if recording.in_jit_trace() and are_inverse is not None:
             # torch.jit.trace drops assertions from its graph, but the operator checks sizes.
             return torch.where(are_inverse, batch_sizes, -1)
     return sizes

@@ -28,11 +28,13 @@ from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
-# By the values that the step reads, and a key of :func:`compiled`; those used last are at the end.
+# By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell of
+# a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
 _cells: dict[object, CompiledCell | Exception] = {}
 # Cells that use tensor attributes: the cell with their values, their versions, and the tensors themselves.
 _cells_with_tensors: dict[object, tuple[CompiledCell, list[int], list[Tensor]]] = {}
-_MAX_CELLS, _MAX_BYTES = 1000, 2**26  # bytes of the tensors in _cells_with_tensors
+_MAX_CELLS = 128  # a captured cell needs up to 1 MB
+_MAX_CELLS_WITH_TENSORS, _MAX_BYTES = 1000, 2**26  # bytes of the tensors
 _MAX_ATTEMPTS = 3  # to capture a step during which no value changes
 _lock = threading.Lock()
 
@@ -132,7 +134,9 @@ def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object
         size = sum(
             tensor.nbytes for _, _, attributes in _cells_with_tensors.values() for tensor in attributes
         )
-        while len(_cells_with_tensors) > 1 and (len(_cells_with_tensors) > _MAX_CELLS or size > _MAX_BYTES):
+        while len(_cells_with_tensors) > 1 and (
+            len(_cells_with_tensors) > _MAX_CELLS_WITH_TENSORS or size > _MAX_BYTES
+        ):
             _, _, evicted = _cells_with_tensors.pop(next(iter(_cells_with_tensors)))
             size -= sum(tensor.nbytes for tensor in evicted)
     return result

@@ -16,11 +16,16 @@ def in_pre_dispatch() -> bool:
     return _pre_dispatch_modes.get(0) is not None
 
 
+def in_jit_trace() -> bool:
+    """Return whether ``torch.jit.trace`` records a graph."""
+    return not torch.compiler.is_compiling() and _tracing() is not None
+
+
 def active() -> bool:
     """Return whether torch records a graph: compile, export, jit.trace, make_fx, or fake tensors."""
     return (
         torch.compiler.is_compiling()
-        or _tracing() is not None
+        or in_jit_trace()
         or any(map(_dispatch_mode, _MODES))
         or in_pre_dispatch()
     )
