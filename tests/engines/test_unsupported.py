@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, assert_close
 
-GLOBAL = torch.linspace(-1, 1, 8)
+GLOBAL = torch.linspace(-1, 1, 8, requires_grad=True)
 
 
 def branch(self, x, h):
@@ -37,7 +37,7 @@ def inplace_view(self, x, h):
 
 
 def sort(self, x, h):
-    return torch.sort(h + x, -1)[0]
+    return torch.sort(torch.cat([h, x, h], -1), -1)[0][:, 8:16]
 
 
 def batch_mean(self, x, h):
@@ -54,6 +54,22 @@ def batch_flip(self, x, h):
 
 def batch_attention(self, x, h):
     return torch.softmax(h @ x.t(), -1) @ x
+
+
+def dynamic_shape(self, x, h):
+    return h + x[x > 0].sum()
+
+
+def nonzero(self, x, h):
+    return h + x * x.nonzero().shape[0]
+
+
+def complex_product(self, x, h):
+    return (torch.view_as_complex((h + x).view(-1, 4, 2)) * 1j).real.repeat(1, 2)
+
+
+def batch_std(self, x, h):
+    return torch.tanh(h / x.std(0))
 
 
 def noise(self, x, h):
@@ -94,11 +110,27 @@ def bfloat16(self, x, h):
 
 
 def integers(self, x, h):
-    return (h + x) * ((h > 0).sum(-1, keepdim=True) * 1000 // 7)
+    return (h + x) * (((h * 1e6).long() * 1103515245 + 12345) % 2**31)
+
+
+class Lgamma(torch.autograd.Function):
+    """A function whose backward isn't supported."""
+
+    @staticmethod
+    def forward(v):
+        return v.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].lgamma()
 
 
 def only_in_backward(self, x, h):
-    return torch.sigmoid(h + x).prod(-1, keepdim=True) + x
+    return Lgamma.apply(h + x)
 
 
 def in_a_helper(self, x, h):
@@ -106,18 +138,22 @@ def in_a_helper(self, x, h):
 
 
 def helper(v):
-    return v.cummax(-1).values
+    return v.lgamma()
 
 
 IN_PLACE = (inplace, inplace_view)
 UNSUPPORTED = [
-    (branch, "torch.Tensor.__bool__", "values of a tensor"),
+    (branch, "torch.Tensor.__bool__", "values of a tensor, .* use torch.where"),
     (item, "torch.Tensor.item", "values of a tensor"),
     (inplace, "torch.Tensor.add_", "changes its input h in place"),
     (inplace_view, "torch.Tensor.__setitem__", "changes its input x in place"),
-    (sort, "torch.sort", "aten.sort.stable|aten.sort.default is not supported by the compiler"),
-    (batch_mean, "torch.Tensor.mean", "mixes rows of the batch"),
-    (batch_norm, "torch.nn.functional.batch_norm", "batch_norm"),
+    (sort, "torch.sort", "up to 16 sorted values per row, got 24"),
+    (dynamic_shape, "torch.Tensor.__getitem__", "the shape of a result depends .* use torch.where"),
+    (nonzero, "torch.Tensor.nonzero", "the shape of a result depends .* use torch.where"),
+    (complex_product, "torch.view_as_complex", "converts to torch.complex64 in the step; compute the real"),
+    (batch_mean, "torch.Tensor.mean", "mixes rows of the batch, .* over the features"),
+    (batch_std, "torch.Tensor.std", "mixes rows of the batch, .* over the features"),
+    (batch_norm, "torch.nn.functional.batch_norm", "statistics over the batch, .* use layer_norm"),
     (batch_flip, "torch.Tensor.flip", "mixes rows of the batch"),
     (batch_attention, "torch.Tensor.matmul", "mixes rows of the batch"),
     (noise, "torch.randn_like", "draws random numbers"),
@@ -125,13 +161,13 @@ UNSUPPORTED = [
     (size, "torch.Tensor.div", "depends on the batch size"),
     (branch_on_size, "torch.Tensor", "depends on the batch size"),
     (python_noise, "torch.Tensor.mul", "differs from run to run"),
-    (outside, "torch.Tensor.mul", "a tensor from outside"),
+    (outside, "torch.Tensor.mul", "outside .* requires a gradient; declare it as a Param"),
     (stores_a_tensor, "torch.Tensor.add", "another run of the step created"),
     (complex_dtype, "torch.fft.rfft", "converts to torch.complex64"),
     (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
-    (integers, "torch.Tensor.mul", "computes with integers"),
-    (only_in_backward, "the backward of torch.Tensor.prod", "aten.cumprod"),
-    (in_a_helper, "torch.Tensor.cummax", "aten.cummax"),
+    (integers, "torch.Tensor.mul", "whole numbers that may exceed 2\\^53; limit its operands with clamp"),
+    (only_in_backward, "the backward of", "aten.lgamma"),
+    (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma"),
 ]
 
 

@@ -48,11 +48,12 @@ def run_directions(
 ) -> list[tuple[Tensor, States]]:
     """Return the output and the final states of each direction; see :func:`unrolled.engines.dispatch.run`.
 
-    bfloat16 is computed in float32: the input is converted before, and the results after.
+    If the loops compute in another dtype, the input is converted before, and the results after: bfloat16 is
+    computed in float32, and a float32 step that uses float64 values in float64.
     """
-    dtype = x.dtype
-    if dtype is torch.bfloat16:
-        x, directions = x.float(), [_to_float32(direction) for direction in directions]
+    dtype, loop_dtype = x.dtype, directions[0].compiled.dtype
+    if dtype is not loop_dtype:
+        x, directions = x.to(loop_dtype), [_converted(direction) for direction in directions]
     tensors: list[Tensor] = []
     for direction in directions:
         tensors += (*(direction.state or ()), *direction.params)
@@ -72,14 +73,16 @@ def run_directions(
         results = group_by_direction(flat, specs)
     else:
         results = infer(directions, x, Layout.of(x, sizes))
-    if dtype is torch.bfloat16:
+    if dtype is not loop_dtype:
         return [(output.to(dtype), tuple(part.to(dtype) for part in final)) for output, final in results]
     return results
 
 
-def _to_float32(direction: DirectionCall) -> DirectionCall:
-    params = [param.float() for param in direction.params]
-    state = None if direction.state is None else tuple(part.float() for part in direction.state)
+def _converted(direction: DirectionCall) -> DirectionCall:
+    """Return a direction with its tensors in the dtype of its loops."""
+    dtype = direction.compiled.dtype
+    params = [param.to(dtype) for param in direction.params]
+    state = None if direction.state is None else tuple(part.to(dtype) for part in direction.state)
     cell = direction.cell.bind(dict(zip(direction.cell.shapes(), params, strict=False)))
     return DirectionCall(direction.compiled, cell, params, state, direction.reverse)
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
@@ -32,12 +32,19 @@ from unrolled.engines.compiler.checks import (
 )
 from unrolled.engines.compiler.decompositions import trace_decomposed
 from unrolled.engines.compiler.gradient_paths import GradientPaths, gradient_paths
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError, ancestors, dependents
+from unrolled.engines.compiler.lowering.dtypes import INTEGER_DTYPES, NeedsFloat64Error
 from unrolled.engines.compiler.lowering.lower import lower
 from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
-from unrolled.engines.compiler.source_location import BackwardLocationMode, LocationTracker, unsupported
+from unrolled.engines.compiler.source_location import (
+    BackwardLocationMode,
+    LocationTracker,
+    unsupported,
+)
 
 aten = torch.ops.aten
+
+_INDEX_DTYPES = (torch.bool, *INTEGER_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class CapturedStep:
             at the time of the capture.
         mode_independent: Whether the step does the same in training and in evaluation mode.
         paths: Which inputs autograd reaches from each new state. None without a backward.
+        dtype: Dtype that the loops compute in. It is float64 for a float32 step that needs more digits.
+        constant_attributes: Tensor attributes whose values are constants of the graph, such as indices.
     """
 
     graph: fx.Graph
@@ -76,21 +85,45 @@ class CapturedStep:
     constants: dict[fx.Node, Tensor]
     mode_independent: bool
     paths: GradientPaths | None
+    dtype: torch.dtype = torch.float32
+    constant_attributes: dict[str, Tensor] = field(default_factory=dict)
 
 
 def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedStep:
+    """Capture the step of a cell and its backward; see :func:`_capture`.
+
+    If that fails and the cell has tensor attributes of whole numbers or booleans, their values may be needed:
+    then they become constants of the graph.
+    """
+    try:
+        return _capture(cell, dtype, training, {})
+    except UnsupportedError as error:
+        attributes = tensor_attributes(cell).items()
+        constant = {name: value for name, value in attributes if value.dtype in _INDEX_DTYPES}
+        if not constant:
+            raise
+        try:
+            return _capture(cell, dtype, training, constant)
+        except UnsupportedError:
+            raise error from None
+
+
+def _capture(
+    cell: Cell, dtype: torch.dtype, training: bool, constant_attributes: dict[str, Tensor]
+) -> CapturedStep:
     """Capture the step of a cell and its backward.
 
     Args:
         cell: The cell, with its options. Its parameters need not be bound.
         dtype: Dtype of the parameters, the input and the states.
         training: Whether to capture the backward too. Without it, every gradient is None.
+        constant_attributes: Tensor attributes whose values become constants.
 
     Raises:
         UnsupportedError: If the step can't be captured, for example because it branches on values, changes
             its inputs in place or draws random numbers. The message names the operation and its line.
     """
-    attributes = tensor_attributes(cell)
+    attributes = {n: value for n, value in tensor_attributes(cell).items() if n not in constant_attributes}
     extra_width = cell.features - cell.input
     state_sizes = list(cell.state_sizes().values())
     tracker = LocationTracker(cell)
@@ -125,7 +158,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         if not training:
             return forward(params, x, states), [None] * (param_count + 1 + len(states))
         new_states: Any
-        new_states, vjp = torch.func.vjp(forward, params, x, states)  # type: ignore[misc]
+        new_states, vjp = differentiate(forward, params, x, states)
         tracker.current = None  # an error from here on is in torch's backward, not in a line of the step
         with BackwardLocationMode():  # type: ignore[no-untyped-call]
             return new_states, vjp((carries[0] + grad_output, *carries[1:]))
@@ -157,9 +190,16 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
             params.append(torch.empty(BATCH_SYMBOL, extra_width, dtype=dtype))
         carries = [torch.empty_like(state) for state in states]
         arguments = (params, attribute_values, x, states, carries, torch.empty_like(states[0]))
+        differentiate: Any = torch.func.vjp
         try:
             mode_independent = check_capturable(make_run, cell.training, tracker)
-            module = trace_decomposed(forward_and_backward, arguments)
+            try:
+                module = trace_decomposed(forward_and_backward, arguments)
+            except RuntimeError as error:
+                if "setup_context" not in str(error):
+                    raise
+                differentiate = _vjp  # torch.func needs an autograd.Function with setup_context
+                module = trace_decomposed(forward_and_backward, arguments)
             paths = None
             if training:
                 (shared, attribute_values), (full_x, _) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
@@ -174,10 +214,38 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         flat: list[Tensor] = tree_leaves(arguments)
         first_state = len(params) + len(attributes) + 1
         recurrent = [first_state <= k < len(flat) - 1 for k in range(len(flat))]  # states and carries
-        lowered = lower(module, flat, recurrent, dtype)
-    return _assign_roles(
+        loop_dtype = dtype
+        try:
+            lowered = lower(module, flat, recurrent, dtype)
+        except NeedsFloat64Error:
+            loop_dtype = torch.float64
+            first_attribute = len(params)
+            is_attribute = [first_attribute <= k < first_state - 1 for k in range(len(flat))]
+            flat = [v if own else v.double() for v, own in zip(flat, is_attribute, strict=True)]
+            lowered = lower(module, flat, recurrent, loop_dtype)
+    captured = _assign_roles(
         lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
     )
+    return replace(captured, dtype=loop_dtype, constant_attributes=constant_attributes)
+
+
+def _vjp(function: Callable[..., tuple[Tensor, ...]], *primals: Any) -> tuple[tuple[Tensor, ...], Any]:
+    """Return what ``torch.func.vjp`` returns, computed by torch.autograd."""
+    with torch.enable_grad():
+        primals = tree_map(lambda primal: primal.detach().requires_grad_(), primals)
+        outputs = function(*primals)
+
+    def backward(gradients: tuple[Tensor, ...]) -> Any:
+        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        inputs, structure = tree_flatten(primals)
+        results: Any = [None] * len(inputs)
+        if pairs:
+            used, used_gradients = zip(*pairs, strict=True)
+            results = torch.autograd.grad(used, inputs, used_gradients, allow_unused=True)
+        filled = [torch.zeros_like(v) if g is None else g for g, v in zip(results, inputs, strict=True)]
+        return tree_unflatten(filled, structure)
+
+    return outputs, backward
 
 
 def _check_states(

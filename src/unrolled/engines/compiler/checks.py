@@ -29,6 +29,7 @@ from unrolled.engines.compiler.source_location import LocationTracker, SourceLoc
 aten = torch.ops.aten
 
 OTHER_BATCH_SIZES = (2, 61)
+_MAX_COMPARED = 4096  # elements of an outside tensor; a larger one must be the same object in each run
 _LIFT_OPS = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
 
 # Takes a batch size; returns the inputs by name, and a function that runs the step on them.
@@ -146,15 +147,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._tensor_numbers[id(value)], "tensor"
         if isinstance(value, FakeTensor):
             raise unsupported("it uses a tensor that another run of the step created", location)
-        if func in _LIFT_OPS:  # a tensor that the step creates from numbers
-            with _disable_current_modes():
-                return tuple(value.shape), value.dtype, value.flatten().tolist()
         kind = f"{value.dtype} with shape {tuple(value.shape)}"
-        raise unsupported(
-            f"it uses a tensor from outside ({kind}); create it in the step, or make it an attribute of the "
-            "cell",
-            location,
-        )
+        if value.requires_grad:
+            raise unsupported(
+                f"it uses a tensor from outside ({kind}) that requires a gradient; declare it as a Param",
+                location,
+            )
+        if type(value) is not Tensor or not value.is_cpu or value.layout is not torch.strided:
+            raise unsupported(
+                f"it uses a tensor from outside ({kind}) that isn't a plain tensor on the CPU", location
+            )
+        if func in _LIFT_OPS or value.numel() <= _MAX_COMPARED:  # perhaps created from numbers in each run
+            with _disable_current_modes():
+                return tuple(value.shape), value.dtype, repr(value.flatten().tolist())  # NaN equals NaN
+        return id(value), "outside"
 
 
 def _named_arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
@@ -256,7 +262,17 @@ def capture_error(error: Exception, tracker: LocationTracker) -> UnsupportedErro
     if isinstance(error, UnsupportedError):
         return error
     location = tracker.current or tracker.step
-    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
-        return unsupported("its step can't be captured because it reads the values of a tensor", location)
+    if isinstance(error, DynamicOutputShapeException):
+        return unsupported(
+            "its step can't be captured because the shape of a result depends on the values of a tensor; "
+            "use torch.where or multiply by a mask, which keep the shape",
+            location,
+        )
+    if isinstance(error, DataDependentOutputException):
+        return unsupported(
+            "its step can't be captured because it reads the values of a tensor, as if and item() do; "
+            "use torch.where(condition, a, b) instead",
+            location,
+        )
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return unsupported(f"its step can't be captured, {type(error).__name__}: {first_line}", location)

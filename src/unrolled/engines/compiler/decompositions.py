@@ -12,6 +12,7 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.source_location import LocationInterpreter, location_of, unsupported
 
 aten = torch.ops.aten
@@ -21,9 +22,12 @@ _EXTRA_DECOMPOSITIONS = [  # operations that core ATen leaves whole
     aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
     aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
     aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.unbind,
-    aten.split,
+    aten.split, aten.native_batch_norm, aten.native_batch_norm_backward,
 ]  # fmt: skip
-_NOT_DECOMPOSED = (aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default)
+_NOT_DECOMPOSED = (
+    aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default,
+    aten.linspace.default, aten.logspace.default, *PADDING_RULES,
+)  # fmt: skip
 
 
 def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
@@ -34,12 +38,18 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
         arguments: Fake tensors to call it with.
 
     Raises:
-        UnsupportedError: If the function draws random numbers, or uses tensors that are no arguments.
+        UnsupportedError: If the function draws random numbers.
     """
     table = _decompositions()
     module: fx.GraphModule = make_fx(function, decomposition_table=table)(*arguments)
     if any(map(_is_in_place, module.graph.nodes)):
-        module = make_fx(torch.func.functionalize(function), decomposition_table=table)(*arguments)
+        try:
+            module = make_fx(torch.func.functionalize(function), decomposition_table=table)(*arguments)
+        except RuntimeError as error:
+            if "custom_function_call" not in str(
+                error
+            ):  # an autograd.Function can't be functionalized itself
+                raise
     if any(map(_is_in_place, module.graph.nodes)):  # some decompositions use in-place operations themselves
         functional = torch.func.functionalize(LocationInterpreter(module).run)
         module = make_fx(functional, decomposition_table=table)(*tree_leaves(arguments))
@@ -92,13 +102,9 @@ def _check_graph(graph: fx.Graph) -> None:
     """Raise an error for operations that can't be compiled and would get a worse message later.
 
     Raises:
-        UnsupportedError: If the graph uses an outside tensor, draws random numbers or works in place.
+        UnsupportedError: If the graph draws random numbers or works in place.
     """
     for node in graph.nodes:
-        if node.op == "get_attr" and any(
-            user.target is not aten.lift_fresh_copy.default for user in node.users
-        ):
-            raise unsupported("it uses a tensor from outside", location_of(next(iter(node.users))))
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise unsupported(f"it draws random numbers: {node.target}", location_of(node))
         if _is_in_place(node):

@@ -13,6 +13,11 @@ aten = torch.ops.aten
 _REDUCTIONS = {aten.sum.dim_IntList, aten.prod.dim_int, aten.amax.default, aten.amin.default}
 BATCH_SYMBOL = 1_000_003  # batch size during capture: a prime that no other size is likely to equal
 
+MIXES_ROWS = (
+    "mixes rows of the batch, which must be independent; compute over the features (dim=-1), or compute "
+    "statistics over the batch before the layer"
+)
+
 
 class UnsupportedError(Exception):
     """The compiler can't compile a step; the message gives the reason."""

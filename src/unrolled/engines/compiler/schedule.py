@@ -34,8 +34,8 @@ class Phase:
 class Schedule:
     """The levels of a loop.
 
-    What a product or a reduction reads must have been stored whole at an earlier level. A product itself is
-    stored if a later level reads it.
+    What a product or a reduction reads must have been stored whole at an earlier level, and so must a
+    concatenation that any value reads. A product itself is stored if a later level reads it.
 
     Args:
         partition: The partition that contains the loop.
@@ -78,7 +78,7 @@ class Schedule:
                 if node in self.deferred and operand not in self.deferred:
                     stored[operand] = None
                     continue
-                if is_product:
+                if is_product or operand.target is aten.cat.default:
                     read_whole = True
                 elif is_reduction(node):
                     read_whole = operand in in_registers

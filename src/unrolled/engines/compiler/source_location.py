@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.replacements import REPLACEMENTS
 
 _INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
@@ -107,7 +108,7 @@ class LocationTracker(TorchFunctionMode):
     """Track which line of a step calls torch, and tag the nodes traced for each call.
 
     It also replaces a product with a matrix that all rows share by an einsum, because torch.matmul would copy
-    the matrix for each row.
+    the matrix for each row, and the functions in ``replacements.py``.
 
     Attributes:
         current: Location of the latest call of a torch function; None outside the step.
@@ -132,7 +133,10 @@ class LocationTracker(TorchFunctionMode):
             if func in _MATMULS and _is_shared_matrix(*args):
                 result = torch.einsum("b...ij,...jk->b...ik", *args)
             else:
-                result = func(*args, **(kwargs or {}))
+                try:
+                    result = REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+                except UnsupportedError as error:
+                    raise unsupported(str(error), self.current) from error
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._tag_autograd_nodes(tensor.grad_fn)

@@ -55,7 +55,7 @@ class CompiledCell:
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
         log.graph.info("%s", GraphDump(cell, dtype, self.captured, self._forward, self._backward))
-        self.dtype = dtype
+        self.dtype = dtype = self.captured.dtype
         self.widths = list(cell.state_sizes().values())
         self._no_states: list[None] = [None] * len(self.widths)
         self._null_addresses = [0] * (len(self.widths) - 1)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from unrolled.engines.compiler.ir import is_batched, is_number
+from unrolled.engines.compiler.lowering.dtypes import round_to_float32
 from unrolled.engines.compiler.source_location import location_of, unsupported
 
 aten = torch.ops.aten
@@ -23,6 +24,7 @@ CPP_OPS: dict[object, str] = {
     aten.sgn.default: "sign({0})",
     aten.clone.default: "{0}",
     aten._to_copy.default: "{0}",  # of a bool, to the dtype of the loop
+    round_to_float32: "round_to_float({0})",
     aten.expand.default: "{0}",
     aten.mul.Tensor: "({0} * {1})",
     aten.mul.Scalar: "({0} * {1})",

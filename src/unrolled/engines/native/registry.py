@@ -53,9 +53,15 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
         RuntimeError: If ``values`` have changed before the cell was compiled for this dtype.
     """
     dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
-    key = (cell._wrapper_spec, cell.training, torch.get_default_dtype(), dtype)
+    key: tuple[object, ...] = (cell._wrapper_spec, cell.training, torch.get_default_dtype(), dtype)
     latest = step_values(cell) if values is None else values
     result = latest.derived.get(key)
+    if isinstance(result, CompiledCell) and result.captured.constant_attributes:
+        constant = result.captured.constant_attributes
+        contents = [_content(getattr(cell.innermost, name)) for name in constant]
+        if contents != [*map(_content, constant.values())]:
+            key = (*key, *contents)
+            result = latest.derived.get(key)
     if result is None:
         if values is not None and (values.digest, key) not in _cells:
             check_same_values(cell, values.digest, f"wasn't compiled for {dtype} before")
@@ -142,6 +148,13 @@ def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object
     return result
 
 
+def _content(value: object) -> object:
+    """Return the content of a tensor attribute in a form that is hashable and compares by value."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.dtype, value.shape, value.detach().cpu().contiguous().numpy().tobytes()
+
+
 @renew_after_fork
 def _renew_lock() -> None:
     global _lock
@@ -163,6 +176,6 @@ def weights(cell: Cell) -> Weights | None:
         direct_inputs = compiled_cell.direct_inputs  # compiles the inference loop
     except (UnsupportedError, NoCompilerError):
         return None
-    if direct_inputs is None:
+    if direct_inputs is None or compiled_cell.dtype is not dtype:
         return None
     return Weights(compiled_cell, [param.detach().contiguous() for param in params])

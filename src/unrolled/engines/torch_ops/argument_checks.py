@@ -77,7 +77,11 @@ def check_forward(directions: Sequence[Any], x: Tensor, sizes: Tensor | None, ba
         _check_tensors([x], [("the packed x", (None, features))], x)
         _check_sizes_tensor(sizes, x)
     for direction in directions:
-        attributes = direction.compiled(x.dtype).captured.tensor_attributes
+        captured = direction.compiled(x.dtype).captured
+        attributes: dict[str, Any] = {
+            name: node.meta["val"] for name, node in captured.tensor_attributes.items()
+        }
+        attributes |= captured.constant_attributes
         if direction.tensor_attributes != tuple(attributes):
             raise ValueError(INVALID_TEXT.format(direction.tensor_attributes))
         expected: list[_Expected] = []
@@ -87,8 +91,7 @@ def check_forward(directions: Sequence[Any], x: Tensor, sizes: Tensor | None, ba
         expected += [(f"the parameter {name}", shape) for name, shape in direction.cell.shapes().items()]
         count = len(direction.differentiable)
         _check_tensors(direction.tensors[:count], expected, x)
-        for (name, node), tensor in zip(attributes.items(), direction.tensors[count:], strict=True):
-            value = node.meta["val"]
+        for (name, value), tensor in zip(attributes.items(), direction.tensors[count:], strict=True):
             _check_tensor(tensor, f"the attribute {name}", tuple(value.shape), value.dtype, x.device)
 
 

@@ -74,7 +74,8 @@ def serialize_direction(
             compiled.inference  # noqa: B018
             return compiled
 
-        tensor_attributes = tuple(run_outside_transforms(compile_cell).captured.tensor_attributes)
+        captured = run_outside_transforms(compile_cell).captured
+        tensor_attributes = (*captured.tensor_attributes, *captured.constant_attributes)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
     direction = json.dumps({"cell": text, "stateful": stateful, "back": reverse, "own": tensor_attributes})
@@ -251,31 +252,32 @@ def _checked_call(
 
 
 def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    (directions, layout), calls = _checked_call(x, tensors, sizes, text), []
-    x, extra_inputs = _split_extra_inputs(x, directions)
-    for direction in directions:
-        spec, contiguous = direction.spec(x.dtype), [*_contiguous_tensors(direction), *extra_inputs]
+    (directions, layout), calls, dtype = _checked_call(x, tensors, sizes, text), [], x.dtype
+    specs = [direction.spec(dtype) for direction in directions]
+    x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
+    for direction, spec in zip(directions, specs, strict=True):
+        contiguous = [*_contiguous_tensors(direction, x.dtype), *extra_inputs]
         states = tuple(contiguous[: spec.state_count]) if spec.stateful else None
         params = contiguous[spec.state_count :]
         calls.append(run_compiled.DirectionCall(spec.compiled, spec.cell, params, states, spec.reverse))
     results = run_compiled.infer(calls, x, layout)
-    return [tensor for output, final in results for tensor in (output, *final)]
+    return [tensor.to(dtype) for output, final in results for tensor in (output, *final)]
 
 
 def _forward_and_save(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
-    directions, layout = _checked_call(x, tensors, sizes, text)
-    x, extra_inputs = _split_extra_inputs(x, directions)
-    specs = [direction.spec(x.dtype) for direction in directions]
-    flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
+    (directions, layout), dtype = _checked_call(x, tensors, sizes, text), x.dtype
+    specs = [direction.spec(dtype) for direction in directions]
+    x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
+    flat = [t for direction in directions for t in (*_contiguous_tensors(direction, x.dtype), *extra_inputs)]
     results: list[Tensor] = []
     saved: list[Tensor] = []
     forward = autograd.forward(specs, layout, x, flat)
     for spec, (step_states, final, values) in zip(specs, forward, strict=True):
-        results += (step_states[0], *final)
+        results += [tensor.to(dtype) for tensor in (step_states[0], *final)]
         saved += [state for state in step_states[1:] if state is not None]
         saved += [values[node] for node in spec.compiled.saved_for_backward]
     storages = {tensor.untyped_storage().data_ptr() for tensor in (x, *tensors, *results) if tensor.numel()}
-    for k, (tensor, axis) in enumerate(zip(saved, saved_batch_axes(directions, x.dtype), strict=True)):
+    for k, (tensor, axis) in enumerate(zip(saved, saved_batch_axes(directions, dtype), strict=True)):
         if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
             tensor = tensor.clone()  # results of an operator must not share memory
         storages.add(tensor.untyped_storage().data_ptr())
@@ -294,18 +296,19 @@ def _backward(
 ) -> list[Tensor]:
     directions, layout = _checked_call(x, tensors, sizes, text, *grads, *outputs_and_saved)
     argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups, layout.batch)
-    grads = [grad.resolve_neg() for grad in grads]
-    x, extra_inputs = _split_extra_inputs(x, directions)
-    specs = [direction.spec(x.dtype) for direction in directions]
-    flat = [tensor for direction in directions for tensor in (*_contiguous_tensors(direction), *extra_inputs)]
+    dtype = x.dtype
+    specs = [direction.spec(dtype) for direction in directions]
+    x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
+    flat = [t for direction in directions for t in (*_contiguous_tensors(direction, x.dtype), *extra_inputs)]
+    grads = [grad.resolve_neg().to(x.dtype) for grad in grads]
     outputs, saved = outputs_and_saved[: len(directions)], outputs_and_saved[len(directions) :]
-    axes = saved_batch_axes(directions, x.dtype)
+    axes = saved_batch_axes(directions, dtype)
     remaining = iter(
         [tensor if axis is None else tensor.flatten(0, -2) for tensor, axis in zip(saved, axes, strict=True)]
     )
     saved_by_direction = []
     for spec, output in zip(specs, outputs, strict=True):
-        step_states: list[Tensor | None] = [output.contiguous()]
+        step_states: list[Tensor | None] = [output.to(x.dtype).contiguous()]
         step_states += [
             None if size is None else next(remaining).contiguous()
             for size in spec.compiled.saved_state_widths[1:]
@@ -315,19 +318,21 @@ def _backward(
     gradients = autograd.gradients(specs, layout, x, flat, saved_by_direction, grads, groups)
     if extra_inputs and gradients[0] is not None:
         gradients[0] = torch.cat((gradients[0], torch.zeros_like(extra_inputs[0])), -1)
-    return [tensor.contiguous() for tensor in gradients if tensor is not None]
+    return [tensor.to(dtype).contiguous() for tensor in gradients if tensor is not None]
 
 
-def _split_extra_inputs(x: Tensor, directions: Sequence[SerializedDirection]) -> tuple[Tensor, list[Tensor]]:
-    """Split x into the cell's input and the extra inputs that wrappers read; both contiguous."""
-    x, width = x.resolve_neg(), directions[0].cell.input
+def _split_extra_inputs(
+    x: Tensor, directions: Sequence[SerializedDirection], dtype: torch.dtype
+) -> list[Tensor]:
+    """Split x into the cell's input and any extra inputs that wrappers read; contiguous, in a dtype."""
+    x, width = x.resolve_neg().to(dtype), directions[0].cell.input
     if x.shape[-1] == width:
-        return x, []
-    return x[..., :width].contiguous(), [x[..., width:].contiguous()]
+        return [x]
+    return [x[..., :width].contiguous(), x[..., width:].contiguous()]
 
 
-def _contiguous_tensors(direction: SerializedDirection) -> list[Tensor]:
-    return [tensor.resolve_neg().contiguous() for tensor in direction.differentiable]
+def _contiguous_tensors(direction: SerializedDirection, dtype: torch.dtype) -> list[Tensor]:
+    return [tensor.resolve_neg().to(dtype).contiguous() for tensor in direction.differentiable]
 
 
 library.impl("recurrence", _infer, "CPU")

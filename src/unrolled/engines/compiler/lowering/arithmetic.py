@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, without_batch
+from unrolled.engines.compiler.lowering.dtypes import INTEGER_DTYPES
 from unrolled.engines.compiler.lowering.reductions import sum_dims
 
 aten, prims = torch.ops.aten, torch.ops.prims
+
+_MAX_INTEGER_POWER = 16
 
 
 def _broadcast_in_dim(
@@ -52,7 +57,7 @@ def _matmul(columns: Columns, left: Any, right: Any, shape: tuple[int, ...]) -> 
     elif isinstance(right, ColumnView) and right.batch_axis == 1 and right.shape[1] == BATCH_SYMBOL:
         product = columns.matmul(right.ids.flatten(), left.t())
         return ColumnView(product.ids.reshape(without_batch(shape)), shape)
-    raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+    raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
 
 
 def _addmm(columns: Columns, bias: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -87,7 +92,7 @@ def _bmm(columns: Columns, left: Any, right: Any) -> Any:
         return ColumnView(value.ids[k], value.shape[1:]) if isinstance(value, ColumnView) else value[k]
 
     if any(v.batch_axis == 0 for v in views):
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     results = [_matmul(columns, head(left, k), head(right, k), shape[1:]) for k in range(shape[0])]
     if isinstance(results[0], ColumnView):
         return ColumnView(np.stack([result.ids for result in results]), shape)
@@ -131,13 +136,47 @@ def _convert(columns: Columns, x: ColumnView, source_dtype: torch.dtype, dtype: 
     """Return the values that a cast gives. What computes with them converts them to the loop's dtype."""
     if dtype is torch.bool and source_dtype is not torch.bool:
         return columns.pointwise(aten.ne.Scalar, x, 0)
-    if dtype is torch.int64 and source_dtype.is_floating_point:
+    if dtype in INTEGER_DTYPES and source_dtype.is_floating_point:
         return columns.pointwise(aten.trunc.default, x)
     return x
 
 
+def _integer_power(columns: Columns, x: ColumnView, exponent: float) -> ColumnView:
+    """Lower ``pow``; a whole number is multiplied with itself, because C++'s ``pow`` may round."""
+    if columns.node.meta["val"].dtype not in INTEGER_DTYPES:
+        return columns.pointwise(aten.pow.Tensor_Scalar, x, exponent)
+    if not 0 <= exponent <= _MAX_INTEGER_POWER:
+        raise UnsupportedError(
+            f"{columns.node.target} of whole numbers needs an exponent from 0 to {_MAX_INTEGER_POWER}"
+        )
+    if exponent == 0:
+        return columns.constant(1, x.shape)
+    return functools.reduce(functools.partial(columns.pointwise, aten.mul.Tensor), [x] * int(exponent))
+
+
+def _bitwise_and_number(columns: Columns, x: ColumnView, number: int) -> ColumnView:
+    if columns.node.meta["val"].dtype is torch.bool:
+        return columns.pointwise(aten.bitwise_and.Tensor, x, float(number))
+    if number < 0 or number & (number + 1):
+        raise UnsupportedError(f"{columns.node.target} needs a mask of the lowest bits, such as 7")
+    return columns.pointwise(aten.remainder.Scalar, x, number + 1)
+
+
+def _shift_left(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
+    return columns.pointwise(aten.mul.Tensor, x, float(2**bits))
+
+
+def _shift_right(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
+    return columns.pointwise(aten.floor.default, columns.pointwise(aten.mul.Tensor, x, 0.5**bits))
+
+
 def _div_mode(columns: Columns, left: Any, right: Any, *, rounding_mode: str | None = None) -> ColumnView:
     """Lower ``div`` with a rounding mode; floor uses the remainder, as torch does."""
+    is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
+    if is_integer and (isinstance(right, (ColumnView, FakeTensor)) or not np.all(np.asarray(right))):
+        raise UnsupportedError(
+            f"{columns.node.target} of whole numbers needs a constant divisor other than 0"
+        )
     pointwise = columns.pointwise
     if rounding_mode != "floor":
         quotient = pointwise(aten.div.Tensor, left, right)
@@ -188,6 +227,10 @@ ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     aten.ones_like.default: lambda columns, x, **_: _full_like(columns, x, 1),
     aten.clamp.default: _clamp,
     aten.clamp.Tensor: _clamp,
+    aten.pow.Tensor_Scalar: _integer_power,
+    aten.bitwise_and.Scalar: _bitwise_and_number,
+    aten.__lshift__.Scalar: _shift_left,
+    aten.__rshift__.Scalar: _shift_right,
     aten.clamp_min.Tensor: lambda columns, x, low: _clamp(columns, x, low),
     aten.clamp_max.Tensor: lambda columns, x, high: _clamp(columns, x, None, high),
     aten.hardtanh.default: lambda columns, x, low=-1.0, high=1.0: _clamp(columns, x, low, high),

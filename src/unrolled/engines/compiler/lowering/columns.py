@@ -88,6 +88,7 @@ class Columns:
         self.dtype = dtype
         self.sources: list[_Source] = []
         self._ids_by_tensor: dict[int, tuple[Tensor, ColumnIds]] = {}
+        self._aranges: dict[tuple[int, int, int], Tensor] = {}
         self.node: fx.Node
 
     def _add_source(self, source: _Source, width: int) -> ColumnIds:
@@ -119,15 +120,18 @@ class Columns:
             return self._add_source(_Source(float(value), False), 1).reshape(())  # type: ignore[arg-type]
         if id(value) not in self._ids_by_tensor:
             if isinstance(value, FakeTensor):
-                source = _Source(value.reshape(-1), False)
+                source = _Source(self._in_loop_dtype(value.reshape(-1)), False)
             else:
                 with _disable_current_modes():
-                    flat = value.reshape(-1)
+                    flat = self._in_loop_dtype(value.reshape(-1))
                     source = _Source(flat if len(flat) != 1 else float(flat), False)
             ids = self._add_source(source, value.numel()).reshape(tuple(value.shape))
             # Keep the tensor alive: its id must not be reused.
             self._ids_by_tensor[id(value)] = (value, ids)
         return self._ids_by_tensor[id(value)][1]
+
+    def _in_loop_dtype(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if value.dtype.is_floating_point else value
 
     def is_recurrent(self, ids: ColumnIds) -> bool:
         """Return whether any of the columns depends on a state."""
@@ -205,6 +209,13 @@ class Columns:
                 part = part.expand(BATCH_SYMBOL, length).clone()
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def stored(self, x: ColumnView) -> ColumnView:
+        """Return a copy that the loop stores as one value, so that its readers load it."""
+        tensor = self.to_tensor(x.ids.reshape(-1))
+        if len(list(self.pieces([x.ids.reshape(-1)]))) == 1:
+            tensor = torch.cat([tensor], 1)
+        return self.reshape(self.add(tensor, self.is_recurrent(x.ids)), x.shape)
 
     def pointwise(self, target: Any, *args: Any, **kwargs: Any) -> ColumnView:
         """Apply an elementwise operation to its operands, piece by piece."""
@@ -310,6 +321,11 @@ class Columns:
         Columns that depend on a state get a separate product, so that the product of the others can leave the
         loop.
         """
+        if not isinstance(matrix, FakeTensor):
+            with _disable_current_modes():
+                matrix = self._in_loop_dtype(matrix)
+        else:
+            matrix = self._in_loop_dtype(matrix)
         in_loop = [source.recurrent or source.is_shared for source in map(self.source_of, ids.tolist())]
         cuts = [0, *(k for k in range(1, len(ids)) if in_loop[k] != in_loop[k - 1]), len(ids)]
         matrix, total = self.convert(matrix, self.dtype), None
@@ -322,9 +338,13 @@ class Columns:
 
     def arange(self, shape: Sequence[int], dim: int) -> Tensor:
         """Return 0, 1, 2, … along a dimension, broadcastable to ``shape``."""
-        with _disable_current_modes():
-            numbers = torch.arange(shape[dim], dtype=self.dtype)
-            return numbers.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+        key = (shape[dim], dim % len(shape), len(shape))
+        if key not in self._aranges:
+            with _disable_current_modes():
+                numbers = torch.arange(shape[dim], dtype=self.dtype)
+                view = numbers.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+            self._aranges[key] = view
+        return self._aranges[key]
 
     def reshape(self, x: ColumnView, shape: Sequence[int]) -> ColumnView:
         """Return the same columns in another shape."""

@@ -24,8 +24,19 @@ from unrolled.engines.compiler.cse import eliminate_common
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.lowering.arithmetic import ARITHMETIC_RULES
 from unrolled.engines.compiler.lowering.columns import BITWISE_OPS, Columns, ColumnView, without_batch
+from unrolled.engines.compiler.lowering.dtypes import (
+    INTEGER_DTYPES,
+    INTEGER_OPS,
+    IntegerBounds,
+    NeedsFloat64Error,
+    is_float32,
+    round_to_float32,
+    wrap_integers,
+)
 from unrolled.engines.compiler.lowering.movement import INDEXING_RULES, MOVEMENT_OPS, move
+from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.lowering.reductions import REDUCTION_RULES
+from unrolled.engines.compiler.lowering.scans import SCAN_RULES
 from unrolled.engines.compiler.source_location import LocationInterpreter
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -44,6 +55,7 @@ def lower(
         dtype: Dtype that the loop computes in.
 
     Raises:
+        NeedsFloat64Error: If the step needs a float64 loop, and ``dtype`` is float32.
         UnsupportedError: If an operation mixes rows of the batch, or can't be lowered.
     """
 
@@ -62,6 +74,7 @@ class _Lowering(LocationInterpreter):
     def __init__(self, module: fx.GraphModule, recurrent: Sequence[bool], dtype: torch.dtype) -> None:
         super().__init__(module)
         self.columns = Columns(dtype)
+        self.bounds = IntegerBounds(dtype)
         self.recurrent = list(recurrent)
 
     def lower(self, values: Sequence[Tensor]) -> Any:
@@ -80,6 +93,25 @@ class _Lowering(LocationInterpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        node, columns = self.columns.node, self.columns
+        result = node.meta.get("val")
+        in_float32 = columns.dtype is torch.float64 and is_float32(node)
+        if in_float32:
+            args = tree_map(self._as_float32, args, is_leaf=lambda v: isinstance(v, ColumnView))
+        lowered = self._lower_operation(target, args, kwargs)
+        if isinstance(result, Tensor) and result.dtype in INTEGER_DTYPES:
+            lowered = self._checked_integers(lowered)
+        is_float = isinstance(result, Tensor) and result.dtype.is_floating_point
+        if is_float and isinstance(lowered, FakeTensor) and lowered.dtype is not columns.dtype:
+            lowered = lowered.to(columns.dtype)
+        if in_float32 and is_float and target not in _SELECTIONS and target not in MOVEMENT_OPS:
+            if isinstance(lowered, ColumnView):
+                return columns.pointwise(round_to_float32, lowered)
+            if isinstance(lowered, FakeTensor) and BATCH_SYMBOL not in lowered.shape:
+                return round_to_float32(lowered)
+        return lowered
+
+    def _lower_operation(self, target: Any, args: Any, kwargs: Any) -> Any:
         values: list[Any] = []
         tree_map(values.append, (args, kwargs))
         result = self.columns.node.meta.get("val")
@@ -89,7 +121,7 @@ class _Lowering(LocationInterpreter):
             if not any(isinstance(v, FakeTensor) for v in values):
                 with _disable_current_modes():
                     return target(*args, **kwargs)
-            return target(*args, **kwargs)
+            return target(*tree_map(self._in_loop_dtype, args), **kwargs)
         dtypes = self._result_dtypes(target, values)
         if target in _RULES:
             return _RULES[target](self.columns, *args, **kwargs)
@@ -101,23 +133,59 @@ class _Lowering(LocationInterpreter):
             return self.columns.pointwise(target, *args, **kwargs)
         raise UnsupportedError(f"{target} is not supported by the compiler")
 
+    def _in_loop_dtype(self, value: Any) -> Any:
+        """Return an operand of an operation on parameters; a floating-point one in the loop's dtype."""
+        is_float = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dim() > 0
+        if not is_float or value.dtype is self.columns.dtype:
+            return value
+        if isinstance(value, FakeTensor):
+            return value.to(self.columns.dtype)
+        with _disable_current_modes():
+            return value.to(self.columns.dtype)
+
+    def _as_float32(self, value: Any) -> Any:
+        """Round a number or a float64 constant, which torch converts to float32."""
+        if isinstance(value, float):
+            return float(np.float32(value))
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and value.dtype is torch.float64:
+            with _disable_current_modes():
+                return value.float()
+        return value
+
+    def _checked_integers(self, lowered: Any) -> Any:
+        """Check that the loop's dtype represents the whole numbers that an operation computes.
+
+        Raises:
+            NeedsFloat64Error: If a float32 loop can't.
+            UnsupportedError: If a float64 loop can't either.
+        """
+        node = self.columns.node
+        self.bounds.add(node, lowered)
+        if not isinstance(lowered, ColumnView):
+            return lowered
+        return wrap_integers(self.columns, lowered, node.meta["val"].dtype, self.bounds)
+
     def _result_dtypes(self, target: Any, values: list[Any]) -> set[torch.dtype]:
         """Return the dtypes of the results of the current node.
 
-        The loop stores all values in one floating-point dtype, so integers must be small.
-
         Raises:
-            UnsupportedError: If the loop's dtype can't represent the results.
+            NeedsFloat64Error: If a float32 loop can't represent the results.
+            UnsupportedError: If no loop can.
         """
         result = self.columns.node.meta.get("val")
         results = result if isinstance(result, (tuple, list)) else [result]
         dtypes = {v.dtype for v in results if isinstance(v, Tensor)}
-        for dtype in dtypes - {self.columns.dtype, torch.bool, torch.int64}:
-            if not self._is_intermediate_bool_cast():
-                raise UnsupportedError(f"{target} converts to {dtype} in the step")
-        computes_integers = torch.int64 in dtypes and torch.Tag.pointwise in getattr(target, "tags", ())
-        large = any(isinstance(v, int) and abs(v) > _MAX_INTEGER for v in values)
-        if (computes_integers and (large or target not in _INTEGER_OPS)) or (
+        for dtype in dtypes - {torch.float32, torch.bool, *INTEGER_DTYPES}:
+            if dtype is torch.float64 and self.columns.dtype is torch.float32:
+                if not self._is_intermediate_bool_cast():
+                    raise NeedsFloat64Error
+            elif dtype is not torch.float64:
+                advice = _COMPLEX_ADVICE if dtype.is_complex else "use float32 or float64 there"
+                raise UnsupportedError(f"{target} converts to {dtype} in the step; {advice}")
+        computes_integers = not dtypes.isdisjoint(INTEGER_DTYPES) and (
+            torch.Tag.pointwise in getattr(target, "tags", ())
+        )
+        if (computes_integers and target not in INTEGER_OPS) or (
             target in BITWISE_OPS and dtypes != {torch.bool}
         ):
             raise UnsupportedError(f"{target} computes with integers")
@@ -149,13 +217,9 @@ class _Lowering(LocationInterpreter):
         raise UnsupportedError(f"{target} creates a value for the whole batch")
 
 
-_RULES = {**ARITHMETIC_RULES, **REDUCTION_RULES, **INDEXING_RULES}
-_MAX_INTEGER = 2**20
-_INTEGER_OPS = {
-    aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.neg.default, aten.abs.default,
-    aten.where.self, aten.maximum.default, aten.minimum.default, aten.clone.default, aten.sgn.default,
-    aten.remainder.Scalar, aten.div.Tensor_mode,
-}  # fmt: skip
+_RULES = {**ARITHMETIC_RULES, **REDUCTION_RULES, **SCAN_RULES, **INDEXING_RULES, **PADDING_RULES}
+_SELECTIONS = {aten.where.self, aten.clone.default, aten.neg.default, aten.abs.default, aten.detach.default}
+_COMPLEX_ADVICE = "compute the real and the imaginary part as two real values"
 _FILL_VALUES: dict[Any, float | list[int]] = {  # the number, or [index] of the argument that has it
     aten.full.default: [1],
     aten.full_like.default: [1],

@@ -13,11 +13,13 @@ from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import ColumnIds, Columns, ColumnView, without_batch
 from unrolled.engines.compiler.lowering.reductions import sum_dims
 
 aten = torch.ops.aten
+
+_MAX_INDICES = 32  # of a row, each compared with all positions
 
 
 def move(columns: Columns, target: Any, args: Any, kwargs: Any) -> Any:
@@ -90,12 +92,12 @@ def _check_batch_axis(target: Any, x: ColumnView, args: Any, value: Any) -> None
         diagonal_dims = args[position : position + 2]
         moved_dims = [*diagonal_dims, *(0, 1)[len(diagonal_dims) :]]
     if axis in [dim % rank for dim in moved_dims]:
-        raise UnsupportedError(f"{target} mixes rows of the batch")
+        raise UnsupportedError(f"{target} {MIXES_ROWS}")
     if target in _RESHAPE_OPS:
         shape = tuple(value.shape)
         new_axis = next((k for k, size in enumerate(shape) if size and size % BATCH_SYMBOL == 0), None)
         if new_axis is None or math.prod(shape[:new_axis]) != math.prod(x.shape[:axis]):
-            raise UnsupportedError(f"{target} mixes rows of the batch")
+            raise UnsupportedError(f"{target} {MIXES_ROWS}")
     if target is aten.constant_pad_nd.default and any(args[1][2 * (rank - 1 - axis) : 2 * (rank - axis)]):
         raise UnsupportedError(f"{target} adds rows to the batch")
     if target is aten.repeat.default and args[1][len(args[1]) - rank + axis] != 1:
@@ -137,7 +139,7 @@ MOVEMENT_OPS = {
 def _constant_indices(columns: Columns, x: ColumnView, indices: Sequence[Any]) -> list[Tensor | None]:
     """Return the indices of an indexing operation if all are constant and leave the batch dimension alone."""
     if x.batch_axis < len(indices) and indices[x.batch_axis] is not None:
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     if any(isinstance(index, (ColumnView, FakeTensor)) for index in indices):
         raise UnsupportedError(f"{columns.node.target} needs an index that the step creates from numbers")
     return list(indices)
@@ -175,10 +177,10 @@ def _index_put(
     constant = _constant_indices(columns, x, indices)
     with _disable_current_modes():
         positions = aten.index.Tensor(torch.arange(x.ids.size).view(x.ids.shape), constant).numpy()
-    return _write(columns, x, positions, np.broadcast_to(columns.ids_of(values), positions.shape), accumulate)
+    return write(columns, x, positions, np.broadcast_to(columns.ids_of(values), positions.shape), accumulate)
 
 
-def _write(
+def write(
     columns: Columns, x: ColumnView, positions: ColumnIds, ids: ColumnIds, accumulate: bool
 ) -> ColumnView:
     """Write columns at flat positions of a value, or add them to the columns there."""
@@ -204,7 +206,7 @@ def _unfold_backward(
     zeros = columns.constant(0, shape)
     with _disable_current_modes():
         positions = torch.arange(zeros.ids.size).view(zeros.ids.shape).unfold(dim, size, step).numpy()
-    return _write(columns, ColumnView(zeros.ids.copy(), shape), positions, gradient.ids, accumulate=True)
+    return write(columns, ColumnView(zeros.ids.copy(), shape), positions, gradient.ids, accumulate=True)
 
 
 def _gather(columns: Columns, x: ColumnView, dim: int, index: Any, **_: Any) -> ColumnView:
@@ -213,9 +215,12 @@ def _gather(columns: Columns, x: ColumnView, dim: int, index: Any, **_: Any) -> 
     if constant is not None:
         with _disable_current_modes():
             return _column_view(torch.gather(_id_tensor(x.ids), dim, constant), shape)
-    selected = columns.pointwise(aten.eq.Tensor, index, columns.arange(x.shape, dim))
-    masked = columns.pointwise(aten.where.self, selected, x, 0.0)
-    return columns.reshape(sum_dims(columns, masked, [dim]), shape)
+    results = []
+    for single in _single_indices(index, dim):
+        selected = columns.pointwise(aten.eq.Tensor, single, columns.arange(x.shape, dim))
+        masked = columns.pointwise(aten.where.self, selected, x, 0.0)
+        results.append(sum_dims(columns, masked, [dim]).ids)
+    return ColumnView(np.concatenate(results, dim), shape)
 
 
 def _scatter(accumulate: bool) -> Callable[..., ColumnView]:
@@ -228,35 +233,53 @@ def _scatter(accumulate: bool) -> Callable[..., ColumnView]:
             source_ids = columns.ids_of(source)
             if source_ids.ndim:  # the index may cover a part of the source only
                 source_ids = source_ids[tuple(slice(0, size) for size in positions.shape)]
-            return _write(columns, x, positions, np.broadcast_to(source_ids, positions.shape), accumulate)
-        selected = columns.pointwise(aten.eq.Tensor, index, columns.arange(x.shape, dim))
-        new = columns.pointwise(aten.add.Tensor, x, source) if accumulate else source
-        return columns.pointwise(aten.where.self, selected, new, x)
+            return write(columns, x, positions, np.broadcast_to(source_ids, positions.shape), accumulate)
+        result = x
+        for k, single in enumerate(_single_indices(index, dim)):
+            selected = columns.pointwise(aten.eq.Tensor, single, columns.arange(x.shape, dim))
+            new = source
+            if isinstance(source, (ColumnView, Tensor)):  # the index may cover a part of the source only
+                ids = columns.ids_of(source).take([k], dim)
+                new = ColumnView(np.broadcast_to(ids, single.ids.shape), single.shape)
+            new = columns.pointwise(aten.add.Tensor, result, new) if accumulate else new
+            result = columns.pointwise(aten.where.self, selected, new, result)
+        return result
 
     return rule
 
 
 def _feature_index(columns: Columns, x: ColumnView, dim: int, index: Any) -> Tensor | None:
-    """Return the values of an index along a feature dimension, or None if each row has its own index.
+    """Return the values of an index along a feature dimension, or None if each row has its own indices.
 
     Raises:
-        UnsupportedError: If the index is along the batch, or rows have several different indices each.
+        UnsupportedError: If the index is along the batch, or rows have too many indices each.
     """
     if (
         not isinstance(index, ColumnView)
         or not isinstance(x, ColumnView)
         or dim % len(x.shape) == x.batch_axis
     ):
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     constants = columns.constant_values(index.ids)
     if constants is not None:
         return _id_tensor(constants.astype(np.int64))
     dim %= len(x.shape)
-    if index.shape != tuple(1 if d == dim else size for d, size in enumerate(x.shape)):
+    if index.shape[:dim] != x.shape[:dim] or index.shape[dim + 1 :] != x.shape[dim + 1 :]:
         raise UnsupportedError(
-            f"{columns.node.target} uses several indices per row that differ between rows of the batch"
+            f"{columns.node.target} uses an index that covers a part of the other dimensions"
+        )
+    if index.shape[dim] > _MAX_INDICES:
+        raise UnsupportedError(
+            f"{columns.node.target} supports up to {_MAX_INDICES} indices per row, got {index.shape[dim]}"
         )
     return None
+
+
+def _single_indices(index: ColumnView, dim: int) -> list[ColumnView]:
+    """Split an index along a dimension into indices of size 1."""
+    dim %= len(index.shape)
+    shape = (*index.shape[:dim], 1, *index.shape[dim + 1 :])
+    return [ColumnView(index.ids.take([k], dim), shape) for k in range(index.shape[dim])]
 
 
 def _strided_positions(
@@ -268,7 +291,7 @@ def _strided_positions(
     batch_strides, base_offsets = _element_offsets(base.shape, base.stride(), base.storage_offset())
     view_batch_strides, view_offsets = _element_offsets(size, stride, start)
     if batch_strides != view_batch_strides:
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     position = {int(offset): k for k, offset in enumerate(base_offsets.flatten())}
     if len(position) != base_offsets.size or not position.keys() >= set(view_offsets.flatten().tolist()):
         raise UnsupportedError(f"{columns.node.target} uses strides that are not supported by the compiler")
@@ -298,7 +321,7 @@ def _as_strided_scatter(
 ) -> ColumnView:
     positions, _ = _strided_positions(columns, size, stride, offset)
     ids = np.broadcast_to(columns.ids_of(source), positions.shape)
-    return _write(columns, x, positions, ids, accumulate=False)
+    return write(columns, x, positions, ids, accumulate=False)
 
 
 INDEXING_RULES: dict[Any, Callable[..., Any]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, without_batch
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -38,7 +38,7 @@ def reduce_dims(
     rank = len(x.shape)
     dims = sorted({d % rank for d in dims})
     if x.batch_axis in dims:
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     remaining = [d for d in range(rank) if d not in dims]
     shape = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
     grid = x.ids.transpose(*remaining, *dims)  # one line for each result
@@ -70,11 +70,13 @@ def sum_dims(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView
     return reduce_dims(columns, x, dims, aten.add.Tensor, lambda v: torch.sum(v, 1, keepdim=True))
 
 
-def _amax(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+def amax(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    """Return the maximum along feature dimensions, which keep size 1."""
     return reduce_dims(columns, x, dims, aten.maximum.default, lambda v: torch.amax(v, 1, keepdim=True))
 
 
-def _amin(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+def amin(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
+    """Return the minimum along feature dimensions, which keep size 1."""
     return reduce_dims(columns, x, dims, aten.minimum.default, lambda v: torch.amin(v, 1, keepdim=True))
 
 
@@ -109,7 +111,7 @@ def _sum(columns: Columns, x: ColumnView, dims: Any = None, keepdim: bool = Fals
         return columns.reshape(sum_dims(columns, x, dims), shape)
     location = columns.node.meta.get("location")
     if location is None or not location.backward:
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     # The batch dimension may be flattened together with features: split them into two dimensions.
     features = x.shape[axis] // BATCH_SYMBOL
     x = columns.reshape(x, (*x.shape[:axis], BATCH_SYMBOL, features, *x.shape[axis + 1 :]))
@@ -131,7 +133,7 @@ def _var(columns: Columns, x: ColumnView, dims: Any, correction: float = 1, **_:
 
 
 def _any(columns: Columns, x: ColumnView, dims: Sequence[int]) -> ColumnView:
-    return _amax(columns, columns.pointwise(aten.ne.Scalar, x, 0), dims)
+    return amax(columns, columns.pointwise(aten.ne.Scalar, x, 0), dims)
 
 
 def _first_index(columns: Columns, x: ColumnView, value: ColumnView, dim: int) -> ColumnView:
@@ -139,7 +141,7 @@ def _first_index(columns: Columns, x: ColumnView, value: ColumnView, dim: int) -
     is_equal = columns.pointwise(aten.eq.Tensor, x, value)
     found = columns.pointwise(aten.logical_or.default, is_equal, columns.pointwise(aten.isnan.default, x))
     indices = columns.pointwise(aten.where.self, found, columns.arange(x.shape, dim), math.inf)
-    return _amin(columns, indices, [dim])
+    return amin(columns, indices, [dim])
 
 
 def _extremum_with_index(extremum: Callable[..., ColumnView]) -> Callable[..., tuple[ColumnView, ColumnView]]:
@@ -162,7 +164,7 @@ def _index_of_extremum(extremum: Callable[..., ColumnView]) -> Callable[..., Col
 
     def rule(columns: Columns, x: ColumnView, dim: int | None = None, keepdim: bool = False) -> ColumnView:
         if dim is None:
-            raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+            raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
         [dim] = _normalize_dims(x, dim)
         index = _first_index(columns, x, extremum(columns, x, [dim]), dim)
         return columns.reshape(index, columns.node.meta["val"].shape)
@@ -179,7 +181,7 @@ def _cumsum(columns: Columns, x: ColumnView, dim: int, **_: Any) -> ColumnView:
     """
     [dim] = _normalize_dims(x, dim)
     if dim == x.batch_axis:
-        raise UnsupportedError(f"{columns.node.target} mixes rows of the batch")
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     size = x.shape[dim]
     if size >= _MAX_CUMSUM:
         raise UnsupportedError(f"{columns.node.target} supports fewer than {_MAX_CUMSUM} columns, got {size}")
@@ -215,15 +217,15 @@ REDUCTION_RULES: dict[Any, Callable[..., Any]] = {
     aten.sum.default: _sum,
     prims.sum.default: _sum,
     prims.var.default: _var,
-    aten.amax.default: _reduction_rule(_amax),
-    aten.amin.default: _reduction_rule(_amin),
+    aten.amax.default: _reduction_rule(amax),
+    aten.amin.default: _reduction_rule(amin),
     aten.prod.dim_int: _reduction_rule(_prod),
     aten.any.dim: _reduction_rule(_any),
     aten.any.dims: _reduction_rule(_any),
     aten.any.default: _reduction_rule(_any),
-    aten.max.dim: _extremum_with_index(_amax),
-    aten.min.dim: _extremum_with_index(_amin),
-    aten.argmax.default: _index_of_extremum(_amax),
-    aten.argmin.default: _index_of_extremum(_amin),
+    aten.max.dim: _extremum_with_index(amax),
+    aten.min.dim: _extremum_with_index(amin),
+    aten.argmax.default: _index_of_extremum(amax),
+    aten.argmin.default: _index_of_extremum(amin),
     aten.cumsum.default: _cumsum,
 }

@@ -62,6 +62,10 @@ static inline V minimum(V a, V b) { return b != b ? b : b < a ? b : a; }
 static inline V relu(V x) { return at_least(x, 0); }
 static inline V sign(V x) { return x > V{} ? splat(1) : x < V{} ? splat(-1) : V{}; }  // 0 for NaN, as in torch
 static inline V where(V c, V a, V b) { return c != V{} ? a : b; }
+static inline V round_to_float(V x) {
+  typedef float Floats __attribute__((vector_size(L * sizeof(float))));
+  return __builtin_convertvector(__builtin_convertvector(x, Floats), V);
+}
 static inline V truth(VI mask) { return mask ? splat(1) : V{}; }
 
 // Returns whether any element is above a bound.
