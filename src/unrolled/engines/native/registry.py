@@ -58,6 +58,10 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
     result = latest.derived.get(key)
     if isinstance(result, CompiledCell) and result.captured.constant_attributes:
         constant = result.captured.constant_attributes
+        if any(name in vars(cell.innermost) for name in constant):
+            raise UnsupportedError(
+                "a tensor attribute that its step uses as an index must belong to its class"
+            )
         contents = [_content(getattr(cell.innermost, name)) for name in constant]
         if contents != [*map(_content, constant.values())]:
             key = (*key, *contents)

@@ -81,7 +81,6 @@ def check_forward(directions: Sequence[Any], x: Tensor, sizes: Tensor | None, ba
         attributes: dict[str, Any] = {
             name: node.meta["val"] for name, node in captured.tensor_attributes.items()
         }
-        attributes |= captured.constant_attributes
         if direction.tensor_attributes != tuple(attributes):
             raise ValueError(INVALID_TEXT.format(direction.tensor_attributes))
         expected: list[_Expected] = []

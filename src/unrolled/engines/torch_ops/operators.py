@@ -75,7 +75,7 @@ def serialize_direction(
             return compiled
 
         captured = run_outside_transforms(compile_cell).captured
-        tensor_attributes = (*captured.tensor_attributes, *captured.constant_attributes)
+        tensor_attributes = tuple(captured.tensor_attributes)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
     direction = json.dumps({"cell": text, "stateful": stateful, "back": reverse, "own": tensor_attributes})
