@@ -28,8 +28,8 @@ from unrolled.engines.native.compiled_cell import CompiledCell
 from unrolled.engines.native.prepacked import Weights
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
-# By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell of
-# a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
+# By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell
+# of a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
 _cells: dict[object, CompiledCell | Exception] = {}
 # Cells that use tensor attributes: the cell with their values, their versions, and the tensors themselves.
 _cells_with_tensors: dict[object, tuple[CompiledCell, list[int], list[Tensor]]] = {}
