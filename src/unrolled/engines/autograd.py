@@ -362,6 +362,9 @@ def reference_gradients(
     """Return the gradients of x and of the tensors, from the reference engine. They are differentiable."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, because one tensor may depend on another: x on an initial state, or extra inputs on both.
+        # Their gradients must not contain each other.
+        x, *tensors = (tensor.view_as(tensor) for tensor in (x, *tensors))
         outputs: list[Tensor] = []
         for spec, (states, params) in zip(specs, split_by_direction(specs, tensors), strict=True):
             check_same_values(spec.cell, spec.compiled.digest, BY_REFERENCE)

@@ -1,0 +1,128 @@
+"""Faults that random cells (see ``tests/fuzz``) have found, each in its shortest form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+from torch.nn.functional import linear
+
+import unrolled as ur
+from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
+
+pytestmark = NEEDS_COMPILER
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": 2}], ids=["", "checkpoint"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_first_and_second_gradients_if_states_and_weights_depend_on_the_input(
+    kind: str, options: dict[str, Any]
+) -> None:
+    """With ``create_graph=True``, the gradient of x must not include what reaches x through the others."""
+    hidden = 4
+    ours, theirs = (layer.double() for layer in pair(kind, 3, hidden))
+    leaf = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def gradients(layer: nn.Module, **options: Any) -> list[Tensor]:
+        x = leaf * 1
+        params = {name: param * x.square().mean() for name, param in layer.named_parameters()}
+        mean = x.mean((0, 2))[None, :, None]
+        state = mean.expand(1, 2, layer.proj_size or hidden).contiguous()
+        given = (state, mean.expand(1, 2, hidden).contiguous()) if "LSTM" in type(layer).__name__ else state
+        output = functional_call(layer, params, (x, given), options)[0]
+        first = torch.autograd.grad(output.square().sum(), [leaf, *layer.parameters()], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [leaf, *layer.parameters()])
+        return [*first, *second]
+
+    with ur.engine("native"):
+        actual = gradients(ours, **options)
+    assert_close(actual, gradients(theirs), 1e-11)
+
+
+@pytest.mark.parametrize("reset_state", [None, "initial"])
+def test_gradients_of_a_state_that_resets_read(reset_state: str | None) -> None:
+    layer = ur.GRU(3, 4).double()
+    x, state = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
+    resets = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0]]).bool().t()
+    leaves = [x.requires_grad_(), state.requires_grad_(), *layer.parameters()]
+
+    def gradients(create_graph: bool) -> Any:
+        output, final = layer(x, state, resets=resets, reset_state=reset_state)
+        loss = (output.cos().sum() + final.sin().sum()).square()
+        return torch.autograd.grad(loss, leaves, create_graph=create_graph)
+
+    with ur.engine("reference"):
+        expected = gradients(False)
+    with ur.engine("native"):
+        assert_close(gradients(False), expected, 1e-11)
+        assert_close(gradients(True), expected, 1e-11)
+
+
+class ProductWithColumns(ur.Cell):
+    """The gradient of the weight is a product with the transposed input."""
+
+    weight = ur.Param(1, "input", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        v = torch.bmm(x[None], self.weight)[0]
+        return torch.cat([torch.tanh(v[:, :1] + h[:, :1]), h[:, 1:]], 1)
+
+
+class ConstantGradient(ur.Cell):
+    """The gradients of x and of the weight are zeros."""
+
+    weight = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(h) + torch.floor(linear(x, self.weight) + linear(h, self.weight))
+
+
+class ScalarOfParameters(ur.Cell):
+    """The backward reads a scalar."""
+
+    scale = ur.Param("hidden")
+    bias = ur.Param(1)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + h * torch.sigmoid(self.scale.mean()) * torch.tanh(self.bias[0]))
+
+
+@pytest.mark.parametrize("cell", [ProductWithColumns, ConstantGradient, ScalarOfParameters])
+@pytest.mark.parametrize("lengths", [None, [5, 3, 2]])
+def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list[int] | None) -> None:
+    """Transposed values and scalars: compare the operators with the reference engine."""
+    torch.manual_seed(5)
+    layer = ur.Recurrent(cell, 4, 4, dtype=torch.float64)
+    params = {name: 0.5 * torch.randn_like(param) for name, param in layer.named_parameters()}
+    x, state = torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(1, 3, 4, dtype=torch.float64)
+    options = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+
+    def run(x: Tensor, state: Tensor, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(functional_call(layer, params, (x, state), options))
+
+    weights = (torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(1, 3, 4, dtype=torch.float64))
+
+    def results(engine: str) -> list[Tensor]:
+        with ur.engine(engine):
+            values, pull = vjp(run, x, state, params)
+            *gradients, of_params = pull(weights)
+        return list(tensors([*values, *gradients, *of_params.values()]))
+
+    assert_close(results("native"), results("reference"), 1e-11)
+
+    def per_sample(x: Tensor, state: Tensor) -> Tensor:
+        def loss(params: dict[str, Tensor]) -> Tensor:
+            return run(x[:, None], state[:, None], params)[0].square().sum()
+
+        return torch.func.grad(loss)(params)
+
+    if lengths is None:
+        gradients = []
+        for engine in ("native", "reference"):
+            with ur.engine(engine):
+                by_name = torch.func.vmap(per_sample, (1, 1))(x, state)
+                gradients.append([by_name[name] for name in params])
+        assert_close(*gradients, 1e-11)
