@@ -147,7 +147,7 @@ def test_tests_mirror_the_packages() -> None:
     folders = {
         path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"
     }
-    assert folders == {*PACKAGES, "cli", "conformance", "helpers", "project"}
+    assert folders == {*PACKAGES, "cli", "conformance", "fuzz", "helpers", "project"}
 
 
 def test_public_names() -> None:
