@@ -90,7 +90,20 @@ class ScalarOfParameters(ur.Cell):
         return torch.tanh(x + h * torch.sigmoid(self.scale.mean()) * torch.tanh(self.bias[0]))
 
 
-@pytest.mark.parametrize("cell", [ProductWithColumns, ConstantGradient, ScalarOfParameters])
+class SavedComparison(ur.Cell):
+    """The backward reads comparisons of the input, and of products with one."""
+
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        v = linear((x > 0).to(x.dtype), self.weight)
+        return torch.sin(v * (v > 0).sum(-1, keepdim=True)) + 0.5 * h
+
+
+CELLS = [ProductWithColumns, ConstantGradient, ScalarOfParameters, SavedComparison]
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("lengths", [None, [5, 3, 2]])
 def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list[int] | None) -> None:
     """Transposed values and scalars: compare the operators with the reference engine."""

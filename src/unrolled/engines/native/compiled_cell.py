@@ -232,10 +232,11 @@ class CompiledCell:
         """
         states = [(BATCH_SYMBOL, size) for size in self.saved_state_widths[1:] if size is not None]
         in_loop = [(BATCH_SYMBOL, width(node)) for node in self._forward.saved]
-        tensors = [node.meta["val"] for node in self.saved_for_backward[len(in_loop) :]]
+        outside = [(node.meta["val"], node) for node in self.saved_for_backward[len(in_loop) :]]
         return [
             *((shape, self.dtype) for shape in (*states, *in_loop)),
-            *((tuple(tensor.shape), tensor.dtype) for tensor in tensors),
+            # Only values without a batch dimension can have another dtype than the loop.
+            *((tuple(v.shape), self.dtype if is_batched(node) else v.dtype) for v, node in outside),
         ]
 
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
