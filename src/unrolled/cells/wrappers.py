@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from unrolled.cells.base import Cell
+from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
 
 States = tuple[Tensor, ...]
 WrapperSpec = tuple[tuple[str, tuple[Any, ...]], ...]  # stored names and arguments, innermost wrapper first
@@ -51,6 +52,7 @@ class CellWrapper(Cell):
             "arguments": arguments,
             "_wrapper_spec": (*inner._wrapper_spec, (self.stored_name, arguments)),
         }
+        self.__dict__.pop("step", None)  # of an inner cell that records its steps
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """Return a copy with tensors for the parameters, which the inner cell shares."""
@@ -203,6 +205,29 @@ class RecurrentDropoutWrapper(CellWrapper):
         return (*new, mask)
 
 
+class DrawsWrapper(CellWrapper):
+    """Give the step its random numbers: extra inputs, which are drawn for all time steps before the loop.
+
+    Args:
+        inner: The wrapped cell.
+        draws: The draws of its step.
+        reverse: True if the cell runs from the last step to the first.
+        directions: Number of directions of the layer. Each direction has its own numbers.
+    """
+
+    stored_name = "Drawn"
+
+    def __init__(self, inner: Cell, draws: Draws, reverse: bool, directions: int) -> None:
+        width = sum(map(draw_width, draws))
+        super().__init__(inner, directions * width, arguments=(draws, reverse, directions))
+        self.draws, self.first = draws, inner.features + reverse * width
+
+    def step(self, x: Tensor, *states: Tensor) -> Any:
+        """Run the inner step with the numbers of its draws."""
+        with ReplaceDraws(ColumnSource(self.draws, x, self.first)):
+            return self.inner_step(x, *states)
+
+
 _PRODUCTS = {
     torch.nn.functional.linear, torch.nn.functional.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv,
     torch.addmm, torch.baddbmm, torch.einsum, torch.tensordot, Tensor.matmul, Tensor.mm, Tensor.bmm,
@@ -240,7 +265,14 @@ class _MaskedInProducts(TorchFunctionMode):
 
 _WRAPPERS: dict[str, Callable[..., CellWrapper]] = {
     wrapper.stored_name: wrapper
-    for wrapper in (ZoneoutWrapper, RecurrentDropoutWrapper, ResetWrapper, MaskWrapper, AllStatesWrapper)
+    for wrapper in (
+        DrawsWrapper,
+        ZoneoutWrapper,
+        RecurrentDropoutWrapper,
+        ResetWrapper,
+        MaskWrapper,
+        AllStatesWrapper,
+    )
 }
 
 

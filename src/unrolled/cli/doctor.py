@@ -9,7 +9,7 @@ import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unrolled._version import __version__
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import dispatch, reference
 from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
@@ -87,10 +88,12 @@ def layer_engines(layers: Mapping[str, Recurrent], training: bool = True) -> lis
             name: str = name,
             layer: Recurrent = layer,
             layer_index: Iterator[int] = layer_index,
+            wrapper_specs: Sequence[WrapperSpec] = ((), ()),
+            extra_inputs: Tensor | None = None,
         ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
             """Record the engine of one layer's cells instead of running them; return zeros."""
             index, results = next(layer_index), []
-            for cell, direction in zip(cells, ("forward", "backward"), strict=False):
+            for cell, spec, direction in zip(cells, wrapper_specs, ("forward", "backward"), strict=False):
                 state = reference.zeros(cell, x)
                 entry: dict[str, Any] = {
                     "layer": name,
@@ -101,7 +104,7 @@ def layer_engines(layers: Mapping[str, Recurrent], training: bool = True) -> lis
                     "stacked": layer.num_layers > 1 or layer.bidirectional,
                 }
                 for mode in _MODES[: 1 + training]:
-                    engine, why = dispatch.which(cell, x, state, mode == "training")
+                    engine, why = dispatch.which(wrap(cell, spec), x, state, mode == "training")
                     entry[mode] = {"engine": engine, "why": why}
                 entries.append(entry)
                 results.append((x.new_zeros(*x.shape[:-1], state[0].shape[-1]), state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from typing import Any
@@ -16,6 +17,7 @@ from unrolled.engines.torch_ops import transforms
 from unrolled.inference.call_override import override_calls
 from unrolled.inference.double_buffer import DoubleBuffer, has_custom_call, state_tensors
 from unrolled.inference.frozen import FrozenCalls
+from unrolled.layers.draws import DrawPosition, continue_draws
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import InputError
@@ -40,7 +42,9 @@ class Stream:
     are recorded.
 
     On the native engine, the outputs of our layers are bit-identical to those of the whole sequence, however
-    it is cut into chunks. In bfloat16, the states are rounded between chunks.
+    it is cut into chunks. In bfloat16, the states are rounded between chunks. If a cell draws random numbers,
+    the first chunk draws the seed, and later chunks continue the numbers until :meth:`reset` is called for
+    the whole batch.
 
     Only recurrent layers carry a state. Other modules that look at several time steps, such as a convolution,
     see one chunk. A cell that the model calls step by step gets its state from the model.
@@ -68,6 +72,7 @@ class Stream:
         self._frozen_calls: dict[str, tuple[Recurrent, FrozenCalls]] = {}
         self._states: dict[str, State] = {}
         self._new_states: dict[str, State] = {}  # of the current call
+        self._positions: dict[str, DrawPosition] = {}
         self._double_buffer = DoubleBuffer(module) if isinstance(module, Recurrent) else None
         self._lock = threading.RLock()
         _streams.add(self)
@@ -92,7 +97,8 @@ class Stream:
         self._new_states.clear()
         if self._is_layer:
             args, kwargs = self._add_state("", self._module, (x, *args), kwargs)
-            result = self._module(*args, **kwargs)
+            with self._continued_draws(""):
+                result = self._module(*args, **kwargs)
             self._store_state("", result)
         else:
             layers = _find_layers(self._module)
@@ -129,9 +135,14 @@ class Stream:
                 cached = self._frozen_calls[name] = layer, FrozenCalls(layer, allow_changes=True)
             result = cached[1](args[0], kwargs.get("state"))
         if result is None:
-            result = call(*args, **kwargs)
+            with self._continued_draws(name):
+                result = call(*args, **kwargs)
         self._store_state(name, result)
         return result
+
+    def _continued_draws(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Let a call of a layer continue the random numbers of its previous call."""
+        return continue_draws(self._positions.setdefault(name, DrawPosition()))
 
     def _add_state(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments of a layer's call with the stream's state added."""
@@ -173,6 +184,7 @@ class Stream:
             self._unload_double_buffer()
             if rows is None:
                 self._states.clear()
+                self._positions.clear()
                 return
             mask = torch.as_tensor(rows, device="cpu")
             for name, state in self._states.items():

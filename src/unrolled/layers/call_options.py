@@ -153,7 +153,14 @@ class CallOptions:
             )
 
     def run(
-        self, run: Any, cells: Sequence[Cell], x: Tensor, states: Sequence[States | None], sizes: Any
+        self,
+        run: Any,
+        cells: Sequence[Cell],
+        x: Tensor,
+        states: Sequence[States | None],
+        sizes: Any,
+        wrapper_specs: Sequence[WrapperSpec] = ((), ()),
+        extra_inputs: Tensor | None = None,
     ) -> list[tuple[Tensor, States]]:
         """Run the cells of one layer, inside the wrappers that the options require.
 
@@ -163,6 +170,8 @@ class CallOptions:
             x: The input of the layer.
             states: The initial states of each cell. None: zeros.
             sizes: The batch sizes if the input is packed, else None.
+            wrapper_specs: Wrappers to apply to each cell before those of the options.
+            extra_inputs: Features that these wrappers read in addition to ``x``.
 
         Returns:
             The output and the final states of each cell, without the wrappers' own states.
@@ -178,12 +187,13 @@ class CallOptions:
         zoneout_mask = None
         if regularization is not None and self.training:
             zoneout_mask = regularization.zoneout_mask(x, widths)
-        parts = [part.to(x.dtype) for part in (zoneout_mask, self.resets, self.mask) if part is not None]
+        options = (extra_inputs, zoneout_mask, self.resets, self.mask)
+        parts = [part.to(x.dtype) for part in options if part is not None]
         extra_inputs = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         wrapper_states: list[States | None] = []
-        wrapper_specs: list[WrapperSpec] = []
+        all_specs: list[WrapperSpec] = []
         for direction, state in enumerate(states):
-            spec: list[tuple[str, tuple[Any, ...]]] = []
+            spec: list[tuple[str, tuple[Any, ...]]] = list(wrapper_specs[direction])
             initial, reset_state = state, state
             if self.reset_states is not None:
                 reset_state = tuple(part[self.direction_index] for part in self.reset_states) or None
@@ -208,11 +218,11 @@ class CallOptions:
                 spec.append((AllStatesWrapper.stored_name, (count,)))
                 initial = None if initial is None else (torch.cat(initial[:count], -1), *initial[count:])
             wrapper_states.append(initial)
-            wrapper_specs.append(tuple(spec))
-        if not wrapper_specs[0]:
+            all_specs.append(tuple(spec))
+        if not all_specs[0]:
             results = run(cells, x, states, sizes)
         else:
-            run = functools.partial(run, wrapper_specs=wrapper_specs, extra_inputs=extra_inputs)
+            run = functools.partial(run, wrapper_specs=all_specs, extra_inputs=extra_inputs)
             results = run(cells, x, wrapper_states, sizes)
             if self.resets is not None and not transforms.active():
                 current = 1 if self.all_states else count

@@ -12,11 +12,12 @@ from torch.nn.utils import parametrize
 
 from unrolled.cells.base import Cell
 from unrolled.engines.torch_ops import transforms
+from unrolled.layers.draws import CallDraws
 from unrolled.layers.sequence import InputError
 
 State = Tensor | tuple[Tensor, ...]
 States = tuple[Tensor, ...]
-Run = Callable[[list[Cell], Tensor, list[States | None], Any], list[tuple[Tensor, States]]]
+Run = Callable[..., list[tuple[Tensor, States]]]
 
 
 class CellModule(nn.Module):
@@ -173,16 +174,24 @@ class CellModule(nn.Module):
             )
 
     def _run(
-        self, run: Run, suffixes: list[str], steps: Tensor, initial_states: list[States | None], sizes: Any
+        self,
+        run: Run,
+        suffixes: list[str],
+        steps: Tensor,
+        initial_states: list[States | None],
+        sizes: Any,
+        draws: CallDraws,
     ) -> list[tuple[Tensor, States]]:
         """Run the cells with these suffixes.
 
         Args:
-            run: Runs bound cells, as :func:`unrolled.engines.dispatch.run` does.
+            run: Runs bound cells, as :func:`unrolled.engines.dispatch.run` does. If the steps draw random
+                numbers, it is also given ``wrapper_specs`` and ``extra_inputs``.
             suffixes: The suffixes of the cells.
             steps: The input.
             initial_states: The initial states of each cell. None: zeros.
             sizes: The batch sizes if the input is packed, else None.
+            draws: The random numbers of the call.
 
         Returns:
             The output and the final states of each cell.
@@ -192,7 +201,7 @@ class CellModule(nn.Module):
         """
         cells = [self._bind(suffix) for suffix in suffixes]
         try:
-            return run(cells, steps, initial_states, sizes)
+            return run(cells, steps, initial_states, sizes, **draws.arguments(cells, steps, sizes))
         except RuntimeError as error:
             kinds: dict[tuple[Any, Any], str] = {}
             for cell, suffix in zip(cells, suffixes, strict=True):

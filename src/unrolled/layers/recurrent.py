@@ -16,6 +16,7 @@ from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch, memory
 from unrolled.layers import argument_checks
 from unrolled.layers.call_options import CallOptions
+from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
@@ -227,8 +228,7 @@ class Recurrent(CellModule):
         Args:
             x: The input, as in :meth:`forward`, or a SequenceBatch.
             state: The initial state, as in :meth:`forward`.
-            run: Called once per layer. Takes the bound cells, the input, their initial states and the batch
-                sizes, and returns the output and final states of each cell.
+            run: Called once per layer, see ``CellModule._run``. Returns outputs and final states.
             drop: Applies dropout between layers.
 
         Returns:
@@ -251,6 +251,7 @@ class Recurrent(CellModule):
                 self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else None
             )
         final: list[States] = []
+        draws = CallDraws(sequence.sorted_indices)
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)
@@ -260,7 +261,7 @@ class Recurrent(CellModule):
                 starts = [tuple([torch.zeros_like(part) for part in final[0]])] * len(suffixes)
             if initial is not None:
                 starts = [tuple(part[len(final) + d] for part in initial) for d in range(len(suffixes))]
-            results = self._run(run, suffixes, steps, starts, sequence.batch_sizes)
+            results = self._run(run, suffixes, steps, starts, sequence.batch_sizes, draws)
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch
+from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, State
 from unrolled.layers.sequence import InputError
 
@@ -77,7 +78,7 @@ class SingleStep(CellModule):
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial_states(state, rows, batched=x.dim() == 2)
-        [(_, final)] = self._run(dispatch.run, [""], rows.unsqueeze(0), [initial], None)
+        [(_, final)] = self._run(dispatch.run, [""], rows.unsqueeze(0), [initial], None, CallDraws())
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 

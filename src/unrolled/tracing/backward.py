@@ -13,12 +13,11 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
-from unrolled.engines import reference
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing.random_state import cuda_devices, replay_random_state
-from unrolled.tracing.step_recorder import StepRecorder
+from unrolled.tracing.step_recorder import StepRecorder, run_recorded
 
 Loss = Callable[..., Tensor]
 
@@ -55,7 +54,7 @@ def gradients_through_time(
         x = map_tensors(x, lambda tensor: tensor.requires_grad_())
         sequence = SequenceBatch.from_input(x, recurrent.batch_first, type(recurrent).__name__)
 
-        def run(_: list[Cell], steps: Tensor, __: Any, sizes: Any) -> Any:
+        def run(_: list[Cell], steps: Tensor, __: Any, sizes: Any, **draws: Any) -> Any:
             results = []
             for reverse in (False, True)[: 1 + recurrent.bidirectional]:
                 index = len(recorders)
@@ -65,7 +64,7 @@ def gradients_through_time(
                 start = tuple(part.detach().clone().requires_grad_() for part in initial_states[index])
                 recorders.append(recorder)
                 layouts.append((sequence, reverse))
-                results.append(reference.run(recorder.cell, steps, start, sizes, reverse))
+                results.append(run_recorded(recorder.cell, steps, start, sizes, reverse, **draws))
             return results
 
         value = _evaluate(loss, *recurrent.unroll(x, state, run, dropout_function))

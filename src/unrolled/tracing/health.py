@@ -19,7 +19,7 @@ from unrolled.tracing.hooks import LayerCall, results_match
 from unrolled.tracing.provenance import CallRecorder
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.selection import BatchRows
-from unrolled.tracing.step_recorder import batched_names, run_with_locals
+from unrolled.tracing.step_recorder import batched_names, run_recorded, run_with_locals
 from unrolled.tracing.trace import DIRECTIONS, run_traced
 
 FLAT_SLOPE = 0.05  # a function is saturated where its slope is below this fraction of its maximum
@@ -134,13 +134,14 @@ def _rerun_some_rows(
         x = map_tensors(x, lambda tensor: tensor.requires_grad_())
         sequence = SequenceBatch.from_input(x, recurrent.batch_first, "")
 
-        def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any) -> Any:
+        def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any, **draws: Any) -> Any:
             results = []
             for cell, start, reverse in zip(cells, starts, (False, True), strict=False):
                 parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
                 recorder = _StepIORecorder(cell.bind(parameters))
                 recorders.append(recorder)
-                results.append(reference.run(recorder.cell, steps, start, sizes, reverse))
+                start = reference.zeros(cell, steps, sizes) if start is None else start
+                results.append(run_recorded(recorder.cell, steps, start, sizes, reverse, **draws))
             return results
 
         result = recurrent.unroll(x, state, run, *([] if rows is None else [rows.dropout]))

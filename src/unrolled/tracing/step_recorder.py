@@ -7,7 +7,7 @@ import cProfile
 import dis
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import WrapperSpec, wrap
+from unrolled.engines import reference
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing.random_state import cuda_devices
 
@@ -73,9 +75,9 @@ class StepRecorder:
         vars(self.cell).pop("step", None)
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
-        if not self.recorded:
-            self._batched_names = batched_names(self._original, x, *state)
         new, named = run_with_locals(self._original, x, *state)
+        if not self.recorded:  # after the step, which must get the random numbers of its wrapper first
+            self._batched_names = batched_names(self._original, x, *state)
         self.recorded.append({name: self._keep(value) for name, value in named.items()})
         return new
 
@@ -97,6 +99,30 @@ def batched_names(cell: Cell, x: Tensor, *state: Tensor) -> set[str]:
             return {name for name, value in tensors.items() if len(value) == len(x)}
     common = {name for name in tensors if name in larger and larger[name].dim()}
     return {name for name in common if larger[name].shape[0] == tensors[name].shape[0] + 1 == len(x) + 1}
+
+
+def run_recorded(
+    cell: Cell,
+    steps: Tensor,
+    state: tuple[Tensor, ...],
+    sizes: Any,
+    reverse: bool,
+    wrapper_specs: Sequence[WrapperSpec] = ((), ()),
+    extra_inputs: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a cell that records its steps on the reference engine, inside some wrappers.
+
+    Args:
+        cell: The cell.
+        steps: The input.
+        state: The initial states.
+        sizes: The batch sizes if the input is packed, else None.
+        reverse: Whether to run from the last time step to the first.
+        wrapper_specs: The wrappers for each direction.
+        extra_inputs: Features that the wrappers read in addition to ``steps``.
+    """
+    features = steps if extra_inputs is None else torch.cat((steps, extra_inputs), -1)
+    return reference.run(wrap(cell, wrapper_specs[reverse]), features, state, sizes, reverse)
 
 
 def run_with_locals(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:

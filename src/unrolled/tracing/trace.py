@@ -26,7 +26,7 @@ from unrolled.tracing.indexing import absolute_differences, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
-from unrolled.tracing.step_recorder import StepRecorder
+from unrolled.tracing.step_recorder import StepRecorder, run_recorded
 
 if TYPE_CHECKING:
     import pandas
@@ -347,14 +347,14 @@ def run_traced(
                 return cell.bind({name: getattr(earlier, name) for name in parameters})
             return cell.bind({name: tensor.clone() for name, tensor in parameters.items()})
 
-        def record(cell: Cell, steps: Tensor, start: Any, sizes: Any, reverse: bool) -> Any:
+        def record(cell: Cell, steps: Tensor, start: Any, sizes: Any, reverse: bool, draws: Any) -> Any:
             start = reference.zeros(cell, steps, sizes) if start is None else start
             recorder = (
                 StepRecorder(cell)
                 if selection.keeps_everything
                 else SelectiveRecorder(cell, selection, sequence, reverse)
             )
-            result = reference.run(recorder.cell, steps, start, sizes, reverse)
+            result = run_recorded(recorder.cell, steps, start, sizes, reverse, **draws)
             initial_states.append(_copy(start))
             initial_state = {
                 name: sequence.to_user_order(part, 0).clone()
@@ -377,9 +377,9 @@ def run_traced(
             )
             return result
 
-        def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any) -> Any:
+        def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any, **draws: Any) -> Any:
             directions = zip(cells, starts, (False, True), strict=False)
-            return [record(cell, steps, start, sizes, reverse) for cell, start, reverse in directions]
+            return [record(cell, steps, start, sizes, reverse, draws) for cell, start, reverse in directions]
 
         recurrent.check_no_regularization("trace")
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)

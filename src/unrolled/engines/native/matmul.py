@@ -90,6 +90,11 @@ def _use_own_threads() -> None:
     _in_forked_child = True
 
 
+def run_in_parallel() -> ctypes.c_void_p:
+    """Return the address of the function that runs a task on the thread pool, for other libraries."""
+    return ctypes.cast(_thread_pool().thread_pool_run, ctypes.c_void_p)
+
+
 def _thread_pool_source() -> str:
     return cpp_files.read("thread_pool.cpp")
 

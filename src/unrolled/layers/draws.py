@@ -1,0 +1,96 @@
+"""The random numbers of one call of a layer, and of the calls of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import DrawsWrapper
+from unrolled.engines.draws import planned_draws
+from unrolled.engines.torch_ops import draws as operators
+from unrolled.engines.torch_ops import transforms
+
+
+@dataclass
+class DrawPosition:
+    """Where the random numbers of a layer's next call begin.
+
+    Attributes:
+        seed: The seed. None if the next call draws one.
+        step: The number of the call's first time step.
+    """
+
+    seed: Tensor | None = None
+    step: int = 0
+
+
+_position: ContextVar[DrawPosition | None] = ContextVar("position", default=None)
+
+
+@contextlib.contextmanager
+def continue_draws(position: DrawPosition) -> Iterator[None]:
+    """Let the next call of a layer in this block continue the random numbers of earlier calls."""
+    token = _position.set(position)
+    try:
+        yield
+    finally:
+        _position.reset(token)
+
+
+class CallDraws:
+    """The random numbers of one call of a layer or of a single-step cell.
+
+    Args:
+        order: The user's row for each row of the batch. None if the order is the same.
+    """
+
+    def __init__(self, order: Tensor | None = None) -> None:
+        self._order = order
+        self._layer = 0
+        self._seed: Tensor | None = None
+        self._first_step = 0
+
+    def arguments(self, cells: Sequence[Cell], x: Tensor, sizes: Any) -> dict[str, Any]:
+        """Draw the random numbers of the next layer.
+
+        Args:
+            cells: The bound cell of each direction.
+            x: The input of the layer.
+            sizes: The batch sizes if the input is packed, else None.
+
+        Returns:
+            Arguments of :func:`unrolled.engines.dispatch.run`. Empty if the steps draw no random numbers.
+        """
+        layer, cell = self._layer, cells[0]
+        self._layer += 1
+        draws = planned_draws(cell.unbound, cell.training, x.dtype)
+        if not draws or (transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type)):
+            return {}
+        if self._seed is None:
+            self._start(x.shape[0] if sizes is None else len(sizes))
+        assert self._seed is not None
+        directions = len(cells)
+        values = operators.draw_values(
+            draws, x, self._seed, sizes, self._order, self._first_step, layer, directions
+        )
+        specs = [((DrawsWrapper.stored_name, (draws, k == 1, directions)),) for k in range(directions)]
+        return {"wrapper_specs": specs, "extra_inputs": values}
+
+    def _start(self, steps: int) -> None:
+        """Draw the seed, or continue a stream."""
+        position = None if torch.compiler.is_compiling() else _position.get()
+        if position is None:
+            self._seed = operators.draw_seed()
+            return
+        _position.set(None)  # for this call only
+        if position.seed is None:
+            position.seed = operators.draw_seed()
+        self._seed, self._first_step = position.seed, position.step
+        position.step += steps
