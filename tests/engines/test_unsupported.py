@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.functional import linear
 
 import unrolled as ur
-from helpers.layer_pairs import NEEDS_COMPILER, assert_close
 
 GLOBAL = torch.linspace(-1, 1, 8, requires_grad=True)
 
@@ -72,12 +70,28 @@ def batch_std(self, x, h):
     return torch.tanh(h / x.std(0))
 
 
-def noise(self, x, h):
-    return h + x * torch.randn_like(x)
+def noise_for_all_rows(self, x, h):
+    return h + x * torch.randn(8)
 
 
-def dropout(self, x, h):
-    return F.dropout(h + x, 0.5)
+def random_weights(self, x, h):
+    return h + x * torch.randn_like(x[:1])
+
+
+def random_integers(self, x, h):
+    return h + x * torch.randint(3, x.shape)
+
+
+def own_generator(self, x, h):
+    return h + x * torch.randn(x.shape, generator=torch.default_generator)
+
+
+def alpha_dropout(self, x, h):
+    return F.alpha_dropout(h + x, 0.5, True)
+
+
+def half_precision(self, x, h):
+    return h + x * torch.randn_like(x, dtype=torch.float16).float()
 
 
 def size(self, x, h):
@@ -156,8 +170,12 @@ UNSUPPORTED = [
     (batch_norm, "torch.nn.functional.batch_norm", "statistics over the batch, .* use layer_norm"),
     (batch_flip, "torch.Tensor.flip", "mixes rows of the batch"),
     (batch_attention, "torch.Tensor.matmul", "mixes rows of the batch"),
-    (noise, "torch.randn_like", "draws random numbers"),
-    (dropout, "torch.nn.functional.dropout", "draws random numbers"),
+    (noise_for_all_rows, "torch.randn", "random numbers in a way .*, with numbers for each row of the batch"),
+    (random_weights, "torch.randn_like", "random numbers in a way .*, with numbers for each row"),
+    (random_integers, "torch.randint", "random numbers in a way .*aten.randint"),
+    (own_generator, "torch.randn", "random numbers in a way .* without a generator"),
+    (alpha_dropout, "torch.nn.functional.alpha_dropout", "random numbers in a way"),
+    (half_precision, "torch.randn_like", "random numbers in a way .* in float32 or float64"),
     (size, "torch.Tensor.div", "depends on the batch size"),
     (branch_on_size, "torch.Tensor", "depends on the batch size"),
     (python_noise, "torch.Tensor.mul", "differs from run to run"),
@@ -220,31 +238,7 @@ def test_state_of_another_dtype_keeps_it(dtype: torch.dtype) -> None:
     assert output.dtype is state.dtype is dtype
 
 
-class DropoutCell(ur.Cell):
-    w = ur.Param("hidden", "input")
-
-    def step(self, x, h):
-        return torch.tanh(F.dropout(h + linear(x, self.w), 0.5, self.training))
-
-
-@NEEDS_COMPILER
-def test_dropout_in_a_step_falls_back_in_training() -> None:
-    layer, x = ur.Recurrent(DropoutCell, 3, 8), torch.randn(3, 2, 3)
-    layer.eval()
-    with ur.engine("reference"):
-        expected = layer(x)[0]
-    with ur.engine("native"):
-        assert_close(layer(x)[0], expected, 1e-5)
-        layer.train()
-        with pytest.raises(
-            RuntimeError, match=r"random numbers.*\(torch.nn.functional.dropout, .*test_unsupported.py"
-        ):
-            layer(x)
-        layer.eval()
-        assert_close(layer(x)[0], expected, 1e-5)
-    layer.train()
-    with ur.engine("auto"), pytest.warns(match="DropoutCell runs on the reference engine"):
-        assert not torch.allclose(layer(x)[0], expected)
+def test_training_is_no_option() -> None:
     with pytest.raises(TypeError, match="training is the mode of the layer: give the option another name"):
         type("Taken", (ur.Cell,), {"training": True})
 

@@ -2,8 +2,8 @@
 
 Salmon et al., 2011, Parallel random numbers: as easy as 1, 2, 3. Each number depends only on the seed and on
 where it is used: row, time step, layer, direction, draw and column. So it is the same in any order of
-computation. This is the version in NumPy. ``native/include/philox.cpp`` computes the same bits, because both use
-only integers and the basic operations of IEEE arithmetic, in the same order.
+computation. This is the version in NumPy. ``native/include/philox.cpp`` computes the same bits, because both
+use only integers and the basic operations of IEEE arithmetic, in the same order.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,19 @@ class DrawPosition:
 _position: ContextVar[DrawPosition | None] = ContextVar("position", default=None)
 
 
+def next_position() -> DrawPosition | None:
+    """Return where the random numbers of the next call begin, if it continues earlier calls."""
+    position = _position.get()
+    return None if position is None else replace(position)
+
+
 @contextlib.contextmanager
-def continue_draws(position: DrawPosition) -> Iterator[None]:
-    """Let the next call of a layer in this block continue the random numbers of earlier calls."""
+def continue_draws(position: DrawPosition | None) -> Iterator[None]:
+    """Let the next call of a layer in this block continue the random numbers of earlier calls.
+
+    Args:
+        position: Where its numbers begin; the call changes it. None: it draws a seed.
+    """
     token = _position.set(position)
     try:
         yield

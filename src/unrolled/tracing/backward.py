@@ -16,7 +16,7 @@ from unrolled.cells.base import Cell
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
-from unrolled.tracing.random_state import cuda_devices, replay_random_state
+from unrolled.tracing.random_state import RandomState, cuda_devices, replay_random_state
 from unrolled.tracing.step_recorder import StepRecorder, run_recorded
 
 Loss = Callable[..., Tensor]
@@ -27,7 +27,7 @@ def gradients_through_time(
     cells: Sequence[Cell],
     initial_states: Sequence[tuple[Tensor, ...]],
     call: tuple[Any, Any],
-    random_state: list[Tensor],
+    random_state: RandomState,
     loss: Loss | Tensor,
     dropout_function: Callable[[Tensor, float], Tensor] = dropout,
 ) -> list[dict[str, Tensor]]:
@@ -85,7 +85,7 @@ def gradients_through_time(
 
 
 @contextmanager
-def differentiating(random_state: list[Tensor], devices: list[torch.device]) -> Iterator[None]:
+def differentiating(random_state: RandomState, devices: list[torch.device]) -> Iterator[None]:
     """Enable gradients regardless of the caller's mode, and replay a captured random state."""
     with torch.inference_mode(False), torch.enable_grad(), replay_random_state(random_state, devices):
         yield

@@ -20,7 +20,7 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.single_step import SingleStep
 from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing.indexing import equal_up_to_rounding
-from unrolled.tracing.random_state import capture_random_state, cuda_devices
+from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices
 
 _LAYERS = (Recurrent, nn.RNNBase)
 _CELLS = (SingleStep, nn.RNNCellBase)
@@ -59,14 +59,14 @@ class LayerCall:
     recurrent: Recurrent
     input: Tensor | PackedSequence
     initial_state: Any
-    random_state: list[Tensor]
+    random_state: RandomState
     output: Tensor
     final_state: Any
     lengths: Tensor | None
 
     @classmethod
     def from_forward(
-        cls, module: nn.Module, args: Any, kwargs: dict[str, Any], random_state: list[Tensor], result: Any
+        cls, module: nn.Module, args: Any, kwargs: dict[str, Any], random_state: RandomState, result: Any
     ) -> LayerCall:
         """Create a call from the arguments and the result of a module's forward method.
 
@@ -241,7 +241,7 @@ class _Hook:
 def observe_calls(
     modules: Sequence[nn.Module],
     should_observe: Callable[[nn.Module], bool],
-    callback: Callable[[nn.Module, Any, dict[str, Any], list[Tensor], Any], None],
+    callback: Callable[[nn.Module, Any, dict[str, Any], RandomState, Any], None],
 ) -> Callable[[], None]:
     """Pass each call of some modules to a callback.
 

@@ -24,7 +24,7 @@ from unrolled.tracing import display, hooks
 from unrolled.tracing.backward import Loss, gradients_through_time
 from unrolled.tracing.indexing import absolute_differences, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.random_state import capture_random_state, cuda_devices, replay_random_state
+from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
 from unrolled.tracing.step_recorder import StepRecorder, run_recorded
 
@@ -67,7 +67,7 @@ class Trace:
         initial_states: Sequence[tuple[Tensor, ...]],
         call: tuple[Any, Any],
         result: tuple[Any, Any],
-        random_state: list[Tensor],
+        random_state: RandomState,
         selection: Selection = _KEEP_EVERYTHING,
         rows: BatchRows | None = None,
     ) -> None:
@@ -312,7 +312,7 @@ def run_traced(
     recurrent: Recurrent,
     x: Tensor | PackedSequence,
     state: State | None,
-    random_state: list[Tensor],
+    random_state: RandomState,
     selection: Selection = _KEEP_EVERYTHING,
     rows: BatchRows | None = None,
     earlier_cells: Sequence[Cell] | None = None,

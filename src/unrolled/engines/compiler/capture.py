@@ -123,7 +123,8 @@ def _capture(
 
     Raises:
         UnsupportedError: If the step can't be captured, for example because it branches on values, changes
-            its inputs in place or draws random numbers. The message names the operation and its line.
+            its inputs in place or draws random numbers that aren't extra inputs. The message names the
+            operation and its line.
     """
     attributes = {n: value for n, value in tensor_attributes(cell).items() if n not in constant_attributes}
     extra_width = cell.features - cell.input

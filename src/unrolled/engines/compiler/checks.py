@@ -24,7 +24,12 @@ from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
-from unrolled.engines.compiler.source_location import LocationTracker, SourceLocation, unsupported
+from unrolled.engines.compiler.source_location import (
+    LocationTracker,
+    SourceLocation,
+    unsupported,
+    unsupported_draw,
+)
 
 aten = torch.ops.aten
 
@@ -118,7 +123,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         location = self._tracker.current
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise unsupported(f"it draws random numbers: {func}", location)
+            raise unsupported_draw(func, location)
         for argument, value in _named_arguments(func, args, kwargs or {}):
             is_written = argument.alias_info is not None and argument.alias_info.is_write
             if is_written and isinstance(value, Tensor):

@@ -13,7 +13,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from unrolled.engines.compiler.lowering.padding import PADDING_RULES
-from unrolled.engines.compiler.source_location import LocationInterpreter, location_of, unsupported
+from unrolled.engines.compiler.source_location import (
+    LocationInterpreter,
+    location_of,
+    unsupported,
+    unsupported_draw,
+)
 
 aten = torch.ops.aten
 _EXTRA_DECOMPOSITIONS = [  # operations that core ATen leaves whole
@@ -106,6 +111,6 @@ def _check_graph(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise unsupported(f"it draws random numbers: {node.target}", location_of(node))
+            raise unsupported_draw(node.target, location_of(node))
         if _is_in_place(node):
             raise unsupported(f"it changes a tensor in place: {node.target}", location_of(node))

@@ -53,6 +53,16 @@ def unsupported(reason: str, location: SourceLocation | None) -> UnsupportedErro
     return UnsupportedError(reason if location is None else f"{reason} ({location})")
 
 
+def unsupported_draw(operation: object, location: SourceLocation | None) -> UnsupportedError:
+    """Return an error for an operation that draws random numbers and isn't replaced by extra inputs."""
+    return unsupported(
+        f"it draws random numbers in a way that can't be compiled, {operation}; use rand, randn, normal, "
+        "bernoulli, exponential, dropout or gumbel_softmax in float32 or float64, with numbers for each row "
+        "of the batch and without a generator",
+        location,
+    )
+
+
 def location_of(node: fx.Node) -> SourceLocation | None:
     """Return the source location of a node of a captured graph.
 
