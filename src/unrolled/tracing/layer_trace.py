@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from unrolled.tracing.explain import explain, format_number
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
-from unrolled.tracing.step_recorder import run_with_locals
+from unrolled.tracing.step_recorder import RecordedDraws, run_with_locals
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +46,7 @@ class LayerTrace:
         partial: Whether quantities or units were left out. An ``input`` that was left out has no features.
         columns: For each quantity with only some of its units, the numbers of the recorded features.
         before: If only some steps were recorded, each state before these steps, by name.
+        draws: The random numbers of all steps, if the steps draw any and everything was recorded.
     """
 
     cell: Cell
@@ -60,6 +62,7 @@ class LayerTrace:
     partial: bool = False
     columns: dict[str, tuple[int, ...]] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
+    draws: RecordedDraws | None = None
 
     def __repr__(self) -> str:
         where = f"{type(self.cell).__name__}, layer {self.layer}, {self.direction}"
@@ -164,7 +167,8 @@ class LayerTrace:
         For example, ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` shows the pre-activation
         ``trace["input_sum"][0, 0, 0]``: weights times inputs, plus the bias. Other named quantities appear as
         numbers. To find the arithmetic, the step runs again for the row alone. A number that can't be
-        reproduced this way, because it is random or depends on other rows, is shown without arithmetic.
+        reproduced this way, because it depends on other rows, or on random numbers that
+        weren't recorded, is shown without arithmetic.
 
         Args:
             name: The quantity.
@@ -211,7 +215,7 @@ class LayerTrace:
         recorder = CallRecorder(moves)
         # Outside of inference mode, since torch doesn't count in-place changes there.
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-            with recorder:
+            with recorder, self.draws.replace(step, batch) if self.draws else contextlib.nullcontext():
                 _, named = run_with_locals(self.cell, x, *state.values())
             recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
             displayed = {

@@ -8,6 +8,7 @@ import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
-from unrolled.cells.wrappers import WrapperSpec, wrap
+from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
+from unrolled.cells.wrappers import DrawsWrapper, WrapperSpec, wrap
 from unrolled.engines import reference
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing.random_state import cuda_devices
@@ -123,6 +125,40 @@ def run_recorded(
     """
     features = steps if extra_inputs is None else torch.cat((steps, extra_inputs), -1)
     return reference.run(wrap(cell, wrapper_specs[reverse]), features, state, sizes, reverse)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedDraws:
+    """The random numbers that the steps of a cell drew.
+
+    Attributes:
+        draws: The draws of a step.
+        values: Their numbers, ``(time, batch, width)``.
+    """
+
+    draws: Draws
+    values: Tensor
+
+    def replace(self, step: int, row: int) -> ReplaceDraws:
+        """Return a context manager in which the step, run for a row alone, draws these numbers."""
+        return ReplaceDraws(ColumnSource(self.draws, self.values[step, row].unsqueeze(0), 0))
+
+
+def recorded_draws(
+    cell: Cell,
+    sequence: SequenceBatch,
+    reverse: bool,
+    wrapper_specs: Sequence[WrapperSpec] = ((), ()),
+    extra_inputs: Tensor | None = None,
+) -> RecordedDraws | None:
+    """Return the random numbers of a call of :func:`run_recorded`, or None if it drew none."""
+    if extra_inputs is None:
+        return None
+    wrapper = wrap(cell, wrapper_specs[reverse])
+    assert isinstance(wrapper, DrawsWrapper)
+    first = wrapper.first - cell.features
+    values = extra_inputs[..., first : first + sum(map(draw_width, wrapper.draws))]
+    return RecordedDraws(wrapper.draws, sequence.padded(values).clone())
 
 
 def run_with_locals(cell: Cell, x: Tensor, *state: Tensor) -> tuple[Any, dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from unrolled.tracing.indexing import absolute_differences, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
-from unrolled.tracing.step_recorder import StepRecorder, run_recorded
+from unrolled.tracing.step_recorder import StepRecorder, recorded_draws, run_recorded
 
 if TYPE_CHECKING:
     import pandas
@@ -113,6 +113,7 @@ class Trace:
         contents: list[Any] = [self.input, self.output, self.final_state, self._initial_states, self._call]
         for part in self.layers:
             contents += [part.input, part.lengths, *(getattr(part.cell, name) for name in part.cell.shapes())]
+            contents += [] if part.draws is None else [part.draws.values]
             for by_name in (part.initial_state, part.values, part.gradients, part.before):
                 contents += by_name.values()
         storages = (tensor.untyped_storage() for tensor in tensors(contents))
@@ -334,7 +335,7 @@ def run_traced(
     """
     parts: list[LayerTrace] = []
     initial_states: list[tuple[Tensor, ...]] = []
-    keep: Any = _copy if selection.keeps_everything else _detach
+    keep: Any = _copy if selection.keeps_everything else lambda value: map_tensors(value, Tensor.detach)
     eval_mode = parametrizations_in_eval_mode(recurrent)
     with torch.no_grad(), replay_random_state(random_state, cuda_devices(x)), eval_mode:
         call = (keep(x), keep(state))
@@ -365,6 +366,8 @@ def run_traced(
                 if isinstance(recorder, SelectiveRecorder)
                 else {"input": sequence.padded(steps).clone(), "values": recorder.stacked(sequence, reverse)}
             )
+            if selection.keeps_everything:
+                recorded["draws"] = recorded_draws(cell, sequence, reverse, **draws)
             parts.append(
                 LayerTrace(
                     cell=copy_cell(cell),
@@ -378,8 +381,8 @@ def run_traced(
             return result
 
         def run(cells: list[Cell], steps: Tensor, starts: list[Any], sizes: Any, **draws: Any) -> Any:
-            directions = zip(cells, starts, (False, True), strict=False)
-            return [record(cell, steps, start, sizes, reverse, draws) for cell, start, reverse in directions]
+            calls = zip(cells, starts, (False, True), strict=False)
+            return [record(cell, steps, start, sizes, reverse, draws) for cell, start, reverse in calls]
 
         recurrent.check_no_regularization("trace")
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
@@ -390,10 +393,6 @@ def run_traced(
 def _identical(a: Tensor, b: Tensor) -> bool:
     """Whether one tensor could be a copy of the other."""
     return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _detach(value: Any) -> Any:
-    return map_tensors(value, Tensor.detach)
 
 
 def _copy(value: Any) -> Any:
