@@ -41,9 +41,7 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
         The draws in the order of the step. Empty if the step draws none, or if not all of them can be
         replaced by extra inputs. It then runs on the reference engine, with numbers from torch's generator.
     """
-    if dtype not in DTYPES:
-        return ()
-    key = (cell.identity(), training, dtype, torch.get_default_dtype())
+    key = (cell.identity(), training, dtype)
     draws = _planned.get(key)
     if draws is None:
         with ThreadPoolExecutor(1) as pool:  # in a new thread, no mode or transform is active
@@ -69,6 +67,8 @@ class _RefuseOtherDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _plan(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
+    if dtype not in DTYPES:
+        return ()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log():
             first, second = (_run_step(cell, training, dtype, batch) for batch in _BATCH_SIZES)

@@ -61,11 +61,12 @@ class CallDraws:
         order: The user's row for each row of the batch. None if the order is the same.
     """
 
+    _seed: Tensor | None = None
+    _first_step = 0
+    _layer = 0  # the number of layers that have drawn numbers
+
     def __init__(self, order: Tensor | None = None) -> None:
         self._order = order
-        self._layer = 0
-        self._seed: Tensor | None = None
-        self._first_step = 0
 
     def arguments(self, cells: Sequence[Cell], x: Tensor, sizes: Any) -> dict[str, Any]:
         """Draw the random numbers of the next layer.
@@ -78,8 +79,7 @@ class CallDraws:
         Returns:
             Arguments of :func:`unrolled.engines.dispatch.run`. Empty if the steps draw no random numbers.
         """
-        layer, cell = self._layer, cells[0]
-        self._layer += 1
+        cell = cells[0]
         draws = planned_draws(cell.unbound, cell.training, x.dtype)
         if not draws or (transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type)):
             return {}
@@ -88,8 +88,9 @@ class CallDraws:
         assert self._seed is not None
         directions = len(cells)
         values = operators.draw_values(
-            draws, x, self._seed, sizes, self._order, self._first_step, layer, directions
+            draws, x, self._seed, sizes, self._order, self._first_step, self._layer, directions
         )
+        self._layer += 1
         specs = [((DrawsWrapper.stored_name, (draws, k == 1, directions)),) for k in range(directions)]
         return {"wrapper_specs": specs, "extra_inputs": values}
 

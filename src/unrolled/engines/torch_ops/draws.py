@@ -18,8 +18,9 @@ _ops: Any = torch.ops.unrolled
 _calls = itertools.count()
 
 # Exported programs store these schemas, so the argument names never change. Each call of draw_seed has its
-# own number, since torch's compiler merges operations with equal arguments.
-library.define("draw_seed(int call) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
+# own number, since torch's compiler merges operations with equal arguments. The tensor shows which generator
+# the seed comes from: with activation checkpointing, a graph replays that of the device of the arguments.
+library.define("draw_seed(Tensor device, int call) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 library.define("draw(Tensor x, Tensor seed, Tensor? sizes, Tensor? order, str draws) -> Tensor")
 
 
@@ -30,7 +31,7 @@ def draw_seed() -> Tensor:
     """
     if not transforms.active() or transforms.in_functorch():
         return drawing.draw_seed()
-    seed: Tensor = _ops.draw_seed(_next_call())
+    seed: Tensor = _ops.draw_seed(torch.empty(0, device="cpu"), _next_call())
     return seed
 
 
@@ -87,7 +88,7 @@ def _entries(text: str) -> tuple[int, list[tuple[int, int, int, int]]]:
     return data["first"], drawing.draw_entries(data["draws"], data["layer"], data["directions"])
 
 
-def _seed(call: int) -> Tensor:
+def _seed(device: Tensor, call: int) -> Tensor:
     return drawing.draw_seed()
 
 
@@ -96,7 +97,7 @@ def _values(x: Tensor, seed: Tensor, sizes: Tensor | None, order: Tensor | None,
     return drawing.draw_values(x, seed, sizes, order, first_step, entries)
 
 
-def _fake_seed(call: int) -> Tensor:
+def _fake_seed(device: Tensor, call: int) -> Tensor:
     return torch.empty((), dtype=torch.int64, device="cpu")
 
 
