@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import linear
@@ -18,6 +19,8 @@ from helpers.layer_pairs import NEEDS_COMPILER, assert_close
 from unrolled.engines import draws as drawing
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.layers.single_step import SingleStep
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated:DeprecationWarning")
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -369,3 +372,155 @@ def test_a_single_step_module() -> None:
             results.append(module(x, h))
     assert_close(results[0], results[1], 1e-12)
     assert not torch.allclose(module(x, h), results[0])
+
+
+# --- streams, traces and torch's transforms ---
+
+
+class Model(nn.Module):
+    """Two layers of cells that draw random numbers."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.below = layer_of(num_layers=2, dtype=dtype)
+        self.above = ur.Recurrent(TwoStates, 6, 4, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.below(x)[0])[0]
+
+
+def seeded(function: Callable[..., Any], *args: Any) -> Any:
+    torch.manual_seed(1)
+    return function(*args)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("sizes", [[1] * 9, [4, 1, 4], [9]])
+def test_a_stream_continues_the_numbers(engine: str, sizes: list[int]) -> None:
+    model, x = Model(), torch.randn(9, 4, 3)
+    with ur.engine(engine), torch.no_grad():
+        for module in (model, model.below):
+            whole = seeded(module, x)
+            whole = whole if isinstance(whole, Tensor) else whole[0]
+            stream = ur.Stream(module)
+            for _ in range(2):
+                parts = seeded(lambda stream=stream: [stream(chunk) for chunk in x.split(sizes)])
+                assert torch.equal(torch.cat(parts), whole)
+                stream.reset()
+
+
+@NEEDS_COMPILER
+def test_records_of_a_stream() -> None:
+    model, x = Model(torch.float64), torch.randn(9, 4, 3).double()
+    whole = seeded(model, x).detach()
+    for rows in (None, [1, 3]):
+        stream = ur.Stream(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with ur.record(model, calls=9, rows=rows) as rec:
+                parts = seeded(lambda stream=stream: [stream(chunk) for chunk in x.split([1, 4, 4])])
+        assert torch.equal(torch.cat(parts), whole)
+        recorded = torch.cat([trace["h"] for trace in rec.calls("above")])
+        assert_close(recorded, whole if rows is None else whole[:, rows], 1e-12)
+
+
+@NEEDS_COMPILER
+def test_traces_and_explanations() -> None:
+    layer, x = layer_of(num_layers=2, bidirectional=True, dtype=torch.float64), torch.randn(5, 3, 3).double()
+    output = seeded(layer, x)[0].detach()
+    trace = seeded(ur.trace, layer, x)
+    assert_close(trace.output, output, 1e-12)
+    for part in trace.layers:
+        arguments = {"layer": part.layer, "direction": part.direction, "batch": 1}
+        noise = f"{part['noise'][2, 1, 4].item():.4f}"
+        explained = trace.explain("new", 2, 4, **arguments)
+        assert explained.startswith("tanh(")
+        assert f"·{noise})" in explained
+        assert trace.explain("noise", 2, 4, **arguments) == f"{noise} = {noise}"
+    trace.backward(lambda output: output.sin().sum() + 0 * output.sum())
+    leaf = x.clone().requires_grad_()
+    seeded(layer, leaf)[0].sin().sum().backward()
+    assert trace.gradient("noise").abs().sum() > 0
+    weights = layer.log_sigma_l1
+    expected = (trace.gradient("noise", layer=1) * trace.layer(1)["noise"]).sum((0, 1))
+    assert_close(expected, weights.grad, 1e-10)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile(backend: str) -> None:
+    model, x = Model(), torch.randn(5, 3, 3)
+
+    def loss_and_gradients(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        model.zero_grad()
+        leaf = x.clone().requires_grad_()
+        output = seeded(function, leaf)
+        output.sin().sum().backward()
+        return [output.detach(), leaf.grad, *[parameter.grad.clone() for parameter in model.parameters()]]
+
+    expected = loss_and_gradients(model)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert_close(loss_and_gradients(compiled), expected, 1e-5)
+    assert not torch.allclose(compiled(x), compiled(x))
+
+    def recomputing(x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+
+    assert_close(loss_and_gradients(recomputing), expected, 1e-5)
+    assert_close(loss_and_gradients(torch.compile(recomputing, backend=backend)), expected, 1e-5)
+
+
+@NEEDS_COMPILER
+def test_export() -> None:
+    model, x = Model(), torch.randn(5, 3, 3)
+    dims = {"x": {0: torch.export.Dim("time"), 1: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (x,), dynamic_shapes=dims).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, (x,), check_trace=False)
+    for other in (x, torch.randn(8, 2, 3)):
+        expected = seeded(model, other)
+        assert torch.equal(seeded(program, other), expected)
+        assert torch.equal(seeded(traced, other), expected)
+
+
+@NEEDS_COMPILER
+def test_transforms() -> None:
+    model, x = Model(torch.float64), torch.randn(2, 5, 3, 3).double()
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(model)(x)
+    same = seeded(torch.func.vmap(model, randomness="same"), x)
+    for k in range(2):
+        assert_close(same[k], seeded(model, x[k]), 1e-12)
+    different = seeded(torch.func.vmap(model, randomness="different"), x[:1].expand(2, 5, 3, 3))
+    assert not torch.allclose(different[0], different[1])
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x,)).sin().sum()
+
+    grads = seeded(torch.func.grad(loss), parameters, x[0])
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="same")
+    sample_grads = seeded(per_sample, parameters, x)
+    seeded(loss, parameters, x[0]).backward()
+    for name, parameter in parameters.items():
+        assert_close(grads[name], parameter.grad, 1e-12)
+        assert_close(sample_grads[name][0], parameter.grad, 1e-12)
+
+    def run_model(x: Tensor) -> Tensor:
+        return seeded(model, x)
+
+    tangent = torch.randn_like(x[0])
+    _, forward = torch.func.jvp(run_model, (x[0],), (tangent,))
+    _, vjp = torch.func.vjp(run_model, x[0])
+    assert_close((forward * forward).sum(), (vjp(forward)[0] * tangent).sum(), 1e-10)
+    leaf = x[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(run_model(leaf).sin().sum(), leaf, create_graph=True)
+    grad.square().sum().backward()
+    double = leaf.grad.clone()
+    leaf.grad = None
+    with ur.engine("reference"):
+        (grad,) = torch.autograd.grad(run_model(leaf).sin().sum(), leaf, create_graph=True)
+    grad.square().sum().backward()
+    assert_close(double, leaf.grad, 1e-10)

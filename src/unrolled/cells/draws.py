@@ -23,7 +23,10 @@ _BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 def draw_width(draw: Draw) -> int:
     """Return how many numbers of a draw there are for each row of the batch."""
-    return math.prod(map(abs, draw[1]))
+    width = 1
+    for size in draw[1]:
+        width *= abs(size)
+    return width
 
 
 class ColumnSource:

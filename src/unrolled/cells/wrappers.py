@@ -218,7 +218,7 @@ class DrawsWrapper(CellWrapper):
     stored_name = "Drawn"
 
     def __init__(self, inner: Cell, draws: Draws, reverse: bool, directions: int) -> None:
-        width = sum(map(draw_width, draws))
+        width = sum([draw_width(draw) for draw in draws])
         super().__init__(inner, directions * width, arguments=(draws, reverse, directions))
         self.draws, self.first = draws, inner.features + reverse * width
 

@@ -322,7 +322,7 @@ class Recurrent(CellModule):
                     nn.init.zeros_(part)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Any, Any]:
-        """Run one time step. The result is bit-identical to that step in a whole sequence.
+        """Run one time step. Without random numbers, it is bit-identical to that step in a sequence.
 
         Args:
             x: Input of shape ``(B, I)``, or ``(I,)`` for a single row.
