@@ -216,10 +216,22 @@ SAMPLERS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], float, float]
     "distribution": (lambda self, x, h: torch.distributions.Normal(h * 0 + 2, 3.0).rsample(), 2, 3),
 }
 NOT_COMPILED = {"distribution"}  # it reads values to check its arguments
+FAST = {
+    "randn_like",
+    "rand size=",
+    "heads",
+    "normal both",
+    "bernoulli",
+    "exponential_",
+    "dropout",
+    "gumbel heads",
+}
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SAMPLERS]
+)
 def test_operations(name: str) -> None:
     """Every operation has the moments of torch's, and the same numbers on both engines."""
     function, mean, std = SAMPLERS[name]
@@ -448,7 +460,8 @@ def test_traces_and_explanations() -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_torch_compile(backend: str) -> None:
     model, x = Model(), torch.randn(5, 3, 3)
 
