@@ -77,9 +77,10 @@ class StepRecorder:
         vars(self.cell).pop("step", None)
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
+        if not self.recorded:
+            with torch._C.DisableTorchFunction():  # the wrapper's random numbers are for the step itself
+                self._batched_names = batched_names(self._original, x, *state)
         new, named = run_with_locals(self._original, x, *state)
-        if not self.recorded:  # after the step, which must get the random numbers of its wrapper first
-            self._batched_names = batched_names(self._original, x, *state)
         self.recorded.append({name: self._keep(value) for name, value in named.items()})
         return new
 
