@@ -19,6 +19,8 @@ from unrolled.cells.base import Cell
 from unrolled.cells.draws import Draw, Draws, ReplaceDraws, draw_width
 from unrolled.engines import philox
 from unrolled.engines.compiler.checks import silence_fake_tensor_log, tensor_attributes
+from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.native import philox as compiled_philox
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
@@ -26,7 +28,6 @@ DTYPES = (torch.float32, torch.float64)
 
 _BATCH_SIZES = (61, 2)
 _MAX_DRAWS = 1 << 16  # of a step, as each has a stream of numbers
-_planned: dict[object, Draws] = {}
 
 
 def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
@@ -41,11 +42,15 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
         The draws in the order of the step. Empty if the step draws none, or if not all of them can be
         replaced by extra inputs. It then runs on the reference engine, with numbers from torch's generator.
     """
-    key = (cell.identity(), training, dtype)
-    draws = _planned.get(key)
+    try:
+        cache: dict[Any, Any] = step_values(cell).derived
+    except UnsupportedError:
+        cache = cell.__dict__["_engine_cache"]
+    key = ("draws", training, dtype)
+    draws: Draws | None = cache.get(key)
     if draws is None:
         with ThreadPoolExecutor(1) as pool:  # in a new thread, no mode or transform is active
-            draws = _planned[key] = pool.submit(_plan, cell, training, dtype).result()
+            draws = cache[key] = pool.submit(_plan, cell, training, dtype).result()
     return draws
 
 
