@@ -537,3 +537,24 @@ def test_transforms() -> None:
         (grad,) = torch.autograd.grad(run_model(leaf).sin().sum(), leaf, create_graph=True)
     grad.square().sum().backward()
     assert_close(double, leaf.grad, 1e-10)
+
+
+@NEEDS_COMPILER
+def test_a_step_that_starts_and_stops_drawing() -> None:
+    class Switched(ur.Cell):
+        sigma = 0.0
+
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            h = torch.tanh(x + h)
+            return h + self.sigma * torch.randn_like(h) if self.sigma else h
+
+    layer, x = ur.Recurrent(Switched, 3, 3), torch.randn(4, 2, 3)
+    with ur.engine("native"):
+        quiet = layer(x)[0]
+        Switched.sigma = 0.5
+        noisy = seeded(layer, x)[0]
+        with ur.engine("reference"):
+            assert_close(noisy, seeded(layer, x)[0], 1e-5)
+        assert not torch.allclose(noisy, quiet)
+        Switched.sigma = 0.0
+        assert torch.equal(layer(x)[0], quiet)
