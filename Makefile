@@ -6,7 +6,7 @@ DEMO_READY ?= .venv/.demo_ready
 DOCS_READY ?= .venv/.docs_ready
 RUNS ?= runs
 
-.PHONY: help demo test test-fast test-rest test-all browser lint format bench docs clean
+.PHONY: help demo test test-fast test-rest test-all test-torch browser lint format bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,18 @@ test-rest: $(READY) browser ## the tests that make test leaves out
 test-all: lint browser ## lint, type checks and the whole suite (under 30 minutes)
 	$(PYTEST)
 
+# What needs only torch and the test runner. pip chooses the build of torch: set PIP_EXTRA_INDEX_URL for its CPU builds.
+# By default, the oldest torch that the package supports.
+TORCH ?= $(shell sed -n 's/.*"torch>=\(.*\)".*/\1/p' pyproject.toml)
+TORCH_ENV = .venv-torch-$(TORCH)-python-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+CORE = tests/cells tests/conformance/test_torch_modules.py tests/engines tests/equations tests/inference tests/io tests/layers tests/tracing
+
+test-torch: BIN = $(TORCH_ENV)/bin
+test-torch: ## the fast tests of the core with another version (TORCH=2.15.0 PYTHON=python3.13)
+	$(PYTHON) -m venv $(TORCH_ENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) --editable '.[test]'
+	$(PYTEST) -m "not slow and not exhaustive" $(CORE)
+
 browser: $(READY)
 	@$(BIN)/python tests/helpers/browser.py
 
@@ -51,7 +63,7 @@ docs: $(DOCS_READY) ## build the documentation site into build/docs; it works of
 	@echo "The site is in build/docs: open build/docs/index.html"
 
 clean: ## remove the virtual environment, caches and runs
-	rm -rf .venv build dist docs/_made docs/notebooks $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* build dist docs/_made docs/notebooks $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.demo_ready: pyproject.toml constraints.txt

@@ -24,7 +24,7 @@ from unrolled.engines.torch_ops import operators
 pytestmark = [
     NEEDS_COMPILER,
     # torch calls deprecated functions of torch.jit itself
-    pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated"),
 ]
 
 INPUT, HIDDEN = 3, 4

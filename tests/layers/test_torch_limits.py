@@ -20,7 +20,7 @@ TABLE = (Path(__file__).parents[2] / "docs" / "torch_nn.md").read_text()
 ROWS = re.findall(r"^\| (?!feature \||-)(.*?) \| (.*?) \| (.*?) \|$", TABLE.replace("|---", ""), re.MULTILINE)
 KINDS = ("RNN", "GRU", "LSTM")
 
-pytestmark = [NEEDS_COMPILER, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
+pytestmark = [NEEDS_COMPILER, pytest.mark.filterwarnings("ignore:.torch.jit")]
 
 
 def x() -> Tensor:

@@ -285,7 +285,10 @@ class Cell:
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """Return a copy of this cell with tensors for its parameters, on which ``step`` can be called."""
         bound = object.__new__(type(self))
-        bound.__dict__ = {"unbound": self, **self.__dict__, **tensors}
+        attributes = bound.__dict__  # not assigned, because torch.compile of torch 2.12 doesn't follow that
+        attributes.update(self.__dict__)
+        attributes.update(tensors)
+        attributes.setdefault("unbound", self)
         return bound
 
     def __getstate__(self) -> dict[str, Any]:

@@ -43,8 +43,7 @@ class CellWrapper(Cell):
         arguments: tuple[Any, ...] = (),
     ) -> None:
         sizes = dict(inner.state_sizes() if states is None else states)
-        self.__dict__ = {
-            **inner.__dict__,
+        own = {
             "inner": inner,
             "features": inner.features + extra_inputs,
             "state": tuple(sizes),
@@ -52,7 +51,9 @@ class CellWrapper(Cell):
             "arguments": arguments,
             "_wrapper_spec": (*inner._wrapper_spec, (self.stored_name, arguments)),
         }
-        self.__dict__.pop("step", None)  # of an inner cell that records its steps
+        attributes = {**inner.__dict__, **own}
+        attributes.pop("step", None)  # of an inner cell that records its steps
+        self.__dict__.update(attributes)  # like Cell.bind
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Self:
         """Return a copy with tensors for the parameters, which the inner cell shares."""
