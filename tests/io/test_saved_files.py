@@ -90,9 +90,7 @@ def test_a_new_process_loads_pickles() -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.filterwarnings(
-    "ignore:The given buffer is not writable"
-)  # torch 2.12 reads weights into such buffers
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # by torch 2.12
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_exported_programs(name: str) -> None:
     inputs, expected = PROGRAMS[name]
