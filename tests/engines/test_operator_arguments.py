@@ -19,7 +19,7 @@ from unrolled.engines.torch_ops import operators
 
 pytestmark = [
     NEEDS_COMPILER,
-    pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:.torch\.jit\..* is deprecated"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # from comparisons of sizes
 ]
 

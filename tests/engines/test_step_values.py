@@ -77,7 +77,7 @@ def assert_all_equal(results: dict[str, Tensor], expected: Tensor) -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
 @pytest.mark.parametrize(
     "name",
     [name if name == "class attribute" else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES],
@@ -112,7 +112,7 @@ def define_snake(sign: float) -> Any:
 
 
 @NEEDS_COMPILER
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
 def test_a_class_that_is_defined_again_runs_its_new_step_and_graphs_keep_the_old_one() -> None:
     graphs: list[tuple[Any, Tensor]] = []
     torch._dynamo.reset()
