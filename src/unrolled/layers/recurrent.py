@@ -250,7 +250,8 @@ class Recurrent(CellModule):
             initial = (
                 self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else None
             )
-        final, draws = list[States](), CallDraws(sequence.sorted_indices)
+        final: list[States] = []
+        draws = CallDraws(sequence.sorted_indices)
         for suffixes in self._stack:
             if len(final) and self.training and self.dropout > 0:
                 steps = drop(steps, self.dropout)
