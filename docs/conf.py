@@ -25,6 +25,7 @@ autodoc_typehints = "none"  # docstrings state types and shapes
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+nitpick_ignore = [("py:class", "unrolled.tracing.step_recorder.RecordedDraws")]  # not public
 # Objects of Python, torch, NumPy, pandas and matplotlib: their inventories aren't available offline.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|numpy|pandas|matplotlib|collections|typing|pathlib|os)\..*")
