@@ -16,6 +16,7 @@ from torch import nn
 import unrolled as ur
 from helpers import processes
 from helpers.layer_pairs import NEEDS_SYSTEM_COMPILER
+from helpers.toolchain import NO_COMPILER
 from unrolled.cli import main
 from unrolled.cli.arguments import parse_cell
 from unrolled.engines.native.toolchain import build, cache, cpu
@@ -161,7 +162,7 @@ def test_printed_report(folder: Path) -> None:
 def test_problems_are_reported(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
-    done = doctor("--cell", "lstm", PATH="", UNROLLED_KERNELS=str(tmp_path / "none"))
+    done = doctor("--cell", "lstm", **NO_COMPILER, UNROLLED_KERNELS=str(tmp_path / "none"))
     assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(done.stdout.split())
     for words in (

@@ -75,17 +75,30 @@ def test_a_step_that_cannot_be_compiled_gives_one_warning() -> None:
 
 @pytest.mark.slow
 def test_an_unsupported_backward_is_reported_in_the_forward() -> None:
-    class Multiplied(ur.Cell):
-        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
-            return torch.sigmoid(h + x).prod(-1, keepdim=True) + x
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(value: torch.Tensor) -> torch.Tensor:
+            return 2 * value
 
-    layer, x = ur.Recurrent(Multiplied, 4, 4), torch.randn(3, 2, 4, requires_grad=True)
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * torch.special.i0(*ctx.saved_tensors)
+
+    class WithOwnGradient(ur.Cell):
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+            return torch.sigmoid(Doubled.apply(h) + x)
+
+    layer, x = ur.Recurrent(WithOwnGradient, 4, 4), torch.randn(3, 2, 4, requires_grad=True)
     with ur.engine("native"):
         with torch.no_grad():
             output = layer(x)[0]
-        with pytest.raises(RuntimeError, match="Multiplied can't run on the native engine: aten.cumprod"):
+        with pytest.raises(RuntimeError, match="WithOwnGradient can't run on the native engine: aten.i0"):
             layer(x)
-    with ur.engine("auto"), pytest.warns(UserWarning, match="Multiplied runs on the reference engine"):
+    with ur.engine("auto"), pytest.warns(UserWarning, match="WithOwnGradient runs on the reference engine"):
         trained = layer(x)[0]
     assert_close(output, trained, 1e-6)
     trained.sum().backward()
