@@ -159,7 +159,7 @@ RUNS = [
     pytest.param(masks_of_state, marks=pytest.mark.slow),
     pytest.param(masks_without_products, marks=pytest.mark.slow),
     vectors_of_parameters,
-    matrices_of_parameters,
+    pytest.param(matrices_of_parameters, marks=pytest.mark.slow),
 ]
 EACH_RUN = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
 DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]

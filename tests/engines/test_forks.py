@@ -235,6 +235,7 @@ layer, check, end = ur.GRU(5, 7), work, int
     run_event_program(setup, "env")
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_no_package_that_is_imported_late_runs_code_before_forks() -> None:
     """Such code would run before ours. filelock waits for the end of a fork, even in its own import."""

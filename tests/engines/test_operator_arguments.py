@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER
+from helpers.sampling import sample
 from unrolled.engines.torch_ops import operators
 
 pytestmark = [
@@ -118,7 +119,7 @@ def with_gradients(argument: Any) -> Any:
     return argument.detach().requires_grad_() if is_differentiable else argument
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("gradients", sample([True, False]))
 @pytest.mark.parametrize(("cell", "packed", "directions"), [(ur.cells.GRU, True, 2), (Scaled, False, 1)])
 def test_wrong_tensors(cell: type[ur.Cell], packed: bool, directions: int, gradients: bool) -> None:
     for operator, arguments in calls(cell, packed, directions).values():

@@ -256,7 +256,7 @@ def cell_of(theme: str) -> type[ur.Cell]:
     return Themed
 
 
-FAST = [("numbers", torch.float64), ("integers", torch.float32)]
+FAST = [("numbers", torch.float64)]
 CASES = [
     pytest.param(theme, dtype, marks=[] if (theme, dtype) in FAST else pytest.mark.slow)
     for theme in THEMES

@@ -144,6 +144,7 @@ def test_a_failing_cell_is_shortened() -> None:
     assert str(shorter.call) == "Call()"
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_a_crash_ends_only_its_worker() -> None:
     crashing = program_of("__import__('os').abort()", result="v0 + x")

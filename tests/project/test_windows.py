@@ -52,6 +52,7 @@ def test_every_module_can_be_imported() -> None:
     assert simulate(code).endswith("imported\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
