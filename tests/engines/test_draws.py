@@ -217,16 +217,7 @@ SAMPLERS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], float, float]
     "distribution": (lambda self, x, h: torch.distributions.Normal(h * 0 + 2, 3.0).rsample(), 2, 3),
 }
 NOT_COMPILED = {"distribution"}  # it reads values to check its arguments
-FAST = {
-    "randn_like",
-    "rand size=",
-    "heads",
-    "normal both",
-    "bernoulli",
-    "exponential_",
-    "dropout",
-    "gumbel heads",
-}
+FAST = {"heads", "bernoulli"}
 
 
 @NEEDS_COMPILER

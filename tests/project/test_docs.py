@@ -168,6 +168,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
             assert full_name in ids, f"{full_name} is not in docs/reference.md"
 
 
+@pytest.mark.slow
 def test_the_pages_show_the_generated_content(site: Path) -> None:
     assert (site / "notebooks" / "01_open_the_layer.html").read_text().count("<img") > 4
     assert "<math" in (site / "notebooks" / "01_open_the_layer.html").read_text()
