@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from helpers.layer_pairs import CELLS, LAYERS, TOLERANCE, assert_close, gradients, pair, tensors
+from helpers.sampling import sample
 
 FORMS = ["batched", "unbatched", "packed", "packed-unsorted"]
 
