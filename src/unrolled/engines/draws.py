@@ -21,6 +21,7 @@ from unrolled.engines import philox
 from unrolled.engines.compiler.checks import silence_fake_tensor_log, tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import step_values
+from unrolled.engines.fork_safety import delay_forks
 from unrolled.engines.native import philox as compiled_philox
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
@@ -49,7 +50,8 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
     key = ("draws", training, dtype)
     draws: Draws | None = cache.get(key)
     if draws is None:
-        with ThreadPoolExecutor(1) as pool:  # in a new thread, no mode or transform is active
+        # In a new thread, no mode or transform is active. The first fake tensors import packages.
+        with delay_forks(), ThreadPoolExecutor(1) as pool:
             draws = cache[key] = pool.submit(_plan, cell, training, dtype).result()
     return draws
 
