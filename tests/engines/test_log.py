@@ -62,7 +62,7 @@ def test_all_stages_are_logged(cache: Path) -> None:
     assert "1000003" not in graph
 
     assert output["emit"].count('#include "loop.h"') == 2  # forward and backward
-    assert 'EXPORT bool run(' in output["emit"]
+    assert "EXPORT bool run(" in output["emit"]
 
     build = output["build"]
     names = re.findall(r"^miss: (\S+)\n", build, re.MULTILINE)

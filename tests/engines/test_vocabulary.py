@@ -140,7 +140,7 @@ OLD_AUTOGRAD_FUNCTIONS: Functions = {
 NORMS: Functions = {
     "batch-norm": lambda s, v: batch_norm(v, s.mean.to(v.dtype), s.var.to(v.dtype), s.p, s.p * 2),
     "batch-norm-no-scale": lambda s, v: batch_norm(v, s.mean.to(v.dtype), s.var.to(v.dtype), eps=0.1),
-    "batch-norm-parameters": lambda s, v: batch_norm(v, s.p, s.q[0].exp(), s.p, None),
+    "batch-norm-parameters": lambda s, v: batch_norm(v, s.p.detach(), s.q[0].detach().exp(), s.p, None),
     "batch-norm-of-channels": lambda s, v: batch_norm(
         v.unflatten(1, (2, 4)), s.mean[:2].to(v.dtype), s.var[:2].to(v.dtype), s.p[:2], s.p[2:4]
     ).flatten(1),

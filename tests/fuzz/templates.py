@@ -97,10 +97,10 @@ torch.div({a}, 0.3, rounding_mode='floor') * 0.1
 torch.div({a}, 0.3, rounding_mode='trunc') * 0.1
 torch.remainder({a}, 1 + ({b}) ** 2)
 torch.fmod({a}, {b})
-({a}) // 0.5
+({a}).detach() // 0.5
 torch.copysign({a}, {b})
 torch.signbit({a}) * ({a})
-torch.heaviside({a}, torch.zeros_like({a}))
+torch.heaviside(({a}).detach(), torch.zeros_like({a}))
 """
 BINARY = """
 ({a}) + ({b})
