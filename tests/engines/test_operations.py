@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import unrolled as ur
-from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, values_and_gradients
+from helpers.layer_pairs import (
+    NEEDS_COMPILER,
+    TOLERANCE,
+    assert_close,
+    results_of_engines,
+    tensors,
+)
 from helpers.step_batch import BatchCompiler
 from helpers.step_operations import (
     BINARY,
@@ -97,14 +103,9 @@ def test_matches_reference(layers: Any, number: int, dtype: torch.dtype) -> None
     if names == list(CUSTOM):
         tolerance = max(tolerance, 1e-7)  # torch's backward of hardsigmoid uses 1/6 in float32
     x = torch.randn(4, 5, 3, dtype=dtype).requires_grad_()
-    leaves = [x, *layer.parameters()]
-    with ur.engine("reference"):
-        weights = [torch.randn_like(value) for value in tensors(layer(x))]
-        expected = values_and_gradients(list(tensors(layer(x))), weights, leaves)
-    with ur.engine("native"):
-        actual = values_and_gradients(list(tensors(layer(x))), weights, leaves)
-        with torch.no_grad():
-            inferred = layer(x)[0]
+    _, expected, actual = results_of_engines(layer, x)
+    with ur.engine("native"), torch.no_grad():
+        inferred = layer(x)[0]
     assert torch.equal(inferred, actual[0])
     for position, name in enumerate(names):
         columns = slice(position * WIDTH, (position + 1) * WIDTH)

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, linear, one_hot, pad
 
 import unrolled as ur
-from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, values_and_gradients
+from helpers.layer_pairs import (
+    NEEDS_COMPILER,
+    TOLERANCE,
+    assert_close,
+    results_of_engines,
+    tensors,
+)
 from helpers.step_batch import BatchCompiler
 
 pytestmark = NEEDS_COMPILER
@@ -280,12 +286,8 @@ def layer(theme: str, dtype: torch.dtype) -> Iterator[Any]:
 def test_matches_reference(layer: Any, theme: str, dtype: torch.dtype) -> None:
     tolerance = max(TOLERANCE[dtype], 1e-7 * (theme in INEXACT))
     x = torch.randn(3, 5, 3, dtype=dtype).requires_grad_()
-    leaves = [x, *layer.parameters()]
-    with ur.engine("reference"):
-        weights = [torch.randn_like(value) for value in tensors(layer(x))]
-        expected = values_and_gradients(list(tensors(layer(x))), weights, leaves)
+    weights, expected, actual = results_of_engines(layer, x)
     with ur.engine("native"):
-        actual = values_and_gradients(list(tensors(layer(x))), weights, leaves)
         with torch.no_grad():
             assert torch.equal(layer(x)[0], actual[0])
 
@@ -293,7 +295,7 @@ def test_matches_reference(layer: Any, theme: str, dtype: torch.dtype) -> None:
             params = dict(zip([name for name, _ in layer.named_parameters()], values[1:], strict=True))
             return tuple(tensors(torch.func.functional_call(layer, params, (values[0],))))
 
-        outputs, vjp = torch.func.vjp(call, *[leaf.detach() for leaf in leaves])
+        outputs, vjp = torch.func.vjp(call, *[leaf.detach() for leaf in (x, *layer.parameters())])
         by_operators = [*outputs, *vjp(tuple(weights))]
     for position, name in enumerate(THEMES[theme]):
         columns = slice(position * WIDTH, (position + 1) * WIDTH)

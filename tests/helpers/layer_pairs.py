@@ -191,3 +191,13 @@ def use_threads(threads: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(previous)
+
+
+def results_of_engines(layer: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return weights of a layer's results, and results and gradients on the reference and native engine."""
+    leaves = [x, *layer.parameters()]
+    with ur.engine("reference"):
+        weights = [torch.randn_like(value) for value in tensors(layer(x))]
+        expected = values_and_gradients(list(tensors(layer(x))), weights, leaves)
+    with ur.engine("native"):
+        return weights, expected, values_and_gradients(list(tensors(layer(x))), weights, leaves)

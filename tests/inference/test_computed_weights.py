@@ -91,6 +91,12 @@ WRAPPERS = [
 ]
 
 
+def model_and_copy(kind: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = wrap(KINDS[kind](4, 6, 1 + (wrap is dropout)))
+    return model, copy.deepcopy(model)
+
+
 def outputs(model: nn.Module, xs: list[Tensor], modes: list[bool], context: Any) -> list[Tensor]:
     """The outputs of a model for inputs one after another, each in a mode: training or evaluation."""
     torch.manual_seed(7)
@@ -104,9 +110,7 @@ def outputs(model: nn.Module, xs: list[Tensor], modes: list[bool], context: Any)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrap", [*WRAPPERS, hook])
 def test_frozen_never_uses_old_weights(kind: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
-    torch.manual_seed(0)
-    model = wrap(KINDS[kind](4, 6, 1 + (wrap is dropout)))
-    copied = copy.deepcopy(model)
+    model, copied = model_and_copy(kind, wrap)
     xs = [torch.randn(3, 2, 4) for _ in range(6)]
     modes = [True, True, False, False]
     if wrap is not weight_drop_among_parameters:  # which in evaluation sets a parameter: then it has changed
@@ -123,9 +127,7 @@ def test_frozen_never_uses_old_weights(kind: str, wrap: Callable[[nn.Module], nn
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrap", [*WRAPPERS, hook])
 def test_a_stream_never_uses_old_weights(kind: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
-    torch.manual_seed(0)
-    model = wrap(KINDS[kind](4, 6, 1 + (wrap is dropout)))
-    copied = copy.deepcopy(model)
+    model, copied = model_and_copy(kind, wrap)
     xs = [torch.randn(1, 2, 4) for _ in range(8)]
     modes = [True, True, False, False, True, False, True, False]
     torch.manual_seed(7)

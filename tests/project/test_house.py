@@ -42,7 +42,7 @@ ENGINES = {
     "compiler": {"fork_safety", "reference"},
     "native/toolchain": {"fork_safety", "log", "threads"},
     "native": {"compiler", "fork_safety", "log", "memory", "native/toolchain", "threads"},
-    "draws": {"compiler", "native", "native/toolchain", "philox"},
+    "draws": {"compiler", "fork_safety", "native", "native/toolchain", "philox"},
     "autograd": {"compiler", "memory", "native", "reference", "threads"},
     "checkpointing": {"autograd", "compiler", "native", "threads"},
     "run_compiled": {"autograd", "checkpointing", "compiler", "native"},

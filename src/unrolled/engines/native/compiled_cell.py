@@ -225,10 +225,10 @@ class CompiledCell:
 
     @property
     def saved_tensors(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and dtypes of what a forward call saves besides the output: states, then values.
+        """The shape and dtype of each tensor that a forward call saves in addition to its output.
 
-        The values are :attr:`saved_for_backward`. Those of all rows of all steps have ``BATCH_SYMBOL`` as
-        their first size.
+        States come first, then the values of :attr:`saved_for_backward`. A tensor with a row for each row of
+        every step has ``BATCH_SYMBOL`` as its first size.
         """
         states = [(BATCH_SYMBOL, size) for size in self.saved_state_widths[1:] if size is not None]
         in_loop = [(BATCH_SYMBOL, width(node)) for node in self._forward.saved]
