@@ -50,6 +50,8 @@ CASES = {
 }
 PLAIN = [case for case, (_, options) in CASES.items() if not options]
 SAMPLED = [case if case in PLAIN else pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES]
+COMPILED = [pytest.param(case, marks=pytest.mark.slow) if case in PLAIN and case not in PLAIN[::4] else case
+            for case in SAMPLED]  # fmt: skip
 
 
 def layer_of(case: str, input_size: int = INPUT, dtype: torch.dtype = torch.float64, **shape: Any) -> Any:
@@ -137,7 +139,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[dict[str, tuple[Run, Ru
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("case", SAMPLED)
+@pytest.mark.parametrize("case", COMPILED)
 def test_both_engines_agree(compiled: Any, case: str) -> None:
     """Inside ``engine("native")`` a fallback is an error."""
     single, stack, square = compiled[case]
@@ -153,7 +155,7 @@ def test_both_engines_agree(compiled: Any, case: str) -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("case", SAMPLED)
+@pytest.mark.parametrize("case", COMPILED)
 def test_streams_are_bit_identical_to_whole_sequences(compiled: Any, case: str) -> None:
     single, _, _ = compiled[case]
     with ur.engine("native"), torch.no_grad():

@@ -154,11 +154,11 @@ def indices(x: Tensor, states: tuple[Tensor, ...], get: Get) -> tuple[Tensor, ..
 
 
 RUNS = [
-    constants,
+    pytest.param(constants, marks=pytest.mark.slow),
     masks_of_x,
     pytest.param(masks_of_state, marks=pytest.mark.slow),
     pytest.param(masks_without_products, marks=pytest.mark.slow),
-    vectors_of_parameters,
+    pytest.param(vectors_of_parameters, marks=pytest.mark.slow),
     pytest.param(matrices_of_parameters, marks=pytest.mark.slow),
 ]
 EACH_RUN = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)

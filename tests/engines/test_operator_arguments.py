@@ -268,7 +268,7 @@ def test_exported_programs_check_states() -> None:
             checked(x, wrong)
 
 
-@pytest.mark.parametrize("cell", [ur.cells.MGU, pytest.param(ur.cells.SLSTM, marks=pytest.mark.slow), Scaled])
+@pytest.mark.parametrize("cell", sample([Scaled, ur.cells.MGU, ur.cells.SLSTM]))
 def test_cells_that_save_lists_numbers_and_booleans(cell: type[ur.Cell]) -> None:
     layer = ur.Recurrent(cell, 3, 4, num_layers=2)
     x = torch.randn(2, 5, 2, 3)

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close, tensors, values_and_gradients
 from helpers.step_batch import BatchCompiler
+from unrolled.engines.compiler.step_values import MAX_VERSIONS
 
 pytestmark = NEEDS_COMPILER
 
@@ -362,6 +363,54 @@ def test_tensor_attributes_are_read_at_every_call() -> None:
             output = layer(x)[0]
         with ur.engine("reference"):
             assert_close(output, layer(x)[0], 1e-5)
+
+
+class WithIndices(Base):
+    order = torch.arange(8).flip(0)
+
+    def check(self) -> None:
+        self.own_order = torch.arange(8).roll(1)
+
+    def step(self, x, h):
+        return torch.tanh(linear(x, self.w) + linear(h[:, self.own_order], self.u)[:, self.order])
+
+
+@pytest.mark.slow
+def test_indices_may_belong_to_a_layer_or_change() -> None:
+    layer, other = ur.Recurrent(WithIndices, 3, 8), ur.Recurrent(WithIndices, 3, 8)
+    other.load_state_dict(layer.state_dict())
+    other._first.own_order = torch.arange(8).roll(3)
+    x = torch.randn(4, 2, 3)
+
+    def compare(layer: Any) -> Tensor:
+        """Compare eager calls, ``frozen``, ``Stream`` and a graph with the reference engine."""
+        with ur.engine("reference"):
+            expected = values_and_gradients([layer(x)[0]], [torch.ones(4, 2, 8)], list(layer.parameters()))
+        with ur.engine("native"):
+            actual = values_and_gradients([layer(x)[0]], [torch.ones(4, 2, 8)], list(layer.parameters()))
+        assert_close(actual, expected, 1e-5)
+        with torch.no_grad():
+            with ur.frozen(layer):
+                assert_close(layer(x)[0], expected[0], 1e-5)
+            assert_close(ur.Stream(layer)(x), expected[0], 1e-5)
+        assert_close(torch.func.vjp(lambda x: layer(x)[0], x)[0], expected[0], 1e-5)
+        return expected[0]
+
+    outputs = [compare(layer), compare(other), compare(layer)]
+    other._first.own_order[:2] = torch.tensor([5, 5])
+    outputs += [compare(other), compare(layer)]
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0], outputs[4])
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[1], outputs[3])
+    for shift in range(7):  # not compiled for ever new values
+        other._first.own_order = torch.arange(8).roll(shift)
+        with torch.no_grad(), ur.engine("auto"):
+            other(x)
+    assert len(other._first._engine_cache["digests"]) <= MAX_VERSIONS
+    output = other(x)[0]
+    with ur.engine("reference"):
+        assert_close(output, other(x)[0], 1e-5)
 
 
 @pytest.mark.slow

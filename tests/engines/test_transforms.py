@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import unrolled as ur
 from helpers import processes
 from helpers.layer_pairs import NEEDS_COMPILER, assert_close
+from helpers.sampling import sample
 from unrolled.engines.torch_ops import operators
 
 pytestmark = [
@@ -65,6 +66,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "custom": lambda **kw: ur.Recurrent(Scaled, INPUT, HIDDEN, leak=0.25, **kw),
 }
 EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
+SOME_LAYERS = pytest.mark.parametrize("name", sample(LAYERS, ["lstm", "custom"]))
 
 
 def outputs_and_gradients(layer: Any, run: Any, x: Tensor, state: Any = None) -> list[Tensor]:
@@ -80,7 +82,7 @@ def outputs_and_gradients(layer: Any, run: Any, x: Tensor, state: Any = None) ->
 # --- compile ---
 
 
-@EACH_LAYER
+@SOME_LAYERS
 def test_compiled_to_one_graph_for_all_lengths_and_batch_sizes(name: str) -> None:
     layer = LAYERS[name]()
     torch._dynamo.reset()
@@ -243,7 +245,7 @@ def loss_function(layer: Any) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     return loss
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=sample(LAYERS, ["lstm", "custom"]))
 def case(request: pytest.FixtureRequest) -> tuple[Any, Any, dict[str, Tensor], Tensor]:
     layer = LAYERS[request.param](dtype=torch.float64)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}

@@ -72,7 +72,7 @@ def test_gradients_are_those_of_the_episodes_alone(
 
 
 @pytest.mark.parametrize("all_states", sample([True, False]))
-@pytest.mark.parametrize("bidirectional", sample([True, False]))
+@pytest.mark.parametrize("bidirectional", sample([False, True]))
 def test_rows_of_different_lengths(bidirectional: bool, all_states: bool) -> None:
     layer = ur.LSTM(3, 4, bidirectional=bidirectional)
     twin = nn.LSTM(3, 4, bidirectional=bidirectional)

@@ -99,9 +99,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         return _capture(cell, dtype, training, {})
     except UnsupportedError as error:
         attributes = tensor_attributes(cell).items()
-        # Constants must be attributes of the class, which all its cells share.
-        shared = [name for name, _ in attributes if name not in vars(cell.innermost)]
-        constant = {n: v.detach().clone() for n, v in attributes if v.dtype in _INDEX_DTYPES and n in shared}
+        constant = {name: v.detach().clone() for name, v in attributes if v.dtype in _INDEX_DTYPES}
         if not constant:
             raise
         try:

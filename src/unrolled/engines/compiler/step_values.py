@@ -95,19 +95,27 @@ def reject(cell: Cell, reason: str) -> UnsupportedError:
     return UnsupportedError(reason)
 
 
-def count_version(cell: Cell, values: StepValues) -> None:
+def count_version(cell: Cell, values: StepValues, contents: str = "") -> None:
     """Count the different values for which a cell's step is captured.
+
+    Args:
+        cell: The cell.
+        values: The values that its step reads.
+        contents: A digest of tensors whose values are constants, if they differ from those before.
 
     Raises:
         UnsupportedError: If there are more than ``MAX_VERSIONS``.
     """
     digests: set[str] = cell.__dict__["_engine_cache"].setdefault("digests", set())
-    if values.digest not in digests and len(digests) == MAX_VERSIONS:
+    digest = values.digest + contents
+    if digest not in digests and len(digests) == MAX_VERSIONS:
+        if contents:
+            raise UnsupportedError(f"tensors that its step uses as indices have changed {MAX_VERSIONS} times")
         raise UnsupportedError(
             f"values that its step reads have changed {MAX_VERSIONS} times, now {values.changed}: make a "
             "value that changes often a tensor that is an attribute of the cell, or part of the input"
         )
-    digests.add(values.digest)
+    digests.add(digest)
 
 
 def _plain_cell(cell: Cell) -> Cell:

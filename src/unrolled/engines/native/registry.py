@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import threading
 from typing import Any
 
@@ -55,35 +56,30 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
     dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
     key: tuple[object, ...] = (cell._wrapper_spec, cell.training, torch.get_default_dtype(), dtype)
     latest = step_values(cell) if values is None else values
-    result = latest.derived.get(key)
+    result, contents = latest.derived.get(key) or _cells.get((latest.digest, key)), ""
     if isinstance(result, CompiledCell) and result.captured.constant_attributes:
-        constant = result.captured.constant_attributes
-        if any(name in vars(cell.innermost) for name in constant):
-            raise UnsupportedError(
-                "a tensor attribute that its step uses as an index must belong to its class"
-            )
-        contents = [_content(getattr(cell.innermost, name)) for name in constant]
-        if contents != [*map(_content, constant.values())]:
-            key = (*key, *contents)
-            result = latest.derived.get(key)
+        contents = _changed_constants(cell, result.captured.constant_attributes)
+        if contents:
+            key = (*key, contents)
+            result = latest.derived.get(key) or _cells.get((latest.digest, key))
     if result is None:
-        if values is not None and (values.digest, key) not in _cells:
+        if values is not None:
             check_same_values(cell, values.digest, f"wasn't compiled for {dtype} before")
-        result = _cells.get((latest.digest, key)) or _find_or_compile(cell, dtype, key)
-        latest.derived[key] = result
+        result = _find_or_compile(cell, dtype, key, contents)
+    latest.derived[key] = result
     if isinstance(result, Exception):
         raise type(result)(*result.args)
     return _with_tensor_attributes(result, cell, key) if result.captured.tensor_attributes else result
 
 
-def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any) -> CompiledCell | Exception:
+def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) -> CompiledCell | Exception:
     """Return the compiled cell for the values of now, or the error, from the cache or a new one."""
     with _lock:
         for _ in range(_MAX_ATTEMPTS):
             values = step_values(cell)
             result = _cells.pop((values.digest, key), None)
             if result is None:
-                count_version(cell, values)
+                count_version(cell, values, contents)
                 result = _compile(cell, dtype)
                 if not values.unchanged():
                     continue
@@ -152,11 +148,20 @@ def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object
     return result
 
 
+def _changed_constants(cell: Cell, constants: dict[str, Tensor]) -> str:
+    """Return a digest of the tensor attributes that are constants of a graph. Empty if they are the same."""
+    current = {name: getattr(cell.innermost, name) for name in constants}
+    if all(_content(current[name]) == _content(value) for name, value in constants.items()):
+        return ""
+    contents = {name: _content(value) for name, value in current.items()}
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
+
+
 def _content(value: object) -> object:
-    """Return the content of a tensor attribute in a form that is hashable and compares by value."""
+    """Return the content of a tensor attribute in a form that compares by value."""
     if not isinstance(value, Tensor):
         return value
-    return value.dtype, value.shape, value.detach().cpu().contiguous().numpy().tobytes()
+    return value.dtype, tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
 
 
 @renew_after_fork
@@ -182,4 +187,7 @@ def weights(cell: Cell) -> Weights | None:
         return None
     if direct_inputs is None or compiled_cell.dtype is not dtype:
         return None
+    captured, own = compiled_cell.captured, vars(cell.innermost)
+    if not own.keys().isdisjoint({**captured.tensor_attributes, **captured.constant_attributes}):
+        return None  # nothing would notice a change of their values
     return Weights(compiled_cell, [param.detach().contiguous() for param in params])

@@ -6,10 +6,14 @@ import json
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import CellWrapper, wrap
+from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.native.compiled_cell import CompiledCell
@@ -75,6 +79,19 @@ def serialize_cell(cell: Cell, training: bool) -> str:
     graph_cell = _keep(text, GraphCell(unbound))
     values.derived[key] = text, graph_cell
     return text
+
+
+def check_constants(cell: Cell, constants: Mapping[str, Tensor]) -> None:
+    """Raise UnsupportedError if constants of a cell's loops aren't described by its text.
+
+    Args:
+        cell: The cell.
+        constants: Its tensor attributes that are constants of its loops, by name.
+    """
+    for name in constants.keys() & vars(cell.innermost).keys():
+        raise UnsupportedError(
+            f"in a graph, its attribute {name}, which it uses as an index, must belong to its class"
+        )
 
 
 def deserialize_cell(text: str) -> GraphCell:

@@ -75,6 +75,7 @@ def serialize_direction(
             return compiled
 
         captured = run_outside_transforms(compile_cell).captured
+        cell_text.check_constants(cell, captured.constant_attributes)
         tensor_attributes = tuple(captured.tensor_attributes)
     except (UnsupportedError, NoCompilerError) as error:
         return "", (), 0, str(error)
