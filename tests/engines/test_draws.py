@@ -165,6 +165,7 @@ def test_thread_count_and_batch_do_not_matter() -> None:
     assert torch.equal(run("native", layer, x[:4])[0], results[0][0][:4])
 
 
+@pytest.mark.slow
 def test_directions_and_layers_have_their_own_numbers() -> None:
     class Noise(ur.Cell):
         def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -494,6 +495,7 @@ def test_export() -> None:
 
 
 @NEEDS_COMPILER
+@pytest.mark.slow
 def test_transforms() -> None:
     model, x = Model(torch.float64), torch.randn(2, 5, 3, 3).double()
     with pytest.raises(RuntimeError, match="randomness"):
@@ -535,6 +537,7 @@ def test_transforms() -> None:
 
 
 @NEEDS_COMPILER
+@pytest.mark.slow
 def test_a_step_that_starts_and_stops_drawing() -> None:
     class Switched(ur.Cell):
         sigma = 0.0

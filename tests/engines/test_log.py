@@ -87,6 +87,7 @@ def test_one_stage_with_cache_hits(cache: Path) -> None:
     assert set(hits) <= {str(file) for file in cache.glob("*.so")}
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_by_default(cache: Path) -> None:
     assert run_with_log("", cache)[0] == ""
 

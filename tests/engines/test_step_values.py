@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import unrolled as ur
 from helpers.changing_cells import CHANGES
 from helpers.layer_pairs import NEEDS_COMPILER
+from unrolled.engines.compiler import capture
 from unrolled.engines.compiler.step_values import MAX_VERSIONS, StepValues
 from unrolled.engines.native import registry
 from unrolled.engines.torch_ops import cell_text
@@ -263,3 +266,12 @@ def test_compiled_cells_that_are_not_used_are_forgotten(monkeypatch: pytest.Monk
     assert len(registry._cells) == 2
     assert [registry.compiled(cell, torch.float64) for cell in cells] == compiled  # a cell keeps its own
     assert registry.compiled(Looks(INPUT, HIDDEN, option=0.2), torch.float64) is compiled[-1]
+
+
+def test_torch_keeps_nothing_of_captured_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_MAX_CACHED_RESULTS", 20)
+    code = len(graph_module._loader.eval_cache)
+    for option in (0.1, 0.2):
+        capture.capture(Looks(INPUT, HIDDEN, option=option), torch.float64)
+        assert len(graph_module._loader.eval_cache) == code
+        assert len(FakeTensorMode.cache) <= 20

@@ -245,7 +245,7 @@ def loss_function(layer: Any) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     return loss
 
 
-@pytest.fixture(params=sample(LAYERS, ["lstm", "custom"]))
+@pytest.fixture(params=sample(LAYERS, ["custom"]))
 def case(request: pytest.FixtureRequest) -> tuple[Any, Any, dict[str, Tensor], Tensor]:
     layer = LAYERS[request.param](dtype=torch.float64)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from unrolled.cells.base import Cell
@@ -45,6 +46,7 @@ from unrolled.engines.compiler.source_location import (
 aten = torch.ops.aten
 
 _INDEX_DTYPES = (torch.bool, *INTEGER_DTYPES)
+_MAX_CACHED_RESULTS = 4096  # of operations on fake tensors; torch itself has no limit
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ def _capture(
 
         return run
 
-    with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log():
+    # Compiling the Python code of the graphs would take time, and torch would keep the code forever.
+    no_code = _use_lazy_graph_module(True)
+    with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log(), no_code:
         (params, attribute_values), (x, states) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
         if extra_width:
             x = torch.empty(BATCH_SYMBOL, cell.input, dtype=dtype)
@@ -224,6 +228,8 @@ def _capture(
             is_attribute = [first_attribute <= k < first_state - 1 for k in range(len(flat))]
             flat = [v if own else v.double() for v, own in zip(flat, is_attribute, strict=True)]
             lowered = lower(module, flat, recurrent, loop_dtype)
+    if len(FakeTensorMode.cache) > _MAX_CACHED_RESULTS:
+        FakeTensorMode.cache_clear()
     captured = _assign_roles(
         lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
     )
