@@ -237,6 +237,31 @@ def test_graphs_check_lengths(method: str) -> None:
             graph(*wrong)
 
 
+class WithLengths(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        x, lengths = tensors
+        output: Tensor = self.layer(x, lengths=lengths)[0]
+        return output
+
+
+@pytest.mark.parametrize("method", ["jit.trace", "make_fx", "export"])
+def test_graphs_check_lengths_of_padded_inputs(method: str) -> None:
+    model, x = WithLengths(ur.GRU(3, 4)), torch.randn(5, 2, 3)
+    inputs = x, torch.tensor([5, 3])
+    graph = (
+        torch.export.export(model, inputs).module() if method == "export" else record(method, model, inputs)
+    )
+    for lengths in (torch.tensor([0, 5]), torch.tensor([4, 1])):
+        torch.testing.assert_close(graph(x, lengths), model(x, lengths))
+    for lengths in (torch.tensor([6, 2]), torch.tensor([3, -1])):
+        with pytest.raises(RuntimeError, match="Expected lengths from 0 to the number of time steps"):
+            graph(x, lengths)
+
+
 @pytest.mark.parametrize("method", ["jit.trace", "make_fx", "export"])
 def test_what_needs_lengths_as_constants_is_refused(method: str) -> None:
     learned = Packed(ur.GRU(3, 4, initial_state="learned"))

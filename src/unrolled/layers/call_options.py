@@ -19,7 +19,7 @@ from unrolled.cells.wrappers import (
     WrapperSpec,
     ZoneoutWrapper,
 )
-from unrolled.engines.torch_ops import transforms
+from unrolled.engines.torch_ops import recording, transforms
 from unrolled.layers import episodes
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
@@ -120,7 +120,10 @@ class CallOptions:
             if not transforms.in_functorch() and not tensor.is_meta:  # elsewhere the values are unknown
                 in_range = ((tensor >= 0) & (tensor <= time)).all()
                 message = f"{self.layer}: Expected lengths from 0 to the number of time steps"
-                torch._assert_async(in_range, message)
+                if recording.in_jit_trace():  # it drops an assertion whose result nothing reads
+                    tensor = torch.ops.aten._functional_assert_async.msg(in_range, message, tensor)
+                else:
+                    torch._assert_async(in_range, message)
             self._set_mask(tensor)
             return
         tensor = tensor.detach().to("cpu", torch.int64)
