@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 
 import unrolled as ur
 from helpers.layer_pairs import COMPILER_ERROR, FALLBACK_FILTER
+
+hypothesis.settings.register_profile("no deadlines", deadline=None)  # other work may keep the machine busy
+hypothesis.settings.load_profile("no deadlines")
 
 
 def pytest_configure(config: pytest.Config) -> None:

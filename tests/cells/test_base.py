@@ -208,6 +208,7 @@ def test_states_of_several_sizes() -> None:
         layer(torch.randn(5, 7, 4), (h, h))
 
 
+@pytest.mark.slow
 def test_inheritance() -> None:
     class Damped(ur.cells.LSTM):
         rate: float = 0.9

@@ -31,6 +31,7 @@ def run_with_numpy(layer: ur.Recurrent, x: numpy.ndarray, suffix: str, reverse: 
     return out
 
 
+@pytest.mark.slow
 def test_layer_stack_and_both_directions() -> None:
     layer = ur.Recurrent(MGU, 4, 3, num_layers=2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(6, 5, 4, dtype=torch.float64)

@@ -305,6 +305,7 @@ def test_probabilities_outside_of_0_and_1() -> None:
 
 
 @NEEDS_COMPILER
+@pytest.mark.slow
 def test_dropout_in_training_and_eval() -> None:
     class Dropout(ur.Cell):
         w = ur.Param("hidden", "input")

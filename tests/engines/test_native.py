@@ -46,7 +46,7 @@ def test_threads_split_the_rows(kind: str, time: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from([*LAYERS, "mgu"]),
     sizes=st.tuples(st.integers(1, 40), st.integers(4, 70)),
@@ -63,7 +63,7 @@ def test_any_size(
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kind=st.sampled_from([*LAYERS, "mgu"]),
     hidden=st.integers(1, 40),

@@ -107,7 +107,7 @@ def test_columns_of_the_input_are_not_saved() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     name=st.sampled_from(list(CELLS)),
     hidden=st.integers(1, 40),
@@ -124,7 +124,7 @@ def test_any_size(name: str, hidden: int, time: int, batch: int, threads: int, b
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     name=st.sampled_from(["MinGRU", "SRU", "LRU", "HGRN", "Readout"]),
     hidden=st.integers(1, 40),

@@ -52,7 +52,7 @@ class NoCallModel(TwoCallsModel):
 
 @pytest.mark.slow
 @NEEDS_COMPILER
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(sorted(LAYERS)),
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),

@@ -61,7 +61,7 @@ def test_finds_every_recurrent_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from([kind for kind in LAYERS if kind != "rnn-relu"]),
     sizes=st.tuples(st.integers(1, 40), st.integers(4, 40), st.integers(1, 3)),
@@ -160,7 +160,7 @@ def test_bad_weight_files(tmp_path: Path) -> None:
     check_error("folder.pt", IsADirectoryError, "folder.pt")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     legacy=st.booleans(),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=9),

@@ -96,7 +96,7 @@ def test_dropout_draws_the_same_mask(kind: str, form: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(sorted(LAYERS)),
     sizes=st.tuples(st.integers(1, 9), st.integers(4, 9), st.integers(1, 3)),

@@ -102,7 +102,7 @@ def test_numbers_are_formatted_as_in_python(browser: Any) -> None:
         content=assets.script() + "\nwindow.format = (texts) => texts.map(Number).map(formatNumber);"
     )
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.lists(numbers, min_size=50, max_size=200))
     def check(values: list[float]) -> None:
         texts = [repr(value).replace("inf", "Infinity").replace("nan", "NaN") for value in values]

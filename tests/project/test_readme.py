@@ -16,12 +16,13 @@ from torch import nn
 
 from helpers import processes
 from helpers.layer_pairs import FALLBACK_FILTER, NEEDS_COMPILER
+from helpers.sampling import sample
 from helpers.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-NEEDING = [pytest.param(text, marks=NEEDS_COMPILER if "torch.export" in text else ()) for text in SNIPPETS]
+SAMPLED = sample(SNIPPETS, SNIPPETS[:2])
 COMMANDS = [
     pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
     for command in re.findall(r"^\$ (.*)$", README, re.MULTILINE)
@@ -30,7 +31,7 @@ COMMANDS = [
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("snippet", NEEDING)
+@pytest.mark.parametrize("snippet", SAMPLED)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
     done = processes.run("-W", "error", "-W", FALLBACK_FILTER, "snippet.py", cwd=tmp_path)

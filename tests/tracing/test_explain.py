@@ -98,7 +98,7 @@ def test_explain_shows_no_arithmetic_for_what_a_single_row_cannot_reproduce() ->
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(sorted(LAYERS)),
     inputs=st.integers(1, 6),
