@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
+import linecache
 import sys
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,6 +133,44 @@ def test_a_class_that_is_defined_again_runs_its_new_step_and_graphs_keep_the_old
     assert not torch.equal(graphs[0][1], expected)
     for graph, expected in graphs:
         torch.testing.assert_close(graph(X)[0], expected)
+
+
+RELOADED = """
+import torch
+import unrolled as ur
+
+SCALE = {scale}
+
+class Reloaded(ur.Cell):
+    w = ur.Param("hidden", "input")
+
+    def step(self, x, h):
+        return torch.tanh(x @ self.w.T {sign} SCALE * h)
+"""
+
+
+@pytest.mark.slow
+@NEEDS_COMPILER
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
+def test_a_reloaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which a change within a second misses
+    file = tmp_path / "reloaded_cell.py"
+    file.write_text(RELOADED.format(scale=0.5, sign="+"))
+    module = importlib.import_module("reloaded_cell")
+    layers = [create_layer(module.Reloaded)]
+    torch._dynamo.reset()
+    for scale, sign in ((0.5, "+"), (0.5, "-"), (0.75, "-")):
+        file.write_text(RELOADED.format(scale=scale, sign=sign))
+        linecache.checkcache()
+        importlib.reload(module)
+        layers.append(create_layer(module.Reloaded))
+        for layer in layers:  # the old classes keep their step, which reads the new value of the global
+            compiled = torch.compile(layer, backend="eager", fullgraph=True)
+            assert_all_equal(outputs(layer, compiled, ur.Stream(layer)), by_reference(layer))
+    plus, minus = by_reference(layers[0]), by_reference(layers[-1])
+    assert not torch.allclose(plus, minus)
+    sys.modules.pop("reloaded_cell")
 
 
 class Looks(ur.Cell):
