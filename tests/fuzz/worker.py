@@ -22,8 +22,9 @@ from fuzz.check import MAX_SECONDS, Check, Outcome  # noqa: E402
 from fuzz.program import Call, Program  # noqa: E402
 from helpers.step_batch import BatchCompiler  # noqa: E402
 
-TIMEOUT = 180  # seconds for one program, or for the compilation of all kernels
-USUAL_SECONDS = 3  # to compile the kernels of a program
+TIMEOUT = 180  # seconds for one program
+TIMEOUT_OF_ALL = 900  # seconds for the compilation of all kernels, also on a busy machine
+USUAL_SECONDS = 6  # to compile the kernels of a program
 LIFETIME = 400  # programs that a worker checks before a new one replaces it
 
 
@@ -103,8 +104,9 @@ class Worker:
         assert self._process is not None
         assert self._process.stdout is not None
         while b"\n" not in self._output:
-            if not select.select([self._process.stdout], [], [], TIMEOUT)[0]:
-                raise _EndedError(program, Outcome("slow", f"no result after {TIMEOUT} s"))
+            timeout = TIMEOUT_OF_ALL if program is None else TIMEOUT
+            if not select.select([self._process.stdout], [], [], timeout)[0]:
+                raise _EndedError(program, Outcome("slow", f"no result after {timeout} s"))
             text = os.read(self._process.stdout.fileno(), 65536)
             if not text:
                 raise _EndedError(program, Outcome("crashed", self._why()))
