@@ -36,6 +36,9 @@ NUMBERS: Functions = {
     "where-bools": lambda s, v: torch.where(v > 0, True, v < -1).to(v.dtype) * v,
     "where-tensors": lambda s, v: torch.where(v > 0, torch.tensor(0.1), torch.tensor(-0.1)) * v,
     "where-nested": lambda s, v: torch.where(v > 1, 0.3, torch.where(v < -1, -0.3, 0.0)) + v,
+    "logic-with-bools": lambda s, v: (
+        torch.where((v > 0) ^ True, v, 2 * v) * ((v > 1) | False | (v < -1) & True)
+    ),
     "where-parameter": lambda s, v: torch.where(s.p > 0, 0.1, -0.1) * v,
     "full": lambda s, v: torch.full((v.shape[0], 1), 0.1) * v + torch.ones(v.shape),
     "linspace": lambda s, v: torch.linspace(-1, 0.7, WIDTH) * 0.3 * v,

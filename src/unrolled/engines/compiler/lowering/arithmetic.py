@@ -162,6 +162,11 @@ def _bitwise_and_number(columns: Columns, x: ColumnView, number: int) -> ColumnV
     return columns.pointwise(aten.remainder.Scalar, x, number + 1)
 
 
+def _with_truth_value(op: Any) -> Callable[..., ColumnView]:
+    """Return the lowering of an operation on booleans and a Python bool; whole numbers aren't supported."""
+    return lambda columns, x, value: columns.pointwise(op, x, float(value))
+
+
 def _shift_left(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
     return columns.pointwise(aten.mul.Tensor, x, float(2**bits))
 
@@ -229,6 +234,8 @@ ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     aten.clamp.Tensor: _clamp,
     aten.pow.Tensor_Scalar: _integer_power,
     aten.bitwise_and.Scalar: _bitwise_and_number,
+    aten.bitwise_or.Scalar: _with_truth_value(aten.bitwise_or.Tensor),
+    aten.bitwise_xor.Scalar: _with_truth_value(aten.bitwise_xor.Tensor),
     aten.__lshift__.Scalar: _shift_left,
     aten.__rshift__.Scalar: _shift_right,
     aten.clamp_min.Tensor: lambda columns, x, low: _clamp(columns, x, low),
