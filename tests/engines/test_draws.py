@@ -482,6 +482,18 @@ def test_torch_compile(backend: str) -> None:
 
 
 @NEEDS_COMPILER
+@NEEDS_COMPILER
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
+def test_traced_layers_draw_at_each_call() -> None:
+    layer, x = ur.Recurrent(NoisyCell, 3, 4), torch.randn(6, 2, 3)
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        actual = traced(x)[0]
+        torch.manual_seed(seed)
+        assert_close(actual, layer(x)[0], 1e-6)
+
+
 def test_export() -> None:
     model, x = Model(), torch.randn(5, 3, 3)
     dims = {"x": {0: torch.export.Dim("time"), 1: torch.export.Dim("batch")}}

@@ -164,6 +164,40 @@ def test_texts() -> None:
             operator(*others, json.dumps([hidden]))
 
 
+DRAWS = {"draws": [["normal", [-1, 4]]], "layer": 0, "directions": 1, "first": 0}
+
+
+def test_the_operator_that_draws_random_numbers() -> None:
+    draw = torch.ops.unrolled.draw
+    x, seed, sizes, text = torch.randn(5, 2, 3), torch.tensor(3), torch.tensor([3, 2]), json.dumps(DRAWS)
+    assert draw(x, seed, None, None, text).shape == (5, 2, 4)
+    assert draw(x[:, 0], seed, sizes, torch.tensor([2, 0, 1]), text).shape == (5, 4)
+    freed = torch.randn(5, 2, 3)
+    freed.untyped_storage().resize_(0)
+    wrong: list[Any] = [
+        *(
+            (value, seed, None, None)
+            for value in (x.half(), x.bfloat16(), x > 0, x.int(), x.to(torch.complex64))
+        ),
+        *((value, seed, None, None) for value in (x[0], x.flatten(), freed)),
+        *((x, value, None, None) for value in (seed.double(), seed.int(), seed > 0, seed.unsqueeze(0))),
+        (x, seed, sizes, None),
+        *((x[:, 0], seed, torch.tensor(value), None) for value in ([-1, 6], [2, 3], [3, 3], [5.0])),
+        *((x, seed, None, torch.tensor(value)) for value in ([0, 2], [5, -7], [0, 1, 0], [0.0, 1.0])),
+    ]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match=r"expected|batch_sizes|freed"):
+            draw(*arguments, text)
+    for key, value in {
+        "draws": [["normal", [3, 4]]], "layer": -1, "directions": 10**8, "first": None,
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match="should be the text that a layer has put into the graph"):
+            draw(x, seed, None, None, json.dumps(DRAWS | {key: value}))
+    for invalid in ("", "[]", "{}", json.dumps(DRAWS | {"draws": [["other", [-1]]]})):
+        with pytest.raises(ValueError, match="should be the text that a layer has put into the graph"):
+            draw(x, seed, None, None, invalid)
+
+
 class Packed(nn.Module):
     """A layer that takes the tensors of a packed sequence, of which all but two may be missing."""
 

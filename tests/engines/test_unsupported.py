@@ -224,6 +224,33 @@ def test_error_names_operation_and_line(step: Callable[..., Any], name: str, rea
         assert torch.equal(output, run_with_seed())
 
 
+UNKNOWN = {
+    "is_grad_enabled": lambda self, x, h: torch.tanh(h + x) * (1.0 if torch.is_grad_enabled() else 0.5),
+    "requires_grad": lambda self, x, h: torch.tanh(h + x) * (1.0 if x.requires_grad else 0.5),
+    "is_inference": lambda self, x, h: torch.tanh(h + x) * (1.0 if h.is_inference() else 0.5),
+    "eval": lambda self, x, h: torch.tanh(h + x) * eval("1.0 if torch.is_grad_enabled() else 0.5"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_known_only_while_the_step_runs(name: str) -> None:
+    layer = ur.Recurrent(type("UnknownCell", (ur.Cell,), {"step": UNKNOWN[name]}), 8, 8)
+    x = torch.randn(3, 2, 8, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        with torch.no_grad():
+            without = layer(x.detach())[0]
+        with torch.inference_mode():
+            return [layer(x)[0].clone(), without, layer(x.detach())[0].clone()]
+
+    with ur.engine("native"), pytest.raises(RuntimeError, match=f"it reads {name}, which a compiled loop"):
+        run()
+    with ur.engine("auto"), pytest.warns(match=f"runs on the reference engine, .* it reads {name}"):
+        actual = [layer(x)[0], *run()]
+    with ur.engine("reference"):
+        assert all(map(torch.equal, actual, [layer(x)[0], *run()]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64], ids=str)
 def test_state_of_another_dtype_keeps_it(dtype: torch.dtype) -> None:
     cell = type("CastCell", (ur.Cell,), {"step": lambda self, x, h: (2 * x + h).to(dtype)})

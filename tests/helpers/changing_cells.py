@@ -72,6 +72,63 @@ class Snake:
         return "Snake()"
 """
 CHANGES = {
+    "item of a UserDict": Change(
+        "from collections import UserDict\nbox = UserDict(a=1.0)", "", "z * box['a']", "box['a'] = 0.5"
+    ),
+    "item of a ChainMap": Change(
+        "from collections import ChainMap\nbox = ChainMap({}, {'a': 1.0})",
+        "",
+        "z * box['a']",
+        "box['a'] = 0.5",
+    ),
+    "value of a ConfigParser": Change(
+        "from configparser import ConfigParser\nbox = ConfigParser()\nbox.read_dict({'s': {'a': '1.0'}})",
+        "",
+        "z * box.getfloat('s', 'a')",
+        "box.set('s', 'a', '0.5')",
+    ),
+    "object behind a weak reference": Change(
+        "import weakref\n" + _SNAKE + "snake = Snake(1.0)\nlink = weakref.ref(snake)",
+        "",
+        "link()(z)",
+        "snake.a = 0.5",
+    ),
+    "memory of a view": Change(
+        "data = np.ones(1)\nview = memoryview(data)", "", "z * view[0]", "data[0] = 0.5"
+    ),
+    "object as __call__ of a class": Change(
+        _SNAKE + "snake = Snake(1.0)\nclass Other:\n    __call__ = snake\nother = Other()",
+        "",
+        "other(z)",
+        "snake.a = 0.5",
+    ),
+    "module that is imported by its name": Change(
+        """
+        import importlib, sys
+        sys.modules['values_of_a_cell'] = types.ModuleType('values_of_a_cell')
+        sys.modules['values_of_a_cell'].a = 1.0
+        """,
+        "",
+        "z * importlib.import_module('values_of_a_cell').a",
+        "import sys; sys.modules['values_of_a_cell'].a = 0.5",
+    ),
+    "value of a relative import": Change(
+        """
+        import sys
+        __package__ = 'package_of_a_cell'
+        package = sys.modules[__package__] = types.ModuleType(__package__)
+        package.__path__ = []
+        package.values = sys.modules[__package__ + '.values'] = types.ModuleType(__package__ + '.values')
+        package.values.a = 1.0
+        def scale():
+            from .values import a
+            from . import values
+            return a * values.a
+        """,
+        "",
+        "z * scale()",
+        "package.values.a = 0.5",
+    ),
     "class attribute": Change("", "gain = 1.0", "z * self.gain", "Tested.gain = 0.5"),
     "class attribute that hides one": Change(
         "class Mixin:\n    gain = 1.0", "", "z * self.gain", "Tested.gain = 0.5"

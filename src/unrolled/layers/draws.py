@@ -84,7 +84,7 @@ class CallDraws:
         if not draws or (transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type)):
             return {}
         if self._seed is None:
-            self._start(x.shape[0] if sizes is None else len(sizes))
+            self._start(x, x.shape[0] if sizes is None else len(sizes))
         assert self._seed is not None
         directions = len(cells)
         values = operators.draw_values(
@@ -94,14 +94,14 @@ class CallDraws:
         specs = [((DrawsWrapper.stored_name, (draws, k == 1, directions)),) for k in range(directions)]
         return {"wrapper_specs": specs, "extra_inputs": values}
 
-    def _start(self, steps: int) -> None:
+    def _start(self, x: Tensor, steps: int) -> None:
         """Draw the seed, or continue a stream."""
         position = None if torch.compiler.is_compiling() else _position.get()
         if position is None:
-            self._seed = operators.draw_seed()
+            self._seed = operators.draw_seed(x)
             return
         _position.set(None)  # for this call only
         if position.seed is None:
-            position.seed = operators.draw_seed()
+            position.seed = operators.draw_seed(x)
         self._seed, self._first_step = position.seed, position.step
         position.step += steps

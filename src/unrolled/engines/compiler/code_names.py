@@ -17,36 +17,47 @@ class CodeNames:
 
     Attributes:
         globals: Names of globals.
-        modules: Names of modules that it imports.
-        all: All names, and the strings that may be names of attributes.
+        modules: Names of modules that it may import. Those of relative imports begin with dots.
+        read: Names of globals, attributes and imported modules.
+        all: These names, and the strings that may be names of attributes.
     """
 
     globals: frozenset[str]
     modules: frozenset[str]
+    read: frozenset[str]
     all: frozenset[str]
 
 
 @functools.lru_cache(maxsize=1000)
 def code_names(code: types.CodeType) -> CodeNames:
     """Return the names in the code of a function."""
-    scope, modules, names = set[str](), set[str](), set(code.co_names)
+    scope, modules, read = set[str](), set[str](), set(code.co_names)
+    names = set(read)
+    constants: list[Any] = []  # loaded last
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             scope.add(instruction.argval)
         elif instruction.opname == "IMPORT_NAME":
-            modules.add(instruction.argval)
+            level, items = constants[-2:]
+            module = "." * level + instruction.argval
+            separator = "." if instruction.argval else ""
+            modules |= {module, *(f"{module}{separator}{item}" for item in items or ())}
+        elif instruction.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
+            constants.append(instruction.argval)
     pending = [*code.co_consts]
     for constant in pending:
         if isinstance(constant, types.CodeType):
             inner = code_names(constant)
             scope |= inner.globals
             modules |= inner.modules
+            read |= inner.read
             names |= inner.all
         elif isinstance(constant, (tuple, frozenset)):
             pending += constant
         elif isinstance(constant, str):
+            modules.add(constant)  # for importlib.import_module or sys.modules
             names.update(part for part in constant.split(".") if part.isidentifier())
-    return CodeNames(frozenset(scope), frozenset(modules), frozenset(names))
+    return CodeNames(frozenset(scope), frozenset(modules), frozenset(read), frozenset(names))
 
 
 def code_content(value: Any) -> Any:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import enum
 import functools
 import hashlib
+import importlib.util
 import operator
 import secrets
 import sys
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -43,12 +46,17 @@ _DESCRIPTORS: dict[Any, tuple[str, ...]] = {  # by type: the attributes that hol
     types.MethodType: ("__func__", "__self__"),
 }
 _FUNCTION_TYPES = types.FunctionType, *_DESCRIPTORS
+_CONTAINER_MODULES = {"collections", "configparser"}  # of the standard library, with values in attributes
 _GETTERS = operator.attrgetter, operator.itemgetter, operator.methodcaller
 _BUILTIN_TYPES = types.BuiltinFunctionType, types.MethodWrapperType
 _MAPPINGS = dict, types.MappingProxyType
 _COLLECTIONS = (*_MAPPINGS, list, collections.deque, set, frozenset, tuple)
 # Functions that may read an attribute whose name is computed.
 _READ_ANY_NAME = {"getattr", "vars", "__dict__", "asdict", "astuple", "fields", "attrgetter", "dir", "eval"}
+# What torch knows only while the step itself runs.
+_UNKNOWN_IN_LOOPS = {
+    "is_grad_enabled", "requires_grad", "is_inference_mode_enabled", "is_inference", "is_leaf", "grad_fn",
+}  # fmt: skip
 _CONSTRUCTORS = {"__init__", "__new__"}
 _NOT_IN_STEP = {"__repr__", "__init_subclass__", "__getstate__", "__setstate__"}
 # Attributes of a cell that its class, sizes and options determine.
@@ -135,7 +143,7 @@ class ValueSearch:
             self._cell(value, path)
         elif isinstance(value, Tensor):
             self._tensor(value, path)
-        elif isinstance(value, (np.ndarray, array.array, bytearray)):
+        elif isinstance(value, (np.ndarray, array.array, bytearray, memoryview)):
             self._array(value, path)
         elif isinstance(value, types.ModuleType):
             self._module(value, path)
@@ -143,6 +151,8 @@ class ValueSearch:
             self._class(value, path)
         elif isinstance(value, types.FunctionType):
             self._function(value, path)
+        elif isinstance(value, weakref.ref):
+            self._value(value(), f"{path}()")
         elif kind in _DESCRIPTORS:
             self._add(path, kind.__name__)
             for name in _DESCRIPTORS[kind]:
@@ -211,10 +221,12 @@ class ValueSearch:
             self.watched.size(vars(base))
             for name in sorted(vars(base)):
                 is_special = name.startswith("__")
-                is_read = name in self.names or (self._reads_any_name and not is_special)
+                is_read = (
+                    name in self.names or name == "__call__" or (self._reads_any_name and not is_special)
+                )
                 if isinstance(value := vars(base)[name], _FUNCTION_TYPES):
                     is_read |= name not in not_called and (is_special or any_method)
-                elif is_special or isinstance(value, Param):
+                elif (is_special and name != "__call__") or isinstance(value, Param):
                     continue
                 elif isinstance(value, Tensor) and issubclass(cls, Cell):  # an input of the captured graph
                     self._add(
@@ -239,6 +251,9 @@ class ValueSearch:
             return
         code = self.watched.attribute(function, "__code__")
         names = code_names(code)
+        unknown = names.read & _UNKNOWN_IN_LOOPS or names.globals & {"eval", "exec"}
+        if unknown:
+            raise UnsupportedError(f"it reads {sorted(unknown)[0]}, which a compiled loop doesn't know")
         self._add(path, hashlib.sha256(repr(code_content(code)).encode()).hexdigest())
         self.names |= names.all
         for name in ("__defaults__", "__kwdefaults__"):
@@ -254,8 +269,12 @@ class ValueSearch:
                 self._value(scope[name], f"{module}.{name}")
             else:
                 self._item(scope, name, f"{module}.{name}")
-        for name in sorted(names.modules & sys.modules.keys()):
-            self._value(sys.modules[name], name)
+        for name in sorted(names.modules):
+            if name.startswith(".") and scope.get("__package__"):
+                with contextlib.suppress(ImportError):
+                    name = importlib.util.resolve_name(name, scope["__package__"])
+            if name in sys.modules:
+                self._value(sys.modules[name], name)
 
     def _object(self, value: Any, path: str) -> None:
         """Read the items and attributes of a collection or of any other object."""
@@ -278,7 +297,8 @@ class ValueSearch:
         if attributes:
             # Code that isn't searched may read any attribute, but the standard library reads none of a user.
             by_name = not self._reads_any_name and all(
-                self._is_followed(base.__module__) or is_standard(_root(base.__module__))
+                self._is_followed(base.__module__)
+                or (is_standard(_root(base.__module__)) and base.__module__ not in _CONTAINER_MODULES)
                 for base in cls.__mro__
             )
             self.watched.size(attributes)

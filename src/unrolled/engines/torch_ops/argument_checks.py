@@ -129,6 +129,24 @@ def check_backward(
     )
 
 
+def check_draw(x: Tensor, seed: Tensor, sizes: Tensor | None, order: Tensor | None) -> None:
+    """Check the arguments of the operator that draws random numbers for each row of x.
+
+    Raises:
+        RuntimeError: If a tensor has the wrong shape, dtype or values, or its memory was freed.
+    """
+    check_dtype(x.dtype)
+    memory.check_not_freed([part for part in (x, seed, sizes, order) if part is not None])
+    dims = 3 if sizes is None else 2
+    _check(x.dim() == dims, lambda: f"expected x with {dims} dimensions, got {x.dim()}")
+    _check_tensor(seed, "the seed", (), torch.int64, seed.device)
+    batch = x.shape[1] if sizes is None else read_sizes(sizes, x)[0]
+    if order is not None:
+        _check_tensor(order, "the order", (batch,), torch.int64, order.device)
+        is_in_range = not batch or 0 <= int(order.min()) <= int(order.max()) < batch
+        _check(is_in_range, lambda: f"expected the order to contain rows from 0 to {batch - 1}")
+
+
 def _check_tensors(
     tensors: Sequence[Tensor],
     expected: Sequence[_Expected],

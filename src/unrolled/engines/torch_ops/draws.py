@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from unrolled.cells.draws import Draws
 from unrolled.engines import draws as drawing
-from unrolled.engines.torch_ops import transforms
+from unrolled.engines import philox
+from unrolled.engines.torch_ops import argument_checks, recording, transforms
 from unrolled.engines.torch_ops.operators import library
 
 _ops: Any = torch.ops.unrolled
@@ -24,14 +26,19 @@ library.define("draw_seed(Tensor device, int call) -> Tensor", tags=torch.Tag.no
 library.define("draw(Tensor x, Tensor seed, Tensor? sizes, Tensor? order, str draws) -> Tensor")
 
 
-def draw_seed() -> Tensor:
+def draw_seed(x: Tensor) -> Tensor:
     """Draw the seed of a call of a layer from torch's generator, inside a torch transform or not.
 
     Under vmap it is an error, the same for all mapped calls or another one for each, as for torch.randn.
+
+    Args:
+        x: The input of the layer.
     """
     if not transforms.active() or transforms.in_functorch():
         return drawing.draw_seed()
-    seed: Tensor = _ops.draw_seed(torch.empty(0, device="cpu"), _next_call())
+    # torch.jit.trace would make a result that depends on no input a constant.
+    device = x.detach().new_empty(0) if recording.in_jit_trace() else torch.empty(0, device="cpu")
+    seed: Tensor = _ops.draw_seed(device, _next_call())
     return seed
 
 
@@ -82,10 +89,26 @@ def _serialize(draws: Draws, layer: int, directions: int, first_step: int) -> st
 _serialize._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _entries(text: str) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Return the first time step and the entries that a text describes."""
-    data = json.loads(text)
-    return data["first"], drawing.draw_entries(data["draws"], data["layer"], data["directions"])
+def _entries(text: str) -> tuple[int, list[philox.Entry]]:
+    """Return the first time step and the entries that a text describes.
+
+    Raises:
+        ValueError: If the text doesn't describe draws.
+    """
+    try:
+        data = json.loads(text)
+        draws = [(kind, tuple(map(operator.index, shape))) for kind, shape in data["draws"]]
+        first, layer, directions = (operator.index(data[name]) for name in ("first", "layer", "directions"))
+        is_valid = directions in (1, 2) and min(first, layer) >= 0 and len(draws) > 0
+        is_valid &= all(kind in philox.KINDS and any(size < 0 for size in shape) for kind, shape in draws)
+    except (LookupError, TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            "the last argument of unrolled::draw should be the text that a layer has put into the graph, got "
+            f"{text!r}"
+        )
+    return first, drawing.draw_entries(tuple(draws), layer, directions)
 
 
 def _seed(device: Tensor, call: int) -> Tensor:
@@ -94,6 +117,7 @@ def _seed(device: Tensor, call: int) -> Tensor:
 
 def _values(x: Tensor, seed: Tensor, sizes: Tensor | None, order: Tensor | None, text: str) -> Tensor:
     first_step, entries = _entries(text)
+    argument_checks.check_draw(x, seed, sizes, order)
     return drawing.draw_values(x, seed, sizes, order, first_step, entries)
 
 
