@@ -109,6 +109,28 @@ def test_an_initial_state_of_nan_that_a_reset_replaces() -> None:
         torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("engine", sample(["native", "reference"]))
+@pytest.mark.parametrize("lengths", [None, [6, 5]])
+def test_an_infinite_cell_state_that_leaves_the_output_finite(engine: str, lengths: list[int] | None) -> None:
+    layer, twin = ur.LSTM(3, 4, bidirectional=True), nn.LSTM(3, 4, bidirectional=True)
+    twin.load_state_dict(layer.state_dict())
+    x, zeros = torch.randn(6, 2, 3), torch.zeros(2, 2, 4)
+    c = zeros.clone()
+    c[0, 0], c[1, 1] = math.inf, -math.inf
+    resets = torch.zeros(6, 2, dtype=torch.bool)
+    resets[3] = True
+    with ur.engine(engine):
+        output, _ = layer(x, (zeros, c), resets=resets, reset_state=(zeros, zeros), lengths=lengths)
+    assert output[:3, 0, :4].isfinite().all()  # as tanh(inf) is 1
+    loss = output[3:, 0, :4].square().sum() + output[:3, 1, 4:].square().sum()
+    forward, backward = twin(x[3:, :1])[0], twin(x[:3, 1:])[0]
+    alone = forward[..., :4].square().sum() + backward[..., 4:].square().sum()
+    gradients = torch.autograd.grad(loss, list(layer.parameters()))
+    expected = torch.autograd.grad(alone, list(twin.parameters()))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-5)
+
+
 def test_nan_in_the_last_episode_reaches_the_gradients() -> None:
     """The loss may depend on it, so it isn't hidden."""
     layer, (x, resets) = ur.GRU(3, 4), inputs(math.nan)

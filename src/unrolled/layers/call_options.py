@@ -259,10 +259,11 @@ class CallOptions:
         """
         outputs = [output for output, _ in results]
         records = torch.is_grad_enabled() and any(output.requires_grad for output in outputs)
-        if not records or episodes.all_finite([x, *outputs]):
+        initial = [(state or ())[:count] for state in states]
+        if not records or episodes.all_finite([x, *outputs, *initial[0], *initial[-1]]):
             return results
         assert self.resets is not None
-        found = episodes.find_nonfinite([x, *outputs], self.resets, sizes)
+        found = episodes.find_nonfinite([x, *outputs], initial, self.resets, sizes)
         if found is None:
             return results
         steps, first, last = found

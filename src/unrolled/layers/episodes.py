@@ -18,13 +18,18 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def find_nonfinite(
-    values: Sequence[Tensor], resets: Tensor, batch_sizes: Sequence[int] | None
+    values: Sequence[Tensor],
+    initial: Sequence[Sequence[Tensor]],
+    resets: Tensor,
+    batch_sizes: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Find the episodes with NaN or infinity that another episode of the same row follows.
 
     Args:
         values: The input and the output of each direction, ``(time, batch, features)``, or
             ``(sum of batch_sizes, features)`` if packed.
+        initial: The initial states of each direction, ``(batch, size)`` each. They belong to the episode with
+            which the direction begins.
         resets: The steps with which episodes begin, with the same first dimensions. The last dimension is 1,
             or 2 for a bidirectional layer, where all episodes of a row follow one another in some direction.
         batch_sizes: The number of rows that have each time step, if packed.
@@ -37,19 +42,23 @@ def find_nonfinite(
     starts = resets[..., 0]
     if batch_sizes is not None:
         nonfinite, starts = _pad(nonfinite, batch_sizes), _pad(starts, batch_sizes)
+    exists = torch.ones_like(starts)
+    if batch_sizes is not None:
+        sizes = torch.tensor(batch_sizes, device=starts.device).unsqueeze(1)
+        exists = torch.arange(starts.shape[1], device=starts.device) < sizes
+    last_steps = exists.sum(0) - 1
+    for states, begins in zip(initial, (torch.zeros_like(last_steps), last_steps), strict=False):
+        for state in states:
+            bad = ~state.detach().isfinite().all(-1)
+            nonfinite = nonfinite.scatter(0, begins[None], nonfinite.gather(0, begins[None]) | bad)
     episode = starts.cumsum(0)  # the number of each step's episode
     counts = nonfinite.new_zeros(len(episode) + 1, episode.shape[1], dtype=torch.int64)
     found = counts.scatter_add(0, episode, nonfinite.to(torch.int64)).gather(0, episode) > 0
     found &= (episode if resets.shape[-1] == 1 else episode[:1]) < episode[-1:]
     if not found.any():
         return None
-    first, last = found[0], found[-1]
-    if batch_sizes is not None:
-        time = torch.arange(len(batch_sizes), device=found.device).unsqueeze(1)
-        sizes = torch.tensor(batch_sizes, device=found.device).unsqueeze(1)
-        exists = torch.arange(found.shape[1], device=found.device) < sizes
-        last = found.gather(0, torch.where(exists, time, 0).amax(0, keepdim=True))[0]
-        found = found[exists]
+    first, last = found[0], found.gather(0, last_steps[None])[0]
+    found = found if batch_sizes is None else found[exists]
     return found.unsqueeze(-1), first.unsqueeze(-1), last.unsqueeze(-1)
 
 
