@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compare_engines import make_layer
-from torch import nn
+from torch import Tensor, nn
 
 import unrolled as ur
 from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, pair, tensors
@@ -142,3 +142,31 @@ def _elements_in_memory() -> int:
 def test_peak_memory_of_training_is_at_most_that_of_torch(kind: str) -> None:
     row = Row(kind, 32, 1000, 256, "training")
     assert in_subprocess.peak_memory(row, "unrolled") <= in_subprocess.peak_memory(row, "torch")
+
+
+class Overflowing(ur.Cell):
+    """A cell with a second state that overflows, and that the first doesn't depend on."""
+
+    state = ("h", "v")
+    w = ur.Param("hidden", "input")
+    u = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor, v: Tensor) -> Any:
+        z = x @ self.w.T
+        return torch.tanh(z + h @ self.u.T), (v + 1) * z * 1e200
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, {"lengths": [6, 4]}], ids=str)
+def test_an_unused_state_that_overflows(options: dict[str, Any]) -> None:
+    layer = ur.Recurrent(Overflowing, 3, 4, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for engine in ("native", "reference"):
+        with ur.engine(engine):
+            output, (_, v) = layer(x, **options)
+            assert not v.isfinite().any()
+            results.append(torch.autograd.grad(output.square().sum(), [x, *layer.parameters()]))
+    assert_close(*results, 1e-12)
+    with ur.engine("native"):
+        output, (_, v) = layer(x, **options)
+        assert torch.autograd.grad(output.sum() + v.sum(), layer.w_l0)[0].isnan().any()  # as in torch

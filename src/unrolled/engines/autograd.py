@@ -138,6 +138,8 @@ class Recurrence(torch.autograd.Function):
             # The output was changed in place: compute it again.
             saved = [(step_states, values) for step_states, _, values in forward(specs, layout, x, tensors)]
         results = gradients(specs, layout, x, tensors, saved, grads)
+        if unused_states_spread(specs, grads, results):
+            return None, None, *reference_gradients(specs, sizes, x, tensors, grads)
         return None, None, *existing_gradients(specs, len(x), sizes, grads, results)
 
 
@@ -201,6 +203,18 @@ def existing_gradients(
         exists += [*(flags[: paths.states] if spec.stateful else ()), *flags[paths.states + 1 :]]
         exists += [False] * spec.extra_input_count
     return [result if flag else None for result, flag in zip(results, [x_exists, *exists], strict=True)]
+
+
+def unused_states_spread(
+    specs: Sequence[DirectionSpec], grads: Sequence[Tensor | None], results: Sequence[Tensor | None]
+) -> bool:
+    """Return whether infinity may have spread from a state that nothing uses, because 0 · infinity is NaN.
+
+    autograd doesn't visit such a state.
+    """
+    if _all_complete(specs) or all(grad is not None for grad in grads):
+        return False
+    return not all(bool(result.isfinite().all()) for result in results if result is not None)
 
 
 def _all_complete(specs: Sequence[DirectionSpec]) -> bool:

@@ -19,6 +19,7 @@ from unrolled.engines.autograd import (
     materialize_gradients,
     reference_gradients,
     split_by_direction,
+    unused_states_spread,
 )
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.kernel import launch
@@ -99,7 +100,10 @@ class CheckpointedRecurrence(torch.autograd.Function):
                     grad_x[begin:end] += segment_grad_x.view(end - begin, *x.shape[1:])
             initial = grad_state if spec.stateful else ()
             results += (*initial, *grad_params, *[None] * spec.extra_input_count)
-        return None, None, *existing_gradients(specs, len(x), None, grads, [grad_x, *results])
+        results = [grad_x, *results]
+        if unused_states_spread(specs, grads, results):
+            return None, None, *reference_gradients(specs, None, x, tensors, grads)
+        return None, None, *existing_gradients(specs, len(x), None, grads, results)
 
 
 def _segments(steps: int, length: int, reverse: bool) -> list[tuple[int, int]]:
