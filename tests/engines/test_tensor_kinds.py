@@ -206,3 +206,35 @@ def test_a_trace_of_freed_memory() -> None:
     layer._parameters["weight_hh_l0"] = layer.weight_hh_l0.detach().to("meta")  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="on the meta device"):
         ur.trace(layer, torch.randn(5, 2, 3))
+
+
+def reset_rows(rows: Tensor) -> Any:
+    stream = ur.Stream(ur.LSTM(3, 4))
+    stream(torch.randn(4, 2, 3))
+    stream.reset(rows)
+    return stream(torch.randn(4, 2, 3))
+
+
+OTHER_PLACES: dict[str, tuple[Tensor, Callable[[Tensor], Any]]] = {
+    "lengths": (torch.tensor([4, 3]), lambda t: ur.LSTM(3, 4)(torch.randn(4, 2, 3), lengths=t)),
+    "resets": (torch.zeros(4, 2).bool(), lambda t: ur.LSTM(3, 4)(torch.randn(4, 2, 3), resets=t)),
+    "rows of a stream": (torch.tensor([True, False]), reset_rows),
+    "x of a cell": (torch.randn(2, 3), lambda t: ur.LSTMCell(3, 4)(t)),
+    "x of a step": (torch.randn(2, 3), lambda t: ur.LSTM(3, 4).step(t)),
+    "x of a trace": (torch.randn(4, 2, 3), lambda t: ur.trace(ur.LSTM(3, 4), t)),
+}
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nested": lambda t: torch.nested.nested_tensor([t.reshape(2, -1)[0], t.reshape(2, -1)[1]]),
+    "sparse": Tensor.to_sparse,
+    "meta": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", OTHER_PLACES)
+def test_other_arguments_that_are_refused(place: str, kind: str) -> None:
+    tensor, call = OTHER_PLACES[place]
+    with pytest.raises(RuntimeError, match="nested tensor|layout|meta") as raised:
+        call(KINDS[kind](tensor))
+    assert "Internal error" not in str(raised.value)
+    assert not isinstance(raised.value, NotImplementedError)

@@ -53,6 +53,7 @@ ENGINES = {
         "fork_safety",
         "memory",
         "native",
+        "philox",
         "native/toolchain",
         "reference",
         "run_compiled",

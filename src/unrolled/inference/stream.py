@@ -20,7 +20,7 @@ from unrolled.inference.frozen import FrozenCalls
 from unrolled.layers.draws import DrawPosition, continue_draws
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
-from unrolled.layers.sequence import InputError
+from unrolled.layers.sequence import InputError, check_values
 from unrolled.layers.single_step import SingleStep
 
 _Layer = Recurrent | nn.RNNBase
@@ -186,6 +186,8 @@ class Stream:
                 self._states.clear()
                 self._positions.clear()
                 return
+            if isinstance(rows, Tensor):
+                check_values("reset: rows", rows)
             mask = torch.as_tensor(rows, device="cpu")
             for name, state in self._states.items():
                 for tensor in state_tensors(state):

@@ -102,7 +102,7 @@ class WeightSnapshot:
 
     def supports(self, x: Any) -> bool:
         """Return whether a call with this input can use the packed weights."""
-        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu:
+        if type(x) is not Tensor or x.dtype is not self.dtype or not x.is_cpu or x.is_nested:
             return False
         if x.is_neg() or not all_readable([x]):
             return False

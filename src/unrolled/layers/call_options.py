@@ -22,7 +22,7 @@ from unrolled.cells.wrappers import (
 from unrolled.engines.torch_ops import recording, transforms
 from unrolled.layers import episodes
 from unrolled.layers.regularization import RecurrentRegularization
-from unrolled.layers.sequence import InputError, SequenceBatch
+from unrolled.layers.sequence import InputError, SequenceBatch, check_values
 
 States = tuple[Tensor, ...]
 
@@ -76,6 +76,7 @@ class CallOptions:
         if not isinstance(resets, Tensor) or resets.dtype is not torch.bool:
             kind = f"{resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
             raise TypeError(f"{self.layer}: resets should be a tensor of booleans, got {kind}")
+        check_values(f"{self.layer}: resets", resets, sequence.steps.is_meta, may_be_functional=True)
         time, batch, _ = sequence.steps.shape
         expected = [batch, time] if sequence.batch_first else [time, batch]
         expected = expected if sequence.batched else [time]
@@ -114,6 +115,7 @@ class CallOptions:
         if tensor is None or tensor.dtype not in _INTEGERS:
             kind = f"{tensor.dtype}" if tensor is not None else repr(lengths)
             raise TypeError(f"{self.layer}: lengths should be integers, got {kind}")
+        check_values(f"{self.layer}: lengths", tensor, sequence.steps.is_meta)
         if tuple(tensor.shape) != (batch,):
             raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(tensor.shape)}")
         if transforms.active() or tensor.is_meta:

@@ -19,7 +19,7 @@ from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
-from unrolled.layers.sequence import InputError, SequenceBatch
+from unrolled.layers.sequence import InputError, SequenceBatch, check_input_is_dense
 from unrolled.layers.tensors import tensors
 
 
@@ -334,8 +334,7 @@ class Recurrent(CellModule):
 
         Raises:
             TypeError: If ``state`` has the wrong type.
-            ValueError: If ``x`` or ``state`` has the wrong shape, dtype or device, or the layer is
-                bidirectional.
+            ValueError: If the layer is bidirectional, or ``x`` or ``state`` has the wrong shape or dtype.
         """
         if self.bidirectional:
             raise ValueError(
@@ -346,6 +345,7 @@ class Recurrent(CellModule):
             raise InputError(
                 f"{self._label}: step takes x of shape (batch, features) or (features,), got {got}"
             )
+        check_input_is_dense(x, self._label)
         axis = 1 if self.batch_first and x.dim() == 2 else 0
         output, final = self(x.unsqueeze(axis), state)
         return output.squeeze(axis), final
@@ -366,8 +366,8 @@ class Recurrent(CellModule):
         parts += [str(self.input_size), str(self.hidden_size)]
         parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
         defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False}
-        for name, default in (defaults | argument_checks.NOT_IN_TORCH).items():
+        defaults |= {"dropout": 0.0, "bidirectional": False} | argument_checks.NOT_IN_TORCH
+        for name, default in defaults.items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
         return ", ".join(parts)

@@ -62,8 +62,7 @@ class SequenceBatch:
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
             )
-        if x.is_nested:
-            raise InputError(f"{layer}: a nested tensor is not supported: pad it and pass lengths")
+        check_input_is_dense(x, layer)
         if x.dim() not in (2, 3):
             raise InputError(
                 f"{layer}: Expected input to be 2D (time, features) or 3D with a batch dimension, "
@@ -173,6 +172,40 @@ class SequenceBatch:
         unsorted = None if self.packed is None else self.packed.unsorted_indices
         inverse = torch.argsort(self.sorted_indices) if unsorted is None else unsorted
         return rows.index_select(dim, inverse.to(rows.device))
+
+
+def check_input_is_dense(x: Tensor, layer: str) -> None:
+    """Raise InputError if an input is nested or sparse."""
+    if x.is_nested:
+        raise InputError(f"{layer}: a nested tensor is not supported: pad it and pass lengths")
+    if x.layout is not torch.strided:
+        raise InputError(
+            f"{layer}: Expected the input and the states to be dense, got a tensor with layout {x.layout}"
+        )
+
+
+def check_values(
+    what: str, tensor: Tensor, may_be_meta: bool = False, may_be_functional: bool = False
+) -> None:
+    """Raise InputError if the values of a tensor can't be read: it is nested, sparse, or has none.
+
+    Args:
+        what: What the tensor is, for the message.
+        tensor: The tensor.
+        may_be_meta: Whether a tensor on the meta device is accepted.
+        may_be_functional: Whether a functional tensor is accepted. In torch's transforms it always is.
+    """
+    if tensor.is_nested:
+        kind = "a nested tensor"
+    elif tensor.layout is not torch.strided:
+        kind = f"a tensor with layout {tensor.layout}"
+    elif tensor.is_meta and not may_be_meta:
+        kind = "a tensor on the meta device, which has no values"
+    elif torch._is_functional_tensor(tensor) and not (may_be_functional or recording.active()):
+        kind = "a functional tensor outside of torch's transforms"
+    else:
+        return
+    raise InputError(f"{what} should be a dense tensor with values, got {kind}")
 
 
 def _check_packed(x: PackedSequence, layer: str) -> list[int] | Tensor:

@@ -10,7 +10,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines import dispatch
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, State
-from unrolled.layers.sequence import InputError
+from unrolled.layers.sequence import InputError, check_input_is_dense
 
 
 class SingleStep(CellModule):
@@ -69,6 +69,7 @@ class SingleStep(CellModule):
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
+        check_input_is_dense(x, name)
         if x.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
         self._check_dtype_and_device("input", x)
