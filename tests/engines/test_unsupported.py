@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import unrolled as ur
 
 GLOBAL = torch.linspace(-1, 1, 8, requires_grad=True)
+MATRIX = torch.eye(8, requires_grad=True)
 
 
 def branch(self, x, h):
@@ -110,6 +111,10 @@ def outside(self, x, h):
     return torch.tanh(h + x * GLOBAL)
 
 
+def outside_matrix(self, x, h):
+    return torch.tanh(h + x @ MATRIX)
+
+
 def stores_a_tensor(self, x, h):
     self.last = getattr(self, "last", 0) + x
     return torch.tanh(h + self.last)
@@ -180,6 +185,7 @@ UNSUPPORTED = [
     (branch_on_size, "torch.Tensor", "depends on the batch size"),
     (python_noise, "torch.Tensor.mul", "differs from run to run"),
     (outside, "torch.Tensor.mul", "outside .* requires a gradient; declare it as a Param"),
+    (outside_matrix, "torch.Tensor.matmul", "outside .* requires a gradient; declare it as a Param"),
     (stores_a_tensor, "torch.Tensor.add", "another run of the step created"),
     (complex_dtype, "torch.fft.rfft", "converts to torch.complex64"),
     (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
@@ -197,8 +203,9 @@ def test_error_names_operation_and_line(step: Callable[..., Any], name: str, rea
     layer, x = ur.Recurrent(cell, 8, 8), torch.randn(3, 2, 8, requires_grad=True)
     line = step.__code__.co_firstlineno + 1
     pattern = f"({reason}).*\\({re.escape(name)}[^,]*, {re.escape(__file__)}:{line}\\)$"
-    with ur.engine("native"), pytest.raises(RuntimeError, match=pattern):
+    with ur.engine("native"), pytest.raises(RuntimeError, match=pattern) as raised:
         layer(x.clone())
+    assert str(raised.value).count(__file__) == 1
     if step in IN_PLACE:
         with ur.engine("auto"), pytest.raises(ValueError, match="in place"):
             layer(x.detach().clone())

@@ -129,6 +129,14 @@ def test_keywords_and_state_names(kind: str) -> None:
         ours(x, state, state=state)
 
 
+def test_a_parameter_that_is_none() -> None:
+    layer = ur.LSTM(3, 4)
+    layer._parameters["bias_hh_l0"] = None  # type: ignore[assignment]
+    for engine in ("auto", "reference"):
+        with ur.engine(engine), pytest.raises(ValueError, match="the parameter bias_hh_l0 is None"):
+            layer(torch.randn(5, 2, 3))
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_empty_batch(kind: str) -> None:
     layer, _ = pair(kind, 4, 5, num_layers=2, bidirectional=True)

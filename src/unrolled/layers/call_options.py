@@ -114,7 +114,8 @@ class CallOptions:
         tensor = lengths if isinstance(lengths, Tensor) else _as_tensor(lengths)
         if tensor is None or tensor.dtype not in _INTEGERS:
             kind = f"{tensor.dtype}" if tensor is not None else repr(lengths)
-            raise TypeError(f"{self.layer}: lengths should be integers, got {kind}")
+            advice = ": while torch records a graph, pass a tensor" if transforms.active() else ""
+            raise TypeError(f"{self.layer}: lengths should be integers, got {kind}{advice}")
         check_values(f"{self.layer}: lengths", tensor, sequence.steps.is_meta)
         if tuple(tensor.shape) != (batch,):
             raise InputError(f"{self.layer}: Expected lengths of shape {(batch,)}, got {tuple(tensor.shape)}")

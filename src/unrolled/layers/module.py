@@ -87,6 +87,10 @@ class CellModule(nn.Module):
             tensor = parameters.get(full_name)
             if tensor is None:
                 tensor = getattr(self, full_name)  # computed by a parametrization
+                if tensor is None:
+                    raise InputError(
+                        f"{self._label}: the parameter {full_name} is None, expected a tensor"
+                    )
             if tensor.shape != shape:
                 raise InputError(
                     f"{self._label}: the parameter {full_name} should have the shape {shape}, but has "

@@ -50,7 +50,8 @@ class SourceLocation:
 
 def unsupported(reason: str, location: SourceLocation | None) -> UnsupportedError:
     """Return an error with a reason and, if known, the source location that caused it."""
-    return UnsupportedError(reason if location is None else f"{reason} ({location})")
+    suffix = "" if location is None else f" ({location})"
+    return UnsupportedError(reason if reason.endswith(suffix) else reason + suffix)
 
 
 def unsupported_draw(operation: object, location: SourceLocation | None) -> UnsupportedError:
