@@ -88,9 +88,7 @@ class CellModule(nn.Module):
             if tensor is None:
                 tensor = getattr(self, full_name)  # computed by a parametrization
                 if tensor is None:
-                    raise InputError(
-                        f"{self._label}: the parameter {full_name} is None, expected a tensor"
-                    )
+                    raise InputError(f"{self._label}: the parameter {full_name} is None, expected a tensor")
             if tensor.shape != shape:
                 raise InputError(
                     f"{self._label}: the parameter {full_name} should have the shape {shape}, but has "
