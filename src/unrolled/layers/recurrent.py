@@ -19,7 +19,7 @@ from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
-from unrolled.layers.sequence import InputError, SequenceBatch, check_input_is_dense
+from unrolled.layers.sequence import InputError, SequenceBatch
 from unrolled.layers.tensors import tensors
 
 
@@ -345,7 +345,7 @@ class Recurrent(CellModule):
             raise InputError(
                 f"{self._label}: step takes x of shape (batch, features) or (features,), got {got}"
             )
-        check_input_is_dense(x, self._label)
+        memory.check_dense(self._label, [x])
         axis = 1 if self.batch_first and x.dim() == 2 else 0
         output, final = self(x.unsqueeze(axis), state)
         return output.squeeze(axis), final

@@ -62,7 +62,9 @@ class SequenceBatch:
             raise TypeError(
                 f"{layer}: Expected input to be a Tensor or a PackedSequence, got {type(x).__name__}"
             )
-        check_input_is_dense(x, layer)
+        if x.is_nested:
+            raise InputError(f"{layer}: a nested tensor is not supported: pad it and pass lengths")
+        memory.check_dense(layer, [x])
         if x.dim() not in (2, 3):
             raise InputError(
                 f"{layer}: Expected input to be 2D (time, features) or 3D with a batch dimension, "
@@ -172,16 +174,6 @@ class SequenceBatch:
         unsorted = None if self.packed is None else self.packed.unsorted_indices
         inverse = torch.argsort(self.sorted_indices) if unsorted is None else unsorted
         return rows.index_select(dim, inverse.to(rows.device))
-
-
-def check_input_is_dense(x: Tensor, layer: str) -> None:
-    """Raise InputError if an input is nested or sparse."""
-    if x.is_nested:
-        raise InputError(f"{layer}: a nested tensor is not supported: pad it and pass lengths")
-    if x.layout is not torch.strided:
-        raise InputError(
-            f"{layer}: Expected the input and the states to be dense, got a tensor with layout {x.layout}"
-        )
 
 
 def check_values(

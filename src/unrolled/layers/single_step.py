@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from unrolled.cells.base import Cell
-from unrolled.engines import dispatch
+from unrolled.engines import dispatch, memory
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, State
-from unrolled.layers.sequence import InputError, check_input_is_dense
+from unrolled.layers.sequence import InputError
 
 
 class SingleStep(CellModule):
@@ -69,7 +69,7 @@ class SingleStep(CellModule):
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
-        check_input_is_dense(x, name)
+        memory.check_dense(name, [x])
         if x.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
         self._check_dtype_and_device("input", x)
