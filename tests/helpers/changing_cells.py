@@ -105,12 +105,12 @@ CHANGES = {
     "module that is imported by its name": Change(
         """
         import importlib, sys
-        sys.modules['values_of_a_cell'] = types.ModuleType('values_of_a_cell')
-        sys.modules['values_of_a_cell'].a = 1.0
+        sys.modules['values.of_a_cell'] = types.ModuleType('values.of_a_cell')
+        sys.modules['values.of_a_cell'].a = 1.0
         """,
         "",
-        "z * importlib.import_module('values_of_a_cell').a",
-        "import sys; sys.modules['values_of_a_cell'].a = 0.5",
+        "z * importlib.import_module('values.of_a_cell').a",
+        "import sys; sys.modules['values.of_a_cell'].a = 0.5",
     ),
     "value of a relative import": Change(
         """
