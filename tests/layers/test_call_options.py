@@ -140,13 +140,12 @@ def test_invalid_options(options: dict[str, Any], error: type[Exception], messag
             layer(x, **options, checkpoint=checkpoint)
 
 
-@pytest.mark.slow
-def test_invalid_lengths_in_compiled_code() -> None:
-    layer, x = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT)
+def test_lengths_and_resets_in_compiled_code() -> None:
+    layer, x, resets = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT), torch.rand(5, 2) < 0.3
     compiled = torch.compile(
-        lambda x, lengths: layer(x, lengths=lengths), backend="aot_eager", fullgraph=True
+        lambda x, lengths: layer(x, lengths=lengths, resets=resets), backend="aot_eager", fullgraph=True
     )
-    assert_close(compiled(x, torch.tensor([2, 5])), layer(x, lengths=[2, 5]), 1e-6)
+    assert_close(compiled(x, torch.tensor([2, 5])), layer(x, lengths=[2, 5], resets=resets), 1e-6)
     with pytest.raises(RuntimeError, match="LSTM: Expected lengths from 0 to the number of time steps"):
         compiled(x, torch.tensor([2, 6]))
 

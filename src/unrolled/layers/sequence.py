@@ -193,7 +193,7 @@ def check_values(
         kind = f"a tensor with layout {tensor.layout}"
     elif tensor.is_meta and not may_be_meta:
         kind = "a tensor on the meta device, which has no values"
-    elif torch._is_functional_tensor(tensor) and not (may_be_functional or recording.active()):
+    elif not (may_be_functional or recording.active()) and torch._is_functional_tensor(tensor):
         kind = "a functional tensor outside of torch's transforms"
     else:
         return
