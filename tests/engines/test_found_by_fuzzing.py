@@ -101,10 +101,20 @@ class SavedComparison(ur.Cell):
         return torch.sin(v * (v > 0).sum(-1, keepdim=True)) + 0.5 * h
 
 
-CELLS = [ProductWithColumns, ConstantGradient, ScalarOfParameters, SavedComparison]
+class FlooredDivision(ur.Cell):
+    """The divisor is made of parameters, and may be zero. Under vmap, ``remainder`` is such a division."""
+
+    weight = ur.Param(1, "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        quotient = torch.div(h, self.weight**2, rounding_mode="floor")
+        return torch.sin(x + torch.remainder(h, 1 + self.weight**2)) + 0.1 * torch.tanh(quotient)
 
 
-@pytest.mark.parametrize("cell", sample(CELLS, [SavedComparison]))
+CELLS = [ProductWithColumns, ConstantGradient, ScalarOfParameters, SavedComparison, FlooredDivision]
+
+
+@pytest.mark.parametrize("cell", sample(CELLS, [SavedComparison, FlooredDivision]))
 @pytest.mark.parametrize("lengths", sample([None, [5, 3, 2]]))
 def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list[int] | None) -> None:
     """Transposed values and scalars: compare the operators with the reference engine."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from compare_engines import make_layer
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import unrolled as ur
 from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, pair, tensors
@@ -170,3 +171,67 @@ def test_an_unused_state_that_overflows(options: dict[str, Any]) -> None:
     with ur.engine("native"):
         output, (_, v) = layer(x, **options)
         assert torch.autograd.grad(output.sum() + v.sum(), layer.w_l0)[0].isnan().any()  # as in torch
+
+
+def test_an_unused_state_that_overflows_in_transforms() -> None:
+    """The operators get gradients of zero for it."""
+    layer = ur.Recurrent(Overflowing, 3, 4, bidirectional=True, dtype=torch.float64)
+    x, params = torch.randn(6, 2, 3, dtype=torch.float64), dict(layer.named_parameters())
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        output, _ = torch.func.functional_call(layer, params, (x,))
+        return output.square().sum()
+
+    def row_loss(params: dict[str, Tensor], row: Tensor) -> Tensor:
+        return loss(params, row.unsqueeze(1))
+
+    for gradients, dims in ((torch.func.grad(loss, (0, 1)), ()), (torch.func.grad(row_loss), (None, 1))):
+        results = []
+        for engine in ("native", "reference"):
+            with ur.engine(engine):
+                run = torch.func.vmap(gradients, dims) if dims else gradients
+                results.append(tree_leaves(run(params, x)))
+        assert_close(*results, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_gradient_of_nan_at_the_first_step_reaches_the_recurrent_weights(kind: str) -> None:
+    """As in torch, although the initial state is zero."""
+    layer, theirs = pair(kind, 3, 4, bidirectional=True)
+    for steps in (1, 3):
+        x, gradients = torch.randn(steps, 2, 3), []
+        for module in (layer, theirs):
+            with ur.engine("native"):
+                output, _ = module(x)
+            weights = torch.ones_like(output)
+            weights[0, 0, 1] = torch.nan
+            gradients.append(torch.autograd.grad((output * weights).sum(), list(module.parameters())))
+        for ours, expected in zip(*gradients, strict=True):
+            assert torch.equal(ours.isnan(), expected.isnan())
+            assert_close(ours.nan_to_num(0.0), expected.nan_to_num(0.0), TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda: torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+        lambda: torch.autograd.set_detect_anomaly(True),
+    ],
+    ids=["saved tensor hooks", "detect_anomaly"],
+)
+def test_the_first_call_of_a_cell_may_be_in_any_mode_of_autograd(context: Any) -> None:
+    """Its step is captured there."""
+
+    class New(ur.Cell):
+        state = ("h",)
+        w = ur.Param("hidden", "input")
+        u = ur.Param("hidden", "hidden")
+
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x @ self.w.T + h @ self.u.T)
+
+    layer, x, gradients = ur.Recurrent(New, 3, 4), torch.randn(5, 2, 3), []
+    for engine in ("native", "reference"):
+        with ur.engine(engine), context(), context():
+            gradients.append(torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters())))
+    assert_close(*gradients, TOLERANCE[x.dtype])

@@ -24,6 +24,8 @@ _EXACT = """
     new_empty_strided empty_strided value_selecting_reduction_backward
 """
 EXACT = frozenset(_EXACT.split())
+# Operations that round like a less exact dtype: torch takes 1/6 in float32.
+_ROUNDED_LIKE = {"hardsigmoid_backward": torch.float32}
 
 
 class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -46,19 +48,24 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result.copy_(add_noise(result))
             return result
         if isinstance(result, Tensor):
-            return add_noise(result)
+            return add_noise(result, _ROUNDED_LIKE.get(name))
         if isinstance(result, (tuple, list)):
             return type(result)(add_noise(v) if isinstance(v, Tensor) else v for v in result)
         return result
 
 
-def add_noise(value: Tensor) -> Tensor:
-    """Return a tensor with a random rounding error in each element that isn't a short number."""
-    if not value.is_floating_point() or value._is_zerotensor():
+def add_noise(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor with a random rounding error in each element that isn't a short number.
+
+    Args:
+        value: The tensor.
+        dtype: The dtype whose rounding errors to add. None for that of the tensor.
+    """
+    if not value.is_floating_point() or value._is_zerotensor() or value.is_meta:
         return value
     with torch.no_grad():
         steps = torch.randint(-1, 2, value.shape, dtype=value.dtype)
-        noisy = value * (1 + torch.finfo(value.dtype).eps * steps)
+        noisy = value * (1 + torch.finfo(dtype or value.dtype).eps * steps)
         scaled = value * 1024
         return torch.where(scaled == scaled.round(), value, noisy)
 

@@ -159,7 +159,7 @@ def constant_results(
         requires_grad: Whether a gradient is required: for x, and for the tensors of each direction.
         results: Output and final states of each direction.
     """
-    if _all_complete(specs) and (len(specs) == 1 or requires_grad[0] or all(requires_grad[1:])):
+    if all_complete(specs) and (len(specs) == 1 or requires_grad[0] or all(requires_grad[1:])):
         return []
     differentiable: list[bool] = []
     offset = 1
@@ -191,7 +191,7 @@ def existing_gradients(
         results: Gradients of x and of the tensors.
     """
     outputs = [grads[0], grads[1 + len(specs[0].cell.state)]] if len(specs) == 2 else grads[:1]
-    if _all_complete(specs) and all(grad is not None for grad in outputs):
+    if all_complete(specs) and all(grad is not None for grad in outputs):
         return list(results)
     x_exists, exists = False, list[bool]()
     for spec, (grad_output, grad_final) in zip(specs, group_by_direction(grads, specs), strict=True):
@@ -212,12 +212,12 @@ def unused_states_spread(
 
     autograd doesn't visit such a state.
     """
-    if _all_complete(specs) or all(grad is not None for grad in grads):
+    if all_complete(specs) or all(grad is not None for grad in grads):
         return False
     return not all(bool(result.isfinite().all()) for result in results if result is not None)
 
 
-def _all_complete(specs: Sequence[DirectionSpec]) -> bool:
+def all_complete(specs: Sequence[DirectionSpec]) -> bool:
     """Return whether autograd reaches every input of every step from every new state."""
     for spec in specs:
         paths = spec.compiled.captured.paths

@@ -139,7 +139,7 @@ class ShiftedState:
         return torch.cat((initial, self.state[: len(self.state) - self.batch]))
 
     def segments(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
-        """Yield contiguous segments, without an initial state of zeros.
+        """Yield contiguous segments. An initial state of zeros is one of them, because 0 · NaN is NaN.
 
         Args:
             rows: Number of rows of all steps together.
@@ -151,8 +151,7 @@ class ShiftedState:
             yield self.materialize(), 0, 0, rows
             return
         rows_of_state = rows - self.batch
-        if self.initial is not None:
-            yield self.initial, rows_of_state if self.reverse else 0, 0, self.batch
+        yield self.initial_or_zeros(), rows_of_state if self.reverse else 0, 0, self.batch
         if rows_of_state:
             if self.reverse:
                 yield self.state, 0, self.batch, rows_of_state

@@ -12,7 +12,8 @@ is computed
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -188,7 +189,12 @@ def _capture(
 
     # Compiling the Python code of the graphs would take time, and torch would keep the code forever.
     no_code = _use_lazy_graph_module(True)
-    with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log(), no_code:
+    with (
+        _plain_autograd(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        silence_fake_tensor_log(),
+        no_code,
+    ):
         (params, attribute_values), (x, states) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
         if extra_width:
             x = torch.empty(BATCH_SYMBOL, cell.input, dtype=dtype)
@@ -234,6 +240,21 @@ def _capture(
         lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
     )
     return replace(captured, dtype=loop_dtype, constant_attributes=constant_attributes)
+
+
+@contextmanager
+def _plain_autograd() -> Iterator[None]:
+    """Suspend what torch.func doesn't support: hooks for saved tensors, and the detection of anomalies."""
+    hooks = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        hooks.append(top)
+    try:
+        with torch.autograd.set_detect_anomaly(False):
+            yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def _vjp(function: Callable[..., tuple[Tensor, ...]], *primals: Any) -> tuple[tuple[Tensor, ...], Any]:

@@ -241,4 +241,4 @@ def _segments(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int,
     segments = []
     for tensor, row, start, length in shifted.segments(rows):
         segments.append((tensor, b, start, row, length) if shifted is a else (a, tensor, row, start, length))
-    return segments or [(shifted.state, shifted.state, 0, 0, 0)]
+    return segments

@@ -21,8 +21,8 @@ from unrolled.engines.torch_ops.operators import (
     gradient_batch_axes,
     library,
     result_batch_axes,
-    run_outside_transforms,
 )
+from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
 
 _ops: Any = torch.ops.unrolled
 

@@ -13,10 +13,9 @@ import functools
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,8 @@ from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.engines.torch_ops import argument_checks, cell_text
 from unrolled.engines.torch_ops.cell_text import GraphCell
 from unrolled.engines.torch_ops.dynamo_guard import recompile_after_change
-
-_Result = TypeVar("_Result")
+from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
+from unrolled.engines.torch_ops.unused_states import exclude_unused_states
 
 # Exported programs store these schemas, so the argument names never change.
 _INPUTS = "Tensor x, Tensor[] tensors, Tensor? sizes, str lanes"
@@ -84,12 +83,6 @@ def serialize_direction(
 
 
 serialize_direction._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
-
-
-def run_outside_transforms(function: Callable[[], _Result]) -> _Result:
-    """Call a function in a new thread, where no torch transform is active."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result()
 
 
 @renew_after_fork
@@ -317,6 +310,8 @@ def _backward(
         values = {node: next(remaining).contiguous() for node in spec.compiled.saved_for_backward}
         saved_by_direction.append((step_states, values))
     gradients = autograd.gradients(specs, layout, x, flat, saved_by_direction, grads, groups)
+    size_list = None if sizes is None else sizes.tolist()
+    gradients = exclude_unused_states(specs, size_list, x, flat, grads, gradients, groups)
     if extra_inputs and gradients[0] is not None:
         gradients[0] = torch.cat((gradients[0], torch.zeros_like(extra_inputs[0])), -1)
     return [tensor.to(dtype).contiguous() for tensor in gradients if tensor is not None]

@@ -193,11 +193,12 @@ def _div_mode(columns: Columns, left: Any, right: Any, *, rounding_mode: str | N
     floored = pointwise(aten.floor.default, quotient)
     correction = pointwise(aten.gt.Tensor, pointwise(aten.sub.Tensor, quotient, floored), 0.5)
     unrounded = pointwise(aten.div.Tensor, left, right)
-    is_zero = (
-        pointwise(aten.eq.Tensor, right, 0.0)
-        if isinstance(right, (ColumnView, Tensor))
-        else float(right == 0)
-    )
+    if isinstance(right, ColumnView):
+        is_zero: Any = pointwise(aten.eq.Tensor, right, 0.0)
+    elif isinstance(right, Tensor):  # without rows
+        is_zero = columns.apply(aten.eq.Scalar, right, 0.0)
+    else:
+        is_zero = float(right == 0)
     return pointwise(aten.where.self, is_zero, unrounded, pointwise(aten.add.Tensor, floored, correction))
 
 

@@ -179,17 +179,19 @@ class Columns:
         axis = value.dim() - 1
         if start == 0 and length == value.shape[axis]:
             return value
-        if isinstance(value, FakeTensor):
-            return value.narrow(axis, start, length)
-        with _disable_current_modes():
-            return value.narrow(axis, start, length)
+        return self.apply(torch.narrow, value, axis, start, length)
 
     def convert(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a value in the loop's dtype, in which bools are 0 and 1, or as bool."""
         if value.dtype is dtype:
             return value
-        target, args = (aten.ne.Scalar, [0]) if dtype is torch.bool else (aten._to_copy.default, [])
-        kwargs = {} if dtype is torch.bool else {"dtype": dtype}
+        if dtype is torch.bool:
+            return self.apply(aten.ne.Scalar, value, 0)
+        return self.apply(aten._to_copy.default, value, dtype=dtype)
+
+    @staticmethod
+    def apply(target: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply an operation to a tensor without rows: a constant, or a value made of parameters."""
         if isinstance(value, FakeTensor):
             return target(value, *args, **kwargs)  # type: ignore[no-any-return]
         with _disable_current_modes():
