@@ -173,6 +173,30 @@ def test_an_unused_state_that_overflows(options: dict[str, Any]) -> None:
         assert torch.autograd.grad(output.sum() + v.sum(), layer.w_l0)[0].isnan().any()  # as in torch
 
 
+class Detached(ur.Cell):
+    """A cell with a state that overflows and one that no gradient flows through."""
+
+    state = ("h", "v")
+    w = ur.Param("hidden", "input")
+
+    def step(self, x: Tensor, h: Tensor, v: Tensor) -> Any:
+        return (h + 1) * (x @ self.w.T) * 1e200, (h + x @ self.w.T).detach()
+
+
+def test_an_overflow_beside_a_state_without_gradient() -> None:
+    layer = ur.Recurrent(Detached, 3, 4, dtype=torch.float64)
+    x, params = torch.randn(6, 2, 3, dtype=torch.float64), dict(layer.named_parameters())
+
+    def final_v(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, params, (x,))[1][1].nan_to_num()
+
+    with ur.engine("native"):
+        assert not final_v(params, x).requires_grad
+        value, pull = torch.func.vjp(final_v, params, x)
+        for gradient in tree_leaves(pull(torch.ones_like(value))):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 def test_an_unused_state_that_overflows_in_transforms() -> None:
     """The operators get gradients of zero for it."""
     layer = ur.Recurrent(Overflowing, 3, 4, bidirectional=True, dtype=torch.float64)
@@ -185,7 +209,14 @@ def test_an_unused_state_that_overflows_in_transforms() -> None:
     def row_loss(params: dict[str, Tensor], row: Tensor) -> Tensor:
         return loss(params, row.unsqueeze(1))
 
-    for gradients, dims in ((torch.func.grad(loss, (0, 1)), ()), (torch.func.grad(row_loss), (None, 1))):
+    def constant_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (0 * loss(params, x)).detach()
+
+    for gradients, dims in (
+        (torch.func.grad(loss, (0, 1)), ()),
+        (torch.func.grad(constant_loss, (0, 1)), ()),
+        (torch.func.grad(row_loss), (None, 1)),
+    ):
         results = []
         for engine in ("native", "reference"):
             with ur.engine(engine):

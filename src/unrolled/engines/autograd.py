@@ -387,8 +387,10 @@ def reference_gradients(
             output, final = reference.run(bound, features, states, sizes, spec.reverse)
             outputs += (output, *final)
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
-    used_outputs = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
-    used_grads = [grad for grad in grads if grad is not None]
+    used = [(o, grad) for o, grad in zip(outputs, grads, strict=True) if grad is not None and o.requires_grad]
+    if not used:
+        return [None] * (1 + len(tensors))
+    used_outputs, used_grads = zip(*used, strict=True)
     results = iter(
         torch.autograd.grad(used_outputs, inputs, used_grads, create_graph=create_graph, allow_unused=True)
     )

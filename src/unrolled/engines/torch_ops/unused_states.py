@@ -42,8 +42,6 @@ def exclude_unused_states(
     used = [grad if bool(grad.any()) else None for grad in grads]
     if all(grad is not None for grad in used):
         return results
-    if all(grad is None for grad in used):
-        return [None if result is None else torch.zeros_like(result) for result in results]
     axes: list[int | None] = [1]
     for spec in specs:
         axes += [0] * spec.state_count + [None] * len(spec.cell.shapes()) + [1] * spec.extra_input_count
