@@ -266,3 +266,23 @@ def test_the_first_call_of_a_cell_may_be_in_any_mode_of_autograd(context: Any) -
         with ur.engine(engine), context(), context():
             gradients.append(torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters())))
     assert_close(*gradients, TOLERANCE[x.dtype])
+
+
+def test_a_layer_can_be_trained_after_a_first_call_in_inference_mode() -> None:
+    class New(ur.Cell):
+        state = ("h",)
+        w = ur.Param("hidden", "input")
+
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x @ self.w.T + h)
+
+    layer, x = ur.Recurrent(New, 3, 4), torch.randn(5, 2, 3)
+    with torch.inference_mode(), ur.engine("native"):
+        expected = layer(x)[0].clone()
+    with ur.engine("native"):
+        output = layer(x)[0]
+        [actual] = torch.autograd.grad(output.sum(), list(layer.parameters()))
+    assert_close(output, expected, TOLERANCE[x.dtype])
+    with ur.engine("reference"):
+        [gradient] = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    assert_close(actual, gradient, TOLERANCE[x.dtype])

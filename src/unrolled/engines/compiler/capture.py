@@ -244,13 +244,13 @@ def _capture(
 
 @contextmanager
 def _plain_autograd() -> Iterator[None]:
-    """Suspend what torch.func doesn't support: hooks for saved tensors, and the detection of anomalies."""
+    """Suspend what torch.func doesn't support: hooks for saved tensors, anomaly detection, inference mode."""
     hooks = []
     while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         torch._C._autograd._pop_saved_tensors_default_hooks()
         hooks.append(top)
     try:
-        with torch.autograd.set_detect_anomaly(False):
+        with torch.autograd.set_detect_anomaly(False), torch.inference_mode(False):
             yield
     finally:
         for pack, unpack in reversed(hooks):
