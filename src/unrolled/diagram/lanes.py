@@ -50,6 +50,7 @@ class Wiring:
     """What is drawn as a lane, a rail, a tap or an edge.
 
     Attributes:
+        ids: Id of each node.
         kinds: Kind of each node.
         lanes: States with a straight lane. Their new value is computed from the old one element by element.
         floor: The other states. Their old value enters on a rail, their new value leaves at the bottom.
@@ -61,6 +62,7 @@ class Wiring:
         edges: All other lines, except those along a lane.
     """
 
+    ids: tuple[str, ...]
     kinds: tuple[str, ...]
     lanes: tuple[str, ...]
     floor: tuple[str, ...]
@@ -115,6 +117,7 @@ def wire(diagram: Diagram) -> Wiring:
         if state.name in floor
     ]
     return Wiring(
+        ids=tuple(index),
         kinds=tuple(node.kind for node in diagram.nodes),
         lanes=lanes,
         floor=floor,

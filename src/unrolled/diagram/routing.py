@@ -64,23 +64,12 @@ class Router:
     def __init__(self, wiring: Wiring) -> None:
         self.wiring = wiring
         self.base = 2 * max(0, len(wiring.floor) - 1)  # the row of the rails; more outputs are below
-        nets: dict[str, int] = {}
         self.group_nets = [group_net(group) for group in wiring.groups]
-        node_names = {edge.source: edge.start for edge in wiring.edges if edge.start is not None}
-        for name in self.group_nets:
-            nets.setdefault(name, len(nets))
-        for edge in wiring.edges:
-            nets.setdefault(self.net_of(edge), len(nets))
-        self._node_net = {k: nets[name] for name, k in node_names.items() if k is not None}
-        for name in wiring.lanes:
-            nets.setdefault(BEFORE + name, len(nets))
-        for spine in wiring.spines:
-            for node in spine:
-                if node not in self._node_net:
-                    self._node_net[node] = len(nets)
-                    nets[f"spine {node}"] = len(nets)
-        self.nets = nets
-        self._edge_nets = np.array([nets[self.net_of(edge)] for edge in wiring.edges], np.int64)
+        names = [*self.group_nets, *[self.net_of(edge) for edge in wiring.edges]]
+        names += [BEFORE + name for name in wiring.lanes]
+        names += [wiring.ids[node] for spine in wiring.spines for node in spine]
+        self.nets = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        self._edge_nets = np.array([self.nets[self.net_of(edge)] for edge in wiring.edges], np.int64)
         self._lane_of = np.array(wiring.lane_of, np.int64)
         tapped = {tap.node for tap in wiring.taps}
         layers = [k for k, kind in enumerate(wiring.kinds) if kind == "layer"]
@@ -193,7 +182,7 @@ class Router:
             start, net, height = zero, self.nets[BEFORE + name], lanes[:, lane]
             for node in self.wiring.spines[lane]:
                 found.append((net, [(start, height), (np.maximum(x[:, node], start), height)]))
-                start, net = np.maximum(x[:, node], start), self._node_net[node]
+                start, net = np.maximum(x[:, node], start), self.nets[self.wiring.ids[node]]
             found.append((net, [(start, height), (right, height)]))
         for group, members in enumerate(self.wiring.groups):
             net = self.nets[self.group_nets[group]]
@@ -235,7 +224,7 @@ class Router:
                 draw(net, points)
                 routes.append(GridRoute(names[net], points, lane=name, node=node))
                 if node is not None:
-                    start, net = stop, self._node_net[node]
+                    start, net = stop, self.nets[self.wiring.ids[node]]
         for group in range(len(self.wiring.groups)):
             net = self.nets[self.group_nets[group]]
             columns = [int(x[0, node]) for g, node in self.line_taps if g == group]

@@ -1,0 +1,392 @@
+"""From the grid to pixels: the sizes of nodes, and the positions of nodes, lines and ports."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from unrolled.diagram.crossings import crossing_points, divisions
+from unrolled.diagram.lanes import BEFORE, INPUT, Wiring
+from unrolled.diagram.model import Diagram, DiagramNode
+from unrolled.diagram.placed import XY, Arrow, Layout, PlacedNode, Port, Route
+from unrolled.diagram.routing import FIRST, GridRoute, Placement, Point, Router, group_net
+from unrolled.diagram.text import name_width, shortened, width
+from unrolled.diagram.tracks import Tracks, assign_tracks
+
+EDGE, LEFT, RIGHT, INPUT_X, CHANNEL_X = 14.0, 76.0, 78.0, 52.0, 68.0
+GAP, ROW, TOP, TRACK, RAIL_GAP, OUTPUT_GAP = 24.0, 70.0, 46.0, 9.0, 12.0, 30.0
+BELOW_RAILS, RAIL_TURN, CORNER, HEAD = 52.0, 16.0, 9.0, 7.0
+CIRCLE, PILL_HEIGHT, BOX_WIDTH, BOX_HEIGHT, BOX_RADIUS = 28.0, 26.0, 60.0, 48.0, 8.0
+_MOST_BOX_WIDTH, _NODE_MARGIN, _NODE_SPACING = 104.0, 6.0, 14.0
+_CIRCLE_GLYPH = 2  # a circle has room for so many characters
+
+
+def is_circle(node: DiagramNode) -> bool:
+    """Whether a node is drawn as a circle."""
+    return node.kind == "operation" and len(node.glyph) <= _CIRCLE_GLYPH
+
+
+def name_size(name: str) -> float:
+    """Return the font size of a name in a box."""
+    base, _, index = name.partition("_")
+    return 11.0 if len(base) > 6 else 13.0 if len(base) + len(index) > 5 else 17.0
+
+
+def node_size(node: DiagramNode) -> tuple[float, float, float]:
+    """Return the width, height and corner radius of a node."""
+    if node.kind == "layer":
+        text = name_width(node.name, name_size(node.name)) if node.name else width(node.glyph, 15)
+        return min(_MOST_BOX_WIDTH, max(BOX_WIDTH, text + 8)), BOX_HEIGHT, BOX_RADIUS
+    if is_circle(node):
+        return CIRCLE, CIRCLE, CIRCLE / 2
+    return max(34.0, width(shortened(node.glyph), 12.5) + 12), PILL_HEIGHT, PILL_HEIGHT / 2
+
+
+class Geometry:
+    """Computes the positions for one placement.
+
+    Args:
+        diagram: The diagram.
+        router: The router of its wiring.
+        placement: Where its nodes are on the grid.
+        spacing: Distance between rows and between columns, relative to the usual one.
+    """
+
+    def __init__(self, diagram: Diagram, router: Router, placement: Placement, spacing: float = 1.0) -> None:
+        self.diagram = diagram
+        self.wiring: Wiring = router.wiring
+        self.base = router.base
+        self.sizes = [node_size(node) for node in diagram.nodes]
+        x, y, lanes, right = router.positions([placement])
+        self.grid = list(zip(x[0].tolist(), y[0].tolist(), strict=True))
+        self.lanes = dict(zip(self.wiring.lanes, lanes[0].tolist(), strict=True))
+        self.end = int(right[0])
+        self.routes, self.cost = router.route(placement)
+        self.branches = {
+            rail: ((1, self.lanes[rail.removeprefix(BEFORE)]), (1, self.base))
+            for rail in self.wiring.rails
+            if self.wiring.leaves_lane(rail)
+        }
+        self.tracks = self._assign_tracks()
+        self.columns = self._column_positions(spacing)
+        self.rows = self._row_positions(spacing)
+        self.nodes = self._place_nodes()
+
+    def _assign_tracks(self) -> Tracks:
+        lines: list[tuple[str, tuple[Point, ...], bool]] = [
+            (route.net, route.points, route.lane is not None) for route in self.routes
+        ]
+        for rail, points in self.branches.items():
+            group = self.wiring.groups[self.wiring.group_of(rail)]
+            lines.append((group_net(group), (*points, (2, self.base)), False))
+        return assign_tracks(lines, [group_net(group) for group in self.wiring.groups])
+
+    def _column_positions(self, spacing: float) -> dict[int, float]:
+        count = (self.end - FIRST) // 2
+        widths = [0.0] * count
+        for (x, _), (w, _, _) in zip(self.grid, self.sizes, strict=True):
+            widths[(x - FIRST) // 2] = max(widths[(x - FIRST) // 2], w)
+        extra = TRACK * (self.tracks.count(1, 1) - 1)
+        positions = {0: EDGE, 1: CHANNEL_X + extra / 2}
+        edge = LEFT + extra + GAP / 2
+        for column, w in enumerate(widths):
+            x = FIRST + 2 * column
+            gap = GAP * spacing + TRACK * (self.tracks.count(1, x + 1) - 1)
+            positions[x] = edge + w / 2
+            positions[x + 1] = edge + w + gap / 2
+            edge += w + gap
+        self.width = edge - GAP / 2 + RIGHT
+        positions[self.end] = self.width - EDGE
+        return positions
+
+    def _row_positions(self, spacing: float) -> dict[int, float]:
+        top = max([y for _, y in self.grid] + list(self.lanes.values()), default=self.base + 2)
+        above = self.tracks.count(0, top + 1) if self.tracks.runs.get((0, top + 1)) else 0
+        y = TOP + TRACK * above
+        positions = {top + 1: y - ROW / 2, top: y}
+        for row in range(top - 2, self.base - 1, -2):
+            gap = ROW * spacing + TRACK * (self.tracks.count(0, row + 1) - 1)
+            positions[row + 1] = y + gap / 2
+            y += gap
+            positions[row] = y
+        positions[self.base] -= 2
+        base = positions[self.base]
+        self.rail_y = {
+            rail: base + RAIL_GAP * k for k, group in enumerate(self.wiring.groups) for rail in group
+        }
+        self.deep = base + RAIL_GAP * max(0, len(self.wiring.groups) - 1)
+        return positions
+
+    def _place_nodes(self) -> list[PlacedNode]:
+        lane_names = [self.wiring.lanes[lane] if lane >= 0 else None for lane in self.wiring.lane_of]
+        return [
+            PlacedNode(node.id, self.columns[x], self.rows[y], *size, lane)
+            for node, (x, y), size, lane in zip(
+                self.diagram.nodes, self.grid, self.sizes, lane_names, strict=True
+            )
+        ]
+
+    def layout(self) -> Layout:
+        """Return the positions of everything but the labels of nodes."""
+        taps = self._taps()
+        outputs = self._output_heights(taps)
+        lanes = [self._lane(route) for route in self.routes if route.lane is not None]
+        edges = [
+            self._edge(route, outputs)
+            for route in self.routes
+            if route.edge is not None and route.edge.rail is None
+        ]
+        rails = self._rails(taps)
+        routes = (*rails, *taps, *edges, *lanes)
+        height = max([self.deep + BELOW_RAILS, *[y + 40 for y in outputs.values()]])
+        ports = self._ports(outputs, height)
+        out = next(p for p in ports if p.side == "out" and p.name == self.diagram.states[0].name)
+        return Layout(
+            self.width,
+            height,
+            tuple(self.nodes),
+            routes,
+            tuple(ports),
+            tuple(divisions(routes, self.nodes)),
+            tuple((name, self.rows[row]) for name, row in self.lanes.items()),
+            (self.width - 48, out.y),
+            len(crossing_points(routes)),
+            sum(len(route.points) - 2 for route in edges),
+        )
+
+    # Lines
+
+    def _pixels(self, route: GridRoute, first: float | None = None, last: float | None = None) -> list[XY]:
+        """Return the corners of a route in pixels.
+
+        Args:
+            route: The route.
+            first, last: Height of its start and its end, if that isn't the height of their row.
+        """
+        pieces = list(pairwise(route.points))
+        places: list[tuple[int, float]] = []  # direction of each piece, and its coordinate across it
+        for k, ((x1, y1), (x2, y2)) in enumerate(pieces):
+            vertical = int(x1 == x2)
+            line, start = (x1, y1) if vertical else (y1, x1)
+            middle = (self.columns if vertical else self.rows).get(line, 0.0)
+            if not vertical and k == 0 and first is not None:
+                middle = first
+            elif not vertical and k == len(pieces) - 1 and last is not None:
+                middle = last
+            elif not (not vertical and line <= self.base):
+                run = self.tracks.find(vertical, line, route.net, start)
+                middle += run.offset * self._track_gap(vertical, line)
+            places.append((vertical, middle))
+        (sx, sy), (ex, ey) = route.points[0], route.points[-1]
+        start_x, end_x = self.columns[sx], self.columns[ex]
+        start_y = self.rows[sy] if first is None else first
+        end_y = self.rows[ey] if last is None else last
+        points: list[XY] = []
+        for k in range(len(places) + 1):
+            near = places[max(0, k - 1) : k + 1]
+            x = next((c for vertical, c in near if vertical), start_x if k == 0 else end_x)
+            y = next((c for vertical, c in near if not vertical), start_y if k == 0 else end_y)
+            points.append((x, y))
+        return points
+
+    def _track_gap(self, vertical: int, line: int) -> float:
+        """Return the distance of tracks. At nodes, all lines must end on the smallest one."""
+        if line % 2:
+            return TRACK
+        count = self.tracks.count(vertical, line)
+        runs = [run for run in self.tracks.runs[vertical, line] if run.count > 1]
+        halves = [
+            size[vertical == 0] / 2
+            for place, size in zip(self.grid, self.sizes, strict=True)
+            if place[1 - vertical] == line and any(run.low <= place[vertical] <= run.high for run in runs)
+        ]
+        room = 2 * (min(halves, default=CIRCLE / 2) - _NODE_MARGIN)
+        return min(_NODE_SPACING, room / max(1, count - 1))
+
+    def _finished(
+        self, kind: str, net: str, sources: tuple[str, ...], points: list[XY], target: int | None,
+        weighted: bool, sign: int = 1, state: str | None = None, start: int | None = None,
+    ) -> Route:  # fmt: skip
+        """Cut a line at the borders of its nodes and give it an arrow."""
+        points = simplified(points)
+        arrow = minus = None
+        if start is not None:
+            points[0] = _border(self.nodes[start], points[0], points[1])
+        if target is not None:
+            node = self.nodes[target]
+            (x, y), (before_x, before_y) = points[-1], points[-2]
+            dx, dy = _sign(x - before_x), _sign(y - before_y)
+            x, y = _border(node, points[-1], points[-2], 1.5)
+            points[-1] = (x, y)
+            arrow = Arrow(x, y, dx, dy)
+            if sign < 0:
+                minus = (x - dx * 12 + (10 if dy else 0), y - dy * 12 - dx * 9)
+        drawn = list(points)
+        if arrow:
+            drawn[-1] = (arrow.x - arrow.dx * HEAD, arrow.y - arrow.dy * HEAD)
+        name = self.diagram.nodes[target].id if target is not None else None
+        path = rounded_path(drawn)
+        return Route(kind, net, sources, name, state, tuple(points), path, weighted, sign, arrow, minus)
+
+    def _lane(self, route: GridRoute) -> Route:
+        y = self.rows[route.points[0][1]]
+        points = [(self.columns[x], y) for x, _ in route.points]
+        start = None if route.net.startswith(BEFORE) else self.wiring.ids.index(route.net)
+        sign = 1
+        if route.node is not None:
+            terms = self.diagram.nodes[route.node].terms
+            sign = next((t.sign for t in terms if t.source == route.net and not t.weighted), 1)
+        return self._finished(
+            "lane", route.net, (route.net,), points, route.node, False, sign, route.lane, start
+        )
+
+    def _taps(self) -> list[Route]:
+        found: list[tuple[GridRoute, list[XY]]] = []
+        ends: dict[int, float] = {}
+        for route in self.routes:
+            if route.tap is not None:
+                points = self._pixels(route, first=self.rail_y[self.wiring.groups[route.tap][0]])
+                found.append((route, points))
+                ends[route.tap] = max(ends.get(route.tap, 0.0), points[0][0])
+        self.rail_ends = ends
+        taps = []
+        for route, points in found:
+            assert route.tap is not None and route.node is not None
+            group = self.wiring.groups[route.tap]
+            of_node = [t for t in self.wiring.taps if t.node == route.node and t.rail in group]
+            if points[0][0] == ends[route.tap]:  # the last tap is the end of the rail, with a corner
+                points = [(points[0][0] - RAIL_TURN, points[0][1]), *points]
+            sources = tuple(tap.rail for tap in of_node)
+            sign = min(tap.sign for tap in of_node)
+            weighted = any(tap.weighted for tap in of_node)
+            taps.append(self._finished("tap", route.net, sources, points, route.node, weighted, sign))
+        return taps
+
+    def _rails(self, taps: list[Route]) -> list[Route]:
+        rails = []
+        below = max([self.deep, *[self.rail_y[rail] for rail in self.wiring.rails]]) + BELOW_RAILS - 16
+        for k, group in enumerate(self.wiring.groups):
+            net, y = group_net(group), self.rail_y[group[0]]
+            end = self.rail_ends.get(k, LEFT + RAIL_TURN) - RAIL_TURN
+            inner = [rail for rail in group if rail != INPUT]
+            for rail in group:
+                stop = end if rail == (inner[0] if inner else INPUT) else LEFT
+                start = None
+                if rail == INPUT:
+                    points = [(INPUT_X, below), (INPUT_X, y), (stop, y)]
+                elif rail in self.branches:
+                    run = self.tracks.find(1, 1, net, self.base)
+                    x = self.columns[1] + run.offset * TRACK
+                    lane = self.rows[self.branches[rail][0][1]]
+                    points = [(EDGE, lane), (x, lane), (x, y), (max(stop, x), y)]
+                elif rail.startswith(BEFORE):
+                    points = [(EDGE, y), (stop, y)]
+                else:
+                    route = next(r for r in self.routes if r.edge is not None and r.edge.rail == rail)
+                    assert route.edge is not None
+                    start = route.edge.start
+                    points = [*self._pixels(route, last=y), (stop, y)]
+                rails.append(self._finished("rail", net, (rail,), points, None, True, start=start))
+        return rails
+
+    def _edge(self, route: GridRoute, outputs: dict[str, float]) -> Route:
+        edge = route.edge
+        assert edge is not None
+        last = outputs[edge.state] if edge.state is not None else None
+        first = None
+        if edge.start is None and route.points[0][1] == self.base:
+            first = self.rail_y[edge.source]
+        points = self._pixels(route, last=last, first=first)
+        if edge.start is None:
+            name = edge.source.removeprefix(BEFORE)
+            start = (EDGE, self.rows[self.lanes[name]]) if name in self.lanes else (EDGE, points[0][1])
+            if len(route.points) == 2 and last is not None and first is not None and first != last:
+                points = [(LEFT, first), (LEFT, last), points[-1]]
+            points = [start, *points]
+        return self._finished(
+            "edge", route.net, (edge.source,), points, edge.end, edge.weighted, edge.sign, edge.state, edge.start
+        )
+
+    # Ports
+
+    def _output_heights(self, taps: list[Route]) -> dict[str, float]:
+        """Return the height at which each state without a lane leaves: that of its rail, if that is free."""
+        heights: dict[str, float] = {}
+        deeper = 0
+        for state in self.wiring.floor:
+            route = next(r for r in self.routes if r.edge is not None and r.edge.state == state)
+            own = self.rail_y.get(BEFORE + state, self.rows[self.base])
+            turn = route.points[-2]
+            start = self.columns[turn[0]] + (TRACK * self.tracks.count(1, turn[0]) if turn[0] % 2 else 0)
+            blocked = [
+                self.rail_ends.get(k, 0.0) + TRACK > start
+                for k, group in enumerate(self.wiring.groups)
+                if self.rail_y[group[0]] == own and group_net(group) != route.net
+            ]
+            if heights or any(blocked):
+                deeper += 1
+                own = self.deep + OUTPUT_GAP * deeper
+            heights[state] = own
+        return heights
+
+    def _ports(self, outputs: dict[str, float], height: float) -> list[Port]:
+        ports = []
+        for name, row in self.lanes.items():
+            ports += [_port("in", name, 4.0, self.rows[row]), _port("out", name, self.width - 4, self.rows[row])]
+        for name in self.wiring.floor:
+            if BEFORE + name in self.rail_y:
+                ports.append(_port("in", name, 4.0, self.rail_y[BEFORE + name]))
+            ports.append(_port("out", name, self.width - 4, outputs[name]))
+        if INPUT in self.rail_y:
+            y = self.deep + BELOW_RAILS - 16
+            ports.append(Port("below", INPUT, INPUT_X, y, "start", INPUT_X + 9, y + 10, None))
+        return ports
+
+
+def _port(side: str, name: str, x: float, y: float) -> Port:
+    anchor = "start" if side == "in" else "end"
+    end = EDGE if side == "in" else x - EDGE + 4
+    return Port(side, name, end, y, anchor, x, y - 11, y + 19)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _border(node: PlacedNode, end: XY, other: XY, margin: float = 0.0) -> XY:
+    """Return where a line from a point inside a node to another point leaves it."""
+    dx, dy = _sign(other[0] - end[0]), _sign(other[1] - end[1])
+    off = abs(end[1] - node.y) if dx else abs(end[0] - node.x)
+    half = (node.width if dx else node.height) / 2
+    across = (node.height if dx else node.width) / 2
+    inner = across - node.radius  # the border is straight as far as this, then a quarter of a circle
+    if off > inner:
+        half -= node.radius - max(0.0, node.radius**2 - (off - inner) ** 2) ** 0.5
+    if dx:
+        return node.x + dx * (half + margin), end[1]
+    return end[0], node.y + dy * (half + margin)
+
+
+def simplified(points: list[XY]) -> list[XY]:
+    """Leave out points where a line doesn't turn."""
+    kept: list[XY] = []
+    for point in points:
+        if kept and kept[-1] == point:
+            continue
+        while len(kept) > 1 and (
+            kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]
+        ):
+            kept.pop()
+        kept.append(point)
+    return kept
+
+
+def rounded_path(points: list[XY]) -> str:
+    """Return a line as SVG path data with round corners."""
+    path = f"M{points[0][0]:g} {points[0][1]:g}"
+    for (ax, ay), (bx, by), (cx, cy) in zip(points, points[1:], points[2:], strict=False):
+        before, after = abs(bx - ax) + abs(by - ay), abs(cx - bx) + abs(cy - by)
+        radius = min(CORNER, before / 2, after / 2)
+        start = (bx - _sign(bx - ax) * radius, by - _sign(by - ay) * radius)
+        stop = (bx + _sign(cx - bx) * radius, by + _sign(cy - by) * radius)
+        path += f"L{start[0]:.5g} {start[1]:.5g}Q{bx:.5g} {by:.5g} {stop[0]:.5g} {stop[1]:.5g}"
+    return path + f"L{points[-1][0]:.5g} {points[-1][1]:.5g}"

@@ -1,0 +1,46 @@
+"""The layout of a diagram: where its nodes, lines and texts are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from unrolled.diagram.geometry import Geometry
+from unrolled.diagram.labels import place_labels
+from unrolled.diagram.lanes import wire
+from unrolled.diagram.model import Diagram
+from unrolled.diagram.placed import Layout
+from unrolled.diagram.routing import Router
+from unrolled.diagram.search import search
+
+ROUNDS = 24
+_TRIED = 6  # placements that are laid out in full
+_SPACINGS = (1.0, 1.2, 1.5)
+_LABEL_ON_LINE, _CROSSING = 1000, 400
+
+
+@lru_cache(maxsize=256)
+def layout(diagram: Diagram) -> Layout:
+    """Lay out a diagram. The same diagram always gives the same layout, on every platform.
+
+    Args:
+        diagram: The diagram.
+
+    Returns:
+        Its layout.
+    """
+    router = Router(wire(diagram))
+    placements = search(router, ROUNDS)[:_TRIED]
+    best: tuple[int, float, Layout] | None = None
+    for spacing in _SPACINGS:
+        for placement in placements:
+            geometry = Geometry(diagram, router, placement, spacing)
+            placed, missing, on_lines = place_labels(diagram, geometry.layout())
+            score = geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings
+            score += placed.width + placed.height
+            if best is None or (missing, score) < best[:2]:
+                best = (missing, score, placed)
+        assert best is not None
+        if not best[0]:
+            break
+    assert best is not None
+    return best[2]
