@@ -12,7 +12,7 @@ from unrolled.diagram.placed import Layout
 from unrolled.diagram.routing import Router
 from unrolled.diagram.search import search
 
-ROUNDS = 24
+ROUNDS = 26
 _TRIED = 6  # placements that are laid out in full
 _SPACINGS = (1.0, 1.2, 1.5)
 _LABEL_ON_LINE, _CROSSING = 1000, 400

@@ -208,7 +208,7 @@ class Router:
         x, y, lanes, right = self.positions([placement])
         board = Board(1, len(self.nets), x, y)
         routes: list[GridRoute] = []
-        total = 0
+        total = int(self._placement_costs(x, y, right)[0])
         end = int(right[0])
         names = {net: name for name, net in self.nets.items()}
 
@@ -229,12 +229,17 @@ class Router:
             net = self.nets[self.group_nets[group]]
             columns = [int(x[0, node]) for g, node in self.line_taps if g == group]
             draw(net, ((1, self.base), (max(columns, default=1), self.base)))
-        choices = [(group, node) for group, node in self.line_taps]
-        for group, node in sorted(choices, key=lambda c: int(y[0, c[1]])):
+        occupied = set(zip(x[0].tolist(), y[0].tolist(), strict=True))
+        for group, node in sorted(self.line_taps, key=lambda tap: int(y[0, tap[1]])):
             net, (nx, ny) = self.nets[self.group_nets[group]], (int(x[0, node]), int(y[0, node]))
-            straight = ((nx, self.base), (nx, ny))
-            around = [((nx + d, self.base), (nx + d, m), (nx, m), (nx, ny)) for d in (-1, 1) for m in (ny - 1, ny)]
-            points, cost = self._best(board, net, [straight, *around], overlap_free=True)
+            shapes: list[tuple[Point, ...]] = [((nx, self.base), (nx, ny))]
+            if any((nx, between) in occupied for between in range(self.base + 1, ny)):
+                shapes = [
+                    _simplified(((nx + d, self.base), (nx + d, turn), (nx, turn), (nx, ny)))
+                    for d in (-1, 1)
+                    for turn in (ny - 1, ny)
+                ]
+            points, cost = self._best(board, net, shapes)
             total += cost
             draw(net, points)
             routes.append(GridRoute(self.group_nets[group], points, tap=group, node=node))
@@ -251,7 +256,7 @@ class Router:
         return routes, total
 
     def _best(
-        self, board: Board, net: int, shapes: list[tuple[Point, ...]], overlap_free: bool = False
+        self, board: Board, net: int, shapes: list[tuple[Point, ...]]
     ) -> tuple[tuple[Point, ...], int]:
         size = max(len(points) for points in shapes)
         padded = [(*points, *[points[-1]] * (size - len(points))) for points in shapes]

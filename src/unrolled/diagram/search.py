@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from unrolled.diagram.lanes import Wiring
 from unrolled.diagram.routing import Placement, Router
 
 _MAX_ROW = 6
 _MAX_COLUMNS = 26  # what the bit masks of the board hold
-_BATCH, _KEPT, _SAME_COST = 128, 24, 2
+_BATCH, _ATTEMPTS, _KEPT, _SAME_COST = 96, 4, 12, 1
+_STARTS, _PATIENCE = 2, 4
 
 
 class _Random:
@@ -39,7 +41,7 @@ class _Neighbors:
         count = len(wiring.kinds)
         found = cls([[] for _ in range(count)], [[] for _ in range(count)])
         pairs = [(e.start, e.end) for e in wiring.edges if e.start is not None and e.end is not None]
-        pairs += [pair for spine in wiring.spines for pair in zip(spine, spine[1:], strict=False)]
+        pairs += [pair for spine in wiring.spines for pair in pairwise(spine)]
         for before, after in pairs:
             found.reads[after].append(before)
             found.readers[before].append(after)
@@ -74,40 +76,37 @@ def first_placement(wiring: Wiring) -> Placement:
 
 
 def search(router: Router, rounds: int, seed: int = 1) -> list[Placement]:
-    """Search for good placements, starting with :func:`first_placement`.
+    """Search for good placements.
 
-    In each round, random changes are made to the best placements so far, and all are evaluated together.
+    In each round, random changes are made to the best placements so far, and all are evaluated together. Where
+    that finds nothing better, the search starts anew with :func:`first_placement`.
 
     Args:
         router: The router of the wiring.
-        rounds: Number of rounds.
+        rounds: Largest number of rounds.
         seed: Seed of the random changes.
 
     Returns:
         The best placements, best first. In all of them, each node has a place of its own and lanes run forward.
     """
-    wiring = router.wiring
-    best = first_placement(wiring)
-    if max(best.columns, default=0) >= _MAX_COLUMNS:
-        return [best]
-    mover = _Mover(wiring, _Random(seed))
-    kept = [(int(router.costs([best])[0]), best)]
-    known = {best}
-    for _ in range(rounds):
-        children: list[Placement] = []
-        for k in range(2 * _BATCH):
-            rank = min(mover.random.below(len(kept)), mover.random.below(len(kept)))
-            child = mover.changed(kept[rank][1], 1 + (k % 4 == 0) + (k % 8 == 0))
-            if child not in known and max(child.columns) < _MAX_COLUMNS:
-                known.add(child)
-                children.append(child)
-            if len(children) == _BATCH:
+    first = first_placement(router.wiring)
+    if max(first.columns, default=0) >= _MAX_COLUMNS:
+        return [first]
+    start = [(int(router.costs([first])[0]), first)]
+    mover = _Mover(router.wiring, _Random(seed))
+    best = list(start)
+    for _ in range(_STARTS):
+        kept, known, waited = list(start), {first}, 0
+        while rounds > 0 and waited < _PATIENCE:
+            children = mover.children([placement for _, placement in kept], known)
+            if not children:
                 break
-        if not children:
-            break
-        kept += zip(router.costs(children).tolist(), children, strict=True)
-        kept = _best(kept)
-    return [placement for _, placement in kept]
+            before = kept[0][0]
+            kept = _best([*kept, *zip(router.costs(children).tolist(), children, strict=True)])
+            waited = 0 if kept[0][0] < before else waited + 1
+            rounds -= 1
+        best = _best([*best, *(found for found in kept if found not in best)])
+    return [placement for _, placement in best]
 
 
 def _best(found: list[tuple[int, Placement]]) -> list[tuple[int, Placement]]:
@@ -130,6 +129,29 @@ class _Mover:
         self.wiring = wiring
         self.random = random
         self.neighbors = _Neighbors.of(wiring)
+
+    def is_valid(self, placement: Placement) -> bool:
+        """Whether no two nodes share a place, and lanes run forward."""
+        columns, lane_of = placement.columns, self.wiring.lane_of
+        places = {
+            (column, row if lane < 0 else -1 - lane)
+            for column, row, lane in zip(columns, placement.rows, lane_of, strict=True)
+        }
+        forward = all(columns[a] < columns[b] for spine in self.wiring.spines for a, b in pairwise(spine))
+        return forward and len(places) == len(columns)
+
+    def children(self, parents: list[Placement], known: set[Placement]) -> list[Placement]:
+        """Return a batch of valid placements that aren't known yet, each a changed parent."""
+        found: list[Placement] = []
+        for k in range(_ATTEMPTS * _BATCH):
+            rank = min(self.random.below(len(parents)), self.random.below(len(parents)))
+            child = self.changed(parents[rank], 1 + (k % 4 == 0) + (k % 8 == 0))
+            if child not in known and max(child.columns) < _MAX_COLUMNS and self.is_valid(child):
+                known.add(child)
+                found.append(child)
+            if len(found) == _BATCH:
+                break
+        return found
 
     def changed(self, placement: Placement, moves: int) -> Placement:
         """Return a placement with a number of random changes."""
