@@ -29,7 +29,9 @@ else:  # numpy 1
 
     def _count(masks: Masks) -> Ints:
         pairs = masks - ((masks >> np.uint64(1)) & np.uint64(0x5555555555555555))
-        quads = (pairs & np.uint64(0x3333333333333333)) + ((pairs >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        quads = (pairs & np.uint64(0x3333333333333333)) + (
+            (pairs >> np.uint64(2)) & np.uint64(0x3333333333333333)
+        )
         bytes_ = (quads + (quads >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
         return ((bytes_ * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from unrolled.diagram.lanes import BEFORE
 from unrolled.diagram.placed import XY, Dot, PlacedNode, Route
 
 
@@ -19,13 +20,16 @@ class Piece:
     y1: float
     x2: float
     y2: float
+    is_vector: bool
 
 
 def pieces(routes: Iterable[Route]) -> Iterator[Piece]:
     """Yield the straight pieces of lines, with the smaller coordinates first."""
     for route in routes:
         for (x1, y1), (x2, y2) in pairwise(route.points):
-            yield Piece(route.net, y1 == y2, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+            yield Piece(
+                route.net, y1 == y2, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2), route.is_vector
+            )
 
 
 def crossing_points(routes: Sequence[Route]) -> set[XY]:
@@ -46,12 +50,15 @@ def divisions(routes: Sequence[Route], nodes: Sequence[PlacedNode]) -> list[Dot]
     nets: dict[str, list[Piece]] = {}
     for piece in pieces(routes):
         nets.setdefault(piece.net, []).append(piece)
-    for route in routes:  # a rail branches off the lane of its state
-        if route.kind == "rail":
-            for piece in pieces([route]):
-                for source in route.sources:
-                    nets.setdefault(source, []).append(piece)
     dots: dict[XY, Dot] = {}
+    for route in routes:
+        if (
+            route.kind == "rail"
+            and route.points[0][1] != route.points[-1][1]
+            and route.sources[0].startswith(BEFORE)
+        ):
+            x, y = route.points[1]  # it branches off the lane of its state
+            dots[x, y] = Dot(x, y, route.sources[0], False)
     for net, lines in nets.items():
         for x, y in dict.fromkeys((x, y) for p in lines for x, y in ((p.x1, p.y1), (p.x2, p.y2))):
             sides = {
@@ -60,9 +67,8 @@ def divisions(routes: Sequence[Route], nodes: Sequence[PlacedNode]) -> list[Dot]
                 "up": any(not p.horizontal and p.x1 == x and p.y1 < y <= p.y2 for p in lines),
                 "down": any(not p.horizontal and p.x1 == x and p.y1 <= y < p.y2 for p in lines),
             }
-            inside = any(
-                abs(x - n.x) <= n.width / 2 + 1 and abs(y - n.y) <= n.height / 2 + 1 for n in nodes
-            )
+            inside = any(abs(x - n.x) <= n.width / 2 + 1 and abs(y - n.y) <= n.height / 2 + 1 for n in nodes)
             if sum(sides.values()) > 2 and not inside:
-                dots.setdefault((x, y), Dot(x, y, net))
+                here = [p for p in lines if p.x1 <= x <= p.x2 and p.y1 <= y <= p.y2]
+                dots.setdefault((x, y), Dot(x, y, net, all(p.is_vector for p in here)))
     return list(dots.values())

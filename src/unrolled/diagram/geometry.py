@@ -166,14 +166,14 @@ class Geometry:
         places: list[tuple[int, float]] = []  # direction of each piece, and its coordinate across it
         for k, ((x1, y1), (x2, y2)) in enumerate(pieces):
             vertical = int(x1 == x2)
-            line, start = (x1, y1) if vertical else (y1, x1)
+            line = x1 if vertical else y1
             middle = (self.columns if vertical else self.rows).get(line, 0.0)
             if not vertical and k == 0 and first is not None:
                 middle = first
             elif not vertical and k == len(pieces) - 1 and last is not None:
                 middle = last
             elif not (not vertical and line <= self.base):
-                run = self.tracks.find(vertical, line, route.net, start)
+                run = self.tracks.find(route.net, (x1, y1), (x2, y2))
                 middle += run.offset * self._track_gap(vertical, line)
             places.append((vertical, middle))
         (sx, sy), (ex, ey) = route.points[0], route.points[-1]
@@ -197,7 +197,8 @@ class Geometry:
         halves = [
             size[vertical == 0] / 2
             for place, size in zip(self.grid, self.sizes, strict=True)
-            if place[1 - vertical] == line and any(run.low <= place[vertical] <= run.high for run in runs)
+            if place[1 - vertical] == line
+            and any(run.low - 1 <= 2 * place[vertical] <= run.high + 1 for run in runs)
         ]
         room = 2 * (min(halves, default=CIRCLE / 2) - _NODE_MARGIN)
         return min(_NODE_SPACING, room / max(1, count - 1))
@@ -274,7 +275,7 @@ class Geometry:
                 if rail == INPUT:
                     points = [(INPUT_X, below), (INPUT_X, y), (stop, y)]
                 elif rail in self.branches:
-                    run = self.tracks.find(1, 1, net, self.base)
+                    run = self.tracks.find(net, *self.branches[rail])
                     x = self.columns[1] + run.offset * TRACK
                     lane = self.rows[self.branches[rail][0][1]]
                     points = [(EDGE, lane), (x, lane), (x, y), (max(stop, x), y)]
@@ -303,7 +304,15 @@ class Geometry:
                 points = [(LEFT, first), (LEFT, last), points[-1]]
             points = [start, *points]
         return self._finished(
-            "edge", route.net, (edge.source,), points, edge.end, edge.weighted, edge.sign, edge.state, edge.start
+            "edge",
+            route.net,
+            (edge.source,),
+            points,
+            edge.end,
+            edge.weighted,
+            edge.sign,
+            edge.state,
+            edge.start,
         )
 
     # Ports
@@ -331,7 +340,10 @@ class Geometry:
     def _ports(self, outputs: dict[str, float], height: float) -> list[Port]:
         ports = []
         for name, row in self.lanes.items():
-            ports += [_port("in", name, 4.0, self.rows[row]), _port("out", name, self.width - 4, self.rows[row])]
+            ports += [
+                _port("in", name, 4.0, self.rows[row]),
+                _port("out", name, self.width - 4, self.rows[row]),
+            ]
         for name in self.wiring.floor:
             if BEFORE + name in self.rail_y:
                 ports.append(_port("in", name, 4.0, self.rail_y[BEFORE + name]))

@@ -63,7 +63,9 @@ def place_labels(diagram: Diagram, layout: Layout) -> tuple[Layout, int, int]:
             continue
         best = None
         for rank, (label, area) in enumerate(_spots(node, placed)):
-            inside = area.x1 >= 2 and area.x2 <= layout.width - 2 and area.y1 >= 1 and area.y2 <= layout.height
+            inside = (
+                area.x1 >= 2 and area.x2 <= layout.width - 2 and area.y1 >= 1 and area.y2 <= layout.height
+            )
             if inside and not any(area.overlaps(other) for other in taken):
                 crossed = sum(area.overlaps(line) for line in lines)
                 if best is None or (crossed, rank) < best[:2]:
@@ -125,8 +127,14 @@ def _spots(node: DiagramNode, placed: PlacedNode) -> list[tuple[Label, Area]]:
         (x - wide / 2, y - half_height - tall),
         (x - wide / 2, y + half_height),
     ]
-    far = [(left + dx * 8, top + dy * 8) for left, top in corners for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1))]
-    return [_label(node, Area(left, top, left + wide, top + tall), x) for left, top in (*corners, *sides, *far)]
+    far = [
+        (left + dx * 8, top + dy * 8)
+        for left, top in corners
+        for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1))
+    ]
+    return [
+        _label(node, Area(left, top, left + wide, top + tall), x) for left, top in (*corners, *sides, *far)
+    ]
 
 
 def _label(node: DiagramNode, area: Area, center: float) -> tuple[Label, Area]:
@@ -134,7 +142,5 @@ def _label(node: DiagramNode, area: Area, center: float) -> tuple[Label, Area]:
     anchor = "end" if middle < center - 1 else "start" if middle > center + 1 else "middle"
     text_x = {"end": area.x2, "start": area.x1, "middle": middle}[anchor]
     name_y = area.y1 + 10 if node.name else None
-    label = Label(
-        area.x1, area.y1, area.x2 - area.x1, area.y2 - area.y1, anchor, text_x, name_y, area.y2 - 2
-    )
+    label = Label(area.x1, area.y1, area.x2 - area.x1, area.y2 - area.y1, anchor, text_x, name_y, area.y2 - 2)
     return label, area

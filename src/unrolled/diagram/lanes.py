@@ -8,7 +8,10 @@ from unrolled.diagram.model import Diagram, DiagramNode
 
 INPUT = "x"
 BEFORE = "before:"
-_SPINE_COST = {"layer": 6, "function": 3}  # an operation costs 1: a state passes through as few layers as possible
+_SPINE_COST = {
+    "layer": 6,
+    "function": 3,
+}  # an operation costs 1: a state passes through as few layers as possible
 _COMPLEMENT_COST = 20  # "1−" computes a gate, which is not a part of the state's path
 
 

@@ -86,6 +86,11 @@ class Route:
     arrow: Arrow | None = None
     minus: XY | None = None
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether it carries a whole vector instead of the number of one unit."""
+        return self.weighted or self.kind in ("rail", "tap")
+
 
 @dataclass(frozen=True)
 class Port:
@@ -112,11 +117,12 @@ class Port:
 
 @dataclass(frozen=True)
 class Dot:
-    """Where a line divides."""
+    """Where a line divides. It is weighted if only lines to weights meet there."""
 
     x: float
     y: float
     net: str
+    weighted: bool
 
 
 @dataclass(frozen=True)

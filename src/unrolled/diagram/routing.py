@@ -77,7 +77,11 @@ class Router:
         self._low = np.array([k for k in layers if k in tapped and wiring.lane_of[k] < 0], np.int64)
         self.line_taps = sorted({(wiring.group_of(tap.rail), tap.node) for tap in wiring.taps})
         self._lane_starts = np.array(
-            [edge.start is None and edge.source.removeprefix(BEFORE) in wiring.lanes for edge in wiring.edges], bool
+            [
+                edge.start is None and edge.source.removeprefix(BEFORE) in wiring.lanes
+                for edge in wiring.edges
+            ],
+            bool,
         )
         self._outward = np.array([edge.end is None and edge.rail is None for edge in wiring.edges], bool)
         self._to_rail = np.array([edge.rail is not None for edge in wiring.edges], bool)
@@ -255,9 +259,7 @@ class Router:
             routes.append(GridRoute(self.net_of(edge), points, edge=edge, node=edge.end))
         return routes, total
 
-    def _best(
-        self, board: Board, net: int, shapes: list[tuple[Point, ...]]
-    ) -> tuple[tuple[Point, ...], int]:
+    def _best(self, board: Board, net: int, shapes: list[tuple[Point, ...]]) -> tuple[tuple[Point, ...], int]:
         size = max(len(points) for points in shapes)
         padded = [(*points, *[points[-1]] * (size - len(points))) for points in shapes]
         values = np.array([padded], np.int64)
@@ -305,7 +307,12 @@ def _simple_routes(
     turn_x, turn_y = xs[:, _TURN_X], ys[:, _TURN_Y]
     start_x, start_y = np.broadcast_to(x1[:, None], turn_x.shape), np.broadcast_to(y1[:, None], turn_x.shape)
     stop_x, stop_y = np.broadcast_to(x2[:, None], turn_x.shape), np.broadcast_to(y2[:, None], turn_x.shape)
-    pieces = [(start_y, start_x, turn_x), (turn_x, start_y, turn_y), (turn_y, turn_x, stop_x), (stop_x, turn_y, stop_y)]
+    pieces = [
+        (start_y, start_x, turn_x),
+        (turn_x, start_y, turn_y),
+        (turn_y, turn_x, stop_x),
+        (stop_x, turn_y, stop_y),
+    ]
     line, start, stop = (np.stack(part, -1) for part in zip(*pieces, strict=True))
     vertical = np.broadcast_to(np.array([0, 1, 0, 1]), line.shape)
     extra = np.where(outward[:, None] & _ENDS_UPRIGHT, _FORBIDDEN, 0)
@@ -347,7 +354,9 @@ def _simplified(points: tuple[Point, ...]) -> tuple[Point, ...]:
     for point in points:
         if kept and kept[-1] == point:
             continue
-        while len(kept) > 1 and (kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]):
+        while len(kept) > 1 and (
+            kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]
+        ):
             kept.pop()
         kept.append(point)
     return tuple(kept)

@@ -112,18 +112,15 @@ class _Painter:
         for net in sorted(nets, key=lambda net: net in lanes):
             routes = [route for route in self.layout.routes if route.net == net]
             for vector in (True, False):
-                same = [route for route in routes if self._is_vector(route) == vector]
+                same = [route for route in routes if route.is_vector == vector]
                 if same:
                     halos = "".join(f'<path class="halo" d="{route.path}"/>' for route in same)
                     found.append(f'<g class="{"vector" if vector else "number"}">{halos}</g>')
             found += [self._route(route) for route in routes]
         return found
 
-    def _is_vector(self, route: Route) -> bool:
-        return route.weighted or route.kind in ("rail", "tap")
-
     def _route(self, route: Route) -> str:
-        shown = None if self._is_vector(route) else self.numbers.of(route.sources[0])
+        shown = None if route.is_vector else self.numbers.of(route.sources[0])
         minus = ""
         if route.minus:
             x, y = route.minus
@@ -135,7 +132,9 @@ class _Painter:
         stroke = f'd="{route.path}" style="stroke-width:{_number(_THIN + _THICK * size)}"'
         arrow = self._arrow(route, size)
         line = f'<path class="line under" {stroke}/>{arrow.replace("arrow", "arrow under", 1)}'
-        line += f'<g opacity="{_number(_FAINT + (1 - _FAINT) * size)}"><path class="line" {stroke}/>{arrow}</g>'
+        line += (
+            f'<g opacity="{_number(_FAINT + (1 - _FAINT) * size)}"><path class="line" {stroke}/>{arrow}</g>'
+        )
         return f'<g class="wire scalar {shown.tone}">{line}{minus}</g>'
 
     def _arrow(self, route: Route, size: float) -> str:
@@ -148,9 +147,7 @@ class _Painter:
         return f'<path class="arrow" transform="{place}" d="M0 0L-8.5 -4.3L-8.5 4.3Z"/>'
 
     def _dot(self, dot: Dot) -> str:
-        routes = [route for route in self.layout.routes if route.net == dot.net]
-        is_scalar = any(not self._is_vector(route) for route in routes)
-        shown = self.numbers.of(dot.net) if is_scalar else None
+        shown = None if dot.weighted else self.numbers.of(dot.net)
         place = f'cx="{_number(dot.x)}" cy="{_number(dot.y)}"'
         if shown is None:
             return f'<circle class="dot" {place} r="3"/>'
@@ -242,9 +239,13 @@ class _Painter:
             return found + f'<text class="middle" y="4.5" font-size="12.5">{text}</text>'
         glyph = '<tspan class="symbol">W</tspan>' if node.glyph == "W" else escape(shortened(node.glyph))
         if node.name:
-            found += f'<text class="small" x="{_number(-w / 2 + 5)}" y="{_number(-h / 2 + 12)}">{glyph}</text>'
+            found += (
+                f'<text class="small" x="{_number(-w / 2 + 5)}" y="{_number(-h / 2 + 12)}">{glyph}</text>'
+            )
             if any(term.normalized for term in node.terms):
-                found += f'<text class="small end" x="{_number(w / 2 - 4)}" y="{_number(-h / 2 + 11)}">norm</text>'
+                found += (
+                    f'<text class="small end" x="{_number(w / 2 - 4)}" y="{_number(-h / 2 + 11)}">norm</text>'
+                )
             found += _name(node.name, name_size(node.name), 0.0, 5.0, "middle")
         else:
             size = 18 if node.glyph == "W" else 15
@@ -294,13 +295,21 @@ def _name(name: str, size: float, x: float, y: float, anchor: str, time: str = "
 def _digits(shown: Shown, x: float, y: float, anchor: str) -> str:
     text = digits(shown.value)
     room = 36.0  # a longer number is set narrower
-    fit = f' textLength="{_number(room)}" lengthAdjust="spacingAndGlyphs"' if width(text, _DIGITS_SIZE) > room else ""
+    fit = (
+        f' textLength="{_number(room)}" lengthAdjust="spacingAndGlyphs"'
+        if width(text, _DIGITS_SIZE) > room
+        else ""
+    )
     alarm = " alarm" if shown.tone == "alarm" else ""
     return f'<text class="digits {anchor}{alarm}" x="{_number(x)}" y="{_number(y)}"{fit}>{text}</text>'
 
 
 def _exact(value: float) -> str:
-    return digits(value) if value != value or value in (float("inf"), float("-inf")) else f"{value:.4g}".replace("-", "−")
+    return (
+        digits(value)
+        if value != value or value in (float("inf"), float("-inf"))
+        else f"{value:.4g}".replace("-", "−")
+    )
 
 
 def _number(value: float) -> str:

@@ -15,6 +15,8 @@ _MOST_PERMUTED = 6
 class Run:
     """A connected part of a net on one row or column of the grid.
 
+    Places are in halves of the grid's unit: a line ends at the border of its node, not in its middle.
+
     Attributes:
         net: The net.
         low, high: Where it starts and ends.
@@ -48,11 +50,12 @@ class Tracks:
 
     runs: dict[tuple[int, int], list[Run]]
 
-    def find(self, vertical: int, line: int, net: str, place: int) -> Run:
-        """Return the run of a net at a place of a row or column."""
-        return next(
-            run for run in self.runs[vertical, line] if run.net == net and run.low <= place <= run.high
-        )
+    def find(self, net: str, start: Point, stop: Point) -> Run:
+        """Return the run that a straight piece of a net is part of."""
+        vertical = int(start[0] == stop[0])
+        middle = start[vertical] + stop[vertical]
+        found = self.runs[vertical, start[1 - vertical]]
+        return next(run for run in found if run.net == net and run.low <= middle <= run.high)
 
     def count(self, vertical: int, line: int) -> int:
         """Return the number of tracks of a row or column, at least 1."""
@@ -74,11 +77,15 @@ def assign_tracks(lines: Iterable[tuple[str, Sequence[Point], bool]], ordered: S
         for k, ((x1, y1), (x2, y2)) in enumerate(pairwise(points)):
             vertical = int(x1 == x2)
             line, start, stop = (x1, y1, y2) if vertical else (y1, x1, x2)
-            run = Run(net, min(start, stop), max(start, stop), fixed=fixed)
+            run = Run(net, 2 * min(start, stop), 2 * max(start, stop), fixed=fixed)
             for place, neighbor in ((start, k - 1), (stop, k + 2)):
                 if 0 <= neighbor < len(points):
                     side = points[neighbor][1 - vertical] - line
-                    run.turns.append((place, 1 if side > 0 else -1))
+                    run.turns.append((2 * place, 1 if side > 0 else -1))
+                elif place < start + stop - place:
+                    run.low += 1
+                else:
+                    run.high -= 1
             pieces.setdefault((vertical, line), []).append(run)
     rank = {net: k for k, net in enumerate(ordered)}
     runs = {key: _merged(found) for key, found in pieces.items()}
