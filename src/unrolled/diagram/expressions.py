@@ -193,12 +193,10 @@ class StepReader:
         return self._memo[key]
 
     def _constant(self, node: Node) -> Expression:
-        key = ("constant", node.name)
+        key = ("constant", repr(node.constant))
         if key not in self._shared:
-            try:
-                value = torch.tensor([float(node.name)], dtype=torch.float64)
-            except ValueError:
-                value = torch.empty(0)  # a word, such as a rounding mode
+            is_number = isinstance(node.constant, (int, float))  # or a word, such as a rounding mode
+            value = torch.tensor([float(node.constant)] if is_number else [], dtype=torch.float64)
             self._shared[key] = Expression("constant", value, node.name)
         return self._shared[key]
 

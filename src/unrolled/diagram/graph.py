@@ -147,7 +147,7 @@ class _Builder:
         call: str = "",
     ) -> str:
         """Add a node, after the nodes that it reads, and return its id."""
-        sources = [None if draft.source is None else self._source(draft.source) for draft in drafts]
+        sources = [self._source(draft.source) for draft in drafts]
         name = expression.quantity or name
         groups: dict[int, int] = {}
         terms = tuple(
@@ -171,21 +171,33 @@ class _Builder:
         self._ids[id(expression)] = node.id
         return node.id
 
-    def _source(self, expression: Expression) -> str:
-        return self._node(expression.arguments[0] if expression.operation == "take" else expression)
+    def _source(self, expression: Expression | None) -> tuple[str | None, tuple[int, ...] | None]:
+        """Return the id of the node that an expression is read from, and which elements of it; None for all."""
+        if expression is None:
+            return None, None
+        if expression.operation != "take" or self._terms.weighted_terms(expression):
+            return self._node(expression), None
+        return self._node(expression.arguments[0]), tuple(expression.index or ())
 
-    def _term(self, draft: TermDraft, source: str | None, gate: str, groups: dict[int, int]) -> Term:
+    def _term(
+        self,
+        draft: TermDraft,
+        source: tuple[str | None, tuple[int, ...] | None],
+        gate: str,
+        groups: dict[int, int],
+    ) -> Term:
         value = draft.value if draft.value is not None else None if draft.term is None else draft.term.value
-        read = draft.source
-        elements = tuple(read.index or ()) if read is not None and read.operation == "take" else None
+        text, sign = draft.text(gate), draft.sign
+        if source[0] is None and value is not None and text.startswith("−") and draft.term and number(draft.term):
+            text, sign, value = text[1:], -sign, -value
         term = Term(
-            source,
-            draft.text(gate),
+            source[0],
+            text,
             draft.product is not None,
-            draft.sign,
+            sign,
             None if value is None else self._value(value),
             draft.normalization is not None,
-            elements,
+            source[1],
             gain=None if draft.gain is None else self._value(draft.gain.value),
             divides=draft.divides,
             call=draft.call,
@@ -223,8 +235,6 @@ class _Builder:
 
     def _create(self, expression: Expression) -> str:
         operation = expression.operation
-        if operation == "take":
-            return self._add(expression, "function", "=", [self._draft(expression)])
         if operation == "draw":
             return self._add(expression, "function", "random", [], "draw", range="")
         if operation == "join":
@@ -281,14 +291,15 @@ class _Builder:
         if is_number(factor, 1):
             return self._same(expression, signal)
         text = constant_text(factor)
+        text = f"({text})" if " + " in text or " − " in text else text
         return self._add(
             expression,
             "gain",
-            f"×{text}",
+            f"×{text}".replace(" ", ""),
             [self._draft(signal), TermDraft(None, factor)],
             "product",
             range="gate" if 0 < number(factor) <= 1 and self._is_gate(signal) else "",
-            formula=f"({text})·{{}}" if " + " in text or " − " in text else f"{text}·{{}}",
+            formula=f"{text}·{{}}",
         )
 
     def _quotient(self, expression: Expression) -> str:

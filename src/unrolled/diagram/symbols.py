@@ -80,6 +80,8 @@ def constant_text(expression: Expression, gate: str = "") -> str:
         return expression.name
     if expression.operation == "constant":
         return expression.name
+    if expression.operation == "mul":  # numbers first
+        arguments = tuple(sorted(arguments, key=lambda argument: argument.operation != "constant"))
     texts = [constant_text(argument, gate) for argument in arguments if argument.value.numel()]
     if expression.operation in _OPERATORS:
         is_product = expression.operation in ("mul", "div")

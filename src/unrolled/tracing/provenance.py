@@ -47,6 +47,7 @@ class Node:
             instead of ``(output, input)``, as in linear.
         call: For a function or weighted sums, the call as Python code, such as ``"leaky_relu({}, 0.2)"``, where
             ``{}`` stands for each operand that isn't a constant. Empty if it has other tensors as arguments.
+        constant: The value of a constant.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Node:
     source_operands: Tensor | None = None
     weight_transposed: bool = False
     call: str = ""
+    constant: Any = None
 
     @property
     def numbers(self) -> Tensor:
@@ -219,7 +221,7 @@ class _GraphBuilder:
         """Return the node of an operand: a value if it has a name, else how it was computed."""
         if not isinstance(value, Tensor):
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            return Node("constant", None, text)
+            return Node("constant", None, text, constant=value)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
             named_value = Node("value", self._displayed.get(name, value), name)
@@ -259,8 +261,8 @@ class _GraphBuilder:
         parts = list(call.args) if is_matmul else [arguments["input"], arguments["weight"]]
         parts += [arguments["bias"]] if arguments.get("bias") is not None else []
         operands = [self.operand_node(value) for value in parts]
-        node = Node("sum", tensor, "", operands, [None] * len(operands), call=_call_text(call, False))
-        node.weight_transposed = is_matmul
+        node = Node("sum", tensor, "", operands, [None] * len(operands), None, is_matmul)
+        node.call = _call_text(call, False)
         return node
 
     def _moved(self, call: _Call, tensor: Tensor) -> Node:
