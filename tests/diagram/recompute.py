@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import string
 
@@ -15,16 +16,22 @@ from unrolled.tracing.layer_trace import LayerTrace
 def call(text: str, *operands: Tensor) -> Tensor:
     """Run a call such as ``"leaky_relu({}, 0.2)"``."""
     names = string.ascii_lowercase[: len(operands)]
-    name = text.partition("(")[0]
-    function = next(
-        getattr(place, candidate)
-        for candidate in (name, f"__{name}__")
-        for place in (torch, torch.nn.functional, torch.special, torch._C._nn, torch.Tensor)
-        if hasattr(place, candidate)
-    )
-    scope = {name: function, "torch": torch, "inf": math.inf, "nan": math.nan, "device": torch.device}
-    result: Tensor = eval(text.format(*names), scope, dict(zip(names, operands, strict=True)))
-    return result
+    name, _, arguments = text.partition("(")
+    places = (torch.nn.functional, torch, torch.special, torch._C._nn, torch.Tensor)
+    functions = [getattr(place, n, None) for n in (name, f"__{name}__") for place in places]
+    values = dict(zip(names, operands, strict=True))
+    scope = {"torch": torch, "inf": math.inf, "nan": math.nan, "device": torch.device}
+    for function in filter(callable, functions):  # torch.celu has no argument inplace
+        with contextlib.suppress(TypeError):
+            result: Tensor = eval(f"function({arguments.format(*names)}", {**scope, "function": function}, values)
+            return result
+    raise ValueError(f"torch has no function for {text}")
+
+
+def call_elements(text: str, *operands: Tensor) -> Tensor:
+    """Run an elementwise call on each element, as a matrix of its own."""
+    elements = [operand.reshape(-1, 1, 1) for operand in torch.broadcast_tensors(*operands)]
+    return torch.vmap(lambda *values: call(text, *values))(*elements).flatten()
 
 
 class Recomputation:
@@ -165,13 +172,14 @@ class Recomputation:
             assert set(self.values[node.value].tolist()) <= set(drawn)
             return self.values[node.value]
         if node.operation == "call":
+            recorded = self.trace.values[self.trace.steps.index(self.step)]
+            for k, term in enumerate(node.terms):  # conditions and indices
+                if term.value is not None and not recorded[term.value].is_floating_point():
+                    terms[k] = terms[k].to(recorded[term.value].dtype)
             if node.shapes:
                 terms = [part.reshape(shape) for part, shape in zip(terms, node.shapes, strict=True)]
-            kinds = self.trace.values[self.trace.steps.index(self.step)]
-            for k, term in enumerate(node.terms):  # a condition
-                if term.value is not None and kinds[term.value].dtype == torch.bool:
-                    terms[k] = terms[k].bool()
-            return call(node.call, *terms)
+                return call(node.call, *terms)
+            return call_elements(node.call, *terms)
         total = terms[0]
         for part in terms[1:]:
             total = total + part
@@ -180,4 +188,6 @@ class Recomputation:
         assert node.operation == "activation", node.operation
         if node.pre_activation is not None:
             self.equal(total, node.pre_activation, f"pre-activation of {node}")
-        return call(node.call, total.reshape(node.shapes[0]) if node.shapes else total)
+        if node.shapes:
+            return call(node.call, total.reshape(node.shapes[0]))
+        return call_elements(node.call, total)

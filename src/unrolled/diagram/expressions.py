@@ -151,6 +151,8 @@ class StepReader:
         operand = node.operands[0]
         if operand.kind == "constant" or operand.numbers.shape != node.numbers.shape:
             return False
+        if operand.numbers.dtype.is_floating_point != node.numbers.dtype.is_floating_point:
+            return False
         is_candidate = node.name in _SAME_VALUES or node.name.endswith("dropout")
         return is_candidate and torch.equal(operand.numbers.to(node.numbers.dtype), node.numbers)
 
@@ -225,7 +227,13 @@ class StepReader:
         if node.kind == "sum":
             return self._weighted(node, index, value)
         operation = {"negated": "neg", "infix": node.name}.get(node.kind, "call")
-        arguments = tuple(self._operand(node, k, index) for k in range(len(node.operands)))
+        if node.kind == "call" and not node.call:
+            raise self._error(f"{node.name} returns several tensors or takes a list of them")
+        arguments = tuple(
+            self._operand(node, number, index)
+            for number, operand in enumerate(node.operands)
+            if node.kind != "call" or self._resolve(operand).kind != "constant"  # those are in node.call
+        )
         key = (operation, node.name, node.call, *map(id, arguments))
         if key not in self._shared:
             self._shared[key] = Expression(operation, value, node.name, arguments, call=node.call)
@@ -239,11 +247,11 @@ class StepReader:
             return Expression("parameter", value, self._parameters[id(node.tensor)], index=part)
         if self.part.draws is not None and node.tensor is self.part.draws.values:
             return Expression("draw", value, index=index)
-        what = f"{node.name} was" if node.name else "a tensor was"
-        raise DiagramError(
-            f"{type(self.part.cell).__name__} has no diagram, because {what} changed in place or computed in a way "
-            "that isn't recorded."
-        )
+        what = node.name or "a tensor"
+        raise self._error(f"{what} was changed in place or computed in a way that isn't recorded")
+
+    def _error(self, reason: str) -> DiagramError:
+        return DiagramError(f"{type(self.part.cell).__name__} has no diagram, because {reason}.")
 
     def _operand(self, node: Node, number: int, index: Index) -> Expression:
         """Return the expression of what an elementwise function reads of an operand."""
@@ -258,10 +266,7 @@ class StepReader:
 
     def _call(self, node: Node, value: Tensor) -> Expression:
         if not node.call:
-            raise DiagramError(
-                f"{type(self.part.cell).__name__} has no diagram, because not all operands of {node.name or 'a product'} "
-                "are recorded."
-            )
+            raise self._error(f"{node.name} returns several tensors or takes a list of them")
         arguments = tuple(self._read(operand) for operand in node.operands)
         shapes = tuple(tuple(operand.numbers.shape) for operand in node.operands)
         return Expression("call", value, node.name or "matmul", arguments, call=node.call, shapes=shapes)
@@ -297,9 +302,7 @@ class StepReader:
         if not self._is_static(weight) or source.value.numel() != matrix.shape[1] or not isinstance(index, range):
             return self._take(self._call(node, node.read()), index)
         if bias is not None and not bias.static:
-            raise DiagramError(
-                f"{type(self.part.cell).__name__} has no diagram, because a bias depends on the input."
-            )
+            raise self._error("a bias depends on the input")
         of_weight = self._read(weight)
         product = Product(matrix[index.start : index.stop], of_weight)
         if of_weight.operation == "parameter":

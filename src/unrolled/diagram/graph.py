@@ -21,7 +21,7 @@ from unrolled.diagram.model import (
     Term,
     Weights,
 )
-from unrolled.diagram.symbols import RELATIONS, constant_text, glyph, is_number, number
+from unrolled.diagram.symbols import constant_text, glyph, is_comparison, is_number, number
 from unrolled.diagram.terms import TermDraft, Terms, bias_rows
 from unrolled.tracing.indexing import equal_up_to_rounding
 from unrolled.tracing.layer_trace import LayerTrace
@@ -316,13 +316,12 @@ class _Builder:
         return self._add(expression, "operation", "÷", drafts, "quotient")
 
     def _function(self, expression: Expression) -> str:
-        function, arguments = expression.name, [a for a in expression.arguments if a.operation != "constant"]
-        arguments += [a for a in expression.arguments if a.operation == "constant" and "{}" not in expression.call]
+        function, arguments = expression.name, expression.arguments
         text, shapes, call = glyph(function), expression.shapes, expression.call
-        if function in _ACTIVATIONS and len(arguments) == 1 and call.count("{}") == 1:
+        if function in _ACTIVATIONS and len(arguments) == 1:
             return self._activation(expression, arguments[0])
-        if function in RELATIONS and len(arguments) == 1:
-            text = f"{text}{constant_text(expression.arguments[-1])}"
+        if is_comparison(expression):
+            text += call.removeprefix(f"{function}({{}}, ").removesuffix(")")
         drafts = [self._argument(argument) for argument in arguments]
         kind = "operation" if function == "lerp" else "function"
         return self._add(
@@ -331,8 +330,7 @@ class _Builder:
 
     def _argument(self, expression: Expression) -> TermDraft:
         """Return the term for an operand of a function. A comparison with a constant is part of the term."""
-        is_relation = expression.name in RELATIONS and expression.call.count("{}") == 1
-        if is_relation and not expression.static and self._terms.read_once(expression):
+        if is_comparison(expression) and not expression.static and self._terms.read_once(expression):
             return TermDraft(expression.arguments[0], expression, call=expression.call)
         return self._draft(expression)
 

@@ -106,6 +106,12 @@ def number(expression: Expression) -> float:
     return float(expression.value.to(torch.float64))
 
 
+def is_comparison(expression: Expression) -> bool:
+    """Return whether an expression compares another one with a number."""
+    name, call = expression.name, expression.call
+    return name in RELATIONS and len(expression.arguments) == 1 and call.startswith(f"{name}({{}}, ")
+
+
 def is_number(expression: Expression, value: float) -> bool:
     """Return whether an expression is this constant, such as the 1 in ``1 - z``."""
     values = expression.value
