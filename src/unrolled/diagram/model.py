@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """A normalization of the weighted sums that a gate reads.
+
+    Attributes:
+        group: Terms of a node with the same group are added before the normalization.
+        call: Its call as Python code. ``{}`` stands for the sum of the terms, and then for each parameter.
+        parameters: The indices of the values of the parameters.
+        rows: First and last row, exclusive, of the normalized vector that the gate reads.
+        size: Size of the normalized vector.
+    """
+
+    group: int
+    call: str
+    parameters: tuple[int, ...]
+    rows: tuple[int, int]
+    size: int
+
 
 @dataclass(frozen=True)
 class Term:
     """One operand of a node.
+
+    Its value is the element of the source, or for a weighted term a row of the weights times the source, plus the
+    bias. It is multiplied by the gain, if there is one.
 
     Attributes:
         source: What is read: the id of a node, ``"x"`` for the input, or ``"before:NAME"`` for a state before the
@@ -15,8 +39,23 @@ class Term:
         text: The formula of the term. ``{}`` stands for the source.
         weighted: Whether the whole vector is read, through weights; otherwise the element of the same unit.
         sign: 1, or -1 if the term is subtracted.
-        value: Index of the values of the term in :attr:`Diagram.value_names`; None if it has none of its own.
+        value: Index of the values of the term in the values of a step; None if it has none of its own, as the
+            second and later terms of a normalization and the terms of a folded group.
         normalized: Whether a normalization is applied to the weighted sum.
+        elements: For each element of the term, the index of the element of the source. None means the same index.
+            For a weighted term, the part of the source that is read.
+        weight: For a weighted term, index of its weights in :attr:`DiagramTrace.weights`.
+        parameter: The parameter that the weights are from. Empty if they are computed from several.
+        rows: First and last row, exclusive, of the parameter.
+        columns: First and last column, exclusive, of these rows; None for all.
+        transposed: Whether the parameter is transposed, so that ``rows`` and ``columns`` count in its transpose.
+        blocks: Number of blocks of a block-diagonal matrix whose blocks are the rows of the parameter.
+        bias: The parameter that is added.
+        bias_rows: First and last row, exclusive, of that parameter; None for all.
+        gain: Index of the values of the factor; None without a factor.
+        divides: Whether the term is divided by ``gain`` instead.
+        call: A comparison that is applied to the element, such as ``"eq({}, 0)"``.
+        normalization: The normalization, if there is one.
     """
 
     source: str | None
@@ -25,6 +64,19 @@ class Term:
     sign: int = 1
     value: int | None = None
     normalized: bool = False
+    elements: tuple[int, ...] | None = None
+    weight: int | None = None
+    parameter: str = ""
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
+    transposed: bool = False
+    blocks: int = 1
+    bias: str = ""
+    bias_rows: tuple[int, int] | None = None
+    gain: int | None = None
+    divides: bool = False
+    call: str = ""
+    normalization: Normalization | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +94,18 @@ class DiagramNode:
         value: Index of its values.
         pre_activation: Index of the values that the activation is applied to, or None.
         formula: Its formula if it isn't a sum of its terms. ``{}`` stands for the terms.
+        operation: How its values follow from its terms:
+
+            * ``"sum"``: the sum of the terms with their signs.
+            * ``"difference"``: the first term minus the second one.
+            * ``"product"`` and ``"quotient"`` of the terms.
+            * ``"activation"``: ``call`` applied to the sum of the terms.
+            * ``"call"``: ``call`` applied to the terms, one for each ``{}``.
+            * ``"join"``: the terms one after the other.
+            * ``"draw"``: random numbers that were recorded.
+            * ``"group"``: several nodes that are folded into this one.
+        call: The function as Python code. ``{}`` stands for an operand.
+        shapes: For a function that isn't elementwise, the shapes of the operands, with a batch size of 1.
     """
 
     id: str
@@ -53,6 +117,9 @@ class DiagramNode:
     value: int = 0
     pre_activation: int | None = None
     formula: str = ""
+    operation: str = "sum"
+    call: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +133,13 @@ class DiagramState:
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that can be folded into one, such as one of several passes through the same layers."""
+    """Nodes that can be folded into one, such as one of several passes through the same layers.
+
+    Attributes:
+        name: Unique name.
+        title: Short text for the folded node.
+        nodes: The ids of the nodes. Only the last one is read by other nodes.
+    """
 
     name: str
     title: str
@@ -90,3 +163,32 @@ class Diagram:
     nodes: tuple[DiagramNode, ...]
     input_value: int
     groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The weights of a term: the matrix, ``(rows, columns)``, and the bias, ``(rows,)``, or None."""
+
+    matrix: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class DiagramTrace:
+    """A diagram and its numbers for one row of the batch.
+
+    Attributes:
+        diagram: The diagram.
+        steps: The time steps.
+        values: For each of these steps, the flat tensors that the indices in the diagram refer to.
+        weights: The weights that :attr:`Term.weight` refers to. They are the same at every step.
+    """
+
+    diagram: Diagram
+    steps: tuple[int, ...]
+    values: list[list[Tensor]]
+    weights: list[Weights]
+
+
+class DiagramError(ValueError):
+    """A cell whose step can't be drawn as a diagram."""

@@ -45,6 +45,9 @@ class Node:
         source_operands: For a moved tensor, the operand that each element comes from.
         weight_transposed: For weighted sums, whether the weight has shape ``(input, output)``, as in matmul,
             instead of ``(output, input)``, as in linear.
+        call: For a function or weighted sums, the call as Python code, such as ``"leaky_relu({}, 0.2)"``, where
+            ``{}`` stands for each operand that isn't a constant. Empty if it has other tensors as arguments.
+        constant: The value of a constant.
     """
 
     kind: str
@@ -54,6 +57,8 @@ class Node:
     element_maps: list[Tensor | None] = field(default_factory=list)
     source_operands: Tensor | None = None
     weight_transposed: bool = False
+    call: str = ""
+    constant: Any = None
 
     @property
     def numbers(self) -> Tensor:
@@ -216,7 +221,7 @@ class _GraphBuilder:
         """Return the node of an operand: a value if it has a name, else how it was computed."""
         if not isinstance(value, Tensor):
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            return Node("constant", None, text)
+            return Node("constant", None, text, constant=value)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
             named_value = Node("value", self._displayed.get(name, value), name)
@@ -241,13 +246,14 @@ class _GraphBuilder:
             return self._moved(call, tensor)
         arguments = [*call.args, *call.kwargs.values()]
         if call.output_index is None and _is_elementwise(call, tensor):
-            return self._elementwise("call", call.name, tensor, arguments)
+            return self._elementwise("call", call.name, tensor, arguments, _call_text(call, True))
         whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
-        return Node("rows", tensor, call.name, whole, [None] * len(whole))
+        return Node("rows", tensor, call.name, whole, [None] * len(whole), call=_call_text(call, False))
 
-    def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any) -> Node:
+    def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any, text: str = "") -> Node:
         operands = [self.operand_node(value) for value in arguments]
-        return Node(kind, tensor, name, operands, [_broadcast_map(value, tensor) for value in arguments])
+        element_maps = [_broadcast_map(value, tensor) for value in arguments]
+        return Node(kind, tensor, name, operands, element_maps, call=text)
 
     def _weighted_sums(self, call: _Call, tensor: Tensor) -> Node:
         arguments = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
@@ -255,7 +261,9 @@ class _GraphBuilder:
         parts = list(call.args) if is_matmul else [arguments["input"], arguments["weight"]]
         parts += [arguments["bias"]] if arguments.get("bias") is not None else []
         operands = [self.operand_node(value) for value in parts]
-        return Node("sum", tensor, "", operands, [None] * len(operands), weight_transposed=is_matmul)
+        node = Node("sum", tensor, "", operands, [None] * len(operands), None, is_matmul)
+        node.call = _call_text(call, False)
+        return node
 
     def _moved(self, call: _Call, tensor: Tensor) -> Node:
         sources = list(_tensors_in(call.args[:1] if call.args else call.kwargs))
@@ -297,6 +305,20 @@ class _GraphBuilder:
         sizes = torch.tensor([source.numel() for source in sources], device=positions.device)
         operands = torch.arange(len(sources), device=positions.device).repeat_interleave(sizes)
         return operands[positions], [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
+
+
+def _call_text(call: _Call, scalars: bool) -> str:
+    """Return a call as Python code, with ``{}`` for each tensor; ``scalars``: even without dimensions."""
+
+    def text(value: Any) -> str:
+        return "{}" if isinstance(value, Tensor) else repr(value).replace("{", "{{").replace("}", "}}")
+
+    arguments = [*call.args, *call.kwargs.values()]
+    tensors = [value for value in arguments if isinstance(value, Tensor) and (scalars or value.dim())]
+    if call.output_index is not None or len(tensors) < sum(1 for _ in _tensors_in(arguments)):
+        return ""
+    texts = [*map(text, call.args), *(f"{name}={text(value)}" for name, value in call.kwargs.items())]
+    return f"{call.name}({', '.join(texts)})"
 
 
 def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
