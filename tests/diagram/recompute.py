@@ -23,7 +23,9 @@ def call(text: str, *operands: Tensor) -> Tensor:
     scope = {"torch": torch, "inf": math.inf, "nan": math.nan, "device": torch.device}
     for function in filter(callable, functions):  # torch.celu has no argument inplace
         with contextlib.suppress(TypeError):
-            result: Tensor = eval(f"function({arguments.format(*names)}", {**scope, "function": function}, values)
+            result: Tensor = eval(
+                f"function({arguments.format(*names)}", {**scope, "function": function}, values
+            )
             return result
     raise ValueError(f"torch has no function for {text}")
 
@@ -59,7 +61,10 @@ class Recomputation:
             self.sources |= {f"before:{state.name}": state.value for state in diagram.states}
             self.sources |= {node.id: node.value for node in diagram.nodes}
             position = part.at(step)
-            assert values[diagram.input_value].equal(part.input[position, self.batch]) or part.input.isnan().any()
+            assert (
+                values[diagram.input_value].equal(part.input[position, self.batch])
+                or part.input.isnan().any()
+            )
             for state in diagram.states:
                 self.equal(before[state.name], state.value, f"{state.name} before the step")
                 self.equal(part.values[state.name][position, self.batch], self.sources[state.end], state.name)

@@ -1,39 +1,36 @@
-"""Lines on a grid, for many placements at once: what crosses, overlaps or runs through a node, as bit masks."""
+"""Lines on a grid, for many placements at once: bit masks find what crosses or overlaps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Masks = NDArray[np.uint64]
+Masks = NDArray[Any]  # unsigned integers of 64 bits, or Python's integers on a larger grid
 
-LINES = 62  # a mask has 64 bits
+LINES = 64  # rows and columns of a grid whose masks have 64 bits
 
 LENGTH, SHARED = 60, 44  # for each half column or row; a line that a net already has costs less
 CROSSING, TOUCH, OVERLAP = 600, 800, 6000
 THROUGH = 15000
 BEND = 130  # for each piece of a route
 
-_ONE = np.uint64(1)
+_count_large = np.vectorize(int.bit_count, otypes=[np.int64])
 
 
-if hasattr(np, "bitwise_count"):
-
-    def _count(masks: Masks) -> Ints:
-        return np.bitwise_count(masks).astype(np.int64)
-
-else:  # numpy 1
-
-    def _count(masks: Masks) -> Ints:
-        pairs = masks - ((masks >> np.uint64(1)) & np.uint64(0x5555555555555555))
-        quads = (pairs & np.uint64(0x3333333333333333)) + (
-            (pairs >> np.uint64(2)) & np.uint64(0x3333333333333333)
-        )
-        bytes_ = (quads + (quads >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-        return ((bytes_ * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+def _count(masks: Masks) -> Ints:
+    """Return the number of bits that are set in each mask."""
+    count: Ints
+    if masks.dtype == object:
+        count = _count_large(masks)
+    elif hasattr(np, "bitwise_count"):
+        count = np.bitwise_count(masks).astype(np.int64)
+    else:  # numpy 1
+        count = np.unpackbits(masks[..., None].view(np.uint8), axis=-1).sum(-1, dtype=np.int64)
+    return count
 
 
 @dataclass(frozen=True)
@@ -72,22 +69,28 @@ class Board:
 
     def __init__(self, batch: int, nets: int, x: Ints, y: Ints) -> None:
         self._batch = batch
-        self._lines = min(LINES, 4 + int(max(x.max(initial=0), y.max(initial=0))))
+        self._lines = 4 + int(max(x.max(initial=0), y.max(initial=0)))
+        self._type = np.dtype(np.uint64 if self._lines <= LINES else object)
         rows = 2 * batch
-        self._nodes: Masks = np.zeros((rows, self._lines), np.uint64)
-        self._runs: Masks = np.zeros((rows, self._lines), np.uint64)  # unit intervals that a line covers
-        self._touched: Masks = np.zeros((rows, self._lines), np.uint64)  # where perpendicular lines are
-        self._own_runs: Masks = np.zeros((nets * rows, self._lines), np.uint64)
-        self._own_touched: Masks = np.zeros((nets * rows, self._lines), np.uint64)
+        self._nodes: Masks = np.zeros((rows, self._lines), self._type)
+        self._runs: Masks = np.zeros((rows, self._lines), self._type)  # unit intervals that a line covers
+        self._touched: Masks = np.zeros((rows, self._lines), self._type)  # where perpendicular lines are
+        self._own_runs: Masks = np.zeros((nets * rows, self._lines), self._type)
+        self._own_touched: Masks = np.zeros((nets * rows, self._lines), self._type)
         self._every = np.arange(batch, dtype=np.int64)
         self._places = np.arange(self._lines, dtype=np.int64)
         self.collisions: Ints = np.zeros(batch, np.int64)
         every = self._every
         for k in range(x.shape[1]):
-            bit = _ONE << x[:, k].astype(np.uint64)
+            bit = self._bits(x[:, k])
             self.collisions += (self._nodes[every, y[:, k]] & bit) != 0
             self._nodes[every, y[:, k]] |= bit
-            self._nodes[batch + every, x[:, k]] |= _ONE << y[:, k].astype(np.uint64)
+            self._nodes[batch + every, x[:, k]] |= self._bits(y[:, k])
+
+    def _bits(self, places: Ints) -> Masks:
+        """Return masks with one bit each."""
+        result: Masks = np.ones((), self._type) << places.astype(self._type)
+        return result
 
     def cost(self, net: Ints, segments: Segments) -> Ints:
         """Return the cost of routes. A corner on a node costs as much as a line through it.
@@ -102,8 +105,7 @@ class Board:
         row = segments.vertical * self._batch + self._every[:, None, None]
         index = row * self._lines + segments.line
         own = index + net[:, None, None] * self._runs.size
-        low, high = segments.low.astype(np.uint64), segments.high.astype(np.uint64)
-        first, last = _ONE << low, _ONE << high
+        first, last = self._bits(segments.low), self._bits(segments.high)
         run = last - first
         lines, nodes = self._runs.take(index), self._nodes.take(index)
         own_lines = self._own_runs.take(own)
@@ -128,11 +130,11 @@ class Board:
             drawn = high > low
             if not drawn.any():
                 continue
-            run = (_ONE << high.astype(np.uint64)) - (_ONE << low.astype(np.uint64))
+            run = self._bits(high) - self._bits(low)
             row = vertical * self._batch + self._every
             self._runs[row, line] |= run
             self._own_runs[row + of_net, line] |= run
-            bit = np.where(drawn, _ONE << line.astype(np.uint64), np.uint64(0))
+            bit = self._bits(line) * drawn
             covered = (self._places >= low[:, None]) & (self._places <= high[:, None])
             bits = covered * bit[:, None]
             crosswise = (1 - vertical) * self._batch + self._every

@@ -123,7 +123,8 @@ class StepReader:
         self._recorded = {
             id(self._resolve(graph.nodes[name])): values[position, self.batch].flatten()
             for name, values in self.part.values.items()
-            if name in graph.nodes and graph.nodes[name].numbers.numel() == values[position, self.batch].numel()
+            if name in graph.nodes
+            and graph.nodes[name].numbers.numel() == values[position, self.batch].numel()
         }
         nodes = [self._resolve(graph.nodes[name]) for name in self.before]
         self._whole = nodes_read_whole(nodes, self._resolve, self._is_static, self.maps)
@@ -299,7 +300,11 @@ class StepReader:
         matrix = self._resolve(weight).read().reshape(self._resolve(weight).numbers.shape)
         matrix = matrix.T if transposed else matrix
         source = self._read(given)
-        if not self._is_static(weight) or source.value.numel() != matrix.shape[1] or not isinstance(index, range):
+        if (
+            not self._is_static(weight)
+            or source.value.numel() != matrix.shape[1]
+            or not isinstance(index, range)
+        ):
             return self._take(self._call(node, node.read()), index)
         if bias is not None and not bias.static:
             raise self._error("a bias depends on the input")
@@ -355,7 +360,11 @@ def _as_blocks(parts: list[Expression], value: Tensor) -> Expression | None:
         is_next = product.parameter == first.parameter and product.rows and product.rows[0] == end
         if not is_next or not product.rows or product.transposed or product.bias is not None:
             return None
-        if given.operation != "take" or given.arguments[0] is not source or not isinstance(given.index, range):
+        if (
+            given.operation != "take"
+            or given.arguments[0] is not source
+            or not isinstance(given.index, range)
+        ):
             return None
         rows = len(product.matrix)
         matrix[row : row + rows, given.index.start : given.index.stop] = product.matrix

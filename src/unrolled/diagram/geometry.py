@@ -6,39 +6,17 @@ from itertools import pairwise
 
 from unrolled.diagram.crossings import crossing_points, divisions
 from unrolled.diagram.lanes import BEFORE, INPUT, Wiring
-from unrolled.diagram.model import Diagram, DiagramNode
+from unrolled.diagram.model import Diagram
 from unrolled.diagram.placed import XY, Arrow, Layout, PlacedNode, Port, Route
-from unrolled.diagram.routing import FIRST, GridRoute, Placement, Point, Router, group_net
-from unrolled.diagram.text import name_width, shortened, width
+from unrolled.diagram.route_shapes import Point
+from unrolled.diagram.routing import FIRST, GridRoute, Placement, Router, group_net
+from unrolled.diagram.shapes import CIRCLE, border, direction, node_size, rounded_path, simplified
 from unrolled.diagram.tracks import Tracks, assign_tracks
 
 EDGE, LEFT, RIGHT, INPUT_X, CHANNEL_X = 14.0, 76.0, 78.0, 52.0, 68.0
-GAP, ROW, TOP, TRACK, RAIL_GAP, OUTPUT_GAP = 24.0, 70.0, 46.0, 9.0, 12.0, 30.0
-BELOW_RAILS, RAIL_TURN, CORNER, HEAD = 52.0, 16.0, 9.0, 7.0
-CIRCLE, PILL_HEIGHT, BOX_WIDTH, BOX_HEIGHT, BOX_RADIUS = 28.0, 26.0, 60.0, 48.0, 8.0
-_MOST_BOX_WIDTH, _NODE_MARGIN, _NODE_SPACING = 104.0, 6.0, 14.0
-_CIRCLE_GLYPH = 2  # a circle has room for so many characters
-
-
-def is_circle(node: DiagramNode) -> bool:
-    """Whether a node is drawn as a circle."""
-    return node.kind == "operation" and len(node.glyph) <= _CIRCLE_GLYPH
-
-
-def name_size(name: str) -> float:
-    """Return the font size of a name in a box."""
-    base, _, index = name.partition("_")
-    return 11.0 if len(base) > 6 else 13.0 if len(base) + len(index) > 5 else 17.0
-
-
-def node_size(node: DiagramNode) -> tuple[float, float, float]:
-    """Return the width, height and corner radius of a node."""
-    if node.kind == "layer":
-        text = name_width(node.name, name_size(node.name)) if node.name else width(node.glyph, 15)
-        return min(_MOST_BOX_WIDTH, max(BOX_WIDTH, text + 8)), BOX_HEIGHT, BOX_RADIUS
-    if is_circle(node):
-        return CIRCLE, CIRCLE, CIRCLE / 2
-    return max(34.0, width(shortened(node.glyph), 12.5) + 12), PILL_HEIGHT, PILL_HEIGHT / 2
+GAP, ROW, TOP, TRACK, RAIL_GAP, PORT_GAP = 24.0, 70.0, 46.0, 9.0, 12.0, 48.0
+BELOW_RAILS, RAIL_TURN, HEAD = 52.0, 16.0, 7.0
+_NODE_MARGIN, _NODE_SPACING = 6.0, 14.0
 
 
 class Geometry:
@@ -109,11 +87,14 @@ class Geometry:
             y += gap
             positions[row] = y
         positions[self.base] -= 2
-        base = positions[self.base]
-        self.rail_y = {
-            rail: base + RAIL_GAP * k for k, group in enumerate(self.wiring.groups) for rail in group
-        }
-        self.deep = base + RAIL_GAP * max(0, len(self.wiring.groups) - 1)
+        self.rail_y: dict[str, float] = {}
+        self.deep = positions[self.base]
+        below = self.deep  # where the next state can enter
+        for k, group in enumerate(self.wiring.groups):
+            enters = any(rail.startswith(BEFORE) and rail not in self.branches for rail in group)
+            self.deep = max(self.deep + RAIL_GAP * (k > 0), below if enters else 0.0)
+            below = self.deep + PORT_GAP if enters else below
+            self.rail_y.update(dict.fromkeys(group, self.deep))
         return positions
 
     def _place_nodes(self) -> list[PlacedNode]:
@@ -128,14 +109,14 @@ class Geometry:
     def layout(self) -> Layout:
         """Return the positions of everything but the labels of nodes."""
         taps = self._taps()
-        outputs = self._output_heights(taps)
+        outputs = self._output_heights()
         lanes = [self._lane(route) for route in self.routes if route.lane is not None]
         edges = [
             self._edge(route, outputs)
             for route in self.routes
             if route.edge is not None and route.edge.rail is None
         ]
-        rails = self._rails(taps)
+        rails = self._rails()
         routes = (*rails, *taps, *edges, *lanes)
         height = max([self.deep + BELOW_RAILS, *[y + 40 for y in outputs.values()]])
         ports = self._ports(outputs, height)
@@ -160,7 +141,8 @@ class Geometry:
 
         Args:
             route: The route.
-            first, last: Height of its start and its end, if that isn't the height of their row.
+            first: Height of its start, if that isn't the height of its row.
+            last: Height of its end, if that isn't the height of its row.
         """
         pieces = list(pairwise(route.points))
         places: list[tuple[int, float]] = []  # direction of each piece, and its coordinate across it
@@ -211,12 +193,12 @@ class Geometry:
         points = simplified(points)
         arrow = minus = None
         if start is not None:
-            points[0] = _border(self.nodes[start], points[0], points[1])
+            points[0] = border(self.nodes[start], points[0], points[1])
         if target is not None:
             node = self.nodes[target]
             (x, y), (before_x, before_y) = points[-1], points[-2]
-            dx, dy = _sign(x - before_x), _sign(y - before_y)
-            x, y = _border(node, points[-1], points[-2], 1.5)
+            dx, dy = direction(x - before_x), direction(y - before_y)
+            x, y = border(node, points[-1], points[-2], 1.5)
             points[-1] = (x, y)
             arrow = Arrow(x, y, dx, dy)
             if sign < 0:
@@ -242,27 +224,45 @@ class Geometry:
 
     def _taps(self) -> list[Route]:
         found: list[tuple[GridRoute, list[XY]]] = []
-        ends: dict[int, float] = {}
+        starts = self._rail_starts()
+        self.rail_ends: dict[int, float] = {}  # the right end of each rail
+        self.rail_left_ends: dict[int, float] = {}  # its left end, if it also runs to the left
         for route in self.routes:
             if route.tap is not None:
-                points = self._pixels(route, first=self.rail_y[self.wiring.groups[route.tap][0]])
+                tap = route.tap
+                points = self._pixels(route, first=self.rail_y[self.wiring.groups[tap][0]])
                 found.append((route, points))
-                ends[route.tap] = max(ends.get(route.tap, 0.0), points[0][0])
-        self.rail_ends = ends
+                x = points[0][0]
+                if x >= starts.get(tap, 0.0):
+                    self.rail_ends[tap] = max(self.rail_ends.get(tap, x), x)
+                else:
+                    self.rail_left_ends[tap] = min(self.rail_left_ends.get(tap, x), x)
         taps = []
         for route, points in found:
-            assert route.tap is not None and route.node is not None
+            assert route.tap is not None
+            assert route.node is not None
             group = self.wiring.groups[route.tap]
             of_node = [t for t in self.wiring.taps if t.node == route.node and t.rail in group]
-            if points[0][0] == ends[route.tap]:  # the last tap is the end of the rail, with a corner
-                points = [(points[0][0] - RAIL_TURN, points[0][1]), *points]
+            x, y = points[0]
+            if x == self.rail_ends.get(route.tap):  # the last tap is the end of the rail, with a corner
+                points = [(x - RAIL_TURN, y), *points]
+            elif x == self.rail_left_ends.get(route.tap):
+                points = [(x + RAIL_TURN, y), *points]
             sources = tuple(tap.rail for tap in of_node)
             sign = min(tap.sign for tap in of_node)
             weighted = any(tap.weighted for tap in of_node)
             taps.append(self._finished("tap", route.net, sources, points, route.node, weighted, sign))
         return taps
 
-    def _rails(self, taps: list[Route]) -> list[Route]:
+    def _rail_starts(self) -> dict[int, float]:
+        """Return where rails that a node feeds start."""
+        return {
+            self.wiring.group_of(r.edge.rail): self._pixels(r, last=self.rail_y[r.edge.rail])[-1][0]
+            for r in self.routes
+            if r.edge is not None and r.edge.rail is not None
+        }
+
+    def _rails(self) -> list[Route]:
         rails = []
         below = max([self.deep, *[self.rail_y[rail] for rail in self.wiring.rails]]) + BELOW_RAILS - 16
         for k, group in enumerate(self.wiring.groups):
@@ -285,7 +285,13 @@ class Geometry:
                     route = next(r for r in self.routes if r.edge is not None and r.edge.rail == rail)
                     assert route.edge is not None
                     start = route.edge.start
-                    points = [*self._pixels(route, last=y), (stop, y)]
+                    points = self._pixels(route, last=y)
+                    if k in self.rail_left_ends:
+                        left = [*points, (self.rail_left_ends[k] + RAIL_TURN, y)]
+                        rails.append(self._finished("rail", net, (rail,), left, None, True, start=start))
+                    if k not in self.rail_ends:
+                        continue
+                    points.append((max(stop, points[-1][0]), y))
                 rails.append(self._finished("rail", net, (rail,), points, None, True, start=start))
         return rails
 
@@ -317,10 +323,9 @@ class Geometry:
 
     # Ports
 
-    def _output_heights(self, taps: list[Route]) -> dict[str, float]:
+    def _output_heights(self) -> dict[str, float]:
         """Return the height at which each state without a lane leaves: that of its rail, if that is free."""
         heights: dict[str, float] = {}
-        deeper = 0
         for state in self.wiring.floor:
             route = next(r for r in self.routes if r.edge is not None and r.edge.state == state)
             own = self.rail_y.get(BEFORE + state, self.rows[self.base])
@@ -331,9 +336,8 @@ class Geometry:
                 for k, group in enumerate(self.wiring.groups)
                 if self.rail_y[group[0]] == own and group_net(group) != route.net
             ]
-            if heights or any(blocked):
-                deeper += 1
-                own = self.deep + OUTPUT_GAP * deeper
+            if any(abs(own - y) < PORT_GAP for y in heights.values()) or any(blocked):
+                own = max([self.deep + PORT_GAP / 2, *[y + PORT_GAP for y in heights.values()]])
             heights[state] = own
         return heights
 
@@ -358,47 +362,3 @@ def _port(side: str, name: str, x: float, y: float) -> Port:
     anchor = "start" if side == "in" else "end"
     end = EDGE if side == "in" else x - EDGE + 4
     return Port(side, name, end, y, anchor, x, y - 11, y + 19)
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
-def _border(node: PlacedNode, end: XY, other: XY, margin: float = 0.0) -> XY:
-    """Return where a line from a point inside a node to another point leaves it."""
-    dx, dy = _sign(other[0] - end[0]), _sign(other[1] - end[1])
-    off = abs(end[1] - node.y) if dx else abs(end[0] - node.x)
-    half = (node.width if dx else node.height) / 2
-    across = (node.height if dx else node.width) / 2
-    inner = across - node.radius  # the border is straight as far as this, then a quarter of a circle
-    if off > inner:
-        half -= node.radius - max(0.0, node.radius**2 - (off - inner) ** 2) ** 0.5
-    if dx:
-        return node.x + dx * (half + margin), end[1]
-    return end[0], node.y + dy * (half + margin)
-
-
-def simplified(points: list[XY]) -> list[XY]:
-    """Leave out points where a line doesn't turn."""
-    kept: list[XY] = []
-    for point in points:
-        if kept and kept[-1] == point:
-            continue
-        while len(kept) > 1 and (
-            kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]
-        ):
-            kept.pop()
-        kept.append(point)
-    return kept
-
-
-def rounded_path(points: list[XY]) -> str:
-    """Return a line as SVG path data with round corners."""
-    path = f"M{points[0][0]:g} {points[0][1]:g}"
-    for (ax, ay), (bx, by), (cx, cy) in zip(points, points[1:], points[2:], strict=False):
-        before, after = abs(bx - ax) + abs(by - ay), abs(cx - bx) + abs(cy - by)
-        radius = min(CORNER, before / 2, after / 2)
-        start = (bx - _sign(bx - ax) * radius, by - _sign(by - ay) * radius)
-        stop = (bx + _sign(cx - bx) * radius, by + _sign(cy - by) * radius)
-        path += f"L{start[0]:.5g} {start[1]:.5g}Q{bx:.5g} {by:.5g} {stop[0]:.5g} {stop[1]:.5g}"
-    return path + f"L{points[-1][0]:.5g} {points[-1][1]:.5g}"

@@ -188,7 +188,13 @@ class _Builder:
     ) -> Term:
         value = draft.value if draft.value is not None else None if draft.term is None else draft.term.value
         text, sign = draft.text(gate), draft.sign
-        if source[0] is None and value is not None and text.startswith("−") and draft.term and number(draft.term):
+        if (
+            source[0] is None
+            and value is not None
+            and text.startswith("−")
+            and draft.term
+            and number(draft.term)
+        ):
             text, sign, value = text[1:], -sign, -value
         term = Term(
             source[0],

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unrolled.diagram.crossings import pieces
-from unrolled.diagram.geometry import is_circle
 from unrolled.diagram.model import Diagram, DiagramNode
 from unrolled.diagram.placed import Label, Layout, PlacedNode
+from unrolled.diagram.shapes import is_circle
 from unrolled.diagram.text import name_width
 
 DIGITS_WIDTH, LINE_HEIGHT, NAME_SIZE = 36.0, 12.0, 14.0
@@ -38,8 +37,8 @@ def place_labels(diagram: Diagram, layout: Layout) -> tuple[Layout, int, int]:
         layout: Its layout without labels.
 
     Returns:
-        The layout with labels, the number of nodes without a free place, which have no label, and the number of
-        labels on a line.
+        The layout with labels, the number of nodes whose label has no free place, so that they have none, and
+        the number of labels on a line.
     """
     ends = {state.end for state in diagram.states}  # their digits are at the right end
     taken = [_node_area(node) for node in layout.nodes]

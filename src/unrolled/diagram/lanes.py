@@ -1,4 +1,4 @@
-"""How the nodes of a diagram are connected: lanes for states, rails for what layers read, edges for the rest."""
+"""How nodes are connected: lanes for states, rails for what layers read, edges for the rest."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def wire(diagram: Diagram) -> Wiring:
         spines=tuple(spines[name] for name in lanes),
         lane_of=tuple(lane_of),
         rails=rails,
-        groups=_groups(rails, taps, index),
+        groups=_groups(rails, taps, index, floor),
         taps=tuple(taps),
         edges=tuple(edges),
     )
@@ -181,6 +181,7 @@ def _rails(diagram: Diagram, lanes: tuple[str, ...], floor: tuple[str, ...]) -> 
 def _connections(
     diagram: Diagram, index: dict[str, int], rails: tuple[str, ...], floor: tuple[str, ...]
 ) -> tuple[list[Tap], list[Edge]]:
+    old_values = {BEFORE + name for name in floor}
     taps: dict[tuple[str, int], Tap] = {}
     edges: dict[tuple[str, int], Edge] = {}
     for k, node in enumerate(diagram.nodes):
@@ -188,7 +189,7 @@ def _connections(
             source = term.source
             if source is None:
                 continue
-            below = source == INPUT or source.removeprefix(BEFORE) in floor and source.startswith(BEFORE)
+            below = source == INPUT or source in old_values
             if source in rails and (term.weighted or below):
                 taps.setdefault((source, k), Tap(source, k, term.weighted, term.sign))
             else:
@@ -196,15 +197,20 @@ def _connections(
     return list(taps.values()), list(edges.values())
 
 
-def _groups(rails: tuple[str, ...], taps: list[Tap], index: dict[str, int]) -> tuple[tuple[str, ...], ...]:
+def _groups(
+    rails: tuple[str, ...], taps: list[Tap], index: dict[str, int], floor: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
     """Join rails that the same nodes read through weights into one line; the input runs lowest."""
-    readers: dict[str, tuple[object, ...]] = {}
+    lines: dict[tuple[object, ...], list[str]] = {}
+    entered: set[tuple[object, ...]] = set()  # lines that start at the left end, for a state without a lane
     for rail in rails:
         of_rail = [tap for tap in taps if tap.rail == rail]
-        alone = rail in index or not all(tap.weighted for tap in of_rail)
-        readers[rail] = (rail,) if alone else tuple(sorted(tap.node for tap in of_rail))
-    lines: dict[tuple[object, ...], list[str]] = {}
-    for rail in rails:
-        lines.setdefault(readers[rail], []).append(rail)
+        key: tuple[object, ...] = tuple(sorted(tap.node for tap in of_rail))
+        enters = rail.startswith(BEFORE) and rail.removeprefix(BEFORE) in floor
+        if rail in index or not all(tap.weighted for tap in of_rail) or (enters and key in entered):
+            key = (rail,)
+        if enters:
+            entered.add(key)
+        lines.setdefault(key, []).append(rail)
     groups = [tuple(line) for line in lines.values()]
     return tuple(sorted(groups, key=lambda group: INPUT in group))

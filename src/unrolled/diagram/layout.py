@@ -7,7 +7,7 @@ from functools import lru_cache
 from unrolled.diagram.geometry import Geometry
 from unrolled.diagram.labels import place_labels
 from unrolled.diagram.lanes import wire
-from unrolled.diagram.model import Diagram
+from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Term
 from unrolled.diagram.placed import Layout
 from unrolled.diagram.routing import Router
 from unrolled.diagram.search import search
@@ -18,7 +18,6 @@ _SPACINGS = (1.0, 1.2, 1.5)
 _LABEL_ON_LINE, _CROSSING = 1000, 400
 
 
-@lru_cache(maxsize=256)
 def layout(diagram: Diagram) -> Layout:
     """Lay out a diagram. The same diagram always gives the same layout, on every platform.
 
@@ -26,8 +25,31 @@ def layout(diagram: Diagram) -> Layout:
         diagram: The diagram.
 
     Returns:
-        Its layout.
+        Its layout. It is cached: diagrams that only differ in their sizes or numbers share one.
     """
+    return _layout(_drawn_part(diagram))
+
+
+def _drawn_part(diagram: Diagram) -> Diagram:
+    """Return the diagram without anything that doesn't change its layout."""
+    nodes = tuple(
+        DiagramNode(
+            node.id,
+            node.kind,
+            node.glyph,
+            node.name,
+            tuple(
+                Term(t.source, weighted=t.weighted, sign=t.sign, normalized=t.normalized) for t in node.terms
+            ),
+        )
+        for node in diagram.nodes
+    )
+    states = tuple(DiagramState(state.name, state.end, 0) for state in diagram.states)
+    return Diagram("", states, nodes, 0)
+
+
+@lru_cache(maxsize=256)
+def _layout(diagram: Diagram) -> Layout:
     router = Router(wire(diagram))
     placements = search(router, ROUNDS)[:_TRIED]
     best: tuple[int, float, Layout] | None = None
@@ -35,7 +57,7 @@ def layout(diagram: Diagram) -> Layout:
         for placement in placements:
             geometry = Geometry(diagram, router, placement, spacing)
             placed, missing, on_lines = place_labels(diagram, geometry.layout())
-            score = geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings
+            score = float(geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings)
             score += placed.width + placed.height
             if best is None or (missing, score) < best[:2]:
                 best = (missing, score, placed)

@@ -32,8 +32,8 @@ class Shown:
 def scales(diagram: Diagram, steps: Sequence[Sequence[Tensor]]) -> dict[str, float]:
     """Return the largest absolute value of each source over steps: the limit of its scale.
 
-    The scale of a gate and of tanh values is 1. States share one scale, which also holds for the nodes on their
-    way. Other nodes have a scale of their own. NaN and infinity don't count.
+    The scale of a gate and of tanh values is 1. States share one scale, which also holds for operations on
+    them. Other nodes have a scale of their own. NaN and infinity don't count.
 
     Args:
         diagram: The diagram.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unrolled.diagram.board import Board, Ints, Segments
 from unrolled.diagram.lanes import BEFORE, Edge, Wiring
+from unrolled.diagram.route_shapes import Point, all_routes, simple_routes, simplified
 
 FIRST = 2  # column 0; lanes start at 0, branches are at 1
-_FORBIDDEN = 10**9
 _COLUMN, _ROW, _RAISED, _UNORDERED = 220, 300, 350, 15
 _COLLISION, _LANE_ORDER, _BACKWARD, _RAIL_CROSSING = 30000, 12000, 1400, 350
-
-Point = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,9 @@ class Router:
         every = np.arange(len(x))
         for rank in range(len(self.wiring.edges)):
             edge = by_length[:, rank]
-            ends = [values[every, edge] for values in (x1, y1, x2, y2)]
-            segments, extra = _simple_routes(*ends, self._lane_starts[edge], self._outward[edge])
+            start = x1[every, edge], y1[every, edge]
+            end = x2[every, edge], y2[every, edge]
+            segments, extra = simple_routes(start, end, self._lane_starts[edge], self._outward[edge])
             cost = board.cost(self._edge_nets[edge], segments) + extra
             best = cost.argmin(1)
             total += cost[every, best]
@@ -161,7 +160,7 @@ class Router:
         later = np.triu(np.ones((len(self._layers),) * 2, bool), 1)
         total += _UNORDERED * ((layers[:, :, None] > layers[:, None, :]) & later).sum((1, 2))
         for spine in self.wiring.spines:
-            for before, after in zip(spine, spine[1:], strict=False):
+            for before, after in pairwise(spine):
                 back = x[:, before] - x[:, after]
                 total += np.where(back >= 0, _LANE_ORDER + 500 * back, 0)
         last = [x[:, [node for g, node in self.line_taps if g == group]].max(1, initial=0)
@@ -224,9 +223,9 @@ class Router:
             height, start, net = int(lanes[0, lane]), 0, self.nets[BEFORE + name]
             for node in (*self.wiring.spines[lane], None):
                 stop = end if node is None else int(x[0, node])
-                points = ((start, height), (stop, height))
-                draw(net, points)
-                routes.append(GridRoute(names[net], points, lane=name, node=node))
+                along = ((start, height), (stop, height))
+                draw(net, along)
+                routes.append(GridRoute(names[net], along, lane=name, node=node))
                 if node is not None:
                     start, net = stop, self.nets[self.wiring.ids[node]]
         for group in range(len(self.wiring.groups)):
@@ -239,7 +238,7 @@ class Router:
             shapes: list[tuple[Point, ...]] = [((nx, self.base), (nx, ny))]
             if any((nx, between) in occupied for between in range(self.base + 1, ny)):
                 shapes = [
-                    _simplified(((nx + d, self.base), (nx + d, turn), (nx, turn), (nx, ny)))
+                    simplified(((nx + d, self.base), (nx + d, turn), (nx, turn), (nx, ny)))
                     for d in (-1, 1)
                     for turn in (ny - 1, ny)
                 ]
@@ -252,7 +251,9 @@ class Router:
         top = int(max(lanes[0].max(initial=0), y.max(initial=0))) + 1
         for k in by_length:
             edge = self.wiring.edges[k]
-            shapes = all_routes((x1[k], y1[k]), (x2[k], y2[k]), top, bool(self._outward[k]))
+            on_lane = edge.end is not None and self.wiring.lane_of[edge.end] >= 0
+            last = "across" if self._outward[k] else "upright" if on_lane else "any"
+            shapes = all_routes((x1[k], y1[k]), (x2[k], y2[k]), top, last)
             points, cost = self._best(board, int(self._edge_nets[k]), shapes)
             total += cost
             draw(int(self._edge_nets[k]), points)
@@ -275,88 +276,3 @@ def group_net(group: tuple[str, ...]) -> str:
 
 def _fields(segments: Segments) -> tuple[Ints, Ints, Ints, Ints]:
     return segments.vertical, segments.line, segments.low, segments.high
-
-
-# A simple route runs horizontally to the x of its turn, vertically to the y of its turn, horizontally to the x of
-# its end and vertically to its end. Pieces without length are not drawn.
-_X1, _X2, _AFTER_X1, _BEFORE_X2 = range(4)  # indices into the coordinates below
-_Y1, _Y2, _BELOW_Y1, _ABOVE_Y1, _BELOW_Y2, _ABOVE_Y2 = range(6)
-_SIMPLE = (
-    (_X1, _Y2),
-    (_X2, _Y2),
-    (_AFTER_X1, _Y2),
-    (_BEFORE_X2, _Y2),
-    (_X1, _BELOW_Y1),
-    (_X1, _ABOVE_Y1),
-    (_X1, _BELOW_Y2),
-    (_X1, _ABOVE_Y2),
-    (_AFTER_X1, _BELOW_Y1),
-    (_AFTER_X1, _ABOVE_Y1),
-)
-_TURN_X, _TURN_Y = np.array(_SIMPLE).T
-_ENDS_UPRIGHT = np.array([False, True, False, False, True, True, True, True, True, True])
-_FROM_LANE = np.array([False] * 8 + [True] * 2)
-
-
-def _simple_routes(
-    x1: Ints, y1: Ints, x2: Ints, y2: Ints, lane_start: NDArray[np.bool_], outward: NDArray[np.bool_]
-) -> tuple[Segments, Ints]:
-    """Return the pieces of simple routes, ``(batch, routes, 4)``, and an additional cost of each route."""
-    xs = np.stack([x1, x2, x1 + 1, x2 - 1], 1)
-    ys = np.maximum(np.stack([y1, y2, y1 - 1, y1 + 1, y2 - 1, y2 + 1], 1), 0)
-    turn_x, turn_y = xs[:, _TURN_X], ys[:, _TURN_Y]
-    start_x, start_y = np.broadcast_to(x1[:, None], turn_x.shape), np.broadcast_to(y1[:, None], turn_x.shape)
-    stop_x, stop_y = np.broadcast_to(x2[:, None], turn_x.shape), np.broadcast_to(y2[:, None], turn_x.shape)
-    pieces = [
-        (start_y, start_x, turn_x),
-        (turn_x, start_y, turn_y),
-        (turn_y, turn_x, stop_x),
-        (stop_x, turn_y, stop_y),
-    ]
-    line, start, stop = (np.stack(part, -1) for part in zip(*pieces, strict=True))
-    vertical = np.broadcast_to(np.array([0, 1, 0, 1]), line.shape)
-    extra = np.where(outward[:, None] & _ENDS_UPRIGHT, _FORBIDDEN, 0)
-    extra += np.where(~lane_start[:, None] & _FROM_LANE, _FORBIDDEN, 0)
-    return Segments(vertical, line, np.minimum(start, stop), np.maximum(start, stop)), extra
-
-
-def all_routes(start: Point, end: Point, top: int, outward: bool) -> list[tuple[Point, ...]]:
-    """Return routes of up to five pieces between two points.
-
-    They leave and enter nodes at any side, and turn between columns and between rows. One of them never runs
-    through a node, wherever the nodes are.
-
-    Args:
-        start, end: The points.
-        top: The highest row.
-        outward: Whether the route ends at the right end, so that its last piece is horizontal.
-    """
-    (x1, y1), (x2, y2) = start, end
-    left, right = min(x1, x2) - 1, max(x1, x2) + 1
-    columns = [m for m in range(max(1, left), right + 1) if m % 2]
-    rows = [m for m in range(max(1, min(y1, y2) - 1), min(top, max(y1, y2) + 1) + 1) if m % 2]
-    near_x1, near_x2 = [m for m in (x1 + 1, x1 - 1) if m > 0], [m for m in (x2 - 1, x2 + 1) if m > 0]
-    near_y1, near_y2 = [m for m in (y1 + 1, y1 - 1) if m > 0], [m for m in (y2 + 1, y2 - 1) if m > 0]
-    across = [((x1, y2),), *[((m, y1), (m, y2)) for m in columns]]
-    across += [((x1, m), (n, m), (n, y2)) for m in near_y1 for n in near_x2]
-    across += [((n, y1), (n, m), (k, m), (k, y2)) for n in near_x1 for m in rows for k in near_x2]
-    upright: list[tuple[Point, ...]] = [((x2, y1),), *[((x1, m), (x2, m)) for m in rows]]
-    upright += [((n, y1), (n, m), (x2, m)) for n in near_x1 for m in near_y2]
-    upright += [((x1, m), (n, m), (n, k), (x2, k)) for m in near_y1 for n in columns for k in near_y2]
-    inner = [turns for turns in across if turns[-1][0] <= x2] if outward else across + upright
-    routes = dict.fromkeys(_simplified((start, *turns, end)) for turns in inner)
-    return list(routes)
-
-
-def _simplified(points: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Leave out points where a route doesn't turn."""
-    kept: list[Point] = []
-    for point in points:
-        if kept and kept[-1] == point:
-            continue
-        while len(kept) > 1 and (
-            kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]
-        ):
-            kept.pop()
-        kept.append(point)
-    return tuple(kept)

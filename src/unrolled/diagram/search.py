@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from unrolled.diagram.board import LINES
 from unrolled.diagram.lanes import Wiring
 from unrolled.diagram.routing import Placement, Router
 
 _MAX_ROW = 6
-_MAX_COLUMNS = 26  # what the bit masks of the board hold
+_MAX_COLUMNS = 28
 _BATCH, _ATTEMPTS, _KEPT, _SAME_COST = 96, 4, 12, 1
 _STARTS, _PATIENCE = 2, 4
 
@@ -78,7 +79,7 @@ def first_placement(wiring: Wiring) -> Placement:
 def search(router: Router, rounds: int, seed: int = 1) -> list[Placement]:
     """Search for good placements.
 
-    In each round, random changes are made to the best placements so far, and all are evaluated together. Where
+    In each round, random changes are made to the best placements so far, and all are evaluated together. If
     that finds nothing better, the search starts anew with :func:`first_placement`.
 
     Args:
@@ -87,11 +88,12 @@ def search(router: Router, rounds: int, seed: int = 1) -> list[Placement]:
         seed: Seed of the random changes.
 
     Returns:
-        The best placements, best first. In all of them, each node has a place of its own and lanes run forward.
+        The best placements, best first. In each, every node has a place of its own and lanes run forward.
     """
     first = first_placement(router.wiring)
-    if max(first.columns, default=0) >= _MAX_COLUMNS:
-        return [first]
+    highest = router.base + 2 * (_MAX_ROW + len(router.wiring.lanes)) + 4
+    if max(first.columns, default=0) >= _MAX_COLUMNS or highest > LINES:
+        return [first]  # too large for fast masks
     start = [(int(router.costs([first])[0]), first)]
     mover = _Mover(router.wiring, _Random(seed))
     best = list(start)

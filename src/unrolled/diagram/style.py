@@ -4,13 +4,13 @@ from __future__ import annotations
 
 LIGHT = {
     "ground": "#ffffff", "raised": "#f4f6f8", "ink": "#16191d", "quiet": "#56606b", "wire": "#7d8894",
-    "positive": "#b2182b", "negative": "#2166ac", "gate": "#0b7a63", "alarm": "#a3201a", "alarm-ground": "#fdeeec",
-    "belt": "#f0f3f6", "faint": "#d9dee4",
+    "positive": "#b2182b", "negative": "#2166ac", "gate": "#0b7a63",
+    "alarm": "#a3201a", "alarm-ground": "#fdeeec", "belt": "#f0f3f6", "faint": "#d9dee4",
 }  # fmt: skip
 DARK = {
     "ground": "#14171b", "raised": "#1d2228", "ink": "#e9ecef", "quiet": "#a3adb8", "wire": "#7d8995",
-    "positive": "#ff8a78", "negative": "#79b8ff", "gate": "#4fd3b2", "alarm": "#ff9a90", "alarm-ground": "#38201f",
-    "belt": "#1d2228", "faint": "#39424c",
+    "positive": "#ff8a78", "negative": "#79b8ff", "gate": "#4fd3b2",
+    "alarm": "#ff9a90", "alarm-ground": "#38201f", "belt": "#1d2228", "faint": "#39424c",
 }  # fmt: skip
 SANS = 'Helvetica, Arial, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'
 SERIF = '"STIX Two Text", "Latin Modern Roman", Cambria, "Times New Roman", "DejaVu Serif", serif'

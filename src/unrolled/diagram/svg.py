@@ -8,11 +8,11 @@ from xml.sax.saxutils import escape
 
 from torch import Tensor
 
-from unrolled.diagram.geometry import is_circle, name_size
 from unrolled.diagram.lanes import BEFORE, INPUT
 from unrolled.diagram.model import Diagram, DiagramNode
 from unrolled.diagram.numbers import Numbers, Shown, scales
 from unrolled.diagram.placed import Dot, Layout, PlacedNode, Port, Route
+from unrolled.diagram.shapes import NORMALIZED, is_circle, is_normalized, name_size
 from unrolled.diagram.style import style_sheet
 from unrolled.diagram.text import digits, is_word, shortened, symbol, width
 
@@ -105,7 +105,7 @@ class _Painter:
     # Lines
 
     def _routes(self) -> list[str]:
-        """Draw the lines net by net: a line has a gap where it crosses under a later one, but not at a branch."""
+        """Draw the lines net by net: a line has a gap where another crosses over it, but not at a branch."""
         lanes = {route.net for route in self.layout.routes if route.kind == "lane"}
         nets = dict.fromkeys(route.net for route in self.layout.routes)
         found = []
@@ -186,10 +186,7 @@ class _Painter:
         if shown:
             title += f": {_exact(shown.value)}"
         tone = shown.tone if shown else ""
-        if is_circle(node):
-            inner = self._circle(node, placed)
-        else:
-            inner = self._box(node, placed, shown)
+        inner = self._circle(node, placed) if is_circle(node) else self._box(node, placed, shown)
         return (
             f'<g class="node {node.kind} {tone}" data-node="{_attribute(node.id)}" '
             f'transform="translate({_number(placed.x)} {_number(placed.y)})"><title>{escape(title)}</title>'
@@ -242,10 +239,9 @@ class _Painter:
             found += (
                 f'<text class="small" x="{_number(-w / 2 + 5)}" y="{_number(-h / 2 + 12)}">{glyph}</text>'
             )
-            if any(term.normalized for term in node.terms):
-                found += (
-                    f'<text class="small end" x="{_number(w / 2 - 4)}" y="{_number(-h / 2 + 11)}">norm</text>'
-                )
+            if is_normalized(node):
+                place = f'x="{_number(w / 2 - 4)}" y="{_number(-h / 2 + 11)}"'
+                found += f'<text class="small end" {place}>{NORMALIZED}</text>'
             found += _name(node.name, name_size(node.name), 0.0, 5.0, "middle")
         else:
             size = 18 if node.glyph == "W" else 15

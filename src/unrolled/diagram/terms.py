@@ -57,7 +57,9 @@ class TermDraft:
             return constant_text(self.term, gate) if self.term else ""
         text = "{}"
         if self.product is not None:
-            text = _weighted_text(self.product, gate or (self.term.quantity if self.term else ""), self.columns)
+            text = _weighted_text(
+                self.product, gate or (self.term.quantity if self.term else ""), self.columns
+            )
         if self.gain is not None:
             factor = constant_text(self.gain, gate)
             factor = f"({factor})" if " + " in factor or " − " in factor else factor
@@ -216,7 +218,9 @@ def _weighted(expression: Expression) -> list[TermDraft]:
         if column:
             of_part = replace(of_part, bias=None)
         value = of_part.matrix @ part.value.to(of_part.matrix.dtype)
-        value = value if product.bias is None or column else value + select(product.bias.value, product.bias_rows)
+        value = (
+            value if product.bias is None or column else value + select(product.bias.value, product.bias_rows)
+        )
         drafts.append(TermDraft(part, expression, product=of_part, columns=columns, value=value))
         column = columns[1]
     return drafts

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ",
-    "lambda": "λ", "mu": "μ", "nu": "ν", "phi": "φ", "psi": "ψ", "rho": "ρ", "sigma": "σ", "tau": "τ", "omega": "ω",
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η",
+    "theta": "θ", "lambda": "λ", "mu": "μ", "nu": "ν", "phi": "φ", "psi": "ψ", "rho": "ρ", "sigma": "σ",
+    "tau": "τ", "omega": "ω",
 }  # fmt: skip
 _NARROW, _WIDE, _SIGNS = set("fijlrtI.,:;'|!()[]/ ·"), set("mwMW%@…"), set("−+×÷=<>≥≤±∞√≠")
 _LONG_SYMBOL = 2  # a longer base is set as a word, not as a symbol

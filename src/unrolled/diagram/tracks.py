@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 
-from unrolled.diagram.routing import Point
+from unrolled.diagram.route_shapes import Point
 
 _MOST_PERMUTED = 6
 
@@ -20,7 +20,7 @@ class Run:
     Attributes:
         net: The net.
         low, high: Where it starts and ends.
-        turns: The places where a line of the net leaves it, and to which side: 1 to larger coordinates, or -1.
+        turns: The places where a line of the net leaves it, and the side: 1 to larger coordinates, or -1.
         fixed: Whether it stays in the middle, as a lane does.
         track: Its position among the runs beside it, from 0.
         count: Number of tracks where it is.
