@@ -79,10 +79,11 @@ class Recomputation:
         recorded = self.values[index]
         computed = computed.double().flatten().broadcast_to(recorded.shape)
         scale = recorded[recorded.isfinite()].abs().max().item() if recorded.isfinite().any() else 0.0
-        torch.testing.assert_close(
-            computed, recorded, rtol=self.tolerance, atol=self.tolerance * (1 + scale), equal_nan=True,
-            msg=lambda message: f"{self.trace.diagram.cell}, step {self.step}: {what}\n{message}",
-        )  # fmt: skip
+        bound = self.tolerance * (1 + scale)
+        assert torch.allclose(computed, recorded, self.tolerance, bound, equal_nan=True), (
+            f"{self.trace.diagram.cell}, step {self.step}: {what} is {computed.tolist()}, "
+            f"but {recorded.tolist()} was recorded"
+        )
         self.checked += recorded.numel()
 
     def term(self, term: Term) -> Tensor:
