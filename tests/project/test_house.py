@@ -26,6 +26,7 @@ PACKAGES = {
     "inference": {"engines", "layers"},
     "io": {"cells", "layers"},
     "tracing": {"cells", "engines", "layers"},
+    "diagram": {"tracing", "equations"},
     "plot": {"tracing", "equations"},
     "page": {"tracing", "equations", "layers", "cells"},
 }

@@ -52,8 +52,9 @@ class Expression:
     """A tensor or some elements of one, and what it is computed from.
 
     Attributes:
-        operation: One of ``LEAVES``, ``"weighted"`` (sums), ``"add"``, ``"sub"``, ``"mul"``, ``"div"``, ``"neg"``,
-            ``"call"`` (another function), ``"take"`` (elements of another expression) or ``"join"``.
+        operation: One of ``LEAVES``, ``"weighted"`` (sums), ``"add"``, ``"sub"``, ``"mul"``, ``"div"``,
+            ``"neg"``, ``"call"`` (another function), ``"take"`` (elements of another expression) or
+            ``"join"``.
         value: The values, flat.
         name: Of a leaf or function.
         arguments: The operands.
@@ -120,11 +121,15 @@ class StepReader:
             id(value): name for name, value in vars(self.part.cell).items() if isinstance(value, Tensor)
         }
         position = self.part.at(self.step)
-        self._recorded = {
-            id(self._resolve(graph.nodes[name])): values[position, self.batch].flatten()
+        recorded = {
+            name: values[position, self.batch].flatten()
             for name, values in self.part.values.items()
             if name in graph.nodes
-            and graph.nodes[name].numbers.numel() == values[position, self.batch].numel()
+        }
+        self._recorded = {
+            id(self._resolve(graph.nodes[name])): values
+            for name, values in recorded.items()
+            if graph.nodes[name].numbers.numel() == values.numel()
         }
         nodes = [self._resolve(graph.nodes[name]) for name in self.before]
         self._whole = nodes_read_whole(nodes, self._resolve, self._is_static, self.maps)
@@ -188,7 +193,8 @@ class StepReader:
             return self._constant(node)
         everything = range(node.numbers.numel())
         index = everything if index is None else index
-        if index != everything and (id(node) in self._whole or (node.kind == "rows")):
+        is_draw = self.part.draws is not None and node.tensor is self.part.draws.values
+        if index != everything and not is_draw and (id(node) in self._whole or node.kind == "rows"):
             return self._take(self._read(node), index)
         key = (id(node), index)
         if key not in self._memo:
@@ -215,14 +221,13 @@ class StepReader:
         return self._shared[key]
 
     def _create(self, node: Node, index: Index) -> Expression:
-        flat = self._recorded.get(id(node))
-        value = select(node.read() if flat is None else flat, index)
+        if node.kind == "moved":
+            return self._moved(node, index)
+        value = select(self._flat(node), index)
         if node.kind == "value":
             return self._leaf(node, index, value)
         if node.name in _FACTORIES or (node.kind == "rows" and not node.operands):
             return Expression("constant", value, node.name)
-        if node.kind == "moved":
-            return self._moved(node, index, value)
         if node.kind == "rows":
             return self._call(node, value)
         if node.kind == "sum":
@@ -239,6 +244,11 @@ class StepReader:
         if key not in self._shared:
             self._shared[key] = Expression(operation, value, node.name, arguments, call=node.call)
         return self._shared[key]
+
+    def _flat(self, node: Node) -> Tensor:
+        """Return the values as they were recorded, else as they were computed again."""
+        recorded = self._recorded.get(id(node))
+        return node.numbers.flatten() if recorded is None else recorded
 
     def _leaf(self, node: Node, index: Index, value: Tensor) -> Expression:
         if id(node.tensor) in self._leaves:
@@ -272,7 +282,7 @@ class StepReader:
         shapes = tuple(tuple(operand.numbers.shape) for operand in node.operands)
         return Expression("call", value, node.name or "matmul", arguments, call=node.call, shapes=shapes)
 
-    def _moved(self, node: Node, index: Index, value: Tensor) -> Expression:
+    def _moved(self, node: Node, index: Index) -> Expression:
         runs = self.maps.pieces(node, index)
         if len(runs) == 1:
             return self._read(node.operands[runs[0][0]], runs[0][1])
@@ -280,15 +290,15 @@ class StepReader:
         if len({*operands}) < len(operands):  # interleaved: join the elements of each operand, and reorder
             by_operand = {k: [i for o, part in runs if o == k for i in part] for k in sorted({*operands})}
             parts = [self._read(node.operands[k], as_index(part)) for k, part in by_operand.items()]
-            joined = Expression("join", torch.cat([part.value for part in parts]), arguments=tuple(parts))
+            joined = _joined(parts)
             starts = dict(zip(by_operand, _starts(parts), strict=True))
-            order = []
+            order: list[int] = []
             for operand, part in runs:
                 order += range(starts[operand], starts[operand] + len(part))
                 starts[operand] += len(part)
             return self._take(joined, as_index(order))
         parts = [self._read(node.operands[operand], part) for operand, part in runs]
-        return _as_blocks(parts, value) or Expression("join", value, arguments=tuple(parts))
+        return _as_blocks(parts) or _joined(parts)
 
     def _weighted(self, node: Node, index: Index, value: Tensor) -> Expression:
         """Return weighted sums; a function of two tensors if the weights depend on the input."""
@@ -297,18 +307,14 @@ class StepReader:
         transposed = node.weight_transposed
         if not self._is_static(weight) and self._is_static(given) and bias is None:
             given, weight, transposed = weight, given, False  # a matrix times a column
-        matrix = self._resolve(weight).read().reshape(self._resolve(weight).numbers.shape)
+        of_weight, source = self._read(weight), self._read(given)
+        matrix = of_weight.value.reshape(weight.numbers.shape)
         matrix = matrix.T if transposed else matrix
-        source = self._read(given)
-        if (
-            not self._is_static(weight)
-            or source.value.numel() != matrix.shape[1]
-            or not isinstance(index, range)
-        ):
-            return self._take(self._call(node, node.read()), index)
+        is_linear = of_weight.static and source.value.numel() == matrix.shape[1]
+        if not is_linear or not isinstance(index, range):
+            return self._take(self._call(node, self._flat(node)), index)
         if bias is not None and not bias.static:
             raise self._error("a bias depends on the input")
-        of_weight = self._read(weight)
         product = Product(matrix[index.start : index.stop], of_weight)
         if of_weight.operation == "parameter":
             product = _rows_of_parameter(product, matrix.shape, index, transposed)
@@ -317,6 +323,10 @@ class StepReader:
         if bias is not None:
             product = replace(product, bias=bias, bias_rows=index)
         return Expression("weighted", value, arguments=(source,), product=product)
+
+
+def _joined(parts: list[Expression]) -> Expression:
+    return Expression("join", torch.cat([part.value for part in parts]), arguments=tuple(parts))
 
 
 def _starts(parts: list[Expression]) -> Iterator[int]:
@@ -347,8 +357,9 @@ def _rows_of_parameter(product: Product, shape: torch.Size, index: range, transp
     return replace(product, parameter=weight.name, rows=(first, first + len(index)))
 
 
-def _as_blocks(parts: list[Expression], value: Tensor) -> Expression | None:
+def _as_blocks(parts: list[Expression]) -> Expression | None:
     """Join weighted sums of consecutive rows of a parameter to one, with a block-diagonal matrix."""
+    value = torch.cat([part.value for part in parts])
     first = parts[0].product
     blocks = [(part.product, part.arguments[0]) for part in parts if part.product is not None]
     if first is None or first.rows is None or len(blocks) < len(parts):
@@ -360,11 +371,9 @@ def _as_blocks(parts: list[Expression], value: Tensor) -> Expression | None:
         is_next = product.parameter == first.parameter and product.rows and product.rows[0] == end
         if not is_next or not product.rows or product.transposed or product.bias is not None:
             return None
-        if (
-            given.operation != "take"
-            or given.arguments[0] is not source
-            or not isinstance(given.index, range)
-        ):
+        if given.operation != "take" or given.arguments[0] is not source:
+            return None
+        if not isinstance(given.index, range):
             return None
         rows = len(product.matrix)
         matrix[row : row + rows, given.index.start : given.index.stop] = product.matrix

@@ -14,8 +14,8 @@ _SHORTEST_PASS = 3  # nodes
 def find_groups(diagram: Diagram) -> tuple[Group, ...]:
     """Find the groups of a diagram.
 
-    A group is one of several passes through layers with the same parameters, or a quantity of the step together
-    with the unnamed nodes that nothing else reads.
+    A group is one of several passes through layers with the same parameters, or a quantity of the step
+    together with the unnamed nodes that nothing else reads.
 
     Args:
         diagram: The diagram. It has no groups if it is small.
@@ -115,7 +115,11 @@ def _is_same_pass(diagram: Diagram, first: int, second: int, length: int) -> boo
         if (a.kind, a.glyph, a.operation) != (b.kind, b.glyph, b.operation):
             return False
         inner = [
-            [positions[t.source] - start for t in node.terms if positions.get(t.source or "", -1) >= start]
+            [
+                positions[t.source] - start
+                for t in node.terms
+                if t.source and positions.get(t.source, -1) >= start
+            ]
             for node, start in ((a, first), (b, second))
         ]
         if inner[0] != inner[1]:

@@ -30,25 +30,25 @@ class Normalization:
 class Term:
     """One operand of a node.
 
-    Its value is the element of the source, or for a weighted term a row of the weights times the source, plus the
-    bias. It is multiplied by the gain, if there is one.
+    Its value is the element of the source, or for a weighted term a row of the weights times the source, plus
+    the bias. It is multiplied by the gain, if there is one.
 
     Attributes:
-        source: What is read: the id of a node, ``"x"`` for the input, or ``"before:NAME"`` for a state before the
-            step. None for a term without a line, such as a bias.
+        source: What is read: the id of a node, ``"x"`` for the input, or ``"before:NAME"`` for a state before
+            the step. None for a term without a line, such as a bias.
         text: The formula of the term. ``{}`` stands for the source.
         weighted: Whether the whole vector is read, through weights; otherwise the element of the same unit.
         sign: 1, or -1 if the term is subtracted.
         value: Index of the values of the term in the values of a step; None if it has none of its own, as the
             second and later terms of a normalization and the terms of a folded group.
         normalized: Whether a normalization is applied to the weighted sum.
-        elements: For each element of the term, the index of the element of the source. None means the same index.
-            For a weighted term, the part of the source that is read.
+        elements: For each element of the term, the index of the element of the source. None means the same
+            index. For a weighted term, the part of the source that is read.
         weight: For a weighted term, index of its weights in :attr:`DiagramTrace.weights`.
         parameter: The parameter that the weights are from. Empty if they are computed from several.
         rows: First and last row, exclusive, of the parameter.
         columns: First and last column, exclusive, of these rows; None for all.
-        transposed: Whether the parameter is transposed, so that ``rows`` and ``columns`` count in its transpose.
+        transposed: Whether the parameter is transposed. ``rows`` and ``columns`` then count in its transpose.
         blocks: Number of blocks of a block-diagonal matrix whose blocks are the rows of the parameter.
         bias: The parameter that is added.
         bias_rows: First and last row, exclusive, of that parameter; None for all.
@@ -86,7 +86,8 @@ class DiagramNode:
     Attributes:
         id: Unique name, ``"n0"``, ``"n1"``, in the order of computation.
         kind: ``"layer"`` for an activation of a weighted sum or a weighted sum alone, ``"operation"`` for an
-            arithmetic operation, ``"function"`` for another function, ``"gain"`` for a product with a constant.
+            arithmetic operation, ``"function"`` for another function, ``"gain"`` for a product with a
+            constant.
         glyph: The short text in it: ``"σ"``, ``"tanh"``, ``"×"``, ``"+"``, ``"1−"``, ``"W"``.
         name: The quantity that it computes, or empty.
         terms: Its operands.
@@ -124,7 +125,7 @@ class DiagramNode:
 
 @dataclass(frozen=True)
 class DiagramState:
-    """A state: the id of the node that computes its new value, and the index of its values before the step."""
+    """A state: the id of the node that computes its new value, and the index of its values before."""
 
     name: str
     end: str

@@ -32,8 +32,9 @@ def nodes_read_whole(
 ) -> set[int]:
     """Find the nodes whose slices can't be computed separately.
 
-    A slice of an elementwise function or of weighted sums can be pushed down to its operands, so that each gate
-    has a weighted sum of its own. That isn't possible if the whole tensor is read as well, or if slices overlap.
+    A slice of an elementwise function or of weighted sums can be pushed down to its operands, so that each
+    gate has a weighted sum of its own. That isn't possible if the whole tensor is read as well, or if slices
+    overlap.
 
     Args:
         outputs: The nodes of the new states.
@@ -64,8 +65,8 @@ def nodes_read_whole(
         if node.kind == "moved":
             for by_layer, indices in ((True, of_node.by_layers), (False, of_node.by_others)):
                 for index in indices:
-                    for operand, elements in maps.pieces(node, index):
-                        read(node.operands[operand], elements, by_layer)
+                    for number, elements in maps.pieces(node, index):
+                        read(node.operands[number], elements, by_layer)
             continue
         if node.kind == "value" or node.kind == "rows" or _reads_whole(of_node):
             whole.add(id(node))
@@ -77,8 +78,8 @@ def nodes_read_whole(
                 read(operand, None, by_layer=node.kind == "sum")
             else:
                 same_shape = operand_map(node, number) is None
-                for index in indices if same_shape else (None,):
-                    read(operand, index)
+                for part in indices if same_shape else (None,):
+                    read(operand, part)
     return whole
 
 

@@ -25,6 +25,10 @@ GLYPHS: Mapping[str, str] = {
     "abs": "|·|",
     "square": "(·)²",
     "where": "if",
+    "to": "0/1",  # only of conditions
+    "type_as": "0/1",
+    "float": "0/1",
+    "double": "0/1",
 }
 RELATIONS = {"eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "ne": "≠"}
 _OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
@@ -36,7 +40,7 @@ def glyph(function: str) -> str:
 
 
 def symbol(name: str) -> str:
-    """Return a name as it is written in formulas: ``weight_ih`` is ``W_ih``, ``bias`` is ``b``, ``zeta`` is ζ."""
+    """Return a name as formulas write it: ``weight_ih`` is ``W_ih``, ``bias`` is ``b``, ``zeta`` is ζ."""
     base, _, index = name.partition("_")
     base = {"weight": "W", "bias": "b"}.get(base, GREEK.get(base, base))
     return f"{base}_{index}" if index else base
@@ -51,7 +55,7 @@ def rows_text(name: str, gate: str, rows: tuple[int, int]) -> str:
         rows: First and last row, exclusive.
 
     Returns:
-        ``W_if`` as in torch.nn's documentation, if the gate has a letter; otherwise such as ``W_ih[candidate]``.
+        ``W_if`` as in torch.nn's documentation, if the gate has a letter; otherwise ``W_ih[candidate]``.
     """
     letter = gate.rpartition("_")[2]
     if len(letter) == 1 and letter.isalpha() and name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):

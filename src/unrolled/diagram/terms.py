@@ -57,9 +57,8 @@ class TermDraft:
             return constant_text(self.term, gate) if self.term else ""
         text = "{}"
         if self.product is not None:
-            text = _weighted_text(
-                self.product, gate or (self.term.quantity if self.term else ""), self.columns
-            )
+            gate = gate or (self.term.quantity if self.term else "")
+            text = _weighted_text(self.product, gate, self.columns)
         if self.gain is not None:
             factor = constant_text(self.gain, gate)
             factor = f"({factor})" if " + " in factor or " − " in factor else factor
@@ -151,7 +150,7 @@ class Terms:
     def _learned(
         self, expression: Expression, elementwise: bool, is_read_once: bool = False
     ) -> list[TermDraft] | None:
-        """Return a term that is linear in a source, with parameters, or several that are normalized together."""
+        """Return a term that is linear in a source, or several terms that are normalized together."""
         if expression.static:
             return [TermDraft(None, expression)]
         is_norm = self._normalization(expression) is not None
@@ -218,9 +217,8 @@ def _weighted(expression: Expression) -> list[TermDraft]:
         if column:
             of_part = replace(of_part, bias=None)
         value = of_part.matrix @ part.value.to(of_part.matrix.dtype)
-        value = (
-            value if product.bias is None or column else value + select(product.bias.value, product.bias_rows)
-        )
+        if of_part.bias is not None:
+            value = value + select(of_part.bias.value, of_part.bias_rows)
         drafts.append(TermDraft(part, expression, product=of_part, columns=columns, value=value))
         column = columns[1]
     return drafts

@@ -45,8 +45,8 @@ class Node:
         source_operands: For a moved tensor, the operand that each element comes from.
         weight_transposed: For weighted sums, whether the weight has shape ``(input, output)``, as in matmul,
             instead of ``(output, input)``, as in linear.
-        call: For a function or weighted sums, the call as Python code, such as ``"leaky_relu({}, 0.2)"``, where
-            ``{}`` stands for each operand that isn't a constant. Empty if it has other tensors as arguments.
+        call: For a function or weighted sums, the call as Python code, as ``"leaky_relu({}, 0.2)"``. Each
+            ``{}`` stands for an operand that isn't a constant. Empty if it has other tensors as arguments.
         constant: The value of a constant.
     """
 

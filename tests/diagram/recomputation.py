@@ -20,12 +20,11 @@ def call(text: str, *operands: Tensor) -> Tensor:
     places = (torch.nn.functional, torch, torch.special, torch._C._nn, torch.Tensor)
     functions = [getattr(place, n, None) for n in (name, f"__{name}__") for place in places]
     values = dict(zip(names, operands, strict=True))
-    scope = {"torch": torch, "inf": math.inf, "nan": math.nan, "device": torch.device}
+    scope: dict[str, object] = {"torch": torch, "inf": math.inf, "nan": math.nan, "device": torch.device}
     for function in filter(callable, functions):  # torch.celu has no argument inplace
         with contextlib.suppress(TypeError):
-            result: Tensor = eval(
-                f"function({arguments.format(*names)}", {**scope, "function": function}, values
-            )
+            scope["function"] = function
+            result: Tensor = eval(f"function({arguments.format(*names)}", scope, values)
             return result
     raise ValueError(f"torch has no function for {text}")
 
@@ -61,10 +60,7 @@ class Recomputation:
             self.sources |= {f"before:{state.name}": state.value for state in diagram.states}
             self.sources |= {node.id: node.value for node in diagram.nodes}
             position = part.at(step)
-            assert (
-                values[diagram.input_value].equal(part.input[position, self.batch])
-                or part.input.isnan().any()
-            )
+            self.equal(part.input[position, self.batch], diagram.input_value, "x")
             for state in diagram.states:
                 self.equal(before[state.name], state.value, f"{state.name} before the step")
                 self.equal(part.values[state.name][position, self.batch], self.sources[state.end], state.name)
@@ -83,10 +79,11 @@ class Recomputation:
         recorded = self.values[index]
         computed = computed.double().flatten().broadcast_to(recorded.shape)
         scale = recorded[recorded.isfinite()].abs().max().item() if recorded.isfinite().any() else 0.0
-        torch.testing.assert_close(
-            computed, recorded, rtol=self.tolerance, atol=self.tolerance * (1 + scale), equal_nan=True,
-            msg=lambda message: f"{self.trace.diagram.cell}, step {self.step}: {what}\n{message}",
-        )  # fmt: skip
+        bound = self.tolerance * (1 + scale)
+        assert torch.allclose(computed, recorded, self.tolerance, bound, equal_nan=True), (
+            f"{self.trace.diagram.cell}, step {self.step}: {what} is {computed.tolist()}, "
+            f"but {recorded.tolist()} was recorded"
+        )
         self.checked += recorded.numel()
 
     def term(self, term: Term) -> Tensor:
@@ -98,7 +95,13 @@ class Recomputation:
         if term.elements is not None:
             result = result[list(term.elements)]
         if term.weighted:
-            result = self.matrix(term) @ result
+            matrix = self.matrix(term)
+            if term.blocks > 1:  # separately, so that a NaN stays in its block
+                blocks = zip(matrix.chunk(term.blocks), result.chunk(term.blocks), strict=True)
+                width = len(result) // term.blocks
+                result = torch.cat([b[:, k * width :][:, :width] @ v for k, (b, v) in enumerate(blocks)])
+            else:
+                result = matrix @ result
             if term.bias or (term.weight is not None and self.trace.weights[term.weight].bias is not None):
                 result = result + self.bias(term)
         if term.call:
