@@ -14,7 +14,7 @@ Masks = NDArray[Any]  # unsigned integers of 64 bits, or Python's integers on a 
 LINES = 64  # rows and columns of a grid whose masks have 64 bits
 
 LENGTH, SHARED = 60, 44  # for each half column or row; a line that a net already has costs less
-CROSSING, TOUCH, OVERLAP = 600, 800, 6000
+CROSSING, TOUCH, OVERLAP = 900, 800, 6000
 THROUGH = 15000
 BEND = 130  # for each piece of a route
 

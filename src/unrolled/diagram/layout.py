@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from unrolled.diagram.geometry import Geometry
@@ -9,13 +11,14 @@ from unrolled.diagram.labels import place_labels
 from unrolled.diagram.lanes import wire
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Term
 from unrolled.diagram.placed import Layout
-from unrolled.diagram.routing import Router
+from unrolled.diagram.routing import Placement, Router
 from unrolled.diagram.search import search
+from unrolled.diagram.stored import stored_placement
 
 ROUNDS = 26
 _TRIED = 6  # placements that are laid out in full
 _SPACINGS = (1.0, 1.2, 1.5)
-_LABEL_ON_LINE, _CROSSING = 1000, 400
+_LABEL_ON_LINE, _CROSSING = 1000, 200
 
 
 def layout(diagram: Diagram) -> Layout:
@@ -27,10 +30,10 @@ def layout(diagram: Diagram) -> Layout:
     Returns:
         Its layout. It is cached: diagrams that only differ in their sizes or numbers share one.
     """
-    return _layout(_drawn_part(diagram))
+    return _layout(drawn_part(diagram))
 
 
-def _drawn_part(diagram: Diagram) -> Diagram:
+def drawn_part(diagram: Diagram) -> Diagram:
     """Return the diagram without anything that doesn't change its layout."""
     nodes = tuple(
         DiagramNode(
@@ -51,18 +54,39 @@ def _drawn_part(diagram: Diagram) -> Diagram:
 @lru_cache(maxsize=256)
 def _layout(diagram: Diagram) -> Layout:
     router = Router(wire(diagram))
-    placements = search(router, ROUNDS)[:_TRIED]
-    best: tuple[int, float, Layout] | None = None
+    stored = stored_placement(router.wiring)
+    placements = [stored] if stored else search(router, ROUNDS)[:_TRIED]
+    return best_layout(diagram, router, placements).layout
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A layout, its placement, and how good it is: first few labels without a place, then a low cost."""
+
+    rating: tuple[int, float]
+    placement: Placement
+    layout: Layout
+
+
+def best_layout(diagram: Diagram, router: Router, placements: Sequence[Placement]) -> Rated:
+    """Lay out each of some placements and return the best one.
+
+    Args:
+        diagram: The diagram.
+        router: The router of its wiring.
+        placements: The placements.
+    """
+    best: Rated | None = None
     for spacing in _SPACINGS:
         for placement in placements:
             geometry = Geometry(diagram, router, placement, spacing)
             placed, missing, on_lines = place_labels(diagram, geometry.layout())
-            score = float(geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings)
-            score += placed.width + placed.height
-            if best is None or (missing, score) < best[:2]:
-                best = (missing, score, placed)
+            cost = float(geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings)
+            rated = Rated((missing, cost + placed.width + placed.height), placement, placed)
+            if best is None or rated.rating < best.rating:
+                best = rated
         assert best is not None
-        if not best[0]:
+        if not best.rating[0]:
             break
     assert best is not None
-    return best[2]
+    return best

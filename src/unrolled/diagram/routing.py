@@ -13,7 +13,7 @@ from unrolled.diagram.route_shapes import Point, all_routes, simple_routes, simp
 
 FIRST = 2  # column 0; lanes start at 0, branches are at 1
 _COLUMN, _ROW, _RAISED, _UNORDERED = 220, 300, 350, 15
-_COLLISION, _LANE_ORDER, _BACKWARD, _RAIL_CROSSING = 30000, 12000, 1400, 350
+_COLLISION, _LANE_ORDER, _BACKWARD, _RAIL_CROSSING = 30000, 12000, 1400, 600
 
 
 @dataclass(frozen=True)
