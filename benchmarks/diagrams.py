@@ -1,7 +1,7 @@
 """Search for good placements of the diagrams of all cells, and store them in the package.
 
-Run it after a change of a cell, or of how diagrams are wired or rated: ``python benchmarks/diagrams.py [CELL ...]``.
-It takes some minutes. With names of cells, the other placements stay as they are.
+Run it after a change of a cell, or of how diagrams are wired or rated, with the names of cells or for all:
+``python benchmarks/diagrams.py [CELL ...]``. For all it takes about 20 minutes.
 """
 
 from __future__ import annotations

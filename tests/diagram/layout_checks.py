@@ -51,7 +51,22 @@ def check_boxes(diagram: Diagram, layout: Layout) -> None:
             label = node.label
             boxes[f"label {node.id}"] = (label.x, label.y, label.x + label.width, label.y + label.height)
     for port in layout.ports:
-        if port.side != "below":
+        if port.value_y is None:
+            continue
+        if layout.orientation == "vertical":
+            boxes[f"{port.side} {port.name} name"] = (
+                port.x + 7,
+                port.name_y - 12,
+                port.x + 40,
+                port.name_y + 3,
+            )
+            boxes[f"{port.side} {port.name} digits"] = (
+                port.x + 7,
+                port.value_y - 9,
+                port.x + 43,
+                port.value_y + 1,
+            )
+        else:
             left = 0.0 if port.side == "in" else layout.width - 40
             boxes[f"{port.side} {port.name} name"] = (left, port.y - 24, left + 40, port.y - 6)
             boxes[f"{port.side} {port.name} digits"] = (left, port.y + 9, left + 40, port.y + 21)
@@ -133,13 +148,16 @@ def check_connections(diagram: Diagram, layout: Layout) -> None:
     for state in diagram.states:
         leaving = [r for r in layout.routes if r.state == state.name and r.target is None]
         assert len(leaving) == 1, (diagram.cell, state)
-        assert leaving[0].points[-1][0] == layout.width - 14
+        upright = layout.orientation == "vertical"
+        end = layout.height if upright else layout.width
+        assert leaving[0].points[-1][upright] == end - 14
         port = next(port for port in layout.ports if port.side == "out" and port.name == state.name)
-        assert port.y == leaving[0].points[-1][1]
+        assert (port.x, port.y) == leaving[0].points[-1]
         assert state.end in leaving[0].sources
-    for name, y in layout.belts:
+    for name, place in layout.belts:
         lane = [r for r in layout.routes if r.kind == "lane" and r.state == name]
-        assert all(point[1] == y for route in lane for point in route.points)
+        across = 0 if layout.orientation == "vertical" else 1
+        assert all(point[across] == place for route in lane for point in route.points)
 
 
 def check_layout(diagram: Diagram, layout: Layout) -> None:

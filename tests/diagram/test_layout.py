@@ -17,7 +17,7 @@ from diagram.layout_checks import check_layout
 from diagram.random_diagrams import random_diagram
 from unrolled.diagram.graph import build
 from unrolled.diagram.groups import fold
-from unrolled.diagram.layout import layout
+from unrolled.diagram.layout import ORIENTATIONS, layout
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Term
 from unrolled.diagram.placed import Layout
 from unrolled.diagram.routing import Router
@@ -54,10 +54,11 @@ def test_a_few_cells(cell: str) -> None:
 def test_every_cell(cell: str) -> None:
     whole = diagram_of(cell)
     for diagram in dict.fromkeys((whole, fold(whole))):
-        placed = layout(diagram)
-        check_layout(diagram, placed)
-        assert not unlabeled(diagram, placed)
-        assert placed.crossings <= (18 if len(diagram.nodes) > 13 else 8)
+        for orientation in ORIENTATIONS:
+            placed = layout(diagram, orientation)
+            check_layout(diagram, placed)
+            assert not unlabeled(diagram, placed)
+            assert placed.crossings <= (12 if len(diagram.nodes) > 13 else 6)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -71,6 +72,7 @@ def test_random_diagrams(seed: int) -> None:
 def test_more_random_diagrams(seed: int) -> None:
     diagram = random_diagram(seed)
     check_layout(diagram, layout(diagram))
+    check_layout(diagram, layout(diagram, "vertical"))
 
 
 def test_textbook_lstm() -> None:
@@ -87,6 +89,25 @@ def test_textbook_lstm() -> None:
     rails = [route for route in placed.routes if route.kind == "rail"]
     assert {source for rail in rails for source in rail.sources} == {"x", "before:h"}
     assert len({rail.points[-1][1] for rail in rails}) == 1
+
+
+@pytest.mark.parametrize(("cell", "widest"), [("LSTM", 340), ("GRU", 340), ("RNN", 200)])
+def test_upright_layouts(cell: str, widest: float) -> None:
+    """They fit on a phone, and are checked like all others."""
+    diagram = diagram_of(cell)
+    placed = layout(diagram, "vertical")
+    check_layout(diagram, placed)
+    assert not unlabeled(diagram, placed)
+    assert placed.width <= widest
+    assert placed.crossings <= layout(diagram).crossings + 1
+    starts, ends = ([port.y for port in placed.ports if port.side == side] for side in ("in", "out"))
+    assert max(starts) < min(node.y for node in placed.nodes)
+    assert min(ends) > max(node.y for node in placed.nodes)
+
+
+def test_wrong_orientation() -> None:
+    with pytest.raises(ValueError, match="orientation must be horizontal or vertical, but got 'upright'"):
+        layout(diagram_of("RNN"), "upright")
 
 
 def test_a_product_that_layers_read_is_a_rail() -> None:
@@ -176,4 +197,5 @@ def test_json() -> None:
     assert json.loads(json.dumps(plain)) == plain
     assert set(plain) == {
         "width", "height", "nodes", "routes", "ports", "dots", "belts", "output", "crossings", "bends",
+        "orientation",
     }  # fmt: skip

@@ -15,7 +15,7 @@ from diagram.random_diagrams import random_diagram
 from helpers.browser import find_browser, running_browser
 from unrolled.diagram.graph import build
 from unrolled.diagram.groups import fold
-from unrolled.diagram.layout import layout
+from unrolled.diagram.layout import ORIENTATIONS, layout
 from unrolled.diagram.model import DiagramTrace
 from unrolled.diagram.numbers import scales
 from unrolled.diagram.shapes import BOX_HEIGHT
@@ -192,7 +192,9 @@ def test_texts_in_the_browser() -> None:
     for cell in ur.cells.__all__:
         trace = trace_of(cell)
         for diagram in dict.fromkeys((trace.diagram, fold(trace.diagram))):
-            pictures += [svg(diagram, layout(diagram), values) for values in trace.values[1:]]
+            for orientation in ORIENTATIONS:
+                placed = layout(diagram, orientation)
+                pictures += [svg(diagram, placed, values) for values in trace.values[1:]]
     for seed in range(6):
         diagram = random_diagram(seed)
         large = [torch.full((2,), -1e30 * 1.5**k) for k in range(diagram.input_value + 1)]

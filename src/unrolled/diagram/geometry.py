@@ -10,12 +10,13 @@ from unrolled.diagram.model import Diagram
 from unrolled.diagram.placed import XY, Arrow, Layout, PlacedNode, Port, Route
 from unrolled.diagram.route_shapes import Point
 from unrolled.diagram.routing import FIRST, GridRoute, Placement, Router, group_net
-from unrolled.diagram.shapes import CIRCLE, border, direction, node_size, rounded_path, simplified
+from unrolled.diagram.shapes import CIRCLE, border, direction, line_path, node_size, simplified
 from unrolled.diagram.tracks import Tracks, assign_tracks
 
 EDGE, LEFT, RIGHT, INPUT_X, CHANNEL_X = 14.0, 76.0, 78.0, 52.0, 68.0
 GAP, ROW, TOP, TRACK, RAIL_GAP, PORT_GAP = 24.0, 70.0, 46.0, 9.0, 12.0, 48.0
-BELOW_RAILS, RAIL_TURN, HEAD = 52.0, 16.0, 7.0
+BELOW_RAILS, RAIL_TURN = 52.0, 16.0
+UPRIGHT_ROW, UPRIGHT_GAP, UPRIGHT_TOP = 62.0, 24.0, 32.0
 _NODE_MARGIN, _NODE_SPACING = 6.0, 14.0
 
 
@@ -27,13 +28,23 @@ class Geometry:
         router: The router of its wiring.
         placement: Where its nodes are on the grid.
         spacing: Distance between rows and between columns, relative to the usual one.
+        upright: Whether the axes will be swapped, by ``turned_upright``. Then nodes are higher than wide.
     """
 
-    def __init__(self, diagram: Diagram, router: Router, placement: Placement, spacing: float = 1.0) -> None:
+    def __init__(
+        self,
+        diagram: Diagram,
+        router: Router,
+        placement: Placement,
+        spacing: float = 1.0,
+        upright: bool = False,
+    ) -> None:
         self.diagram = diagram
         self.wiring: Wiring = router.wiring
         self.base = router.base
-        self.sizes = [node_size(node) for node in diagram.nodes]
+        self.upright = upright
+        sizes = [node_size(node) for node in diagram.nodes]
+        self.sizes = [(h, w, r) for w, h, r in sizes] if upright else sizes
         x, y, lanes, right = router.positions([placement])
         self.grid = list(zip(x[0].tolist(), y[0].tolist(), strict=True))
         self.lanes = dict(zip(self.wiring.lanes, lanes[0].tolist(), strict=True))
@@ -80,9 +91,14 @@ class Geometry:
         top = max([y for _, y in self.grid] + list(self.lanes.values()), default=self.base + 2)
         above = self.tracks.count(0, top + 1) if self.tracks.runs.get((0, top + 1)) else 0
         y = TOP + TRACK * above
+        if self.upright:
+            tallest = max(
+                [h for (_, row), (_, h, _) in zip(self.grid, self.sizes, strict=True) if row == top]
+            )
+            y = max(UPRIGHT_TOP, tallest / 2 + 8) + TRACK * above
         positions = {top + 1: y - ROW / 2, top: y}
         for row in range(top - 2, self.base - 1, -2):
-            gap = ROW * spacing + TRACK * (self.tracks.count(0, row + 1) - 1)
+            gap = self._row_distance(row, spacing) + TRACK * (self.tracks.count(0, row + 1) - 1)
             positions[row + 1] = y + gap / 2
             y += gap
             positions[row] = y
@@ -96,6 +112,17 @@ class Geometry:
             below = self.deep + PORT_GAP if enters else below
             self.rail_y.update(dict.fromkeys(group, self.deep))
         return positions
+
+    def _row_distance(self, row: int, spacing: float) -> float:
+        """Return the distance of a row to the one above."""
+        if not self.upright:
+            return ROW * spacing
+        heights = {r: [h for (_, y), (_, h, _) in zip(self.grid, self.sizes, strict=True) if y == r]
+                   for r in (row, row + 2)}  # fmt: skip
+        above, below = (max(heights[r], default=CIRCLE) for r in (row + 2, row))
+        if row == self.base:
+            return above / 2 + 2 * UPRIGHT_GAP
+        return max(UPRIGHT_ROW, (above + below) / 2 + UPRIGHT_GAP) * spacing
 
     def _place_nodes(self) -> list[PlacedNode]:
         lane_names = [self.wiring.lanes[lane] if lane >= 0 else None for lane in self.wiring.lane_of]
@@ -118,7 +145,7 @@ class Geometry:
         ]
         rails = self._rails()
         routes = (*rails, *taps, *edges, *lanes)
-        height = max([self.deep + BELOW_RAILS, *[y + 40 for y in outputs.values()]])
+        height = max([self.deep + BELOW_RAILS, *[y + PORT_GAP for y in outputs.values()]])
         ports = self._ports(outputs, height)
         out = next(p for p in ports if p.side == "out" and p.name == self.diagram.states[0].name)
         return Layout(
@@ -203,11 +230,8 @@ class Geometry:
             arrow = Arrow(x, y, dx, dy)
             if sign < 0:
                 minus = (x - dx * 12 + (10 if dy else 0), y - dy * 12 - dx * 9)
-        drawn = list(points)
-        if arrow:
-            drawn[-1] = (arrow.x - arrow.dx * HEAD, arrow.y - arrow.dy * HEAD)
         name = self.diagram.nodes[target].id if target is not None else None
-        path = rounded_path(drawn)
+        path = line_path(points, arrow)
         return Route(kind, net, sources, name, state, tuple(points), path, weighted, sign, arrow, minus)
 
     def _lane(self, route: GridRoute) -> Route:

@@ -81,6 +81,8 @@ def place_labels(diagram: Diagram, layout: Layout) -> tuple[Layout, int, int]:
 
 def port_areas(layout: Layout) -> list[Area]:
     """Return where the names and digits of ports are, and the arrow of the output."""
+    if layout.orientation == "vertical":
+        return _upright_port_areas(layout)
     areas = []
     for port in layout.ports:
         if port.side == "in":
@@ -91,6 +93,18 @@ def port_areas(layout: Layout) -> list[Area]:
             areas.append(Area(port.x + 6, port.y - 3, port.x + 32, port.y + 16))
     x, y = layout.output
     areas.append(Area(x - 20, y - 50, x + 20, y))
+    return areas
+
+
+def _upright_port_areas(layout: Layout) -> list[Area]:
+    areas = []
+    for port in layout.ports:
+        if port.side == "below":
+            areas.append(Area(port.text_x - 26, port.name_y - 14, port.text_x, port.name_y + 6))
+        else:
+            areas.append(Area(port.x - 4, port.name_y - 14, port.text_x + 38, port.name_y + 19))
+    x, y = layout.output
+    areas.append(Area(x, y - 6, x + 40, y + 18))
     return areas
 
 

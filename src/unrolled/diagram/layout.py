@@ -14,23 +14,31 @@ from unrolled.diagram.placed import Layout
 from unrolled.diagram.routing import Placement, Router
 from unrolled.diagram.search import search
 from unrolled.diagram.stored import stored_placement
+from unrolled.diagram.upright import turned_upright
 
+ORIENTATIONS = ("horizontal", "vertical")
 ROUNDS = 26
 _TRIED = 6  # placements that are laid out in full
 _SPACINGS = (1.0, 1.2, 1.5)
 _LABEL_ON_LINE, _CROSSING = 1000, 200
 
 
-def layout(diagram: Diagram) -> Layout:
+def layout(diagram: Diagram, orientation: str = "horizontal") -> Layout:
     """Lay out a diagram. The same diagram always gives the same layout, on every platform.
 
     Args:
         diagram: The diagram.
+        orientation: ``"horizontal"``, or ``"vertical"`` for narrow screens: then time runs down.
 
     Returns:
         Its layout. It is cached: diagrams that only differ in their sizes or numbers share one.
+
+    Raises:
+        ValueError: If there is no such orientation.
     """
-    return _layout(drawn_part(diagram))
+    if orientation not in ORIENTATIONS:
+        raise ValueError(f"orientation must be horizontal or vertical, but got {orientation!r}.")
+    return _layout(drawn_part(diagram), orientation == "vertical")
 
 
 def drawn_part(diagram: Diagram) -> Diagram:
@@ -52,11 +60,11 @@ def drawn_part(diagram: Diagram) -> Diagram:
 
 
 @lru_cache(maxsize=256)
-def _layout(diagram: Diagram) -> Layout:
-    router = Router(wire(diagram))
-    stored = stored_placement(router.wiring)
+def _layout(diagram: Diagram, upright: bool) -> Layout:
+    router = Router(wire(diagram), narrow=upright)
+    stored = None if upright else stored_placement(router.wiring)
     placements = [stored] if stored else search(router, ROUNDS)[:_TRIED]
-    return best_layout(diagram, router, placements).layout
+    return best_layout(diagram, router, placements, upright).layout
 
 
 @dataclass(frozen=True)
@@ -68,19 +76,23 @@ class Rated:
     layout: Layout
 
 
-def best_layout(diagram: Diagram, router: Router, placements: Sequence[Placement]) -> Rated:
+def best_layout(
+    diagram: Diagram, router: Router, placements: Sequence[Placement], upright: bool = False
+) -> Rated:
     """Lay out each of some placements and return the best one.
 
     Args:
         diagram: The diagram.
         router: The router of its wiring.
         placements: The placements.
+        upright: Whether time runs down.
     """
     best: Rated | None = None
     for spacing in _SPACINGS:
         for placement in placements:
-            geometry = Geometry(diagram, router, placement, spacing)
-            placed, missing, on_lines = place_labels(diagram, geometry.layout())
+            geometry = Geometry(diagram, router, placement, spacing, upright)
+            bare = turned_upright(geometry.layout()) if upright else geometry.layout()
+            placed, missing, on_lines = place_labels(diagram, bare)
             cost = float(geometry.cost + _LABEL_ON_LINE * on_lines + _CROSSING * placed.crossings)
             rated = Rated((missing, cost + placed.width + placed.height), placement, placed)
             if best is None or rated.rating < best.rating:

@@ -135,10 +135,11 @@ class Layout:
         routes: All lines, in the order they are drawn.
         ports: Where states and the input enter and leave.
         dots: Where lines divide.
-        belts: For each lane, its state and its y.
-        output: The port where the output leaves upward: the foot of its arrow.
+        belts: For each lane, its state and its y (its x if time runs down).
+        output: The foot of the arrow of the output. It points up, or to the right if time runs down.
         crossings: Number of points where lines of different nets cross.
         bends: Number of turns of edges.
+        orientation: ``"horizontal"`` if time runs to the right, ``"vertical"`` if it runs down.
     """
 
     width: float
@@ -151,6 +152,7 @@ class Layout:
     output: XY
     crossings: int = 0
     bends: int = 0
+    orientation: str = "horizontal"
 
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain data: dicts, lists, numbers and strings."""

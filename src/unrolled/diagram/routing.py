@@ -12,7 +12,8 @@ from unrolled.diagram.lanes import BEFORE, Edge, Wiring
 from unrolled.diagram.route_shapes import Point, all_routes, simple_routes, simplified
 
 FIRST = 2  # column 0; lanes start at 0, branches are at 1
-_COLUMN, _ROW, _RAISED, _UNORDERED = 220, 300, 350, 15
+_SIZE_COSTS, _NARROW_COSTS = (220, 300), (120, 1500)  # of a column and of a row
+_RAISED, _UNORDERED = 350, 15
 _COLLISION, _LANE_ORDER, _BACKWARD, _RAIL_CROSSING = 30000, 12000, 1400, 600
 
 
@@ -57,10 +58,13 @@ class Router:
 
     Args:
         wiring: The connections.
+        narrow: Whether few rows matter more than few columns, for upright layouts.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Wiring, narrow: bool = False) -> None:
         self.wiring = wiring
+        self.narrow = narrow
+        self._column_cost, self._row_cost = _NARROW_COSTS if narrow else _SIZE_COSTS
         self.base = 2 * max(0, len(wiring.floor) - 1)  # the row of the rails; more outputs are below
         self.group_nets = [group_net(group) for group in wiring.groups]
         names = [*self.group_nets, *[self.net_of(edge) for edge in wiring.edges]]
@@ -152,9 +156,9 @@ class Router:
         return total
 
     def _placement_costs(self, x: Ints, y: Ints, right: Ints) -> Ints:
-        total = _COLUMN // 2 * (right - FIRST)
+        total = self._column_cost // 2 * (right - FIRST)
         inner = np.where(self._lane_of < 0, y - self.base, 0).max(1, initial=2)
-        total += _ROW // 2 * inner
+        total += self._row_cost // 2 * inner
         total += _RAISED * ((y[:, self._low] - self.base) // 2 - 1).sum(1)
         layers = x[:, self._layers]
         later = np.triu(np.ones((len(self._layers),) * 2, bool), 1)

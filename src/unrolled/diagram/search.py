@@ -49,15 +49,20 @@ class _Neighbors:
         return found
 
 
-def first_placement(wiring: Wiring) -> Placement:
-    """Place nodes in the order of computation: layers in the lowest row, the rest above and to the right."""
+def first_placement(wiring: Wiring, highest: int = 3) -> Placement:
+    """Place nodes in the order of computation: layers in the lowest row, the rest above and to the right.
+
+    Args:
+        wiring: The connections.
+        highest: The highest row.
+    """
     neighbors = _Neighbors.of(wiring)
     count = len(wiring.kinds)
     rows = [0] * count
     for k in range(count):
         if wiring.lane_of[k] < 0:
             below = [rows[p] for p in neighbors.reads[k] if wiring.lane_of[p] < 0]
-            rows[k] = min(max(below, default=0) + 1, 3)
+            rows[k] = min(max(below, default=0) + 1, highest)
     columns = [0] * count
     used: set[tuple[int, int]] = set()
     for k in range(count):
@@ -90,7 +95,7 @@ def search(router: Router, rounds: int, seed: int = 1) -> list[Placement]:
     Returns:
         The best placements, best first. In each, every node has a place of its own and lanes run forward.
     """
-    first = first_placement(router.wiring)
+    first = first_placement(router.wiring, 2 if router.narrow else 3)
     highest = router.base + 2 * (_MAX_ROW + len(router.wiring.lanes)) + 4
     if max(first.columns, default=0) >= _MAX_COLUMNS or highest > LINES:
         return [first]  # too large for fast masks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unrolled.diagram.model import DiagramNode
-from unrolled.diagram.placed import XY, PlacedNode
+from unrolled.diagram.placed import XY, Arrow, PlacedNode
 from unrolled.diagram.text import name_width, shortened, width
 
-CORNER = 9.0
+CORNER, HEAD = 9.0, 7.0  # radius of corners, and length of arrow heads
 CIRCLE, PILL_HEIGHT, BOX_WIDTH, BOX_HEIGHT, BOX_RADIUS = 28.0, 26.0, 60.0, 48.0, 8.0
 NORMALIZED = "norm"  # written in a box whose weighted sums are normalized
 _CIRCLE_GLYPH = 2  # a circle has room for so many characters
@@ -74,7 +76,15 @@ def simplified(points: list[XY]) -> list[XY]:
     return kept
 
 
-def rounded_path(points: list[XY]) -> str:
+def line_path(points: Sequence[XY], arrow: Arrow | None) -> str:
+    """Return a line as SVG path data with round corners, as far as its arrow head."""
+    drawn = list(points)
+    if arrow:
+        drawn[-1] = (arrow.x - arrow.dx * HEAD, arrow.y - arrow.dy * HEAD)
+    return rounded_path(drawn)
+
+
+def rounded_path(points: Sequence[XY]) -> str:
     """Return a line as SVG path data with round corners."""
     path = f"M{points[0][0]:g} {points[0][1]:g}"
     for (ax, ay), (bx, by), (cx, cy) in zip(points, points[1:], points[2:], strict=False):

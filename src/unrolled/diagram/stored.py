@@ -1,4 +1,4 @@
-"""Placements of the library's cells, found by a longer search than there is time for when a diagram is drawn."""
+"""Placements of the library's cells, found by a longer search than there is time for when drawing."""
 
 from __future__ import annotations
 

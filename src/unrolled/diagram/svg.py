@@ -86,10 +86,7 @@ class _Painter:
             f"<title>{escape(title)}</title>",
             f"<style>{style_sheet('.' + self.id, self.theme)}</style>",
             f'<rect class="ground" width="{w}" height="{h}"/>',
-            *[
-                f'<rect class="belt" y="{_number(y - BELT / 2)}" width="{w}" height="{_number(BELT)}"/>'
-                for _, y in self.layout.belts
-            ],
+            *[self._belt(place) for _, place in self.layout.belts],
             *self._routes(),
             *[self._dot(dot) for dot in self.layout.dots],
             *[self._port(port) for port in self.layout.ports],
@@ -170,11 +167,22 @@ class _Painter:
             return f"<g>{name}</g>"
         return f"<g>{name}{_digits(shown, port.text_x, port.value_y, port.anchor)}</g>"
 
+    def _belt(self, place: float) -> str:
+        start, across = _number(place - BELT / 2), _number(BELT)
+        if self.layout.orientation == "vertical":
+            return f'<rect class="belt" x="{start}" width="{across}" height="{_number(self.layout.height)}"/>'
+        return f'<rect class="belt" y="{start}" width="{_number(self.layout.width)}" height="{across}"/>'
+
     def _output(self) -> str:
         x, y = self.layout.output
-        line = f'<path class="output" d="M{_number(x)} {_number(y)}v-26"/>'
-        head = f'<path class="output-head" d="M{_number(x)} {_number(y - 33)}l-4.6 8h9.2z"/>'
-        return f'{line}{head}<text class="small middle" x="{_number(x)}" y="{_number(y - 37)}">output</text>'
+        upright = self.layout.orientation == "vertical"
+        turn = " rotate(90)" if upright else ""
+        text_x, text_y, anchor = (3, 15, "start") if upright else (0, -37, "middle")
+        return (
+            f'<g transform="translate({_number(x)} {_number(y)})"><g transform="scale(1){turn}">'
+            '<path class="output" d="M0 0v-26"/><path class="output-head" d="M0 -33l-4.6 8h9.2z"/></g>'
+            f'<text class="small {anchor}" x="{text_x}" y="{text_y}">output</text></g>'
+        )
 
     # Nodes
 
