@@ -17,10 +17,13 @@ from diagram.layout_checks import check_layout
 from diagram.random_diagrams import random_diagram
 from unrolled.diagram.graph import build
 from unrolled.diagram.groups import fold
-from unrolled.diagram.layout import ORIENTATIONS, layout
+from unrolled.diagram.lanes import wire
+from unrolled.diagram.layout import ORIENTATIONS, ROUNDS, layout
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Term
 from unrolled.diagram.placed import Layout
 from unrolled.diagram.routing import Router
+from unrolled.diagram.search import first_placement, search
+from unrolled.diagram.stored import stored_placement
 
 FEW = ("LSTM", "GRU", "RNN", "PeepholeLSTM")
 LARGEST = 3000  # evaluated placements: about a second
@@ -183,13 +186,23 @@ def test_effort(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search of the largest cells is bounded, counted in placements instead of seconds."""
     evaluated = []
     costs = Router.costs
-    monkeypatch.setattr(
-        Router, "costs", lambda self, found: evaluated.append(len(found)) or costs(self, found)
-    )
-    diagram = diagram_of(cell)
-    names = tuple(replace(node, name=node.name and node.name + "0") for node in diagram.nodes)
-    layout(replace(diagram, nodes=names))  # not in the cache
+    monkeypatch.setattr(Router, "costs", lambda self, p: evaluated.append(len(p)) or costs(self, p))
+    router = Router(wire(diagram_of(cell)))
+    found = search(router, ROUNDS)
     assert 100 < sum(evaluated) <= LARGEST
+    assert costs(router, found[:1]) < costs(router, [first_placement(router.wiring)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ur.cells.__all__)
+def test_placements_are_stored(cell: str) -> None:
+    """If a change of a cell makes this fail, run benchmarks/diagrams.py."""
+    whole = diagram_of(cell)
+    for diagram in (whole, fold(whole)):
+        placement = stored_placement(wire(diagram))
+        assert placement is not None
+        router = Router(wire(diagram))
+        assert router.costs([placement]) <= router.costs([first_placement(router.wiring)])
 
 
 def test_json() -> None:

@@ -17,7 +17,7 @@ from unrolled.diagram.stored import stored_placement
 from unrolled.diagram.upright import turned_upright
 
 ORIENTATIONS = ("horizontal", "vertical")
-ROUNDS = 26
+ROUNDS = 22
 _TRIED = 6  # placements that are laid out in full
 _SPACINGS = (1.0, 1.2, 1.5)
 _LABEL_ON_LINE, _CROSSING = 1000, 200
