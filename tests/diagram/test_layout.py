@@ -61,7 +61,8 @@ def test_every_cell(cell: str) -> None:
             placed = layout(diagram, orientation)
             check_layout(diagram, placed)
             assert not unlabeled(diagram, placed)
-            assert placed.crossings <= (12 if len(diagram.nodes) > 13 else 6)
+            most = 11 if len(diagram.nodes) > 13 else 7
+            assert placed.crossings <= (most if orientation == "horizontal" else most + 5)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -140,6 +141,14 @@ def test_states_without_nodes() -> None:
     check_layout(diagram, layout(diagram))
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("ends", [("before:s0",), ("x",), ("before:s1", "x")])
+def test_diagrams_without_nodes(ends: tuple[str, ...], orientation: str) -> None:
+    states = tuple(DiagramState(f"s{k}", end, k) for k, end in enumerate(ends))
+    diagram = Diagram("Delay", states, (), len(ends))
+    check_layout(diagram, layout(diagram, orientation))
+
+
 def test_a_node_without_terms() -> None:
     """Random numbers that a step draws are read from nowhere."""
     nodes = (
@@ -202,7 +211,8 @@ def test_placements_are_stored(cell: str) -> None:
         placement = stored_placement(wire(diagram))
         assert placement is not None
         router = Router(wire(diagram))
-        assert router.costs([placement]) <= router.costs([first_placement(router.wiring)])
+        first = first_placement(router.wiring)
+        assert router.costs([placement]) <= 1.01 * router.costs([first])  # of simple routes
 
 
 def test_json() -> None:

@@ -64,12 +64,14 @@ class Board:
     Args:
         batch: Number of placements.
         nets: Number of nets. Lines of the same net may run on one another.
-        x, y: Positions of the nodes, ``(batch, nodes)``.
+        x: Columns of the nodes, ``(batch, nodes)``.
+        y: Rows of the nodes.
+        last: The last row or column of the grid.
     """
 
-    def __init__(self, batch: int, nets: int, x: Ints, y: Ints) -> None:
+    def __init__(self, batch: int, nets: int, x: Ints, y: Ints, last: int) -> None:
         self._batch = batch
-        self._lines = 4 + int(max(x.max(initial=0), y.max(initial=0)))
+        self._lines = last + 1
         self._type = np.dtype(np.uint64 if self._lines <= LINES else object)
         rows = 2 * batch
         self._nodes: Masks = np.zeros((rows, self._lines), self._type)

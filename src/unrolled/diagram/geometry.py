@@ -90,16 +90,16 @@ class Geometry:
     def _row_positions(self, spacing: float) -> dict[int, float]:
         top = max([y for _, y in self.grid] + list(self.lanes.values()), default=self.base + 2)
         above = self.tracks.count(0, top + 1) if self.tracks.runs.get((0, top + 1)) else 0
-        y = TOP + TRACK * above
+        y, channel = TOP + TRACK * above, TOP + TRACK * above - ROW / 2
         if self.upright:
-            tallest = max(
-                [h for (_, row), (_, h, _) in zip(self.grid, self.sizes, strict=True) if row == top]
-            )
+            tallest = self._row_height(top)
             y = max(UPRIGHT_TOP, tallest / 2 + 8) + TRACK * above
-        positions = {top + 1: y - ROW / 2, top: y}
+            channel = (y - tallest / 2) / 2
+        positions = {top + 1: channel, top: y}
         for row in range(top - 2, self.base - 1, -2):
-            gap = self._row_distance(row, spacing) + TRACK * (self.tracks.count(0, row + 1) - 1)
-            positions[row + 1] = y + gap / 2
+            distance, middle = self._row_distance(row, spacing)
+            gap = distance + TRACK * (self.tracks.count(0, row + 1) - 1)
+            positions[row + 1] = y + gap / 2 + middle
             y += gap
             positions[row] = y
         positions[self.base] -= 2
@@ -113,16 +113,19 @@ class Geometry:
             self.rail_y.update(dict.fromkeys(group, self.deep))
         return positions
 
-    def _row_distance(self, row: int, spacing: float) -> float:
-        """Return the distance of a row to the one above."""
+    def _row_height(self, row: int) -> float:
+        heights = [h for (_, y), (_, h, _) in zip(self.grid, self.sizes, strict=True) if y == row]
+        return max(heights, default=CIRCLE)
+
+    def _row_distance(self, row: int, spacing: float) -> tuple[float, float]:
+        """Return the distance of a row to the one above, and where lines between them run, from halfway."""
         if not self.upright:
-            return ROW * spacing
-        heights = {r: [h for (_, y), (_, h, _) in zip(self.grid, self.sizes, strict=True) if y == r]
-                   for r in (row, row + 2)}  # fmt: skip
-        above, below = (max(heights[r], default=CIRCLE) for r in (row + 2, row))
+            return ROW * spacing, 0.0
+        above = self._row_height(row + 2)
         if row == self.base:
-            return above / 2 + 2 * UPRIGHT_GAP
-        return max(UPRIGHT_ROW, (above + below) / 2 + UPRIGHT_GAP) * spacing
+            return above / 2 + 2 * UPRIGHT_GAP, above / 4
+        below = self._row_height(row)
+        return max(UPRIGHT_ROW, (above + below) / 2 + UPRIGHT_GAP) * spacing, (above - below) / 4
 
     def _place_nodes(self) -> list[PlacedNode]:
         lane_names = [self.wiring.lanes[lane] if lane >= 0 else None for lane in self.wiring.lane_of]

@@ -86,7 +86,6 @@ class Router:
             bool,
         )
         self._outward = np.array([edge.end is None and edge.rail is None for edge in wiring.edges], bool)
-        self._to_rail = np.array([edge.rail is not None for edge in wiring.edges], bool)
 
     def net_of(self, edge: Edge) -> str:
         """Return the net of an edge: that of its source."""
@@ -130,7 +129,7 @@ class Router:
     def costs(self, placements: list[Placement]) -> Ints:
         """Return the cost of each placement, with a few simple routes tried for each line."""
         x, y, lanes, right = self.positions(placements)
-        board = Board(len(placements), len(self.nets), x, y)
+        board = Board(len(placements), len(self.nets), x, y, _last(y, lanes, right))
         total = self._placement_costs(x, y, right) + _COLLISION * board.collisions
         for net, points in self._fixed(x, y, lanes, right):
             xs, ys = (np.stack(np.broadcast_arrays(*values), -1) for values in zip(*points, strict=True))
@@ -213,7 +212,7 @@ class Router:
             The routes, and the cost of all.
         """
         x, y, lanes, right = self.positions([placement])
-        board = Board(1, len(self.nets), x, y)
+        board = Board(1, len(self.nets), x, y, _last(y, lanes, right))
         routes: list[GridRoute] = []
         total = int(self._placement_costs(x, y, right)[0])
         end = int(right[0])
@@ -276,6 +275,11 @@ class Router:
 def group_net(group: tuple[str, ...]) -> str:
     """Return the net of a rail line: its source, or all sources of a joined line."""
     return group[0] if len(group) == 1 and not group[0].startswith(BEFORE) else "rail " + " ".join(group)
+
+
+def _last(y: Ints, lanes: Ints, right: Ints) -> int:
+    """Return the last row or column of the grid: a line may run above the nodes and lanes."""
+    return 1 + int(max(y.max(initial=0), lanes.max(initial=0), right.max()))
 
 
 def _fields(segments: Segments) -> tuple[Ints, Ints, Ints, Ints]:

@@ -97,8 +97,8 @@ def search(router: Router, rounds: int, seed: int = 1) -> list[Placement]:
     """
     first = first_placement(router.wiring, 2 if router.narrow else 3)
     highest = router.base + 2 * (_MAX_ROW + len(router.wiring.lanes)) + 4
-    if max(first.columns, default=0) >= _MAX_COLUMNS or highest > LINES:
-        return [first]  # too large for fast masks
+    if not first.columns or max(first.columns) >= _MAX_COLUMNS or highest > LINES:
+        return [first]  # nothing to search for, or too large for fast masks
     start = [(int(router.costs([first])[0]), first)]
     mover = _Mover(router.wiring, _Random(seed))
     best = list(start)
