@@ -10,7 +10,15 @@ from torch import Tensor
 from unrolled.diagram.expressions import Expression, StepReader
 from unrolled.diagram.indices import select
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Normalization, Term, Weights
-from unrolled.diagram.symbols import constant_text, glyph, is_comparison, is_number, number
+from unrolled.diagram.symbols import (
+    call_formula,
+    call_glyph,
+    constant_text,
+    glyph,
+    is_comparison,
+    is_number,
+    number,
+)
 from unrolled.diagram.terms import TermDraft, Terms, bias_rows
 
 _ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "log_sigmoid", "exp", "gelu"}
@@ -167,10 +175,11 @@ class DiagramBuilder:
     def _create(self, expression: Expression) -> str:
         operation = expression.operation
         if operation == "draw":
-            return self._add(expression, "function", "random", [], "draw", range="")
+            return self._add(expression, "function", "random", [], "draw", formula="random")
         if operation == "join":
             drafts = [self._draft(part) for part in expression.arguments]
-            return self._add(expression, "function", "join", drafts, "join", formula="[{}]")
+            formula = f"[{', '.join('{}' if draft.source else draft.text('') for draft in drafts)}]"
+            return self._add(expression, "function", "join", drafts, "join", formula=formula)
         drafts = self._terms.weighted_terms(expression) or []
         if drafts:
             return self._add(expression, "layer", "W", drafts)
@@ -217,7 +226,8 @@ class DiagramBuilder:
         if not (left.static or right.static):
             gates = self._is_gate(left) and self._is_gate(right)
             drafts = [self._draft(left), self._draft(right)]
-            return self._add(expression, "operation", "×", drafts, "product", range="gate" if gates else "")
+            gate = "gate" if gates else ""
+            return self._add(expression, "operation", "×", drafts, "product", range=gate, formula="{}·{}")
         factor, signal = (left, right) if left.static else (right, left)
         if is_number(factor, 1):
             return self._same(expression, signal)
@@ -244,19 +254,26 @@ class DiagramBuilder:
         if right.static:
             text = constant_text(right)
             return self._add(expression, "gain", f"÷{text}", drafts, "quotient", formula=f"{{}} / {text}")
-        return self._add(expression, "operation", "÷", drafts, "quotient")
+        return self._add(expression, "operation", "÷", drafts, "quotient", formula="{} / {}")
 
     def _function(self, expression: Expression) -> str:
         function, arguments = expression.name, expression.arguments
-        text, shapes, call = glyph(function), expression.shapes, expression.call
+        shapes, call = expression.shapes, expression.call
         if function in _ACTIVATIONS and len(arguments) == 1:
             return self._activation(expression, arguments[0])
-        if is_comparison(expression):
-            text += call.removeprefix(f"{function}({{}}, ").removesuffix(")")
+        text = call_glyph(function, call)
         drafts = [self._argument(argument) for argument in arguments]
-        kind = "operation" if function == "lerp" else "function"
+        operands = ["{}" if draft.source else constant_text(draft.term) for draft in drafts if draft.term]
         return self._add(
-            expression, kind, text, drafts, "call", shapes=shapes, call=call, range=_RANGES.get(function, "")
+            expression,
+            "operation" if function == "lerp" else "function",
+            text,
+            drafts,
+            "call",
+            shapes=shapes,
+            call=call,
+            range=_RANGES.get(function, ""),
+            formula=call_formula(function, call, operands, elementwise=not shapes),
         )
 
     def _argument(self, expression: Expression) -> TermDraft:

@@ -82,6 +82,11 @@ class Expression:
             return self.operation in ("parameter", "constant")
         return all(argument.static for argument in self.arguments)
 
+    @cached_property
+    def learned(self) -> bool:
+        """Whether it depends on parameters."""
+        return self.operation == "parameter" or any(argument.learned for argument in self.arguments)
+
 
 @dataclass
 class StepReader:

@@ -94,7 +94,8 @@ class DiagramNode:
         range: ``"gate"`` if its values are from 0 to 1, ``"tanh"`` if they are from -1 to 1, otherwise empty.
         value: Index of its values.
         pre_activation: Index of the values that the activation is applied to, or None.
-        formula: Its formula if it isn't a sum of its terms. ``{}`` stands for the terms.
+        formula: Its formula if it isn't a sum of its terms. ``{}`` stands for each term with a source; for an
+            activation, for the sum of all terms.
         operation: How its values follow from its terms:
 
             * ``"sum"``: the sum of the terms with their signs.

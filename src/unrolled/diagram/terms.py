@@ -49,7 +49,7 @@ class TermDraft:
     def learned(self) -> bool:
         """Whether the term depends on parameters."""
         factors = (self.gain, self.term if self.source is None else None)
-        return self.product is not None or any(f is not None and _has_parameter(f) for f in factors)
+        return self.product is not None or any(f is not None and f.learned for f in factors)
 
     def text(self, gate: str) -> str:
         """Return the formula, with ``{}`` for the source. ``gate`` names rows of parameters."""
@@ -251,9 +251,3 @@ def bias_text(product: Product, gate: str) -> str:
     assert product.bias is not None
     rows = bias_rows(product)
     return rows_text(product.bias.name, gate, rows) if rows else constant_text(product.bias, gate)
-
-
-def _has_parameter(expression: Expression) -> bool:
-    if expression.operation == "parameter":
-        return True
-    return any(_has_parameter(argument) for argument in expression.arguments)
