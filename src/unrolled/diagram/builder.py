@@ -78,7 +78,7 @@ class DiagramBuilder:
         drafts: Sequence[TermDraft],
         operation: str = "sum",
         name: str = "",
-        range: str = "",
+        value_range: str = "",
         formula: str = "",
         pre_activation: Expression | None = None,
         shapes: tuple[tuple[int, ...], ...] = (),
@@ -97,7 +97,7 @@ class DiagramBuilder:
             text,
             name,
             terms,
-            range,
+            value_range,
             self._value(expression.value),
             None if pre_activation is None else self._value(pre_activation.value),
             formula,
@@ -212,7 +212,7 @@ class DiagramBuilder:
                 f"{label}−",
                 [TermDraft(None, constants[0][1]), self._draft(signal)],
                 "difference",
-                range="gate" if is_complement and self._is_gate(signal) else "",
+                value_range="gate" if is_complement and self._is_gate(signal) else "",
                 formula=f"{label} − {{}}",
             )
         text = label if label.startswith("−") else f"+{label}"
@@ -227,7 +227,9 @@ class DiagramBuilder:
             gates = self._is_gate(left) and self._is_gate(right)
             drafts = [self._draft(left), self._draft(right)]
             gate = "gate" if gates else ""
-            return self._add(expression, "operation", "×", drafts, "product", range=gate, formula="{}·{}")
+            return self._add(
+                expression, "operation", "×", drafts, "product", value_range=gate, formula="{}·{}"
+            )
         factor, signal = (left, right) if left.static else (right, left)
         if is_number(factor, 1):
             return self._same(expression, signal)
@@ -239,7 +241,7 @@ class DiagramBuilder:
             f"×{text}".replace(" ", ""),
             [self._draft(signal), TermDraft(None, factor)],
             "product",
-            range="gate" if 0 < number(factor) <= 1 and self._is_gate(signal) else "",
+            value_range="gate" if 0 < number(factor) <= 1 and self._is_gate(signal) else "",
             formula=f"{text}·{{}}",
         )
 
@@ -272,7 +274,7 @@ class DiagramBuilder:
             "call",
             shapes=shapes,
             call=call,
-            range=_RANGES.get(function, ""),
+            value_range=_RANGES.get(function, ""),
             formula=call_formula(function, call, operands, elementwise=not shapes),
         )
 
@@ -284,7 +286,7 @@ class DiagramBuilder:
 
     def _activation(self, expression: Expression, argument: Expression) -> str:
         function = expression.name
-        text, range_name = glyph(function), _RANGES.get(function, "")
+        text = glyph(function)
         drafts = self._terms.layer_terms(argument, elementwise=True)
         shapes, call, formula = expression.shapes, expression.call, f"{text}({{}})"
         kind = "layer"
@@ -304,7 +306,7 @@ class DiagramBuilder:
             text,
             drafts,
             "activation",
-            range=range_name,
+            value_range=_RANGES.get(function, ""),
             formula=formula,
             pre_activation=argument,
             shapes=shapes,

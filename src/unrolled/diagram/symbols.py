@@ -30,10 +30,10 @@ GLYPHS: Mapping[str, str] = {
     "logical_and": "and",
     "logical_or": "or",
     "where": "if",
-    "to": "0/1",  # only of conditions
-    "type_as": "0/1",
-    "float": "0/1",
-    "double": "0/1",
+    "to": "cast",
+    "type_as": "cast",
+    "float": "cast",
+    "double": "cast",
 }
 RELATIONS = {"eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "ne": "≠"}
 _OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
@@ -72,7 +72,7 @@ def call_formula(function: str, call: str, operands: Sequence[str], elementwise:
         return f"{operands[0]} {text} {operands[1]}"
     if len(operands) == 1 and text[0] in RELATIONS.values():
         return f"{operands[0]} {text[0]} {text[1:]}"
-    elementwise = elementwise and text != "0/1"  # has a dtype
+    elementwise = elementwise and text != "cast"
     arguments = call.partition("(")[2].format(*operands) if elementwise else f"{', '.join(operands)})"
     return f"{text}({arguments}"
 
