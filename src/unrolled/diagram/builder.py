@@ -19,7 +19,7 @@ from unrolled.diagram.symbols import (
     is_number,
     number,
 )
-from unrolled.diagram.terms import TermDraft, Terms, bias_rows
+from unrolled.diagram.terms import TermDraft, Terms, bias_parameter, bias_rows
 
 _ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "log_sigmoid", "exp", "gelu"}
 _ACTIVATIONS |= {"softmax", "cos", "sin", "elu", "leaky_relu", "hardtanh", "hardsigmoid", "softsign", "mish"}
@@ -153,7 +153,7 @@ class DiagramBuilder:
                 columns=draft.columns,
                 transposed=product.transposed,
                 blocks=product.blocks,
-                bias=product.bias.name if product.bias else "",
+                bias=bias_parameter(product),
                 bias_rows=bias_rows(product),
             )
         if norm is not None and draft.rows is not None:

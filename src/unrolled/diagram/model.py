@@ -50,7 +50,7 @@ class Term:
         columns: First and last column, exclusive, of these rows; None for all.
         transposed: Whether the parameter is transposed. ``rows`` and ``columns`` then count in its transpose.
         blocks: Number of blocks of a block-diagonal matrix whose blocks are the rows of the parameter.
-        bias: The parameter that is added.
+        bias: The parameter that is added. Empty if there is none, or it is computed from several.
         bias_rows: First and last row, exclusive, of that parameter; None for all.
         gain: Index of the values of the factor; None without a factor.
         divides: Whether the term is divided by ``gain`` instead.

@@ -236,10 +236,17 @@ def _weighted_text(product: Product, gate: str, columns: tuple[int, int] | None)
     return f"{text}·{{}}" + (f" + {bias_text(product, gate)}" if product.bias is not None else "")
 
 
+def bias_parameter(product: Product) -> str:
+    """Return the parameter that the bias is rows of, or an empty string."""
+    bias = product.bias
+    is_rows = bias is not None and bias.operation == "parameter" and not isinstance(bias.index, tuple)
+    return bias.name if bias is not None and is_rows else ""
+
+
 def bias_rows(product: Product) -> tuple[int, int] | None:
     """Return the rows of the bias parameter that are added; None for all, or if it is no parameter."""
     bias = product.bias
-    if bias is None or bias.operation != "parameter" or isinstance(bias.index, tuple):
+    if bias is None or isinstance(bias.index, tuple) or not bias_parameter(product):
         return None
     start = bias.index.start if bias.index is not None else 0
     rows = (start + product.bias_rows.start, start + product.bias_rows.stop)
