@@ -184,6 +184,12 @@ def test_refused(cell: type[ur.Cell], reason: str) -> None:
     assert str(caught.value) == f"{cell.__name__} has no diagram, because {reason}"
 
 
+@pytest.mark.slow
+def test_refused_long_step() -> None:
+    with pytest.raises(DiagramError, match="because its step has too many operations"):
+        build_cell("RHN", depth=90)
+
+
 def test_refused_traces() -> None:
     model, x = torch.nn.Sequential(ur.LSTM(3, 4)), torch.randn(6, 2, 3)
     part = ur.trace(model[0], x).layers[0]

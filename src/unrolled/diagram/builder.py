@@ -10,8 +10,16 @@ from torch import Tensor
 from unrolled.diagram.expressions import Expression, StepReader
 from unrolled.diagram.indices import select
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Normalization, Term, Weights
-from unrolled.diagram.symbols import constant_text, glyph, is_comparison, is_number, number
-from unrolled.diagram.terms import TermDraft, Terms, bias_rows
+from unrolled.diagram.symbols import (
+    call_formula,
+    call_glyph,
+    constant_text,
+    glyph,
+    is_comparison,
+    is_number,
+    number,
+)
+from unrolled.diagram.terms import TermDraft, Terms, bias_parameter, bias_rows
 
 _ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "log_sigmoid", "exp", "gelu"}
 _ACTIVATIONS |= {"softmax", "cos", "sin", "elu", "leaky_relu", "hardtanh", "hardsigmoid", "softsign", "mish"}
@@ -70,7 +78,7 @@ class DiagramBuilder:
         drafts: Sequence[TermDraft],
         operation: str = "sum",
         name: str = "",
-        range: str = "",
+        value_range: str = "",
         formula: str = "",
         pre_activation: Expression | None = None,
         shapes: tuple[tuple[int, ...], ...] = (),
@@ -89,7 +97,7 @@ class DiagramBuilder:
             text,
             name,
             terms,
-            range,
+            value_range,
             self._value(expression.value),
             None if pre_activation is None else self._value(pre_activation.value),
             formula,
@@ -145,7 +153,7 @@ class DiagramBuilder:
                 columns=draft.columns,
                 transposed=product.transposed,
                 blocks=product.blocks,
-                bias=product.bias.name if product.bias else "",
+                bias=bias_parameter(product),
                 bias_rows=bias_rows(product),
             )
         if norm is not None and draft.rows is not None:
@@ -167,10 +175,11 @@ class DiagramBuilder:
     def _create(self, expression: Expression) -> str:
         operation = expression.operation
         if operation == "draw":
-            return self._add(expression, "function", "random", [], "draw", range="")
+            return self._add(expression, "function", "random", [], "draw", formula="random")
         if operation == "join":
             drafts = [self._draft(part) for part in expression.arguments]
-            return self._add(expression, "function", "join", drafts, "join", formula="[{}]")
+            formula = f"[{', '.join('{}' if draft.source else draft.text('') for draft in drafts)}]"
+            return self._add(expression, "function", "join", drafts, "join", formula=formula)
         drafts = self._terms.weighted_terms(expression) or []
         if drafts:
             return self._add(expression, "layer", "W", drafts)
@@ -203,7 +212,7 @@ class DiagramBuilder:
                 f"{label}−",
                 [TermDraft(None, constants[0][1]), self._draft(signal)],
                 "difference",
-                range="gate" if is_complement and self._is_gate(signal) else "",
+                value_range="gate" if is_complement and self._is_gate(signal) else "",
                 formula=f"{label} − {{}}",
             )
         text = label if label.startswith("−") else f"+{label}"
@@ -217,7 +226,10 @@ class DiagramBuilder:
         if not (left.static or right.static):
             gates = self._is_gate(left) and self._is_gate(right)
             drafts = [self._draft(left), self._draft(right)]
-            return self._add(expression, "operation", "×", drafts, "product", range="gate" if gates else "")
+            gate = "gate" if gates else ""
+            return self._add(
+                expression, "operation", "×", drafts, "product", value_range=gate, formula="{}·{}"
+            )
         factor, signal = (left, right) if left.static else (right, left)
         if is_number(factor, 1):
             return self._same(expression, signal)
@@ -229,7 +241,7 @@ class DiagramBuilder:
             f"×{text}".replace(" ", ""),
             [self._draft(signal), TermDraft(None, factor)],
             "product",
-            range="gate" if 0 < number(factor) <= 1 and self._is_gate(signal) else "",
+            value_range="gate" if 0 < number(factor) <= 1 and self._is_gate(signal) else "",
             formula=f"{text}·{{}}",
         )
 
@@ -244,19 +256,26 @@ class DiagramBuilder:
         if right.static:
             text = constant_text(right)
             return self._add(expression, "gain", f"÷{text}", drafts, "quotient", formula=f"{{}} / {text}")
-        return self._add(expression, "operation", "÷", drafts, "quotient")
+        return self._add(expression, "operation", "÷", drafts, "quotient", formula="{} / {}")
 
     def _function(self, expression: Expression) -> str:
         function, arguments = expression.name, expression.arguments
-        text, shapes, call = glyph(function), expression.shapes, expression.call
+        shapes, call = expression.shapes, expression.call
         if function in _ACTIVATIONS and len(arguments) == 1:
             return self._activation(expression, arguments[0])
-        if is_comparison(expression):
-            text += call.removeprefix(f"{function}({{}}, ").removesuffix(")")
+        text = call_glyph(function, call)
         drafts = [self._argument(argument) for argument in arguments]
-        kind = "operation" if function == "lerp" else "function"
+        operands = ["{}" if draft.source else constant_text(draft.term) for draft in drafts if draft.term]
         return self._add(
-            expression, kind, text, drafts, "call", shapes=shapes, call=call, range=_RANGES.get(function, "")
+            expression,
+            "operation" if function == "lerp" else "function",
+            text,
+            drafts,
+            "call",
+            shapes=shapes,
+            call=call,
+            value_range=_RANGES.get(function, ""),
+            formula=call_formula(function, call, operands, elementwise=not shapes),
         )
 
     def _argument(self, expression: Expression) -> TermDraft:
@@ -267,7 +286,7 @@ class DiagramBuilder:
 
     def _activation(self, expression: Expression, argument: Expression) -> str:
         function = expression.name
-        text, range_name = glyph(function), _RANGES.get(function, "")
+        text = glyph(function)
         drafts = self._terms.layer_terms(argument, elementwise=True)
         shapes, call, formula = expression.shapes, expression.call, f"{text}({{}})"
         kind = "layer"
@@ -287,7 +306,7 @@ class DiagramBuilder:
             text,
             drafts,
             "activation",
-            range=range_name,
+            value_range=_RANGES.get(function, ""),
             formula=formula,
             pre_activation=argument,
             shapes=shapes,

@@ -82,6 +82,11 @@ class Expression:
             return self.operation in ("parameter", "constant")
         return all(argument.static for argument in self.arguments)
 
+    @cached_property
+    def learned(self) -> bool:
+        """Whether it depends on parameters."""
+        return self.operation == "parameter" or any(argument.learned for argument in self.arguments)
+
 
 @dataclass
 class StepReader:
@@ -157,10 +162,20 @@ class StepReader:
         operand = node.operands[0]
         if operand.kind == "constant" or operand.numbers.shape != node.numbers.shape:
             return False
-        if operand.numbers.dtype.is_floating_point != node.numbers.dtype.is_floating_point:
+        before, after = operand.numbers, node.numbers
+        if node.name.endswith("dropout"):  # without effect in evaluation mode
+            return bool(((before == after) | (before.isnan() & after.isnan())).all())
+        if node.name not in _SAME_VALUES or before.dtype == after.dtype:
+            return node.name in _SAME_VALUES
+        both_float = before.dtype.is_floating_point and after.dtype.is_floating_point
+        return both_float and torch.finfo(before.dtype).bits < torch.finfo(after.dtype).bits
+
+    def _is_draw(self, node: Node) -> bool:
+        """Return whether a node is recorded random numbers: they share the memory of those of all steps."""
+        if self.part.draws is None or node.kind != "value":
             return False
-        is_candidate = node.name in _SAME_VALUES or node.name.endswith("dropout")
-        return is_candidate and torch.equal(operand.numbers.to(node.numbers.dtype), node.numbers)
+        recorded = self.part.draws.values.untyped_storage()
+        return node.numbers.untyped_storage().data_ptr() == recorded.data_ptr()
 
     def _is_static(self, node: Node) -> bool:
         node = self._resolve(node)
@@ -193,8 +208,8 @@ class StepReader:
             return self._constant(node)
         everything = range(node.numbers.numel())
         index = everything if index is None else index
-        is_draw = self.part.draws is not None and node.tensor is self.part.draws.values
-        if index != everything and not is_draw and (id(node) in self._whole or node.kind == "rows"):
+        is_whole = id(node) in self._whole or node.kind == "rows"
+        if index != everything and is_whole and not self._is_draw(node):
             return self._take(self._read(node), index)
         key = (id(node), index)
         if key not in self._memo:
@@ -256,7 +271,7 @@ class StepReader:
         if id(node.tensor) in self._parameters:
             part = None if index == range(node.numbers.numel()) else index
             return Expression("parameter", value, self._parameters[id(node.tensor)], index=part)
-        if self.part.draws is not None and node.tensor is self.part.draws.values:
+        if self._is_draw(node):
             return Expression("draw", value, index=index)
         what = node.name or "a tensor"
         raise self._error(f"{what} was changed in place or computed in a way that isn't recorded")

@@ -45,7 +45,10 @@ def build(part: LayerTrace, batch: int = 0, steps: Sequence[int] | None = None) 
     values = []
     for step in chosen:
         reader = StepReader(part, step, batch, moves, maps)
-        builder = DiagramBuilder(name, reader.outputs(), reader)
+        try:
+            builder = DiagramBuilder(name, reader.outputs(), reader)
+        except RecursionError:
+            raise DiagramError(f"{name} has no diagram, because its step has too many operations.") from None
         _check_reproduced(part, reader, step, batch)
         first = first or builder
         if builder.diagram != first.diagram:

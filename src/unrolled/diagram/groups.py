@@ -91,50 +91,54 @@ def _readers(diagram: Diagram) -> dict[str, list[str]]:
 
 def _passes(diagram: Diagram) -> list[Group]:
     """Find the longest run of equal passes."""
+    finder = _PassFinder(diagram)
     count = len(diagram.nodes)
     longest: list[tuple[str, ...]] = []
     for length in range(_SHORTEST_PASS, count // 2 + 1):
         for start in range(count - 2 * length + 1):
             end = start + length
-            while end + length <= count and _is_same_pass(diagram, start, end, length):
+            while end + length <= count and finder.is_same_pass(start, end, length):
                 end += length
-            bounds = range(start, end, length)
-            passes = [tuple(node.id for node in diagram.nodes[k : k + length]) for k in bounds]
-            is_longer = len(passes) > 1 and end - start > sum(map(len, longest))
-            if is_longer and all(_has_one_output(diagram, nodes) for nodes in passes):
+            if end - start < 2 * length or end - start <= sum(map(len, longest)):
+                continue
+            passes = [
+                tuple(node.id for node in diagram.nodes[k : k + length]) for k in range(start, end, length)
+            ]
+            if all(map(finder.has_one_output, passes)):
                 longest = passes
     return [Group(f"pass {k}", f"pass {k}", nodes) for k, nodes in enumerate(longest, 1)]
 
 
-def _is_same_pass(diagram: Diagram, first: int, second: int, length: int) -> bool:
-    """Return whether nodes from two positions on are the same operations with the same parameters."""
-    positions = {node.id: k for k, node in enumerate(diagram.nodes)}
-    has_parameters = False
-    for offset in range(length):
-        a, b = diagram.nodes[first + offset], diagram.nodes[second + offset]
-        if (a.kind, a.glyph, a.operation) != (b.kind, b.glyph, b.operation):
-            return False
-        inner = [
-            [
-                positions[t.source] - start
-                for t in node.terms
-                if t.source and positions.get(t.source, -1) >= start
-            ]
-            for node, start in ((a, first), (b, second))
+class _PassFinder:
+    """Compares parts of a diagram."""
+
+    def __init__(self, diagram: Diagram) -> None:
+        positions = {node.id: k for k, node in enumerate(diagram.nodes)}
+        self._readers = _readers(diagram)
+        self._forms = [(node.kind, node.glyph, node.operation) for node in diagram.nodes]
+        self._parameters = [{t.parameter for t in node.terms if t.parameter} for node in diagram.nodes]
+        self._sources = [
+            [positions[term.source] for term in node.terms if term.source in positions]
+            for node in diagram.nodes
         ]
-        if inner[0] != inner[1]:
-            return False
-        parameters = [{term.parameter for term in node.terms if term.parameter} for node in (a, b)]
-        if bool(parameters[0] | parameters[1]) and not parameters[0] & parameters[1]:
-            return False
-        has_parameters |= bool(parameters[0])
-    return has_parameters
 
+    def is_same_pass(self, first: int, second: int, length: int) -> bool:
+        """Return whether nodes from two positions on are the same operations with the same parameters."""
+        has_parameters = False
+        for a, b in zip(range(first, first + length), range(second, second + length), strict=True):
+            if self._forms[a] != self._forms[b]:
+                return False
+            inner_a = [source - first for source in self._sources[a] if source >= first]
+            inner_b = [source - second for source in self._sources[b] if source >= second]
+            both = self._parameters[a] & self._parameters[b]
+            if inner_a != inner_b or (not both and self._parameters[a] | self._parameters[b]):
+                return False
+            has_parameters |= bool(both)
+        return has_parameters
 
-def _has_one_output(diagram: Diagram, nodes: tuple[str, ...]) -> bool:
-    """Return whether only the last of some nodes is read by others."""
-    readers = _readers(diagram)
-    return all({*readers[node]} <= {*nodes} for node in nodes[:-1])
+    def has_one_output(self, nodes: tuple[str, ...]) -> bool:
+        """Return whether only the last of some nodes is read by others."""
+        return all({*self._readers[node]} <= {*nodes} for node in nodes[:-1])
 
 
 def _quantities(diagram: Diagram, grouped: set[str]) -> list[Group]:

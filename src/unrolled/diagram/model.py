@@ -50,7 +50,7 @@ class Term:
         columns: First and last column, exclusive, of these rows; None for all.
         transposed: Whether the parameter is transposed. ``rows`` and ``columns`` then count in its transpose.
         blocks: Number of blocks of a block-diagonal matrix whose blocks are the rows of the parameter.
-        bias: The parameter that is added.
+        bias: The parameter that is added. Empty if there is none, or it is computed from several.
         bias_rows: First and last row, exclusive, of that parameter; None for all.
         gain: Index of the values of the factor; None without a factor.
         divides: Whether the term is divided by ``gain`` instead.
@@ -94,7 +94,8 @@ class DiagramNode:
         range: ``"gate"`` if its values are from 0 to 1, ``"tanh"`` if they are from -1 to 1, otherwise empty.
         value: Index of its values.
         pre_activation: Index of the values that the activation is applied to, or None.
-        formula: Its formula if it isn't a sum of its terms. ``{}`` stands for the terms.
+        formula: Its formula if it isn't a sum of its terms. ``{}`` stands for each term with a source; for an
+            activation, for the sum of all terms.
         operation: How its values follow from its terms:
 
             * ``"sum"``: the sum of the terms with their signs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -24,11 +24,16 @@ GLYPHS: Mapping[str, str] = {
     "sqrt": "√",
     "abs": "|·|",
     "square": "(·)²",
+    "bitwise_not": "not",
+    "logical_not": "not",
+    "invert": "not",
+    "logical_and": "and",
+    "logical_or": "or",
     "where": "if",
-    "to": "0/1",  # only of conditions
-    "type_as": "0/1",
-    "float": "0/1",
-    "double": "0/1",
+    "to": "cast",
+    "type_as": "cast",
+    "float": "cast",
+    "double": "cast",
 }
 RELATIONS = {"eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "ne": "≠"}
 _OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
@@ -37,6 +42,39 @@ _OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
 def glyph(function: str) -> str:
     """Return the short text for a function of torch."""
     return GLYPHS.get(function, RELATIONS.get(function, function))
+
+
+def call_glyph(function: str, call: str) -> str:
+    """Return the short text for a call, such as ``(·)²`` for a power or ``≥0`` for a comparison."""
+    second = call.removeprefix(f"{function}({{}}, ").removesuffix(")")
+    if second == call or "{" in second:
+        return glyph(function)
+    if function == "pow":
+        return "(·)²" if second == "2" else f"(·)^{second}"
+    return f"{RELATIONS[function]}{second}" if function in RELATIONS else glyph(function)
+
+
+def call_formula(function: str, call: str, operands: Sequence[str], elementwise: bool) -> str:
+    """Return the formula of a call.
+
+    Args:
+        function: Name of the function.
+        call: The call as Python code, with ``{}`` for each operand.
+        operands: The text for each operand.
+        elementwise: Whether to show the other arguments. Those of other functions are mostly dimensions.
+    """
+    text = call_glyph(function, call)
+    if function == "where" and len(operands) == 3:
+        return "if {} then {} else {}".format(*operands)
+    if "(·)" in text or "|·|" in text:
+        return text.replace("·", operands[0])
+    if len(operands) == 2 and text in RELATIONS.values():
+        return f"{operands[0]} {text} {operands[1]}"
+    if len(operands) == 1 and text[0] in RELATIONS.values():
+        return f"{operands[0]} {text[0]} {text[1:]}"
+    elementwise = elementwise and text != "cast"
+    arguments = call.partition("(")[2].format(*operands) if elementwise else f"{', '.join(operands)})"
+    return f"{text}({arguments}"
 
 
 def symbol(name: str) -> str:
@@ -78,7 +116,7 @@ def constant_text(expression: Expression, gate: str = "") -> str:
         if expression.index is None:
             return symbol(expression.name)
         return rows_text(expression.name, gate, (min(expression.index), max(expression.index) + 1))
-    if value.numel() and all(leaf.operation == "constant" for leaf in _leaves(expression)):
+    if value.numel() and not expression.learned:
         if bool((value == value[0]).all()) or value.numel() == 1:
             return f"{value[0].item():.4g}".replace("-", "−")
         return expression.name
@@ -105,9 +143,7 @@ def number(expression: Expression) -> float:
     """Return the value of a constant number; 0 for anything else."""
     if not expression.static or expression.value.numel() != 1 or expression.quantity:
         return 0.0
-    if any(leaf.operation != "constant" for leaf in _leaves(expression)):
-        return 0.0
-    return float(expression.value.to(torch.float64))
+    return 0.0 if expression.learned else float(expression.value.to(torch.float64))
 
 
 def is_comparison(expression: Expression) -> bool:
@@ -119,11 +155,6 @@ def is_comparison(expression: Expression) -> bool:
 def is_number(expression: Expression, value: float) -> bool:
     """Return whether an expression is this constant, such as the 1 in ``1 - z``."""
     values = expression.value
-    constant = bool(values.numel()) and all(leaf.operation == "constant" for leaf in _leaves(expression))
-    return constant and bool((values == value).all())
-
-
-def _leaves(expression: Expression) -> list[Expression]:
-    if not expression.arguments:
-        return [expression]
-    return [leaf for argument in expression.arguments for leaf in _leaves(argument)]
+    if not expression.static or expression.learned or not values.numel():
+        return False
+    return bool((values == value).all())

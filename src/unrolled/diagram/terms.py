@@ -49,7 +49,7 @@ class TermDraft:
     def learned(self) -> bool:
         """Whether the term depends on parameters."""
         factors = (self.gain, self.term if self.source is None else None)
-        return self.product is not None or any(f is not None and _has_parameter(f) for f in factors)
+        return self.product is not None or any(f is not None and f.learned for f in factors)
 
     def text(self, gate: str) -> str:
         """Return the formula, with ``{}`` for the source. ``gate`` names rows of parameters."""
@@ -236,10 +236,17 @@ def _weighted_text(product: Product, gate: str, columns: tuple[int, int] | None)
     return f"{text}·{{}}" + (f" + {bias_text(product, gate)}" if product.bias is not None else "")
 
 
+def bias_parameter(product: Product) -> str:
+    """Return the parameter that the bias is rows of, or an empty string."""
+    bias = product.bias
+    is_rows = bias is not None and bias.operation == "parameter" and not isinstance(bias.index, tuple)
+    return bias.name if bias is not None and is_rows else ""
+
+
 def bias_rows(product: Product) -> tuple[int, int] | None:
     """Return the rows of the bias parameter that are added; None for all, or if it is no parameter."""
     bias = product.bias
-    if bias is None or bias.operation != "parameter" or isinstance(bias.index, tuple):
+    if bias is None or isinstance(bias.index, tuple) or not bias_parameter(product):
         return None
     start = bias.index.start if bias.index is not None else 0
     rows = (start + product.bias_rows.start, start + product.bias_rows.stop)
@@ -251,9 +258,3 @@ def bias_text(product: Product, gate: str) -> str:
     assert product.bias is not None
     rows = bias_rows(product)
     return rows_text(product.bias.name, gate, rows) if rows else constant_text(product.bias, gate)
-
-
-def _has_parameter(expression: Expression) -> bool:
-    if expression.operation == "parameter":
-        return True
-    return any(_has_parameter(argument) for argument in expression.arguments)

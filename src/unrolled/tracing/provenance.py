@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from unrolled.tracing.call_text import call_text, tensors_in
 
 INFIX = {"add": " + ", "sub": " - ", "mul": "·", "div": " / "}
 _ALIASES = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
@@ -128,6 +130,10 @@ class _Call:
         """Whether neither the tensor nor any argument was changed in place since the call."""
         return all(_version(tensor) == version for tensor, version in self.versions)
 
+    def text(self, scalars: bool) -> str:
+        """Return the call as Python code, as :func:`call_text` does. Empty if it returned several tensors."""
+        return "" if self.output_index is not None else call_text(self.name, self.args, self.kwargs, scalars)
+
 
 class CallRecorder(TorchFunctionMode):
     """While active, record the torch function call that returned each new tensor.
@@ -145,17 +151,21 @@ class CallRecorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        arguments = list(tensors_in((args, kwargs)))
+        before = [_version(argument) for argument in arguments]
         result = func(*args, **(kwargs or {}))
         if func is Tensor.__setitem__:
             self._calls[id(args[0])] = None
         several = isinstance(result, (tuple, list))
         for output_index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor):
-                versions = tuple((part, _version(part)) for part in (tensor, *_tensors_in((args, kwargs))))
-                call = _Call(
-                    _name(func), func, args, kwargs or {}, output_index if several else None, versions
-                )
-                known = id(tensor) in self._calls or any(tensor is argument for argument in args)
+                returned = [version for a, version in zip(arguments, before, strict=True) if a is tensor]
+                if returned and returned[0] == _version(tensor) != -1:
+                    continue  # a function that had nothing to do, such as x.to(x.dtype)
+                versions = tuple((part, _version(part)) for part in (tensor, *arguments))
+                position = output_index if several else None
+                call = _Call(_name(func), func, args, kwargs or {}, position, versions)
+                known = id(tensor) in self._calls or bool(returned)
                 self._calls[id(tensor)] = None if known else call  # None: changed in place by several calls
                 self._alive.append(tensor)
         return result
@@ -246,9 +256,9 @@ class _GraphBuilder:
             return self._moved(call, tensor)
         arguments = [*call.args, *call.kwargs.values()]
         if call.output_index is None and _is_elementwise(call, tensor):
-            return self._elementwise("call", call.name, tensor, arguments, _call_text(call, True))
+            return self._elementwise("call", call.name, tensor, arguments, call.text(scalars=True))
         whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
-        return Node("rows", tensor, call.name, whole, [None] * len(whole), call=_call_text(call, False))
+        return Node("rows", tensor, call.name, whole, [None] * len(whole), call=call.text(scalars=False))
 
     def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any, text: str = "") -> Node:
         operands = [self.operand_node(value) for value in arguments]
@@ -262,11 +272,11 @@ class _GraphBuilder:
         parts += [arguments["bias"]] if arguments.get("bias") is not None else []
         operands = [self.operand_node(value) for value in parts]
         node = Node("sum", tensor, "", operands, [None] * len(operands), None, is_matmul)
-        node.call = _call_text(call, False)
+        node.call = call.text(scalars=False)
         return node
 
     def _moved(self, call: _Call, tensor: Tensor) -> Node:
-        sources = list(_tensors_in(call.args[:1] if call.args else call.kwargs))
+        sources = list(tensors_in(call.args[:1] if call.args else call.kwargs))
         key = None
         if not any(isinstance(value, Tensor) for value in (*call.args[1:], *call.kwargs.values())):
             shapes = tuple(source.shape for source in sources)
@@ -305,20 +315,6 @@ class _GraphBuilder:
         sizes = torch.tensor([source.numel() for source in sources], device=positions.device)
         operands = torch.arange(len(sources), device=positions.device).repeat_interleave(sizes)
         return operands[positions], [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
-
-
-def _call_text(call: _Call, scalars: bool) -> str:
-    """Return a call as Python code, with ``{}`` for each tensor; ``scalars``: even without dimensions."""
-
-    def text(value: Any) -> str:
-        return "{}" if isinstance(value, Tensor) else repr(value).replace("{", "{{").replace("}", "}}")
-
-    arguments = [*call.args, *call.kwargs.values()]
-    tensors = [value for value in arguments if isinstance(value, Tensor) and (scalars or value.dim())]
-    if call.output_index is not None or len(tensors) < sum(1 for _ in _tensors_in(arguments)):
-        return ""
-    texts = [*map(text, call.args), *(f"{name}={text(value)}" for name, value in call.kwargs.items())]
-    return f"{call.name}({', '.join(texts)})"
 
 
 def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
@@ -370,15 +366,6 @@ def _broadcast_map(value: Any, tensor: Tensor) -> Tensor | None:
 def _version(tensor: Tensor) -> int:
     """Return torch's counter of in-place changes to a tensor or its base; -1 where torch doesn't count."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor among the arguments of a call."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(part)
 
 
 def _name(function: Any) -> str:
