@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    *("numbers", "dom", "layer", "explain", "timeline", "step"),
+    *("numbers", "evaluator", "dom", "layer", "explain", "timeline", "step"),
     *("parameters", "equations", "heatmaps", "gradient", "app"),
 )
 

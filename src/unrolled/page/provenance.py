@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from unrolled.tracing.element_moves import find_runs
 from unrolled.tracing.provenance import Node
 
 
@@ -94,8 +93,10 @@ class GraphEncoder:
 
     def _element_runs(self, node: Node, source_operands: Tensor) -> list[list[int]]:
         if id(source_operands) not in self._run_cache:
+            maps = [element_map for element_map in node.element_maps if element_map is not None]
+            runs = find_runs(source_operands, maps)
             # keep a reference to the tensor: its id may be reused once it is deleted
-            self._run_cache[id(source_operands)] = (source_operands, _find_runs(node, source_operands))
+            self._run_cache[id(source_operands)] = (source_operands, runs)
         return self._run_cache[id(source_operands)][1]
 
     def _source_key(self, node: Node) -> str:
@@ -111,27 +112,3 @@ class GraphEncoder:
                 return f"unnamed {index}"
         self.unnamed.append(tensor)
         return f"unnamed {len(self.unnamed) - 1}"
-
-
-def _find_runs(node: Node, source_operands: Tensor) -> list[list[int]]:
-    """Compress the sources of a moved tensor's elements into runs with a constant stride.
-
-    Returns:
-        For each run: the operand, the index of the first element in it, the number of elements, the stride.
-    """
-    operands = source_operands.cpu().numpy()
-    table = torch.stack([element_map for element_map in node.element_maps if element_map is not None])
-    indices = table.gather(0, source_operands.unsqueeze(0))[0].cpu().numpy()
-    stride, same_operand = np.diff(indices), operands[1:] == operands[:-1]
-    breaks = np.flatnonzero(~same_operand[1:] | ~same_operand[:-1] | (stride[1:] != stride[:-1])) + 1
-    runs: list[list[int]] = []
-    start = 0
-    while start < len(indices):
-        has_several = start + 1 < len(indices) and bool(same_operand[start])
-        next_break = np.searchsorted(breaks, start, side="right")
-        last = int(breaks[next_break] if next_break < len(breaks) else len(indices) - 1)
-        end = last if has_several else start
-        step = int(stride[start]) if has_several else 1
-        runs.append([int(operands[start]), int(indices[start]), end - start + 1, step])
-        start = end + 1
-    return runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,8 @@ from unrolled.cells.base import Cell
 from unrolled.tracing import display
 from unrolled.tracing.explain import explain, format_number
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
-from unrolled.tracing.provenance import CallRecorder, StepGraph
-from unrolled.tracing.random_state import cuda_devices
-from unrolled.tracing.step_recorder import RecordedDraws, run_with_locals
+from unrolled.tracing.provenance import StepGraph
+from unrolled.tracing.step_recorder import RecordedDraws, StepRun, run_step
 
 if TYPE_CHECKING:
     import pandas
@@ -210,20 +208,28 @@ class LayerTrace:
             batch: The row.
             moves: A cache. Pass the same dictionary to several calls to save time.
         """
+        run = self.run_step(step, batch, moves)
+        recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
+        displayed = {
+            name: value
+            for name, value in recorded.items()
+            if name in run.named and run.named[name].shape == value.shape
+        }
+        with torch.inference_mode(False), torch.no_grad():
+            return StepGraph(run.recorder.graph(run.named, displayed), run.input, run.state_before)
+
+    def run_step(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepRun:
+        """Run a step again for one row and record its calls of torch functions.
+
+        Args:
+            step: The time step.
+            batch: The row.
+            moves: A cache. Pass the same dictionary to several calls to save time.
+        """
         state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
         x = self.input[self.at(step), batch].unsqueeze(0)
-        recorder = CallRecorder(moves)
-        # Outside of inference mode, since torch doesn't count in-place changes there.
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-            with recorder, self.draws.replace(step, batch) if self.draws else contextlib.nullcontext():
-                _, named = run_with_locals(self.cell, x, *state.values())
-            recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
-            displayed = {
-                name: value
-                for name, value in recorded.items()
-                if name in named and named[name].shape == value.shape
-            }
-            return StepGraph(recorder.graph(named, displayed), x, state)
+        draws = None if self.draws is None else self.draws.of_row(step, batch)
+        return run_step(self.cell, x, state, self.draws, draws, moves)
 
     def table(
         self,

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from unrolled.tracing.element_moves import MOVES, trace_moves
+
 INFIX = {"add": " + ", "sub": " - ", "mul": "·", "div": " / "}
 _ALIASES = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
-_REVERSED = ("rsub", "rdiv", "rtruediv")
-_MOVES = frozenset(  # functions that only move elements
-    {"chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select", "index_select", "flip"}
-    | {"cat", "concat", "concatenate", "hstack", "stack", "expand", "expand_as", "repeat", "roll", "clone"}
-    | {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
-    | {"transpose", "swapaxes", "permute", "movedim", "t", "T", "mT"}
+_READS = frozenset(  # functions that return numbers of a tensor to Python
+    {"bool", "float", "int", "index", "complex", "item", "tolist", "numpy", "array", "contains", "format"}
+    | {"equal", "allclose", "is_nonzero"}
 )
+_REVERSED = ("rsub", "rdiv", "rtruediv")
 
 
 @dataclass(eq=False)
@@ -102,16 +102,18 @@ class StepGraph:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """The torch function call that returned a tensor.
 
     Attributes:
+        result: The tensor.
         name: Canonical name of the function.
         function, args, kwargs: The call.
         output_index: Position of the tensor among the outputs; None if the function returned one tensor.
         versions: Version counters of the tensor and of all arguments after the call.
     """
 
+    result: Tensor
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -123,37 +125,84 @@ class _Call:
         """Whether neither the tensor nor any argument was changed in place since the call."""
         return all(_version(tensor) == version for tensor, version in self.versions)
 
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the first argument is the right operand, as in ``Tensor.__rsub__``."""
+        return self.function.__name__.strip("_") in _REVERSED
+
+    def tensor_arguments(self) -> list[Tensor]:
+        """Return every tensor among the arguments."""
+        return list(_tensors_in((self.args, self.kwargs)))
+
+    def moved_tensors(self) -> list[Tensor]:
+        """Return the tensors whose elements a function that only moves elements takes."""
+        return list(_tensors_in(self.args[:1] if self.args else self.kwargs))
+
+    def trace_moves(self, cache: dict[Any, Any], first: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """Find the source of each element, as :func:`trace_moves` does. Results are kept in ``cache``."""
+        key = None
+        if not any(isinstance(value, Tensor) for value in (*self.args[1:], *self.kwargs.values())):
+            shapes = tuple(tensor.shape for tensor in self.moved_tensors())
+            key = (self.name, shapes, repr(self.args[1:]), repr(self.kwargs), self.output_index, first)
+        moves: tuple[Tensor, list[Tensor]] | None = cache.get(key)
+        if moves is None:
+            moves = trace_moves(self.function, self.args, self.kwargs, self.output_index, first)
+        if key is not None:
+            cache[key] = moves
+        return moves
+
 
 class CallRecorder(TorchFunctionMode):
     """While active, record the torch function call that returned each new tensor.
 
     Args:
         move_cache: Cache of the sources of moved elements, to share between recordings of the same code.
+
+    Attributes:
+        reads: The functions that returned numbers of a tensor to Python, such as ``item``, and the tensor.
     """
 
     def __init__(self, move_cache: dict[Any, Any] | None = None) -> None:
         super().__init__()
         self._move_cache = {} if move_cache is None else move_cache
-        self._calls: dict[int, _Call | None] = {}  # by the id of the tensor
+        self._calls: dict[int, Call | None] = {}  # by the id of the tensor
+        self.reads: list[tuple[str, Tensor]] = []
         self._alive: list[Any] = []  # keeps the tensors alive, so that no id is reused
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        arguments = list(_tensors_in((args, kwargs)))
+        before = [_version(argument) for argument in arguments]
         result = func(*args, **(kwargs or {}))
         if func is Tensor.__setitem__:
             self._calls[id(args[0])] = None
+        name = _name(func)
+        if name in _READS and not isinstance(result, Tensor):  # unlike Tensor.float and Tensor.bool
+            self.reads.append((name, args[0]))
         several = isinstance(result, (tuple, list))
         for output_index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor):
-                versions = tuple((part, _version(part)) for part in (tensor, *_tensors_in((args, kwargs))))
-                call = _Call(
-                    _name(func), func, args, kwargs or {}, output_index if several else None, versions
-                )
-                known = id(tensor) in self._calls or any(tensor is argument for argument in args)
+                returned = [version for a, version in zip(arguments, before, strict=True) if a is tensor]
+                if returned and returned[0] == _version(tensor) != -1:
+                    continue  # a function that had nothing to do, such as x.to(x.dtype)
+                versions = tuple((part, _version(part)) for part in (tensor, *arguments))
+                position = output_index if several else None
+                call = Call(tensor, name, func, args, kwargs or {}, position, versions)
+                known = id(tensor) in self._calls or bool(returned)
                 self._calls[id(tensor)] = None if known else call  # None: changed in place by several calls
                 self._alive.append(tensor)
         return result
+
+    def calls(self) -> dict[int, Call | None]:
+        """Return the call that returned each tensor, by the id of the tensor, in the order of the calls.
+
+        It is None for a tensor that was changed in place.
+        """
+        return {
+            key: call if call is not None and call.is_unmodified() else None
+            for key, call in self._calls.items()
+        }
 
     def function_of(self, tensor: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
         """Find the function of a single tensor that computed a tensor, ignoring moves of elements.
@@ -165,7 +214,7 @@ class CallRecorder(TorchFunctionMode):
         while (
             call
             and call.is_unmodified()
-            and call.name in _MOVES
+            and call.name in MOVES
             and isinstance(next(iter(call.args), 0), Tensor)
         ):
             call = self._calls.get(id(call.args[0]))
@@ -201,7 +250,7 @@ class _GraphBuilder:
 
     def __init__(
         self,
-        calls: Mapping[int, _Call],
+        calls: Mapping[int, Call],
         names: Mapping[int, str],
         displayed: Mapping[str, Tensor],
         move_cache: dict[Any, Any],
@@ -229,17 +278,15 @@ class _GraphBuilder:
         if call is None:
             return Node("value", tensor)
         if call.name in INFIX and len(call.args) == 2 and not call.kwargs:
-            is_reversed = call.function.__name__.strip("_") in _REVERSED
-            return self._elementwise(
-                "infix", call.name, tensor, call.args[::-1] if is_reversed else call.args
-            )
+            arguments = call.args[::-1] if call.is_reversed else call.args
+            return self._elementwise("infix", call.name, tensor, arguments)
         if call.name == "neg" and len(call.args) == 1:
             return self._elementwise("negated", "", tensor, call.args)
         if call.name in ("linear", "matmul") and _is_matrix_product(call):
             return self._weighted_sums(call, tensor)
-        if call.name in _MOVES:
+        if call.name in MOVES:
             return self._moved(call, tensor)
-        arguments = [*call.args, *call.kwargs.values()]
+        arguments = (*call.args, *call.kwargs.values())
         if call.output_index is None and _is_elementwise(call, tensor):
             return self._elementwise("call", call.name, tensor, arguments)
         whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
@@ -249,7 +296,7 @@ class _GraphBuilder:
         operands = [self.operand_node(value) for value in arguments]
         return Node(kind, tensor, name, operands, [_broadcast_map(value, tensor) for value in arguments])
 
-    def _weighted_sums(self, call: _Call, tensor: Tensor) -> Node:
+    def _weighted_sums(self, call: Call, tensor: Tensor) -> Node:
         arguments = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
         is_matmul = call.name == "matmul"
         parts = list(call.args) if is_matmul else [arguments["input"], arguments["weight"]]
@@ -257,49 +304,13 @@ class _GraphBuilder:
         operands = [self.operand_node(value) for value in parts]
         return Node("sum", tensor, "", operands, [None] * len(operands), weight_transposed=is_matmul)
 
-    def _moved(self, call: _Call, tensor: Tensor) -> Node:
-        sources = list(_tensors_in(call.args[:1] if call.args else call.kwargs))
-        key = None
-        if not any(isinstance(value, Tensor) for value in (*call.args[1:], *call.kwargs.values())):
-            shapes = tuple(source.shape for source in sources)
-            key = (call.name, shapes, repr(call.args[1:]), repr(call.kwargs), call.output_index)
-        moves = self._move_cache.get(key) or self._trace_moves(call)
-        if key is not None:
-            self._move_cache[key] = moves
-        source_operands, element_maps = moves
-        operands = [self.operand_node(source) for source in sources]
+    def _moved(self, call: Call, tensor: Tensor) -> Node:
+        source_operands, element_maps = call.trace_moves(self._move_cache)
+        operands = [self.operand_node(source) for source in call.moved_tensors()]
         return Node("moved", tensor, "", operands, [*element_maps], source_operands=source_operands)
 
-    @staticmethod
-    def _trace_moves(call: _Call) -> tuple[Tensor, list[Tensor]]:
-        """Find the source of each element by running the function on tensors of running numbers.
 
-        Returns:
-            The operand that each element comes from, and its flat index counted in each operand.
-        """
-        sources: list[Tensor] = []
-
-        def numbered(value: Any) -> Any:
-            if isinstance(value, (tuple, list)):
-                return type(value)(numbered(part) for part in value)
-            start = sum(source.numel() for source in sources)
-            sources.append(value)
-            return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
-
-        positional = len(call.args) > 0  # the tensors come first, then the arguments that say how to move
-        args = (numbered(call.args[0]), *call.args[1:]) if positional else ()
-        tensor_arguments = ("input", "tensors", "tensor")
-        kwargs = {
-            k: numbered(v) if not positional and k in tensor_arguments else v for k, v in call.kwargs.items()
-        }
-        result = call.function(*args, **kwargs)
-        positions = (result if call.output_index is None else result[call.output_index]).flatten()
-        sizes = torch.tensor([source.numel() for source in sources], device=positions.device)
-        operands = torch.arange(len(sources), device=positions.device).repeat_interleave(sizes)
-        return operands[positions], [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
-
-
-def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
+def _is_elementwise(call: Call, tensor: Tensor) -> bool:
     """Check whether each element of the result depends only on the operand elements at the same index.
 
     The function runs on random values, once on whole tensors and once on single elements. With the values of
@@ -370,7 +381,7 @@ def _name(function: Any) -> str:
     return _ALIASES.get(name, name)
 
 
-def _is_matrix_product(call: _Call) -> bool:
+def _is_matrix_product(call: Call) -> bool:
     """Whether the operands are matrices, so that each element is one weighted sum."""
     if call.name == "linear":
         arguments = dict(zip(("input", "weight"), call.args, strict=False)) | call.kwargs

@@ -1,0 +1,533 @@
+// Runs the steps of a layer again for changed numbers, from the programs of unrolled/tracing/step_graph.py.
+// Change both together. Tensors are flat typed arrays in row-major order.
+
+import { decodeValues } from "./numbers.js";
+
+// --- Elementwise functions: numbers to a number. The array that stores the result rounds it. ---
+
+const isInfinite = (x) => x === Infinity || x === -Infinity;
+const relu = (x) => Math.max(x, 0);
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+const clamp = (x, low, high) => Math.min(Math.max(x, low ?? -Infinity), high ?? Infinity);
+const softplus = (x, beta, threshold) => (x * beta > threshold ? x : Math.log1p(Math.exp(x * beta)) / beta);
+const elu = (x, alpha, scale = 1, inner = 1) => (x > 0 ? scale * x : scale * alpha * Math.expm1(x * inner));
+const remainder = (a, b) => {
+  const rest = a % b;
+  return rest !== 0 && b < 0 !== rest < 0 ? rest + b : rest;
+};
+
+function roundToEven(x, decimals = 0) {
+  if (decimals) return roundToEven(x * 10 ** decimals) / 10 ** decimals;
+  const low = Math.floor(x);
+  if (x - low !== 0.5) return Math.round(x);
+  return low % 2 === 0 ? low : low + 1;
+}
+
+function divide(a, b, rounding) {
+  if (rounding === null || b === 0) return a / b;
+  if (rounding === "trunc") return Math.trunc(a / b);
+  const rest = a % b;
+  const quotient = (a - rest) / b - (rest !== 0 && b < 0 !== rest < 0); // exact, unlike a / b
+  return Number.isFinite(quotient) ? Math.round(quotient) : quotient;
+}
+
+function power(a, b) {
+  if (a === 1 || (a === -1 && isInfinite(b))) return 1; // unlike JavaScript, also for NaN and infinities
+  return a ** b;
+}
+
+function logAddExp(a, b, base = Math.E) {
+  if (a === b && isInfinite(a)) return a;
+  const scale = Math.log(base);
+  return Math.max(a, b) + Math.log1p(Math.exp(-Math.abs(a - b) * scale)) / scale;
+}
+
+/** The error function, by its power series, or by a continued fraction of its complement. */
+function erf(x) {
+  if (Math.abs(x) > 2.5) return Math.sign(x) * (1 - erfc(Math.abs(x)));
+  let term = x;
+  let sum = x;
+  for (let n = 1; n < 80 && Math.abs(term) > 1e-18; n += 1) {
+    term *= (2 * x * x) / (2 * n + 1);
+    sum += term;
+  }
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
+}
+
+function erfc(x) {
+  if (!(x > 2.5)) return 1 - erf(x);
+  let fraction = 0;
+  for (let n = 100; n > 0; n -= 1) fraction = n / 2 / (x + fraction);
+  return Math.exp(-x * x) / Math.sqrt(Math.PI) / (x + fraction);
+}
+
+function gelu(x, approximate) {
+  if (approximate === "none") return (x * (1 + erf(x * Math.SQRT1_2))) / 2;
+  return (x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)))) / 2;
+}
+
+const ELEMENT_FUNCTIONS = {
+  cast: (x) => x,
+  sigmoid, relu, softplus, clamp, erf, erfc, gelu, remainder,
+  tanh: Math.tanh, sin: Math.sin, cos: Math.cos, tan: Math.tan, asin: Math.asin, acos: Math.acos,
+  atan: Math.atan, sinh: Math.sinh, cosh: Math.cosh, asinh: Math.asinh, acosh: Math.acosh, atanh: Math.atanh,
+  exp: Math.exp, expm1: Math.expm1, log: Math.log, log2: Math.log2, log10: Math.log10, log1p: Math.log1p,
+  sqrt: Math.sqrt, abs: Math.abs, floor: Math.floor, ceil: Math.ceil, trunc: Math.trunc, round: roundToEven,
+  atan2: Math.atan2, hypot: (a, b) => Math.hypot(a, b), maximum: Math.max, minimum: Math.min, pow: power, div: divide,
+  relu6: (x) => clamp(x, 0, 6),
+  silu: (x) => x / (1 + Math.exp(-x)),
+  mish: (x) => x * Math.tanh(softplus(x, 1, 20)),
+  elu: (x, alpha) => elu(x, alpha),
+  celu: (x, alpha) => elu(x, alpha, 1, 1 / alpha),
+  selu: (x) => elu(x, 1.6732632423543772, 1.0507009873554805),
+  leaky_relu: (x, slope) => (x > 0 ? x : x * slope),
+  softsign: (x) => x / (1 + Math.abs(x)),
+  logsigmoid: (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x))),
+  hardsigmoid: (x) => clamp(x + 3, 0, 6) / 6,
+  hardswish: (x) => (x * clamp(x + 3, 0, 6)) / 6,
+  hardtanh: clamp,
+  hardshrink: (x, size) => (x >= -size && x <= size ? 0 : x),
+  softshrink: (x, size) => (x > size ? x - size : x < -size ? x + size : x * 0),
+  tanhshrink: (x) => x - Math.tanh(x),
+  threshold: (x, limit, value) => (x <= limit ? value : x),
+  exp2: (x) => 2 ** x,
+  rsqrt: (x) => 1 / Math.sqrt(x),
+  reciprocal: (x) => 1 / x,
+  square: (x) => x * x,
+  neg: (x) => -x,
+  sign: (x) => (x > 0) - (x < 0),
+  sgn: (x) => (x > 0) - (x < 0),
+  frac: (x) => x - Math.trunc(x),
+  deg2rad: (x) => (x * Math.PI) / 180,
+  rad2deg: (x) => (x * 180) / Math.PI,
+  sinc: (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x)),
+  logit: (x, eps) => {
+    const p = eps === null ? x : clamp(x, eps, 1 - eps);
+    return Math.log(p / (1 - p));
+  },
+  nan_to_num: (x, nan, high, low) => (x !== x ? nan : x === Infinity ? high : x === -Infinity ? low : x),
+  isnan: (x) => x !== x,
+  isinf: isInfinite,
+  isfinite: Number.isFinite,
+  isposinf: (x) => x === Infinity,
+  isneginf: (x) => x === -Infinity,
+  signbit: (x) => x < 0 || Object.is(x, -0),
+  logical_not: (x) => x === 0,
+  add: (a, b, alpha) => a + alpha * b,
+  sub: (a, b, alpha) => a - alpha * b,
+  mul: (a, b) => a * b,
+  fmod: (a, b) => a % b,
+  fmax: (a, b) => (a !== a ? b : b !== b ? a : Math.max(a, b)),
+  fmin: (a, b) => (a !== a ? b : b !== b ? a : Math.min(a, b)),
+  logaddexp: (a, b) => logAddExp(a, b),
+  logaddexp2: (a, b) => logAddExp(a, b, 2),
+  copysign: (a, b) => (b < 0 || Object.is(b, -0) ? -Math.abs(a) : Math.abs(a)),
+  heaviside: (x, atZero) => (x === 0 ? atZero : Number(x > 0)),
+  xlogy: (a, b) => (b !== b ? NaN : a === 0 ? 0 : a * Math.log(b)),
+  eq: (a, b) => a === b,
+  ne: (a, b) => a !== b,
+  lt: (a, b) => a < b,
+  le: (a, b) => a <= b,
+  gt: (a, b) => a > b,
+  ge: (a, b) => a >= b,
+  logical_and: (a, b) => a !== 0 && b !== 0,
+  logical_or: (a, b) => a !== 0 || b !== 0,
+  logical_xor: (a, b) => (a !== 0) !== (b !== 0),
+  where: (condition, a, b) => (condition ? a : b),
+  lerp: (a, b, weight) => (Math.abs(weight) < 0.5 ? a + weight * (b - a) : b - (b - a) * (1 - weight)),
+  addcmul: (x, a, b, value) => x + value * a * b,
+  addcdiv: (x, a, b, value) => x + (value * a) / b,
+};
+
+// --- Functions of the vectors along some axes: a vector to a number, or to another vector. ---
+
+const sum = (v) => v.reduce((total, x) => total + x, 0);
+const largest = (v) => v.reduce((a, b) => Math.max(a, b), -Infinity);
+const norm = (v, order) => {
+  const sizes = v.map(Math.abs);
+  if (order === Infinity) return largest(sizes);
+  if (order === -Infinity) return -largest(sizes.map((x) => -x));
+  if (order === 0) return sizes.filter((x) => x !== 0).length;
+  return order === 2 ? Math.sqrt(sum(v.map((x) => x * x))) : sum(sizes.map((x) => x ** order)) ** (1 / order);
+};
+const variance = (v, correction) => {
+  const mean = sum(v) / v.length;
+  return sum(v.map((x) => (x - mean) ** 2)) / Math.max(0, v.length - correction);
+};
+const logSumExp = (v) => {
+  const shift = isInfinite(largest(v)) ? 0 : largest(v);
+  return shift + Math.log(sum(v.map((x) => Math.exp(x - shift))));
+};
+const softmax = (v) => {
+  const shift = largest(v);
+  const exponentials = v.map((x) => Math.exp(x - shift));
+  const total = sum(exponentials);
+  return exponentials.map((x) => x / total);
+};
+
+/** Return the position of the first NaN, or else of the first of the largest numbers. */
+function positionOfLargest(v) {
+  const nan = v.findIndex((x) => x !== x);
+  return nan >= 0 ? nan : v.indexOf(largest(v));
+}
+
+/** Return the positions of a vector's elements in ascending or descending order. NaN counts as the largest. */
+function sortedPositions(v, descending) {
+  const compare = (a, b) => (a !== a ? (b !== b ? 0 : 1) : b !== b ? -1 : a - b || 0);
+  const positions = Array.from(v, (_, k) => k);
+  return positions.sort((i, j) => (descending ? compare(v[j], v[i]) : compare(v[i], v[j])));
+}
+
+function positionOfMedian(v) {
+  const positions = sortedPositions(v, false);
+  const isNaN = v[positions.at(-1)] !== v[positions.at(-1)];
+  return isNaN ? positionOfLargest(v) : positions[Math.floor((v.length - 1) / 2)];
+}
+
+function accumulate(v, combine) {
+  let total;
+  return v.map((x, k) => (total = k ? combine(total, x) : x));
+}
+
+const REDUCTIONS = {
+  sum, logsumexp: logSumExp, norm, var: variance, amax: largest, argmax: positionOfLargest, argmedian: positionOfMedian,
+  mean: (v) => sum(v) / v.length,
+  nansum: (v) => sum(v.map((x) => (x !== x ? 0 : x))),
+  prod: (v) => v.reduce((total, x) => total * x, 1),
+  amin: (v) => v.reduce((a, b) => Math.min(a, b), Infinity),
+  argmin: (v) => positionOfLargest(v.map((x) => -x)),
+  any: (v) => v.some((x) => x !== 0),
+  all: (v) => v.every((x) => x !== 0),
+  count_nonzero: (v) => v.filter((x) => x !== 0).length,
+  std: (v, correction) => Math.sqrt(variance(v, correction)),
+  median: (v) => v[positionOfMedian(v)],
+};
+const VECTOR_FUNCTIONS = {
+  softmax,
+  softmin: (v) => softmax(v.map((x) => -x)),
+  log_softmax: (v) => {
+    const shift = largest(v);
+    const logarithm = Math.log(sum(v.map((x) => Math.exp(x - shift))));
+    return v.map((x) => x - shift - logarithm);
+  },
+  cumsum: (v) => accumulate(v, (a, b) => a + b),
+  cumprod: (v) => accumulate(v, (a, b) => a * b),
+  logcumsumexp: (v) => accumulate(v, (a, b) => logAddExp(a, b)),
+  sort: (v, descending) => sortedPositions(v, descending).map((k) => v[k]),
+  argsort: sortedPositions,
+  normalize: (v, order, eps) => {
+    const size = Math.max(norm(v, order), eps);
+    return v.map((x) => x / size);
+  },
+  layer_norm: (v, eps) => {
+    const mean = sum(v) / v.length;
+    const scale = Math.sqrt(variance(v, 0) + eps);
+    return v.map((x) => (x - mean) / scale);
+  },
+  rms_norm: (v, eps) => {
+    const scale = Math.sqrt(sum(v.map((x) => x * x)) / v.length + eps);
+    return v.map((x) => x / scale);
+  },
+};
+
+// --- Instructions. Each function returns what computes the result of an instruction from the values of the nodes. ---
+
+const sizeOf = (shape) => shape.reduce((product, size) => product * size, 1);
+const isReference = (arg) => arg !== null && typeof arg === "object" && "ref" in arg;
+const toNumber = (arg) => (arg !== null && typeof arg === "object" ? Number(arg.number.replace("inf", "Infinity")) : arg);
+const toBool = (x) => (Number(x) === 0 ? 0 : 1);
+
+function createArray(dtype, size) {
+  if (dtype === "float32") return new Float32Array(size);
+  return dtype === "bool" ? new Uint8Array(size) : new Float64Array(size); // integers, too
+}
+
+/** Return numbers in the array of a dtype: the array itself if it is one already. */
+function convert(numbers, dtype) {
+  const result = createArray(dtype, numbers.length);
+  if (numbers.constructor === result.constructor && !dtype.includes("int")) return numbers;
+  const rounded = dtype === "bool" ? toBool : dtype.startsWith("float") ? Number : Math.trunc;
+  for (let i = 0; i < result.length; i += 1) result[i] = rounded(numbers[i]);
+  return result;
+}
+
+/** Return how far apart the elements along each axis are, with 0 for axes of size 1, which are repeated. */
+function stridesOf(shape) {
+  let stride = 1;
+  return shape.map((_, k) => {
+    const axis = shape.length - 1 - k;
+    const current = shape[axis] === 1 ? 0 : stride;
+    stride *= shape[axis];
+    return current;
+  }).reverse();
+}
+
+/** Return the flat index in an operand for every combination of indices, the last one fastest. */
+function flatIndices(sizes, strides) {
+  let indices = [0];
+  sizes.forEach((size, axis) => {
+    indices = indices.flatMap((start) => Array.from({ length: size }, (_, k) => start + k * strides[axis]));
+  });
+  return Int32Array.from(indices);
+}
+
+function elementwise(compute, { args, shape, dtype }, nodes) {
+  const size = sizeOf(shape);
+  const operands = args.map((arg) => {
+    if (!isReference(arg)) return { constant: new Array(size).fill(toNumber(arg)) };
+    const from = nodes[arg.ref].shape;
+    const missing = new Array(shape.length - from.length).fill(0);
+    return { ref: arg.ref, map: sizeOf(from) === size ? null : flatIndices(shape, [...missing, ...stridesOf(from)]) };
+  });
+  const isFloat = dtype.startsWith("float");
+  return (values) => {
+    const [a, b = a, c = a, d = a] = operands.map(({ ref, map, constant }) => {
+      if (constant) return constant;
+      return map ? Array.from(map, (k) => values[ref][k]) : values[ref];
+    });
+    const result = isFloat ? createArray(dtype, size) : new Array(size);
+    for (let i = 0; i < size; i += 1) result[i] = compute(a[i], b[i], c[i], d[i]);
+    return isFloat ? result : convert(result, dtype);
+  };
+}
+
+/** Copy elements in runs: of which operand, from where, how many, how far apart. Operand -1 is a number. */
+function move({ args: [sources, runs, fill], shape, dtype }, nodes) {
+  const size = sizeOf(shape);
+  const [operand, start, , stride] = runs[0] ?? [];
+  const isSlice = runs.length === 1 && operand >= 0 && (stride === 1 || size === 1);
+  if (isSlice && nodes[sources[operand].ref].dtype === dtype) {
+    return (values) => values[sources[operand].ref].subarray(start, start + size);
+  }
+  return (values) => {
+    const result = createArray(dtype, size).fill(toNumber(fill));
+    let position = 0;
+    for (const [from, first, count, step] of runs) {
+      const source = from < 0 ? null : values[sources[from].ref];
+      for (let k = 0; source && k < count; k += 1) result[position + k] = source[first + k * step];
+      position += count;
+    }
+    return result;
+  };
+}
+
+/** Sum products over the labels that the result doesn't have, in double precision, and round once. */
+function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nodes) {
+  const sizes = {};
+  const strides = operands.map(({ ref }, which) => {
+    const byLabel = {};
+    stridesOf(nodes[ref].shape).forEach((stride, axis) => {
+      const label = labels[which][axis];
+      sizes[label] = Math.max(sizes[label] ?? 0, nodes[ref].shape[axis]);
+      byLabel[label] = (byLabel[label] ?? 0) + stride; // a label that occurs twice is a diagonal
+    });
+    return byLabel;
+  });
+  const summed = Object.keys(sizes).filter((label) => !outLabels.includes(Number(label)));
+  const tables = (which) => [outLabels, summed].map((some) =>
+    flatIndices(some.map((label) => sizes[label]), some.map((label) => strides[which][label] ?? 0)));
+  const indices = operands.map((_, which) => tables(which));
+  const size = sizeOf(shape);
+  const count = sizeOf(summed.map((label) => sizes[label]));
+  const columns = shape.at(-1) ?? 1;
+  return (values) => {
+    const result = createArray(dtype, size);
+    const arrays = operands.map(({ ref }) => values[ref]);
+    const [a, b] = arrays;
+    for (let i = 0; i < size; i += 1) {
+      let total = 0;
+      if (arrays.length === 2) {
+        const [[startsA, stepsA], [startsB, stepsB]] = indices;
+        for (let k = 0; k < count; k += 1) total += a[startsA[i] + stepsA[k]] * b[startsB[i] + stepsB[k]];
+      } else {
+        for (let k = 0; k < count; k += 1) {
+          total += indices.reduce((product, [starts, steps], which) => product * arrays[which][starts[i] + steps[k]], 1);
+        }
+      }
+      result[i] = bias ? total + values[bias.ref][i % columns] : total;
+    }
+    return result;
+  };
+}
+
+/** Apply a function to each vector, given the number of vectors before, their length and the number after. */
+function alongVectors(compute, isReduction, { args: [{ ref }, [before, length, after], ...others], shape, dtype }) {
+  const size = sizeOf(shape);
+  const parameters = others.map(toNumber);
+  return (values) => {
+    const result = new Array(size);
+    const source = values[ref];
+    for (let i = 0; i < before; i += 1) {
+      for (let j = 0; j < after; j += 1) {
+        const first = i * length * after + j;
+        const vector = compute(Array.from({ length }, (_, k) => source[first + k * after]), ...parameters);
+        if (isReduction) result[i * after + j] = vector;
+        else vector.forEach((x, k) => { result[first + k * after] = x; });
+      }
+    }
+    return convert(result, dtype);
+  };
+}
+
+function gather({ args: [{ ref }, [, length, after], index, count], shape, dtype }) {
+  const size = sizeOf(shape);
+  return (values) => {
+    const result = createArray(dtype, size);
+    for (let i = 0; i < size; i += 1) {
+      const row = Math.floor(i / (count * after));
+      result[i] = values[ref][(row * length + values[index.ref][i]) * after + (i % after)];
+    }
+    return result;
+  };
+}
+
+function compileInstruction(node, nodes) {
+  const name = node.function;
+  if (Object.hasOwn(ELEMENT_FUNCTIONS, name)) return elementwise(ELEMENT_FUNCTIONS[name], node, nodes);
+  if (Object.hasOwn(REDUCTIONS, name)) return alongVectors(REDUCTIONS[name], true, node);
+  if (Object.hasOwn(VECTOR_FUNCTIONS, name)) return alongVectors(VECTOR_FUNCTIONS[name], false, node);
+  return { move, einsum, gather }[name](node, nodes);
+}
+
+// --- Steps, layers and models. ---
+
+/** Runs one step. The program is one of those of a LayerProgram, the constants are all of them, as typed arrays. */
+export class StepEvaluator {
+  constructor(program, constants = []) {
+    const { nodes } = program;
+    this.program = program;
+    this.nodes = nodes;
+    this.constants = constants;
+    this.compiled = nodes.map((node) => node.function && compileInstruction(node, nodes));
+  }
+
+  /**
+   * Run the step.
+   *
+   * The input, the draws and each state and parameter by name are arrays. An override {name, unit, value} holds a
+   * quantity: everything after it uses the value. Without a unit, it holds all units, at a number or an array.
+   * Returns {values, states}: each quantity and each new state by name.
+   */
+  run({ x, states, parameters, draws = null, overrides = [] }) {
+    const { quantities, states: newStates } = this.program;
+    const leaf = {
+      input: () => x,
+      draws: () => draws,
+      state: ({ name }) => states[name],
+      parameter: ({ name }) => parameters[name],
+      constant: ({ index }) => this.constants[index],
+    };
+    const values = [];
+    this.nodes.forEach((node, k) => {
+      const value = node.function ? this.compiled[k](values) : convert(leaf[node.leaf](node), node.dtype);
+      const held = overrides.filter(({ name }) => quantities[name] === k);
+      values.push(held.length ? withOverrides(value, held) : value);
+    });
+    const read = (refs) => Object.fromEntries(Object.entries(refs).map(([name, ref]) => [name, values[ref]]));
+    return { values: read(quantities), states: read(newStates) };
+  }
+}
+
+function withOverrides(array, overrides) {
+  const result = array.slice();
+  for (const { unit = null, value } of overrides) {
+    if (unit !== null) result[unit] = value;
+    else if (typeof value === "number") result.fill(value);
+    else result.set(value);
+  }
+  return result;
+}
+
+const evaluatorsOfPrograms = new WeakMap();
+
+/** Return the evaluators of a layer's programs, which are kept for its next run. */
+function evaluatorsOf(data) {
+  if (!evaluatorsOfPrograms.has(data)) {
+    const constants = data.constants.map(decodeValues);
+    const draws = data.draws && decodeValues(data.draws);
+    const evaluators = data.programs.map((program) => new StepEvaluator(program, constants));
+    evaluatorsOfPrograms.set(data, { evaluators, draws });
+  }
+  return evaluatorsOfPrograms.get(data);
+}
+
+/**
+ * Run all steps of one layer in one direction.
+ *
+ * The layer has a program (the data of a LayerProgram), a direction, the input of all steps, and initialState and
+ * parameters by name. The edits are a list of
+ *   {kind: "input", step, unit, value}, {kind: "state", name, unit, value}, {kind: "parameter", name, index, value},
+ *   {kind: "hold", name, unit, steps, value}: as an override of the steps in the list; without a list, of all steps.
+ * Returns {values, stateBefore, finalState, output}: arrays by name, those over time as (time, size), and the first
+ * state at each step.
+ */
+export function runLayer(layer, edits = []) {
+  const { programs, programOfStep } = layer.program;
+  const { evaluators, draws } = evaluatorsOf(layer.program);
+  const length = programOfStep.length;
+  const width = layer.input.length / length;
+  const drawn = draws ? draws.length / length : 0;
+  const input = layer.input.slice();
+  const parameters = { ...layer.parameters };
+  let states = { ...layer.initialState };
+  for (const { kind, name, step, unit, index, value } of edits) {
+    if (kind === "input") input[step * width + unit] = value;
+    if (kind === "parameter") parameters[name] = withOverrides(parameters[name], [{ unit: index, value }]);
+    if (kind === "state") states[name] = withOverrides(states[name], [{ unit, value }]);
+  }
+  const holds = edits.filter(({ kind }) => kind === "hold");
+  const values = {};
+  const stateBefore = {};
+  const store = (arrays, step, all) => {
+    for (const [name, array] of Object.entries(arrays)) {
+      all[name] ??= new array.constructor(array.length * length);
+      all[name].set(array, array.length * step);
+    }
+  };
+  for (let count = 0; count < length; count += 1) {
+    const step = layer.direction === "backward" ? length - 1 - count : count;
+    store(states, step, stateBefore);
+    const result = evaluators[programOfStep[step]].run({
+      x: input.subarray(step * width, (step + 1) * width),
+      states,
+      parameters,
+      draws: draws && draws.subarray(step * drawn, (step + 1) * drawn),
+      overrides: holds.filter(({ steps = null }) => steps === null || steps.includes(step)),
+    });
+    store(result.values, step, values);
+    states = result.states;
+  }
+  const output = values[Object.keys(programs[0].states)[0]];
+  return { values, stateBefore, finalState: states, output };
+}
+
+/**
+ * Run all layers and directions of a model. Each layer has its number as layer, and the layers are in the order in
+ * which they run. An edit also has a part, the index of its layer in the list. Edits of the input have none.
+ * Returns the result of each.
+ */
+export function runModel(layers, edits = []) {
+  const results = [];
+  layers.forEach((layer, part) => {
+    const below = results.filter((_, k) => layers[k].layer === layer.layer - 1).map(({ output }) => output);
+    const input = below.length ? joinFeatures(below, layer.program.programOfStep.length) : layer.input;
+    const own = edits.filter((edit) => (edit.kind === "input" ? !below.length : edit.part === part));
+    results.push(runLayer({ ...layer, input }, own));
+  });
+  return results;
+}
+
+/** Concatenate the features of the directions at each step. */
+function joinFeatures(arrays, length) {
+  const result = new arrays[0].constructor(arrays.reduce((total, array) => total + array.length, 0));
+  const width = result.length / length;
+  let column = 0;
+  for (const array of arrays) {
+    const size = array.length / length;
+    for (let step = 0; step < length; step += 1) {
+      result.set(array.subarray(step * size, (step + 1) * size), step * width + column);
+    }
+    column += size;
+  }
+  return result;
+}
