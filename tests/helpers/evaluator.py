@@ -6,7 +6,7 @@ import base64
 import json
 import shutil
 import subprocess
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import unrolled as ur
 from helpers.browser import NOT_FOUND, find_browser, running_browser
-from unrolled.page.assets import script
+from unrolled.page.assets import joined, script
 from unrolled.page.sampling import encode_values
 from unrolled.page.step_programs import program_data
 from unrolled.tracing.layer_trace import LayerTrace
@@ -53,6 +53,10 @@ _RUN_STEPS = """
 const runSteps = (cases) => cases.map(([program, constants, parameters]) =>
   new StepEvaluator(program, constants.map(decodeValues)).run({ parameters: decodeAll(parameters) }).values);
 """
+_FUNCTION_NAMES = """
+const functionNames = () =>
+  Object.keys({ ...ELEMENT_FUNCTIONS, ...REDUCTIONS, ...VECTOR_FUNCTIONS, ...STRUCTURAL_FUNCTIONS });
+"""
 # The cases are [layers, several edits]: the results of a model for each.
 _RUN_MODELS = """
 const runModels = (cases) => cases.map(([layers, editsOfRuns]) => {
@@ -63,14 +67,14 @@ const runModels = (cases) => cases.map(([layers, editsOfRuns]) => {
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
-    """Call ``runSteps`` or ``runModels`` above, and return its result with all arrays as tensors.
+    """Call one of the functions above, and return its result with all arrays as tensors.
 
     Args:
         function: The name of the function.
         data: Its argument.
         folder: A folder for temporary files.
     """
-    helpers = _ENCODE + _RUN_STEPS + _RUN_MODELS
+    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
         with running_browser() as browser:
@@ -78,19 +82,12 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
             source = f"(data) => {{ {script()}\n{helpers}\nreturn encode({function}(data)); }}"
             result = page.evaluate(source, json.loads(text))
     else:
-        for name in ("numbers.js", "evaluator.js"):
-            (folder / name).write_text((files("unrolled.page") / name).read_text())
-        (folder / "package.json").write_text('{"type": "module"}')
         (folder / "data.json").write_text(text)
-        imports = 'import { readFileSync, writeFileSync } from "fs";\n'
-        imports += (
-            'import { decodeValues } from "./numbers.js";\nimport * as evaluator from "./evaluator.js";\n'
-        )
-        imports += "const { StepEvaluator, runModel } = evaluator;\n"
-        run = f'const data = JSON.parse(readFileSync("data.json"));\n{helpers}\n'
+        head = 'import { readFileSync, writeFileSync } from "fs";\n'
+        run = 'const data = JSON.parse(readFileSync("data.json"));\n'
         run += f'writeFileSync("result.json", JSON.stringify(encode({function}(data))));\n'
-        (folder / "run.js").write_text(imports + run)
-        subprocess.run([NODE, "run.js"], cwd=folder, check=True)
+        (folder / "run.mjs").write_text(head + joined(("numbers", "evaluator")) + helpers + run)
+        subprocess.run([NODE, "run.mjs"], cwd=folder, check=True)
         result = json.loads((folder / "result.json").read_text())
     return _decoded(result)
 
@@ -123,10 +120,15 @@ def model_data(trace: ur.Trace, batch: int = 0) -> list[dict[str, Any]]:
     return [layer_data(part, program, batch) for part, program in zip(trace.layers, programs, strict=True)]
 
 
-def assert_equal_on_page(actual: Tensor, expected: Tensor, what: str) -> None:
+def assert_equal_on_page(actual: Tensor, expected: Tensor, describe: Callable[[], str]) -> None:
     """Check that numbers agree as the page shows them: to four decimals, or to 1e-9 in double precision."""
     tolerance = 1e-9 if expected.dtype is torch.float64 else 5e-5
     expected = expected.double().flatten()
     torch.testing.assert_close(
-        actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{what}: {text}"
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance,
+        equal_nan=True,
+        msg=lambda text: f"{describe()}: {text}",
     )

@@ -16,7 +16,7 @@ from helpers.evaluator import assert_equal_on_page, needs_javascript, run_javasc
 from unrolled.page.sampling import encode_values
 from unrolled.tracing.program_recorder import Constants, ProgramRecorder
 from unrolled.tracing.provenance import CallRecorder
-from unrolled.tracing.step_functions import UnsupportedError
+from unrolled.tracing.step_functions import ELEMENTWISE, UnsupportedError
 from unrolled.tracing.step_recorder import StepRun
 
 # More calls, in the form of the templates.
@@ -71,7 +71,7 @@ a3.logcumsumexp(1)
 a3.log_softmax(1)
 torch.gather(a3, 2, a3.argsort(-1)[..., :2])
 torch.take_along_dim(a3, a3.argmax(1, keepdim=True), 1)
-F.one_hot(a3.argmax(-1), 5)
+F.one_hot(a3.argmax(-1), WIDTH)
 a3.count_nonzero(1)
 a3.nansum(1)
 torch.xlogy(m.float(), 1 + b.abs())
@@ -86,9 +86,9 @@ F.pad(a3.double(), (1, 2), mode='replicate')
 a // 0.3
 1.7 // (1 + a.abs())
 2.5 % (1 + a.abs())
-(a * 10).long() // 3
-(a * 10).long() % 3
-(a * 10).long() / 4
+(torch.nan_to_num(a, 1, 2, 3) * 10).long() // 3
+(torch.nan_to_num(a, 1, 2, 3) * 10).long() % 3
+(torch.nan_to_num(a, 1, 2, 3) * 10).long() / 4
 torch.nan_to_num(a, 0.5, 2.0, -2.0)
 a.expand(2, *a.shape)
 a3.unbind(1)[1]
@@ -100,35 +100,60 @@ TABLES = [
     *(templates.UNARY, templates.JUMPS, templates.BINARY, templates.CHOICES, templates.MASKS),
     *(templates.REDUCTIONS, templates.MOVES, templates.MATRICES, templates.LIKE),
 ]
-FIELDS = {"a": "a", "b": "b", "c": "c", "r": "r", "m": "m", "k": "k", "q": "q", "n": "0.3", "w": "5", "i": "2",
-          "flag": "True", "p_1w": "w1", "p_1": "s", "o": "5", "i_": "5", "p_oi": "w2", "p2_oi": "w3[0]",
-          "p_io": "w2", "p_o": "q", "p_i": "q", "p_o2": "w2[:, :2]", "p_2i": "w2[:2]", "p_2oi": "w3[:2]",
-          "p_o_": "q"}  # fmt: skip
-UNSUPPORTED = ("complex", "self.", "circular", "one_hot({a}.argmax(-1))")
+FIELDS = {  # what the templates' fields stand for
+    **{name: name for name in "abcrmkq"},
+    **{"n": "0.3", "i": "2", "flag": "True", "p_1w": "w1", "p_1": "s", "p_o": "q", "p_i": "q"},
+    **{
+        "p_oi": "w2",
+        "p_io": "w2",
+        "p2_oi": "w3[0]",
+        "p_2oi": "w3[:2]",
+        "p_o2": "w2[:, :2]",
+        "p_2i": "w2[:2]",
+    },
+}
+NOT_USED = ("complex", "self.")
+REFUSED = [
+    "torch.exp(torch.complex(a, b)).real",
+    "torch.polygamma(1, a)",
+    "a.half()",
+    "a[a > 0]",
+    "a.clone().mul_(2)",
+    "a * a.sum().item()",
+    "F.dropout(a, 0.5)",
+    "F.one_hot(a.argmax(-1))",
+    "torch.add(a, b, out=torch.zeros_like(a))",
+    "a[..., a.argmax(-1)]",
+    "torch.bernoulli(a.sigmoid())",
+    "torch.linalg.norm(a, 'nuc')",
+    "(a * 10).long() & 3",
+]
+
+
+def expressions(width: int) -> list[str]:
+    """Return an expression for each template, for operands whose last axis has some width."""
+    fields = {**FIELDS, "w": str(width), "o": str(width), "i_": str(width)}
+    lines = [line for table in TABLES for line in table.strip().splitlines()]
+    lines = [line for line in lines if line not in ("{n}", "{p_1}[0]")]
+    texts = [line.format_map({**fields, "b": "d"} if "stack" in line else fields) for line in lines]
+    texts += [line.replace("WIDTH", str(width)) for line in OTHERS.strip().splitlines()]
+    return [text for text in texts if not any(part in text for part in NOT_USED)]
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype, special: bool) -> dict[str, Tensor]:
-    """Return random operands by the names that the templates use. ``b`` and ``k`` are broadcast."""
-    shapes = {
-        "a": shape,
-        "b": (*shape[:-2], 1, 5),
-        "c": (5,),
-        "d": shape,
-        "r": (2, 5),
-        "q": (5,),
-        "s": (1,),
-        "w1": (1, 5),
-    }
-    shapes |= {"w2": (5, 5), "w3": (4, 5, 5), "q3": (4,), "a3": (2, 3, 5), "x": (2, 5)}
+    """Return random operands by the names that the expressions use. ``b`` and ``k`` are broadcast."""
+    w = shape[-1]
+    shapes = {"a": shape, "b": (*shape[:-2], 1, w), "c": (w,), "d": shape, "r": (2, w), "q": (w,), "s": (1,)}
+    shapes |= {"w1": (1, w), "w2": (w, w), "w3": (4, w, w), "q3": (4,), "a3": (2, 3, w), "x": (2, w)}
     tensors = {name: torch.randn(size, dtype=dtype) for name, size in shapes.items()}
     if special:
         values = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0], dtype=dtype)
-        for name in ("a", "b", "c"):
-            tensor = tensors[name].flatten()
-            tensor[: len(values)] = values[torch.randperm(len(values))][: len(tensor)]
-            tensors[name] = tensor.reshape(shapes[name])
-    masks = {"m": tensors["a"] > 0.2, "k": tensors["b"] > -0.2}
-    return tensors | masks
+        for name in "abc":
+            flat = tensors[name].flatten()
+            count = min(len(flat), len(values))
+            flat[:count] = values[torch.randperm(len(values))][:count]
+            tensors[name] = flat.reshape(shapes[name])
+    return {**tensors, "m": tensors["a"] > 0.2, "k": tensors["b"] > -0.2}
 
 
 def program_of(text: str, tensors: dict[str, Tensor]) -> tuple[Any, Constants, Tensor]:
@@ -136,40 +161,41 @@ def program_of(text: str, tensors: dict[str, Tensor]) -> tuple[Any, Constants, T
     constants, recorder = Constants(), CallRecorder()
     with recorder:
         result = eval(text, {"torch": torch, "F": F, "math": math, **tensors})
-    run = StepRun(recorder, tensors["x"], {}, None, {}, {})
-    recorded = ProgramRecorder(run, {n: t for n, t in tensors.items() if n != "x"}, constants, {})
-    return recorded.program({"result": result}), constants, result
+    run = StepRun(recorder, torch.zeros(1), {}, None, {}, {})
+    program = ProgramRecorder(run, tensors, constants, {}).program({"result": result})
+    return program, constants, result
 
 
 @needs_javascript
-def test_every_function(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    texts = [
-        line.format_map({**FIELDS, "b": "d"} if "stack" in line else FIELDS)
-        for table in TABLES
-        for line in table.strip().splitlines()
-        if line not in ("{n}", "{p_1}[0]")
-    ]
-    texts = [text for text in texts + OTHERS.strip().splitlines() if not any(u in text for u in UNSUPPORTED)]
+@pytest.mark.parametrize("special", [False, True], ids=["normal", "special"])
+def test_every_function(special: bool, tmp_path: Path) -> None:
+    """The special operands contain zeros of both signs, infinities and NaN."""
+    torch.manual_seed(special)
+    width = 4 + int(torch.randint(4, ()))
     cases, expected = [], []
-    for special in (False, True):
-        for k, text in enumerate(texts):
-            dtype = (torch.float32, torch.float64)[(k + special) % 2]
-            tensors = operands(((2, 5), (2, 3, 5))[k % 3 == 0], dtype, special)
-            try:
-                program, constants, result = program_of(text, tensors)
-            except (RuntimeError, ValueError, IndexError, UnsupportedError) as e:
-                print(text, type(e), str(e)[:100])
-                continue
-            parameters = {name: encode_values(tensor) for name, tensor in tensors.items()}
-            cases.append((program, [encode_values(c) for c in constants.tensors], parameters))
-            expected.append((f"{text} with {tensors}", result))
-    bad = []
-    for (text, result), actual in zip(expected, run_javascript("runSteps", cases, tmp_path), strict=True):
-        try:
-            assert_equal_on_page(actual["result"], result, text)
-        except AssertionError as e:
-            bad.append((text.split(" with ")[0], result.flatten()[:16], actual["result"][:16], str(e)[-200:]))
-    for b in bad:
-        print(*b, sep="\n  ")
-    assert not bad
+    for k, text in enumerate(expressions(width)):
+        shape = (*torch.randint(1, 4, (k % 2,)).tolist(), 2, width)
+        tensors = operands(shape, (torch.float32, torch.float64)[(k + k // 2 + special) % 2], special)
+        program, constants, result = program_of(text, tensors)
+        names = [node["name"] for node in program["nodes"] if node.get("leaf") == "parameter"]
+        parameters = {name: encode_values(tensors[name]) for name in names}
+        cases.append((program, [encode_values(constant) for constant in constants.tensors], parameters))
+        expected.append((text, {name: tensors[name] for name in names}, result))
+    results = run_javascript("runSteps", cases, tmp_path)
+    for (text, used, result), actual in zip(expected, results, strict=True):
+        assert_equal_on_page(actual["result"], result, lambda text=text, used=used: f"{text} with {used}")
+
+
+@needs_javascript
+def test_the_evaluator_has_the_functions_of_the_programs(tmp_path: Path) -> None:
+    tensors = operands((3, 2, 5), torch.float64, False)
+    programs = [program_of(text, tensors)[0] for text in expressions(5)]
+    used = {node["function"] for program in programs for node in program["nodes"] if "function" in node}
+    assert used == set(run_javascript("functionNames", None, tmp_path))
+    assert used > ELEMENTWISE.keys()
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_other_functions_are_refused(text: str) -> None:
+    with pytest.raises(UnsupportedError, match="^it "):
+        program_of(text, operands((2, 5), torch.float64, False))

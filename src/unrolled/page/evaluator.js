@@ -192,6 +192,7 @@ function accumulate(v, combine) {
 const REDUCTIONS = {
   sum, logsumexp: logSumExp, norm, var: variance, amax: largest, argmax: positionOfLargest, argmedian: positionOfMedian,
   mean: (v) => sum(v) / v.length,
+  running_mean: (v) => v.reduce((mean, x, k) => mean + (x - mean) / (k + 1), 0), // as torch.var_mean: differs for infinities
   nansum: (v) => sum(v.map((x) => (x !== x ? 0 : x))),
   prod: (v) => v.reduce((total, x) => total * x, 1),
   amin: (v) => v.reduce((a, b) => Math.min(a, b), Infinity),
@@ -381,12 +382,14 @@ function gather({ args: [{ ref }, [, length, after], index, count], shape, dtype
   };
 }
 
+const STRUCTURAL_FUNCTIONS = { move, einsum, gather };
+
 function compileInstruction(node, nodes) {
   const name = node.function;
   if (Object.hasOwn(ELEMENT_FUNCTIONS, name)) return elementwise(ELEMENT_FUNCTIONS[name], node, nodes);
   if (Object.hasOwn(REDUCTIONS, name)) return alongVectors(REDUCTIONS[name], true, node);
   if (Object.hasOwn(VECTOR_FUNCTIONS, name)) return alongVectors(VECTOR_FUNCTIONS[name], false, node);
-  return { move, einsum, gather }[name](node, nodes);
+  return STRUCTURAL_FUNCTIONS[name](node, nodes);
 }
 
 // --- Steps, layers and models. ---

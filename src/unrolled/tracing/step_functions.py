@@ -122,6 +122,7 @@ _SAME_NAME = {
     "a": "input",
     "b": "other",
     "ord": "p",
+    "indices": "index",
     "mat2": "mat2",
     "batch1": "mat1",
     "batch2": "mat2",

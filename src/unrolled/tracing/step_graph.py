@@ -27,7 +27,7 @@ class LayerProgram:
     * ``nodes``: the tensors of the step, in the order in which they are computed. Each has a ``shape`` and a
       ``dtype``. A node with a ``leaf`` isn't computed: ``"input"``, ``"draws"``, ``"state"`` or
       ``"parameter"`` with a ``name``, or ``"constant"`` with an ``index``. The others have a ``function`` and
-      its ``args``, where ``{"ref": k}`` is the node ``k`` and ``{"number": "inf"}`` a number that JSON doesn't have.
+      its ``args``, in which ``{"ref": k}`` is node ``k`` and ``{"number": "inf"}`` is infinity.
     * ``quantities``: the node of each quantity, by name.
     * ``held``: the quantities that can be held at other values: those that the step computes and that aren't
       another quantity under a second name.

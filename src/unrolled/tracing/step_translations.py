@@ -36,7 +36,7 @@ _SAME_AS = {
     "log_sigmoid": "logsigmoid",
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
     **{"linalg_norm": "norm", "ger": "outer", "linalg_matmul": "matmul", "constant_pad_nd": "pad"},
-    **{"alpha_dropout": "dropout", "feature_dropout": "dropout", "take_along_dim": "gather"},
+    **{"alpha_dropout": "dropout", "feature_dropout": "dropout"},
 }
 _REVERSED = ("rpow", "rfloordiv", "rmod")
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "int", "long", "bool", "short"})
@@ -136,15 +136,16 @@ def _extremum(reduce: str, argument: str, elementwise_name: str) -> Translation:
     return translation
 
 
-def _variance(*functions: str) -> Translation:
-    """Return the translation of a variance or standard deviation."""
+def _variance(function: str) -> Translation:
+    """Return the translation of a variance or standard deviation, whose second output is the mean."""
 
     def translation(builder: Builder, call: Call, a: Any) -> Value:
         dim, unbiased = (None, a.dim) if isinstance(a.dim, bool) else (a.dim, a.unbiased)
         correction = a.correction if a.correction is not None else int(unbiased is not False)
         value, sizes = vectors(builder, builder.value(a.input), dim)
-        function = functions[call.output_index or 0]
-        return _emit(builder, call, function, [value, sizes, *([] if function == "mean" else [correction])])
+        if call.output_index:
+            return _emit(builder, call, "running_mean", [value, sizes])
+        return _emit(builder, call, function, [value, sizes, correction])
 
     return translation
 
@@ -313,8 +314,8 @@ _TRANSLATIONS: dict[str, tuple[str, Translation]] = {
     "min": ("input dim=None keepdim=False other=None", _extremum("amin", "argmin", "minimum")),
     "var": ("input dim=None unbiased=None keepdim=False correction=None", _variance("var")),
     "std": ("input dim=None unbiased=None keepdim=False correction=None", _variance("std")),
-    "var_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("var", "mean")),
-    "std_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("std", "mean")),
+    "var_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("var")),
+    "std_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("std")),
     "norm": ("input p=None dim=None keepdim=False", _norm),
     "linalg_vector_norm": ("input p=None dim=None keepdim=False", _norm),
     **{name: ("input dim dtype=None", _along(name)) for name in ("cumsum", "cumprod", "logcumsumexp")},
@@ -340,6 +341,7 @@ _TRANSLATIONS: dict[str, tuple[str, Translation]] = {
     "bitwise_xor": ("input other", _bitwise("logical_xor")),
     "bitwise_not": ("input", _bitwise("logical_not")),
     "gather": ("input dim index", _gather),
+    "take_along_dim": ("input index dim=None", _gather),
     "one_hot": ("input num_classes=-1", _one_hot),
     **PRODUCTS,
 }
