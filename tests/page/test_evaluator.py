@@ -1,0 +1,137 @@
+"""The page's evaluator runs whole layers as torch does, also with changed numbers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unrolled as ur
+from helpers.changed_layers import held_names, run_changed
+from helpers.evaluator import assert_equal_on_page, model_data, needs_javascript, run_javascript
+
+TIME, BATCH = 5, 2
+OPTIONS = {  # of the cells that compute something else with them
+    "LSTM": {"proj_size": 3},
+    "RNN": {"nonlinearity": "relu"},
+    "SLSTM": {"heads": 2},
+    "RGLRU": {"heads": 2},
+    "RHN": {"depth": 3},
+}
+
+
+def layer_of(cell: type[ur.Cell], dtype: torch.dtype = torch.float32, **options: Any) -> ur.Recurrent:
+    """Return a layer with random noise added to its parameters, so that none of them is zero."""
+    layer = ur.Recurrent(cell, options.pop("input_size", 4), 4, dtype=dtype, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def trace_of(layer: nn.Module, lengths: list[int] | None = None) -> ur.Trace:
+    """Trace a random input, ragged if there are lengths, with random initial states."""
+    dtype = next(layer.parameters()).dtype
+    x: Any = torch.randn(TIME, BATCH, layer.input_size, dtype=dtype)
+    if lengths is not None:
+        x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    state = ur.trace(layer, x).final_state  # for its form; a call would compile a kernel
+    several = isinstance(state, tuple)
+    random_state = [torch.rand_like(part) for part in (state if several else (state,))]
+    return ur.trace(layer, x, tuple(random_state) if several else random_state[0])
+
+
+def random_edits(trace: ur.Trace, model: Any, batch: int, dice: random.Random) -> list[list[dict[str, Any]]]:
+    """Return lists of edits: none, one value of the input, and for each layer several of each kind.
+
+    Together they change a value of every state and parameter, and hold every quantity.
+    """
+    length, size = int(trace.layers[0].lengths[batch]), trace.layers[0].input.shape[-1]
+    step, unit = dice.randrange(length), dice.randrange(size)
+    lists: list[list[dict[str, Any]]] = [[], [{"kind": "input", "step": step, "unit": unit, "value": 1.5}]]
+    for part, layer in enumerate(trace.layers):
+        states = [
+            {"kind": "state", "name": name, "unit": dice.randrange(value.shape[-1]), "value": -0.75}
+            for name, value in layer.initial_state.items()
+        ]
+        weights = [
+            {"kind": "parameter", "name": name, "index": dice.randrange(parameter.numel()), "value": 0.5}
+            for name, parameter in ((name, getattr(layer.cell, name)) for name in layer.cell.shapes())
+        ]
+        (program,) = model[part]["program"]["programs"]
+        names = [name for name in program["held"] if name in held_names(type(layer.cell))]
+        assert names
+        holds = [
+            {
+                "kind": "hold",
+                "name": name,
+                "steps": dice.sample(range(length), 2),
+                "unit": unit,
+                "value": 0.25,
+            }
+            for name in names
+            for unit in (None, dice.randrange(layer.values[name][0, 0].numel()))
+            if layer.values[name].is_floating_point()
+        ]
+        dice.shuffle(holds)
+        one_for_each_name = list({hold["name"]: hold for hold in holds}.values())
+        several = (states, weights, one_for_each_name, holds[:1])
+        lists += [[{**edit, "part": part} for edit in edits] for edits in several]
+    return lists
+
+
+def assert_evaluator_agrees(traces: dict[str, ur.Trace], folder: Path, batch: int = 0) -> None:
+    """Compare the evaluator with torch for each trace and several edits."""
+    dice = random.Random(0)
+    models = {name: model_data(trace, batch) for name, trace in traces.items()}
+    edits = {name: random_edits(trace, models[name], batch, dice) for name, trace in traces.items()}
+    cases = [(models[name], edits[name]) for name in traces]
+    results = run_javascript("runModels", cases, folder)
+    for (name, trace), runs in zip(traces.items(), results, strict=True):
+        for edit, run in zip(edits[name], runs, strict=True):
+            expected = run_changed(trace.layers, edit, batch)
+            for part, layer, values in zip(trace.layers, run, expected, strict=True):
+                for quantity, value in values.items():
+                    recorded = part.values[quantity][: len(value), batch]
+                    describe = f"{name}, {quantity}, {edit}".__str__
+                    assert_equal_on_page(layer["values"][quantity], value, describe)
+                    if not edit:
+                        assert_equal_on_page(layer["values"][quantity], recorded, describe)
+                first = 0 if part.direction == "forward" else len(value) - 1
+                for state in part.cell.state:
+                    last = values[state][len(value) - 1 - first]
+                    assert_equal_on_page(layer["finalState"][state], last, describe)
+
+
+@needs_javascript
+def test_some_cells(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cells, double = ur.cells, torch.float64
+    traces = {
+        "lstm": trace_of(nn.LSTM(3, 4, num_layers=2, bidirectional=True), [3, 5]),
+        "gru": trace_of(layer_of(cells.GRU, double, bidirectional=True), [4, 2]),
+        "slstm": trace_of(layer_of(cells.SLSTM, heads=2)),
+        "layer norm": trace_of(layer_of(cells.LayerNormLSTM, double)),
+        "rnn": trace_of(layer_of(cells.RNN, nonlinearity="relu", num_layers=2)),
+    }
+    assert_evaluator_agrees(traces, tmp_path)
+
+
+@pytest.mark.slow
+@needs_javascript
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_every_cell(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cells = {name: getattr(ur.cells, name) for name in ur.cells.__all__}
+    traces = {name: trace_of(layer_of(cell, dtype), [2, 4]) for name, cell in cells.items()}
+    for name, options in OPTIONS.items():
+        layer = layer_of(cells[name], dtype, input_size=5, num_layers=2, **options)
+        traces[f"{name} {options}"] = trace_of(layer)
+    for name in cells:
+        if name not in OPTIONS:
+            traces[f"{name} twice"] = trace_of(layer_of(cells[name], dtype, bidirectional=True))
+    assert_evaluator_agrees(traces, tmp_path, batch=1)
