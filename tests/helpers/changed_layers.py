@@ -36,7 +36,8 @@ class HeldQuantities:
 
 def assigned_names(statement: ast.stmt) -> list[str]:
     """Return the local variables that a statement assigns."""
-    nodes = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
+    nodes = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
     return [node.id for node in nodes if isinstance(node.ctx, ast.Store)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 import unrolled as ur
+from fuzz.program import random_program
 from helpers.changed_layers import held_names, run_changed
 from helpers.evaluator import assert_equal_on_page, model_data, needs_javascript, run_javascript
+from unrolled.tracing.step_graph import model_programs
 
 TIME, BATCH = 5, 2
 OPTIONS = {  # of the cells that compute something else with them
@@ -33,9 +36,11 @@ def layer_of(cell: type[ur.Cell], dtype: torch.dtype = torch.float32, **options:
     return layer
 
 
-def trace_of(layer: nn.Module, lengths: list[int] | None = None) -> ur.Trace:
+def trace_of(
+    layer: nn.Module, lengths: list[int] | None = None, dtype: torch.dtype | None = None
+) -> ur.Trace:
     """Trace a random input, ragged if there are lengths, with random initial states."""
-    dtype = next(layer.parameters()).dtype
+    dtype = dtype or next(layer.parameters()).dtype
     x: Any = torch.randn(TIME, BATCH, layer.input_size, dtype=dtype)
     if lengths is not None:
         x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
@@ -64,7 +69,6 @@ def random_edits(trace: ur.Trace, model: Any, batch: int, dice: random.Random) -
         ]
         (program,) = model[part]["program"]["programs"]
         names = [name for name in program["held"] if name in held_names(type(layer.cell))]
-        assert names
         holds = [
             {
                 "kind": "hold",
@@ -84,8 +88,12 @@ def random_edits(trace: ur.Trace, model: Any, batch: int, dice: random.Random) -
     return lists
 
 
-def assert_evaluator_agrees(traces: dict[str, ur.Trace], folder: Path, batch: int = 0) -> None:
-    """Compare the evaluator with torch for each trace and several edits."""
+def assert_evaluator_agrees(traces: dict[str, ur.Trace], folder: Path, batch: int = 0) -> int:
+    """Compare the evaluator with torch for each trace and several edits.
+
+    Returns:
+        The number of quantities that were held.
+    """
     dice = random.Random(0)
     models = {name: model_data(trace, batch) for name, trace in traces.items()}
     edits = {name: random_edits(trace, models[name], batch, dice) for name, trace in traces.items()}
@@ -105,6 +113,8 @@ def assert_evaluator_agrees(traces: dict[str, ur.Trace], folder: Path, batch: in
                 for state in part.cell.state:
                     last = values[state][len(value) - 1 - first]
                     assert_equal_on_page(layer["finalState"][state], last, describe)
+    every_edit = [edit for lists in edits.values() for edit_list in lists for edit in edit_list]
+    return len([edit for edit in every_edit if edit["kind"] == "hold"])
 
 
 @needs_javascript
@@ -118,7 +128,7 @@ def test_some_cells(tmp_path: Path) -> None:
         "layer norm": trace_of(layer_of(cells.LayerNormLSTM, double)),
         "rnn": trace_of(layer_of(cells.RNN, nonlinearity="relu", num_layers=2)),
     }
-    assert_evaluator_agrees(traces, tmp_path)
+    assert assert_evaluator_agrees(traces, tmp_path) > 50
 
 
 @pytest.mark.slow
@@ -134,4 +144,28 @@ def test_every_cell(dtype: torch.dtype, tmp_path: Path) -> None:
     for name in cells:
         if name not in OPTIONS:
             traces[f"{name} twice"] = trace_of(layer_of(cells[name], dtype, bidirectional=True))
-    assert_evaluator_agrees(traces, tmp_path, batch=1)
+    assert assert_evaluator_agrees(traces, tmp_path, batch=1) > 500
+
+
+@needs_javascript
+def test_random_cells(tmp_path: Path) -> None:
+    """The numbers of ten random cells agree, or there is a reason why they can't be computed."""
+    torch.manual_seed(0)
+    traces: dict[str, ur.Trace] = {}
+    reasons = []
+    for seed in range(10):
+        generated = random_program(seed)
+        dtype = getattr(torch, generated.call.dtype)
+        options = {"bias": generated.call.bias, **generated.cell_options()}
+        layer = ur.Recurrent(generated.cell(), generated.input, generated.hidden, dtype=dtype, **options)
+        trace = trace_of(layer.eval(), None, dtype)
+        reason = model_programs(trace)[0].reason
+        if reason is None:
+            traces[f"seed {seed}\n{generated}"] = trace
+        else:
+            reasons.append(reason)
+    assert len(traces) >= 5
+    assert all(
+        re.match(r"The steps of \w+ can't be recomputed on the page because \w.+\.$", r) for r in reasons
+    )
+    assert_evaluator_agrees(traces, tmp_path)
