@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import inspect
 import textwrap
+from types import CodeType
 from typing import Any
 
 import torch
@@ -41,36 +43,36 @@ def assigned_names(statement: ast.stmt) -> list[str]:
     return [node.id for node in nodes if isinstance(node.ctx, ast.Store)]
 
 
-def class_with_holds(cell: type[ur.Cell], hold: HeldQuantities) -> type[ur.Cell]:
-    """Return a class of cells whose step holds quantities."""
-    return type("Held", (cell,), {"step": step_with_holds(cell, hold)[0]})
-
-
-def step_with_holds(cell: type[ur.Cell], hold: HeldQuantities) -> tuple[Any, set[str]]:
-    """Return the step of a cell with ``name = hold("name", name)`` after the last assignment of each name.
+@functools.cache
+def step_with_holds(cell: type[ur.Cell]) -> tuple[CodeType, frozenset[str]]:
+    """Return the code of a cell's step, with ``f = _hold("f", f)`` after the last assignment of each name.
 
     Returns:
-        The step, and the names whose last assignment is a statement of its own, not in a loop or branch.
+        The code, and the names. Those that are last assigned in a loop or branch are left out.
     """
-    function = inspect.unwrap(cell.step)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cell.step))))
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
     last = {name: k for k, statement in enumerate(definition.body) for name in assigned_names(statement)}
-    simple = {name for name, k in last.items() if isinstance(definition.body[k], ast.Assign)}
+    simple = frozenset(name for name, k in last.items() if isinstance(definition.body[k], ast.Assign))
     body: list[ast.stmt] = []
     for k, statement in enumerate(definition.body):
         body.append(statement)
         body += [ast.parse(f"{n} = _hold({n!r}, {n})").body[0] for n in sorted(simple) if last[n] == k]
     definition.body = body
-    namespace = {**function.__globals__, "_hold": hold}
-    exec(compile(ast.fix_missing_locations(tree), "<step with holds>", "exec"), namespace)
-    return namespace[definition.name], simple
+    return compile(ast.fix_missing_locations(tree), "<step with holds>", "exec"), simple
 
 
-def held_names(cell: type[ur.Cell]) -> set[str]:
+def class_with_holds(cell: type[ur.Cell], hold: HeldQuantities) -> type[ur.Cell]:
+    """Return a class of cells whose step holds quantities."""
+    namespace = {**inspect.unwrap(cell.step).__globals__, "_hold": hold}
+    exec(step_with_holds(cell)[0], namespace)
+    return type("Held", (cell,), {"step": namespace["step"]})
+
+
+def held_names(cell: type[ur.Cell]) -> frozenset[str]:
     """Return the names that :func:`run_changed` can hold."""
-    return step_with_holds(cell, HeldQuantities())[1]
+    return step_with_holds(cell)[1]
 
 
 def run_changed(

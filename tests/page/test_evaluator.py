@@ -44,10 +44,10 @@ def trace_of(
     x: Any = torch.randn(TIME, BATCH, layer.input_size, dtype=dtype)
     if lengths is not None:
         x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
-    state = ur.trace(layer, x).final_state  # for its form; a call would compile a kernel
-    several = isinstance(state, tuple)
-    random_state = [torch.rand_like(part) for part in (state if several else (state,))]
-    return ur.trace(layer, x, tuple(random_state) if several else random_state[0])
+    sizes = [4, 4] if isinstance(layer, nn.LSTM) else layer._first.state_sizes().values()
+    count = layer.num_layers * (1 + layer.bidirectional)
+    state = tuple(torch.rand(count, BATCH, size, dtype=dtype) for size in sizes)
+    return ur.trace(layer, x, state if len(state) > 1 else state[0])
 
 
 def random_edits(trace: ur.Trace, model: Any, batch: int, dice: random.Random) -> list[list[dict[str, Any]]]:
@@ -122,7 +122,7 @@ def test_some_cells(tmp_path: Path) -> None:
     torch.manual_seed(0)
     cells, double = ur.cells, torch.float64
     traces = {
-        "lstm": trace_of(nn.LSTM(3, 4, num_layers=2, bidirectional=True), [3, 5]),
+        "lstm": trace_of(nn.LSTM(3, 4, num_layers=2), [3, 5]),
         "gru": trace_of(layer_of(cells.GRU, double, bidirectional=True), [4, 2]),
         "slstm": trace_of(layer_of(cells.SLSTM, heads=2)),
         "layer norm": trace_of(layer_of(cells.LayerNormLSTM, double)),
@@ -148,23 +148,23 @@ def test_every_cell(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @needs_javascript
-def test_random_cells(tmp_path: Path) -> None:
-    """The numbers of ten random cells agree, or there is a reason why they can't be computed."""
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 40), marks=pytest.mark.slow)], ids=str)
+def test_random_cells(seeds: range, tmp_path: Path) -> None:
+    """The numbers of random cells agree, or there is a reason why they can't be computed."""
     torch.manual_seed(0)
     traces: dict[str, ur.Trace] = {}
     reasons = []
-    for seed in range(10):
-        generated = random_program(seed)
+    for generated in map(random_program, seeds):
         dtype = getattr(torch, generated.call.dtype)
         options = {"bias": generated.call.bias, **generated.cell_options()}
         layer = ur.Recurrent(generated.cell(), generated.input, generated.hidden, dtype=dtype, **options)
         trace = trace_of(layer.eval(), None, dtype)
         reason = model_programs(trace)[0].reason
         if reason is None:
-            traces[f"seed {seed}\n{generated}"] = trace
+            traces[str(generated)] = trace
         else:
             reasons.append(reason)
-    assert len(traces) >= 5
+    assert len(traces) > 0.8 * len(seeds)
     assert all(
         re.match(r"The steps of \w+ can't be recomputed on the page because \w.+\.$", r) for r in reasons
     )

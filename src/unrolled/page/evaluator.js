@@ -235,7 +235,10 @@ const VECTOR_FUNCTIONS = {
 
 const sizeOf = (shape) => shape.reduce((product, size) => product * size, 1);
 const isReference = (arg) => arg !== null && typeof arg === "object" && "ref" in arg;
-const toNumber = (arg) => (arg !== null && typeof arg === "object" ? Number(arg.number.replace("inf", "Infinity")) : arg);
+const toNumber = (arg) => {
+  if (typeof arg === "boolean") return Number(arg);
+  return arg !== null && typeof arg === "object" ? Number(arg.number.replace("inf", "Infinity")) : arg;
+};
 const toBool = (x) => (Number(x) === 0 ? 0 : 1);
 
 function createArray(dtype, size) {
