@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
 
 import unrolled as ur
 from fuzz.program import random_program
@@ -36,12 +38,36 @@ def layer_of(cell: type[ur.Cell], dtype: torch.dtype = torch.float32, **options:
     return layer
 
 
+class Noisy(ur.Cell):
+    """A cell whose steps draw random numbers."""
+
+    weight_ih = ur.Param("hidden", "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        noise = torch.randn_like(h)
+        g = torch.tanh(linear(dropout(x, 0.4, self.training), self.weight_ih) + noise)
+        h = torch.where(torch.rand_like(h) < 0.5, g, 0.5 * h)
+        return h
+
+
 def trace_of(
-    layer: nn.Module, lengths: list[int] | None = None, dtype: torch.dtype | None = None
+    layer: nn.Module,
+    lengths: list[int] | None = None,
+    dtype: torch.dtype | None = None,
+    values: tuple[float, ...] = (),
 ) -> ur.Trace:
-    """Trace a random input, ragged if there are lengths, with random initial states."""
+    """Trace a random input, ragged if there are lengths, with random initial states.
+
+    Args:
+        layer: The layer.
+        lengths: The length of each row.
+        dtype: The dtype, if the layer has no parameters.
+        values: Values to put into the input, one at each step.
+    """
     dtype = dtype or next(layer.parameters()).dtype
     x: Any = torch.randn(TIME, BATCH, layer.input_size, dtype=dtype)
+    for step, value in enumerate(values):
+        x[step, :, 0] = value
     if lengths is not None:
         x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
     sizes = [4, 4] if isinstance(layer, nn.LSTM) else layer._first.state_sizes().values()
@@ -122,11 +148,12 @@ def test_some_cells(tmp_path: Path) -> None:
     torch.manual_seed(0)
     cells, double = ur.cells, torch.float64
     traces = {
-        "lstm": trace_of(nn.LSTM(3, 4, num_layers=2), [3, 5]),
+        "lstm": trace_of(nn.LSTM(3, 4, num_layers=2, bidirectional=True), [3, 5]),
         "gru": trace_of(layer_of(cells.GRU, double, bidirectional=True), [4, 2]),
         "slstm": trace_of(layer_of(cells.SLSTM, heads=2)),
         "layer norm": trace_of(layer_of(cells.LayerNormLSTM, double)),
-        "rnn": trace_of(layer_of(cells.RNN, nonlinearity="relu", num_layers=2)),
+        "noisy": trace_of(layer_of(Noisy), [3, 4]),
+        "rnn": trace_of(layer_of(cells.RNN, nonlinearity="relu")),
     }
     assert assert_evaluator_agrees(traces, tmp_path) > 50
 
@@ -144,6 +171,9 @@ def test_every_cell(dtype: torch.dtype, tmp_path: Path) -> None:
     for name in cells:
         if name not in OPTIONS:
             traces[f"{name} twice"] = trace_of(layer_of(cells[name], dtype, bidirectional=True))
+    for name in cells:
+        values = (0.0, math.inf, math.nan)
+        traces[f"{name} special"] = trace_of(layer_of(cells[name], dtype), values=values)
     assert assert_evaluator_agrees(traces, tmp_path, batch=1) > 500
 
 
