@@ -26,6 +26,7 @@ from unrolled.tracing.step_graph import LayerProgram, model_programs
 NODE = shutil.which("node") or shutil.which("nodejs")
 needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
 
+_SCRIPTS = ("numbers", "tensor_functions", "evaluator")
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
 const encode = (value) => {
@@ -86,7 +87,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         head = 'import { readFileSync, writeFileSync } from "fs";\n'
         run = 'const data = JSON.parse(readFileSync("data.json"));\n'
         run += f'writeFileSync("result.json", JSON.stringify(encode({function}(data))));\n'
-        (folder / "run.mjs").write_text(head + joined(("numbers", "evaluator")) + helpers + run)
+        (folder / "run.mjs").write_text(head + joined(_SCRIPTS) + helpers + run)
         subprocess.run([NODE, "run.mjs"], cwd=folder, check=True)
         result = json.loads((folder / "result.json").read_text())
     return _decoded(result)

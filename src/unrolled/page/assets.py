@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    *("numbers", "evaluator", "dom", "layer", "explain", "timeline", "step"),
+    *("numbers", "tensor_functions", "evaluator", "dom", "layer", "explain", "timeline", "step"),
     *("parameters", "equations", "heatmaps", "gradient", "app"),
 )
 

@@ -55,13 +55,13 @@ class Builder(Protocol):
 
 _UNARY = """
     sigmoid tanh relu relu6 silu mish selu softsign logsigmoid hardswish hardsigmoid tanhshrink
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square abs neg sign sgn
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square abs neg sign
     sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc sinc
-    floor ceil trunc frac deg2rad rad2deg
-    isnan isinf isfinite isposinf isneginf signbit logical_not
+    floor ceil trunc frac
+    isnan isinf isfinite signbit logical_not
 """
 _BINARY = """
-    mul maximum minimum fmax fmin atan2 pow remainder fmod hypot logaddexp logaddexp2 copysign heaviside xlogy
+    mul maximum minimum fmax fmin atan2 pow remainder fmod hypot logaddexp copysign heaviside xlogy
     eq ne lt le gt ge logical_and logical_or logical_xor
 """
 # The parameters of elementwise functions, in the order in which the evaluator takes them.
