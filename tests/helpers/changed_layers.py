@@ -22,7 +22,7 @@ class HeldQuantities:
     """The quantities that a step holds, by name: the unit, or None for all, and the value."""
 
     def __init__(self) -> None:
-        self.active: dict[str, tuple[int | None, float]] = {}
+        self.active: dict[str, tuple[int | None, float | list[float]]] = {}
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if name not in self.active:
@@ -30,7 +30,7 @@ class HeldQuantities:
         unit, held = self.active[name]
         value = value.clone()
         if unit is None:
-            value.fill_(held)
+            value.copy_(torch.tensor(held).expand(value.numel()).view(value.shape))
         else:
             value.view(-1)[unit] = held
         return value
@@ -107,7 +107,9 @@ def run_changed(
             hold.active = {
                 edit["name"]: (edit["unit"], edit["value"])
                 for edit in edits
-                if edit["kind"] == "hold" and edit["part"] == index and step in edit["steps"]
+                if edit["kind"] == "hold"
+                and edit["part"] == index
+                and step in (edit["steps"] or range(length))
             }
             draws = contextlib.nullcontext()
             if part.draws is not None:

@@ -109,7 +109,11 @@ def random_edits(trace: ur.Trace, model: Any, batch: int, dice: random.Random) -
         ]
         dice.shuffle(holds)
         one_for_each_name = list({hold["name"]: hold for hold in holds}.values())
-        several = (states, weights, one_for_each_name, holds[:1])
+        values = torch.linspace(0, 1, layer.values[names[-1]][0, 0].numel()).tolist() if names else []
+        at_all_steps = [
+            {"kind": "hold", "name": n, "steps": None, "unit": None, "value": values} for n in names[-1:]
+        ]
+        several = (states, weights, one_for_each_name, at_all_steps)
         lists += [[{**edit, "part": part} for edit in edits] for edits in several]
     return lists
 
@@ -199,3 +203,43 @@ def test_random_cells(seeds: range, tmp_path: Path) -> None:
         re.match(r"The steps of \w+ can't be recomputed on the page because \w.+\.$", r) for r in reasons
     )
     assert_evaluator_agrees(traces, tmp_path)
+
+
+@needs_javascript
+def test_edits_are_those_of_a_changed_layer(tmp_path: Path) -> None:
+    """The changed layer is traced as any other."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    x, state = torch.randn(TIME, 1, 3), (torch.randn(4, 1, 4), torch.randn(4, 1, 4))
+    model = model_data(ur.trace(layer, x, state))
+    edits = [
+        {"kind": "input", "step": 2, "unit": 1, "value": -0.3},
+        {"kind": "parameter", "part": 0, "name": "weight_ih", "index": 4, "value": 1.25},
+        {"kind": "parameter", "part": 3, "name": "bias_hh", "index": 9, "value": -0.5},
+        {"kind": "state", "part": 1, "name": "c", "unit": 3, "value": 2.0},
+    ]
+    with torch.no_grad():
+        x[2, 0, 1] = -0.3
+        layer.weight_ih_l0.view(-1)[4] = 1.25
+        layer.bias_hh_l1_reverse[9] = -0.5
+        state[1][1, 0, 3] = 2.0
+    expected = ur.trace(layer, x, state)
+    ((results,),) = run_javascript("runModels", [(model, [edits])], tmp_path)
+    for part, result in zip(expected.layers, results, strict=True):
+        for name, values in part.values.items():
+            assert_equal_on_page(result["values"][name], values[:, 0], lambda part=part: repr(part))
+
+
+@needs_javascript
+def test_steps_with_different_programs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, program_of_step = torch.randn(TIME, 3), [0, 1, 1, 0, 1]
+    layers = [ur.RNN(3, 4, nonlinearity=nonlinearity) for nonlinearity in ("tanh", "relu")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ((model,), (other,)) = (model_data(ur.trace(layer, x)) for layer in layers)
+    model["program"]["programs"] += other["program"]["programs"]
+    model["program"]["programOfStep"] = program_of_step
+    ((results,),) = run_javascript("runModels", [([model], [[]])], tmp_path)
+    h = torch.zeros(1, 4)
+    rows = [h := layers[which](x[k : k + 1], h)[1].detach() for k, which in enumerate(program_of_step)]
+    assert_equal_on_page(results[0]["values"]["h"], torch.cat(rows), lambda: "h")

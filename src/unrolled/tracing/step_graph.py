@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,19 +89,21 @@ def layer_program(part: LayerTrace, batch: int = 0) -> LayerProgram:
     length = int(part.lengths[batch])
     texts: dict[str, int] = {}  # of the different programs
     program_of_step: list[int] = []
+    recomputed: list[dict[str, Tensor]] = []
     constants = Constants()
     moves: dict[Any, Any] = {}
     try:
         for step in range(length):
             run = part.run_step(step, batch, moves)
             recorder = ProgramRecorder(run, _parameters(part), constants, moves)
-            recorded = {name: values[step, batch].unsqueeze(0) for name, values in part.values.items()}
-            program = recorder.program({name: run.named[name] for name in recorded if name in run.named})
-            _check_reproduced(run, recorded)
+            quantities = {name: run.named[name] for name in part.values if name in run.named}
+            program = recorder.program(quantities)
+            recomputed.append(quantities)
             text = json.dumps(program)
             if text not in texts:
                 _check_program(part, run, recorder)
             program_of_step.append(texts.setdefault(text, len(texts)))
+        _check_reproduced(part, batch, recomputed)
     except UnsupportedError as error:
         return LayerProgram(reason=_sentence(part, str(error)))
     draws = None if part.draws is None else part.draws.values[:length, batch]
@@ -116,11 +118,14 @@ def _parameters(part: LayerTrace) -> dict[str, Tensor]:
     return {name: getattr(part.cell, name) for name in part.cell.shapes()}
 
 
-def _check_reproduced(run: StepRun, recorded: Mapping[str, Tensor]) -> None:
-    """Check that the step, run again, has the recorded quantities."""
-    for name, values in recorded.items():
-        again = run.named.get(name)
-        if again is None or again.shape != values.shape or not equal_up_to_rounding(again, values).all():
+def _check_reproduced(part: LayerTrace, batch: int, recomputed: Sequence[Mapping[str, Tensor]]) -> None:
+    """Check that the steps, run again for one row, have the recorded quantities."""
+    for name, values in part.values.items():
+        expected = values[: len(recomputed), batch]
+        again = [
+            step[name] for step in recomputed if name in step and step[name].shape[1:] == expected.shape[1:]
+        ]
+        if len(again) < len(expected) or not equal_up_to_rounding(torch.cat(again), expected).all():
             raise UnsupportedError(
                 f"{name} of a row depends on other rows, or on random numbers that weren't recorded"
             )
