@@ -28,7 +28,7 @@ class HeldQuantities:
         if name not in self.active:
             return value
         unit, held = self.active[name]
-        value = value.clone()
+        value = value.clone(memory_format=torch.contiguous_format)
         if unit is None:
             value.copy_(torch.tensor(held).expand(value.numel()).view(value.shape))
         else:

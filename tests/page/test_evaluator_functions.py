@@ -90,6 +90,36 @@ a3.unbind(1)[1]
 torch.where(m, 1.0, 0.0)
 F.dropout(a, 0.5, training=False)
 torch.special.expit(a)
+a.where(m, b)
+torch.where(m, b, a)
+a.sum(-1, True)
+a.mean(-1, True)
+a.argmax(-1, True)
+a.norm(2, -1)
+torch.norm(a, p=1)
+torch.rsub(a, b, alpha=0.3)
+a.clip(-1, 1)
+F.dropout(a, 0.0)
+a.data.detach()
+a.index_select(-1, torch.tensor([0, 2]))
+a.repeat_interleave(2)
+a3.split([1, 1], 0)[1].squeeze()
+torch.hstack([r, r[:, :2]])
+torch.vstack([r, r[:1]])
+a3.swapaxes(0, -1)
+torch.flip(a3, (0, -1))
+r.diagonal()
+r.T.reshape(-1)[1:]
+a3.permute(2, 0, 1).contiguous()
+a3[:, [0, 2], None, 1:]
+a3[0, ..., -1]
+torch.tile(r, (2, 2))
+torch.rot90(r)
+r.broadcast_to(3, *r.shape)
+torch.column_stack([r, r])
+r.unfold(1, 2, 2)
+a.type(torch.float64)
+a3.tensor_split(2, -1)[0]
 """
 TABLES = [
     *(templates.UNARY, templates.JUMPS, templates.BINARY, templates.CHOICES, templates.MASKS),

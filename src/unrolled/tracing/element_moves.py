@@ -15,7 +15,7 @@ MOVES = frozenset(  # functions that only move elements
     | {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
     | {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "T", "mT"}
     | {"detach", "broadcast_to", "view_as", "reshape_as", "ravel", "tile", "repeat_interleave", "diagonal"}
-    | {"unfold", "vstack", "column_stack", "fliplr", "flipud", "rot90"}
+    | {"unfold", "vstack", "column_stack", "fliplr", "flipud", "rot90", "data"}
 )
 
 

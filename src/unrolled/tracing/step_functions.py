@@ -80,6 +80,27 @@ ELEMENTWISE = {
 }
 
 
+# Other names of the parameters.
+_SAME_NAME = {
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "self": "input",
+    "A": "input",
+    "a": "input",
+    "b": "other",
+    "ord": "p",
+    "indices": "index",
+    "batch1": "mat1",
+    "batch2": "mat2",
+    "mat": "mat1",
+    "vec": "mat2",
+    "vec2": "other",
+    "tensor": "other",
+    "train": "training",
+}
+_IGNORED = frozenset({"inplace", "dtype", "_stacklevel", "stable", "sorted", "keepdim", "non_blocking"})
+
+
 def bind(signature: str, call: Call) -> Any:
     """Return the arguments of a call by name.
 
@@ -114,30 +135,9 @@ def bind(signature: str, call: Call) -> Any:
     return SimpleNamespace(**{name: bound[name] for name in order})
 
 
-_SAME_NAME = {
-    "axis": "dim",
-    "keepdims": "keepdim",
-    "self": "input",
-    "A": "input",
-    "a": "input",
-    "b": "other",
-    "ord": "p",
-    "indices": "index",
-    "mat2": "mat2",
-    "batch1": "mat1",
-    "batch2": "mat2",
-    "mat": "mat1",
-    "vec": "mat2",
-    "vec2": "other",
-    "tensor": "other",
-    "train": "training",
-}
-_IGNORED = frozenset({"inplace", "dtype", "_stacklevel", "stable", "sorted", "keepdim", "non_blocking"})
-
-
 def function_name(call: Call) -> str:
     """Return the name of a call's function for a message, such as ``torch.topk``."""
-    return f"torch.{call.function.__name__.strip('_')}" if call.name != "get" else "torch"
+    return f"torch.{call.name}"
 
 
 def elementwise(builder: Builder, name: str, arguments: Sequence[Any], result: Tensor) -> Value:

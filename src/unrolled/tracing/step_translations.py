@@ -30,19 +30,12 @@ Translation = Callable[[Builder, Call, Any], Value]
 _SAME_AS = {
     **{"clip": "clamp", "absolute": "abs", "negative": "neg", "fix": "trunc", "true_divide": "div"},
     **{"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne"},
-    **{
-        "mod": "remainder",
-        "rmod": "remainder",
-        "rpow": "pow",
-        "arctan2": "atan2",
-        "pos": "positive",
-        "sgn": "sign",
-    },
+    **{"mod": "remainder", "rmod": "remainder", "rpow": "pow", "arctan2": "atan2", "sgn": "sign"},
     **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "invert": "bitwise_not"},
     **{"floordiv": "floor_divide", "rfloordiv": "floor_divide", "expit": "sigmoid", "vdot": "dot"},
     "log_sigmoid": "logsigmoid",
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    **{"linalg_norm": "norm", "ger": "outer", "linalg_matmul": "matmul", "constant_pad_nd": "pad"},
+    **{"linalg_norm": "norm", "ger": "outer", "linalg_matmul": "matmul", "pos": "positive"},
     **{"alpha_dropout": "dropout", "feature_dropout": "dropout"},
 }
 _REVERSED = ("rpow", "rfloordiv", "rmod")
@@ -71,7 +64,7 @@ def translate(builder: Builder, call: Call) -> Value:
         return _moved(builder, call, name)
     if name in ELEMENTWISE:
         arguments = list(vars(bind(ELEMENTWISE[name], call)).values())
-        if call.is_reversed or call.name in _REVERSED:
+        if call.is_reversed or call.name in _REVERSED or call.function is Tensor.where:
             arguments[:2] = arguments[1::-1]
         return elementwise(builder, name, arguments, call.result)
     if name not in _TRANSLATIONS:
@@ -115,7 +108,7 @@ def _identity(builder: Builder, call: Call, a: Any) -> Value:
 
 
 def _dropout(builder: Builder, call: Call, a: Any) -> Value:
-    if a.training:
+    if a.training and a.p:
         raise UnsupportedError(f"it uses {function_name(call)} with random numbers that weren't recorded")
     return builder.value(a.input)
 
@@ -312,11 +305,17 @@ def _one_hot(builder: Builder, call: Call, a: Any) -> Value:
 _TRANSLATIONS: dict[str, tuple[str, Translation]] = {
     **dict.fromkeys(("positive", "alias"), ("input", _identity)),
     "dropout": ("input p=0.5 training=True", _dropout),
-    **{name: ("input dim=None", _reduction(name)) for name in ("sum", "mean", "prod", "amax", "amin")},
-    **{name: ("input dim=None", _reduction(name)) for name in ("any", "all", "logsumexp")},
-    **{name: ("input dim=None", _reduction(name)) for name in ("argmax", "argmin", "count_nonzero")},
-    "median": ("input dim=None", _reduction("median", "argmedian")),
-    "aminmax": ("input dim=None", _reduction("amin", "amax")),
+    **{
+        name: ("input dim=None keepdim=False", _reduction(name))
+        for name in ("sum", "mean", "prod", "amax", "amin")
+    },
+    **{name: ("input dim=None keepdim=False", _reduction(name)) for name in ("any", "all", "logsumexp")},
+    **{
+        name: ("input dim=None keepdim=False", _reduction(name))
+        for name in ("argmax", "argmin", "count_nonzero")
+    },
+    "median": ("input dim=None keepdim=False", _reduction("median", "argmedian")),
+    "aminmax": ("input dim=None keepdim=False", _reduction("amin", "amax")),
     "max": ("input dim=None keepdim=False other=None", _extremum("amax", "argmax", "maximum")),
     "min": ("input dim=None keepdim=False other=None", _extremum("amin", "argmin", "minimum")),
     "var": ("input dim=None unbiased=None keepdim=False correction=None", _variance("var")),
