@@ -201,19 +201,19 @@ export class StepEvaluator {
     this.nodes.forEach((node, k) => {
       const value = node.function ? this.compiled[k](values) : convert(leaf[node.leaf](node), node.dtype);
       const held = overrides.filter(({ name }) => quantities[name] === k);
-      values.push(held.length ? withOverrides(value, held) : value);
+      values.push(held.length ? convert(withOverrides(Array.from(value), held), node.dtype) : value);
     });
     const read = (refs) => Object.fromEntries(Object.entries(refs).map(([name, ref]) => [name, values[ref]]));
     return { values: read(quantities), states: read(newStates) };
   }
 }
 
+/** Return a copy of an array with other values. */
 function withOverrides(array, overrides) {
   const result = array.slice();
   for (const { unit = null, value } of overrides) {
     if (unit !== null) result[unit] = value;
-    else if (typeof value === "number") result.fill(value);
-    else result.set(value);
+    else result.forEach((_, k) => { result[k] = typeof value === "number" ? value : value[k]; });
   }
   return result;
 }
