@@ -107,11 +107,11 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
   const indices = operands.map((_, which) => tables(which));
   const size = sizeOf(shape);
   const count = sizeOf(summed.map((label) => sizes[label]));
-  const columns = shape.at(-1) ?? 1;
   return (values) => {
     const result = createArray(dtype, size);
     const arrays = operands.map(({ ref }) => values[ref]);
     const [a, b] = arrays;
+    const offsets = bias ? values[bias.ref] : [0]; // one for each column, or one for all
     for (let i = 0; i < size; i += 1) {
       let total = 0;
       if (arrays.length === 2) {
@@ -122,7 +122,7 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
           total += indices.reduce((product, [starts, steps], which) => product * arrays[which][starts[i] + steps[k]], 1);
         }
       }
-      result[i] = bias ? total + values[bias.ref][i % columns] : total;
+      result[i] = total + offsets[i % offsets.length];
     }
     return result;
   };

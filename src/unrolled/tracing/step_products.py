@@ -27,7 +27,7 @@ def _product(
         labels: A label for each axis of each factor.
         out: The labels of the result's axes. The products are summed over all others.
         result: The result, for its shape and dtype.
-        bias: What to add along the last axis, or None.
+        bias: What to add along the last axis, one number or one for each column; or None.
     """
     values = [builder.value(operand) for operand in operands]
     args = [values, labels, out, None if bias is None else builder.value(bias)]
@@ -39,8 +39,8 @@ def _linear(builder: Builder, call: Call, a: Any) -> Value:
     batch = list(range(rank - 1))
     weight = [rank] if vector else [rank + 1, rank]
     out = batch if vector else [*batch, rank + 1]
-    if vector and a.bias is not None:
-        raise UnsupportedError(f"it uses {function_name(call)} with a vector and a bias")
+    if a.bias is not None and (vector or a.bias.dim() > 1):
+        raise UnsupportedError(f"it uses {function_name(call)} with a bias of an unusual shape")
     return _product(builder, [a.input, a.weight], [[*batch, rank], weight], out, call.result, a.bias)
 
 
