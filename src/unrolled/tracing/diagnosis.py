@@ -42,16 +42,22 @@ _CHECKS = (  # the order of findings of the same severity
 )
 
 
-def diagnose(layers: Sequence[LayerTrace]) -> HealthReport:
+def diagnose(
+    layers: Sequence[LayerTrace],
+    without_gradients: str = "call trace.backward(loss) first",
+    rows: Sequence[int] | None = None,
+) -> HealthReport:
     """Check all layers and directions of a trace.
 
     Args:
         layers: The layers, in the order in which they run.
+        without_gradients: Why the gradient through time can't be checked if there are no gradients.
+        rows: The number of each row. By default, they are counted from 0.
 
     Returns:
         The report. Of two findings of the same severity, the one of the earlier check comes first.
     """
-    values = [LayerValues(part) for part in layers]
+    values = [LayerValues(part, without_gradients, rows) for part in layers]
     findings, fine, not_checked = [], [], []
     for check in _CHECKS:
         places_fine: list[LayerValues] = []

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from unrolled.layers.tensors import tensors
 from unrolled.tracing.findings import Finding, number
-from unrolled.tracing.layer_values import CannotCheckError, LayerValues
+from unrolled.tracing.layer_values import STEP_ERRORS, CannotCheckError, LayerValues
+from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.thresholds import (
     EXPLODING_GRADIENT,
     EXPONENTIAL_GROWTH,
+    SAMPLES,
     STATE_GROWTH,
     VANISHING_GRADIENT,
 )
@@ -71,7 +74,7 @@ def check_gradients(values: LayerValues) -> list[Finding]:
     """
     gradients = values.part.gradients
     if not gradients:
-        raise CannotCheckError("there are no gradients: call trace.backward(loss) first")
+        raise CannotCheckError(values.without_gradients)
     by_state = {name: gradients[name] for name in values.part.initial_state if name in gradients}
     if not by_state:
         raise CannotCheckError("no state was recorded")
@@ -98,7 +101,8 @@ def _explosion(
     if last < 1 or max(norms) < limit * norms[0]:
         return None
     growth = _median_growth(norms)
-    if growth**last < limit:
+    # A loss that grows along the sequence makes the gradient grow, too. It counts what a step does to it.
+    if min(growth, _amplification(values, by_state)) ** last < limit:
         return None
     k = next(k for k, norm in enumerate(norms) if norm >= limit * norms[0])
     start, there, end = (_step(values, first + j, from_end=True) for j in (0, k, last))
@@ -111,6 +115,32 @@ def _explosion(
         "gradient explodes", "warning", message, ", ".join(by_state), steps=(there,),
         values={"growth": growth, "last": norms[0], "first": norms[last]},
     )  # fmt: skip
+
+
+def _amplification(values: LayerValues, by_state: Mapping[str, Tensor]) -> float:
+    """Return the median factor by which a step changes the norm of the gradient that passes through it.
+
+    Raises:
+        CannotCheckError: If the steps can't run again.
+    """
+    batch = values.step_batch(SAMPLES)
+    gradients = [by_state[name].flatten(0, 1)[batch.indices] for name in batch.states]
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(cuda_devices(batch.x)):
+        states = [state.clone().requires_grad_() for state in batch.states.values()]
+        try:
+            new = tensors(values.cell.step(batch.x.clone(), *states))
+            passed = torch.autograd.grad(new, states, gradients, allow_unused=True)
+        except STEP_ERRORS:
+            raise CannotCheckError("the step doesn't run with another number of rows") from None
+    before = _row_norms(gradients)
+    after = _row_norms([part for part in passed if part is not None])
+    factors = (after / before)[(before > 0) & after.isfinite()]
+    return float(factors.median()) if len(factors) else 1.0
+
+
+def _row_norms(parts: Sequence[Tensor]) -> Tensor:
+    norms: Tensor = torch.cat([part.flatten(1).abs().double() for part in parts], 1).norm(dim=1)
+    return norms
 
 
 def _vanishing(

@@ -25,7 +25,8 @@ def check_influence(values: LayerValues) -> list[Finding]:
     Raises:
         CannotCheckError: If neither the inputs nor the states differ between steps.
     """
-    cell, x, states = values.step_batch(SAMPLES)
+    batch = values.step_batch(SAMPLES)
+    cell, x, states = values.cell, batch.x, list(batch.states.values())
     new = _run(cell, x, states)
     shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     findings, undecided = [], []
@@ -70,7 +71,8 @@ def check_parameters(values: LayerValues) -> list[Finding]:
         CannotCheckError: If the steps weren't recorded completely.
     """
     findings = [finding for name in values.cell.shapes() for finding in _zero_weights(values, name)]
-    cell, x, states = values.step_batch(_PERTURBED)
+    batch = values.step_batch(_PERTURBED)
+    cell, x, states = values.cell, batch.x, list(batch.states.values())
     if not (_varies(x) and all(map(_varies, states))):
         raise CannotCheckError("all steps have the same input or states")
     new = _run(cell, x, states)
@@ -108,7 +110,7 @@ def _without_gradient(cell: Cell, x: Tensor, states: Sequence[Tensor]) -> dict[s
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         except STEP_ERRORS:  # the step can't be differentiated
             return every
-    size = max(float(part.abs().max()) for part in new)
+    size = max(float(part.detach().abs().max()) for part in new)
     suspects: dict[str, list[int]] = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         limit = _SUSPICIOUS * torch.finfo(parameter.dtype).eps * size

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unrolled.cells.base import Cell
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing.findings import Finding, Severity
 from unrolled.tracing.layer_trace import LayerTrace
@@ -26,26 +26,47 @@ class CannotCheckError(Exception):
     """A check isn't possible. The message says why. It is empty if the layer has nothing to check."""
 
 
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """Some steps of some rows, as rows of one batch.
+
+    Attributes:
+        indices: Their positions along the joined axes of time and batch.
+        x: Their inputs.
+        states: The states before them, by name.
+    """
+
+    indices: Tensor
+    x: Tensor
+    states: dict[str, Tensor]
+
+
 class LayerValues:
     """The values of one layer in one direction, without padding.
 
     Args:
         part: The trace of the layer.
+        without_gradients: Why there may be no gradients.
+        rows: The number of each row. By default, they are counted from 0.
 
     Attributes:
         part: The trace of the layer.
+        without_gradients: Why there may be no gradients.
+        row_numbers: The number of each row.
         cell: Its cell.
         running: Which steps of which rows run, ``(time, batch)``.
         finite: Those of them in which all recorded numbers are finite.
         steps: The number of each step along the time axis.
     """
 
-    def __init__(self, part: LayerTrace) -> None:
+    def __init__(self, part: LayerTrace, without_gradients: str, rows: Sequence[int] | None) -> None:
         self.part, self.cell = part, part.cell
+        self.without_gradients = without_gradients
         first = next(iter(part.values.values()), part.input)
         self.steps = list(range(first.shape[0])) if part.steps is None else list(part.steps)
         lengths = part.lengths.to(first.device)
         self.running = torch.tensor(self.steps, device=first.device).unsqueeze(1) < lengths
+        self.row_numbers = tuple(range(self.running.shape[1]) if rows is None else rows)
         self.finite = self.running.clone()
         for value in (*part.values.values(), part.input):
             self.finite &= value.isfinite().flatten(2).all(-1)
@@ -129,8 +150,8 @@ class LayerValues:
         part = self.part
         return Finding(kind, severity, message, part.layer, part.direction, quantity, **others)
 
-    def step_batch(self, limit: int) -> tuple[Cell, Tensor, list[Tensor]]:
-        """Return the cell, and inputs and previous states of some steps with finite numbers, as one batch.
+    def step_batch(self, limit: int) -> StepBatch:
+        """Return inputs and previous states of some steps with finite numbers, as one batch.
 
         The steps are spread evenly over all steps and rows.
 
@@ -164,4 +185,4 @@ class LayerValues:
         if len(chosen) > limit:
             chosen = chosen[torch.linspace(0, len(chosen) - 1, limit, device=chosen.device).long()]
         x = part.input.flatten(0, 1)[chosen]
-        return self.cell, x, [state.flatten(0, 1)[chosen] for state in before.values()]
+        return StepBatch(chosen, x, {name: state.flatten(0, 1)[chosen] for name, state in before.items()})

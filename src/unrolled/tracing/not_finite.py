@@ -64,25 +64,22 @@ def check_finite_gradients(values: LayerValues) -> list[Finding]:
     """
     gradients = values.part.gradients
     if not gradients:
-        raise CannotCheckError("there are no gradients: call trace.backward(loss) first")
+        raise CannotCheckError("")  # the check of the gradient through time says why
     for position in reversed(values.run_order):
         for name, gradient in reversed(gradients.items()):
             bad = ~gradient[position].isfinite().flatten(1)
             bad &= values.running[position].unsqueeze(1)
             if bad.any():
-                row, unit = bad.nonzero()[0].tolist()
-                step = values.steps[position]
-                value = gradient[position, row].flatten()[unit]
-                place = f"{name}[{_numbered(values, name, unit)}] at step {step} in row {row}"
-                message = f"The gradient has its first {_word(value)} in {place}, going backward."
+                index, position_in_row = bad.nonzero()[0].tolist()
+                step, row = values.steps[position], values.row_numbers[index]
+                unit = _numbered(values, name, position_in_row)
+                word = _word(gradient[position, index].flatten()[position_in_row])
+                place = f"{name}[{unit}] at step {step} in row {row}"
+                message = f"The gradient has its first {word} in {place}, going backward."
                 if values.finite.equal(values.running):
                     message += " All values of the forward pass are finite."
-                return [
-                    values.finding(
-                        "gradient not finite", "error", message, name,
-                        units=(_numbered(values, name, unit),), steps=(step,), rows=(row,),
-                    )
-                ]  # fmt: skip
+                where = {"units": (unit,), "steps": (step,), "rows": (row,)}
+                return [values.finding("gradient not finite", "error", message, name, **where)]
     return []
 
 
@@ -131,9 +128,10 @@ def _bad_unit(tensor: Tensor) -> int | None:
 
 def _place_finding(values: LayerValues, place: _Place, same: list[_Place]) -> Finding:
     """Describe the first of several rows with the same origin."""
-    part, step, rows = values.part, values.steps[place.position], tuple(sorted(one.row for one in same))
+    part, step, positions = values.part, values.steps[place.position], sorted(one.row for one in same)
+    rows = tuple(values.row_numbers[k] for k in positions)
     unit = _numbered(values, place.quantity, place.unit)
-    row = f" in row {place.row}" if part.input.shape[1] > 1 else ""
+    row = f" in row {values.row_numbers[place.row]}" if part.input.shape[1] > 1 else ""
     source = part.initial_state if place.kind == "initial state" else {"x": part.input, **part.values}
     tensor = source[place.quantity]
     at_place = tensor[place.row] if place.kind == "initial state" else tensor[place.position, place.row]
@@ -147,26 +145,26 @@ def _place_finding(values: LayerValues, place: _Place, same: list[_Place]) -> Fi
             message += f" It is the output of layer {part.layer - 1}."
     else:
         message = f"The first {word} is {what}. {_origin(values, place)}"
-    affected = values.running[:, list(rows)] & ~values.finite[:, list(rows)]
+    affected = values.running[:, positions] & ~values.finite[:, positions]
     if len(rows) > 1:
         message += f" {plural(len(rows), 'row')} of {part.input.shape[1]} have it: {listed(rows)}."
-    message += f" {_effect(values, int(affected.sum()), rows)}"
+    message += f" {_effect(values, int(affected.sum()), positions)}"
     return values.finding(
         "not finite", "error", message, place.quantity, units=(unit,), steps=(step,), rows=rows,
         values={"steps": int(affected.sum())},
     )  # fmt: skip
 
 
-def _effect(values: LayerValues, steps: int, rows: tuple[int, ...]) -> str:
+def _effect(values: LayerValues, steps: int, rows: list[int]) -> str:
     """Say how far the NaNs of some rows spread."""
     output = next(iter(values.cell.state))
-    total = int(values.running[:, list(rows)].sum())
+    total = int(values.running[:, rows].sum())
     which = "these rows" if len(rows) > 1 else "the row"
     text = f"From there on, {percent(steps / max(1, total))} of the steps of {which} have NaN or infinity"
     if output not in values.part.values:
         return text + "."
-    selected = values.part.values[output][:, list(rows)]
-    bad = (~selected.isfinite()).flatten(2).any(-1) & values.running[:, list(rows)]
+    selected = values.part.values[output][:, rows]
+    bad = (~selected.isfinite()).flatten(2).any(-1) & values.running[:, rows]
     return text + (", and so does the output." if bad.any() else ", but the output stays finite.")
 
 
