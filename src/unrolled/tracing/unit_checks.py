@@ -12,7 +12,7 @@ from unrolled.tracing.findings import Finding, listed, number, percent, plural
 from unrolled.tracing.layer_values import CannotCheckError, LayerValues
 from unrolled.tracing.saturation import dead_units, saturation_bounds
 from unrolled.tracing.step_causes import GateProduct, describe_cause, gate_products
-from unrolled.tracing.thresholds import NEARLY_ALWAYS, OPEN_GATE
+from unrolled.tracing.thresholds import DEAD_AT_ZERO, NEARLY_ALWAYS, OPEN_GATE
 
 _GATE_FUNCTIONS = ("sigmoid", "special_expit", "hardsigmoid")
 _RELUS = ("relu", "relu6")
@@ -101,30 +101,43 @@ def check_dead(values: LayerValues) -> list[Finding]:
     """Report units of a state that never change, and units of a relu that are always 0.
 
     Raises:
-        CannotCheckError: If nothing that reaches the layer changes, or no state was recorded.
+        CannotCheckError: If nothing that reaches the layer changes, there are too few steps, or no state was
+            recorded.
     """
+    part = values.part
+    relus = [name for name, (function, _) in values.functions.items() if function in _RELUS]
+    states = [name for name in part.initial_state if name in part.values]
+    if not (states or relus):
+        raise CannotCheckError("no state was recorded")
+    if len(values.steps) < 2:
+        raise CannotCheckError("it needs at least two steps")
+    if not _input_varies(values):
+        raise CannotCheckError("all steps have the same input")
+    findings, undecided = [], False
+    for name in dict.fromkeys([*states, *relus]):
+        samples = values.samples(name)
+        dead = dead_units(samples, torch.finfo(part.values[name].dtype).eps)
+        at_zero = dead & (samples[0] == 0)
+        if len(samples) < DEAD_AT_ZERO:
+            undecided |= bool(at_zero.any())
+            dead &= ~at_zero
+        elif name not in states:
+            dead = at_zero
+        positions = dead.nonzero().flatten()
+        if len(positions):
+            findings.append(_dead_finding(values, name, samples, positions))
+    if undecided and not findings:
+        raise CannotCheckError(f"some units are 0, and {DEAD_AT_ZERO} steps are needed to call them dead")
+    return findings
+
+
+def _input_varies(values: LayerValues) -> bool:
+    """Whether the inputs or initial states differ between steps or rows, as far as they were recorded."""
     part = values.part
     changing: list[Tensor] = [state.flatten(1) for state in part.initial_state.values()]
     if part.input.shape[-1]:
         changing.append(part.input[values.finite].flatten(1))
-    has_input = bool(part.input.shape[-1])
-    if has_input and all(len(rows) < 2 or bool((rows == rows[0]).all()) for rows in changing):
-        raise CannotCheckError("all steps have the same input")
-    relus = [name for name, (function, _) in values.functions.items() if function in _RELUS]
-    states = [name for name in part.initial_state if name in part.values]
-    findings = []
-    for name in dict.fromkeys([*states, *relus]):
-        samples = values.samples(name)
-        rounding = torch.finfo(part.values[name].dtype).eps
-        dead = dead_units(samples, rounding)
-        if name not in states:
-            dead &= samples[0] == 0
-        positions = dead.nonzero().flatten()
-        if len(positions):
-            findings.append(_dead_finding(values, name, samples, positions))
-    if not (states or relus):
-        raise CannotCheckError("no state was recorded")
-    return findings
+    return not part.input.shape[-1] or any(bool((rows != rows[:1]).any()) for rows in changing)
 
 
 def _not_recorded(values: LayerValues, function: str) -> str:
