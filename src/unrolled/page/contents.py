@@ -245,8 +245,7 @@ def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:
     }
     norms = {name: encode_values(torch.tensor(f.norms, dtype=torch.float64)) for name, f in flows.items()}
     radii = [
-        {"name": name, "radii": [format_number(radius) for radius in values]}
-        for name, values in spectral_radii(part.cell).items()
+        {"name": name, "radius": format_number(radius)} for name, radius in spectral_radii(part.cell).items()
     ]
     summaries = [flows[name].summary for name in part.cell.state]
     sentences = [f"{summary[0].upper()}{summary[1:]}." for summary in summaries]

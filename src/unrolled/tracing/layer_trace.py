@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing import display
 from unrolled.tracing.explain import explain, format_number
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
+from unrolled.tracing.row_names import RowNames, row_names
 from unrolled.tracing.step_recorder import RecordedDraws, run_with_locals
 
 if TYPE_CHECKING:
@@ -80,6 +82,11 @@ class LayerTrace:
     def names(self) -> tuple[str, ...]:
         """The names of the quantities, in the order in which the step computes them."""
         return tuple(self.values)
+
+    @lazy_property
+    def row_names(self) -> RowNames:
+        """The gate that each row of the weighted sums and parameters computes."""
+        return row_names(self.cell)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a quantity, ``(time, batch, size)``. ``"x"`` is the input.
