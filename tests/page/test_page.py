@@ -72,7 +72,7 @@ def test_gradients_and_the_comparison_with_torch(open_page: OpenPage) -> None:
     for name in ("h", "c"):
         assert gradient_flow(t.layers[0], name).summary[1:] in tab.locator(".gradients").text_content()
     radius = f"{numpy.abs(numpy.linalg.eigvals(weights)).max():.4f}"
-    assert f"weight_hh: {radius}" in tab.locator(".gradients").text_content()
+    assert f"weight_hh[i]: {radius}" in tab.locator(".gradients").text_content()
     text = tab.locator(".comparison p").text_content()
     assert text.startswith("torch.nn.LSTM gives the same result")
 
