@@ -27,9 +27,8 @@ export function explain(layer, stepIndex, name, index, maxTerms = 8) {
   const formatter = new ArithmeticFormatter(layer, stepIndex, nodes, unnamed, maxTerms);
   const [nodeIndex, elementIndex] = formatter.source(roots[name], index);
   const node = nodes[nodeIndex];
-  const text = node.kind === "value" && node.name
-    ? node.name + formatSubscript(node.shape, elementIndex)
-    : formatter.format(nodeIndex, elementIndex)[0];
+  const text = node.kind !== "value" ? formatter.format(nodeIndex, elementIndex)[0]
+    : node.name ? node.name + formatSubscript(node.shape, elementIndex) : value;
   if (node.kind === "value") formatter.read(nodeIndex, elementIndex, 0);
   const operands = formatter.operands.sort((a, b) => b.weight - a.weight);
   return { text: `${text} = ${value}`, operands: withoutDuplicates(operands), missing: formatter.missing };

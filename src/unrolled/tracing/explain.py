@@ -170,6 +170,9 @@ def explain(node: Node, index: int, value: float | complex, terms: int | None, d
         digits: Minimum number of decimal places. None shows the operands exactly, and the result with as many
             digits as are right.
     """
+    source, _ = node.source(index)
+    if source.kind == "value" and not source.name:
+        return unexplained(value, digits, node.numbers.dtype)
 
     def evaluate(operand_digits: int) -> Any:
         return arithmetic(node, index, terms, operand_digits).value
@@ -186,6 +189,12 @@ def explain(node: Node, index: int, value: float | complex, terms: int | None, d
         operand_digits, result_digits = found or (digits, digits)
         text = arithmetic(node, index, terms, operand_digits).text
     return f"{text} {'=' if found else '≈'} {with_minus(format_number(value, result_digits))}"
+
+
+def unexplained(value: float | complex, digits: int | None, dtype: torch.dtype) -> str:
+    """Format a number for which there is no arithmetic."""
+    text = with_minus(format_number(value, digits, dtype))
+    return f"{text} = {text}"
 
 
 def arithmetic(node: Node, index: int, terms: int | None, digits: int | None) -> Arithmetic:

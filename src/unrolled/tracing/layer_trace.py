@@ -13,7 +13,7 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing import display
-from unrolled.tracing.explain import DIGITS, explain, format_number, with_minus
+from unrolled.tracing.explain import DIGITS, explain, unexplained
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
@@ -218,8 +218,7 @@ class LayerTrace:
             or recomputed.shape != recorded.shape
             or not equal_up_to_rounding(recomputed, recorded)[unit]
         ):
-            text = with_minus(format_number(recorded[unit].item(), digits, recorded.dtype))
-            return f"{text} = {text}"
+            return unexplained(recorded[unit].item(), digits, recorded.dtype)
         return explain(node, unit, recorded[unit].item(), terms, digits)
 
     def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepGraph:
