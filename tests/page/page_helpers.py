@@ -12,11 +12,24 @@ from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.browser import NOT_FOUND, find_browser
+from unrolled.tracing.explain import DIGITS, arithmetic, format_number, with_minus
+from unrolled.tracing.layer_trace import LayerTrace
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason=NOT_FOUND)
 
 OpenPage = Callable[..., Any]  # the type of the fixture open_page
 BACKGROUND = "(cell) => cell.style.background"
+
+
+def arithmetic_on_page(part: LayerTrace, name: str, step: int, unit: int, batch: int = 0) -> str:
+    """The arithmetic of :meth:`LayerTrace.explain` with four digits for all numbers, as the page shows it."""
+    text, _, result = part.explain(name, step, unit, batch).replace("≈", "=").rpartition(" = ")
+    if text == result:
+        return f"{text} = {result}"
+    step = step % int(part.lengths[batch])
+    node = part.derivations(step, batch).nodes[name]
+    value = part[name][step, batch].flatten()[unit].item()
+    return f"{arithmetic(node, unit, 8, DIGITS).text} = {with_minus(format_number(value))}"
 
 
 class Awkward(ur.Cell):

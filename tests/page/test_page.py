@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from page_helpers import Mixed, OpenPage, needs_browser, pixel_color
+from page_helpers import Mixed, OpenPage, arithmetic_on_page, needs_browser, pixel_color
 from torch import nn
 
 import unrolled as ur
@@ -72,7 +72,7 @@ def test_gradients_and_the_comparison_with_torch(open_page: OpenPage) -> None:
     for name in ("h", "c"):
         assert gradient_flow(t.layers[0], name).summary[1:] in tab.locator(".gradients").text_content()
     radius = f"{numpy.abs(numpy.linalg.eigvals(weights)).max():.4f}"
-    assert f"weight_hh: {radius}" in tab.locator(".gradients").text_content()
+    assert f"weight_hh[i]: {radius}" in tab.locator(".gradients").text_content()
     text = tab.locator(".comparison p").text_content()
     assert text.startswith("torch.nn.LSTM gives the same result")
 
@@ -145,7 +145,9 @@ def test_large_trace_is_sampled_with_a_note(open_page: OpenPage, tmp_path: Path)
     assert tab.locator(".step-label").text_content() == "step 599 (0–599)"
     index = int(tab.locator('td[data-key="quantity hidden_sum"]').first.get_attribute("data-index"))
     tab.locator(f'td[data-key="quantity hidden_sum"][data-index="{index}"]').click()
-    assert tab.locator(".arithmetic").text_content() == t.explain("hidden_sum", 599, index)
+    assert tab.locator(".arithmetic").text_content() == arithmetic_on_page(
+        t.layers[0], "hidden_sum", 599, index
+    )
     with pytest.warns(UserWarning, match="the trace is too large for a page") as warned:
         tab = open_page(t, limit=5_000)
     assert any("does not contain the parameters of layer 0, forward" in str(one.message) for one in warned)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_helpers import Awkward, Mixed, OpenPage, needs_browser
+from page_helpers import Awkward, Mixed, OpenPage, arithmetic_on_page, needs_browser
 from torch import nn
 
 import unrolled as ur
 from helpers.layer_pairs import OddCell
 from unrolled.cli import example
 from unrolled.page import assets
-from unrolled.tracing.explain import format_number
+from unrolled.tracing.explain import format_number, with_minus
 
 pytestmark = needs_browser
 
@@ -74,7 +74,7 @@ def test_values_and_arithmetic_match_the_trace(kind: str, open_page: OpenPage) -
                 category, _, name = key.partition(" ")
                 if category == "quantity":
                     assert text == format_number(part[name][step, 1].flatten()[index].item())
-                    assert arithmetic == part.explain(name, step, index, batch=1)
+                    assert arithmetic == arithmetic_on_page(part, name, step, index, batch=1)
                 elif category == "before":
                     assert text == format_number(part.state_before(step, 1)[name][index].item())
                 else:
@@ -169,7 +169,7 @@ def test_unnamed_intermediates_are_traced_to_named_values(open_page: OpenPage) -
     assert tab.locator(".parameters table[aria-label=weight] td.highlighted").count() == 2  # through abs
     assert highlighted("heads", 3) == states | {("quantity constructor", unit) for unit in range(4)}
     assert highlighted("ratio", 0) == {("quantity constructor", 0), ("quantity toString", 0)}
-    assert tab.locator(".arithmetic").text_content() == t.explain("ratio", 1, 0)
+    assert tab.locator(".arithmetic").text_content() == arithmetic_on_page(t.layers[0], "ratio", 1, 0)
     assert re.fullmatch(r"\(\(\S+ / 3\) / 2\)·\S+ = \S+", t.explain("ratio", 1, 0))
     assert highlighted("h", 1) >= states
     assert highlighted("x", 0) == {("input", 0)}
@@ -189,8 +189,9 @@ def test_arithmetic_uses_the_recorded_values_of_named_quantities() -> None:
 
     t = ur.trace(ur.Recurrent(Noisy, 2, 2), torch.randn(3, 2).abs())
     noise, x = t["noise"][1, 0, 1].item(), t["x"][1, 0, 1].item()
-    assert t.explain("noise", 1, 1) == f"{format_number(noise)} = {format_number(noise)}"
-    assert f"({format_number(noise)} - {format_number(x)})" in t.explain("clear", 1, 1)
+    shown = with_minus(format_number(noise))
+    assert t.explain("noise", 1, 1) == f"{shown} = {shown}"
+    assert f"({shown} − {format_number(x)})" in arithmetic_on_page(t.layers[0], "clear", 1, 1)
 
 
 @pytest.mark.slow
@@ -202,12 +203,12 @@ def test_explanations_link_to_the_previous_step_and_the_layer_below(open_page: O
     tab.get_by_role("button", name="step 1", exact=False).first.click()
     text = tab.locator(".arithmetic")
     tab.locator('td[data-key="before c"][data-index="2"]').click()
-    assert text.text_content() == f"From step 0: {t.layer(1).explain('c', 0, 2)}"
+    assert text.text_content() == f"From step 0: {arithmetic_on_page(t.layer(1), 'c', 0, 2)}"
     tab.get_by_role(
         "button", name=f"go to c₀[2] = {format_number(t.layer(1)['c'][0, 0, 2].item())} in step 0"
     ).click()
     assert tab.locator(".step-label").text_content().startswith("step 0")
-    assert text.text_content() == t.layer(1).explain("c", 0, 2)
+    assert text.text_content() == arithmetic_on_page(t.layer(1), "c", 0, 2)
     assert tab.evaluate("document.activeElement.dataset") == {"key": "quantity c", "index": "2"}
     # the input of the upper layer is the outputs of both directions of the lower layer
     tab.get_by_role("button", name="step 2", exact=False).first.click()
@@ -216,7 +217,7 @@ def test_explanations_link_to_the_previous_step_and_the_layer_below(open_page: O
         tab.get_by_role("button", name="step 2", exact=False).first.click()
         tab.locator(f'td[data-key="input"][data-index="{index}"]').click()
         below = t.layer(0, direction)
-        arithmetic = below.explain("h", 2, index % 3)
+        arithmetic = arithmetic_on_page(below, "h", 2, index % 3)
         assert text.text_content() == f"Output of layer 0, {direction}: {arithmetic}"
         tab.get_by_role("button", name=f"go to h₂[{index % 3}]").click()
         assert tab.get_by_label("layer", exact=True).input_value() == str(t.layers.index(below))

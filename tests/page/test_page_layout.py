@@ -162,12 +162,7 @@ def test_columns_fit_the_width_and_blocks_are_aligned(width: int, open_page: Ope
     assert headings[0] == f"unit‹0–{shown - 1} of 12›"
     assert headings[1:] == list(map(str, range(shown)))
     lines = tab.locator('tr[data-key="quantity input_sum"]')
-    assert [one.text_content() for one in lines.locator(".range").all()] == [
-        "0–11",
-        "12–23",
-        "24–35",
-        "36–47",
-    ]
+    assert lines.locator(".range").all_text_contents() == ["i", "f", "g", "o"]
     cell = tab.locator('td[data-key="quantity f"][data-index="1"]')
     cell.click()
     highlighted = tab.locator("table[role=grid] td.highlighted")

@@ -139,6 +139,7 @@ def _layer_data(part: LayerTrace, batch: int, length: int, limit: int, notes: li
     quantities = []
     for key, values in values_by_key.items():
         name, size = key.removeprefix("quantity "), values.shape[1]
+        block_size = (units if size % units == 0 else size) or 1
         quantities.append(
             {
                 "key": key,
@@ -146,7 +147,8 @@ def _layer_data(part: LayerTrace, batch: int, length: int, limit: int, notes: li
                 "size": size,
                 "ownRange": own_ranges.get(name),
                 "hasBlocks": key != "input" and size > units,
-                "blockSize": units if size % units == 0 else size,
+                "blockSize": block_size,
+                "blockNames": [_block_name(part, name, k, block_size) for k in range(0, size, block_size)],
                 "shape": list(tensors_by_key[key].shape[2:]),
                 "values": encode_values(values[sample.steps]),
                 "heatMap": None if sample.complete else _heat_map(values, order),
@@ -176,6 +178,12 @@ def _layer_data(part: LayerTrace, batch: int, length: int, limit: int, notes: li
         "gradient": _gradient(part, batch),
         **_step_graphs(part, batch, sample, list(shown)),
     }
+
+
+def _block_name(part: LayerTrace, name: str, start: int, size: int) -> str:
+    """Return the gate of some rows of a quantity, or the range of the rows if they belong to none."""
+    block = part.row_names.block(name, start)
+    return block.gate if block.gate and len(block.rows) == size else f"{start}–{start + size - 1}"
 
 
 def _omission_notes(part: LayerTrace, sample: PageSample, length: int) -> list[str]:
@@ -245,8 +253,7 @@ def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:
     }
     norms = {name: encode_values(torch.tensor(f.norms, dtype=torch.float64)) for name, f in flows.items()}
     radii = [
-        {"name": name, "radii": [format_number(radius) for radius in values]}
-        for name, values in spectral_radii(part.cell).items()
+        {"name": name, "radius": format_number(radius)} for name, radius in spectral_radii(part.cell).items()
     ]
     summaries = [flows[name].summary for name in part.cell.state]
     sentences = [f"{summary[0].upper()}{summary[1:]}." for summary in summaries]

@@ -1,10 +1,10 @@
-// The arithmetic behind one number, word for word as in unrolled/tracing/explain.py. Change both together.
+// The arithmetic behind one number, as unrolled/tracing/explain.py formats it with four digits. Change both together.
 
-import { formatNumber } from "./numbers.js";
+import { formatNumber, formatOperand, MINUS, withMinus } from "./numbers.js";
 import { visibleLabel } from "./dom.js";
 import { nameOf } from "./layer.js";
 
-const INFIX = { add: " + ", sub: " - ", mul: "·", div: " / " };
+const INFIX = { add: " + ", sub: ` ${MINUS} `, mul: "·", div: " / " };
 const [SUM, QUOTIENT, PRODUCT, ATOM] = [0, 1, 2, 3]; // operator precedence, loosest first
 const PRECEDENCE = { // of the expression, and the minimum of its left and right operands
   add: [SUM, SUM, SUM], sub: [SUM, SUM, QUOTIENT], mul: [PRODUCT, PRODUCT, PRODUCT], div: [QUOTIENT, PRODUCT, ATOM],
@@ -19,7 +19,7 @@ const MAX_VISITED = 20000; // elements without a name that are searched for the 
  * weight to the smallest, and whether some of these values are not on the page.
  */
 export function explain(layer, stepIndex, name, index, maxTerms = 8) {
-  const value = formatNumber(layer.value(`quantity ${name}`, stepIndex, index));
+  const value = withMinus(formatNumber(layer.value(`quantity ${name}`, stepIndex, index)));
   const { graph, unnamed, notReproduced } = layer.stepGraphs[stepIndex];
   const { nodes, roots } = layer.graphs[graph];
   const isReproduced = !(Object.hasOwn(notReproduced, name) && notReproduced[name].includes(index));
@@ -27,9 +27,8 @@ export function explain(layer, stepIndex, name, index, maxTerms = 8) {
   const formatter = new ArithmeticFormatter(layer, stepIndex, nodes, unnamed, maxTerms);
   const [nodeIndex, elementIndex] = formatter.source(roots[name], index);
   const node = nodes[nodeIndex];
-  const text = node.kind === "value" && node.name
-    ? node.name + formatSubscript(node.shape, elementIndex)
-    : formatter.format(nodeIndex, elementIndex)[0];
+  const text = node.kind !== "value" ? formatter.format(nodeIndex, elementIndex)[0]
+    : node.name ? node.name + formatSubscript(node.shape, elementIndex) : value;
   if (node.kind === "value") formatter.read(nodeIndex, elementIndex, 0);
   const operands = formatter.operands.sort((a, b) => b.weight - a.weight);
   return { text: `${text} = ${value}`, operands: withoutDuplicates(operands), missing: formatter.missing };
@@ -107,29 +106,28 @@ class ArithmeticFormatter {
     const { kind, name, operands, elementMaps } = this.nodes[node];
     const operand = (which) => [operands[which], elementMaps?.[which]?.[index] ?? index];
     switch (kind) {
-      case "constant": return [name, ATOM];
+      case "constant": return [withMinus(name), ATOM];
       case "infix": return this.infix(name, operand(0), operand(1));
-      case "negated": {
-        const text = this.operand(operand(0), ATOM);
-        return [text.startsWith("-") ? `-(${text})` : `-${text}`, PRODUCT];
-      }
+      case "negated": return [MINUS + this.operand(operand(0), ATOM, false), PRODUCT];
       case "sum": return this.weightedSum(this.nodes[node], index);
       case "moved": return this.format(...this.source(node, index));
       case "call": return [`${name}(${operands.map((_, which) => this.format(...operand(which))[0]).join(", ")})`, ATOM];
       case "rows": return [this.functionOfRows(this.nodes[node], index), ATOM];
-      default: return [formatNumber(this.read(node, index)), ATOM];
+      default: return [formatOperand(this.read(node, index)), ATOM];
     }
   }
 
-  /** Format an operand, in parentheses if its precedence is below the minimum. */
-  operand([node, index], minimum) {
+  /** Format an operand, in parentheses if its precedence is below the minimum, or a sign may not come first. */
+  operand([node, index], minimum, signed = true) {
     const [text, precedence] = this.format(node, index);
-    return precedence >= minimum ? text : `(${text})`;
+    return precedence >= minimum && (signed || !text.startsWith(MINUS)) ? text : `(${text})`;
   }
 
   infix(name, left, right) {
     const [precedence, leftMinimum, rightMinimum] = PRECEDENCE[name];
-    return [this.operand(left, leftMinimum) + INFIX[name] + this.operand(right, rightMinimum), precedence];
+    const leftText = this.operand(left, leftMinimum);
+    if (name === "add") return [joinTerms([leftText, this.operand(right, rightMinimum)]), precedence];
+    return [leftText + INFIX[name] + this.operand(right, rightMinimum, false), precedence];
   }
 
   /** Format a weighted sum: each weight times its input, plus the bias. */
@@ -149,14 +147,14 @@ class ArithmeticFormatter {
     const largest = [...products].sort((a, b) => b.size - a.size).slice(0, this.maxTerms);
     const shown = new Set(largest.map((product) => product.k));
     const texts = products.filter((product) => shown.has(product.k))
-      .map(({ weight, value }) => `${formatNumber(weight)}·${formatNumber(value)}`);
+      .map(({ weight, value }) => `${formatOperand(weight)}·${formatOperand(value).replace(/^−.*/, "($&)")}`);
     const others = products.filter((product) => !shown.has(product.k));
     if (others.length) {
       const rest = exactSum(others.map(({ weight, value }) => weight * value));
-      texts.push(`(${others.length} more terms: ${formatNumber(rest)})`);
+      texts.push(`(${others.length} more terms: ${formatOperand(rest)})`);
     }
-    if (operands.length > 2) texts.push(formatNumber(this.read(operands[2], unit)));
-    return [texts.join(" + "), texts.length > 1 ? SUM : PRODUCT];
+    if (operands.length > 2) texts.push(formatOperand(this.read(operands[2], unit)));
+    return [joinTerms(texts), texts.length > 1 ? SUM : PRODUCT];
   }
 
   /** Format one element of a function of whole rows: the function, its operands and a subscript. */
@@ -165,11 +163,16 @@ class ArithmeticFormatter {
     const texts = operands.map((operand, which) => {
       const count = hasRows[which] ? operandSizes[which] / rowCount : operandSizes[which];
       const first = hasRows[which] ? row * count : 0;
-      const values = Array.from({ length: count }, (_, k) => formatNumber(this.read(operand, first + k)));
+      const values = Array.from({ length: count }, (_, k) => formatOperand(this.read(operand, first + k)));
       return `[${count > this.maxTerms ? [...values.slice(0, this.maxTerms), "…"].join(", ") : values.join(", ")}]`;
     });
     return `${name}(${texts.join(", ")})${formatSubscript(shape, index)}`;
   }
+}
+
+/** Join the terms of a sum. A minus sign of a term replaces the plus sign before it. */
+function joinTerms(texts) {
+  return texts.reduce((sum, text) => (text.startsWith(MINUS) ? `${sum} ${MINUS} ${text.slice(1)}` : `${sum} + ${text}`));
 }
 
 /** Sum with compensation for rounding errors (Neumaier, 1974). */

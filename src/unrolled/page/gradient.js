@@ -53,7 +53,7 @@ function createGradientContent(view) {
   return [
     ...summaries.map((text) => createElement("p", {}, text)),
     radii.length ? createElement("p", {}, "Spectral radius (above 1 amplifies, below 1 damps): ",
-      radii.map((one) => `${one.name}: ${one.radii.join(", ")}`).join("; "), ".") : "",
+      radii.map(({ name, radius }) => `${name}: ${radius}`).join(", "), ".") : "",
     createChart(view, series),
     createElement("ul", { class: "chart-legend" }, series.map((line, k) =>
       createElement("li", {}, createLineSample(view, k, line), ` ∂loss/∂${line.name}`))),

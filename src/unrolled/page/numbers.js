@@ -15,6 +15,19 @@ export function formatNumber(value) {
   return sign + (size === 0 || (size >= 5e-5 && size < 1e5) ? formatFixed(size) : formatScientific(size));
 }
 
+export const MINUS = "\u2212";
+
+/** Replace the hyphens that are minus signs of formatted numbers. */
+export const withMinus = (text) => text.replace(/(?<!e)-/g, MINUS);
+
+/** Format a number in a line of arithmetic: without zeros at the end if it has no more digits. */
+export function formatOperand(value) {
+  const text = formatNumber(value);
+  const short = text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text;
+  const isExact = Math.abs(Number(short) - value) <= 1e-7 * Math.abs(value); // up to the rounding of float32
+  return withMinus(isExact && short !== "-0" ? short : isExact ? "0" : text);
+}
+
 // Python rounds halves to even, JavaScript rounds them up.
 function formatFixed(size) {
   const isHalf = Number.isInteger(size * 32) && size.toFixed(5).endsWith("5");

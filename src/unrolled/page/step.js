@@ -91,7 +91,7 @@ export function createGrid(view) {
     const description = isBefore ? `${nameOf(key)} before the step` : row.description;
     const heading = createElement("th", { scope: "row" }, createElement("span", { class: "name" }),
       start ? null : createElement("small", { class: "description" }, description));
-    if (count < row.size) heading.append(createElement("small", { class: "range" }, `${start}–${start + count - 1}`));
+    if (count < row.size) heading.append(createElement("small", { class: "range" }, row.blockNames[start / count]));
     if (count > columns && count !== view.layer.units) {
       heading.append(createPager(count, isBefore ? description : `values of ${nameOf(key)}`, first - start, shown));
     }

@@ -262,10 +262,8 @@ def _health_records(layer: _LayerData) -> Iterator[HealthRecord]:
             first, last, growth = _norms_over_time(layer.gradients[name], layer, backward=True)
             record |= {"gradient_first": first, "gradient_last": last, "gradient_growth": growth}
         yield record
-    for name, radii in spectral_radii(layer.cell).items():
-        for k, radius in enumerate(radii):
-            block = f"{name}[{k}]" if len(radii) > 1 else name
-            yield dict.fromkeys(FIELDS) | where | {"quantity": block, "radius": radius}
+    for name, radius in spectral_radii(layer.cell).items():
+        yield dict.fromkeys(FIELDS) | where | {"quantity": name, "radius": radius}
 
 
 def _count_dead_units(values: Tensor) -> int | None:

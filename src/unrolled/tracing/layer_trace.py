@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing import display
-from unrolled.tracing.explain import explain, format_number
+from unrolled.tracing.explain import DIGITS, explain, unexplained
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.provenance import CallRecorder, StepGraph
 from unrolled.tracing.random_state import cuda_devices
+from unrolled.tracing.row_names import RowNames, row_names
 from unrolled.tracing.step_recorder import RecordedDraws, run_with_locals
 
 if TYPE_CHECKING:
@@ -80,6 +82,11 @@ class LayerTrace:
     def names(self) -> tuple[str, ...]:
         """The names of the quantities, in the order in which the step computes them."""
         return tuple(self.values)
+
+    @lazy_property
+    def row_names(self) -> RowNames:
+        """The gate that each row of the weighted sums and parameters computes."""
+        return row_names(self.cell)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a quantity, ``(time, batch, size)``. ``"x"`` is the input.
@@ -161,12 +168,23 @@ class LayerTrace:
                 f"{', '.join(self.names)}: select only rows"
             )
 
-    def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
+    def explain(
+        self,
+        name: str,
+        step: int,
+        unit: int,
+        batch: int = 0,
+        terms: int | None = 8,
+        digits: int | None = DIGITS,
+    ) -> str:
         """Show the arithmetic behind one number.
 
-        For example, ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` shows the pre-activation
+        For example, ``0.54068·1 − 0.10514·1 − 0.56450 = −0.1290`` shows the pre-activation
         ``trace["input_sum"][0, 0, 0]``: weights times inputs, plus the bias. Other named quantities appear as
-        numbers. To find the arithmetic, the step runs again for the row alone. A number that can't be
+        numbers. The line is right when it is checked by hand: operands have more digits than the result where
+        they are needed. If the layer's own rounding errors make this impossible, the sign is ``≈``.
+
+        To find the arithmetic, the step runs again for the row alone. A number that can't be
         reproduced this way, because it depends on other rows, or on random numbers that
         weren't recorded, is shown without arithmetic.
 
@@ -176,7 +194,9 @@ class LayerTrace:
             unit: The feature of the quantity. Several feature axes are flattened.
             batch: The row.
             terms: Maximum number of terms of a sum. A longer sum shows its largest terms and the total of the
-                rest.
+                rest. None for all terms.
+            digits: Minimum number of decimal places. None shows the operands exactly, and as many digits of
+                the result as are right.
 
         Raises:
             KeyError: If there is no such quantity.
@@ -191,7 +211,6 @@ class LayerTrace:
         graph = self.derivations(step, batch)
         recorded = values[self.at(step), batch].flatten()
         unit = normalize_index("unit", unit, len(recorded))
-        value = format_number(recorded[unit].item())
         node = graph.nodes.get(name)
         recomputed = node.numbers.flatten() if node else recorded[:0]
         if (
@@ -199,8 +218,8 @@ class LayerTrace:
             or recomputed.shape != recorded.shape
             or not equal_up_to_rounding(recomputed, recorded)[unit]
         ):
-            return f"{value} = {value}"
-        return f"{explain(node, unit, terms)} = {value}"
+            return unexplained(recorded[unit].item(), digits, recorded.dtype)
+        return explain(node, unit, recorded[unit].item(), terms, digits)
 
     def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepGraph:
         """Run a step again for one row and return its computation graph.

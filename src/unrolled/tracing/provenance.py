@@ -45,6 +45,7 @@ class Node:
         source_operands: For a moved tensor, the operand that each element comes from.
         weight_transposed: For weighted sums, whether the weight has shape ``(input, output)``, as in matmul,
             instead of ``(output, input)``, as in linear.
+        function: For ``"call"`` and ``"rows"``, the function of the operands that are not constants.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Node:
     element_maps: list[Tensor | None] = field(default_factory=list)
     source_operands: Tensor | None = None
     weight_transposed: bool = False
+    function: Callable[..., Tensor] | None = None
 
     @property
     def numbers(self) -> Tensor:
@@ -118,6 +120,26 @@ class _Call:
     kwargs: dict[str, Any]
     output_index: int | None
     versions: tuple[tuple[Tensor, int], ...]
+
+    @property
+    def arguments(self) -> list[Any]:
+        """The positional arguments, followed by the keyword arguments."""
+        return [*self.args, *self.kwargs.values()]
+
+    def run(self, *tensors: Tensor) -> Tensor:
+        """Call the function with other tensors instead of its tensor arguments, in order."""
+        remaining = iter(tensors)
+        replaced = [next(remaining) if isinstance(value, Tensor) else value for value in self.arguments]
+        kwargs = dict(zip(self.kwargs, replaced[len(self.args) :], strict=True))
+        result = self.function(*replaced[: len(self.args)], **kwargs)
+        tensor: Tensor = result if self.output_index is None else result[self.output_index]
+        return tensor
+
+    def run_on_rows(self, *tensors: Tensor) -> Tensor:
+        """Call the function with other tensors instead of those of its tensor arguments that have axes."""
+        remaining = iter(tensors)
+        own = (value for value in self.arguments if isinstance(value, Tensor))
+        return self.run(*(next(remaining) if value.dim() else value for value in own))
 
     def is_unmodified(self) -> bool:
         """Whether neither the tensor nor any argument was changed in place since the call."""
@@ -215,7 +237,8 @@ class _GraphBuilder:
     def operand_node(self, value: Any) -> Node:
         """Return the node of an operand: a value if it has a name, else how it was computed."""
         if not isinstance(value, Tensor):
-            text = f"{value:g}" if isinstance(value, float) else str(value)
+            short = f"{value:g}" if isinstance(value, float) else str(value)
+            text = short if not isinstance(value, float) or float(short) == value else repr(value)
             return Node("constant", None, text)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
@@ -239,11 +262,14 @@ class _GraphBuilder:
             return self._weighted_sums(call, tensor)
         if call.name in _MOVES:
             return self._moved(call, tensor)
-        arguments = [*call.args, *call.kwargs.values()]
         if call.output_index is None and _is_elementwise(call, tensor):
-            return self._elementwise("call", call.name, tensor, arguments)
-        whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
-        return Node("rows", tensor, call.name, whole, [None] * len(whole))
+            node = self._elementwise("call", call.name, tensor, call.arguments)
+            node.function = call.run
+            return node
+        whole = [
+            self.operand_node(value) for value in call.arguments if isinstance(value, Tensor) and value.dim()
+        ]
+        return Node("rows", tensor, call.name, whole, [None] * len(whole), function=call.run_on_rows)
 
     def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any) -> Node:
         operands = [self.operand_node(value) for value in arguments]
@@ -305,21 +331,10 @@ def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
     The function runs on random values, once on whole tensors and once on single elements. With the values of
     the step, such as zeros, other functions could look elementwise, too.
     """
-    arguments = [*call.args, *call.kwargs.values()]
-
-    def run(*values: Tensor) -> Tensor:
-        remaining = iter(values)
-        replaced = [next(remaining) if isinstance(value, Tensor) else value for value in arguments]
-        count = len(call.args)
-        result: Tensor = call.function(
-            *replaced[:count], **dict(zip(call.kwargs, replaced[count:], strict=True))
-        )
-        return result
-
     try:
-        samples = [_random_like(value) for value in arguments if isinstance(value, Tensor)]
+        samples = [_random_like(value) for value in call.arguments if isinstance(value, Tensor)]
         elements = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1).clone() for value in samples]
-        separate, whole = torch.vmap(run)(*elements), run(*samples)
+        separate, whole = torch.vmap(call.run)(*elements), call.run(*samples)
         return whole.shape == tensor.shape and torch.allclose(
             separate.flatten(), whole.flatten(), equal_nan=True
         )

@@ -139,13 +139,14 @@ class Trace:
         step: int,
         unit: int,
         batch: int = 0,
-        terms: int = 8,
+        terms: int | None = 8,
+        digits: int | None = 4,
         *,
         layer: int = 0,
         direction: str = "forward",
     ) -> str:
         """Call :meth:`.LayerTrace.explain` of one layer and direction."""
-        return self.layer(layer, direction).explain(name, step, unit, batch, terms)
+        return self.layer(layer, direction).explain(name, step, unit, batch, terms, digits)
 
     def table(
         self,
