@@ -58,26 +58,26 @@ def diagnose(
         The report. Of two findings of the same severity, the one of the earlier check comes first.
     """
     values = [LayerValues(part, without_gradients, rows) for part in layers]
-    findings, fine, not_checked = [], [], []
+    findings, fine = [], []
+    not_checked: dict[str, list[str]] = {}
     for check in _CHECKS:
         places_fine: list[LayerValues] = []
-        reasons: dict[str, list[LayerValues]] = {}
+        places_by_reason: dict[str, list[LayerValues]] = {}
         for layer in values:
             try:
                 found = check.run(layer)
             except CannotCheckError as error:
-                reasons.setdefault(str(error), []).append(layer)
+                places_by_reason.setdefault(str(error), []).append(layer)
                 continue
             findings += found
             if not found:
                 places_fine.append(layer)
         if places_fine:
             fine.append(check.fine + _places(places_fine, values))
-        for reason, places in reasons.items():
-            if reason:
-                not_checked.append(f"{check.what}{_places(places, values)}: {reason}")
-    extent = _unchecked_extent(layers)
-    return HealthReport(findings, fine, [*extent, *not_checked])
+        for reason, places in places_by_reason.items():
+            not_checked.setdefault(reason, []).append(check.what + _places(places, values))
+    reasons = [f"{', '.join(what)}: {reason}" for reason, what in not_checked.items() if reason]
+    return HealthReport(findings, fine, [*_unchecked_extent(layers), *reasons])
 
 
 def _places(some: Sequence[LayerValues], every: Sequence[LayerValues]) -> str:

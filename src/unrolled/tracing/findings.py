@@ -170,6 +170,13 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
+def gate_value(value: float) -> str:
+    """Format the value of a gate. Close to 1, it is as exact as its distance to 1: ``0.999978``."""
+    if 0.9 < value < 1:
+        return f"{value:.{1 - math.floor(math.log10(1 - value))}f}"
+    return number(value)
+
+
 def percent(share: float) -> str:
     """Format a share in percent. Only all is 100 %, and only none is 0 %."""
     rounded = round(share * 100)

@@ -64,6 +64,14 @@ def check_state_growth(values: LayerValues) -> list[Finding]:
     return findings
 
 
+def grows(values: LayerValues) -> bool:
+    """Whether a state grows exponentially, as far as it can be checked."""
+    try:
+        return bool(check_state_growth(values))
+    except CannotCheckError:
+        return False
+
+
 def check_gradients(values: LayerValues) -> list[Finding]:
     """Report a gradient that explodes or vanishes, backward through the steps.
 
@@ -78,6 +86,7 @@ def check_gradients(values: LayerValues) -> list[Finding]:
     by_state = {name: gradients[name] for name in values.part.initial_state if name in gradients}
     if not by_state:
         raise CannotCheckError("no state was recorded")
+    _check_all_steps(values)
     norms = _norms(values, by_state, from_end=True)
     name = ", ".join(by_state)
     if not any(norms):
@@ -170,9 +179,13 @@ def _vanishing(
     ]  # fmt: skip
 
 
-def _check_steps(values: LayerValues) -> None:
+def _check_all_steps(values: LayerValues) -> None:
     if values.part.steps is not None:
         raise CannotCheckError("only some steps were recorded")
+
+
+def _check_steps(values: LayerValues) -> None:
+    _check_all_steps(values)
     if len(values.steps) < _MIN_STEPS:
         raise CannotCheckError(f"it needs at least {_MIN_STEPS} steps")
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from unrolled.cells.base import Cell
 from unrolled.layers.tensors import tensors
-from unrolled.tracing.findings import Finding, listed, number
+from unrolled.tracing.findings import Finding, number
+from unrolled.tracing.growth_checks import grows
 from unrolled.tracing.layer_values import STEP_ERRORS, CannotCheckError, LayerValues
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.thresholds import DEAD_CHANGE, IGNORED_VARIANCE, SAMPLES
 
 _PERTURBED = 64  # steps in which parameters are replaced
+_SMALL_WEIGHT = 0.01  # smaller weights are named as the cause
 _SUSPICIOUS = 1e4  # a gradient below this many rounding errors may be no effect; a second run decides
 
 
@@ -23,8 +25,10 @@ def check_influence(values: LayerValues) -> list[Finding]:
     """Report a layer whose new states don't depend on its input, or not on the states before.
 
     Raises:
-        CannotCheckError: If neither the inputs nor the states differ between steps.
+        CannotCheckError: If inputs or states don't differ between steps, or a state grows exponentially.
     """
+    if len(values.steps) >= 2 and grows(values):
+        raise CannotCheckError("a state grows exponentially")
     batch = values.step_batch(SAMPLES)
     cell, x, states = values.cell, batch.x, list(batch.states.values())
     new = _run(cell, x, states)
@@ -127,7 +131,7 @@ def _varies(tensor: Tensor) -> bool:
 def _differs(new: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     """Whether any state differs by more than rounding."""
     for a, b in zip(new, other, strict=True):
-        limit = DEAD_CHANGE * torch.finfo(a.dtype).eps * a.abs().max()
+        limit = DEAD_CHANGE * torch.finfo(a.dtype).eps * a.abs().amax(-1, keepdim=True)
         if bool(((a - b).abs() > limit).any()) or not b.isfinite().all():
             return True
     return False
@@ -136,7 +140,8 @@ def _differs(new: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 def _block_count(cell: Cell, name: str) -> int:
     """Return the number of blocks of a parameter with one row for each unit, such as 4 for four gates."""
     rows: int = getattr(cell, name).shape[0]
-    return rows // cell.hidden if rows % cell.hidden == 0 else 1
+    by_unit = "hidden" in str(cell.params()[name].shape[0]) and rows % cell.hidden == 0
+    return rows // cell.hidden if by_unit else 1
 
 
 def _block(cell: Cell, name: str, index: int) -> Tensor:
@@ -166,17 +171,17 @@ def _ignores(values: LayerValues, kind: str, share: float) -> Finding:
         "input": ("its input", "with the inputs of the steps exchanged"),
         "past": ("its past", "with the states before the steps exchanged"),
     }[kind]
-    message = (
-        f"The layer ignores {what}: {effect}, the new states differ by only {number(100 * share, 2)} % of "
-        "their variance."
-    )
+    difference = f"only {number(100 * share, 2)} %" if share else "0 %"
+    message = f"The layer ignores {what}: {effect}, the new states differ by {difference} of their variance."
     names = _weights_of(values, kind)
     largest = {name: float(getattr(values.cell, name).abs().max()) for name in names}
-    small = [f"{name} is all zero" if not size else f"the largest number of {name} is {number(size)}"
-             for name, size in largest.items() if size < 0.01]  # fmt: skip
+    small = [
+        f"all numbers of {name} are 0" if not size else f"the largest number of {name} is {number(size)}"
+        for name, size in largest.items()
+        if size < _SMALL_WEIGHT
+    ]
     if small:
-        text = " and ".join(small)
-        message += f" {text[0].upper()}{text[1:]}."
+        message += f" The cause is that {' and '.join(small)}."
     return values.finding(
         f"ignores {kind}", "warning", message, "x" if kind == "input" else ", ".join(values.cell.state),
         steps=tuple(values.steps), values={"share": share}, parameter=(names[0], 0) if small else None,
@@ -188,28 +193,33 @@ def _zero_weights(values: LayerValues, name: str) -> list[Finding]:
     cell = values.cell
     if getattr(cell, name).dim() < 2 or cell.params()[name].init is nn.init.zeros_:
         return []
-    count = _block_count(cell, name)
-    zero = [k for k in range(count) if not _block(cell, name, k).any()]
+    zero = [k for k in range(_block_count(cell, name)) if not _block(cell, name, k).any()]
     if not zero:
         return []
-    message = f"The weight {_blocks(cell, name, zero)} all zero: nothing passes through."
-    return [values.finding("zero weights", "note", message, name, parameter=(name, zero[0] * cell.hidden))]
+    message = f"The weights {_block_names(values, name, zero)} are all zero, so nothing passes through them."
+    return [_parameter_finding(values, "zero weights", message, name, zero[0])]
 
 
 def _unused(values: LayerValues, name: str, unused: Sequence[int]) -> Finding:
-    kind = "bias" if name.startswith("bias") else "parameter"
-    cell = values.cell
-    verb = "has" if _block_count(cell, name) == len(unused) or len(unused) == 1 else "have"
-    subject = _blocks(cell, name, unused).rpartition(" ")[0]
-    message = f"The {kind} {subject} {verb} no effect: with other numbers, all new states are the same."
-    first = unused[0] * cell.hidden if _block_count(cell, name) > 1 else 0
-    return values.finding("unused parameter", "note", message, name, parameter=(name, first))
+    subject = f"{'bias' if name.startswith('bias') else 'parameter'} {_block_names(values, name, unused)}"
+    message = f"The {subject} has no effect: with other numbers in it, all new states are the same."
+    return _parameter_finding(values, "unused parameter", message, name, unused[0])
 
 
-def _blocks(cell: Cell, name: str, blocks: Sequence[int]) -> str:
-    """Return a parameter or some of its blocks as the subject of ``is`` or ``are``."""
-    if len(blocks) == _block_count(cell, name):
-        return f"{name} is"
-    hidden = cell.hidden
-    rows = [row for k in blocks for row in range(k * hidden, (k + 1) * hidden)]
-    return f"{name}, rows {listed(rows)}, is"
+def _parameter_finding(values: LayerValues, kind: str, message: str, name: str, block: int) -> Finding:
+    row = block * values.cell.hidden if _block_count(values.cell, name) > 1 else 0
+    return values.finding(kind, "note", message, name, parameter=(name, row))
+
+
+def _block_names(values: LayerValues, name: str, blocks: Sequence[int]) -> str:
+    """Return the name of a parameter, or of some of its blocks by their gates."""
+    hidden = values.cell.hidden
+    if len(blocks) == _block_count(values.cell, name):
+        return name
+    names = values.part.row_names
+    texts = []
+    for k in blocks:
+        block = names.block(name, k * hidden)
+        is_gate = block.rows == range(k * hidden, (k + 1) * hidden)
+        texts.append(names.symbol(name, block) if is_gate else f"{name}[{k * hidden}:{(k + 1) * hidden}]")
+    return " and ".join(texts)

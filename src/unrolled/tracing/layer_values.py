@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing.findings import Finding, Severity
 from unrolled.tracing.layer_trace import LayerTrace
@@ -20,6 +19,9 @@ from unrolled.tracing.saturation import saturating_functions
 from unrolled.tracing.step_recorder import run_with_locals
 
 STEP_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # of a step with another batch size
+
+
+_LABEL_WORDS = 5  # a longer description isn't a name
 
 
 class CannotCheckError(Exception):
@@ -62,6 +64,8 @@ class LayerValues:
     def __init__(self, part: LayerTrace, without_gradients: str, rows: Sequence[int] | None) -> None:
         self.part, self.cell = part, part.cell
         self.without_gradients = without_gradients
+        self._graphs: dict[tuple[int, int], StepGraph | None] = {}
+        self._moves: dict[Any, Any] = {}
         first = next(iter(part.values.values()), part.input)
         self.steps = list(range(first.shape[0])) if part.steps is None else list(part.steps)
         lengths = part.lengths.to(first.device)
@@ -113,10 +117,14 @@ class LayerValues:
         Raises:
             CannotCheckError: If fewer than two steps have finite values.
         """
-        if int(self.finite.sum()) < 2:
-            raise CannotCheckError("it needs at least two steps with finite numbers")
+        self.check_samples()
         values = self.part.values[name][self.finite].flatten(1)
         return (values.abs() if values.is_complex() else values).double()
+
+    def check_samples(self) -> None:
+        """Raise CannotCheckError if fewer than two steps have finite values."""
+        if int(self.finite.sum()) < 2:
+            raise CannotCheckError("fewer than two steps have finite numbers")
 
     def unit_numbers(self, name: str, positions: Tensor) -> tuple[int, ...]:
         """Return the units of a quantity at some positions of its features."""
@@ -125,21 +133,18 @@ class LayerValues:
         return tuple(found if columns is None else (columns[k] for k in found))
 
     def label(self, name: str) -> str:
-        """Return what a quantity is and its name, such as ``forget gate f``, from the cell's docstring."""
-        section = re.search(r"^Quantities:\n((?:[ ]+.*\n?)+)", inspect.getdoc(type(self.cell)) or "", re.M)
-        for line in section[1].splitlines() if section else ():
-            quantity, _, description = line.strip().partition(": ")
-            what = description.partition(":")[0].strip()
-            if quantity == name and what and len(what.split()) <= 3 and "(" not in what:
-                return f"{what} {name}"
-        return name
+        """Return what a quantity is, such as ``forget gate``, from the cell's docstring; empty if unknown."""
+        what = quantity_descriptions(type(self.cell)).get(name, "").partition(":")[0]
+        return what if len(what.split()) <= _LABEL_WORDS else ""
 
     def graph(self, position: int, row: int) -> StepGraph | None:
         """Return the computation graph of a step, or None if it can't be computed again."""
-        try:
-            return self.part.derivations(self.steps[position], row)
-        except STEP_ERRORS:
-            return None
+        if (position, row) not in self._graphs:
+            try:
+                self._graphs[position, row] = self.part.derivations(self.steps[position], row, self._moves)
+            except STEP_ERRORS:
+                self._graphs[position, row] = None
+        return self._graphs[position, row]
 
     def parameter_of(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter that a tensor is, if any."""
@@ -181,7 +186,7 @@ class LayerValues:
             usable &= state.isfinite().flatten(2).all(-1)
         chosen = usable.flatten().nonzero().flatten()
         if len(chosen) < 2:
-            raise CannotCheckError("it needs at least two steps with finite numbers")
+            raise CannotCheckError("fewer than two steps have finite numbers")
         if len(chosen) > limit:
             chosen = chosen[torch.linspace(0, len(chosen) - 1, limit, device=chosen.device).long()]
         x = part.input.flatten(0, 1)[chosen]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unrolled.tracing.explain import explain
-from unrolled.tracing.findings import Finding, listed, number, percent, plural
+from unrolled.tracing.explain import DIGITS, arithmetic
+from unrolled.tracing.findings import Finding, Severity, listed, number, percent, plural
 from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.layer_values import CannotCheckError, LayerValues
 from unrolled.tracing.provenance import Node
 
 _TERMS = 2  # of a sum in a message
-_ROWS = 16  # maximum number of rows of which the origin is searched
+_POLES = ("log", "log2", "log10", "reciprocal", "rsqrt", "digamma", "lgamma")  # infinite at 0
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,13 @@ def check_finite(values: LayerValues) -> list[Finding]:
     if findings or not rows:
         return findings  # what a bad parameter makes of the steps says nothing new
     places = [_first_place(values, row) for row in rows]
-    counts = Counter((place.kind, place.quantity) for place in places)
-    for key in counts:
-        same = [place for place in places if (place.kind, place.quantity) == key]
-        order = values.run_order
-        findings.append(_place_finding(values, min(same, key=lambda one: order.index(one.position)), same))
-    return findings
+    order = {position: k for k, position in enumerate(values.run_order)}
+    # The earliest first. At the same step, the input may have spread to other rows, but not the other way.
+    places.sort(key=lambda one: (order[one.position], one.kind == "step"))
+    by_origin: dict[tuple[str, str], list[_Place]] = {}
+    for place in places:
+        by_origin.setdefault((place.kind, place.quantity), []).append(place)
+    return [_place_finding(values, same[0], same) for same in by_origin.values()]
 
 
 def check_finite_gradients(values: LayerValues) -> list[Finding]:
@@ -96,7 +96,7 @@ def _parameter(values: LayerValues, name: str) -> Finding | None:
         shown = f"{count} of its {tensor.numel()} numbers are NaN or infinity, the first is {first}"
     running = values.running & ~values.finite
     share = float(running.sum()) / max(1, int(values.running.sum()))
-    effect = f" It reaches {percent(share)} of all steps." if share else ""
+    effect = f" {percent(share)} of the steps have NaN or infinity." if share else ""
     message = f"The parameter {name} isn't finite: {shown}.{effect}"
     return values.finding(
         "not finite", "error", message, name, parameter=(name, index[0]), values={"count": count}
@@ -149,8 +149,10 @@ def _place_finding(values: LayerValues, place: _Place, same: list[_Place]) -> Fi
     if len(rows) > 1:
         message += f" {plural(len(rows), 'row')} of {part.input.shape[1]} have it: {listed(rows)}."
     message += f" {_effect(values, int(affected.sum()), positions)}"
+    # NaN in the input of a higher layer is reported as an error of the layer below.
+    severity: Severity = "note" if place.kind == "input" and part.layer else "error"
     return values.finding(
-        "not finite", "error", message, place.quantity, units=(unit,), steps=(step,), rows=rows,
+        "not finite", severity, message, place.quantity, units=(unit,), steps=(step,), rows=rows,
         values={"steps": int(affected.sum())},
     )  # fmt: skip
 
@@ -180,13 +182,27 @@ def _origin(values: LayerValues, place: _Place) -> str:
     if node.numbers.flatten()[place.unit].isfinite():
         return "It can't be reproduced for the row alone: it comes from another row or from a random number."
     node, index = _operation(node, place.unit)
-    arithmetic = explain(node, index, _TERMS)
+    text = arithmetic(node, index, _TERMS, DIGITS).text
     value = node.numbers.flatten()[index]
     if value.isnan():
-        return f"It comes from {arithmetic}, which isn't defined."
+        return f"It comes from {text}, which isn't defined."
+    if _is_pole(node, index):
+        return f"It comes from {text}, which is infinite."
     dtype = str(value.dtype).removeprefix("torch.")
     limit = number(torch.finfo(value.dtype).max)
-    return f"It comes from {arithmetic}, which overflows {dtype} (largest number {limit}) or divides by zero."
+    return f"It comes from {text}: an overflow, since the largest number of {dtype} is {limit}."
+
+
+def _is_pole(node: Node, index: int) -> bool:
+    """Whether the exact result is infinite, such as that of a division by zero."""
+    if node.kind == "infix" and node.name == "div":
+        divisor = node.operands[1]
+        if divisor.tensor is None:
+            return float(divisor.name) == 0
+        return not divisor.numbers.flatten()[node.operand_index(1, index)].any()
+    if node.kind != "call" or node.name not in _POLES:
+        return False
+    return not node.operands[0].numbers.flatten()[node.operand_index(0, index)].any()
 
 
 def _operation(node: Node, index: int) -> tuple[Node, int]:

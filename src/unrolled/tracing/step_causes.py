@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,14 +131,19 @@ def describe_cause(
     bias_sum = sum(term.value for term in biases)
     if biases and bias_sum * total > 0 and abs(bias_sum) >= max(MINIMUM_BIAS, MAIN_CAUSE * abs(total)):
         biases = [biases[0]] if abs(biases[0].value) >= MINIMUM_BIAS else biases
-        equations = [f"{_row_name(values, name, unit, one)} = {_decimals(one.value)}" for one in biases]
+        equations = [
+            f"{values.part.row_names.element(one.parameter, one.index)} = {_decimals(one.value)}"
+            for one in biases
+        ]
         subject = "The cause is a bias" if len(equations) == 1 else "The cause is the sum of the biases"
         return f"{subject}: {' and '.join(equations)}.", (biases[0].parameter, biases[0].index)
     sums = [term for term in terms if term.kind == "weights" and term.value * total > 0]
     largest = max(sums, key=lambda term: abs(term.value), default=None)
     if largest is None or abs(largest.value) < MAIN_CAUSE * abs(total):
         return "", None
-    weights = f" with {largest.parameter}" if largest.parameter else ""
+    names = values.part.row_names
+    block = names.block(largest.parameter, largest.index)
+    weights = f" with {names.symbol(largest.parameter, block)}" if largest.parameter else ""
     sentence = (
         f"Most of it comes from the weighted sum of {largest.source}{weights}: {_decimals(largest.value)} of "
         f"{_decimals(total)} at step {values.steps[position]}."
@@ -196,15 +200,6 @@ def _weighted_sum_terms(
     yield _Term("weights", value, parameter, row, source)
 
 
-def _row_name(values: LayerValues, quantity: str, unit: int, term: _Term) -> str:
-    """Return the name of an element of a bias, with the gate as in torch's documentation: ``b_if[1]``."""
-    match = re.fullmatch(r"bias_([ih])h", term.parameter)
-    blocks = getattr(values.cell, term.parameter).numel() // values.cell.hidden if match else 0
-    if match and blocks > 1 and len(quantity) == 1 and term.index % values.cell.hidden == unit:
-        return f"b_{match[1]}{quantity}[{unit}]"
-    return f"{term.parameter}[{term.index}]"
-
-
 def _decimals(value: float) -> str:
-    """Format a number with two decimal places, or with two digits if it is small."""
-    return f"{value:.2f}".replace("-", "−") if abs(value) >= 0.1 else number(value, 2)
+    """Format a number with two decimal places, or with few digits if it is small or large."""
+    return f"{value:.2f}".replace("-", "−") if 0.1 <= abs(value) < 1e4 else number(value)

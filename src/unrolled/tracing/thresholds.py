@@ -28,11 +28,17 @@ through the function shrink to a twentieth or less. :func:`unrolled.watch` uses 
 ``saturated``.
 """
 
-NEARLY_ALWAYS = 0.99
-"""A gate is stuck, or a unit saturated, if this share of its values is, over all steps and rows.
+STUCK_GATE = 0.99
+"""A gate is stuck if this share of its values is at one end, over all steps and rows.
 
 Units that switch are healthy, even if they do so rarely. One value in a hundred is left for the first steps,
 when the state is still that before the sequence.
+"""
+
+SATURATED_UNIT = 0.95
+"""A unit is saturated if this share of its values is at a flat end of its function, over all steps and rows.
+
+A gradient then passes at one step in twenty, so it is lost after a few steps.
 """
 
 OPEN_GATE = 0.999

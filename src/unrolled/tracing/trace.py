@@ -22,7 +22,7 @@ from unrolled.tracing import display, hooks
 from unrolled.tracing.backward import Loss, gradients_through_time
 from unrolled.tracing.diagnosis import diagnose
 from unrolled.tracing.findings import HealthReport
-from unrolled.tracing.indexing import normalize_index
+from unrolled.tracing.indexing import identical, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
@@ -346,7 +346,7 @@ def run_traced(
         def copy_cell(cell: Cell) -> Cell:
             parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
             earlier = None if earlier_cells is None else earlier_cells[len(parts)]
-            if earlier and all(_identical(getattr(earlier, name), parameters[name]) for name in parameters):
+            if earlier and all(identical(getattr(earlier, name), parameters[name]) for name in parameters):
                 return cell.bind({name: getattr(earlier, name) for name in parameters})
             return cell.bind({name: tensor.clone() for name, tensor in parameters.items()})
 
@@ -390,11 +390,6 @@ def run_traced(
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
     new_trace = Trace(module, recurrent, parts, initial_states, call, result, random_state, selection, rows)
     return new_trace, result
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor could be a copy of the other."""
-    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _copy(value: Any) -> Any:

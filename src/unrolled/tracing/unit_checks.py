@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unrolled.tracing.findings import Finding, listed, number, percent, plural
+from unrolled.tracing.findings import Finding, gate_value, listed, number, percent, plural
 from unrolled.tracing.layer_values import CannotCheckError, LayerValues
 from unrolled.tracing.saturation import dead_units, saturation_bounds
 from unrolled.tracing.step_causes import GateProduct, describe_cause, gate_products
-from unrolled.tracing.thresholds import DEAD_AT_ZERO, NEARLY_ALWAYS, OPEN_GATE
+from unrolled.tracing.thresholds import DEAD_AT_ZERO, OPEN_GATE, SATURATED_UNIT, STUCK_GATE
 
 _GATE_FUNCTIONS = ("sigmoid", "special_expit", "hardsigmoid")
 _RELUS = ("relu", "relu6")
@@ -35,10 +35,10 @@ class _StuckUnits:
     shares: Tensor
 
     @classmethod
-    def where(cls, name: str, samples: Tensor, at_end: Tensor) -> _StuckUnits | None:
-        """Return the units that are nearly always at the end, or None if there are none."""
+    def where(cls, name: str, samples: Tensor, at_end: Tensor, minimum: float) -> _StuckUnits | None:
+        """Return the units that are at the end in at least this share of the steps, or None."""
         shares = at_end.double().mean(0)
-        positions = (shares >= NEARLY_ALWAYS).nonzero().flatten()
+        positions = (shares >= minimum).nonzero().flatten()
         return cls(name, samples, positions, shares[positions]) if len(positions) else None
 
 
@@ -62,11 +62,11 @@ def check_gates(values: LayerValues) -> list[Finding]:
         low, high = saturation_bounds(values.functions[name][1])
         products = _products(values, name)
         shuts_other = [product for product in products if product.complement]
-        shut = _StuckUnits.where(name, samples, samples <= low)
+        shut = _StuckUnits.where(name, samples, samples <= low, STUCK_GATE)
         if shut is not None:
             findings.append(_gate_finding(values, shut, products, low, is_open=False))
         limit = high if shuts_other else OPEN_GATE
-        opened = _StuckUnits.where(name, samples, samples >= limit)
+        opened = _StuckUnits.where(name, samples, samples >= limit, STUCK_GATE)
         if opened is not None:
             findings.append(_gate_finding(values, opened, products, limit, is_open=True))
     return findings
@@ -87,9 +87,9 @@ def check_saturated(values: LayerValues) -> list[Finding]:
         samples = values.samples(name)
         at_low, at_high = samples <= low, samples >= high
         if name in gates:  # a gate at one end is stuck, not saturated
-            one_end = torch.maximum(at_low.double().mean(0), at_high.double().mean(0)) >= NEARLY_ALWAYS
+            one_end = torch.maximum(at_low.double().mean(0), at_high.double().mean(0)) >= STUCK_GATE
             at_low, at_high = at_low & ~one_end, at_high & ~one_end
-        stuck = _StuckUnits.where(name, samples, at_low | at_high)
+        stuck = _StuckUnits.where(name, samples, at_low | at_high, SATURATED_UNIT)
         if stuck is not None:
             findings.append(_saturated_finding(values, stuck, function_name, low, high))
     if not bounded:
@@ -105,6 +105,7 @@ def check_dead(values: LayerValues) -> list[Finding]:
             recorded.
     """
     part = values.part
+    values.check_samples()
     relus = [name for name, (function, _) in values.functions.items() if function in _RELUS]
     states = [name for name in part.initial_state if name in part.values]
     if not (states or relus):
@@ -158,16 +159,16 @@ def _gate_finding(
     extreme = samples.min() if is_open else samples.max()
     units = values.unit_numbers(stuck.name, stuck.positions)
     lowest, share = float(extreme), float(stuck.shares.min())
-    bound = f"{'at least' if is_open else 'at most'} {number(lowest)} in {_extent(values)}"
+    bound = f"{'at least' if is_open else 'at most'} {gate_value(lowest)} in {_extent(values)}"
     if share < 1:
-        bound = f"{'above' if is_open else 'below'} {number(limit)} in {percent(share)} of {_extent(values)}"
+        bound = (
+            f"{'above' if is_open else 'below'} {gate_value(limit)} in {percent(share)} of {_extent(values)}"
+        )
     state = "open" if is_open else "shut"
-    label = values.label(stuck.name)
-    label = label if label != stuck.name else f"gate {stuck.name}"
-    subject = _subject(values, stuck.name, label, units)
-    cause, parameter = _cause(values, stuck, is_open)
+    subject = _subject(values, stuck.name, units, "gate")
+    cause, parameter = _cause(values, stuck)
     effect = _effect(products, is_open, units)
-    message = f"{subject[0].upper()}{subject[1:]} stays {state}: {bound}{effect}.{cause}"
+    message = f"{subject} stays {state}: {bound}{effect}.{cause}"
     return values.finding(
         f"gate {state}", "warning", message, stuck.name, units=units, steps=tuple(values.steps),
         values={"share": share, "lowest" if is_open else "highest": lowest}, parameter=parameter,
@@ -196,10 +197,10 @@ def _saturated_finding(
 ) -> Finding:
     units = values.unit_numbers(stuck.name, stuck.positions)
     share = float(stuck.shares.min())
-    subject = _subject(values, stuck.name, values.label(stuck.name), units)
-    cause, parameter = _cause(values, stuck, bool(stuck.samples[:, stuck.positions[0]].mean() > 0))
+    subject = _subject(values, stuck.name, units, "quantity")
+    cause, parameter = _cause(values, stuck)
     message = (
-        f"{subject[0].upper()}{subject[1:]} is saturated: below {number(low)} or above {number(high)} in "
+        f"{subject} is saturated: below {number(low)} or above {number(high)} in "
         f"{percent(share)} of {_extent(values)}. There {function} is flat, so almost no gradient passes."
         f"{cause}"
     )
@@ -227,8 +228,17 @@ def _dead_finding(values: LayerValues, name: str, samples: Tensor, positions: Te
     )  # fmt: skip
 
 
-def _subject(values: LayerValues, name: str, label: str, units: Sequence[int]) -> str:
-    """Return the affected units as the subject of a sentence."""
+def _subject(values: LayerValues, name: str, units: Sequence[int], fallback: str) -> str:
+    """Return the affected units of a quantity as the beginning of a sentence.
+
+    Args:
+        values: The layer.
+        name: The quantity.
+        units: Its affected units.
+        fallback: What to call it if the cell's docstring doesn't say what it is.
+    """
+    label = values.label(name) or fallback
+    label = f"{label[0].upper()}{label[1:]} {name}"
     total = values.part.values[name][0, 0].numel()
     if len(units) == 1 and total > 1:
         return f"{label}[{units[0]}]"
@@ -236,12 +246,11 @@ def _subject(values: LayerValues, name: str, label: str, units: Sequence[int]) -
     return f"{label} of {which} units" + ("" if len(units) == total else f" ({listed(units)})")
 
 
-def _cause(values: LayerValues, stuck: _StuckUnits, is_high: bool) -> tuple[str, tuple[str, int] | None]:
-    """Say what causes the stuck values, at the step where the first unit comes closest to the other end."""
+def _cause(values: LayerValues, stuck: _StuckUnits) -> tuple[str, tuple[str, int] | None]:
+    """Say what causes the stuck values of the first unit, at the step where it has its median."""
     unit = int(stuck.positions[0])
-    numbers = stuck.samples[:, unit]
-    sample = int(numbers.argmin() if is_high else numbers.argmax())
-    position, row = values.finite.nonzero()[sample].tolist()
+    order = stuck.samples[:, unit].argsort()
+    position, row = values.finite.nonzero()[order[len(order) // 2]].tolist()
     sentence, parameter = describe_cause(values, position, row, stuck.name, unit)
     if sentence and len(stuck.positions) > 1:
         sentence = f"In unit {values.unit_numbers(stuck.name, stuck.positions[:1])[0]}: {sentence}"
