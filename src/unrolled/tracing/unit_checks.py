@@ -165,10 +165,10 @@ def _gate_finding(
             f"{'above' if is_open else 'below'} {gate_value(limit)} in {percent(share)} of {_extent(values)}"
         )
     state = "open" if is_open else "shut"
-    subject = _subject(values, stuck.name, units, "gate")
+    subject = _sentence(values, stuck.name, units, f"stays {state}", "gate")
     cause, parameter = _cause(values, stuck)
     effect = _effect(products, is_open, units)
-    message = f"{subject} stays {state}: {bound}{effect}.{cause}"
+    message = f"{subject}: {bound}{effect}.{cause}"
     return values.finding(
         f"gate {state}", "warning", message, stuck.name, units=units, steps=tuple(values.steps),
         values={"share": share, "lowest" if is_open else "highest": lowest}, parameter=parameter,
@@ -197,10 +197,10 @@ def _saturated_finding(
 ) -> Finding:
     units = values.unit_numbers(stuck.name, stuck.positions)
     share = float(stuck.shares.min())
-    subject = _subject(values, stuck.name, units, "quantity")
+    subject = _sentence(values, stuck.name, units, "is saturated", "quantity")
     cause, parameter = _cause(values, stuck)
     message = (
-        f"{subject} is saturated: below {number(low)} or above {number(high)} in "
+        f"{subject}: below {number(low)} or above {number(high)} in "
         f"{percent(share)} of {_extent(values)}. There {function} is flat, so almost no gradient passes."
         f"{cause}"
     )
@@ -228,22 +228,23 @@ def _dead_finding(values: LayerValues, name: str, samples: Tensor, positions: Te
     )  # fmt: skip
 
 
-def _subject(values: LayerValues, name: str, units: Sequence[int], fallback: str) -> str:
-    """Return the affected units of a quantity as the beginning of a sentence.
+def _sentence(values: LayerValues, name: str, units: Sequence[int], verb: str, fallback: str) -> str:
+    """Return the beginning of a sentence about some units of a quantity: ``Forget gate f[1] stays shut``.
 
     Args:
         values: The layer.
         name: The quantity.
         units: Its affected units.
-        fallback: What to call it if the cell's docstring doesn't say what it is.
+        verb: What they do.
+        fallback: What to call the quantity if the cell's docstring doesn't say what it is.
     """
     label = values.label(name) or fallback
     label = f"{label[0].upper()}{label[1:]} {name}"
     total = values.part.values[name][0, 0].numel()
     if len(units) == 1 and total > 1:
-        return f"{label}[{units[0]}]"
-    which = "all" if len(units) == total else f"{len(units)} of {total}"
-    return f"{label} of {which} units" + ("" if len(units) == total else f" ({listed(units)})")
+        return f"{label}[{units[0]}] {verb}"
+    which = "all units" if len(units) == total else f"{len(units)} of {total} units ({listed(units)})"
+    return f"{label} {verb} in {which}"
 
 
 def _cause(values: LayerValues, stuck: _StuckUnits) -> tuple[str, tuple[str, int] | None]:
@@ -253,7 +254,8 @@ def _cause(values: LayerValues, stuck: _StuckUnits) -> tuple[str, tuple[str, int
     position, row = values.finite.nonzero()[order[len(order) // 2]].tolist()
     sentence, parameter = describe_cause(values, position, row, stuck.name, unit)
     if sentence and len(stuck.positions) > 1:
-        sentence = f"In unit {values.unit_numbers(stuck.name, stuck.positions[:1])[0]}: {sentence}"
+        first = values.unit_numbers(stuck.name, stuck.positions[:1])[0]
+        sentence = f"In unit {first}, {sentence[0].lower()}{sentence[1:]}"
     return (f" {sentence}" if sentence else ""), parameter
 
 

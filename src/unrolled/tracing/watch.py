@@ -293,7 +293,12 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     gradients enabled. After a backward pass that reaches the call, some of its rows run once more, forward
     and backward. Training itself doesn't change: the weights are bit-identical, and so are the random draws.
     Calls inside of what ``torch.compile`` compiled and single steps (cells) aren't sampled. A ``with`` block
-    that ends without any record gives a warning that says why.
+    that ends without any record gives a warning that says why, unless all calls were in eval mode or without
+    gradients.
+
+    :meth:`Watch.health` reports problems of the last call in words, also in eval mode and without gradients.
+    For this, the watch keeps a copy of the call's input and states; and of the parameters and gradients, if
+    it was a sampled training call.
 
     A record has the number of the ``call``, counted from 1, the name of the ``module``, the ``layer``, the
     ``direction`` and the ``quantity``. The other fields describe the quantity:
