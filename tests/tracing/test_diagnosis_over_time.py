@@ -63,6 +63,15 @@ def test_exploding_gradient(reverse: bool) -> None:
     assert finding.steps == (threshold if reverse else 19 - threshold,)
 
 
+def test_a_loss_that_grows_along_the_sequence_is_no_explosion() -> None:
+    layer = broken(CELLS.RNN, lambda one: one.weight_hh_l0.copy_(0.2 * torch.eye(6)))
+    sizes = 3.0 ** -torch.arange(20).double()[:, None, None]
+    trace = ur.trace(layer, inputs(20)).backward(lambda output: (sizes * output).sum())
+    norms = trace.gradient("h").norm(dim=-1).mean(1)
+    assert norms[0] / norms[-1] > 1e6
+    assert not [one for one in trace.health() if "gradient" in one.kind]
+
+
 def test_vanishing_gradient() -> None:
     layer = broken(CELLS.RNN, lambda one: one.weight_hh_l0.copy_(0.2 * torch.eye(6)), nonlinearity="relu")
     with torch.no_grad():

@@ -95,8 +95,8 @@ IGNORED_VARIANCE = 1e-6
 
 The share of the new states' variance is the total Sobol index: the input of each step is replaced by that of
 another step, and the states stay as they are. The limit is 0.1 % of the standard deviation. A layer that
-averages its last T inputs, if these are random, has an index of about 1/T. The slowest published cell that
-begins to train, FastRNN, has one of 2e-5.
+averages its last T inputs, if these are random, has an index of about 1/T. The slowest published cell has one
+of 2e-5 when it begins to train.
 """
 
 MAIN_CAUSE = 0.5
