@@ -24,7 +24,7 @@ from unrolled.tracing.trace import DIRECTIONS, run_traced
 
 FLAT_SLOPE = 0.05  # a function is saturated where its slope is below this fraction of its maximum
 _MAX_STEPS = 4000  # maximum number of steps to rerun, all rows together; at least one row always runs
-_SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
+SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
     "sigmoid", "special_expit", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "clamp", "clip", "clamp_min", "clamp_max",
 }  # fmt: skip
@@ -257,7 +257,7 @@ def _saturating_functions(
     return {
         name: function
         for name, function in functions.items()
-        if function is not None and function[0] in _SATURATING_FUNCTIONS
+        if function is not None and function[0] in SATURATING_FUNCTIONS
     }
 
 
