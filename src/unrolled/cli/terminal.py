@@ -157,7 +157,9 @@ def _print_parameters(lines: NumberLines, trace: Trace, scale: ColorScale | None
 
 def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorScales | None) -> None:
     words = descriptions(type(part.cell))
-    rows = {"x": part.input, **part.values}
+    input_label = "x (input)" if "x" in part.values else "x"  # some steps have another x
+    words = {input_label: "input", **words}
+    rows = {input_label: part.input, **part.values}
     name_width = max(map(cell_len, rows))
     left = 2 + name_width + 2
     texts = (format_vector(values, 10**9, None, lines.digits) for values in _pieces(part, rows, step))
@@ -302,6 +304,8 @@ def print_layers(console: Console, layers: dict[str, Recurrent]) -> None:
 
 def _arguments_table(recurrent: Recurrent) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     shown = {"input_size", "hidden_size", "batch_first"}
     defaults = {"num_layers": 1, "bias": True, "dropout": 0.0, "bidirectional": False}
     shown |= {name for name, default in defaults.items() if getattr(recurrent, name) != default}
