@@ -96,6 +96,7 @@ def test_a_custom_cell() -> None:
     names = names_of(ur.Recurrent(Mixed, 2, 3))
     assert labels(names, "weight", 6) == ["keep[0]", "take[0]", "keep[1]", "take[1]", "keep[2]", "take[2]"]
     assert names.label("gates", 3) == "take[1]"
+    assert names.by_column == {"weight", "weight_m"}
     assert [block.gate for block in names.blocks["weight_m"]] == ["m"]
     # first and second both end in m; third ends in two gates
     assert [block.gate for block in names.blocks["passes"]] == ["first", "second", "third"]

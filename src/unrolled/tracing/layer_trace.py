@@ -209,8 +209,31 @@ class LayerTrace:
         if name not in self.values:
             raise ValueError(f"{name} is the input, so there is no arithmetic to show")
         graph = self.derivations(step, batch)
-        recorded = values[self.at(step), batch].flatten()
-        unit = normalize_index("unit", unit, len(recorded))
+        unit = normalize_index("unit", unit, values.shape[2:].numel())
+        return self.explain_in(graph, name, step, unit, batch, terms, digits)
+
+    def explain_in(
+        self,
+        graph: StepGraph,
+        name: str,
+        step: int,
+        unit: int,
+        batch: int = 0,
+        terms: int | None = 8,
+        digits: int | None = DIGITS,
+    ) -> str:
+        """Show the arithmetic behind one number, given the result of :meth:`derivations` for its step.
+
+        Args:
+            graph: The computation graph of the step and row.
+            name: The quantity.
+            step: The time step, counted from 0.
+            unit: The feature of the quantity, counted from 0.
+            batch: The row, counted from 0.
+            terms: As for :meth:`explain`.
+            digits: As for :meth:`explain`.
+        """
+        recorded = self[name][self.at(step), batch].flatten()
         node = graph.nodes.get(name)
         recomputed = node.numbers.flatten() if node else recorded[:0]
         if (

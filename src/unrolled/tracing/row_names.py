@@ -57,14 +57,16 @@ class RowNames:
     """The gates that the rows of each quantity and parameter of a cell compute.
 
     Attributes:
-        blocks: The blocks of rows of each quantity and parameter, by name. For a weight that is multiplied
-            from the right, as in ``x @ weight``, the blocks are columns.
+        blocks: The blocks of rows of each quantity and parameter, by name.
+        by_column: The weights whose blocks are columns, because they are multiplied from the right, as in
+            ``x @ weight``.
         hidden: The hidden size of the cell.
         torch_names: Whether torch.nn has this layer, so that its parameters have symbols in torch's
             documentation.
     """
 
     blocks: Mapping[str, tuple[RowBlock, ...]]
+    by_column: frozenset[str]
     hidden: int
     torch_names: bool
 
@@ -144,7 +146,7 @@ def row_names(cell: Cell) -> RowNames:
     try:
         nodes = _step_nodes(cell)
     except Exception:  # user code can raise anything
-        return RowNames({}, cell.hidden, torch_names)
+        return RowNames({}, frozenset(), cell.hidden, torch_names)
     parameters = {name: getattr(cell, name) for name in cell.shapes()}
     uses = _Uses(nodes, parameters)
     for name in uses.quantities:
@@ -157,7 +159,8 @@ def row_names(cell: Cell) -> RowNames:
     split = {name for name, parts in blocks.items() if len(parts) > 1}
     for name, parts in gates.items():  # a quantity that computes several gates isn't a gate itself
         blocks[name] = tuple(_blocks(None if end and end[0] in split else end for end in parts))
-    return RowNames({name: parts for name, parts in blocks.items() if parts}, cell.hidden, torch_names)
+    known = {name: parts for name, parts in blocks.items() if parts}
+    return RowNames(known, frozenset(uses.by_column), cell.hidden, torch_names)
 
 
 def _step_nodes(cell: Cell) -> dict[str, Node]:
@@ -189,11 +192,11 @@ class _Uses:
         self._uses: dict[tuple[str, int], list[tuple[str, int, _Path]]] = {}
         self._constant: dict[int, bool] = {}
         self.quantities = [name for name, node in nodes.items() if not self._is_constant(node)]
-        self._by_column: set[str] = set()  # weights whose columns are the rows of the weighted sums
+        self.by_column: set[str] = set()  # weights whose columns are the rows of the weighted sums
 
     def axis(self, parameter: str) -> int:
         """Return the axis of a parameter whose elements have names."""
-        return 1 if parameter in self._by_column else 0
+        return 1 if parameter in self.by_column else 0
 
     def _is_constant(self, node: Node) -> bool:
         """Whether a node is computed from parameters and constants only."""
@@ -275,7 +278,7 @@ class _Uses:
             source = self._parameters[id(node.tensor)]
             columns = self._columns[source]
             if columns > 1 and len(index) > 1 and bool((index < columns).all()):
-                self._by_column.add(source)
+                self.by_column.add(source)
             elif columns > 1:
                 index = index // columns
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from unrolled.tracing.provenance import CallRecorder
 from unrolled.tracing.thresholds import DEAD_CHANGE, FLAT_SLOPE
 
-_SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
+SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
     "sigmoid", "special_expit", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "clamp", "clip", "clamp_min", "clamp_max",
 }  # fmt: skip
@@ -24,7 +24,7 @@ def saturating_functions(
     return {
         name: function
         for name, function in functions.items()
-        if function is not None and function[0] in _SATURATING_FUNCTIONS
+        if function is not None and function[0] in SATURATING_FUNCTIONS
     }
 
 

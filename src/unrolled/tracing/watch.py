@@ -312,7 +312,7 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     * For a state, ``gradient_first``, ``gradient_last`` and ``gradient_growth``: the same for the gradient of
       the loss, which flows from the last step to the first. A growth factor well below 1 means that the
       gradient vanishes, one above 1 that it explodes.
-    * ``radius``: the spectral radius, in a separate record for each ``hidden × hidden`` block of a
+    * ``radius``: the spectral radius, in a separate record for each gate's ``hidden × hidden`` block of a
       hidden-to-hidden weight.
 
     Fields that don't apply are None. NaN and infinity are kept.
