@@ -261,7 +261,7 @@ def test_dead_units_need_different_inputs_and_enough_steps() -> None:
     relu = broken(CELLS.RNN, lambda one: one.bias_ih_l0[3].fill_(-30), nonlinearity="relu")
     short = report(relu, inputs(4, 1))
     assert not short.findings
-    assert any("64 steps are needed" in text for text in short.not_checked)
+    assert any("it needs 64 steps to call them dead" in text for text in short.not_checked)
 
 
 # --- layouts, selections and display

@@ -36,6 +36,17 @@ def test_fresh_layers(name: str) -> None:
     assert not found.not_checked
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LayerNormGRU", "MinLSTM"])
+def test_few_steps_and_low_precision(name: str, dtype: torch.dtype) -> None:
+    """Neither chance nor rounding makes a unit dead, a parameter useless or an input ignored."""
+    for seed, (time, batch) in enumerate([(1, 2), (2, 1), (2, 2), (3, 2), (20, 2)]):
+        torch.manual_seed(seed)
+        layer = ur.Recurrent(getattr(ur.cells, name), 8, 8, dtype=dtype)
+        found = ur.trace(layer, torch.randn(time, batch, 8, dtype=dtype)).health()
+        assert not found.findings, str(found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ur.cells.__all__)
 def test_fresh_layers_of_other_sizes(name: str) -> None:

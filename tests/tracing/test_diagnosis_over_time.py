@@ -124,7 +124,7 @@ def test_ignored_past() -> None:
 def test_unused_parameters() -> None:
     finding = only(report(broken(UnusedBias, lambda one: None)), "unused parameter")
     assert (finding.severity, finding.parameter) == ("note", ("bias", 6))
-    assert "The bias bias[6:12] has no effect" in finding.message
+    assert "The bias bias[6:12] has no effect: with other numbers in it" in finding.message
     block = only(report(broken(CELLS.LSTM, lambda one: one.weight_hh_l0[6:12].zero_())), "zero weights")
     assert (block.message, block.parameter) == (
         "The weights W_hf are all zero, so nothing passes through them.", ("weight_hh", 6),

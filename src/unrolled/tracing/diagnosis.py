@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unrolled.tracing.findings import Finding, HealthReport, place_of, plural
+from unrolled.tracing.findings import Finding, HealthReport, place_of
 from unrolled.tracing.growth_checks import check_gradients, check_state_growth
 from unrolled.tracing.influence import check_influence, check_parameters
 from unrolled.tracing.layer_trace import LayerTrace
@@ -81,11 +81,9 @@ def diagnose(
 
 
 def _places(some: Sequence[LayerValues], every: Sequence[LayerValues]) -> str:
-    """Return the layers and directions of some values as text; empty if there is just one in the trace."""
-    if len(every) == 1:
-        return ""
+    """Return the layers and directions of some values as text; empty if they are all of the trace."""
     if len(some) == len(every):
-        return f" in all {plural(len(every), 'layer')} and directions"
+        return ""
     names = [place_of(one.part.layer, one.part.direction) or "layer 0, forward" for one in some]
     return f" in {'; '.join(names)}"
 

@@ -29,10 +29,11 @@ def check_influence(values: LayerValues) -> list[Finding]:
     """
     if len(values.steps) >= 2 and grows(values):
         raise CannotCheckError("a state grows exponentially")
-    batch = values.step_batch(SAMPLES)
-    cell, x, states = values.cell, batch.x, list(batch.states.values())
+    cell, x, states = _in_double_precision(values, SAMPLES)
     new = _run(cell, x, states)
-    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    # A single cycle, so that no step keeps its own input.
+    shuffled = torch.empty_like(order).scatter_(0, order, order.roll(1))
     findings, undecided = [], []
     for kind, inputs in (("input", [x]), ("past", states)):
         if not any(_varies(part) for part in inputs):
@@ -75,8 +76,7 @@ def check_parameters(values: LayerValues) -> list[Finding]:
         CannotCheckError: If the steps weren't recorded completely.
     """
     findings = [finding for name in values.cell.shapes() for finding in _zero_weights(values, name)]
-    batch = values.step_batch(_PERTURBED)
-    cell, x, states = values.cell, batch.x, list(batch.states.values())
+    cell, x, states = _in_double_precision(values, _PERTURBED)
     if not (_varies(x) and all(map(_varies, states))):
         raise CannotCheckError("all steps have the same input or states")
     new = _run(cell, x, states)
@@ -87,11 +87,22 @@ def check_parameters(values: LayerValues) -> list[Finding]:
     return findings
 
 
+def _in_double_precision(values: LayerValues, limit: int) -> tuple[Cell, Tensor, list[Tensor]]:
+    """Return the cell, and inputs and states of some steps. Low precision would round off small effects."""
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+    batch, cell = values.step_batch(limit), values.cell
+    parameters = {name: double(getattr(cell, name).detach()) for name in cell.shapes()}
+    return cell.bind(parameters), double(batch.x), [double(state) for state in batch.states.values()]
+
+
 def _run(cell: Cell, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
     """Run a step and return its new states. A step that draws random numbers draws the same ones every time.
 
     Raises:
-        CannotCheckError: If the step fails with this number of rows.
+        CannotCheckError: If the step fails with this number of rows, or in double precision.
     """
     devices = cuda_devices(x)
     try:
@@ -99,7 +110,7 @@ def _run(cell: Cell, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
             new: Any = cell.step(x.clone(), *(state.clone() for state in states))
             return [part.clone() for part in tensors(new)]
     except STEP_ERRORS:
-        raise CannotCheckError("the step doesn't run with another number of rows") from None
+        raise CannotCheckError("the step doesn't run with other rows or another dtype") from None
 
 
 def _without_gradient(cell: Cell, x: Tensor, states: Sequence[Tensor]) -> dict[str, list[int]]:
@@ -201,8 +212,12 @@ def _zero_weights(values: LayerValues, name: str) -> list[Finding]:
 
 
 def _unused(values: LayerValues, name: str, unused: Sequence[int]) -> Finding:
-    subject = f"{'bias' if name.startswith('bias') else 'parameter'} {_block_names(values, name, unused)}"
-    message = f"The {subject} has no effect: with other numbers in it, all new states are the same."
+    names = _block_names(values, name, unused)
+    if " and " in names:
+        subject, pronoun = f"rows {names} of {name} have", "them"
+    else:
+        subject, pronoun = f"{'bias' if name.startswith('bias') else 'parameter'} {names} has", "it"
+    message = f"The {subject} no effect: with other numbers in {pronoun}, all new states are the same."
     return _parameter_finding(values, "unused parameter", message, name, unused[0])
 
 
@@ -222,4 +237,4 @@ def _block_names(values: LayerValues, name: str, blocks: Sequence[int]) -> str:
         block = names.block(name, k * hidden)
         is_gate = block.rows == range(k * hidden, (k + 1) * hidden)
         texts.append(names.symbol(name, block) if is_gate else f"{name}[{k * hidden}:{(k + 1) * hidden}]")
-    return " and ".join(texts)
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
