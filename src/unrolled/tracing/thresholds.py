@@ -59,7 +59,8 @@ The same number, computed at another step or in another row, can differ by a few
 DEAD_AT_ZERO = 64
 """A unit that is always 0 is dead only if there are this many steps, all rows together.
 
-A unit of a relu may be 0 at many steps in a row and still be active for other inputs.
+A unit of a relu may be 0 at many steps in a row and still be active for other inputs. In dtypes with less
+precision than float32, this holds for all numbers, because they are often the same by chance.
 """
 
 STATE_GROWTH = 20.0
