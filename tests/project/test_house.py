@@ -26,7 +26,7 @@ PACKAGES = {
     "inference": {"engines", "layers"},
     "io": {"cells", "layers"},
     "tracing": {"cells", "engines", "layers"},
-    "plot": {"tracing", "equations"},
+    "plot": {"tracing", "cells"},
     "page": {"tracing", "equations", "layers", "cells"},
 }
 MAY_IMPORT_ANYTHING = {"cli", "__init__", "__main__", "_moved_modules"}

@@ -15,7 +15,8 @@ import unrolled as ur
 from helpers.recorded_models import CoupledRows, RandomStep
 from helpers.step_by_hand import step_by_hand
 from helpers.watched_training import records_by_quantity, train
-from unrolled.tracing.health import FIELDS, saturation_bounds
+from unrolled.tracing.health import FIELDS
+from unrolled.tracing.saturation import saturation_bounds
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn-relu"])

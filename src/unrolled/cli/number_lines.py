@@ -16,10 +16,10 @@ from torch import Tensor
 
 from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.explain import DIGITS, format_number
-from unrolled.tracing.health import SATURATING_FUNCTIONS, saturation_bounds
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.provenance import StepGraph
 from unrolled.tracing.row_names import RowBlock
+from unrolled.tracing.saturation import SATURATING_FUNCTIONS, saturation_bounds
 from unrolled.tracing.tables import format_vector
 
 _SHOWN_ROWS = 16  # of a parameter; a larger one shows statistics

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
+from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.cli.number_lines import NumberLines
-from unrolled.equations.source import docstring_paragraphs, quantity_descriptions, step_source
+from unrolled.equations.source import docstring_paragraphs, step_source
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing.color_scales import ColorScales

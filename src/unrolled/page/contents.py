@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import positive_int, size_of
+from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.equations.formulas import formulas
-from unrolled.equations.source import docstring_paragraphs, quantity_descriptions, step_source
+from unrolled.equations.source import docstring_paragraphs, step_source
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
 from unrolled.page.provenance import GraphEncoder

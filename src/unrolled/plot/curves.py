@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from unrolled.equations.source import quantity_descriptions
+from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.plot.figures import (
     COLORS,
     GRAY,

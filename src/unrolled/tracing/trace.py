@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,20 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.torch_ops import transforms
-from unrolled.layers.convert import to_torch
 from unrolled.layers.module import State, parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing import display, hooks
 from unrolled.tracing.backward import Loss, gradients_through_time
-from unrolled.tracing.indexing import absolute_differences, normalize_index
+from unrolled.tracing.diagnosis import diagnose
+from unrolled.tracing.findings import HealthReport
+from unrolled.tracing.indexing import identical, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
 from unrolled.tracing.step_recorder import StepRecorder, recorded_draws, run_recorded
+from unrolled.tracing.torch_comparison import difference_from_torch
 
 if TYPE_CHECKING:
     import pandas
@@ -73,9 +74,8 @@ class Trace:
     ) -> None:
         self.module = module
         self.layers = tuple(layers)
-        self._initial_states = tuple(
-            initial_states
-        )  # of each layer and direction, rows in the engine's order
+        # Of each layer and direction, with the rows in the engine's order.
+        self._initial_states = tuple(initial_states)
         self.output, self.final_state = result
         self.recurrent = recurrent.with_cells(part.cell for part in self.layers)
         self.input = call[0]
@@ -270,17 +270,18 @@ class Trace:
             raise ValueError(
                 "the comparison with torch.nn needs the whole batch, because dropout is drawn for all rows"
             )
-        weights: dict[str, Any] = {}
-        for part in self.layers:
-            suffix = f"_l{part.layer}{'_reverse' if part.direction == 'backward' else ''}"
-            weights |= {name + suffix: getattr(part.cell, name) for name in part.cell.shapes()}
-        torch_layer = to_torch(self.recurrent, weights)
-        devices = cuda_devices(self.input)
-        with torch.no_grad(), replay_random_state(self._random_state, devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
-            expected = torch_layer(*self._call)
-        pairs = zip(tensors((self.output, self.final_state)), tensors(expected), strict=True)
-        return float(torch.cat([absolute_differences(a, b) for a, b in pairs]).max())
+        result, call = (self.output, self.final_state), self._call
+        return difference_from_torch(self.recurrent, self.layers, call, result, self._random_state)
+
+    def health(self) -> HealthReport:
+        """Look for problems in all layers, directions, steps and rows, such as NaNs and stuck gates.
+
+        The gradient through time is checked after :meth:`backward` only.
+
+        Returns:
+            A report in words, the worst problem first. Print it, or iterate over its findings.
+        """
+        return diagnose(self.layers)
 
 
 def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = None) -> Trace:
@@ -345,7 +346,7 @@ def run_traced(
         def copy_cell(cell: Cell) -> Cell:
             parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
             earlier = None if earlier_cells is None else earlier_cells[len(parts)]
-            if earlier and all(_identical(getattr(earlier, name), parameters[name]) for name in parameters):
+            if earlier and all(identical(getattr(earlier, name), parameters[name]) for name in parameters):
                 return cell.bind({name: getattr(earlier, name) for name in parameters})
             return cell.bind({name: tensor.clone() for name, tensor in parameters.items()})
 
@@ -389,11 +390,6 @@ def run_traced(
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
     new_trace = Trace(module, recurrent, parts, initial_states, call, result, random_state, selection, rows)
     return new_trace, result
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor could be a copy of the other."""
-    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _copy(value: Any) -> Any:
