@@ -137,6 +137,25 @@ def test_saturated_and_missing_numbers() -> None:
     assert re.search(r"g is written \[nan, [^]]*\] 20 numbers: [^%]* 0 % saturated, 1 NaN or infinite", step)
 
 
+def test_the_worst_finding_comes_first() -> None:
+    layer, x = example.example(ur.cells.LSTM, None, 0, {})
+    assert printed(ur.trace(layer, x)).splitlines()[1].startswith("Long short-term memory")
+    with torch.no_grad():
+        layer.bias_ih_l0[4] = -12
+        layer.bias_ih_l0[9] = 15
+    trace = ur.trace(layer, x)
+    report = trace.health()
+    assert len(report) > 1
+    text = printed(trace, 200)
+    assert text.splitlines()[1] == f"Warning: {report[0].message}"
+    assert text.splitlines()[2].startswith(f"Use --full to see {len(report) - 1} other finding")
+    full = printed(trace, 200, full=True)
+    assert [full.splitlines()[1 + k] for k in range(len(report))] == [f"Warning: {f}" for f in report]
+    with torch.no_grad():
+        layer.weight_hh_l0[0, 0] = torch.nan
+    assert re.search(r"^Error: .*(NaN|not finite)", printed(ur.trace(layer, x), 200), re.M)
+
+
 @pytest.mark.slow
 def test_several_layers_and_directions() -> None:
     trace = ur.trace(nn.GRU(3, 18, 2, bidirectional=True), torch.randn(2, 3))

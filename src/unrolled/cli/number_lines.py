@@ -23,7 +23,7 @@ from unrolled.tracing.saturation import SATURATING_FUNCTIONS, saturation_bounds
 from unrolled.tracing.tables import format_vector
 
 _SHOWN_ROWS = 16  # of a parameter; a larger one shows statistics
-_SHOWN_NUMBERS = 64
+_SHOWN_NUMBERS = 100
 _INDENT = 6
 
 

@@ -73,7 +73,7 @@ class LayerValues:
         self.row_numbers = tuple(range(self.running.shape[1]) if rows is None else rows)
         self.finite = self.running.clone()
         for value in (*part.values.values(), part.input):
-            self.finite &= value.isfinite().flatten(2).all(-1)
+            self.finite &= value.isfinite().unsqueeze(-1).flatten(2).all(-1)
 
     @lazy_property
     def run_order(self) -> list[int]:

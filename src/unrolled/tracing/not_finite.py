@@ -166,7 +166,7 @@ def _effect(values: LayerValues, steps: int, rows: list[int]) -> str:
     if output not in values.part.values:
         return text + "."
     selected = values.part.values[output][:, rows]
-    bad = (~selected.isfinite()).flatten(2).any(-1) & values.running[:, rows]
+    bad = (~selected.isfinite()).unsqueeze(-1).flatten(2).any(-1) & values.running[:, rows]
     return text + (", and so does the output." if bad.any() else ", but the output stays finite.")
 
 

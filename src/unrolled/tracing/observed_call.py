@@ -127,6 +127,6 @@ def _rows_to_check(call: LayerCall) -> tuple[int, ...] | None:
         if sequence.batch_sizes is None
         else sequence.padded(output)
     )
-    bad = (~steps.isfinite()).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
+    bad = (~steps.isfinite()).unsqueeze(-1).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
     chosen = list(dict.fromkeys([*bad[: (limit + 1) // 2], *range(sequence.batch)]))
     return tuple(sorted(chosen[:limit]))
