@@ -52,6 +52,18 @@ class HardGate(Formula):
         return h
 
 
+class OneGate(Formula):
+    """One gate for all units, as a quantity with one number per row."""
+
+    bias = ur.Param("1")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        keep = torch.sigmoid(x.mean(-1) + self.bias)
+        gate = keep.unsqueeze(-1)
+        h = gate * h + torch.tanh(self.sums(x, h))
+        return h
+
+
 class RootOfSquares(Formula):
     """The derivative of the root is infinite at 0."""
 
@@ -204,6 +216,15 @@ def test_stuck_gate(
     extreme = values.min() if kind == "gate open" else values.max()
     assert extreme.item() in finding.values.values()
     assert f"{gate_value(extreme.item())} in all 30 steps" in finding.message
+
+
+def test_one_gate_for_all_units() -> None:
+    layer = broken(OneGate, lambda one: one.bias_l0.fill_(-30))
+    found = report(layer, loss=lambda output: output.sum())
+    message = only(found, "gate shut").message
+    assert message.startswith("Gate gate stays shut: at most ")  # not keep as well, which has the same number
+    assert message.endswith("so the layer forgets h at every step. The cause is a bias: bias[0] = −30.00.")
+    assert "all gradients are finite" in found.checked
 
 
 def test_stuck_by_weights_and_large_inputs() -> None:

@@ -13,7 +13,7 @@ from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing.findings import Finding, Severity
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.provenance import CallRecorder, StepGraph
+from unrolled.tracing.provenance import CallRecorder, Node, StepGraph
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.saturation import saturating_functions
 from unrolled.tracing.step_recorder import run_with_locals
@@ -83,7 +83,10 @@ class LayerValues:
 
     @lazy_property
     def functions(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor]]]:
-        """The saturating function that computed each quantity, for those that have one."""
+        """The saturating function that computed each quantity, for those that have one.
+
+        A quantity whose elements are those of others, such as all gates together, is left out.
+        """
         cell = self.cell
         state = [part.new_zeros(1, size) for part, size in self._state_examples()]
         x = state[0].new_zeros(1, cell.input, dtype=self._input_dtype())
@@ -97,9 +100,13 @@ class LayerValues:
                 recorder,
             ):
                 _, named = run_with_locals(cell, x, *state)
+            nodes = recorder.graph(named, {})
         except STEP_ERRORS:
             return {}
-        return saturating_functions(recorder, {k: v for k, v in named.items() if k in self.part.values})
+        recorded = {name: value for name, value in named.items() if name in self.part.values}
+        functions = saturating_functions(recorder, recorded)
+        split = {source for name in functions for source in _moved_from(nodes[name])}
+        return {name: function for name, function in functions.items() if name not in split}
 
     def _state_examples(self) -> Iterator[tuple[Tensor, int]]:
         return zip(self.part.initial_state.values(), self.cell.state_sizes().values(), strict=True)
@@ -118,7 +125,8 @@ class LayerValues:
             CannotCheckError: If fewer than two steps have finite values.
         """
         self.check_samples()
-        values = self.part.values[name][self.finite].flatten(1)
+        values = self.part.values[name][self.finite]
+        values = values.reshape(len(values), -1)
         return (values.abs() if values.is_complex() else values).double()
 
     def check_samples(self) -> None:
@@ -191,3 +199,11 @@ class LayerValues:
             chosen = chosen[torch.linspace(0, len(chosen) - 1, limit, device=chosen.device).long()]
         x = part.input.flatten(0, 1)[chosen]
         return StepBatch(chosen, x, {name: state.flatten(0, 1)[chosen] for name, state in before.items()})
+
+
+def _moved_from(node: Node) -> set[str]:
+    """Return the named quantities that a tensor is only moved from, such as by a split."""
+    if node.kind != "moved":
+        return set()
+    named = {operand.name for operand in node.operands if operand.kind == "value"}
+    return (named - {""}).union(*map(_moved_from, node.operands))

@@ -67,7 +67,7 @@ def check_finite_gradients(values: LayerValues) -> list[Finding]:
         raise CannotCheckError("")  # the check of the gradient through time says why
     for position in reversed(values.run_order):
         for name, gradient in reversed(gradients.items()):
-            bad = ~gradient[position].isfinite().flatten(1)
+            bad = ~gradient[position].isfinite().unsqueeze(-1).flatten(1)
             bad &= values.running[position].unsqueeze(1)
             if bad.any():
                 index, position_in_row = bad.nonzero()[0].tolist()

@@ -123,6 +123,8 @@ def describe_cause(
     if graph is None or node is None or node.numbers.numel() <= unit:
         return "", None
     node, unit_in_node = node.source(unit)
+    while node.kind == "value" and node.name in graph.nodes:  # moved from another quantity
+        node, unit_in_node = graph.nodes[node.name].source(unit_in_node)
     if node.kind != "call" or node.operands[0].tensor is None or node.numbers.is_complex():
         return "", None
     terms = list(_terms(values, graph, node.operands[0], node.operand_index(0, unit_in_node), 1.0))

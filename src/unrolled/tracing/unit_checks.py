@@ -172,7 +172,7 @@ def _gate_finding(
     state = "open" if is_open else "shut"
     subject = _sentence(values, stuck.name, units, f"stays {state}", "gate")
     cause, parameter = _cause(values, stuck)
-    effect = _effect(products, is_open, units)
+    effect = _effect(products, is_open, units, stuck.samples.shape[1])
     message = f"{subject}: {bound}{effect}.{cause}"
     return values.finding(
         f"gate {state}", "warning", message, stuck.name, units=units, steps=tuple(values.steps),
@@ -180,10 +180,10 @@ def _gate_finding(
     )  # fmt: skip
 
 
-def _effect(products: Sequence[GateProduct], is_open: bool, units: Sequence[int]) -> str:
-    """Say what a stuck gate does to what it multiplies."""
+def _effect(products: Sequence[GateProduct], is_open: bool, units: Sequence[int], total: int) -> str:
+    """Say what some stuck units of a gate, out of a total number, do to what they multiply."""
     shut = [product for product in products if product.complement == is_open and product.factor]
-    who = f"unit {units[0]}" if len(units) == 1 else "these units"
+    who = "these units" if len(units) > 1 else f"unit {units[0]}" if total > 1 else "the layer"
     clauses = []
     for product in shut:
         forgets = "forgets" if len(units) == 1 else "forget"
@@ -246,8 +246,8 @@ def _sentence(values: LayerValues, name: str, units: Sequence[int], verb: str, f
     label = values.label(name) or fallback
     label = f"{label[0].upper()}{label[1:]} {name}"
     total = values.part.values[name][0, 0].numel()
-    if len(units) == 1 and total > 1:
-        return f"{label}[{units[0]}] {verb}"
+    if len(units) == 1:
+        return f"{label}{f'[{units[0]}]' if total > 1 else ''} {verb}"
     which = "all units" if len(units) == total else f"{len(units)} of {total} units ({listed(units)})"
     return f"{label} {verb} in {which}"
 
