@@ -53,9 +53,13 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
 
 
 def write_pages(folder: Path) -> None:
-    """Write the interactive pages shown in ``see.md``: a small layer, and a long sequence with gradient."""
+    """Write the interactive pages: of the example in ``index.md``, and those shown in ``see.md``."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(2, 3)
+    x = torch.tensor([[1.0, 0.5], [-1.0, 2.0], [0.5, -1.5], [0.0, 0.0]])
+    ur.trace(lstm, x).to_html(folder / "start.html", title="nn.LSTM(2, 3)")
     layer, x = example.example(ur.cells.LSTM, None, 0, {})
-    ur.trace(layer, x).to_html(folder / "layer.html", title="An LSTM with three units")
+    ur.trace(layer, x).to_html(folder / "layer.html", title="nn.LSTM(2, 3)")
     wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
 
 

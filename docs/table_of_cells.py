@@ -10,6 +10,8 @@ import sys
 from html import escape
 from pathlib import Path
 
+import torch
+
 import unrolled as ur
 from unrolled.equations import formulas
 
@@ -41,8 +43,16 @@ def _row(name: str) -> str:
     equations = "".join(f"<div>{one.math}</div>" for one in formulas.formulas(cell(8, 8)))
     return (
         f'<tr id="{name}"><td><code>{name}</code><p>{_with_links(summary)}</p><dl>{description}</dl></td>'
-        f"<td>{equations}</td></tr>"
+        f"<td>{equations}{_drawing(cell)}</td></tr>"
     )
+
+
+def _drawing(cell: type[ur.Cell]) -> str:
+    """Return the drawing of a step of a small layer with random weights."""
+    torch.manual_seed(0)
+    layer = ur.Recurrent(cell, 3, 4)
+    t = ur.trace(layer, torch.randn(4, 3))
+    return f"<figure>{t.plot('cell', unit=1).svg}</figure>"
 
 
 @functools.cache

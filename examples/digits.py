@@ -70,7 +70,10 @@ def main() -> None:
     t = ur.trace(model.layer, sample)
     show_layer(model, t, sample, int(label))
     t.backward(lambda output: nn.functional.cross_entropy(model.head(output[-1]), label))
-    page = t.to_html(run.page, inputs="image", title=f"A {label} of the test set, read row by row")
+    with torch.no_grad():
+        predictions = model.head(t.output).argmax(-1).tolist()
+    title = f"A {label} of the test set, read row by row"
+    page = t.to_html(run.page, inputs="image", title=title, predictions=predictions)
     save_results(run, accuracy, baseline, sample)
     console.print(f"Interactive page of the trained layer: {page}", soft_wrap=True)
 

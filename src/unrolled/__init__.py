@@ -58,6 +58,13 @@ def _page() -> ModuleType:
     return page
 
 
+def _diagram() -> ModuleType:
+    from unrolled import diagram
+
+    return diagram
+
+
 _moved_modules.register()
+display.register("diagram", _diagram)
 display.register("plot", _plot)
 display.register("page", _page)

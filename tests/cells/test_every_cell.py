@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import unrolled as ur
+from helpers import by_hand
 from helpers.layer_pairs import (
     NEEDS_COMPILER,
     assert_close,
@@ -173,7 +174,14 @@ def test_trace_and_explain(case: str) -> None:
         assert_close(t[name], values[0], 1e-12)
     assert_close(t[next(iter(states))], output, 1e-12)
     for name in t.names:
-        assert f"= {t[name][2, 0, 0]:.4f}" in t.explain(name, step=2, unit=0)
+        line = t.explain(name, step=2, unit=0)
+        assert float(line.rpartition("= ")[2].replace("−", "-")) == pytest.approx(
+            t[name][2, 0, 0].item(), abs=1e-4
+        )
+        assert (
+            by_hand.is_right(line, {other: t[other][2, 0].flatten().tolist() for other in t.names})
+            is not False
+        )
     docstring = inspect.getdoc(type(layer._first)) or ""
     for name in states:
         assert f"{name}: " in docstring, f"the docstring doesn't describe {name}"

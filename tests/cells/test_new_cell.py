@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import numpy
 import pytest
 import torch
 
 import unrolled as ur
-from helpers import processes, user_cell
+from helpers import by_hand, processes, user_cell
 from helpers.user_cell import MGU
 
 
@@ -54,9 +55,20 @@ def test_trace() -> None:
     assert t.names == ("f", "candidate", "h")
     assert torch.allclose(t["h"][:, 0], layer(x)[0][:, :3], atol=1e-6)
     assert torch.allclose((1 - t["f"][1:]) * t["h"][:-1] + t["f"][1:] * t["candidate"][1:], t["h"][1:])
-    f, candidate, h, before = (f"{v[k, 0, 2]:.4f}" for v, k in
-                               ((t["f"], 3), (t["candidate"], 3), (t["h"], 3), (t["h"], 2)))  # fmt: skip
-    assert t.explain("h", 3, 2) == f"(1 - {f})·{before} + {f}·{candidate} = {h}"
+    line = t.explain("h", 3, 2)
+    assert by_hand.is_right(line)
+    shown = [float(number.replace("−", "-")) for number in re.findall(r"−?[\d.]+", line)]
+    expected = [
+        1,
+        t["f"][3, 0, 2],
+        t["h"][2, 0, 2],
+        t["f"][3, 0, 2],
+        t["candidate"][3, 0, 2],
+        t["h"][3, 0, 2],
+    ]
+    assert [abs(number) for number in shown] == pytest.approx(
+        [abs(float(value)) for value in expected], abs=1e-4
+    )
     with pytest.raises(ValueError, match="torch.nn has no layer that computes MGU"):
         t.check()
 

@@ -42,11 +42,29 @@ def page(capsys: Any, tmp_path: Path) -> Any:
 
 def test_the_page_contains_the_numbers(page: Any) -> None:
     data = page()
-    assert (data["labels"], data["inputs"], data["length"]) == (None, "numbers", 10)
-    quantities = {quantity["key"].split()[-1]: quantity for quantity in data["layers"][0]["quantities"]}
-    for name in page.trace.names:
-        values = numpy.frombuffer(base64.b64decode(quantities[name]["values"]["data"]), "<f4")
-        assert values.tolist() == page.trace[name].flatten().tolist(), name
+    assert (data["labels"], data["inputs"]) == (None, "numbers")
+    [layer] = data["layers"]
+    assert layer["length"] == 10
+    diagram = layer["diagram"]
+    values = numpy.frombuffer(base64.b64decode(diagram["values"]["data"]), "<f4").reshape(10, -1)
+    starts = numpy.cumsum([0, *diagram["sizes"]])
+    indices = {node["name"]: node["value"] for node in diagram["nodes"] if node["name"]} | {
+        "x": diagram["inputValue"]
+    }
+    assert {*indices} == {"i", "f", "g", "o", "c", "h", "x"}
+    for name, index in indices.items():
+        expected = page.trace.input if name == "x" else page.trace[name][:, 0]
+        assert values[:, starts[index] : starts[index + 1]].tolist() == expected.tolist(), name
+
+
+def test_the_picture_of_the_cell(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "cell.svg"
+    assert main.main(["show", "--cell", "gru", "--steps", "1", "--plot", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"Wrote {path}, a picture of one step of GRU(2, 3, batch_first=True).\n", "")
+    assert path.read_text(encoding="utf-8").startswith("<svg")
+    assert main.main(["show", "--plot", str(tmp_path / "cell.png")]) == 2
+    assert "expected a file name ending in .svg" in capsys.readouterr().err
 
 
 def test_labels_and_image_input(page: Any, tmp_path: Path) -> None:

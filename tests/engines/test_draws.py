@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -442,10 +443,12 @@ def test_traces_and_explanations() -> None:
     assert_close(trace.output, output, 1e-12)
     for part in trace.layers:
         arguments = {"layer": part.layer, "direction": part.direction, "batch": 1}
-        noise = f"{part['noise'][2, 1, 4].item():.4f}"
+        value = part["noise"][2, 1, 4].item()
+        noise = f"{value:.4f}".replace("-", "−")
         explained = trace.explain("new", 2, 4, **arguments)
         assert explained.startswith("tanh(")
-        assert f"·{noise})" in explained
+        factors = [float(text.replace("−", "-")) for text in re.findall(r"·\(?(−?[\d.]+)", explained)]
+        assert any(factor == pytest.approx(value, abs=1e-4) for factor in factors)
         assert trace.explain("noise", 2, 4, **arguments) == f"{noise} = {noise}"
     trace.backward(lambda output: output.sin().sum() + 0 * output.sum())
     leaf = x.clone().requires_grad_()

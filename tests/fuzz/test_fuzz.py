@@ -103,6 +103,7 @@ def check_all(programs: Sequence[Program]) -> list[Outcome]:
     return [check(program) for program in programs]
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a step whose compiled abs is 0.1 % too large."""

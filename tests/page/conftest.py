@@ -11,7 +11,7 @@ import unrolled as ur
 from helpers.browser import running_browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     with running_browser() as browser:
         yield browser
@@ -24,22 +24,29 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
     requests: list[str] = []
     contexts = []
 
-    def open_trace(trace: ur.Trace, scheme: str = "light", width: int = 1200, **options: Any) -> Any:
+    def open_trace(
+        trace: ur.Trace,
+        scheme: str = "light",
+        width: int = 1366,
+        height: int = 768,
+        address: str = "",
+        **options: Any,
+    ) -> Any:
         path = trace.to_html(tmp_path / "layer.html", **options)
         context = browser.new_context(
             offline=True,
             color_scheme=scheme,
-            viewport={"width": width, "height": 900},
+            viewport={"width": width, "height": height},
             reduced_motion="reduce",
         )
-        context.set_default_timeout(300_000)  # ms; long enough for a busy machine
+        context.set_default_timeout(20_000)  # ms; long enough for a busy machine
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: messages.append(message.text))
         tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(path.as_uri())
-        tab.wait_for_selector("table.numbers td")
+        tab.goto(path.as_uri() + address)
+        tab.wait_for_selector(".arithmetic .value")
         return tab
 
     yield open_trace

@@ -1,22 +1,33 @@
-"""Cells, traces and functions for the tests of the page."""
+"""Cells, and what the tests of the page read from it and compare it with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.browser import NOT_FOUND, find_browser
+from unrolled.diagram.graph import build
+from unrolled.tracing.layer_trace import LayerTrace
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason=NOT_FOUND)
 
 OpenPage = Callable[..., Any]  # the type of the fixture open_page
-BACKGROUND = "(cell) => cell.style.background"
+
+STEP_CELLS = ".strip .n, .tables .n"
+# The numbers of some cells, as [{q, t, u}, text].
+READ_CELLS = """(selector) => [...document.querySelectorAll(selector)].filter((cell) => !cell.hidden)
+  .map((cell) => [cell.refer(), cell.textContent])"""
+# The same of the nodes and the ends of the drawing, and the digits beside them.
+READ_DRAWING = """() => [...document.querySelectorAll('svg.cell .node, svg.cell .port')]
+  .map((one) => [one.refer(), one.getAttribute('aria-label').split(': ').at(-1),
+    [...one.querySelectorAll('.digits')].map((text) => text.textContent)])"""
 
 
 class Awkward(ur.Cell):
@@ -44,7 +55,7 @@ class Mixed(ur.Cell):
     """Chunked parameters, concatenated inputs, a computed matrix, and HTML <b>in the docstring</b>.
 
     Quantities:
-        both: <script>alert(1)</script>
+        a: <script>alert(1)</script>
     """
 
     state = ("h", "memory")
@@ -60,15 +71,127 @@ class Mixed(ur.Cell):
         return h, memory
 
 
+def small_trace(cell: type[ur.Cell], options: dict[str, Any] | None = None, steps: int = 4) -> ur.Trace:
+    """Trace a layer with random weights, none of them zero, for a sequence with two features."""
+    layer = ur.Recurrent(cell, 2, 3, **(options or {}))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return ur.trace(layer, torch.randn(steps, 2, dtype=next(layer.parameters()).dtype))
+
+
+def rounded(value: float, decimals: int) -> str:
+    """Round a number, halves up."""
+    text = f"{Decimal(abs(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP):f}"
+    return text if value > 0 or not Decimal(text) else f"−{text}"
+
+
+def printed(value: float, is_given: bool = False) -> str:
+    """Return how the page prints a number: with four decimals, and tiny ones with two digits.
+
+    Args:
+        value: The number.
+        is_given: Whether it is a parameter or an input. Those have two decimals if they have no more.
+    """
+    size = abs(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if is_given and (value == 0 or 1e-4 < size < 1e3) and abs(100 * value - round(100 * value)) < 1e-4:
+        return rounded(value, 2)
+    if 0 < size < 5e-5:
+        scientific = f"{size:.1e}".replace("e-0", "e-")
+        text = scientific if size < 1e-11 else rounded(size, min(12, 1 - math.floor(math.log10(size))))
+        return text if value > 0 else f"−{text}"
+    if size >= 1e5:
+        return f"{value:.3e}".replace("e+0", "e+").replace("-", "−", int(value < 0))
+    return rounded(value, 4)
+
+
+class ExpectedNumbers:
+    """The numbers of one layer in one direction, as the page refers to them.
+
+    Args:
+        part: The layer's trace.
+        batch: The row.
+    """
+
+    def __init__(self, part: LayerTrace, batch: int = 0) -> None:
+        self.part, self.batch = part, batch
+        self.length = int(part.lengths[batch])
+        self.start = -1 if part.direction == "forward" else self.length
+        traced = build(part, batch, list(range(self.length)))
+        self.values = traced.values
+        taken = ("", "x", *part.cell.shapes())  # a step may assign its input again
+        nodes = traced.diagram.nodes
+        self.nodes = {node.id if node.name in taken else node.name: node for node in nodes}
+
+    def value(self, number: dict[str, Any]) -> float:
+        """Return the value of ``{q, t, u}``, or of a parameter ``{q, u, j}``."""
+        name, unit, part = number["q"], number["u"], self.part
+        if name in part.cell.shapes():
+            parameter = getattr(part.cell, name)
+            return (parameter[unit, number["j"]] if parameter.dim() > 1 else parameter[unit]).item()
+        if name == "x":
+            return float(part.input[number["t"], self.batch].flatten()[unit])
+        if number["t"] == self.start:
+            return float(part.initial_state[name][self.batch].flatten()[unit])
+        if name in part.values:
+            return float(part.values[name][number["t"], self.batch].flatten()[unit])
+        head, _, tail = name.partition(".")
+        node = self.nodes[tail if head == "sum" else head]
+        index = (
+            node.value if not tail else node.pre_activation if head == "sum" else node.terms[int(tail)].value
+        )
+        assert index is not None
+        return float(self.values[number["t"]][index].flatten()[unit])
+
+    def text(self, number: dict[str, Any]) -> str:
+        """Return how the page prints a number."""
+        return printed(self.value(number), number["q"] == "x" or number["q"] in self.part.cell.shapes())
+
+
+def assert_numbers_are_those_of_the_trace(tab: Any, part: LayerTrace, batch: int = 0) -> int:
+    """Compare all numbers in the strip, the tables and the drawing, at every step, with the trace.
+
+    Returns:
+        How many there are in the strip and the tables.
+    """
+    expected = ExpectedNumbers(part, batch)
+    count = 0
+    for step in range(expected.length):
+        tab.locator(f'.strip .step[data-step="{step}"] .title').click()
+        cells = tab.evaluate(READ_CELLS, STEP_CELLS)
+        assert {number["t"] for number, _ in cells} >= {step}
+        wrong = [
+            (number, text, expected.text(number)) for number, text in cells if text != expected.text(number)
+        ]
+        assert not wrong, wrong[:5]
+        count += len(cells)
+        for number, spoken, digits in tab.evaluate(READ_DRAWING):
+            value = expected.value(number)
+            if not 5e-5 < abs(value) < 1e5:
+                continue
+            assert spoken == rounded(value, 4), number
+            assert digits in ([], [rounded(value, 2)]), number
+    return count
+
+
+def numbers_on_page(tab: Any, length: int) -> dict[tuple[str, int, int], str]:
+    """Return the text of every number in the strip and the tables, by quantity, step and unit."""
+    found = {}
+    for step in range(length):
+        tab.locator(f'.strip .step[data-step="{step}"] .title').click()
+        for number, text in tab.evaluate(READ_CELLS, STEP_CELLS):
+            found[number["q"], number["t"], number["u"]] = text
+    return found
+
+
+def as_number(text: str) -> float:
+    """Return the number that the page has printed."""
+    return float(text.replace("−", "-").replace("∞", "inf"))
+
+
 def pixel_color(canvas: Any, x: int, y: int) -> list[int]:
     """Return the color of a pixel of a canvas."""
     data = canvas.evaluate("(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data]", [x, y])
     return list(data[:3])
-
-
-def grown_trace() -> ur.Trace:
-    """Trace two layers. The gates of the lower one stay open, so that its cell state counts the steps."""
-    layer = nn.LSTM(3, 12, num_layers=2)
-    with torch.no_grad():
-        layer.bias_ih_l0.fill_(4)
-    return ur.trace(layer, torch.randn(8, 3))

@@ -1,39 +1,64 @@
-"""Colors, sizes and accessibility of the page."""
+"""What is visible on opening, at several window sizes, in both themes and on paper."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
-from page_helpers import BACKGROUND, Awkward, OpenPage, grown_trace, needs_browser
-from playwright.sync_api import expect
+from page_helpers import STEP_CELLS, OpenPage, needs_browser
 
 import unrolled as ur
-from unrolled.tracing.explain import format_number
 
 pytestmark = needs_browser
 
+VISIBLE = """(selector) => {
+  const cells = [...document.querySelectorAll(selector)].filter((cell) => !cell.hidden);
+  const isVisible = (cell) => {
+    const { left, right, top, bottom } = cell.getBoundingClientRect();
+    const inside = left >= 0 && right <= innerWidth && top >= 0 && bottom <= innerHeight;
+    const hit = inside && document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+    return hit && (cell === hit || cell.contains(hit));
+  };
+  return [cells.filter(isVisible).length, cells.length];
+}"""
 
-@pytest.mark.slow
-def test_printing_uses_the_light_theme_and_cuts_nothing_off(open_page: OpenPage) -> None:
-    # the width of A4 without its margins
-    tab = open_page(ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), "dark", width=718)
-    page_element = tab.locator("#page")
-    tab.evaluate("addEventListener('beforeprint', () => { "
-                 "window.printed = document.querySelector('#page').dataset.theme; })")  # fmt: skip
-    tab.pdf(format="A4")
-    assert tab.evaluate("window.printed") == "light"
-    expect(page_element).to_have_attribute("data-theme", "dark")
-    tab.emulate_media(media="print")
-    assert (
-        page_element.evaluate("""page => [...page.querySelectorAll('td, .box, .code code')].filter(
-        one => one.getBoundingClientRect().right > innerWidth).length""")
-        == 0
-    )
-    cell = tab.locator("table.numbers td").first
-    assert cell.evaluate("cell => getComputedStyle(cell).printColorAdjust") == "exact"
+
+@pytest.mark.parametrize("cell", [pytest.param(ur.RNN, marks=pytest.mark.slow), ur.LSTM])
+def test_first_screen_shows_all_numbers(cell: type[ur.Recurrent], open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(cell(2, 3), torch.randn(4, 2)))
+    visible, count = tab.evaluate(VISIBLE, STEP_CELLS)
+    assert visible == count > (30 if cell is ur.RNN else 90)
+    arithmetic = tab.locator(".why").bounding_box()
+    tables = tab.locator(".step-values").bounding_box()
+    assert tables["x"] + tables["width"] <= arithmetic["x"]  # it covers nothing
+    tab.set_viewport_size({"width": 1280, "height": 720})
+    visible, count = tab.evaluate(VISIBLE, STEP_CELLS)
+    assert visible >= 0.6 * count
+
+
+TRACES: dict[str, Callable[[], ur.Trace]] = {
+    "small": lambda: ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)),
+    "wide": lambda: ur.trace(ur.LSTM(4, 64), torch.randn(100, 4)),
+    "several": lambda: ur.trace(ur.GRU(2, 3, num_layers=2, bidirectional=True), torch.randn(4, 2)),
+    "stack of states": lambda: ur.trace(ur.Recurrent(ur.cells.SLSTM, 2, 8), torch.randn(4, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "several" else pytest.mark.slow) for name in TRACES]
+)
+def test_no_sideways_scrolling(name: str, open_page: OpenPage) -> None:
+    tab = open_page(TRACES[name]().backward(lambda output: output.sum()))
+    for width in (360, 768, 1366, 1920):
+        tab.set_viewport_size({"width": width, "height": 768})
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
+        tab.keyboard.press("w")
+        assert tab.locator(".weights .n").first.is_visible()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
+        tab.keyboard.press("w")
 
 
 class LongNames(ur.Cell):
@@ -41,158 +66,159 @@ class LongNames(ur.Cell):
 
     a_parameter_with_a_name_which_takes_more_room_than_a_narrow_window_has = ur.Param("hidden", "input")
 
-    def step(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         weight = self.a_parameter_with_a_name_which_takes_more_room_than_a_narrow_window_has
         a_quantity_with_a_name_which_takes_more_room_than_a_narrow_window_has = x @ weight.T
         h = torch.tanh(a_quantity_with_a_name_which_takes_more_room_than_a_narrow_window_has)
         return h
 
 
+@pytest.mark.slow
 def test_long_names_do_not_widen_the_page(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.Recurrent(LongNames, 2, 3), torch.randn(4, 2)), width=640)
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.slow
-def test_large_quantities_have_their_own_color_scale(open_page: OpenPage) -> None:
-    t = grown_trace()
-    tab = open_page(t)
-    for _ in range(7):
-        tab.get_by_role("button", name="next step").click()
-    assert "own color scale: x, input_sum, hidden_sum, c" in tab.locator(".color-scale").text_content()
-    figure = tab.locator("figure.heat-map", has=tab.get_by_text("c", exact=True))
-    assert format_number(float(t["c"].abs().max())) in figure.locator("figcaption").text_content()
-    red = [178, 24, 43]  # the end of the color scale
-    for name in ("f", "c"):
-        unit = int(t[name][7, 0].argmax())
-        cell = tab.locator(f'td[data-key="quantity {name}"][data-index="{unit}"]')
-        color = [int(part) for part in re.findall(r"\d+", cell.evaluate(BACKGROUND))]
-        assert color == pytest.approx(red, abs=12), name
-
-
-@pytest.mark.slow
-def test_themes_and_a_narrow_window(open_page: OpenPage) -> None:
-    t = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
-    tab = open_page(t, scheme="dark", width=360)
-    assert tab.locator("#page").get_attribute("data-theme") == "dark"
-    background = "getComputedStyle(document.getElementById('page')).backgroundColor"
-    assert tab.evaluate(background) == "rgb(20, 23, 27)"
-    tab.get_by_role("button", name="light theme").click()
-    assert tab.evaluate(background) == "rgb(255, 255, 255)"
-    tab.get_by_role("button", name="dark theme").click()
-    for scheme in ("light", "dark"):
-        tab.emulate_media(color_scheme=scheme)
-        expect(tab.locator("#page")).to_have_attribute("data-theme", scheme)
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-CONTRAST = """() => {
-  const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-  const light = (text) => {
-    const [r, g, b] = text.match(/[\\d.]+/g).map((part) => linear(part / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  return [...document.querySelectorAll('td')].filter((cell) => cell.style.background).map((cell) => {
-    const [a, b] = [light(getComputedStyle(cell).backgroundColor), light(getComputedStyle(cell).color)];
-    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); });
+# Pairs of texts of the drawing whose boxes overlap by more than a pixel.
+OVERLAPS = """() => {
+  const texts = [...document.querySelectorAll('svg.cell text')].filter((one) => one.textContent.trim());
+  const boxes = texts.map((one) => one.getBoundingClientRect());
+  const found = [];
+  for (let a = 0; a < boxes.length; a += 1) for (let b = a + 1; b < boxes.length; b += 1) {
+    const wide = Math.min(boxes[a].right, boxes[b].right) - Math.max(boxes[a].left, boxes[b].left);
+    const high = Math.min(boxes[a].bottom, boxes[b].bottom) - Math.max(boxes[a].top, boxes[b].top);
+    const smaller = Math.min(boxes[a].width * boxes[a].height, boxes[b].width * boxes[b].height);
+    const share = (wide * high) / smaller;
+    if (wide > 1 && high > 1 && share > 0.25) found.push([texts[a].textContent, texts[b].textContent]);
+  }
+  return found;
 }"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "LSTM" else pytest.mark.slow) for name in ur.cells.__all__],
+)
+def test_no_text_of_the_drawing_overlaps_another(name: str, open_page: OpenPage) -> None:
+    trace = ur.trace(ur.Recurrent(getattr(ur.cells, name), 2, 3), -3 * torch.rand(3, 2))
+    tab = open_page(trace)
+    for step in range(3):
+        tab.locator(f'.strip .step[data-step="{step}"] .title').click()
+        assert not tab.evaluate(OVERLAPS)
+
+
+# The contrast of each text with what is behind it, as [ratio, class, text].
+CONTRAST = """(selector) => {
+  const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  const parse = (text) => {
+    const parts = text.match(/[\\d.]+(e-?\\d+)?/g).map(Number);
+    return text.startsWith('color(') ? parts.map((part, k) => (k < 3 ? 255 * part : part)) : parts;
+  };
+  const over = (top, below) => {
+    const share = top[3] ?? 1;
+    return top.slice(0, 3).map((part, k) => share * part + (1 - share) * below[k]);
+  };
+  const background = (element) => {
+    const color = parse(getComputedStyle(element).backgroundColor);
+    if ((color[3] ?? 1) === 1) return color;
+    return over(color, element.parentElement ? background(element.parentElement) : [255, 255, 255]);
+  };
+  const light = (color) => [0.2126, 0.7152, 0.0722]
+    .reduce((sum, weight, k) => sum + weight * linear(color[k] / 255), 0);
+  const isVisible = (one) => one.offsetParent && one.textContent.trim();
+  return [...document.querySelectorAll(selector)].filter(isVisible).map((one) => {
+    const below = background(one);
+    const [a, b] = [light(below), light(over(parse(getComputedStyle(one).color), below))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.className, one.textContent];
+  });
+}"""
+TEXTS = (
+    ".n, .n span, .sum span, .quiet, p, h1, h2, .btn, .lab button, .rowname, .title, .unit, .col, .head b, li"
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_texts_have_enough_contrast(scheme: str, open_page: OpenPage) -> None:
+    x = torch.tensor([[1.0, 0.5], [-1.0, 2.0], [0.5, -1.5], [0.0, float("nan")]])
+    tab = open_page(
+        ur.trace(ur.LSTM(2, 3), x), scheme=scheme, address="#step=2&unit=1&number=h&edit=x@2[0]=3;f[1]=0.02"
+    )
+    assert tab.locator(".set").count() > 0
+    assert tab.locator(".changed").count() > 10
+    for action in (lambda: None, lambda: tab.keyboard.press("w"), lambda: tab.keyboard.press("t")):
+        action()
+        low = [one for one in tab.evaluate(CONTRAST, TEXTS) if one[0] < 4.5]  # WCAG 2.2, 1.4.3
+        assert not low, low[:5]
+
+
+@pytest.mark.slow
+def test_themes(open_page: OpenPage) -> None:
+    trace = ur.trace(ur.LSTM(3, 40), torch.randn(30, 3)).backward(torch.sum)
+    tab = open_page(trace, scheme="dark")
+    color = "getComputedStyle(document.getElementById('page')).backgroundColor"
+    canvas = "document.querySelector('canvas').toDataURL()"
+    assert tab.evaluate(color) == "rgb(20, 23, 27)"
+    dark = tab.evaluate(canvas)
+    tab.get_by_role("button", name="Dark / light").click()
+    assert tab.evaluate(color) == "rgb(255, 255, 255)"
+    assert tab.evaluate(canvas) != dark
+    tab.keyboard.press("d")
+    assert tab.evaluate(color) == "rgb(20, 23, 27)"
+    assert tab.evaluate(canvas) == dark
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_enough_contrast_with_its_color(scheme: str, open_page: OpenPage) -> None:
-    x = torch.linspace(-1, 1, 24).unsqueeze(0)
-    tab = open_page(ur.trace(ur.LSTM(24, 12), x), scheme=scheme)
-    ratios = tab.evaluate(CONTRAST)
-    assert len(ratios) > 120
-    assert min(ratios) >= 4.5  # WCAG 2.2, 1.4.3
+def test_printing_is_light_and_cuts_nothing_off(scheme: str, open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.LSTM(2, 4), torch.randn(30, 2)), scheme, width=1040)  # A4, landscape
+    tab.emulate_media(media="print", color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    outside = """() => [...document.querySelectorAll('.n, .sum span, .btn')].filter(
+        (one) => one.offsetParent && one.getBoundingClientRect().right > innerWidth).length"""
+    assert tab.evaluate(outside) == 0
+    background = tab.evaluate("getComputedStyle(document.getElementById('page')).backgroundColor")
+    assert background in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
+    assert not tab.locator(".whatif").is_visible()
+    assert tab.pdf(landscape=True).startswith(b"%PDF")
 
 
 def test_accessibility_tree(open_page: OpenPage) -> None:
-    t = ur.trace(ur.RNN(2, 3), torch.randn(3, 2))
-    tree = open_page(t).locator("#page").aria_snapshot()
-    value = format_number(t["h"][0, 0, 2].item())
+    trace = ur.trace(ur.RNN(2, 3), torch.randn(3, 2))
+    tab = open_page(trace)
+    tree = tab.locator("#page").aria_snapshot()
+    value = f"{trace['h'][2, 0, 1].item():.4f}".replace("-", "−")
     for line in (
-        '- region "The layer, unrolled through time"', '- slider "time step"', '- button "play"',
-        '- grid "values of this step"', f'''- 'gridcell "h₀, unit 2: {value}"': ''',
-        '- region "how a value was computed"', '- region "Equations"', '- region "The whole sequence"',
-        'application "h, hidden state: 3 units over 3 steps', '- table "weight_ih"', "- math:",
-        '- region "Compared with torch.nn"',
+        '- heading "RNN(2, 3)" [level=1]', "- status:", '- navigation "The sequence"', '- button "step 1"',
+        '- tab "Weights"', '- heading "Every number of step 2', f"""- 'button "h 2[1]: {value}"'""",
+        '- group "One step of the cell, with the numbers of one unit"', '- list "Equations of one step"',
+        '- region "The cell"', '- region "The numbers of the step"', '- region "The chosen number"',
+        '- heading "The cell at step 2, unit 1"', '- region "The whole sequence"',
+        '- region "Gradient through time"',
+        '- region "Diagnosis"', '- region "About RNN"', '- region "Keyboard"',
     ):  # fmt: skip
         assert line in tree, line
+    assert not re.search(
+        r"^ *- (button|slider|textbox|link|combobox|checkbox|tab|region|canvas)(?: \[|:|$)",
+        tree,
+        re.MULTILINE,
+    )
 
 
-def test_nan_and_infinity_have_their_own_colors(open_page: OpenPage) -> None:
-    x = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [float("-inf"), 3.0]])
-    tab = open_page(ur.trace(ur.RNN(2, 3, nonlinearity="relu"), x).backward(torch.sum))
-    seen = []
-    for _ in range(3):
-        cell = tab.locator('td[data-key="input"][data-index="0"]')
-        seen.append((cell.text_content(), cell.evaluate(BACKGROUND)))
-        tab.get_by_role("button", name="next step").click(force=True)
-    assert seen[1:] == [("nan", "rgb(240, 228, 66)"), ("-inf", "rgb(204, 121, 167)")]
-    assert tab.locator(".color-scale").text_content().startswith("-")  # of finite values
-
-
-@pytest.mark.slow
-def test_subscripts_are_aligned_and_long_lines_wrap(open_page: OpenPage) -> None:
-    tab = open_page(ur.trace(ur.Recurrent(Awkward, 2, 4), torch.randn(2, 2)), width=360)
-    assert tab.locator("ol.code").evaluate("(list) => list.scrollWidth <= list.clientWidth")
-    tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(2, 2)), width=1280)
-    bottoms = tab.locator(".formulas li").nth(2).locator("msub").evaluate_all(
-        "(all) => all.map((one) => one.lastElementChild.getBoundingClientRect().bottom)")  # fmt: skip
-    assert len(bottoms) == 6
-    assert max(bottoms[-2:]) - min(bottoms[-2:]) < 1.5  # of the subscripts input and hidden
-
-
-ALL_VISIBLE = """(cells) => cells.every((cell) => {
-  const [box, frame] = [cell.getBoundingClientRect(), cell.closest('.scroll').getBoundingClientRect()];
-  return box.left >= frame.left && box.right <= frame.right + 1 && box.right <= innerWidth; })"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [360, 1280])
-def test_columns_fit_the_width_and_blocks_are_aligned(width: int, open_page: OpenPage) -> None:
-    t = grown_trace()
-    tab = open_page(t, width=width)
-    assert tab.locator("table[role=grid] td").evaluate_all(ALL_VISIBLE)
-    shown = tab.locator('tr[data-key="quantity f"] td').count()
-    assert (4 if width > 1000 else 3) <= shown < 12
-    headings = tab.locator("table[role=grid] thead th").all_text_contents()
-    assert headings[0] == f"unit‹0–{shown - 1} of 12›"
-    assert headings[1:] == list(map(str, range(shown)))
-    lines = tab.locator('tr[data-key="quantity input_sum"]')
-    assert [one.text_content() for one in lines.locator(".range").all()] == [
-        "0–11",
-        "12–23",
-        "24–35",
-        "36–47",
-    ]
-    cell = tab.locator('td[data-key="quantity f"][data-index="1"]')
-    cell.click()
-    highlighted = tab.locator("table[role=grid] td.highlighted")
-    attributes = [(c.get_attribute("data-key"), c.get_attribute("data-index")) for c in highlighted.all()]
-    assert attributes == [("quantity input_sum", "13"), ("quantity hidden_sum", "13")]
-    assert {one.bounding_box()["x"] for one in [*highlighted.all(), cell]} == {cell.bounding_box()["x"]}
-    # arrow keys move between blocks, and to columns that are not shown yet
-    tab.locator('td[data-key="quantity input_sum"][data-index="14"]').focus()
-    tab.keyboard.press("ArrowDown")
-    assert tab.evaluate("document.activeElement.dataset.index") == "26"
-    tab.keyboard.press("End")
-    assert tab.evaluate("document.activeElement.dataset.index") == "47"
-    assert tab.locator('td[data-key="quantity f"][data-index="11"]').is_visible()
-
-
-@pytest.mark.slow
-def test_explanation_stays_visible(open_page: OpenPage) -> None:
-    tab = open_page(grown_trace(), width=1280)
-    box = tab.locator(".explanation")
-    canvas = tab.locator("figure.heat-map canvas").nth(4)
-    canvas.scroll_into_view_if_needed()
-    canvas.click(position={"x": 300, "y": 40})
-    expect(box).to_be_in_viewport(ratio=1)
-    tab.locator('td[data-key="before h"]').first.hover()
-    expect(box).to_be_in_viewport(ratio=1)
-    tab.locator('td[data-key="quantity h"]').first.focus()
-    cell, top = tab.locator('td[data-key="quantity h"]').first.bounding_box(), box.bounding_box()["y"]
-    assert cell["y"] + cell["height"] <= top  # it does not cover the focused cell
+def test_drawing_with_the_keyboard(open_page: OpenPage) -> None:
+    trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
+    tab = open_page(trace)
+    nodes = tab.locator("svg.cell .node")
+    labels = nodes.evaluate_all("(all) => all.map((one) => one.getAttribute('aria-label'))")
+    assert len(labels) > 8
+    value = f"{trace['f'][2, 0, 1].item():.4f}"
+    assert f"f 2[1]: {value}" in labels
+    tab.locator("svg.cell .port").first.focus()
+    seen = set()
+    for _ in range(len(labels) + 6):
+        tab.keyboard.press("Tab")
+        seen.add(tab.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert seen >= set(labels)
+    tab.locator("svg.cell .node").last.focus()
+    name = tab.evaluate("document.activeElement.refer().q")
+    tab.keyboard.press("Enter")
+    assert f"number={name}" in tab.evaluate("location.hash")

@@ -21,8 +21,8 @@ from unrolled.page.sampling import PageSample, bin_means, encode_values, feature
 @given(length=st.integers(1, 60), limit=st.integers(1, 20_000), hidden=st.integers(1, 12))
 def test_sample_stays_within_the_limit(length: int, limit: int, hidden: int) -> None:
     part = ur.trace(ur.RNN(2, hidden), torch.zeros(1, 1, 2)).layers[0]
-    sample = PageSample.within(part, length, limit)
     weights, per_step = hidden * (hidden + 4), 2 + 4 * hidden
+    sample = PageSample.within(part, length, per_step, limit)
     assert sample.steps == sorted(set(sample.steps))
     assert sample.steps[0] == 0
     assert sample.steps[-1] == length - 1
@@ -36,7 +36,7 @@ def test_sample_stays_within_the_limit(length: int, limit: int, hidden: int) -> 
 
 
 def test_note_gives_the_reason_for_omitted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sampling", "contents"):
+    for module in ("sampling", "layer_data"):
         monkeypatch.setattr(sys.modules[f"unrolled.page.{module}"], "MAX_STEPS", 6)
     t = ur.trace(ur.RNN(2, 3), torch.zeros(7, 2))
     (note,) = page_data(t, 0, None, "numbers", None, 1_000_000)["notes"]

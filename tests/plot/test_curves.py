@@ -171,11 +171,11 @@ def test_gradient_has_a_line_of_norms_per_quantity() -> None:
     for property_values in zip(*styles, strict=True):
         assert len(set(property_values)) >= 4
     assert ax.get_xlim() == (-0.5, 19.5)
-    radii = spectral_radii(t.layers[0].cell)["weight_hh"]
+    radii = spectral_radii(t.layers[0].cell)
     caption_text = caption(ax)
     assert caption_text.startswith(gradient_flow(t.layers[0], "c").summary)
-    formatted_radii = ", ".join(f"{radius:.3g}" for radius in radii)
-    assert caption_text.endswith(f"spectral radii of the 4 blocks of weight_hh: {formatted_radii}")
+    formatted_radii = ", ".join(f"weight_hh[{gate}] {radii[f'weight_hh[{gate}]']:.3g}" for gate in "ifgo")
+    assert caption_text.endswith(f"spectral radii: {formatted_radii}")
 
 
 def test_gradient_factor_of_a_linear_recurrence() -> None:

@@ -26,8 +26,9 @@ PACKAGES = {
     "inference": {"engines", "layers"},
     "io": {"cells", "layers"},
     "tracing": {"cells", "engines", "layers"},
-    "plot": {"tracing", "equations"},
-    "page": {"tracing", "equations", "layers", "cells"},
+    "diagram": {"cells", "equations", "tracing"},
+    "plot": {"cells", "tracing"},
+    "page": {"cells", "diagram", "equations", "layers", "tracing"},
 }
 MAY_IMPORT_ANYTHING = {"cli", "__init__", "__main__", "_moved_modules"}
 

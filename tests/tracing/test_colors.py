@@ -23,12 +23,12 @@ from unrolled.tracing.color_scales import color_ranges
 from unrolled.tracing.colors import INFINITY, NAN, NEGATIVE, POSITIVE, ColorScale
 
 COMMAND = (sys.executable, "-m", "unrolled", "show")
-NUMBER = re.compile(r"-?\d+\.\d{4}|-?\d\.\d{3}e[+-]\d\d|nan|-?inf")
+NUMBER = re.compile(r"-?\d+\.\d{4}|-?\d\.\d{3}e[+-]\d\d|\bnan\b|-?\binf\b")
 
 
-def print_to_text(trace: ur.Trace, width: int = 80, **options: object) -> str:
+def print_to_text(trace: ur.Trace, width: int = 80, full: bool = False, **options: object) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, **options)
-    terminal.print_trace(console, trace)
+    terminal.print_trace(console, trace, full=full)
     return console.file.getvalue()
 
 
@@ -97,7 +97,7 @@ def test_no_colors_below_256(trace: ur.Trace, options: dict[str, object]) -> Non
 
 def test_colors_match_the_numbers(trace: ur.Trace) -> None:
     # The console is wide enough for all numbers.
-    ansi = print_to_text(trace, 200, force_terminal=True, color_system="truecolor")
+    ansi = print_to_text(trace, 200, force_terminal=True, color_system="truecolor", full=True)
     parameters, steps = (
         ansi.split("One step")[0],
         "Step 0" + ansi.split("Step 0", 1)[1].split("How the numbers")[0],
@@ -113,10 +113,11 @@ def test_colors_match_the_numbers(trace: ur.Trace) -> None:
             # The pre-activations of all gates have their own scales.
             kind = name if name.endswith("_sum") else "computed"
             largest[kind] = max(largest.get(kind, 0.0), float(values.abs().nan_to_num(0, 0, 0).max()))
-    lines, upper = dict.fromkeys(set(largest) - {"parameters"}, ""), False
+    lines, upper, name = dict.fromkeys(set(largest) - {"parameters"}, ""), False, ""
     for line in steps.splitlines():
         upper = "(layer 1" in line or (upper and "(layer 0" not in line)
-        name = line[2:].partition(" ")[0] if line.startswith("  ") else ""
+        if not line.startswith("    "):  # else another gate of the same sum
+            name = line[2:].partition(" ")[0] if line.startswith("  ") else ""
         kind = name if name.endswith("_sum") or (name == "x" and not upper) else "computed"
         lines[kind] += f"{line}\n"
     seen: dict[str, int] = dict.fromkeys(("red", "blue", "none", NAN, INFINITY), 0)

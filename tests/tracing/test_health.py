@@ -15,7 +15,8 @@ import unrolled as ur
 from helpers.recorded_models import CoupledRows, RandomStep
 from helpers.step_by_hand import step_by_hand
 from helpers.watched_training import records_by_quantity, train
-from unrolled.tracing.health import FIELDS, saturation_bounds
+from unrolled.tracing.health import FIELDS
+from unrolled.tracing.saturation import saturation_bounds
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn-relu"])
@@ -70,8 +71,14 @@ def test_records_match_a_loop_by_hand(kind: str) -> None:
             growth = ((slopes[0] / slopes[-1]) ** (1 / 5)).log().mean().exp()
             assert record["gradient_growth"] == pytest.approx(growth.item(), rel=1e-9)
     assert records["h" if "rnn" in kind else "z" if kind == "gru" else "f"]["saturated"] > 0
-    for k, block in enumerate(layer.weight_hh_l0.detach().split(4)):
-        name = "weight_hh" if "rnn" in kind else f"weight_hh[{k}]"
+    gates = (
+        ["weight_hh[r]", "weight_hh[z]", "weight_hh[n]"]
+        if kind == "gru"
+        else ["weight_hh[i]", "weight_hh[f]", "weight_hh[g]", "weight_hh[o]"]
+    )
+    for name, block in zip(
+        ["weight_hh"] if "rnn" in kind else gates, layer.weight_hh_l0.detach().split(4), strict=True
+    ):
         assert records[name]["radius"] == pytest.approx(torch.linalg.eigvals(block).abs().max().item())
     assert all(set(record) == set(FIELDS) for record in watch.records)
 

@@ -81,13 +81,18 @@ def test_which_calls_are_sampled() -> None:
 
 def test_warning_without_records() -> None:
     model, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
-    no_calls = "'': 0 training calls, 2 in eval mode or without gradients; 0 records> has no records: watch"
-    for mode, backward, every, words in (
-        (False, True, 1, f"{no_calls} samples calls in training mode with gradients, but there was none"),
-        (True, True, 5, "2 training calls; 0 records> has no records: the first sample is call 5, so use a"),
-        (True, False, 1, "> has no records: no backward pass reached the sampled calls"),
+    no_calls = "'': 0 training calls; 0 records> has no records: watch samples calls in training mode"
+    expected = pytest.warns(UserWarning, match=f"{no_calls} with gradients, but there was none")
+    with expected, ur.watch(model):
+        pass
+    with ur.watch(model.eval()) as watch:  # health() reports on these calls, so there is no warning
+        model(x)
+    assert "1 in eval mode or without gradients; 0 records" in repr(watch)
+    model.train()
+    for backward, every, words in (
+        (True, 5, "2 training calls; 0 records> has no records: the first sample is call 5, so use a"),
+        (False, 1, "> has no records: no backward pass reached the sampled calls"),
     ):
-        model.train(mode)
         expected_warning = pytest.warns(UserWarning, match=f"<Watch, closed; .*{words}")
         with expected_warning, ur.watch(model, every=every, share=None):
             for _ in range(2):

@@ -21,6 +21,7 @@ from unrolled.io import files
 from unrolled.io.state_dicts import accepts_option, find_layers, recurrent_keys
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import LAYERS
+from unrolled.tracing.explain import MINUS
 
 TORCH_CELLS = {layer.__name__.lower(): layer.cell_class for layer in LAYERS}
 ALL_CELLS: dict[str, type[Cell]] = {name.lower(): getattr(cells, name) for name in cells.__all__}
@@ -187,17 +188,40 @@ _REPLACEMENTS = {code: 0x2400 + code for code in range(32) if code != ord("\n")}
 _REPLACEMENTS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 
 
+_SIGNS = {
+    MINUS: "-",
+    "≈": "~",
+    "·": "*",
+    "×": "x",
+    "–": "-",
+}  # with what replaces them in an encoding such as Latin-1
+
+
 def printable(text: str) -> str:
     """Replace control characters, which could manipulate the terminal, with visible ones."""
     return text.translate(_REPLACEMENTS)
 
 
 class _Console(Console):
-    """A console that replaces control characters in text, which may come from untrusted files."""
+    """A console that replaces control characters in text, which may come from untrusted files.
+
+    It also replaces the signs of arithmetic that its encoding doesn't have.
+    """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        replacements = {ord(sign): text for sign, text in _SIGNS.items() if not _encodes(self.encoding, sign)}
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
+            text = printable(segment.text).translate(replacements)
+            yield segment if segment.control else segment._replace(text=text)
+
+
+def _encodes(encoding: str, text: str) -> bool:
+    """Whether an encoding has some characters."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def new_console() -> Console:

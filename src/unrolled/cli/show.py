@@ -34,6 +34,7 @@ from unrolled.cli.arguments import (
 from unrolled.io import files
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import LAYERS
+from unrolled.tracing.explain import DIGITS
 from unrolled.tracing.trace import Trace, trace
 
 _ALL_STEPS = range(0, -1)  # an impossible range that means all steps
@@ -84,6 +85,19 @@ def add(commands: Any) -> None:
         metavar="LIST",
         help="time steps to show, such as 0,2-5 or all; the first step is 0",
     )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="leave nothing out: print all steps and numbers, and the arithmetic behind each of them",
+    )
+    parser.add_argument(
+        "--digits",
+        type=_parse_digits,
+        default=DIGITS,
+        metavar="N",
+        help=f"decimal places of all numbers, or exact for as many as they have (default: {DIGITS}). In "
+        "arithmetic, numbers have more where this makes the result right",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON, with NaN and infinity as strings")
     output.add_argument(
@@ -91,6 +105,12 @@ def add(commands: Any) -> None:
     )
     output.add_argument(
         "--html", type=Path, metavar="FILE", help="write an interactive, self-contained HTML page"
+    )
+    output.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="write an SVG picture of the cell with the numbers of one step (the first of --steps)",
     )
     parser.add_argument("--open", action="store_true", help="open the page that --html writes in a browser")
     parser.add_argument(
@@ -143,8 +163,8 @@ def run(options: argparse.Namespace) -> None:
             title = title or ": ".join(filter(None, (options.weights.name, prefix)))
         check_options(cell_options, list(dict.fromkeys(layer.cell for layer in layers.values())))
         if x is None:
-            if options.watch or options.html:
-                option = "--watch" if options.watch else "--html"
+            if options.watch or options.html or options.plot:
+                option = "--watch" if options.watch else "--html" if options.html else "--plot"
                 raise UsageError(f"{option} needs an input sequence: add --input FILE")
             _list_layers(console, layers, options.json)
             return
@@ -154,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
                     f"--option {name}={cell_options[name]}: the weights have {name}={value} ({layer})"
                 )
         x = _prepare_input(x, layer, options.input)
-        if not options.json and not options.html:
+        if not (options.json or options.html or options.plot):
             terminal.print_layers(console, layers)
             _print_assumed_options(console, layer, cell_options)
     layer_trace = _run_layer(layer, x)
@@ -162,13 +182,15 @@ def run(options: argparse.Namespace) -> None:
     steps = _select_steps(options.steps, length)
     labels = None if options.labels is None else _read_labels(options.labels, length)
     if step_through:
-        step_through(console, layer_trace, steps or range(length), labels)
+        step_through(console, layer_trace, steps or range(length), labels, options.digits)
     elif options.html:
         _write_page(options, layer_trace, labels, title)
+    elif options.plot:
+        _write_drawing(options.plot, layer_trace, steps)
     elif options.json:
         print(json.dumps(terminal.as_data(layer_trace, steps), indent=2, allow_nan=False))
     else:
-        terminal.print_trace(console, layer_trace, steps, labels)
+        terminal.print_trace(console, layer_trace, steps, labels, full=options.full, digits=options.digits)
 
 
 def _check_combinations(options: argparse.Namespace) -> None:
@@ -181,6 +203,25 @@ def _check_combinations(options: argparse.Namespace) -> None:
         raise UsageError("--labels can't be combined with --json")
     if options.html and options.steps:
         raise UsageError("--steps can't be combined with --html: the page always shows all steps")
+
+    outputs = {
+        "--json": options.json,
+        "--html": options.html,
+        "--plot": options.plot,
+        "--watch": options.watch,
+    }
+    for option, is_used in outputs.items():
+        if is_used and options.full:
+            raise UsageError(f"--full can't be combined with {option}")
+        if is_used and options.digits != DIGITS and not options.watch:
+            raise UsageError(f"--digits can't be combined with {option}")
+
+
+def _write_drawing(path: Path, layer_trace: Trace, steps: Sequence[int] | None) -> None:
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"--plot: expected a file name ending in .svg, got {path}")
+    drawing = layer_trace.plot("cell", step=steps[0] if steps else None)
+    print(f"Wrote {printable(str(drawing.save(path)))}, a picture of one step of {layer_trace.module}.")
 
 
 def _write_page(
@@ -210,7 +251,10 @@ def _read_labels(text: str, length: int) -> list[str]:
     return labels
 
 
-def _load_stepper(console: Console) -> Callable[[Console, Trace, Sequence[int], list[str] | None], None]:
+_StepThrough = Callable[[Console, Trace, Sequence[int], list[str] | None, int | None], None]
+
+
+def _load_stepper(console: Console) -> _StepThrough:
     """Return the function for ``--watch``; raise an error if there is no interactive terminal."""
     are_terminals = (stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     if not all(are_terminals) or console.is_dumb_terminal:
@@ -305,6 +349,14 @@ def _parse_seed(text: str) -> int:
     if not 0 <= seed < 2**63:
         raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**63 - 1, got {text!r}")
     return seed
+
+
+def _parse_digits(text: str) -> int | None:
+    if text == "exact":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 15:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 15 or exact, got {text!r}")
+    return int(text)
 
 
 def _parse_steps(text: str) -> list[range]:

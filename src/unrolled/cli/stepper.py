@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+import torch
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions, Group
 from rich.control import Control
@@ -18,11 +19,12 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from unrolled.cli.terminal import descriptions, position_label, step_label
+from unrolled.cli.terminal import descriptions, element_label, position_label, step_label
 from unrolled.equations.source import step_source
 from unrolled.tracing.color_scales import ColorScales
-from unrolled.tracing.explain import format_number
+from unrolled.tracing.explain import DIGITS, format_number
 from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.row_names import RowBlock
 from unrolled.tracing.trace import Trace
 
 try:
@@ -54,7 +56,11 @@ if sys.platform != "win32":
 
 
 def step_through(
-    console: Console, trace: Trace, steps: Sequence[int], labels: Sequence[str] | None = None
+    console: Console,
+    trace: Trace,
+    steps: Sequence[int],
+    labels: Sequence[str] | None = None,
+    digits: int | None = DIGITS,
 ) -> None:
     """Step through the first sequence of a trace until the user quits.
 
@@ -63,8 +69,9 @@ def step_through(
         trace: The trace.
         steps: The time steps to show, at least one.
         labels: A label for each time step of the sequence, such as the characters of a text.
+        digits: Number of decimal places; None for as many as the numbers have.
     """
-    view = _View(trace, steps, ColorScales.for_console(console, trace), labels)
+    view = _View(trace, steps, ColorScales.for_console(console, trace), labels, digits)
     while received := asyncio.run(_run(console, view, create_input())):
         # The terminal is restored, so let the signal have its default effect. Ctrl-Z goes to the whole
         # process group: a parent that waits for this process, such as make, must pause as well.
@@ -108,6 +115,17 @@ async def _run(console: Console, view: _View, source: Input) -> signal.Signals |
     return None
 
 
+def _blocks(part: LayerTrace, name: str) -> Sequence[RowBlock]:
+    """Return the rows of a quantity that are shown together: those of each gate, or all."""
+    if name in part.values and part.row_names.is_split(name):
+        return part.row_names.blocks[name]
+    return [RowBlock("", range(part[name].shape[2:].numel()), 0)]
+
+
+def _gate(block: RowBlock) -> str:
+    return block.gate or f"{block.rows.start}–{block.rows.stop - 1}"
+
+
 class _View:
     """The screen: one time step of one layer and direction, with one number explained."""
 
@@ -117,21 +135,24 @@ class _View:
         steps: Sequence[int],
         scales: ColorScales | None,
         labels: Sequence[str] | None = None,
+        digits: int | None = DIGITS,
     ) -> None:
         self.playing = False
         self._trace = trace
         self._steps = steps
         self._labels = [step_label(labels, step) for step in steps]
         self._scales = scales
+        self._decimals = digits
         self._rows = [
-            (part, name)
+            (part, name, block)
             for part in trace.layers
             for name in dict.fromkeys(("x", *part.names))
             if part[name][0, 0].numel()
+            for block in _blocks(part, name)
         ]
         self._step_index = 0
         # index of the selected row; at first, the first row that is computed
-        self._row = next(k for k, (part, name) in enumerate(self._rows) if name in part.values)
+        self._row = next(k for k, (part, name, _) in enumerate(self._rows) if name in part.values)
         self._unit = 0  # the selected unit; rows with fewer numbers use their last one
         self._first_unit = 0  # the leftmost unit on the screen
         self._digits = len("-0.0000")  # of the widest number so far, so that columns don't move
@@ -158,18 +179,23 @@ class _View:
 
     def _go_to_layer(self, offset: int) -> None:
         """Select the same quantity in another layer or direction, cyclically."""
-        part, name = self._rows[self._row]
+        part, *selected = self._rows[self._row]
         layers = self._trace.layers
         other = layers[(layers.index(part) + offset) % len(layers)]
         rows = self._rows_of(other)
-        self._row = next((row for row in rows if self._rows[row][1] == name), rows[0])
+        self._row = next((row for row in rows if [*self._rows[row][1:]] == selected), rows[0])
 
     def _rows_of(self, part: LayerTrace) -> list[int]:
-        return [row for row, (other, _) in enumerate(self._rows) if other is part]
+        return [row for row, (other, *_) in enumerate(self._rows) if other is part]
 
     def _numbers(self, row: int) -> Tensor:
-        part, name = self._rows[row]
-        return part[name][self._steps[self._step_index], 0].flatten()
+        part, name, block = self._rows[row]
+        return part[name][self._steps[self._step_index], 0].flatten()[block.rows.start : block.rows.stop]
+
+    def _label(self, row: int) -> str:
+        """Return the name of a row, with the gate if the quantity has a row for each gate."""
+        part, name, block = self._rows[row]
+        return f"{name} {_gate(block)}" if len(_blocks(part, name)) > 1 else name
 
     def _current_unit(self) -> int:
         return min(self._unit, len(self._numbers(self._row)) - 1)
@@ -222,10 +248,10 @@ class _View:
     def _table(self, rows: list[int], width: int) -> list[Text]:
         """Return a header with the unit numbers, and a line for each quantity: name, description, numbers."""
         numbers = {row: self._numbers(row) for row in rows}
-        texts = (format_number(value) for values in numbers.values() for value in values.tolist())
+        texts = (self._format(value, v.dtype) for v in numbers.values() for value in v.tolist())
         self._digits = max(self._digits, *map(len, texts))
         cell = self._digits + 2
-        names = 1 + max(cell_len(name) for name in ("unit", *(name for _, name in self._rows)))
+        names = 1 + max(cell_len(name) for name in ("unit", *map(self._label, range(len(self._rows)))))
         names = min(names, max(len("unit "), width - 2 - 1 - cell))  # leave room for one number
         words = descriptions(type(self._rows[self._row][0].cell))
         words_width = max(cell_len(words.get(self._rows[row][1], "")) for row in rows) + 2
@@ -243,52 +269,56 @@ class _View:
             )
         ]
         for row, values in numbers.items():
-            part, name = self._rows[row]
+            part, name, block = self._rows[row]
             chosen = row == self._row
             line = Text("▸ " if chosen else "  ")
-            name_text = Text(name, "bold" if chosen else "")
+            name_text = Text(self._label(row), "bold" if chosen else "")
             name_text.truncate(names, overflow="ellipsis", pad=True)
             line.append_text(name_text).append(" ")
-            line.append(set_cell_size(words.get(name, ""), words_width), "dim")
+            line.append(set_cell_size("" if block.rows.start else words.get(name, ""), words_width), "dim")
             scale = self._scales.of_quantity(part, name) if self._scales else None
             for k, value in zip(units, values[units.start : units.stop].tolist(), strict=False):
                 marked = chosen and k == unit
-                text = f"[{format_number(value)}]" if marked else f"{format_number(value)} "
+                text = self._format(value, values.dtype)
+                text = f"[{text}]" if marked else f"{text} "
                 style = scale.style(value) if scale else Style()
                 line.append(f"{text:>{cell}}", style + Style(bold=True) if marked else style)
             lines.append(line)
         return lines
 
+    def _format(self, value: float, dtype: torch.dtype) -> str:
+        return format_number(value, self._decimals, dtype)
+
     def _number_name(self) -> Text:
         """Return the line that names the selected number."""
-        part, name = self._rows[self._row]
+        part, name, block = self._rows[self._row]
         size = len(self._numbers(self._row))
-        index = f"[{self._current_unit()}]" if size > 1 else ""
+        label = element_label(part, name, block.rows.start + self._current_unit())
+        label = label if size > 1 or block.rows.start else name
         words = descriptions(type(part.cell)).get(name)
         units = f"unit {self._current_unit()} (0–{size - 1})" if size > 1 else ""
-        return Text.assemble(
-            (f"{name}{index}", "bold"), (f"  {'; '.join(filter(None, (words, units)))}", "dim")
-        )
+        return Text.assemble((label, "bold"), (f"  {'; '.join(filter(None, (words, units)))}", "dim"))
 
     def _explanation(self, width: int) -> list[Text]:
         """Return the arithmetic behind the selected number, wrapped to the window."""
-        part, name = self._rows[self._row]
+        part, name, block = self._rows[self._row]
         if name in part.values:
-            text = part.explain(name, self._steps[self._step_index], self._current_unit())
+            index = block.rows.start + self._current_unit()
+            text = part.explain(name, self._steps[self._step_index], index, digits=self._decimals)
         else:
             text = "output of the layer below" if part.layer else "input of the layer"
         return [Text(f"  {line}") for line in textwrap.wrap(text, max(1, width - 2))]
 
     def _code(self) -> list[Text]:
         """Return the source of the step; the line that assigns the selected quantity is bold."""
-        part, name = self._rows[self._row]
+        part, name, _ = self._rows[self._row]
         assignment = re.compile(rf"(?:[\w, ]+, *)?{name}\b[\w, ]*=(?!=)")
         code = step_source(type(part.cell)).splitlines()
         return [Text(f"  {line}", "bold" if assignment.match(line.strip()) else "dim") for line in code]
 
     def _legend(self, scales: ColorScales) -> Text:
         ends = (-1, 0, 1)
-        _, name = self._rows[self._row]
+        _, name, _ = self._rows[self._row]
         if name in scales.own:
             return Text.assemble(
                 (f"Colors of {name}, on its own scale: ", "dim"), scales.own[name].legend(ends)

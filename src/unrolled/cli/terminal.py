@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import reprlib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -16,11 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
-from unrolled.equations.source import docstring_paragraphs, quantity_descriptions, step_source
+from unrolled.cells.descriptions import quantity_descriptions
+from unrolled.cli.number_lines import NumberLines
+from unrolled.equations.source import docstring_paragraphs, step_source
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing.color_scales import ColorScales
 from unrolled.tracing.colors import ColorScale
+from unrolled.tracing.explain import DIGITS
+from unrolled.tracing.findings import HealthReport, where
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.tables import format_vector
 from unrolled.tracing.trace import Trace
@@ -42,11 +49,22 @@ PARAMETERS = {
     "weight_hr": "projects the hidden state",
 }
 
+MAX_TERMS = 8  # of a sum, unless everything is shown
+_DESCRIPTION_WIDTH = 12  # with less room, the numbers get lines of their own
+
 
 def print_trace(
-    console: Console, trace: Trace, steps: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    console: Console,
+    trace: Trace,
+    steps: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    full: bool = False,
+    digits: int | None = DIGITS,
 ) -> None:
     """Print the first sequence of a trace: the layer, its parameters, the steps and a check against torch.nn.
+
+    Whatever is left out is mentioned in a line that says how to see it.
 
     Args:
         console: The console to print to.
@@ -54,6 +72,8 @@ def print_trace(
         steps: The time steps to show; negative ones count from the end. By default, all steps of a short
             sequence, or the first three and the last one of a long sequence.
         labels: A label for each time step, such as the characters of a text.
+        full: Whether to leave nothing out: all steps, all numbers, and the arithmetic behind each of them.
+        digits: Number of decimal places. None for as many as the numbers have.
 
     Raises:
         IndexError: If a time step doesn't exist.
@@ -61,8 +81,10 @@ def print_trace(
     recurrent = trace.recurrent
     cell = recurrent.cell
     length = int(trace.layers[0].lengths[0])
-    shown_steps = _resolve_steps(steps, length)
+    shown_steps = _resolve_steps(range(length) if full and steps is None else steps, length)
+    lines = NumberLines(console, full, digits)
     console.print(Text(repr(trace.module), style="bold"))
+    _print_findings(console, trace.health(), full)
     for paragraph in docstring_paragraphs(cell):
         console.print(Text(paragraph, style="dim"))
     console.print()
@@ -71,7 +93,8 @@ def print_trace(
     scales = ColorScales.for_console(console, trace)
     if scales:
         _print_legend(console, "", scales.parameters)
-    console.print(_parameters_table(recurrent, console.width, scales.parameters if scales else None))
+    _print_parameters(lines, trace, scales.parameters if scales else None)
+    _print_omitted(lines, "Weights are left out.")
     code = step_source(cell)
     if code:
         _print_heading(console, "One step, in the cell's own code")
@@ -87,19 +110,142 @@ def print_trace(
     for part in trace.layers:
         for step in shown_steps:
             _print_heading(console, f"Step {step}{step_label(labels, step)}{position_label(trace, part)}")
-            console.print(_step_table(part, step, console.width, scales))
-        if len(shown_steps) < length:
-            hidden = length - len(shown_steps)
+            _print_step(lines, part, step, scales)
+        if len(set(shown_steps)) < length:
+            hidden = length - len(set(shown_steps))
             console.print(f"\n  {hidden} of {length} steps hidden; use --steps all to see them.")
+    _print_omitted(lines, "Numbers are left out.")
     _print_heading(console, "How the numbers are computed")
-    first = trace.layers[0]
-    for step in shown_steps[:2]:
-        console.print(f"  Step {step}, unit 0:")
-        for name in _nonempty_quantities(first):
-            console.print(Padding(Text(f"{name}: {first.explain(name, step, 0)}"), (0, 0, 0, 4)))
+    _print_arithmetic(lines, trace, shown_steps)
     _print_heading(console, "Output and final state")
     console.print(f"  shapes: output {_format_shape(trace.output)}, {_format_final_shapes(trace)}")
     console.print(f"  {_format_check(trace)}")
+
+
+def _print_findings(console: Console, report: HealthReport, full: bool) -> None:
+    """Print the problems of the layer, the worst first, or only the worst one."""
+    for finding in report.findings if full else report.findings[:1]:
+        color = {"error": "bold red", "warning": "yellow"}.get(finding.severity, "cyan")
+        label = (f"{finding.severity.capitalize()}: ", color)
+        console.print(Text.assemble(label, where(finding), finding.message))
+    if len(report) > 1 and not full:
+        console.print(f"Use --full to see {_format_count(len(report) - 1, 'other finding')}.", style="dim")
+
+
+def _print_omitted(lines: NumberLines, what: str) -> None:
+    """Say that numbers were left out since the last call, if any were."""
+    if lines.omitted:
+        lines.console.print(f"\n  {what} Use --full to see them all.")
+    lines.omitted = False
+
+
+def _print_parameters(lines: NumberLines, trace: Trace, scale: ColorScale | None) -> None:
+    recurrent = trace.recurrent
+    params = recurrent.cell.params()
+    suffixes = ["_reverse" if k % 2 else "" for k in range(len(recurrent.all_weights))]
+    directions = 1 + recurrent.bidirectional
+    by_name: list[tuple[LayerTrace, str, str, Tensor]] = []
+    for index, tensors in enumerate(recurrent.all_weights):
+        suffix = f"_l{index // directions}{suffixes[index] if recurrent.bidirectional else ''}"
+        with_suffix = [name for name in params if hasattr(recurrent, name + suffix)]
+        part = trace.layers[index]
+        by_name += [(part, name, suffix, tensor) for name, tensor in zip(with_suffix, tensors, strict=True)]
+    if not by_name:
+        lines.console.print("  none")
+        return
+    width = max(cell_len(name + suffix) for _, name, suffix, _ in by_name)
+    shapes = {id(tensor): " × ".join(map(str, tensor.shape)) for *_, tensor in by_name}
+    shape_width = max(map(len, shapes.values()))
+    for part, name, suffix, tensor in by_name:
+        sizes = map(str, params[name].shape)
+        symbols = " × ".join(f"({size})" if " " in size else size for size in sizes)
+        description = f"{PARAMETERS.get(name, '')} ({symbols})".strip()
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, width=min(width + 2, lines.console.width // 2))
+        table.add_column(no_wrap=True, width=shape_width)
+        table.add_row(f"  {name}{suffix}", shapes[id(tensor)], description)
+        lines.console.print(table)
+        lines.parameter(part, name, tensor.detach(), scale)
+
+
+def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorScales | None) -> None:
+    words = descriptions(type(part.cell))
+    input_label = "x (input)" if "x" in part.values else "x"  # some steps have another x
+    words = {input_label: "input", **words}
+    rows = {input_label: part.input, **part.values}
+    name_width = max(map(cell_len, rows))
+    left = 2 + name_width + 2
+    texts = (format_vector(values, 10**9, None, lines.digits) for values in _pieces(part, rows, step))
+    room = lines.console.width - left - 2 - max((cell_len(text.plain) for text in texts), default=0)
+    words_width = min(room, max(cell_len(words.get(name, "")) for name in rows))
+    has_column = room >= _DESCRIPTION_WIDTH
+    graph = functools.cache(lambda: part.derivations(step))
+    for name, values in rows.items():
+        description = words.get(name, "")
+        label, rest = f"  {name}  {description}\n", []
+        if has_column:
+            is_whole = name in part.values and part.row_names.is_split(name)
+            first, *rest = [description] if is_whole else textwrap.wrap(description, words_width) or [""]
+            first = set_cell_size(first, max(words_width, cell_len(first)))
+            label = f"  {set_cell_size(name, name_width)}  {first}  "
+        scale = scales.of_quantity(part, name) if scales else None
+        lines.quantity(part, name, values[step, 0].flatten(), label, left + words_width + 2, scale, graph)
+        for line in rest:
+            lines.console.print(Text(" " * left + line), no_wrap=True)
+
+
+def _pieces(part: LayerTrace, rows: dict[str, Tensor], step: int) -> Iterator[Tensor]:
+    """Yield the numbers of each quantity at a step, or of each of its gates."""
+    for name, values in rows.items():
+        flat = values[step, 0].flatten()
+        if name in part.values and part.row_names.is_split(name):
+            for block in part.row_names.blocks[name]:
+                yield flat[block.rows.start : block.rows.stop]
+        else:
+            yield flat
+
+
+def _print_arithmetic(lines: NumberLines, trace: Trace, steps: Sequence[int]) -> None:
+    """Print the arithmetic behind each number, or behind those of unit 0 in the first steps."""
+    shown = steps if lines.full else steps[:2]
+    parts = trace.layers if lines.full else trace.layers[:1]
+    shortened = inexact = False
+    for part, step in itertools.product(parts, shown):
+        graph = part.derivations(step)
+        unit = "" if lines.full else ", unit 0"
+        lines.console.print(f"  Step {step}{unit}{position_label(trace, part)}:")
+        for name in _nonempty_quantities(part):
+            every = range(part[name].shape[2:].numel())
+            for index in every if lines.full else _elements_of_unit_0(part, name):
+                terms = None if lines.full else MAX_TERMS
+                text = part.explain_in(graph, name, step, index, 0, terms, lines.digits)
+                shortened = shortened or "more terms: " in text or "…" in text
+                inexact = inexact or "≈" in text
+                is_named = lines.full or part.row_names.is_split(name)
+                label = element_label(part, name, index) if is_named else name
+                lines.console.print(Padding(Text(f"{label}: {text}"), (0, 0, 0, 4)))
+    if shortened:
+        lines.console.print(f"\n  Sums show their {MAX_TERMS} largest terms. Use --full to see all terms.")
+    if inexact:
+        lines.console.print("\n  ≈: rounding errors of the layer itself change the printed digits.")
+    if not lines.full:
+        where = " of layer 0, forward" if len(trace.layers) > 1 else ""
+        count = _format_count(len(shown), "step")
+        lines.console.print(f"\n  Only unit 0 in {count}{where}. Use --full to see all units and steps.")
+
+
+def _elements_of_unit_0(part: LayerTrace, name: str) -> list[int]:
+    """Return the elements of a quantity that belong to unit 0: one for each gate."""
+    blocks = part.row_names.blocks.get(name, ())
+    return [block.rows.start for block in blocks if block.gate and not block.first_unit] or [0]
+
+
+def element_label(part: LayerTrace, name: str, index: int) -> str:
+    """Return the name of an element of a quantity, such as ``c[1]``, or ``input_sum f[1]`` for a gate."""
+    block = part.row_names.block(name, index)
+    if part.row_names.is_split(name) and block.gate:
+        return f"{name} {block.gate}[{block.unit(index)}]"
+    return f"{name}[{index}]"
 
 
 def step_label(labels: Sequence[str] | None, step: int) -> str:
@@ -171,6 +317,8 @@ def print_layers(console: Console, layers: dict[str, Recurrent]) -> None:
 
 def _arguments_table(recurrent: Recurrent) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     shown = {"input_size", "hidden_size", "batch_first"}
     defaults = {"num_layers": 1, "bias": True, "dropout": 0.0, "bidirectional": False}
     shown |= {name for name, default in defaults.items() if getattr(recurrent, name) != default}
@@ -179,29 +327,6 @@ def _arguments_table(recurrent: Recurrent) -> Table:
             table.add_row(f"  {name}={getattr(recurrent, name)}", words)
     for name, value in recurrent.chosen_options().items():
         table.add_row(f"  {name}={value}", "cell option")
-    return table
-
-
-def _parameters_table(recurrent: Recurrent, width: int, scale: ColorScale | None) -> Table:
-    table = Table.grid(padding=(0, 2))
-    directions = 1 + recurrent.bidirectional
-    names = [name for name, _ in recurrent.named_parameters()]
-    if not names:
-        table.add_row("  none")
-        return table
-    left = 2 + max(map(cell_len, names)) + 2 + len("1000 × 1000") + 2
-    params = recurrent.cell.params()
-    for index, tensors in enumerate(recurrent.all_weights):
-        suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
-        with_suffix = [name for name in params if hasattr(recurrent, name + suffix)]
-        for name, tensor in zip(with_suffix, tensors, strict=True):
-            sizes = map(str, params[name].shape)
-            symbols = " × ".join(f"({size})" if " " in size else size for size in sizes)
-            shape = " × ".join(map(str, tensor.shape))
-            table.add_row(f"  {name}{suffix}", shape, f"{PARAMETERS.get(name, '')} ({symbols})".strip())
-            if tensor.numel() <= 24:
-                for line in tensor.reshape(-1, tensor.shape[-1]):
-                    table.add_row("", "", format_vector(line, width - left, scale))
     return table
 
 
@@ -216,23 +341,6 @@ def descriptions(cell: type[Cell]) -> dict[str, str]:
     output = next(iter(cell.state))
     by_name[output] = f"{by_name.get(output, 'new state')} (output)"
     return by_name
-
-
-def _step_table(part: LayerTrace, step: int, width: int, scales: ColorScales | None) -> Table:
-    words = descriptions(type(part.cell))
-    rows = {"x": part.input, **part.values}
-    name_width, words_width = (max(map(cell_len, texts)) for texts in (rows, words.values()))
-    full_width = max(len(format_vector(values[step, 0].flatten(), 10**6)) for values in rows.values())
-    room = min(full_width, max(width // 2, width - (2 + name_width + 2 + words_width + 2)))
-    table = Table.grid(padding=(0, 2), pad_edge=False)
-    table.add_column(no_wrap=True, max_width=max(8, width - room - len("  12345678  ")))
-    table.add_column(width=max(8, min(words_width, width - room - name_width - 6)))
-    table.add_column(no_wrap=True, width=room)
-    for name, values in rows.items():
-        row = values[step, 0].flatten()
-        scale = scales.of_quantity(part, name) if scales else None
-        table.add_row(f"  {name}", words.get(name, ""), format_vector(row, room, scale))
-    return table
 
 
 def position_label(trace: Trace, part: LayerTrace) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in map(chr, range(0x3B1, 0x3CA))}
-_GREEK["lambda"] = "λ"  # Unicode spells it "lamda"
+GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in map(chr, range(0x3B1, 0x3CA))}
+GREEK["lambda"] = "λ"  # Unicode spells it "lamda"
 
 # Kinds of expressions that need no brackets as a factor of a product, a term of a sum, or a whole sum.
 FACTORS = frozenset(("atom", "power", "fraction", "call"))
@@ -129,5 +129,5 @@ def _without_depth(letter: str) -> str:
 
 
 def _letter(base: str) -> str:
-    text = _GREEK.get(base, base)
+    text = GREEK.get(base, base)
     return f"<mi>{escape(text)}</mi>" if len(text) == 1 else f"<mi mathvariant='normal'>{escape(text)}</mi>"

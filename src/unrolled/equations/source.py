@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import textwrap
 
 from unrolled.cells.base import Cell
@@ -24,14 +23,6 @@ def step_source(cell: type[Cell]) -> str:
         return source.strip()
     body = statements(function)
     return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
-
-
-def quantity_descriptions(cell: type[Cell]) -> dict[str, str]:
-    """Return the descriptions of the quantities in the section ``Quantities:`` of the cell's docstring."""
-    section = re.search(r"^Quantities:\n((?:[ ]+.*\n?)+)", inspect.getdoc(cell) or "", re.MULTILINE)
-    lines = section[1].splitlines() if section else []
-    entries = (line.strip().partition(": ") for line in lines)
-    return {name: description for name, _, description in entries}
 
 
 def docstring_paragraphs(cell: type[Cell]) -> list[str]:

@@ -1,163 +1,527 @@
-// The page as a whole: its state, its sections and its keyboard shortcuts.
+// The page: its state, its parts, the address and the keyboard.
 
+import { createArithmetic } from "./arithmetic.js";
+import { createElement, createSection } from "./dom.js";
+import { createDrawing } from "./drawing.js";
+import { createEditor } from "./editor.js";
+import { Edits } from "./edits.js";
 import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
-import { Layer } from "./layer.js";
-import { createElement, createSection } from "./dom.js";
-import { createParameters } from "./parameters.js";
-import { createExplanation, createGrid, explainValue } from "./step.js";
-import { createTimeline } from "./timeline.js";
-import { createHeatMaps } from "./heatmaps.js";
+import { createGuide } from "./guide.js";
+import { idOf, LayerModel } from "./model.js";
+import { createSequence, isSmall } from "./sequence.js";
+import { createPlayer } from "./player.js";
+import { createStrip } from "./strip.js";
+import { Symbols } from "./symbols.js";
+import { createTables } from "./tables.js";
+import { createWeights } from "./weights.js";
 
-/** The state of the page: the layer, the index of its step, and the selected and hovered values as {key, index}. */
+const WIDE_UNITS = 8; // a layer with more units or steps opens with its heat maps
+const WIDE_STEPS = 24;
+
+/** The state of the page: the layer, the chosen number, and the step and unit of the drawing. */
 class View {
-  constructor(data, render) {
+  constructor(root, data) {
+    this.root = root;
     this.data = data;
-    this.render = render;
-    this.layers = data.layers.map((layerData) => new Layer(layerData));
-    this.reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    this.theme = "light";
-    this.pointerPosition = "";
-    this.openLayer(0);
+    this.models = data.layers.map((layer) => new LayerModel(layer));
+    this.symbolsByLayer = this.models.map((model) => new Symbols(model));
+    this.scales = this.models.map(findScales);
+    this.layerIndex = 0;
+    this.edits = new Edits(data, this.models);
+    this.allDigits = false;
+    this.chosenId = "";
+    this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
+    this.hovered = null;
+    this.number = this.firstNumber();
+    this.step = this.number.t;
+    this.unit = this.number.u;
   }
 
-  openLayer(layerIndex, stepIndex = null, selected = null) {
-    this.layer = this.layers[layerIndex];
-    this.stepIndex = stepIndex ?? (this.layer.backward ? this.layer.steps.length - 1 : 0);
-    this.selected = selected;
-    this.hovered = null;
+  get model() {
+    return this.models[this.layerIndex];
+  }
+
+  get symbols() {
+    return this.symbolsByLayer[this.layerIndex];
+  }
+
+  /** The number that is explained on opening: the output of the third step. */
+  firstNumber() {
+    const { model } = this;
+    const step = model.nearest(model.length > 2 ? (model.backward ? model.length - 3 : 2) : model.firstStep);
+    return { q: model.states[0].name, t: step, u: Math.min(1, model.units - 1) };
+  }
+
+  value(number) {
+    return this.model.value(number);
+  }
+
+  original(number) {
+    return this.model.value(number, this.model.recorded, this.model.recordedParameters);
+  }
+
+  /** The largest value of a number's bar. It doesn't change when a value is edited. */
+  scale(number) {
+    return this.scales[this.layerIndex](number);
+  }
+
+  /** Whether a number differs from that of the recorded run. */
+  isChanged(number) {
+    const value = this.value(number);
+    const original = this.original(number);
+    return this.edits.size > 0 && (Number.isNaN(value) !== Number.isNaN(original) || value.toFixed(6) !== original.toFixed(6));
+  }
+
+  isEditable(number) {
+    return this.edits.editOf(this.layerIndex, number) !== null;
+  }
+
+  /** Whether the reader has set this number. */
+  isSet(number) {
+    return this.edits.size > 0 && this.edits.find(this.layerIndex, number) !== null;
+  }
+
+  /** Whether the reader holds this quantity at a value. */
+  isHeld(number) {
+    return this.isSet(number) && this.edits.find(this.layerIndex, number).kind === "hold";
+  }
+
+  edit(number, value, steps = null) {
+    const edit = this.edits.editOf(this.layerIndex, number, steps);
+    if (edit) this.setEdit(edit, value);
+  }
+
+  /** Hold a quantity that is held in other steps: only in one step, or in all. */
+  holdSteps(number, steps) {
+    const held = this.edits.find(this.layerIndex, number);
+    if (!held) return;
+    this.edits.edits.delete(this.edits.key(held));
+    this.setEdit({ ...held, steps }, held.value);
+  }
+
+  setEdit(edit, value) {
+    this.setEdits([[edit, value]]);
+  }
+
+  setEdits(pairs) {
+    for (const [edit, value] of pairs) this.edits.edits.set(this.edits.key(edit), { ...edit, value });
+    this.edits.rerun();
+    this.replaceAddress();
     this.refresh();
   }
 
-  /** The value whose arithmetic is shown. */
-  get active() {
-    return this.hovered ?? this.selected;
-  }
-
-  goToIndex(stepIndex) {
-    this.stepIndex = Math.max(0, Math.min(this.layer.steps.length - 1, stepIndex));
-    this.hovered = null;
+  removeEdit(edit) {
+    this.edits.remove(edit);
+    this.replaceAddress();
     this.refresh();
   }
 
-  goToStep(step) {
-    this.goToIndex(this.layer.nearestStepIndex(step));
+  reset() {
+    this.edits.clear();
+    this.replaceAddress();
+    this.refresh();
   }
 
-  select(value) {
-    if (this.selected?.key !== value.key || this.selected?.index !== value.index || this.hovered) {
-      this.selected = value;
-      this.hovered = null;
+  /** Go to a step before or after the chosen one, among those on the page. */
+  move(by, options = {}) {
+    const { steps, stepIndices } = this.model;
+    this.goTo(steps[Math.max(0, Math.min(steps.length - 1, stepIndices.get(this.step) + by))], options);
+  }
+
+  /** The node of the hovered or chosen number, if it belongs to the chosen step. */
+  get highlightedNode() {
+    const number = this.hovered ?? this.number;
+    if (this.model.isParameter(number) || number.q === "x" || this.model.isStart(number) || number.t !== this.step) return null;
+    if (!this.model.drawing || !this.model.quantity(number.q)) return null;
+    const valueIndex = this.model.valueIndex(number.q);
+    return this.model.drawing.nodes.find((node) => node.value === valueIndex)?.id ?? this.model.drawing.nodes.find((node) => node.id === this.model.quantity(number.q).node.id)?.id ?? null;
+  }
+
+  choose(number, { push = true } = {}) {
+    this.number = number;
+    if (this.model.stepIndices.has(number.t)) this.step = number.t;
+    if (!this.model.isParameter(number) && number.q !== "x") this.unit = number.u;
+    if (push) this.pushAddress();
+    this.refresh();
+  }
+
+  open(layerIndex, number) {
+    this.layerIndex = layerIndex;
+    this.choose(number);
+  }
+
+  /** The number that shows a finding, or the nearest one on the page; null if there is none. */
+  numberOf({ layer, number }) {
+    if (!number) return null;
+    const model = this.models[layer];
+    const nearest = number.t === undefined ? number : { ...number, t: model.nearest(number.t) };
+    return model.exists(nearest) ? nearest : null;
+  }
+
+  goTo(step, options = {}) {
+    const to = this.model.nearest(step);
+    if (this.model.isParameter(this.number)) {
+      this.step = to;
       this.refresh();
-    }
-  }
-
-  hover(value) {
-    if (this.hovered?.key !== value?.key || this.hovered?.index !== value?.index) {
-      this.hovered = value;
-      this.refresh();
-    }
-  }
-
-  /** Hover over a value, unless it was scrolled below a resting pointer. */
-  onPointerOver(event, value) {
-    if (this.pointerPosition !== `${event.screenX} ${event.screenY}`) this.hover(value);
-  }
-
-  /** Go to where a value was computed. A state before the step is a quantity of the previous step. */
-  follow({ key, index }) {
-    const source = this.layer.previousStep(this.layer.steps[this.stepIndex]);
-    if (key.startsWith("before") && this.layer.stepIndices.has(source)) {
-      this.stepIndex = this.layer.stepIndices.get(source);
-      this.selected = { key: key.replace("before", "quantity"), index };
     } else {
-      this.selected = { key, index };
+      this.choose({ ...this.number, t: to }, options);
     }
-    this.hovered = null;
+  }
+
+  goToUnit(unit) {
+    const { number } = this;
+    if (this.model.isParameter(number)) this.unit = unit;
+    const isUnit = !this.model.isParameter(number) && number.q !== "x" && unit < this.model.size(number.q);
+    this.choose(isUnit ? { ...number, u: unit } : { q: this.model.states[0].name, t: this.step, u: unit });
+  }
+
+  hover(number) {
+    this.hovered = number;
     this.refresh();
   }
 
-  /** Update the explanation and the whole page. */
+  toggleDigits() {
+    this.allDigits = !this.allDigits;
+    this.refresh();
+  }
+
+  /** Mark an element as the chosen number, or as one that it is computed from. */
+  mark(element, number) {
+    const id = idOf(number);
+    element.classList.toggle("on", id === this.chosenId);
+    element.classList.toggle("src", this.sourceIds.has(id));
+    element.classList.toggle("near", this.hovered !== null && idOf(this.hovered) === id);
+  }
+
   refresh() {
-    this.explanation = this.active ? explainValue(this, this.active) : { text: "", operands: [] };
-    this.operands = this.explanation.operands;
+    this.chosenId = idOf(this.number);
+    this.sourceIds = new Set(this.model.sources(this.number).map(idOf));
     this.render?.();
+  }
+
+  // --- the address ---
+
+  get address() {
+    const { number } = this;
+    const entries = { ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
+      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
+    return `#${new URLSearchParams(entries)}`;
+  }
+
+  pushAddress() {
+    if (this.hasAddress && location.hash !== this.address) history.pushState(null, "", this.address);
+  }
+
+  /** Put the changes into the address. They are no entries of the history. */
+  replaceAddress() {
+    if (this.hasAddress) history.replaceState(null, "", this.address);
+  }
+
+  /** Choose the number in the address. Returns whether there is one. */
+  readAddress() {
+    const entries = new URLSearchParams(location.hash.slice(1));
+    this.edits.fromText(entries.get("edit") ?? "");
+    if (!entries.has("number")) return false;
+    const layerIndex = Number(entries.get("layer") ?? 0);
+    const model = this.models[layerIndex];
+    if (!model) return false;
+    const number = { q: entries.get("number"), u: Number(entries.get("unit")) };
+    const step = entries.get("step") === "start" ? model.start : Number(entries.get("step"));
+    if (entries.has("column")) number.j = Number(entries.get("column"));
+    if (!model.parameters.has(number.q)) number.t = step;
+    if (!model.exists(number)) return false;
+    this.layerIndex = layerIndex;
+    if (model.stepIndices.has(step)) this.step = step;
+    this.choose(number, { push: false });
+    return true;
+  }
+}
+
+/** Return a function that gives the scale of a number: fixed for gates and tanh, else from the recorded run. */
+function findScales(model) {
+  const largest = (values) => values.reduce((most, value) => (Math.abs(value) > most && Number.isFinite(value) ? Math.abs(value) : most), 0);
+  const over = (valueIndex) => {
+    let most = 0;
+    for (let k = 0; k < model.steps.length; k += 1) {
+      const from = k * model.stepSize + model.offsets[valueIndex];
+      most = Math.max(most, largest(model.recorded.subarray(from, from + model.sizes[valueIndex])));
+    }
+    return most;
+  };
+  const parameters = largest([...model.parameters.values()].flatMap((one) => [...(one.values ?? [])].filter((value) => Math.abs(value) < 5))) || 1;
+  const input = over(model.inputValue) || 1;
+  const lanes = new Map((model.drawing?.layout.nodes ?? []).map((node) => [node.id, node.lane]));
+  const sums = [];
+  const states = new Map();
+  for (const node of model.nodes) {
+    for (const q of model.quantitiesOf(node)) if (model.quantity(q).kind !== "node" || (node.kind === "layer" && !node.range)) sums.push(over(model.valueIndex(q)));
+    const lane = lanes.get(node.id) ?? model.states.find((state) => state.end === node.id)?.name;
+    if (lane) states.set(lane, Math.max(states.get(lane) ?? 1, over(node.value)));
+  }
+  for (const state of model.states) states.set(state.name, Math.max(states.get(state.name) ?? 1, over(state.value)));
+  const sum = Math.max(...sums, 1e-9);
+  const cache = new Map();
+  return (number) => {
+    if (model.isParameter(number)) return parameters;
+    if (number.q === "x") return input;
+    if (!cache.has(number.q)) cache.set(number.q, find(number.q));
+    return cache.get(number.q);
+  };
+  function find(q) {
+    if (states.has(q)) return states.get(q);
+    const { kind, node } = model.quantity(q);
+    if (kind !== "node" || (node.kind === "layer" && !node.range)) return sum;
+    if (node.range) return 1;
+    const lane = lanes.get(node.id);
+    return lane ? states.get(lane) : Math.max(over(node.value), 1e-9);
   }
 }
 
 /** Render the page of a trace into an element. Returns the view; its close() removes all listeners. */
 export function mount(root, data) {
-  const view = new View(data, null);
+  const view = new View(root, data);
+  view.hasAddress = root.id === "page" && location.protocol !== "about:"; // not in a notebook, nor in its frame
   root.classList.add("unrolled");
   root.dataset.lmSuppressShortcuts = "true"; // turns off JupyterLab's own shortcuts in here
-  const timeline = createTimeline(view);
-  const grid = createGrid(view);
-  const explanation = createExplanation(view, grid.focusSelection);
+  const guide = createGuide(view);
+  const strip = createStrip(view);
+  const drawing = createDrawing(view);
+  const tables = createTables(view);
   const equations = createEquations(view);
-  const parameters = createParameters(view);
-  const heatMaps = createHeatMaps(view);
+  const arithmetic = createArithmetic(view);
+  const editor = createEditor(view);
+  const weights = createWeights(view);
+  const sequence = createSequence(view);
   const gradient = createGradient(view);
+  const player = createPlayer(view);
+  const keys = createKeys();
+  const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
+  const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
+  const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
+  const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", {}, "?"));
+  const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" }, heads.step, tables.element, weights.element);
+  heads.cell.append(createElement("span"), player.element);
+  heads.step.append(createElement("span", {}), createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs)));
 
+  function createTab(text) {
+    return createElement("button", { type: "button", role: "tab", onclick: () => openTab(text === "Weights") }, text);
+  }
+
+  function openTab(isWeights) {
+    stepValues.classList.toggle("show-weights", isWeights);
+    tabs.weights.setAttribute("aria-selected", isWeights);
+    tabs.numbers.setAttribute("aria-selected", !isWeights);
+    weights.update();
+  }
+
+  const changesText = createElement("span");
+  const copyButton = createElement("button", { type: "button", class: "btn", onclick: copyLink }, "Copy link");
+  const changes = createElement("span", { class: "changes", hidden: true }, changesText, copyButton,
+    createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", {}, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
-  const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { timeline.stop(); view.openLayer(Number(layerPicker.value)); } }, options);
-  const themeButton = createElement("button", { type: "button", onclick: () => setTheme(view.theme === "dark" ? "light" : "dark") });
-  const parts = [timeline, grid, explanation, equations, parameters, heatMaps, gradient,
-    { update() { layerPicker.value = view.layers.indexOf(view.layer); } }];
+  const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
+  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
+  const isWide = !isSmall(view.model) && (view.model.units > WIDE_UNITS || view.model.length > WIDE_STEPS);
+  const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
+  root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
-    createElement("header", {}, createElement("h1", {}, data.title), data.title === data.module ? null : createElement("p", {}, data.module),
-      data.description.map((paragraph) => createElement("p", { class: "description" }, paragraph)),
-      data.row === null ? null : createElement("p", {}, `Row ${data.row} of a batch of ${data.batchSize}.`),
-      createElement("div", { class: "toolbar" }, data.layers.length > 1 ? layerPicker : null, themeButton)),
-    ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)),
-    createElement("main", {},
-      createSection("timeline-section", "The layer, unrolled through time", timeline.element),
-      createElement("div", { class: "explained-sections" }, // the explanation stays visible in all of them
-        createElement("div", { class: "split" },
-          createSection("step-section", "All values of this step", grid.element),
-          createSection("equations-section", "Equations", equations.element)),
-        explanation.element,
-        createSection("parameters-section", "Parameters", parameters.element),
-        createSection("sequence-section", "The whole sequence", heatMaps.element)),
-      createSection("gradient-section", "Gradient through time", gradient.element),
-      createSection("comparison", "Compared with torch.nn", createElement("p", { class: data.comparison.status }, data.comparison.text))),
-    createElement("footer", {}, createElement("p", {}, "Keys: ← → or [ ] change the step, space starts and stops playing. "
-      + "In the table of values, the arrow keys move between values.")));
+    createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
+    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
+    createElement("main", { class: "stage" },
+      createElement("section", { class: "draw", "aria-label": "The cell" }, heads.cell, drawing.element, createLegend(), editor.element),
+      stepValues,
+      createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
+    createElement("div", { class: "more" },
+      isWide ? null : wholeSequence,
+      createSection("wide", "Gradient through time", gradient.element),
+      createSection("health", "Diagnosis", createFindings(view)),
+      createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
+      createSection("keys-section", "Keyboard", createKeyList())), keys);
 
+  async function copyLink() {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      copyButton.textContent = "Copied";
+    } catch {
+      copyButton.textContent = "Copy the address above"; // a file, or a browser that doesn't allow it
+    }
+    setTimeout(() => { copyButton.textContent = "Copy link"; }, 2000);
+  }
+
+  function updateChanges() {
+    changes.hidden = view.edits.size === 0;
+    if (changes.hidden) return;
+    let total = 0;
+    let different = 0;
+    view.models.forEach((model, layerIndex) => model.values.forEach((value, k) => {
+      total += 1;
+      if (value.toFixed(6) !== model.recorded[k].toFixed(6)) different += 1;
+    }));
+    changesText.textContent = `${view.edits.size === 1 ? "1 value" : `${view.edits.size} values`} changed: ${different} of ${total} numbers differ `;
+    copyButton.hidden = !view.hasAddress;
+  }
+
+  let lastNumber = null;
+
+  function updateHeads() {
+    updateChanges();
+    const { model, symbols } = view;
+    heads.cell.firstChild.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
+    if (model.isParameter(view.number) !== stepValues.classList.contains("show-weights") && view.number !== lastNumber) openTab(model.isParameter(view.number));
+    lastNumber = view.number;
+    heads.step.firstChild.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
+    heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
+    layerPicker.value = view.layerIndex;
+    if (view.hasAddress) document.title = `${Symbols.plain(symbols.of(view.number))} · ${data.title}`;
+  }
+
+  const isDark = () => getComputedStyle(root).colorScheme === "dark";
   function setTheme(theme) {
-    view.theme = theme;
     root.dataset.theme = theme;
-    themeButton.textContent = theme === "dark" ? "light theme" : "dark theme";
+    if (view.hasAddress) document.documentElement.dataset.theme = theme;
+    view.theme = theme;
     view.refresh();
   }
 
   view.onKeyDown = (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const isOnControl = event.target.closest("input, select, button, summary");
-    const change = { "[": -1, "]": 1, ...(isOnControl ? {} : { ArrowLeft: -1, ArrowRight: 1 }) }[event.key];
-    if (change) view.goToIndex(view.stepIndex + change);
-    else if (event.key === " " && !isOnControl) timeline.toggle();
-    else return;
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+    const handled = handleKey(event.key, event.target);
+    if (!handled) return;
     event.preventDefault();
     event.stopPropagation();
-    if (event.target.closest("table.numbers")) grid.focusSelection();
   };
+
+  function handleKey(key, target) {
+    const { model, number } = view;
+    const moves = { ArrowLeft: -1, ArrowRight: 1, "[": -1, "]": 1 };
+    if (key in moves) {
+      view.move(moves[key]);
+    } else if (key === "ArrowUp" || key === "ArrowDown") {
+      if (model.isParameter(number)) return false;
+      const size = number.q === "x" ? model.features : model.size(number.q);
+      view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size });
+    } else if (key === "j" || key === "k") {
+      const at = model.order.indexOf(number.q);
+      const q = model.order[(at + (key === "j" ? 1 : model.order.length - 1)) % model.order.length];
+      view.choose({ q, t: view.step, u: Math.min(view.unit, model.size(q) - 1) });
+    } else if (key.length === 1 && (key === "x" || model.nodesByKey.has(key)) && !"ntwedrjk".includes(key)) {
+      const size = key === "x" ? model.features : model.size(key);
+      view.choose({ q: key, t: view.step, u: Math.min(view.unit, size - 1) });
+    } else if (key === "Enter" && !target.closest("button, a, [role=button]")) {
+      const [source] = model.sources(number);
+      if (source) view.choose(source);
+    } else if (key === "e" && view.isEditable(number)) {
+      editor.focus();
+    } else if (key === "r" && view.edits.size) {
+      view.reset();
+    } else if (key === " " && !target.closest("button, a, [role=button]")) {
+      player.toggle();
+    } else if (key === "w") {
+      openTab(!stepValues.classList.contains("show-weights"));
+      updateHeads();
+    } else if (key === "d") {
+      themeButton.click();
+    } else if (key === "?") {
+      keys.showModal();
+    } else if (key === "Backspace" && view.hasAddress) {
+      history.back();
+    } else if (key === "t" && !guide.touring) {
+      guide.start();
+    } else if (key === "n" && guide.touring) {
+      guide.next();
+    } else if (key === "Escape" && guide.touring) {
+      guide.stop();
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  enableDragging(view, root);
+  const listeners = new AbortController();
   root.tabIndex = -1;
   root.addEventListener("keydown", view.onKeyDown);
-  root.addEventListener("pointermove", (event) => { view.pointerPosition = `${event.screenX} ${event.screenY}`; });
-  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const prefersReducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
-  const listeners = new AbortController();
-  prefersDark.addEventListener("change", () => setTheme(prefersDark.matches ? "dark" : "light"), { signal: listeners.signal });
-  prefersReducedMotion.addEventListener("change", () => { view.reducedMotion = prefersReducedMotion.matches; }, { signal: listeners.signal });
-  // Print with the light theme.
-  let themeBeforePrint = null;
-  window.addEventListener("beforeprint", () => { themeBeforePrint = view.theme; setTheme("light"); }, { signal: listeners.signal });
-  window.addEventListener("afterprint", () => setTheme(themeBeforePrint ?? view.theme), { signal: listeners.signal });
-  view.close = () => { listeners.abort(); timeline.stop(); grid.close(); };
+  if (view.hasAddress) {
+    window.addEventListener("popstate", () => view.readAddress() || view.choose(view.firstNumber(), { push: false }), { signal: listeners.signal });
+  }
+  drawing.narrow.addEventListener("change", () => view.refresh(), { signal: listeners.signal });
+  view.close = () => {
+    listeners.abort();
+    player.stop();
+  };
   view.render = () => parts.forEach((part) => part.update());
   const { jpThemeLight } = document.body.dataset; // in JupyterLab
-  setTheme((jpThemeLight ? jpThemeLight === "false" : prefersDark.matches) ? "dark" : "light");
+  if (jpThemeLight) setTheme(jpThemeLight === "false" ? "dark" : "light");
+  else view.theme = isDark() ? "dark" : "light";
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(isDark() ? "dark" : "light"), { signal: listeners.signal });
+  const paint = (theme) => () => { view.theme = theme(); view.refresh(); };
+  window.addEventListener("beforeprint", paint(() => "light"), { signal: listeners.signal });
+  window.addEventListener("afterprint", paint(() => (isDark() ? "dark" : "light")), { signal: listeners.signal });
+  openTab(false);
+  if (!view.hasAddress || !view.readAddress()) view.refresh();
   return view;
+}
+
+const KEYS = [
+  ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
+  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
+];
+
+function createKeyList() {
+  return createElement("div", { class: "keys" }, KEYS.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
+}
+
+function createKeys() {
+  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(),
+    createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
+}
+
+/** Create a paragraph in which identifiers of arXiv are links to the paper. */
+function createParagraph(text) {
+  const parts = text.split(/(arXiv:\d{4}\.\d{4,5})/);
+  return createElement("p", {}, parts.map((part) => (/^arXiv:/.test(part) ? createElement("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part)));
+}
+
+function createLegend() {
+  const key = (className, text) => [createElement("span", { class: `k ${className}` }), text];
+  return createElement("p", { class: "legend" }, key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero"), ". Thicker line: larger number. Gray: the whole vector.");
+}
+
+function createFindings(view) {
+  const { findings, checked } = view.data.health;
+  return createElement("ol", { class: "findings" },
+    findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, finding.message, " ",
+      view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.open(finding.layer, view.numberOf(finding)) }, "Show it") : null))),
+    checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))));
+}
+
+/** Let the reader drag framed numbers with a mouse or pen. On touch screens, there is the slider. */
+function enableDragging(view, root) {
+  let drag = null;
+  root.addEventListener("pointerdown", (event) => {
+    const cell = event.target.closest(".n.can");
+    if (!cell || event.button || event.pointerType === "touch") return;
+    const number = cell.refer();
+    drag = { number, x: event.clientX, value: view.value(number), moved: false };
+  });
+  root.addEventListener("pointermove", (event) => {
+    if (!drag) return;
+    const distance = event.clientX - drag.x;
+    if (!drag.moved && Math.abs(distance) < 4) return;
+    if (!drag.moved) {
+      drag.moved = true;
+      root.setPointerCapture(event.pointerId);
+      view.choose(drag.number);
+    }
+    const isGate = view.model.isGate(drag.number.q);
+    const value = drag.value + distance * (isGate ? 0.005 : 0.01) * (event.shiftKey ? 0.1 : 1);
+    view.edit(drag.number, Math.round((isGate ? Math.max(0, Math.min(1, value)) : value) * 1000) / 1000);
+    event.preventDefault();
+  });
+  const end = () => { drag = null; };
+  root.addEventListener("pointerup", end);
+  root.addEventListener("pointercancel", end);
 }
 
 /** Start a page that contains its own data. */

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    *("numbers", "dom", "layer", "explain", "timeline", "step"),
-    *("parameters", "equations", "heatmaps", "gradient", "app"),
+    *("numbers", "tensor_functions", "evaluator", "dom", "digits", "edits", "model", "symbols"),
+    *("words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights"),
+    *("sequence", "gradient", "player", "tour", "guide", "app"),
 )
 
 
@@ -34,10 +36,15 @@ def style() -> str:
 
 
 def script() -> str:
-    """Return all scripts as one, without their imports and exports."""
-    texts = [_read(f"{name}.js") for name in _SCRIPTS]
-    joined = re.sub(r"^import .*;\n", "", "\n".join(texts), flags=re.MULTILINE)
-    return re.sub(r"^export (?=(async )?(function|const|class)\b)", "", joined, flags=re.MULTILINE)
+    """Return all scripts as one."""
+    return joined(_SCRIPTS)
+
+
+def joined(names: Iterable[str]) -> str:
+    """Return some scripts as one, without their imports and exports."""
+    texts = "\n".join(_read(f"{name}.js") for name in names)
+    texts = re.sub(r"^import .*;\n", "", texts, flags=re.MULTILINE)
+    return re.sub(r"^export (?=(async )?(function|const|class)\b)", "", texts, flags=re.MULTILINE)
 
 
 def _read(name: str) -> str:

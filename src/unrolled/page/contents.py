@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from unrolled.cells.base import positive_int, size_of
-from unrolled.equations.formulas import formulas
-from unrolled.equations.source import docstring_paragraphs, quantity_descriptions, step_source
+from unrolled.cells.base import positive_int
+from unrolled.equations.source import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
-from unrolled.page.provenance import GraphEncoder
-from unrolled.page.sampling import MAX_STEPS, PageSample, bin_means, encode_values, feature_order, unit_order
-from unrolled.tracing.color_scales import color_ranges
-from unrolled.tracing.colors import ColorScale
-from unrolled.tracing.explain import format_number
-from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
-from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
-from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.provenance import StepGraph
+from unrolled.page.layer_data import layer_data
+from unrolled.tracing.findings import Finding, where
+from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.trace import Trace
 
 INPUTS = ("numbers", "image")
 
 
 def page_data(
-    trace: Trace, batch: int, labels: Sequence[str] | None, inputs: str, title: str | None, limit: int
+    trace: Trace,
+    batch: int,
+    labels: Sequence[str] | None,
+    inputs: str,
+    title: str | None,
+    limit: int,
+    predictions: Sequence[object] | None = None,
 ) -> dict[str, Any]:
     """Return the data of the page of a trace.
 
@@ -40,12 +37,13 @@ def page_data(
         inputs: How to draw the input: ``"numbers"`` or ``"image"``.
         title: The title of the page. None for the layer.
         limit: The maximum number of values on the page.
+        predictions: What the model predicts after each time step, as texts or numbers.
 
     Raises:
         IndexError: If there is no such row.
-        TypeError: If ``labels`` or ``title`` has the wrong type.
-        ValueError: If ``labels``, ``inputs`` or ``limit`` is invalid, if the row has no time steps, or if the
-            trace doesn't contain the whole call.
+        TypeError: If ``labels``, ``predictions`` or ``title`` has the wrong type.
+        ValueError: If ``labels``, ``predictions``, ``inputs`` or ``limit`` is invalid, if the row has no time
+            steps, or if the trace doesn't contain the whole call.
     """
     first = trace.layers[0]
     first.check_whole("a page")
@@ -58,35 +56,61 @@ def page_data(
     if inputs not in INPUTS:
         raise ValueError(f"inputs should be {' or '.join(map(repr, INPUTS))}, got {inputs!r}")
     limit = positive_int("limit", limit)
-    notes: list[str] = []
-    layers = [_layer_data(part, batch, length, limit // len(trace.layers), notes) for part in trace.layers]
     rows = first.input.shape[1]
+    report = trace.health()
+    notes: list[str] = []
+    layers = [
+        layer_data(trace, part, batch, length, limit // len(trace.layers), notes) for part in trace.layers
+    ]
     return {
         "title": repr(trace.module) if title is None else title,
-        "module": repr(trace.module),
+        "summary": _summary(trace, length),
+        "shortName": _short_name(trace),
         "cell": trace.recurrent.cell.__name__,
-        "description": docstring_paragraphs(trace.recurrent.cell),
-        "code": step_source(trace.recurrent.cell).rstrip().splitlines(),
-        "comparison": _comparison_with_torch(trace),
-        "labels": None if labels is None else _check_labels(labels, length),
-        "inputs": inputs,
+        "labels": None if labels is None else _texts("labels", labels, length),
+        "predictions": None if predictions is None else _texts("predictions", predictions, length),
         "row": batch if rows > 1 else None,
         "batchSize": rows,
-        "dropout": trace.recurrent.training and trace.recurrent.dropout > 0,
-        "length": length,
         "notes": list(dict.fromkeys(notes)),
+        "inputs": inputs,
+        "description": docstring_paragraphs(trace.recurrent.cell),
+        "comparison": _comparison_with_torch(trace),
+        "health": {
+            "findings": [_finding(trace, one, batch) for one in report],
+            "checked": list(report.checked),
+        },
         "layers": layers,
     }
 
 
-def _check_labels(labels: Sequence[str], length: int) -> list[str]:
-    if isinstance(labels, (bytes, Mapping)) or not isinstance(labels, Iterable):
+def _finding(trace: Trace, finding: Finding, batch: int) -> dict[str, Any]:
+    """Return a finding, and the number on the page that shows it, if there is one."""
+    places = [(part.layer, part.direction) for part in trace.layers]
+    index = places.index((finding.layer, finding.direction))
+    part = trace.layers[index]
+    number = None
+    if finding.parameter is not None:
+        name, row = finding.parameter
+        number = {"q": name, "u": row} | ({"j": 0} if len(part.cell.shapes()[name]) > 1 else {})
+    elif finding.quantity in ("x", *part.values) and finding.steps and batch in (finding.rows or (batch,)):
+        number = {"q": finding.quantity, "t": finding.steps[0], "u": finding.units[0] if finding.units else 0}
+    return {
+        "message": where(finding) + finding.message,
+        "severity": finding.severity,
+        "layer": index,
+        "number": number,
+    }
+
+
+def _texts(name: str, values: Sequence[object], length: int) -> list[str]:
+    """Return the entries of an argument as texts, one for each time step."""
+    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
         raise TypeError(
-            f"labels should be an iterable of strings, one per time step, got {type(labels).__name__}"
+            f"{name} should be an iterable of strings, one per time step, got {type(values).__name__}"
         )
-    texts = [str(label) for label in labels]
+    texts = [str(value) for value in values]
     if len(texts) != length:
-        raise ValueError(f"labels should have one entry per time step ({length}), got {len(texts)}")
+        raise ValueError(f"{name} should have one entry per time step ({length}), got {len(texts)}")
     return texts
 
 
@@ -115,190 +139,26 @@ def _comparison_with_torch(trace: Trace) -> dict[str, str]:
     }
 
 
-def _layer_data(part: LayerTrace, batch: int, length: int, limit: int, notes: list[str]) -> dict[str, Any]:
-    """Return the data of one layer in one direction, and append notes about omissions to ``notes``."""
-    sample = PageSample.within(part, length, limit)
-    complex_names = [name for name, values in part.values.items() if values.is_complex()]
-    shown = {name: v for name, v in part.values.items() if name not in complex_names and v[0, 0].numel()}
-    for name in part.cell.state:
-        if name in complex_names:
-            raise ValueError(
-                f"a page can't show the state {name} of {type(part.cell).__name__} because it is complex: "
-                "split it into two states, its real and its imaginary part"
-            )
-    notes += [f"{name} is not shown because its values are complex." for name in complex_names]
-    notes += _omission_notes(part, sample, length)
-    tensors_by_key = {"input": part.input, **{f"quantity {name}": values for name, values in shown.items()}}
-    values_by_key = {key: v[:length, batch].reshape(length, -1) for key, v in tensors_by_key.items()}
-    order = unit_order(values_by_key[f"quantity {next(iter(part.cell.state))}"])
-    equations = formulas(part.cell)
-    descriptions = {"input": "input", **quantity_descriptions(type(part.cell))}
-    shared_range, own_ranges = color_ranges([part], length, batch)
-    own_ranges["input"] = ColorScale.of([values_by_key["input"]]).largest
-    units = max(part.cell.hidden, *part.cell.state_sizes().values())
-    quantities = []
-    for key, values in values_by_key.items():
-        name, size = key.removeprefix("quantity "), values.shape[1]
-        quantities.append(
-            {
-                "key": key,
-                "description": descriptions.get(name, ""),
-                "size": size,
-                "ownRange": own_ranges.get(name),
-                "hasBlocks": key != "input" and size > units,
-                "blockSize": units if size % units == 0 else size,
-                "shape": list(tensors_by_key[key].shape[2:]),
-                "values": encode_values(values[sample.steps]),
-                "heatMap": None if sample.complete else _heat_map(values, order),
-                "equations": [k for k, equation in enumerate(equations) if name in equation.names],
-            }
-        )
-    states_before = [part.state_before(step, batch) for step in sample.steps]
-    return {
-        "layer": part.layer,
-        "direction": part.direction,
-        "states": list(part.cell.state),
-        "steps": sample.steps,
-        "complete": sample.complete,
-        "unitOrder": order,
-        "sharedRange": shared_range,
-        "units": units,
-        "quantities": quantities,
-        "stateBefore": {
-            name: encode_values(torch.stack([states[name].flatten() for states in states_before]))
-            for name in part.cell.state
-        },
-        "parameters": _parameters(part, sample),
-        "equations": [
-            {"firstLine": equation.first_line, "lastLine": equation.last_line, "math": equation.math}
-            for equation in equations
-        ],
-        "gradient": _gradient(part, batch),
-        **_step_graphs(part, batch, sample, list(shown)),
-    }
+def _short_name(trace: Trace) -> str:
+    """Return how the layer is called in a sentence: nn.LSTM, or the name of the cell."""
+    equivalent = drop_in_layer(trace.recurrent.cell)
+    return trace.recurrent.cell.__name__ if equivalent is None else f"nn.{equivalent.torch_class.__name__}"
 
 
-def _omission_notes(part: LayerTrace, sample: PageSample, length: int) -> list[str]:
-    """Describe what the page doesn't contain of a layer, and why."""
-    where = f"layer {part.layer}, {part.direction}"
-    notes = []
-    if len(sample.steps) < length:
-        is_maximum = len(sample.steps) == MAX_STEPS
-        reason = f"the maximum is {MAX_STEPS:,} steps" if is_maximum else "the trace is too large for a page"
-        notes.append(
-            f"This page contains {len(sample.steps):,} of the {length:,} time steps of {where}, "
-            f"evenly spaced, because {reason}. The heat maps show means over all time steps."
-        )
-    if not sample.parameters:
-        notes.append(
-            f"This page does not contain the parameters of {where} because the trace is too large for a "
-            "page. Use trace.explain in Python to see them."
-        )
-    return notes
+def _summary(trace: Trace, length: int) -> str:
+    """Describe the sizes of a layer in one line."""
 
+    def plural(count: int, noun: str) -> str:
+        return f"{count} {noun}{'' if count == 1 else 's'}"
 
-def _heat_map(values: Tensor, unit_order: Sequence[int]) -> dict[str, Any]:
-    order = feature_order(unit_order, values.shape[1])
-    means, bin_steps, bin_features = bin_means(values[:, order])
-    return {
-        "binSteps": bin_steps,
-        "binFeatures": bin_features,
-        "rows": means.shape[1],
-        "values": encode_values(means),
-        "featureOrder": order,
-    }
-
-
-def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "shape": list(shape),
-            "sizeNames": [_size_name(str(size), part) for size in part.cell.params()[name].shape],
-            "values": encode_values(getattr(part.cell, name)) if sample.parameters else None,
-        }
-        for name, shape in part.cell.shapes().items()
-        if not getattr(part.cell, name).is_complex()
+    first = trace.layers[0]
+    directions = len({part.direction for part in trace.layers})
+    layers = plural(len(trace.layers) // directions, "layer") + (
+        " in both directions" if directions > 1 else ""
+    )
+    sizes = [
+        plural(first.input.shape[-1], "input"),
+        plural(first.cell.hidden, "hidden unit"),
+        plural(length, "step"),
     ]
-
-
-def _size_name(size: str, part: LayerTrace) -> str:
-    """Return the size of an axis as the cell spells it.
-
-    Of alternatives such as ``proj_size or hidden``, return the one that this layer uses.
-    """
-    if " or " not in size or "(" in size:
-        return size
-    options = {name: value for name, value in part.cell.chosen_options().items() if isinstance(value, int)}
-    sizes = {**options, "input": part.cell.input, "hidden": part.cell.hidden}
-    return next((alternative for alternative in size.split(" or ") if size_of(alternative, sizes)), size)
-
-
-def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:
-    """Return the norms of the gradients at every step, or None if there are no gradients."""
-    if not part.gradients:
-        return None
-    flows = {
-        name: gradient_flow(part, name, batch)
-        for name, values in part.gradients.items()
-        if values.is_floating_point() and values.shape[2:].numel()
-    }
-    norms = {name: encode_values(torch.tensor(f.norms, dtype=torch.float64)) for name, f in flows.items()}
-    radii = [
-        {"name": name, "radii": [format_number(radius) for radius in values]}
-        for name, values in spectral_radii(part.cell).items()
-    ]
-    summaries = [flows[name].summary for name in part.cell.state]
-    sentences = [f"{summary[0].upper()}{summary[1:]}." for summary in summaries]
-    return {"norms": norms, "radii": radii, "summaries": sentences}
-
-
-def _step_graphs(part: LayerTrace, batch: int, sample: PageSample, names: Sequence[str]) -> dict[str, Any]:
-    """Return the computation graph of every sampled step. Steps with equal graphs share their data."""
-    graph_indices: dict[str, int] = {}
-    tensor_indices: dict[str, int] = {}  # of tensors without a name; many are the same at every step
-    moves: dict[Any, Any] = {}
-    run_cache: dict[int, Any] = {}
-    parameters = {id(getattr(part.cell, name)): f"parameter {name}" for name in part.cell.shapes()}
-    steps = []
-    for step in sample.steps:
-        graph = part.derivations(step, batch, moves)
-        states = {id(state): f"before {name}" for name, state in graph.state_before.items()}
-        hidden = {name: node for name, node in graph.nodes.items() if name not in names}
-        encoder = GraphEncoder({**parameters, **states, id(graph.input): "input"}, hidden, run_cache)
-        roots = {name: encoder.add(graph.nodes[name]) for name in names if name in graph.nodes}
-        graph_json = json.dumps({"nodes": encoder.nodes, "roots": roots})
-        unnamed = [json.dumps(encode_values(tensor)) for tensor in encoder.unnamed]
-        steps.append(
-            {
-                "graph": graph_indices.setdefault(graph_json, len(graph_indices)),
-                "unnamed": [tensor_indices.setdefault(text, len(tensor_indices)) for text in unnamed],
-                "notReproduced": _unreproduced_elements(part, graph, step, batch, names),
-            }
-        )
-    return {
-        "graphs": [json.loads(text) for text in graph_indices],
-        "unnamedTensors": [json.loads(text) for text in tensor_indices],
-        "stepGraphs": steps,
-    }
-
-
-def _unreproduced_elements(
-    part: LayerTrace, graph: StepGraph, step: int, batch: int, names: Sequence[str]
-) -> dict[str, list[int]]:
-    """Return the elements that running the step again, for one row, doesn't reproduce, such as noise.
-
-    Their arithmetic is not shown.
-    """
-    unreproduced = {}
-    for name in names:
-        recorded = part.values[name][step, batch].flatten()
-        recomputed = graph.nodes[name].numbers.flatten() if name in graph.nodes else recorded[:0]
-        agrees = (
-            equal_up_to_rounding(recomputed, recorded)
-            if recomputed.shape == recorded.shape
-            else torch.zeros_like(recorded, dtype=torch.bool)
-        )
-        if not agrees.all():
-            unreproduced[name] = (~agrees).nonzero().flatten().tolist()
-    return unreproduced
+    return f"{layers}, {', '.join(sizes)}"

@@ -22,19 +22,11 @@ function initialize(element, attributes, children) {
   return element;
 }
 
-/** Parse a formula, which the library generated from the cell's code. */
-export function parseMath(markup) {
-  const template = document.createElement("template");
-  template.innerHTML = markup;
-  return template.content;
-}
-
-const SUBSCRIPTS = { "-": "₋" };
-for (let digit = 0; digit < 10; digit += 1) SUBSCRIPTS[digit] = String.fromCharCode(0x2080 + digit);
-
-/** Return an integer as a subscript. */
-export function subscript(integer) {
-  return [...String(integer)].map((letter) => SUBSCRIPTS[letter]).join("");
+/** Create an element whose content is markup that the page generated. */
+export function createMarkup(tag, markup, className = null) {
+  const element = createElement(tag, { class: className });
+  element.innerHTML = markup;
+  return element;
 }
 
 /** Return a label with visible signs for line breaks, tabs, and spaces if there is nothing else. */

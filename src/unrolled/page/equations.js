@@ -1,43 +1,80 @@
-// The equations of the cell, as code and as formulas. The equation of the active value is highlighted.
+// The equations of the cell, with the part of the chosen number lit.
 
-import { createElement, parseMath } from "./dom.js";
+import { createElement, createMarkup } from "./dom.js";
+import { escape, symbol } from "./symbols.js";
 
-/** Create the list of code lines and the list of formulas. Returns {element, update}. */
+/** Create the list of equations. Returns {element, update}. */
 export function createEquations(view) {
-  const { code } = view.data;
-  const element = createElement("div", { class: "equations" });
-  let renderedLayer = null;
-  let lineItems = [];
-  let formulaItems = [];
+  const element = createElement("ol", { class: "equations", "aria-label": "Equations of one step" });
+  let drawn = null;
 
-  function render() {
-    lineItems = code.map((text) => createElement("li", {}, createElement("code", {}, text || " ")));
-    formulaItems = view.layer.equations.map((equation) => createElement("li", {}, parseMath(equation.math)));
-    element.replaceChildren(code.length
-      ? createElement("ol", { class: "code", "aria-label": "one step, in the cell's own code" }, lineItems)
-      : createElement("p", {}, "The source code of this cell is not available."));
-    if (formulaItems.length) {
-      element.append(createElement("ol", { class: "formulas", "aria-label": "one step, as formulas" }, formulaItems));
+  function update() {
+    if (drawn !== view.model) {
+      const lines = view.model.equations.map((markup) => Object.assign(createMarkup("li", markup), { quantities: [], parameters: [] }));
+      element.replaceChildren(...(lines.length ? lines : view.model.nodes.filter(hasLine).map(line)));
+      drawn = view.model;
+    }
+    const chosen = view.number.q;
+    for (const item of element.children) item.classList.toggle("on", item.quantities.includes(chosen) || item.parameters.includes(chosen));
+    for (const part of element.querySelectorAll("[data-q]")) {
+      const isPart = chosen.startsWith("sum.") && part.dataset.q.startsWith(`${chosen.slice(4)}.`);
+      const isReader = (part.dataset.parameters ?? "").split(" ").includes(chosen);
+      part.classList.toggle("on", part.dataset.q === chosen || isPart || isReader);
     }
   }
 
-  function update() {
-    const { layer, active } = view;
-    if (renderedLayer !== layer) {
-      render();
-      renderedLayer = layer;
+  const hasLine = (node) => node.name !== "";
+
+  function line(node) {
+    const { model, symbols } = view;
+    const key = model.keys.get(node.id);
+    const left = part(key, node.name ? symbol(node.name, "t") : escape(node.id));
+    const output = model.states[0].end === node.id ? ' <span class="quiet">= <span class="rm">output</span>[<var>t</var>]</span>' : "";
+    const item = createElement("li", {});
+    item.innerHTML = `${left} = ${right(node)}${output}`;
+    item.quantities = [...model.quantitiesOf(node), ...inner(node)];
+    item.parameters = node.terms.flatMap((term) => [term.parameter, term.bias]);
+    item.addEventListener("click", (event) => {
+      const chosen = event.target.closest("[data-q]");
+      if (chosen) view.choose({ q: chosen.dataset.q, t: view.step, u: Math.min(view.unit, model.size(chosen.dataset.q) - 1) });
+    });
+    return item;
+  }
+
+  /** The nodes without a name that are part of a line. */
+  function inner(node) {
+    return node.terms.flatMap((term) => {
+      const source = view.model.nodesById.get(term.source);
+      return source && !hasLine(source) ? [view.model.keys.get(source.id), ...inner(source)] : [];
+    });
+  }
+
+  const part = (q, markup, parameters = "") => `<span data-q="${escape(q)}"${parameters ? ` data-parameters="${escape(parameters)}"` : ""}>${markup}</span>`;
+
+  function right(node) {
+    const { model, symbols } = view;
+    const key = model.keys.get(node.id);
+    const operands = node.terms.map((term, k) => {
+      if (model.isPart(node, term)) return part(`${key}.${k}`, symbols.term(term, "t"), [term.parameter, term.bias].filter(Boolean).join(" "));
+      const source = model.nodesById.get(term.source);
+      if (source && !hasLine(source) && !term.weighted) {
+        const loose = ["sum", "difference"].includes(source.operation) && !["sum", "activation"].includes(node.operation);
+        const text = part(model.keys.get(source.id), right(source));
+        return loose ? `(${text})` : text;
+      }
+      if (term.weighted || term.source === null) return symbols.term(term, "t");
+      const [before, after = ""] = term.text.split("{}");
+      return escape(before) + symbols.source(term.source, "t") + escape(after);
+    });
+    const signed = operands.map((text, k) => (node.terms[k].sign < 0 || (k && node.operation === "difference") ? `${k ? " − " : "−"}${text}` : `${k ? " + " : ""}${text}`)).join("");
+    switch (node.operation) {
+      case "activation": return `<span class="rm">${escape(node.glyph)}</span>(${signed})`;
+      case "sum": case "difference": return signed;
+      case "product": return operands.join(" ⊙ ");
+      case "quotient": return operands.join(" / ");
+      default: return `<span class="rm">${escape(node.glyph)}</span>(${operands.join(", ")})`;
     }
-    const current = active ? (layer.rows.get(active.key)?.equations ?? []) : [];
-    formulaItems.forEach((item, index) => setCurrent(item, current.includes(index)));
-    const ranges = current.map((index) => layer.equations[index]);
-    lineItems.forEach((item, line) =>
-      setCurrent(item, ranges.some(({ firstLine, lastLine }) => firstLine <= line && line <= lastLine)));
   }
 
   return { element, update };
-}
-
-function setCurrent(item, isCurrent) {
-  if (isCurrent) item.setAttribute("aria-current", "true");
-  else item.removeAttribute("aria-current");
 }

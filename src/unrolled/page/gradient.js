@@ -19,14 +19,14 @@ export function createGradient(view) {
   let renderedState = null;
 
   function update() {
-    const state = `${view.layers.indexOf(view.layer)} ${view.theme}`;
+    const state = `${view.layerIndex} ${view.theme}`;
     if (state !== renderedState) {
       element.replaceChildren(...createGradientContent(view));
       renderedState = state;
     }
     const cursor = element.querySelector(".current-step");
     if (cursor) {
-      const x = xOfStep(view, view.layer.steps[view.stepIndex]);
+      const x = xOfStep(view, view.step);
       cursor.setAttribute("x1", x);
       cursor.setAttribute("x2", x);
     }
@@ -35,17 +35,17 @@ export function createGradient(view) {
   return { element, update };
 }
 
-const xOfStep = (view, step) => MARGIN_LEFT + ((step + 0.5) / view.data.length) * (CHART_WIDTH - MARGIN_LEFT - MARGIN);
+const xOfStep = (view, step) => MARGIN_LEFT + ((step + 0.5) / view.model.length) * (CHART_WIDTH - MARGIN_LEFT - MARGIN);
 
 function createGradientContent(view) {
-  const { layer } = view;
-  if (!layer.gradient) {
+  const { model } = view;
+  if (!model.gradient) {
     return [createElement("p", {}, "This trace has no gradients. Call ", createElement("code", {}, "trace.backward(loss)"),
       " before ", createElement("code", {}, "trace.to_html(…)"), " to add them.")];
   }
-  const { norms, radii, summaries } = layer.gradient;
+  const { norms, radii, summaries } = model.gradient;
   const series = Object.entries(norms)
-    .map(([name, values]) => ({ name, values: decodeValues(values), isState: layer.states.includes(name) }));
+    .map(([name, values]) => ({ name, values: decodeValues(values), isState: model.statesByName.has(name) }));
   series.sort((a, b) => b.isState - a.isState);
   const allValues = series.flatMap(({ values }) => [...values]);
   const markers = [allValues.includes(0) && "a ring marks a gradient of exactly 0",
@@ -53,7 +53,7 @@ function createGradientContent(view) {
   return [
     ...summaries.map((text) => createElement("p", {}, text)),
     radii.length ? createElement("p", {}, "Spectral radius (above 1 amplifies, below 1 damps): ",
-      radii.map((one) => `${one.name}: ${one.radii.join(", ")}`).join("; "), ".") : "",
+      radii.map(({ name, radius }) => `${name}: ${radius}`).join(", "), ".") : "",
     createChart(view, series),
     createElement("ul", { class: "chart-legend" }, series.map((line, k) =>
       createElement("li", {}, createLineSample(view, k, line), ` ∂loss/∂${line.name}`))),
@@ -95,8 +95,8 @@ function createChart(view, series) {
     });
     return createSvg("path", { d: path.join(""), ...lineStyle(view, k, line), "stroke-linecap": "round" });
   });
-  const stepsPerTick = tickDistance(view.data.length);
-  const stepTicks = Array.from({ length: Math.ceil(view.data.length / stepsPerTick) }, (_, k) => k * stepsPerTick);
+  const stepsPerTick = tickDistance(view.model.length);
+  const stepTicks = Array.from({ length: Math.ceil(view.model.length / stepsPerTick) }, (_, k) => k * stepsPerTick);
   const markedSeries = series.map((line, k) => ({ ...line, k })).filter((line) => line.values.some(isOffScale));
   const bandHeight = markedSeries.length ? markedSeries.length * MARKER_ROW_HEIGHT + 6 : 0;
   const bottom = axisBottom + bandHeight;
@@ -134,8 +134,8 @@ function tickDistance(steps) {
 
 /** Create a table of the norms. A long sequence has some of its steps. */
 function createGradientTable(view, series) {
-  const stepsPerRow = Math.ceil(view.data.length / MAX_TABLE_ROWS);
-  const steps = Array.from({ length: Math.ceil(view.data.length / stepsPerRow) }, (_, k) => k * stepsPerRow);
+  const stepsPerRow = Math.ceil(view.model.length / MAX_TABLE_ROWS);
+  const steps = Array.from({ length: Math.ceil(view.model.length / stepsPerRow) }, (_, k) => k * stepsPerRow);
   const header = createElement("tr", {}, createElement("th", { scope: "col" }, "step"),
     series.map(({ name }) => createElement("th", { scope: "col" }, name)));
   const rows = steps.map((step) => createElement("tr", {}, createElement("th", { scope: "row" }, step),

@@ -15,6 +15,19 @@ export function formatNumber(value) {
   return sign + (size === 0 || (size >= 5e-5 && size < 1e5) ? formatFixed(size) : formatScientific(size));
 }
 
+export const MINUS = "\u2212";
+
+/** Replace the hyphens that are minus signs of formatted numbers. */
+export const withMinus = (text) => text.replace(/(?<!e)-/g, MINUS);
+
+/** Format a number in a line of arithmetic: without zeros at the end if it has no more digits. */
+export function formatOperand(value) {
+  const text = formatNumber(value);
+  const short = text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text;
+  const isExact = Math.abs(Number(short) - value) <= 1e-7 * Math.abs(value); // up to the rounding of float32
+  return withMinus(isExact && short !== "-0" ? short : isExact ? "0" : text);
+}
+
 // Python rounds halves to even, JavaScript rounds them up.
 function formatFixed(size) {
   const isHalf = Number.isInteger(size * 32) && size.toFixed(5).endsWith("5");
@@ -50,6 +63,15 @@ export function valueColor(value, limit, theme) {
   const position = ((Math.max(-1, Math.min(1, limit > 0 ? value / limit : 0)) + 1) / 2) * (stops.length - 1);
   const low = Math.min(stops.length - 2, Math.floor(position));
   return stops[low].map((part, channel) => Math.round(part + (position - low) * (stops[low + 1][channel] - part)));
+}
+
+const GATE_COLORS = { light: ["#ffffff", "#0b7a63"].map(parseHex), dark: ["#1d2228", "#4fd3b2"].map(parseHex) };
+
+/** Return the color of a gate, from 0 to 1. */
+export function gateColor(value, theme) {
+  if (!Number.isFinite(value)) return valueColor(value, 1, theme);
+  const [low, high] = GATE_COLORS[theme];
+  return low.map((part, channel) => Math.round(part + Math.max(0, Math.min(1, value)) * (high[channel] - part)));
 }
 
 /** Return black or white, whichever is easier to read on a color. */

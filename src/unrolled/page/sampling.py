@@ -32,7 +32,7 @@ class PageSample:
     complete: bool
 
     @classmethod
-    def within(cls, part: LayerTrace, length: int, limit: int) -> PageSample:
+    def within(cls, part: LayerTrace, length: int, per_step: int, limit: int) -> PageSample:
         """Choose what to include.
 
         The parameters are included if they take at most four fifths of the limit. The rest goes to evenly
@@ -41,11 +41,10 @@ class PageSample:
         Args:
             part: The layer.
             length: The number of time steps of the row.
+            per_step: The number of values of a step.
             limit: The maximum number of values.
         """
         weights = sum(math.prod(shape) for shape in part.cell.shapes().values())
-        states = sum(part.cell.state_sizes().values())
-        per_step = sum(math.prod(v.shape[2:]) for v in (part.input, *part.values.values())) + states
         parameters = weights <= 0.8 * limit or weights + per_step * length <= limit
         count = min(length, MAX_STEPS, max(2, (limit - weights * parameters) // max(1, per_step)))
         steps = sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})

@@ -51,7 +51,7 @@ def draw(trace: Trace | LayerTrace, kind: str, /, **options: Any) -> Axes:
     """
     function = _KINDS.get(kind) if isinstance(kind, str) else None
     if function is None:
-        raise ValueError(f"kind should be one of {', '.join(_KINDS)}, got {kind!r}")
+        raise ValueError(f"kind should be one of cell, {', '.join(_KINDS)}, got {kind!r}")
     known_options = [*inspect.signature(function).parameters][1:]
     for option in options:
         if option not in known_options:

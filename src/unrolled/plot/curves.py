@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from unrolled.equations.source import quantity_descriptions
+from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.plot.figures import (
     COLORS,
     GRAY,
@@ -226,9 +226,10 @@ def _format_time_axis(panel: Axes, title: str, length: int, is_last: bool, y: st
 def _gradient_facts(part: LayerTrace, flows: list[GradientFlow]) -> list[str]:
     """Return sentences about the gradients of the states, and the spectral radii of the weights."""
     facts = [flow.summary for flow in flows if flow.name in part.cell.state] or [f.summary for f in flows]
-    for name, radii in spectral_radii(part.cell).items():
-        subject = f"radii of the {len(radii)} blocks" if len(radii) > 1 else "radius"
-        facts.append(f"spectral {subject} of {name}: {', '.join(f'{radius:.3g}' for radius in radii)}")
+    radii = spectral_radii(part.cell)
+    if radii:
+        numbers = ", ".join(f"{name} {radius:.3g}" for name, radius in radii.items())
+        facts.append(f"spectral {'radii' if len(radii) > 1 else 'radius'}: {numbers}")
     return facts
 
 

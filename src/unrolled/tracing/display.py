@@ -1,4 +1,4 @@
-"""Access to the plots and the HTML page of a trace. Their packages import this one, so they register here."""
+"""Access to the diagram, the plots and the page of a trace, whose packages import this one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def register(kind: str, load: Callable[[], ModuleType]) -> None:
     """Set how the package for one kind of display is imported. Called once, by ``unrolled/__init__.py``.
 
     Args:
-        kind: ``"plot"`` or ``"page"``.
+        kind: ``"diagram"``, ``"plot"`` or ``"page"``.
         load: Imports the package and returns it.
     """
     _loaders[kind] = load
@@ -25,7 +25,7 @@ def package(kind: str) -> Any:
     """Import the package for one kind of display.
 
     Args:
-        kind: ``"plot"`` or ``"page"``.
+        kind: ``"diagram"``, ``"plot"`` or ``"page"``.
 
     Returns:
         The package.

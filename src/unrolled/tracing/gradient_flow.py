@@ -12,23 +12,26 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.row_names import RowBlock, row_names
 
 Trend = Literal["shrinks", "grows", "stable"]
 
 _TREND_OF_LAST_NORM: dict[float, Trend] = {0: "shrinks", math.inf: "grows"}
 
 
-def spectral_radii(cell: Cell) -> dict[str, list[float]]:
+def spectral_radii(cell: Cell) -> dict[str, float]:
     """Compute the spectral radii of all ``(hidden, hidden)`` blocks of the hidden-to-hidden weights.
 
     A radius above 1 means that the block amplifies a hidden state if applied repeatedly; below 1, it damps
     it.
 
     Returns:
-        For each weight, by name, the radius of each block of rows, such as four for a layer with four gates.
-        Weights with NaNs or infinities are left out.
+        The radii, by the name of the weight, such as ``weight_hh``. If it has several blocks, they are named
+        after their gates, such as ``weight_hh[i]``, or after their rows, such as ``weight_hh[0:3]``. Weights
+        with NaNs or infinities are left out.
     """
-    radii: dict[str, list[float]] = {}
+    radii: dict[str, float] = {}
+    names = None
     for name, shape in cell.shapes().items():
         # The declared shape counts too, since the input size can be equal to the hidden size.
         if len(shape) != 2 or shape[1] != cell.hidden or "hidden" not in str(cell.params()[name].shape[1]):
@@ -37,8 +40,17 @@ def spectral_radii(cell: Cell) -> dict[str, list[float]]:
             continue
         weight = getattr(cell, name).detach().cpu()
         weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
-        if weight.isfinite().all():
-            radii[name] = _spectral_radius(weight.reshape(-1, shape[1], shape[1])).tolist()
+        if not weight.isfinite().all():
+            continue
+        values = _spectral_radius(weight.reshape(-1, shape[1], shape[1])).tolist()
+        if len(values) > 1:
+            names = names or row_names(cell)
+        for k, radius in enumerate(values):
+            rows = range(k * cell.hidden, (k + 1) * cell.hidden)
+            block = names.block(name, rows.start) if names else RowBlock("", rows, 0)
+            gate = block.gate if block.rows == rows else ""
+            part = f"[{gate or f'{rows.start}:{rows.stop}'}]" if len(values) > 1 else ""
+            radii[f"{name}{part}"] = radius
     return radii
 
 

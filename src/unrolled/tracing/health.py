@@ -14,21 +14,16 @@ from unrolled.engines import reference
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors
 from unrolled.tracing.backward import differentiating, loss_from_gradients
+from unrolled.tracing.call_recorder import CallRecorder
 from unrolled.tracing.gradient_flow import spectral_radii
 from unrolled.tracing.hooks import LayerCall, results_match
-from unrolled.tracing.provenance import CallRecorder
 from unrolled.tracing.random_state import cuda_devices
+from unrolled.tracing.saturation import dead_units, saturating_functions, saturation_bounds
 from unrolled.tracing.selection import BatchRows
 from unrolled.tracing.step_recorder import batched_names, run_recorded, run_with_locals
 from unrolled.tracing.trace import DIRECTIONS, run_traced
 
-FLAT_SLOPE = 0.05  # a function is saturated where its slope is below this fraction of its maximum
 _MAX_STEPS = 4000  # maximum number of steps to rerun, all rows together; at least one row always runs
-_SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
-    "sigmoid", "special_expit", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "clamp", "clip", "clamp_min", "clamp_max",
-}  # fmt: skip
-
 HealthRecord = dict[str, Any]
 FIELDS = (
     "call", "module", "layer", "direction", "quantity", "mean", "std", "function", "saturated", "dead",
@@ -210,7 +205,7 @@ def _compute_quantities(
         layer=index // (1 + bidirectional),
         reverse=reverse,
         values=values,
-        functions=_saturating_functions(call_recorder, values),
+        functions=saturating_functions(call_recorder, values),
         states=over_time(recorder.results),
         gradients=over_time(recorder.gradients),
         lengths=sequence.lengths,
@@ -242,23 +237,11 @@ def _rerun_whole_batch(
             layer=part.layer,
             reverse=part.direction == DIRECTIONS[1],
             values={name: value[mask.to(value.device)] for name, value in part.values.items()},
-            functions=_saturating_functions(call_recorder, computed),
+            functions=saturating_functions(call_recorder, computed),
             states=states,
             gradients={name: part.gradients[name] for name in states},
             lengths=part.lengths,
         )
-
-
-def _saturating_functions(
-    call_recorder: CallRecorder, values: dict[str, Tensor]
-) -> dict[str, tuple[str, Callable[[Tensor], Tensor]]]:
-    """Return the saturating function that computed each quantity, for those that have one."""
-    functions = {name: call_recorder.function_of(value) for name, value in values.items()}
-    return {
-        name: function
-        for name, function in functions.items()
-        if function is not None and function[0] in _SATURATING_FUNCTIONS
-    }
 
 
 def _health_records(layer: _LayerData) -> Iterator[HealthRecord]:
@@ -279,30 +262,13 @@ def _health_records(layer: _LayerData) -> Iterator[HealthRecord]:
             first, last, growth = _norms_over_time(layer.gradients[name], layer, backward=True)
             record |= {"gradient_first": first, "gradient_last": last, "gradient_growth": growth}
         yield record
-    for name, radii in spectral_radii(layer.cell).items():
-        for k, radius in enumerate(radii):
-            block = f"{name}[{k}]" if len(radii) > 1 else name
-            yield dict.fromkeys(FIELDS) | where | {"quantity": block, "radius": radius}
-
-
-def saturation_bounds(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Return the values of a monotonically increasing function below and above which it is flat."""
-    with torch.enable_grad():
-        x = torch.linspace(-20, 20, 20001, dtype=torch.float64, requires_grad=True)
-        y = function(x)
-        (slope,) = torch.autograd.grad(y.sum(), x)
-    steep = (slope >= FLAT_SLOPE * slope.max()).nonzero().flatten()
-    first, last = int(steep[0]), int(steep[-1])
-    low = y[first - 1].item() if first > 0 else -torch.inf
-    return low, y[last + 1].item() if last + 1 < len(y) else torch.inf
+    for name, radius in spectral_radii(layer.cell).items():
+        yield dict.fromkeys(FIELDS) | where | {"quantity": name, "radius": radius}
 
 
 def _count_dead_units(values: Tensor) -> int | None:
     """Count the units of ``(steps of all rows, size)`` that never change, up to rounding."""
-    if len(values) < 2:
-        return None
-    change = (values - values[0]).abs().amax(0)
-    return int((change <= 8 * torch.finfo(values.dtype).eps * values[0].abs()).sum())
+    return None if len(values) < 2 else int(dead_units(values, torch.finfo(values.dtype).eps).sum())
 
 
 def _norms_over_time(values: Tensor, layer: _LayerData, backward: bool) -> tuple[float, float, float | None]:

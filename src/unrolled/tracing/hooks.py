@@ -66,16 +66,31 @@ class LayerCall:
 
     @classmethod
     def from_forward(
-        cls, module: nn.Module, args: Any, kwargs: dict[str, Any], random_state: RandomState, result: Any
+        cls,
+        module: nn.Module,
+        args: Any,
+        kwargs: dict[str, Any],
+        random_state: RandomState,
+        result: Any,
+        *,
+        recurrent: Recurrent | None = None,
     ) -> LayerCall:
         """Create a call from the arguments and the result of a module's forward method.
+
+        Args:
+            module: The module that was called.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            random_state: Random state before the call.
+            result: Result of the call.
+            recurrent: The equivalent layer of this library, if it is known.
 
         Raises:
             UnsupportedCallError: If the call can't be traced.
         """
         if transforms.active():
             raise UnsupportedCallError("was inside a torch transform, such as torch.func.vmap")
-        recurrent = as_recurrent(module)
+        recurrent = as_recurrent(module) if recurrent is None else recurrent
         arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
         x: Any = arguments.get("x", arguments.get("input"))
         state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)

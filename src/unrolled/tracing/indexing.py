@@ -28,6 +28,11 @@ def equal_up_to_rounding(actual: Tensor, expected: Tensor) -> Tensor:
     )
 
 
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor could be a copy of the other."""
+    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
+
+
 def absolute_differences(a: Tensor, b: Tensor) -> Tensor:
     """Return a 0, then the absolute differences, flattened. Equal infinities and NaNs differ by 0."""
     a, b = a.double().flatten(), b.double().flatten()

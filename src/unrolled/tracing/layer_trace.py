@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.engines.fork_safety import lazy_property
 from unrolled.tracing import display
-from unrolled.tracing.explain import explain, format_number
+from unrolled.tracing.explain import DIGITS, explain, unexplained
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
-from unrolled.tracing.provenance import CallRecorder, StepGraph
-from unrolled.tracing.random_state import cuda_devices
-from unrolled.tracing.step_recorder import RecordedDraws, run_with_locals
+from unrolled.tracing.provenance import StepGraph, computation_graph
+from unrolled.tracing.row_names import RowNames, row_names
+from unrolled.tracing.step_recorder import RecordedDraws, StepRun, run_step
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.axes import Axes
 
     from unrolled.tracing.tables import StepTable
 
@@ -80,6 +79,11 @@ class LayerTrace:
     def names(self) -> tuple[str, ...]:
         """The names of the quantities, in the order in which the step computes them."""
         return tuple(self.values)
+
+    @lazy_property
+    def row_names(self) -> RowNames:
+        """The gate that each row of the weighted sums and parameters computes."""
+        return row_names(self.cell)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a quantity, ``(time, batch, size)``. ``"x"`` is the input.
@@ -161,12 +165,23 @@ class LayerTrace:
                 f"{', '.join(self.names)}: select only rows"
             )
 
-    def explain(self, name: str, step: int, unit: int, batch: int = 0, terms: int = 8) -> str:
+    def explain(
+        self,
+        name: str,
+        step: int,
+        unit: int,
+        batch: int = 0,
+        terms: int | None = 8,
+        digits: int | None = DIGITS,
+    ) -> str:
         """Show the arithmetic behind one number.
 
-        For example, ``0.5407·1.0000 + -0.1051·1.0000 + -0.5645 = -0.1290`` shows the pre-activation
+        For example, ``0.54068·1 − 0.10514·1 − 0.56450 = −0.1290`` shows the pre-activation
         ``trace["input_sum"][0, 0, 0]``: weights times inputs, plus the bias. Other named quantities appear as
-        numbers. To find the arithmetic, the step runs again for the row alone. A number that can't be
+        numbers. The line is right when it is checked by hand: operands have more digits than the result where
+        they are needed. If the layer's own rounding errors make this impossible, the sign is ``≈``.
+
+        To find the arithmetic, the step runs again for the row alone. A number that can't be
         reproduced this way, because it depends on other rows, or on random numbers that
         weren't recorded, is shown without arithmetic.
 
@@ -176,7 +191,9 @@ class LayerTrace:
             unit: The feature of the quantity. Several feature axes are flattened.
             batch: The row.
             terms: Maximum number of terms of a sum. A longer sum shows its largest terms and the total of the
-                rest.
+                rest. None for all terms.
+            digits: Minimum number of decimal places. None shows the operands exactly, and as many digits of
+                the result as are right.
 
         Raises:
             KeyError: If there is no such quantity.
@@ -189,9 +206,31 @@ class LayerTrace:
         if name not in self.values:
             raise ValueError(f"{name} is the input, so there is no arithmetic to show")
         graph = self.derivations(step, batch)
-        recorded = values[self.at(step), batch].flatten()
-        unit = normalize_index("unit", unit, len(recorded))
-        value = format_number(recorded[unit].item())
+        unit = normalize_index("unit", unit, values.shape[2:].numel())
+        return self.explain_in(graph, name, step, unit, batch, terms, digits)
+
+    def explain_in(
+        self,
+        graph: StepGraph,
+        name: str,
+        step: int,
+        unit: int,
+        batch: int = 0,
+        terms: int | None = 8,
+        digits: int | None = DIGITS,
+    ) -> str:
+        """Show the arithmetic behind one number, given the result of :meth:`derivations` for its step.
+
+        Args:
+            graph: The computation graph of the step and row.
+            name: The quantity.
+            step: The time step, counted from 0.
+            unit: The feature of the quantity, counted from 0.
+            batch: The row, counted from 0.
+            terms: As for :meth:`explain`.
+            digits: As for :meth:`explain`.
+        """
+        recorded = self[name][self.at(step), batch].flatten()
         node = graph.nodes.get(name)
         recomputed = node.numbers.flatten() if node else recorded[:0]
         if (
@@ -199,8 +238,8 @@ class LayerTrace:
             or recomputed.shape != recorded.shape
             or not equal_up_to_rounding(recomputed, recorded)[unit]
         ):
-            return f"{value} = {value}"
-        return f"{explain(node, unit, terms)} = {value}"
+            return unexplained(recorded[unit].item(), digits, recorded.dtype)
+        return explain(node, unit, recorded[unit].item(), terms, digits)
 
     def derivations(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepGraph:
         """Run a step again for one row and return its computation graph.
@@ -210,20 +249,33 @@ class LayerTrace:
             batch: The row.
             moves: A cache. Pass the same dictionary to several calls to save time.
         """
+        return self.graph_of(self.run_step(step, batch, moves), step, batch)
+
+    def graph_of(self, run: StepRun, step: int, batch: int = 0) -> StepGraph:
+        """Return the computation graph of a step that ran again; see :meth:`run_step`."""
+        recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
+        displayed = {
+            name: value
+            for name, value in recorded.items()
+            if name in run.named and run.named[name].shape == value.shape
+        }
+        with torch.inference_mode(False), torch.no_grad():
+            return StepGraph(
+                computation_graph(run.recorder, run.named, displayed), run.input, run.state_before
+            )
+
+    def run_step(self, step: int, batch: int = 0, moves: dict[Any, Any] | None = None) -> StepRun:
+        """Run a step again for one row and record its calls of torch functions.
+
+        Args:
+            step: The time step.
+            batch: The row.
+            moves: A cache. Pass the same dictionary to several calls to save time.
+        """
         state = {name: part.unsqueeze(0) for name, part in self.state_before(step, batch).items()}
         x = self.input[self.at(step), batch].unsqueeze(0)
-        recorder = CallRecorder(moves)
-        # Outside of inference mode, since torch doesn't count in-place changes there.
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(cuda_devices(x)):
-            with recorder, self.draws.replace(step, batch) if self.draws else contextlib.nullcontext():
-                _, named = run_with_locals(self.cell, x, *state.values())
-            recorded = {name: part[self.at(step), batch].unsqueeze(0) for name, part in self.values.items()}
-            displayed = {
-                name: value
-                for name, value in recorded.items()
-                if name in named and named[name].shape == value.shape
-            }
-            return StepGraph(recorder.graph(named, displayed), x, state)
+        draws = None if self.draws is None else self.draws.of_row(step, batch)
+        return run_step(self.cell, x, state, self.draws, draws, moves)
 
     def table(
         self,
@@ -265,25 +317,33 @@ class LayerTrace:
 
         return StepTable(rows, selected, units, title, recorded, self.columns)
 
-    def plot(self, kind: str, **options: Any) -> Axes:
-        """Plot with matplotlib. To save the plot, use ``.figure.savefig("plot.svg")`` of the result.
+    def plot(self, kind: str, **options: Any) -> Any:
+        """Plot with matplotlib, or draw the cell.
+
+        To save a plot, use ``.figure.savefig("plot.svg")`` of the result; for the drawing of the cell,
+        ``.save("cell.svg")``.
 
         Args:
-            kind: ``"gates"``, ``"states"``, ``"gradient"`` (after
+            kind: ``"cell"``, ``"gates"``, ``"states"``, ``"gradient"`` (after
                 :meth:`Trace.backward <unrolled.Trace.backward>`), ``"unrolled"`` or ``"layer"``.
-            options: Options of the function with this name in :mod:`unrolled.plot`: ``ax``, the Axes to draw
-                on; ``batch``, the row; ``names``, the quantities of gates and gradient; ``steps`` of the
-                unrolled layer.
+            options: For ``"cell"``, those of :func:`unrolled.diagram.draw`: ``step``, ``unit``, ``batch`` and
+                ``theme``. Otherwise, options of the function with this name in :mod:`unrolled.plot`: ``ax``,
+                the Axes to draw on; ``batch``, the row; ``names``, the quantities of gates and gradient;
+                ``steps`` of the unrolled layer.
+
+        Returns:
+            The matplotlib ``Axes``; for ``"cell"`` a :class:`CellDrawing <unrolled.diagram.CellDrawing>`.
 
         Raises:
-            ImportError: If matplotlib isn't installed.
-            ValueError: If there is no such kind of plot.
+            ImportError: If matplotlib isn't installed, unless the cell is drawn.
+            ValueError: If there is no such kind of plot, or the cell has no diagram.
             TypeError: If it has no such option.
             KeyError: If there is no such quantity.
-            IndexError: If a row or step is out of range.
+            IndexError: If a row, unit or step is out of range.
         """
-        axes: Axes = display.package("plot").draw(self, kind, **options)
-        return axes
+        if kind == "cell":
+            return display.package("diagram").draw(self, **options)
+        return display.package("plot").draw(self, kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a DataFrame with one row for each number.

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-INFIX = {"add": " + ", "sub": " - ", "mul": "·", "div": " / "}
-_ALIASES = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
-_REVERSED = ("rsub", "rdiv", "rtruediv")
-_MOVES = frozenset(  # functions that only move elements
-    {"chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select", "index_select", "flip"}
-    | {"cat", "concat", "concatenate", "hstack", "stack", "expand", "expand_as", "repeat", "roll", "clone"}
-    | {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
-    | {"transpose", "swapaxes", "permute", "movedim", "t", "T", "mT"}
-)
+from unrolled.tracing.call_recorder import INFIX, Call, CallRecorder
+from unrolled.tracing.element_moves import MOVES
 
 
 @dataclass(eq=False)
@@ -45,6 +37,10 @@ class Node:
         source_operands: For a moved tensor, the operand that each element comes from.
         weight_transposed: For weighted sums, whether the weight has shape ``(input, output)``, as in matmul,
             instead of ``(output, input)``, as in linear.
+        call: For a function or weighted sums, the call as Python code, as ``"leaky_relu({}, 0.2)"``. Each
+            ``{}`` stands for an operand that isn't a constant. Empty if it has other tensors as arguments.
+        constant: The value of a constant.
+        function: For ``"call"`` and ``"rows"``, the function of the operands that are not constants.
     """
 
     kind: str
@@ -54,6 +50,9 @@ class Node:
     element_maps: list[Tensor | None] = field(default_factory=list)
     source_operands: Tensor | None = None
     weight_transposed: bool = False
+    call: str = ""
+    constant: Any = None
+    function: Callable[..., Tensor] | None = None
 
     @property
     def numbers(self) -> Tensor:
@@ -101,99 +100,20 @@ class StepGraph:
     state_before: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The torch function call that returned a tensor.
-
-    Attributes:
-        name: Canonical name of the function.
-        function, args, kwargs: The call.
-        output_index: Position of the tensor among the outputs; None if the function returned one tensor.
-        versions: Version counters of the tensor and of all arguments after the call.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output_index: int | None
-    versions: tuple[tuple[Tensor, int], ...]
-
-    def is_unmodified(self) -> bool:
-        """Whether neither the tensor nor any argument was changed in place since the call."""
-        return all(_version(tensor) == version for tensor, version in self.versions)
-
-
-class CallRecorder(TorchFunctionMode):
-    """While active, record the torch function call that returned each new tensor.
+def computation_graph(
+    recorder: CallRecorder, named: Mapping[str, Tensor], displayed: Mapping[str, Tensor]
+) -> dict[str, Node]:
+    """Build a node for each named tensor. Its operands are cut off at the other named tensors.
 
     Args:
-        move_cache: Cache of the sources of moved elements, to share between recordings of the same code.
+        recorder: The recorded calls.
+        named: Tensors by name, either inputs or computed while the recorder was active.
+        displayed: Values to show instead, by name, where a named tensor is an operand.
     """
-
-    def __init__(self, move_cache: dict[Any, Any] | None = None) -> None:
-        super().__init__()
-        self._move_cache = {} if move_cache is None else move_cache
-        self._calls: dict[int, _Call | None] = {}  # by the id of the tensor
-        self._alive: list[Any] = []  # keeps the tensors alive, so that no id is reused
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is Tensor.__setitem__:
-            self._calls[id(args[0])] = None
-        several = isinstance(result, (tuple, list))
-        for output_index, tensor in enumerate(result if several else (result,)):
-            if isinstance(tensor, Tensor):
-                versions = tuple((part, _version(part)) for part in (tensor, *_tensors_in((args, kwargs))))
-                call = _Call(
-                    _name(func), func, args, kwargs or {}, output_index if several else None, versions
-                )
-                known = id(tensor) in self._calls or any(tensor is argument for argument in args)
-                self._calls[id(tensor)] = None if known else call  # None: changed in place by several calls
-                self._alive.append(tensor)
-        return result
-
-    def function_of(self, tensor: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
-        """Find the function of a single tensor that computed a tensor, ignoring moves of elements.
-
-        Returns:
-            The name and the function; None if the tensor was computed in another way.
-        """
-        call = self._calls.get(id(tensor))
-        while (
-            call
-            and call.is_unmodified()
-            and call.name in _MOVES
-            and isinstance(next(iter(call.args), 0), Tensor)
-        ):
-            call = self._calls.get(id(call.args[0]))
-        if call is None or not call.is_unmodified() or call.output_index is not None:
-            return None
-        final_call = call
-        if sum(isinstance(value, Tensor) for value in (*call.args, *call.kwargs.values())) != 1:
-            return None
-
-        def function(x: Tensor) -> Tensor:
-            args = [x if isinstance(value, Tensor) else value for value in final_call.args]
-            kwargs = {k: x if isinstance(value, Tensor) else value for k, value in final_call.kwargs.items()}
-            result: Tensor = final_call.function(*args, **kwargs)
-            return result
-
-        return final_call.name, function
-
-    def graph(self, named: Mapping[str, Tensor], displayed: Mapping[str, Tensor]) -> dict[str, Node]:
-        """Build a node for each named tensor. Its operands are cut off at the other named tensors.
-
-        Args:
-            named: Tensors by name, either inputs or computed while this was active.
-            displayed: Values to show instead, by name, where a named tensor is an operand.
-        """
-        calls = {key: call for key, call in self._calls.items() if call and call.is_unmodified()}
-        names = {id(tensor): name for name, tensor in named.items()}
-        builder = _GraphBuilder(calls, names, displayed, self._move_cache)
-        return {name: builder.computed_node(tensor) for name, tensor in named.items()}
+    calls = {key: call for key, call in recorder.calls().items() if call is not None}
+    names = {id(tensor): name for name, tensor in named.items()}
+    builder = _GraphBuilder(calls, names, displayed, recorder.move_cache)
+    return {name: builder.computed_node(tensor) for name, tensor in named.items()}
 
 
 class _GraphBuilder:
@@ -201,7 +121,7 @@ class _GraphBuilder:
 
     def __init__(
         self,
-        calls: Mapping[int, _Call],
+        calls: Mapping[int, Call],
         names: Mapping[int, str],
         displayed: Mapping[str, Tensor],
         move_cache: dict[Any, Any],
@@ -215,8 +135,9 @@ class _GraphBuilder:
     def operand_node(self, value: Any) -> Node:
         """Return the node of an operand: a value if it has a name, else how it was computed."""
         if not isinstance(value, Tensor):
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            return Node("constant", None, text)
+            short = f"{value:g}" if isinstance(value, float) else str(value)
+            text = short if not isinstance(value, float) or float(short) == value else repr(value)
+            return Node("constant", None, text, constant=value)
         if id(value) not in self._nodes:
             name = self._names.get(id(value), "")
             named_value = Node("value", self._displayed.get(name, value), name)
@@ -229,97 +150,56 @@ class _GraphBuilder:
         if call is None:
             return Node("value", tensor)
         if call.name in INFIX and len(call.args) == 2 and not call.kwargs:
-            is_reversed = call.function.__name__.strip("_") in _REVERSED
-            return self._elementwise(
-                "infix", call.name, tensor, call.args[::-1] if is_reversed else call.args
-            )
+            arguments = call.args[::-1] if call.is_reversed else call.args
+            return self._elementwise("infix", call.name, tensor, arguments)
         if call.name == "neg" and len(call.args) == 1:
             return self._elementwise("negated", "", tensor, call.args)
         if call.name in ("linear", "matmul") and _is_matrix_product(call):
             return self._weighted_sums(call, tensor)
-        if call.name in _MOVES:
+        if call.name in MOVES:
             return self._moved(call, tensor)
-        arguments = [*call.args, *call.kwargs.values()]
         if call.output_index is None and _is_elementwise(call, tensor):
-            return self._elementwise("call", call.name, tensor, arguments)
-        whole = [self.operand_node(value) for value in arguments if isinstance(value, Tensor) and value.dim()]
-        return Node("rows", tensor, call.name, whole, [None] * len(whole))
+            node = self._elementwise("call", call.name, tensor, call.arguments, call.text(scalars=True))
+            node.function = call.run
+            return node
+        whole = [
+            self.operand_node(value) for value in call.arguments if isinstance(value, Tensor) and value.dim()
+        ]
+        maps: list[Tensor | None] = [None] * len(whole)
+        text = call.text(scalars=False)
+        return Node("rows", tensor, call.name, whole, maps, call=text, function=call.run_on_rows)
 
-    def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any) -> Node:
+    def _elementwise(self, kind: str, name: str, tensor: Tensor, arguments: Any, text: str = "") -> Node:
         operands = [self.operand_node(value) for value in arguments]
-        return Node(kind, tensor, name, operands, [_broadcast_map(value, tensor) for value in arguments])
+        element_maps = [_broadcast_map(value, tensor) for value in arguments]
+        return Node(kind, tensor, name, operands, element_maps, call=text)
 
-    def _weighted_sums(self, call: _Call, tensor: Tensor) -> Node:
+    def _weighted_sums(self, call: Call, tensor: Tensor) -> Node:
         arguments = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
         is_matmul = call.name == "matmul"
         parts = list(call.args) if is_matmul else [arguments["input"], arguments["weight"]]
         parts += [arguments["bias"]] if arguments.get("bias") is not None else []
         operands = [self.operand_node(value) for value in parts]
-        return Node("sum", tensor, "", operands, [None] * len(operands), weight_transposed=is_matmul)
+        node = Node("sum", tensor, "", operands, [None] * len(operands), None, is_matmul)
+        node.call = call.text(scalars=False)
+        return node
 
-    def _moved(self, call: _Call, tensor: Tensor) -> Node:
-        sources = list(_tensors_in(call.args[:1] if call.args else call.kwargs))
-        key = None
-        if not any(isinstance(value, Tensor) for value in (*call.args[1:], *call.kwargs.values())):
-            shapes = tuple(source.shape for source in sources)
-            key = (call.name, shapes, repr(call.args[1:]), repr(call.kwargs), call.output_index)
-        moves = self._move_cache.get(key) or self._trace_moves(call)
-        if key is not None:
-            self._move_cache[key] = moves
-        source_operands, element_maps = moves
-        operands = [self.operand_node(source) for source in sources]
+    def _moved(self, call: Call, tensor: Tensor) -> Node:
+        source_operands, element_maps = call.trace_moves(self._move_cache)
+        operands = [self.operand_node(source) for source in call.moved_tensors()]
         return Node("moved", tensor, "", operands, [*element_maps], source_operands=source_operands)
 
-    @staticmethod
-    def _trace_moves(call: _Call) -> tuple[Tensor, list[Tensor]]:
-        """Find the source of each element by running the function on tensors of running numbers.
 
-        Returns:
-            The operand that each element comes from, and its flat index counted in each operand.
-        """
-        sources: list[Tensor] = []
-
-        def numbered(value: Any) -> Any:
-            if isinstance(value, (tuple, list)):
-                return type(value)(numbered(part) for part in value)
-            start = sum(source.numel() for source in sources)
-            sources.append(value)
-            return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
-
-        positional = len(call.args) > 0  # the tensors come first, then the arguments that say how to move
-        args = (numbered(call.args[0]), *call.args[1:]) if positional else ()
-        tensor_arguments = ("input", "tensors", "tensor")
-        kwargs = {
-            k: numbered(v) if not positional and k in tensor_arguments else v for k, v in call.kwargs.items()
-        }
-        result = call.function(*args, **kwargs)
-        positions = (result if call.output_index is None else result[call.output_index]).flatten()
-        sizes = torch.tensor([source.numel() for source in sources], device=positions.device)
-        operands = torch.arange(len(sources), device=positions.device).repeat_interleave(sizes)
-        return operands[positions], [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
-
-
-def _is_elementwise(call: _Call, tensor: Tensor) -> bool:
+def _is_elementwise(call: Call, tensor: Tensor) -> bool:
     """Check whether each element of the result depends only on the operand elements at the same index.
 
     The function runs on random values, once on whole tensors and once on single elements. With the values of
     the step, such as zeros, other functions could look elementwise, too.
     """
-    arguments = [*call.args, *call.kwargs.values()]
-
-    def run(*values: Tensor) -> Tensor:
-        remaining = iter(values)
-        replaced = [next(remaining) if isinstance(value, Tensor) else value for value in arguments]
-        count = len(call.args)
-        result: Tensor = call.function(
-            *replaced[:count], **dict(zip(call.kwargs, replaced[count:], strict=True))
-        )
-        return result
-
     try:
-        samples = [_random_like(value) for value in arguments if isinstance(value, Tensor)]
+        samples = [_random_like(value) for value in call.arguments if isinstance(value, Tensor)]
         elements = [value.broadcast_to(tensor.shape).reshape(-1, 1, 1).clone() for value in samples]
-        separate, whole = torch.vmap(run)(*elements), run(*samples)
+        separate, whole = torch.vmap(call.run)(*elements), call.run(*samples)
         return whole.shape == tensor.shape and torch.allclose(
             separate.flatten(), whole.flatten(), equal_nan=True
         )
@@ -345,32 +225,7 @@ def _broadcast_map(value: Any, tensor: Tensor) -> Tensor | None:
     return torch.arange(value.numel()).reshape(value.shape).broadcast_to(tensor.shape).flatten()
 
 
-def _version(tensor: Tensor) -> int:
-    """Return torch's counter of in-place changes to a tensor or its base; -1 where torch doesn't count."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor among the arguments of a call."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(part)
-
-
-def _name(function: Any) -> str:
-    """Return a canonical name: ``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__."""
-    name = str(function.__name__).strip("_")
-    if name == "get":  # a property such as Tensor.T
-        return str(function.__self__.__name__)
-    if function.__name__.startswith("__r") and name[1:] in (*INFIX, "truediv", "matmul"):
-        name = name[1:]
-    name = {"rsub": "sub"}.get(name, name)
-    return _ALIASES.get(name, name)
-
-
-def _is_matrix_product(call: _Call) -> bool:
+def _is_matrix_product(call: Call) -> bool:
     """Whether the operands are matrices, so that each element is one weighted sum."""
     if call.name == "linear":
         arguments = dict(zip(("input", "weight"), call.args, strict=False)) | call.kwargs

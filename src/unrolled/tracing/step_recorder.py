@@ -20,6 +20,7 @@ from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
 from unrolled.cells.wrappers import DrawsWrapper, WrapperSpec, wrap
 from unrolled.engines import reference
 from unrolled.layers.sequence import SequenceBatch
+from unrolled.tracing.call_recorder import CallRecorder
 from unrolled.tracing.random_state import cuda_devices
 
 
@@ -140,9 +141,67 @@ class RecordedDraws:
     draws: Draws
     values: Tensor
 
-    def replace(self, step: int, row: int) -> ReplaceDraws:
-        """Return a context manager in which the step, run for a row alone, draws these numbers."""
-        return ReplaceDraws(ColumnSource(self.draws, self.values[step, row].unsqueeze(0), 0))
+    def of_row(self, step: int, row: int) -> Tensor:
+        """Return the numbers of a step for a row alone, ``(1, width)``."""
+        return self.values[step, row].unsqueeze(0)
+
+    def replace(self, numbers: Tensor) -> ReplaceDraws:
+        """Return a context manager in which a step draws the given numbers, ``(batch, width)``."""
+        return ReplaceDraws(ColumnSource(self.draws, numbers, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class StepRun:
+    """A step that ran for one row while its calls were recorded.
+
+    Attributes:
+        recorder: The calls.
+        input: Input of the step, ``(1, input)``.
+        state_before: Each state before the step, ``(1, size)``, by name.
+        draws: The random numbers of the step, ``(1, width)``; None if it drew none.
+        named: The local tensors of the step and the new states, by name.
+        new_state: Each new state, by name.
+    """
+
+    recorder: CallRecorder
+    input: Tensor
+    state_before: dict[str, Tensor]
+    draws: Tensor | None
+    named: dict[str, Tensor]
+    new_state: dict[str, Tensor]
+
+
+def run_step(
+    cell: Cell,
+    x: Tensor,
+    state: dict[str, Tensor],
+    recorded: RecordedDraws | None = None,
+    draws: Tensor | None = None,
+    moves: dict[Any, Any] | None = None,
+) -> StepRun:
+    """Run a step and record its calls of torch functions.
+
+    Args:
+        cell: The cell, bound to its parameters.
+        x: The input, ``(batch, input)``.
+        state: Each state before the step, ``(batch, size)``, by name.
+        recorded: The recorded draws that the step's own are replaced by; None for torch's generator.
+        draws: The random numbers of this step, ``(batch, width)``.
+        moves: A cache. Pass the same dictionary to several calls to save time.
+    """
+    recorder = CallRecorder(moves)
+    replaced = contextlib.nullcontext() if recorded is None or draws is None else recorded.replace(draws)
+    # Outside of inference mode, since torch doesn't count in-place changes there.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(cuda_devices(x)),
+        recorder,
+        replaced,
+    ):
+        new, named = run_with_locals(cell, x, *state.values())
+    returned = new if isinstance(new, tuple) else (new,)
+    return StepRun(recorder, x, state, draws, named, dict(zip(cell.state, returned, strict=True)))
 
 
 def recorded_draws(

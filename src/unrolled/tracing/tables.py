@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unrolled.tracing.colors import ColorScale
-from unrolled.tracing.explain import format_number
+from unrolled.tracing.explain import DIGITS, format_number
 
 if TYPE_CHECKING:
     import pandas
@@ -104,16 +104,19 @@ class StepTable(JupyterMixin):
         return table
 
 
-def format_vector(values: Tensor, width: int, scale: ColorScale | None = None) -> Text:
+def format_vector(
+    values: Tensor, width: int, scale: ColorScale | None = None, digits: int | None = DIGITS
+) -> Text:
     """Format the numbers of a vector as ``[0.2529, …, -0.0466]``, with an ellipsis if they don't all fit.
 
     Args:
         values: ``(size,)``.
         width: Available width in characters. Of several numbers, at least two are shown.
         scale: Color scale for the background of each number; None for no colors.
+        digits: Number of decimal places; None for all.
     """
     numbers = values.tolist()
-    texts = [format_number(value) for value in numbers]
+    texts = [format_number(value, digits, values.dtype) for value in numbers]
     shown = list[int | None](range(len(texts)))  # None is the ellipsis
     for count in range(min(len(texts), width), 1, -1):
         head, tail = _head_and_tail(len(texts), count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +14,23 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.torch_ops import transforms
-from unrolled.layers.convert import to_torch
 from unrolled.layers.module import State, parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing import display, hooks
 from unrolled.tracing.backward import Loss, gradients_through_time
-from unrolled.tracing.indexing import absolute_differences, normalize_index
+from unrolled.tracing.diagnosis import diagnose
+from unrolled.tracing.findings import HealthReport
+from unrolled.tracing.indexing import identical, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices, replay_random_state
 from unrolled.tracing.selection import BatchRows, Selection, SelectiveRecorder
 from unrolled.tracing.step_recorder import StepRecorder, recorded_draws, run_recorded
+from unrolled.tracing.torch_comparison import difference_from_torch
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.axes import Axes
 
     from unrolled.tracing.tables import StepTable
 
@@ -73,9 +73,8 @@ class Trace:
     ) -> None:
         self.module = module
         self.layers = tuple(layers)
-        self._initial_states = tuple(
-            initial_states
-        )  # of each layer and direction, rows in the engine's order
+        # Of each layer and direction, with the rows in the engine's order.
+        self._initial_states = tuple(initial_states)
         self.output, self.final_state = result
         self.recurrent = recurrent.with_cells(part.cell for part in self.layers)
         self.input = call[0]
@@ -139,13 +138,14 @@ class Trace:
         step: int,
         unit: int,
         batch: int = 0,
-        terms: int = 8,
+        terms: int | None = 8,
+        digits: int | None = 4,
         *,
         layer: int = 0,
         direction: str = "forward",
     ) -> str:
         """Call :meth:`.LayerTrace.explain` of one layer and direction."""
-        return self.layer(layer, direction).explain(name, step, unit, batch, terms)
+        return self.layer(layer, direction).explain(name, step, unit, batch, terms, digits)
 
     def table(
         self,
@@ -160,7 +160,7 @@ class Trace:
         """Call :meth:`.LayerTrace.table` of one layer and direction."""
         return self.layer(layer, direction).table(names, steps, batch, units)
 
-    def plot(self, kind: str, *, layer: int = 0, direction: str = "forward", **options: Any) -> Axes:
+    def plot(self, kind: str, *, layer: int = 0, direction: str = "forward", **options: Any) -> Any:
         """Call :meth:`.LayerTrace.plot` of one layer and direction."""
         return self.layer(layer, direction).plot(kind, **options)
 
@@ -223,12 +223,13 @@ class Trace:
         inputs: str = "numbers",
         title: str | None = None,
         limit: int = 3_000_000,
+        predictions: Sequence[object] | None = None,
     ) -> Path:
         """Write an interactive HTML page. It is a single file that works offline in any browser.
 
-        The page shows the layer unrolled through time, every number of a step and how it was computed, the
-        equations, heat maps of the whole sequence, the gradient through time after :meth:`backward`, and the
-        comparison with torch.nn.
+        The page shows the sequence, the cell drawn with the numbers of one unit, every number of a step and
+        how it was computed, the gradient through time after :meth:`backward`, what :meth:`health` finds, and
+        the comparison with torch.nn. Inputs, weights, initial states and gates can be changed on the page.
 
         Args:
             path: Path of the file.
@@ -239,6 +240,7 @@ class Trace:
             limit: Approximate maximum of numbers to store; three million make a file of 16 MB. A larger
                 trace, or one with over 1000 time steps, gives a warning: at most 1000 evenly spaced steps are
                 stored in full, and all steps as means over bins.
+            predictions: What the model predicts after each time step, as texts or numbers.
 
         Returns:
             The path.
@@ -247,11 +249,12 @@ class Trace:
             OSError: If the file can't be written.
             IndexError: If there is no such row.
             TypeError: If an argument has the wrong type.
-            ValueError: If the number of labels isn't the number of time steps, ``inputs`` is another word,
-                the row has no time steps, the states are complex, or another argument is invalid.
+            ValueError: If the number of labels or predictions isn't the number of time steps, ``inputs`` is
+                another word, the row has no time steps, the states are complex, or another argument is
+                invalid.
         """
         options = {"batch": batch, "labels": labels, "inputs": inputs, "title": title, "limit": limit}
-        return Path(display.package("page").write(self, path, **options))
+        return Path(display.package("page").write(self, path, **options, predictions=predictions))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows if a trace is the last value of a cell: the page."""
@@ -269,17 +272,18 @@ class Trace:
             raise ValueError(
                 "the comparison with torch.nn needs the whole batch, because dropout is drawn for all rows"
             )
-        weights: dict[str, Any] = {}
-        for part in self.layers:
-            suffix = f"_l{part.layer}{'_reverse' if part.direction == 'backward' else ''}"
-            weights |= {name + suffix: getattr(part.cell, name) for name in part.cell.shapes()}
-        torch_layer = to_torch(self.recurrent, weights)
-        devices = cuda_devices(self.input)
-        with torch.no_grad(), replay_random_state(self._random_state, devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*with projections is not supported with oneDNN")
-            expected = torch_layer(*self._call)
-        pairs = zip(tensors((self.output, self.final_state)), tensors(expected), strict=True)
-        return float(torch.cat([absolute_differences(a, b) for a, b in pairs]).max())
+        result, call = (self.output, self.final_state), self._call
+        return difference_from_torch(self.recurrent, self.layers, call, result, self._random_state)
+
+    def health(self) -> HealthReport:
+        """Look for problems in all layers, directions, steps and rows, such as NaNs and stuck gates.
+
+        The gradient through time is checked after :meth:`backward` only.
+
+        Returns:
+            A report in words, the worst problem first. Print it, or iterate over its findings.
+        """
+        return diagnose(self.layers)
 
 
 def trace(module: nn.Module, x: Tensor | PackedSequence, state: State | None = None) -> Trace:
@@ -344,7 +348,7 @@ def run_traced(
         def copy_cell(cell: Cell) -> Cell:
             parameters = {name: getattr(cell, name).detach() for name in cell.shapes()}
             earlier = None if earlier_cells is None else earlier_cells[len(parts)]
-            if earlier and all(_identical(getattr(earlier, name), parameters[name]) for name in parameters):
+            if earlier and all(identical(getattr(earlier, name), parameters[name]) for name in parameters):
                 return cell.bind({name: getattr(earlier, name) for name in parameters})
             return cell.bind({name: tensor.clone() for name, tensor in parameters.items()})
 
@@ -388,11 +392,6 @@ def run_traced(
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
     new_trace = Trace(module, recurrent, parts, initial_states, call, result, random_state, selection, rows)
     return new_trace, result
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor could be a copy of the other."""
-    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _copy(value: Any) -> Any:

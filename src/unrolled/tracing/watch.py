@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
 from unrolled.layers.module import parametrizations_in_eval_mode
+from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing import hooks
+from unrolled.tracing.findings import HealthReport, joined
 from unrolled.tracing.health import FIELDS, HealthRecord, compute_health
 from unrolled.tracing.hooks import MISMATCH, LayerCall, UnsupportedCallError
+from unrolled.tracing.observed_call import ObservedCall
 
 _NOT_SCALARS = ("call", "module", "layer", "direction", "quantity", "function")
 
@@ -38,6 +41,9 @@ class _LayerStatus:
         paused_until: No samples are taken before this time of ``time.perf_counter``.
         seconds: Time spent on the layer's samples.
         warned: Whether a warning was given for this layer.
+        observed: The last call that was sampled, or that ran in eval mode or without gradients.
+        not_observed: Why the last such call couldn't be kept.
+        recurrent: The equivalent layer of this library at the last such call.
     """
 
     name: str
@@ -48,12 +54,26 @@ class _LayerStatus:
     paused_until: float = 0.0
     seconds: float = 0.0
     warned: bool = False
+    observed: ObservedCall | None = None
+    not_observed: str = ""
+    recurrent: Recurrent | None = None
 
     def __str__(self) -> str:
         others = f", {self.other_calls} in eval mode or without gradients" if self.other_calls else ""
         samples = "sample" if self.skipped == 1 else "samples"
         skipped = f", {self.skipped} {samples} skipped (time budget)" if self.skipped else ""
         return f"{self.name!r}: {self.training_calls} training calls{others}{skipped}"
+
+    def known_recurrent(self, module: nn.Module) -> Recurrent | None:
+        """Return the equivalent layer of the last call, which saves time, if its parameters are the same."""
+        known = self.recurrent
+        if known is None or known.dropout != module.dropout:
+            return None
+        parameters = [dict(one.named_parameters()) for one in (known, module)]
+        if parameters[0].keys() != parameters[1].keys():
+            return None
+        same = all(parameter is parameters[1][name] for name, parameter in parameters[0].items())
+        return known.train(module.training) if same else None
 
 
 class Watch:
@@ -103,8 +123,12 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        warned = any(layer.warned for layer in self._layers.values())
-        if kind is None and not self.records and not warned:
+        layers = self._layers.values()
+        warned = any(layer.warned for layer in layers)
+        only_other_calls = any(layer.observed for layer in layers) and not any(
+            layer.training_calls for layer in layers
+        )
+        if kind is None and not self.records and not warned and not only_other_calls:
             warnings.warn(f"{self!r} has no records: {self._why_empty()}", stacklevel=2)
 
     def __iter__(self) -> Iterator[HealthRecord]:
@@ -139,6 +163,26 @@ class Watch:
             writer.writeheader()
             writer.writerows(self.records)
 
+    def health(self) -> HealthReport:
+        """Look for problems, such as NaNs and stuck gates, in the last call of each layer that was observed.
+
+        These are the calls in eval mode or without gradients, and the sampled training calls. The call runs
+        once more for this, with the parameters that it had if it was a training call. The gradient through
+        time is checked if a backward pass reached the call.
+
+        Returns:
+            A report in words, the worst problem first. Print it, or iterate over its findings.
+        """
+        return joined(self._diagnose(layer).of_module(layer.name) for layer in self._layers.values())
+
+    def _diagnose(self, layer: _LayerStatus) -> HealthReport:
+        if layer.observed is not None:
+            return layer.observed.diagnose()
+        why = layer.not_observed or "the layer wasn't called"
+        if layer.training_calls and not layer.not_observed:
+            why = f"the first sample is training call {self._every}, so use a smaller every="
+        return HealthReport([], not_checked=[f"all of it: {why}"])
+
     def _why_empty(self) -> str:
         calls = max(layer.training_calls for layer in self._layers.values())
         if not calls:
@@ -156,7 +200,7 @@ class Watch:
         layer = self._layers[id(module)]
         if not module.training or not torch.is_grad_enabled():
             layer.other_calls += 1
-            return False
+            return True
         layer.training_calls += 1
         since_last = layer.training_calls - layer.last_sample
         if since_last < self._every:
@@ -169,17 +213,23 @@ class Watch:
         """Prepare a sample of a call, to be taken when a backward pass reaches the call."""
         start = time.perf_counter()
         layer = self._layers[id(module)]
-        layer.last_sample = call_number = layer.training_calls
+        is_training = module.training and torch.is_grad_enabled()
+        layer.observed, layer.not_observed = None, ""
         try:
-            call = LayerCall.from_forward(module, *call_data)
+            call = LayerCall.from_forward(module, *call_data, recurrent=layer.known_recurrent(module))
             if not call.output.numel():
                 raise UnsupportedCallError("had a batch without rows")
-        except UnsupportedCallError as error:
-            self._warn(layer, f"the call {error}")
+        except (UnsupportedCallError, TypeError) as error:
+            layer.not_observed = str(error) if isinstance(error, TypeError) else f"the call {error}"
+            if is_training:
+                layer.last_sample = layer.training_calls
+                self._warn(layer, layer.not_observed)
             return
-        except TypeError as error:
-            self._warn(layer, str(error))
+        layer.recurrent = call.recurrent
+        layer.observed = observed = ObservedCall.from_call(module, call, copy_parameters=is_training)
+        if not is_training:
             return
+        layer.last_sample = call_number = layer.training_calls
         with parametrizations_in_eval_mode(module):
             call.recurrent = call.recurrent.with_cells()
         versions = [parameter._version for parameter in module.parameters()]
@@ -190,6 +240,7 @@ class Watch:
             if self._remove_hooks is None or len(costs) > 1:  # closed, or sampled in an earlier backward pass
                 return
             costs.append(0.0)
+            observed.add_gradients(output_gradient, state_gradients)
             parameters = (*module.parameters(), *call.recurrent.parameters())
             if any(type(parameter) not in (Tensor, nn.Parameter) for parameter in parameters):
                 self._warn(
@@ -242,7 +293,12 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     gradients enabled. After a backward pass that reaches the call, some of its rows run once more, forward
     and backward. Training itself doesn't change: the weights are bit-identical, and so are the random draws.
     Calls inside of what ``torch.compile`` compiled and single steps (cells) aren't sampled. A ``with`` block
-    that ends without any record gives a warning that says why.
+    that ends without any record gives a warning that says why, unless all calls were in eval mode or without
+    gradients.
+
+    :meth:`Watch.health` reports problems of the last call in words, also in eval mode and without gradients.
+    For this, the watch keeps a copy of the call's input and states; and of the parameters and gradients, if
+    it was a sampled training call.
 
     A record has the number of the ``call``, counted from 1, the name of the ``module``, the ``layer``, the
     ``direction`` and the ``quantity``. The other fields describe the quantity:
@@ -256,7 +312,7 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     * For a state, ``gradient_first``, ``gradient_last`` and ``gradient_growth``: the same for the gradient of
       the loss, which flows from the last step to the first. A growth factor well below 1 means that the
       gradient vanishes, one above 1 that it explodes.
-    * ``radius``: the spectral radius, in a separate record for each ``hidden × hidden`` block of a
+    * ``radius``: the spectral radius, in a separate record for each gate's ``hidden × hidden`` block of a
       hidden-to-hidden weight.
 
     Fields that don't apply are None. NaN and infinity are kept.

@@ -1,0 +1,160 @@
+"""Short texts for parameters, constants and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from unrolled.diagram.expressions import Expression
+from unrolled.equations.mathml import GREEK
+
+GLYPHS: Mapping[str, str] = {
+    "sigmoid": "σ",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "gelu": "GELU",
+    "logsigmoid": "log σ",
+    "log_sigmoid": "log σ",
+    "layer_norm": "norm",
+    "rms_norm": "norm",
+    "group_norm": "norm",
+    "maximum": "max",
+    "minimum": "min",
+    "sqrt": "√",
+    "abs": "|·|",
+    "square": "(·)²",
+    "bitwise_not": "not",
+    "logical_not": "not",
+    "invert": "not",
+    "logical_and": "and",
+    "logical_or": "or",
+    "where": "if",
+    "to": "cast",
+    "type_as": "cast",
+    "float": "cast",
+    "double": "cast",
+}
+RELATIONS = {"eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "ne": "≠"}
+_OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
+
+
+def glyph(function: str) -> str:
+    """Return the short text for a function of torch."""
+    return GLYPHS.get(function, RELATIONS.get(function, function))
+
+
+def call_glyph(function: str, call: str) -> str:
+    """Return the short text for a call, such as ``(·)²`` for a power or ``≥0`` for a comparison."""
+    second = call.removeprefix(f"{function}({{}}, ").removesuffix(")")
+    if second == call or "{" in second:
+        return glyph(function)
+    if function == "pow":
+        return "(·)²" if second == "2" else f"(·)^{second}"
+    return f"{RELATIONS[function]}{second}" if function in RELATIONS else glyph(function)
+
+
+def call_formula(function: str, call: str, operands: Sequence[str], elementwise: bool) -> str:
+    """Return the formula of a call.
+
+    Args:
+        function: Name of the function.
+        call: The call as Python code, with ``{}`` for each operand.
+        operands: The text for each operand.
+        elementwise: Whether to show the other arguments. Those of other functions are mostly dimensions.
+    """
+    text = call_glyph(function, call)
+    if function == "where" and len(operands) == 3:
+        return "if {} then {} else {}".format(*operands)
+    if "(·)" in text or "|·|" in text:
+        return text.replace("·", operands[0])
+    if len(operands) == 2 and text in RELATIONS.values():
+        return f"{operands[0]} {text} {operands[1]}"
+    if len(operands) == 1 and text[0] in RELATIONS.values():
+        return f"{operands[0]} {text[0]} {text[1:]}"
+    elementwise = elementwise and text != "cast"
+    arguments = call.partition("(")[2].format(*operands) if elementwise else f"{', '.join(operands)})"
+    return f"{text}({arguments}"
+
+
+def symbol(name: str) -> str:
+    """Return a name as formulas write it: ``weight_ih`` is ``W_ih``, ``bias`` is ``b``, ``zeta`` is ζ."""
+    base, _, index = name.partition("_")
+    base = {"weight": "W", "bias": "b"}.get(base, GREEK.get(base, base))
+    return f"{base}_{index}" if index else base
+
+
+def rows_text(name: str, gate: str, rows: tuple[int, int]) -> str:
+    """Return the text for some rows of a parameter.
+
+    Args:
+        name: The parameter.
+        gate: The name of the gate that uses them, or empty.
+        rows: First and last row, exclusive.
+
+    Returns:
+        ``W_if`` as in torch.nn's documentation, if the gate has a letter; otherwise ``W_ih[candidate]``.
+    """
+    letter = gate.rpartition("_")[2]
+    if len(letter) == 1 and letter.isalpha() and name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        return f"{symbol(name)[:-1]}{letter}"
+    return f"{symbol(name)}[{gate or f'{rows[0]}:{rows[1]}'}]"
+
+
+def constant_text(expression: Expression, gate: str = "") -> str:
+    """Return a short text for what depends neither on the input nor on a state.
+
+    Args:
+        expression: The expression.
+        gate: The name of the gate that uses it, for the rows of a parameter.
+    """
+    if expression.quantity:
+        return symbol(expression.quantity)
+    arguments = expression.arguments
+    value = expression.value
+    if expression.operation == "parameter":
+        if expression.index is None:
+            return symbol(expression.name)
+        return rows_text(expression.name, gate, (min(expression.index), max(expression.index) + 1))
+    if value.numel() and not expression.learned:
+        if bool((value == value[0]).all()) or value.numel() == 1:
+            return f"{value[0].item():.4g}".replace("-", "−")
+        return expression.name
+    if expression.operation == "constant":
+        return expression.name
+    if expression.operation == "mul":  # numbers first
+        arguments = tuple(sorted(arguments, key=lambda argument: argument.operation != "constant"))
+    texts = [constant_text(argument, gate) for argument in arguments if argument.value.numel()]
+    if expression.operation in _OPERATORS:
+        is_product = expression.operation in ("mul", "div")
+        texts = [
+            f"({text})" if is_product and argument.operation in ("add", "sub") else text
+            for text, argument in zip(texts, arguments, strict=False)
+        ]
+        return _OPERATORS[expression.operation].join(texts)
+    if expression.operation == "neg":
+        return f"−{texts[0]}"
+    if expression.operation == "weighted" and expression.product:
+        return f"{constant_text(expression.product.weight)}·{texts[0]}"
+    return f"{glyph(expression.name or expression.operation)}({', '.join(texts)})"
+
+
+def number(expression: Expression) -> float:
+    """Return the value of a constant number; 0 for anything else."""
+    if not expression.static or expression.value.numel() != 1 or expression.quantity:
+        return 0.0
+    return 0.0 if expression.learned else float(expression.value.to(torch.float64))
+
+
+def is_comparison(expression: Expression) -> bool:
+    """Return whether an expression compares another one with a number."""
+    name, call = expression.name, expression.call
+    return name in RELATIONS and len(expression.arguments) == 1 and call.startswith(f"{name}({{}}, ")
+
+
+def is_number(expression: Expression, value: float) -> bool:
+    """Return whether an expression is this constant, such as the 1 in ``1 - z``."""
+    values = expression.value
+    if not expression.static or expression.learned or not values.numel():
+        return False
+    return bool((values == value).all())

@@ -1,0 +1,125 @@
+"""The diagram of a layer's step as plain data for the page: nodes, numbers and geometry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrolled.diagram.layout import layout
+from unrolled.diagram.model import Diagram, DiagramNode, DiagramTrace, Normalization, Term
+from unrolled.page.sampling import encode_values
+
+
+def diagram_data(traced: DiagramTrace) -> dict[str, Any]:
+    """Return the nodes of a diagram, and its numbers at every step.
+
+    The numbers of a step are stored one tensor after the other.
+    """
+    values = traced.values
+    return {
+        "nodes": [_node(node) for node in traced.diagram.nodes],
+        "states": [{"name": s.name, "end": s.end, "value": s.value} for s in traced.diagram.states],
+        "inputValue": traced.diagram.input_value,
+        "sizes": [value.numel() for value in values[0]],
+        "values": encode_values(torch.stack([torch.cat([v.flatten() for v in step]) for step in values])),
+    }
+
+
+def value_sources(traced: DiagramTrace) -> tuple[list[Any], list[dict[str, Tensor]]]:
+    """Name the tensors of each step that the numbers of a diagram come from.
+
+    Args:
+        traced: The diagram, built with the runs of its steps.
+
+    Returns:
+        For each value, its pieces as ``{"name", "elements"}``, or None if it comes from no tensor of the
+        step; and the tensors of each step by name.
+    """
+    tensors = []
+    sources: list[Any] = []
+    for origins in traced.origins:
+        names: dict[int, str] = {}
+        found: dict[str, Tensor] = {}
+        sources = []
+        for origin in origins:
+            pieces = []
+            for tensor, elements in origin or ():
+                name = names.setdefault(id(tensor), f"#{len(names)}")
+                found[name] = tensor
+                is_whole = elements == tuple(range(tensor.numel()))
+                pieces.append({"name": name, "elements": None if is_whole else list(elements)})
+            sources.append(pieces or None)
+        tensors.append(found)
+    return sources, tensors
+
+
+def drawing_data(diagram: Diagram) -> dict[str, Any]:
+    """Return the nodes that are drawn, and where. A node shows the quantity whose values it has."""
+    return {
+        "nodes": [
+            {
+                "id": node.id,
+                "kind": node.kind,
+                "glyph": node.glyph,
+                "name": node.name,
+                "range": node.range,
+                "value": node.value,
+                "normalized": any(term.normalized for term in node.terms),
+                "sources": [term.source for term in node.terms if term.source is not None],
+            }
+            for node in diagram.nodes
+        ],
+        "layout": layout(diagram).to_json(),
+        "upright": layout(diagram, "vertical").to_json(),
+    }
+
+
+def _node(node: DiagramNode) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "glyph": node.glyph,
+        "name": node.name,
+        "range": node.range,
+        "value": node.value,
+        "preActivation": node.pre_activation,
+        "formula": node.formula,
+        "operation": node.operation,
+        "call": node.call,
+        "shapes": [list(shape) for shape in node.shapes],
+        "terms": [_term(term) for term in node.terms],
+    }
+
+
+def _term(term: Term) -> dict[str, Any]:
+    return {
+        "source": term.source,
+        "text": term.text,
+        "weighted": term.weighted,
+        "sign": term.sign,
+        "value": term.value,
+        "elements": None if term.elements is None else list(term.elements),
+        "parameter": term.parameter,
+        "rows": None if term.rows is None else list(term.rows),
+        "columns": None if term.columns is None else list(term.columns),
+        "transposed": term.transposed,
+        "blocks": term.blocks,
+        "bias": term.bias,
+        "biasRows": None if term.bias_rows is None else list(term.bias_rows),
+        "gain": term.gain,
+        "divides": term.divides,
+        "call": term.call,
+        "normalization": None if term.normalization is None else _normalization(term.normalization),
+    }
+
+
+def _normalization(normalization: Normalization) -> dict[str, Any]:
+    return {
+        "group": normalization.group,
+        "call": normalization.call,
+        "parameters": list(normalization.parameters),
+        "rows": list(normalization.rows),
+        "size": normalization.size,
+    }

@@ -1,0 +1,138 @@
+// The reader's changes: inputs, initial states and parameters with other values, and quantities that are held.
+//
+// An edit is {part, kind, value} with the index of its layer: {kind: "input", step, unit}, {kind: "state", name, unit},
+// {kind: "parameter", name, index} or {kind: "hold", name, unit, steps}, where steps is null for all steps.
+
+import { runModel } from "./evaluator.js";
+
+const PATTERN = /^(?:(\d+):)?(\w+)(?:@(\w+))?\[(\d+)(?:,(\d+))?\]=(.+)$/;
+
+/** The changes of a page, and the run with them. */
+export class Edits {
+  constructor(data, models) {
+    this.models = models;
+    this.edits = new Map();
+    this.reasons = data.layers.map((layer) => layer.program.reason);
+    this.layers = this.possible ? data.layers.map((layer, k) => ({ ...layer, ...this.inputsOf(models[k]) })) : [];
+  }
+
+  get size() {
+    return this.edits.size;
+  }
+
+  /** Whether layers can run again. All layers above a changed one have to. */
+  get possible() {
+    return this.reasons.every((reason) => !reason);
+  }
+
+  inputsOf(model) {
+    const read = (valueIndex, steps) => {
+      const size = model.sizes[valueIndex];
+      const values = new model.recorded.constructor(size * steps.length);
+      steps.forEach((step, k) => {
+        const from = step * model.stepSize + model.offsets[valueIndex];
+        values.set(model.recorded.subarray(from, from + size), k * size);
+      });
+      return values;
+    };
+    const all = Array.from({ length: model.length }, (_, step) => step);
+    return {
+      input: read(model.inputValue, all),
+      initialState: Object.fromEntries(model.states.map((state) => [state.name, read(state.value, [model.firstStep])])),
+      parameters: Object.fromEntries([...model.parameters].map(([name, one]) => [name, one.values])),
+    };
+  }
+
+  /** The edit that sets a number; null if it can't be set. */
+  editOf(part, number, steps = null) {
+    const model = this.models[part];
+    if (!this.possible) return null;
+    if (model.isParameter(number)) {
+      const { shape, values } = model.parameters.get(number.q);
+      return values && { part, kind: "parameter", name: number.q, index: shape.length > 1 ? number.u * shape[1] + number.j : number.u };
+    }
+    if (number.q === "x") return model.index === 0 ? { part, kind: "input", step: number.t, unit: number.u } : null;
+    if (model.isStart(number)) return { part, kind: "state", name: number.q, unit: number.u };
+    const found = model.quantity(number.q);
+    const isHeld = found.kind === "node" && found.node.range && model.held.includes(number.q);
+    return isHeld ? { part, kind: "hold", name: number.q, unit: number.u, steps } : null;
+  }
+
+  key(edit) {
+    return [edit.part, edit.kind, edit.name, edit.index ?? edit.unit, edit.step ?? (edit.steps ?? ["*"]).join()].join("|");
+  }
+
+  /** The edit of exactly this number, or of the quantity in all steps. */
+  find(part, number) {
+    const edit = this.editOf(part, number);
+    if (!edit) return null;
+    if (edit.kind !== "hold") return this.edits.get(this.key(edit)) ?? null;
+    return this.edits.get(this.key({ ...edit, steps: [number.t] })) ?? this.edits.get(this.key(edit)) ?? null;
+  }
+
+  set(edit, value) {
+    this.edits.set(this.key(edit), { ...edit, value });
+    this.rerun();
+  }
+
+  remove(edit) {
+    this.edits.delete(this.key(edit));
+    this.rerun();
+  }
+
+  clear() {
+    this.edits.clear();
+    this.rerun();
+  }
+
+  /** Run all layers with the changes. A hold of one step goes over that of all steps. */
+  rerun() {
+    const list = [...this.edits.values()].sort((a, b) => (a.steps ? 1 : 0) - (b.steps ? 1 : 0));
+    if (!list.length) {
+      for (const model of this.models) model.restore();
+      return;
+    }
+    const results = runModel(this.layers, list);
+    results.forEach((result, part) => this.models[part].replace(result, list.filter((edit) => edit.part === part && edit.kind === "parameter")));
+  }
+
+  // --- the address ---
+
+  toText() {
+    return [...this.edits.values()].map((edit) => {
+      const model = this.models[edit.part];
+      const part = edit.part ? `${edit.part}:` : "";
+      const columns = edit.kind === "parameter" && model.parameters.get(edit.name).shape[1];
+      const index = columns ? `${Math.floor(edit.index / columns)},${edit.index % columns}` : edit.index ?? edit.unit;
+      const step = edit.kind === "input" ? `@${edit.step}` : edit.kind === "state" ? "@start" : edit.steps ? `@${edit.steps[0]}` : "";
+      return `${part}${edit.kind === "input" ? "x" : edit.name}${step}[${index}]=${Number(edit.value.toPrecision(7))}`;
+    }).join(";");
+  }
+
+  /** Read the changes from text; those that don't exist on this page are ignored. */
+  fromText(text) {
+    this.edits.clear();
+    for (const entry of text.split(";").filter(Boolean)) {
+      const [, part = "0", q, step, row, column, value] = PATTERN.exec(entry) ?? [];
+      const model = this.models[part];
+      if (!model || !Number.isFinite(Number(value))) continue;
+      const isParameter = model.parameters.has(q);
+      const number = { q, u: Number(row), ...(column === undefined ? {} : { j: Number(column) }) };
+      if (!isParameter) number.t = step === "start" ? model.start : step === undefined ? model.firstStep : Number(step);
+      if (!model.exists(number)) continue;
+      const edit = this.editOf(Number(part), number, isParameter || step === undefined ? null : [number.t]);
+      if (edit) this.edits.set(this.key(edit), { ...edit, value: Number(value) });
+    }
+    this.rerun();
+  }
+}
+
+/** Return a value of a step from the result of a run. It consists of pieces {name, elements} of the run's tensors. */
+export function readPieces(pieces, result, step, length) {
+  return pieces.flatMap(({ name, elements }) => {
+    const all = result.values[name];
+    const size = all.length / length;
+    const row = all.subarray(step * size, (step + 1) * size);
+    return elements ? elements.map((element) => row[element]) : [...row];
+  });
+}

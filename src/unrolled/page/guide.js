@@ -1,0 +1,81 @@
+// The line below the title: an offer of the tour, a stop of the tour, or the worst finding.
+
+import { createElement } from "./dom.js";
+import { tourStops } from "./tour.js";
+
+const STORED = "unrolled-tour";
+
+function stored() {
+  try {
+    return localStorage.getItem(STORED);
+  } catch {
+    return null; // a frame without storage
+  }
+}
+
+function store(value) {
+  try {
+    localStorage.setItem(STORED, value);
+  } catch { /* the offer comes again next time */ }
+}
+
+/** Create the guide line. Returns {element, update, start, next, stop, touring}. */
+export function createGuide(view) {
+  const element = createElement("div", { class: "guide", role: "status" });
+  let stop = -1;
+  let stops = [];
+  let isHidden = stored() === "off";
+
+  const button = (text, onclick, className = "", key = "") => createElement("button", { type: "button", class: `btn ${className}`.trim(), onclick }, text, key ? createElement("kbd", {}, key) : null);
+  const text = (markup) => {
+    const paragraph = createElement("p");
+    paragraph.innerHTML = markup;
+    return paragraph;
+  };
+
+  function go(to) {
+    stop = to;
+    if (to >= 0) {
+      stops = tourStops(view);
+      view.choose(stops[to].number, { push: false });
+    } else {
+      isHidden = true;
+      store("off");
+      view.refresh();
+    }
+  }
+
+  function update() {
+    for (const marked of view.root.querySelectorAll(".toured")) marked.classList.remove("toured");
+    element.className = "guide";
+    const { findings, checked } = view.data.health;
+    if (stop >= 0) {
+      const { title, text: said, target } = stops[stop];
+      element.classList.add("touring");
+      element.replaceChildren(createElement("span", { class: "count" }, `${stop + 1} of ${stops.length}`), text(`<b>${title}.</b> ${said}`),
+        createElement("span", { class: "acts" }, createElement("button", { type: "button", class: "btn", disabled: stop === 0, onclick: () => go(stop - 1) }, "Back"),
+          button(stop === stops.length - 1 ? "Done" : "Next", next, "go", "N"), button("Skip", () => go(-1), "link", "Esc")));
+      view.root.querySelector(target)?.classList.add("toured");
+    } else if (findings.length) {
+      const [worst] = findings;
+      element.classList.toggle("alarm", worst.severity !== "note");
+      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message);
+      element.replaceChildren(said, createElement("span", { class: "acts" },
+        view.numberOf(worst) ? button("Show it", () => view.open(worst.layer, view.numberOf(worst))) : null,
+        button(findings.length > 1 ? `${findings.length - 1} more` : "Diagnosis", () => view.root.querySelector(".health").scrollIntoView())));
+    } else if (!isHidden) {
+      const number = tourStops(view).at(-2)?.number ?? view.number;
+      element.replaceChildren(text(`<b>New to ${view.data.shortName}?</b> A few short stops explain where ${view.symbols.of(number)} comes from. Every number on this page is real and can be clicked.`),
+        createElement("span", { class: "acts" }, button("Start the tour", () => go(0), "go", "T"), button("No, thanks", () => go(-1), "link")));
+    } else {
+      element.replaceChildren(createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), `No problem found in ${view.model.length} ${view.model.length === 1 ? "step" : "steps"}. `, createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`)),
+        createElement("span", { class: "acts" }, button("Tour", () => go(0), "link", "T")));
+    }
+  }
+
+  function next() {
+    go(stop + 1 < stops.length ? stop + 1 : -1);
+  }
+
+  return { element, update, start: () => go(0), next, stop: () => go(-1), get touring() { return stop >= 0; } };
+}

@@ -1,0 +1,342 @@
+// The numbers of one layer in one direction, and how each of them follows from others.
+//
+// A number is {q, t, u}: quantity, time step and unit, or {q, u, j}: parameter, row and column. Quantities are
+// "x", the named quantities ("f"), the ids of nodes without a name ("n4"), the sum that an activation function is
+// applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1").
+
+import { readPieces } from "./edits.js";
+import { decodeValues } from "./numbers.js";
+
+/** One layer in one direction. */
+export class LayerModel {
+  constructor(data) {
+    Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length });
+    this.nodes = data.diagram.nodes;
+    this.states = data.diagram.states;
+    this.descriptions = Object.assign(Object.create(null), data.descriptions); // a quantity may be named "constructor"
+    this.drawing = data.drawing;
+    this.gradient = data.gradient;
+    this.sizes = data.diagram.sizes;
+    this.inputValue = data.diagram.inputValue;
+    this.start = this.backward ? this.length : -1; // the step of the initial states
+    this.steps = data.steps; // those whose numbers are on the page
+    this.stepIndices = new Map(data.steps.map((step, k) => [step, k]));
+    this.complete = data.steps.length === data.length;
+    this.maps = data.maps; // means over time and units, if not all numbers are on the page
+    this.parameters = new Map(data.parameters.map((one) => [one.name, { ...one, values: one.values && decodeValues(one.values) }]));
+    this.nodesById = new Map(this.nodes.map((node) => [node.id, node]));
+    const isTaken = (name) => name === "x" || this.parameters.has(name); // such as x = linear(x, …)
+    this.keys = new Map(this.nodes.map((node) => [node.id, node.name && !isTaken(node.name) ? node.name : node.id]));
+    this.nodesByKey = new Map(this.nodes.map((node) => [this.keys.get(node.id), node]));
+    for (const state of this.states) if (!this.nodesByKey.has(state.name)) this.nodesByKey.set(state.name, this.nodesById.get(state.end));
+    this.statesByName = new Map(this.states.map((state) => [state.name, state]));
+    this.readers = new Map(this.nodes.map((node) => [node.id, this.nodes.filter((other) => other.terms.some((term) => term.source === node.id))]));
+    this.offsets = [];
+    let total = 0;
+    for (const size of this.sizes) {
+      this.offsets.push(total);
+      total += size;
+    }
+    this.stepSize = total;
+    this.recorded = decodeValues(data.diagram.values);
+    this.values = this.recorded;
+    this.recordedParameters = this.parameters;
+    this.held = data.program.programs[0]?.held ?? []; // quantities that can be held at other values
+    this.valueSources = data.valueSources; // what a run returns, for each value
+    this.units = Math.max(...this.states.map((state) => this.sizes[state.value]));
+    this.features = this.sizes[this.inputValue];
+    this.quantitiesByValue = new Map(this.nodes.flatMap((node) => this.quantitiesOf(node).map((q) => [this.valueIndex(q), q])).reverse());
+    this.equations = data.equations;
+    this.drawnNodes = new Map((this.drawing?.nodes ?? []).map((node) => [node.id, node]));
+    this.order = this.nodes.flatMap((node) => this.quantitiesOf(node));
+  }
+
+  /** The step that is computed before another one. */
+  previous(step) {
+    return this.backward ? step + 1 : step - 1;
+  }
+
+  /** The step that is computed after another one, or null after the last one. */
+  next(step) {
+    const after = this.backward ? step - 1 : step + 1;
+    return after < 0 || after >= this.length ? null : after;
+  }
+
+  get firstStep() {
+    return this.backward ? this.length - 1 : 0;
+  }
+
+  /** Whether an activation function is applied to a sum of several terms. */
+  hasSum(node) {
+    return node.operation === "activation" && (node.terms.length > 1 || node.terms[0].weighted) && node.preActivation !== null;
+  }
+
+  /** The quantities of a node in the order in which they are computed: weighted sums, their sum, the result. */
+  quantitiesOf(node) {
+    const key = this.keys.get(node.id);
+    const terms = node.terms.flatMap((term, k) => (this.isPart(node, term) ? [`${key}.${k}`] : []));
+    return [...terms, ...(this.hasSum(node) ? [`sum.${key}`] : []), key];
+  }
+
+  /** Whether a term has a value of its own: a weighted sum, or a product with parameters. */
+  isPart(node, term) {
+    return term.source !== null && (term.weighted || term.gain !== null) && term.value !== null && term.value !== node.value;
+  }
+
+  /** What a quantity is: {kind: "input" | "parameter" | "node" | "sum" | "term", node, term}. Null if there is none. */
+  quantity(q) {
+    if (q === "x") return { kind: "input" };
+    if (this.parameters.has(q)) return { kind: "parameter", parameter: this.parameters.get(q) };
+    const [head, tail] = q.split(".");
+    if (tail === undefined) {
+      const node = this.nodesByKey.get(q);
+      return node ? { kind: "node", node } : null;
+    }
+    if (head === "sum") {
+      const node = this.nodesByKey.get(tail);
+      return node && this.hasSum(node) ? { kind: "sum", node } : null;
+    }
+    const node = this.nodesByKey.get(head);
+    const term = node?.terms[tail];
+    return term && this.isPart(node, term) ? { kind: "term", node, term, k: Number(tail) } : null;
+  }
+
+  /** The index of the values of a quantity. */
+  valueIndex(q) {
+    const { kind, node, term } = this.quantity(q);
+    return { input: () => this.inputValue, node: () => node.value, sum: () => node.preActivation, term: () => term.value }[kind]();
+  }
+
+  /** The number of elements of a quantity. */
+  size(q) {
+    return this.sizes[this.valueIndex(q)];
+  }
+
+  /** The step on the page that is nearest to a time step. */
+  nearest(step) {
+    return this.steps.reduce((best, one) => (Math.abs(one - step) < Math.abs(best - step) ? one : best));
+  }
+
+  at(values, step, valueIndex, unit) {
+    const wrapped = this.sizes[valueIndex] === 1 ? 0 : unit;
+    return values[this.stepIndices.get(step) * this.stepSize + this.offsets[valueIndex] + wrapped];
+  }
+
+  /** The step whose previous state is that of a step that isn't on the page, such as the initial one; else null. */
+  readerOf(step) {
+    if (this.stepIndices.has(step)) return null;
+    return step === this.start ? this.firstStep : this.next(step);
+  }
+
+  isParameter(number) {
+    return this.parameters.has(number.q);
+  }
+
+  /** Whether a number is an initial state. */
+  isStart(number) {
+    return number.t === this.start;
+  }
+
+  /** The value of a number; of the recorded run, or with the reader's changes. */
+  value(number, values = this.values, parameters = this.parameters) {
+    if (parameters.has(number.q)) {
+      const { values: weights, shape } = parameters.get(number.q);
+      return weights[shape.length > 1 ? number.u * shape[1] + (number.j ?? 0) : number.u];
+    }
+    const reader = this.readerOf(number.t);
+    if (reader !== null) return this.at(values, reader, this.statesByName.get(number.q).value, number.u);
+    return this.at(values, number.t, this.valueIndex(number.q), number.u);
+  }
+
+  /** Show the recorded numbers. */
+  restore() {
+    this.values = this.recorded;
+    this.parameters = this.recordedParameters;
+  }
+
+  /** Show the numbers of another run, with some parameters changed. */
+  replace(result, parameterEdits) {
+    const values = this.recorded.slice();
+    // The value of a name goes over that of its node, since it may be held after a product with 1 that isn't drawn.
+    const named = this.nodes.filter((node) => this.held.includes(this.keys.get(node.id)) && result.values[node.name].length === this.length * this.sizes[node.value]);
+    for (let step = 0; step < this.length; step += 1) { // edits need all steps
+      const from = step * this.stepSize;
+      this.valueSources.forEach((pieces, k) => { if (pieces) values.set(readPieces(pieces, result, step, this.length), from + this.offsets[k]); });
+      for (const { name, value } of named) values.set(readPieces([{ name, elements: null }], result, step, this.length), from + this.offsets[value]);
+    }
+    this.values = values;
+    this.parameters = new Map(this.recordedParameters);
+    for (const { name, index, value } of parameterEdits) {
+      const parameter = this.parameters.get(name);
+      const changed = parameter.values.slice();
+      changed[index] = value;
+      this.parameters.set(name, { ...parameter, values: changed });
+    }
+  }
+
+  /** Whether there is such a number. */
+  exists(number) {
+    if (this.isParameter(number)) {
+      const { shape, values } = this.parameters.get(number.q);
+      const isColumn = shape.length < 2 || (Number.isInteger(number.j) && number.j >= 0 && number.j < shape[1]);
+      return values !== null && Number.isInteger(number.u) && number.u >= 0 && number.u < shape[0] && isColumn;
+    }
+    if (!Number.isInteger(number.t) || !Number.isInteger(number.u) || number.u < 0) return false;
+    if (!this.stepIndices.has(number.t)) {
+      const state = this.statesByName.get(number.q);
+      return state !== undefined && this.stepIndices.has(this.readerOf(number.t)) && number.u < this.sizes[state.value];
+    }
+    return this.quantity(number.q) !== null && number.u < this.size(number.q);
+  }
+
+  /** Whether the values of a quantity are from 0 to 1. */
+  isGate(q) {
+    const found = this.quantity(q);
+    return found?.kind === "node" && found.node.range === "gate";
+  }
+
+  /** The number that a term of a node reads for one unit. */
+  sourceOf(term, step, unit) {
+    const element = term.elements ? term.elements[Math.min(unit, term.elements.length - 1)] : unit;
+    return this.sourceNumber(term.source, step, element);
+  }
+
+  sourceNumber(source, step, unit) {
+    if (source === "x") return { q: "x", t: step, u: unit };
+    if (source.startsWith("before:")) return { q: source.slice(7), t: this.previous(step), u: unit };
+    return { q: this.keys.get(source), t: step, u: unit };
+  }
+
+  /** The number that a node of the drawing, or another source of its lines, shows for one unit. */
+  drawnNumber(source, step, unit) {
+    const node = this.drawnNodes.get(source);
+    if (!node) return this.sourceNumber(source, step, unit);
+    return { q: this.quantitiesByValue.get(node.value) ?? this.keys.get(source), t: step, u: Math.min(unit, this.sizes[node.value] - 1) };
+  }
+
+  sourceSize(source) {
+    if (source === "x") return this.features;
+    if (source.startsWith("before:")) return this.sizes[this.statesByName.get(source.slice(7)).value];
+    return this.sizes[this.nodesById.get(source).value];
+  }
+
+  /** The rows of arithmetic of a weighted sum: a weight times an element each, and the bias. */
+  weightedRows(term, step, unit) {
+    const [firstRow, lastRow] = term.rows ?? [0, 0];
+    const parameter = this.parameters.get(term.parameter);
+    if (!parameter?.values || !term.rows) return null;
+    const sourceCount = term.elements?.length ?? this.sourceSize(term.source);
+    const perBlock = sourceCount / term.blocks;
+    const block = Math.floor(unit / ((lastRow - firstRow) / term.blocks));
+    const [firstColumn] = term.columns ?? [0];
+    const rows = Array.from({ length: perBlock }, (_, column) => {
+      const row = firstRow + unit;
+      const at = firstColumn + column;
+      const position = block * perBlock + column;
+      const weight = term.transposed ? { q: term.parameter, u: at, j: row } : { q: term.parameter, u: row, j: at };
+      return { sign: 1, factors: [weight, this.sourceNumber(term.source, step, term.elements ? term.elements[position] : position)] };
+    });
+    if (term.bias) rows.push({ sign: 1, factors: [{ q: term.bias, u: (term.biasRows?.[0] ?? 0) + unit }] });
+    return rows;
+  }
+
+  /**
+   * How a number follows from others.
+   *
+   * Returns null if it is given, else {parts, rows, total, glyph}: rows {sign, factors} whose products are added, as
+   * several parts {rows, total, sign} if they are weighted sums of their own, and the function that is applied to the sum.
+   */
+  derive(number) {
+    if (this.isParameter(number) || number.q === "x" || this.isStart(number)) return null;
+    const { kind, node, term, k } = this.quantity(number.q);
+    const { t: step, u: unit } = number;
+    if (kind === "term" && !term.weighted) return { rows: [this.gainRow(term, step, unit)] };
+    if (kind === "term") return this.isPlainSum(term) ? { rows: this.weightedRows(term, step, unit) } : { opaque: true };
+    const key = this.keys.get(node.id);
+    const parts = node.terms.map((one, index) => this.part(node, one, index, step, unit));
+    if (kind === "sum") return { rows: parts.map((part) => ({ sign: part.sign, factors: part.total ? [part.total] : part.rows[0].factors })), parts };
+    switch (node.operation) {
+      case "activation":
+        return { parts: this.hasSum(node) ? parts : null, rows: parts.flatMap((part) => part.rows), of: this.hasSum(node) ? { q: `sum.${key}`, t: step, u: unit } : null, glyph: node.glyph, call: node.call };
+      case "sum":
+        return parts.some((part) => part.weighted) ? { parts, rows: parts.flatMap((part) => part.rows) } : { rows: node.terms.map((one) => this.expanded(one, step, unit)) };
+      case "difference":
+        return { rows: node.terms.map((one, index) => ({ ...this.expanded(one, step, unit), sign: index ? -1 : 1 })) };
+      case "product":
+        return { ...this.stepsBefore(node, step, unit), rows: [{ sign: 1, factors: this.factors(node, step, unit) }] };
+      case "quotient":
+        return { rows: [{ sign: 1, factors: this.factors(node, step, unit), quotient: true }] };
+      case "unknown":
+        return null;
+      default:
+        return { opaque: true, rows: node.terms.map((one) => ({ sign: 1, factors: [this.factor(one, step, unit)] })) };
+    }
+  }
+
+  /** Lines to show before a product with a function that has no name, such as tanh(c): how c and it are computed. */
+  stepsBefore(node, step, unit) {
+    const term = node.terms.find((one) => {
+      const source = this.nodesById.get(one.source);
+      return source && !source.name && source.operation === "activation" && source.terms.length === 1 && !source.terms[0].weighted;
+    });
+    if (!term) return {};
+    const inner = this.sourceOf(term, step, unit);
+    const { of, rows } = this.derive(inner);
+    const operand = of ?? rows[0].factors[0];
+    const before = operand.constant === undefined && operand.t === step && operand.q !== "x" ? this.derive(operand) : null;
+    const isSum = before?.rows && !before.glyph && !before.opaque && !before.parts;
+    return { before: [...(isSum ? [{ number: operand, rows: before.rows }] : []), { number: inner, call: this.nodesById.get(term.source).call, of: operand }] };
+  }
+
+  isPlainSum(term) {
+    return this.parameters.get(term.parameter)?.values && !term.normalization && term.gain === null && term.parameter !== "";
+  }
+
+  part(node, term, index, step, unit) {
+    const total = this.isPart(node, term) ? { q: `${this.keys.get(node.id)}.${index}`, t: step, u: unit } : null;
+    if (!term.weighted && total) return { sign: term.sign, rows: [this.gainRow(term, step, unit)], total };
+    if (!term.weighted) return { sign: term.sign, rows: [{ sign: 1, factors: [this.factor(term, step, unit)] }], total: null };
+    const rows = this.isPlainSum(term) ? this.weightedRows(term, step, unit) : null;
+    return { sign: term.sign, weighted: true, source: term.source, rows: rows ?? [{ sign: 1, factors: [total ?? { constant: this.at(this.values, step, term.value ?? node.value, unit), text: term.text }] }], total };
+  }
+
+  /** The row of a product with parameters, or with numbers made of them. */
+  gainRow(term, step, unit) {
+    const text = term.text.replace(/[⊙·/]?\{\}[⊙·]?/, "");
+    return { sign: 1, factors: [this.sourceOf(term, step, unit), { constant: this.at(this.values, step, term.gain, unit), text, source: null }], quotient: term.divides };
+  }
+
+  /** The factors of a product or quotient. A weighted sum is a number of its own. */
+  factors(node, step, unit) {
+    const key = this.keys.get(node.id);
+    return node.terms.map((term, k) => (term.weighted && this.isPart(node, term) ? { q: `${key}.${k}`, t: step, u: unit } : this.factor(term, step, unit)));
+  }
+
+  /** What a term reads for one unit: a number, or a constant {constant, text}. */
+  factor(term, step, unit) {
+    if (term.source === null || term.call || term.gain !== null) {
+      return { constant: term.value === null ? Number(term.text) : this.at(this.values, step, term.value, unit), text: term.text, source: term.source && this.sourceOf(term, step, unit) };
+    }
+    return this.sourceOf(term, step, unit);
+  }
+
+  /** A term of a sum as a row. A product without a name is shown with its factors. */
+  expanded(term, step, unit) {
+    const source = this.nodesById.get(term.source);
+    if (source && !source.name && source.operation === "product" && !term.call && term.gain === null) {
+      const element = term.elements ? term.elements[unit] : unit;
+      return { sign: term.sign, factors: this.factors(source, step, element), product: this.sourceOf(term, step, unit) };
+    }
+    return { sign: term.sign, factors: [this.factor(term, step, unit)] };
+  }
+
+  /** The numbers that a number is directly computed from. */
+  sources(number) {
+    const derived = this.derive(number);
+    if (!derived) return [];
+    const factors = (derived.rows ?? []).flatMap((row) => row.factors).flatMap((one) => (one.constant === undefined ? [one] : one.source ? [one.source] : []));
+    return derived.of ? [derived.of, ...factors] : factors;
+  }
+}
+
+export const idOf = (number) => [number.q, number.t ?? "", number.u, number.j ?? ""].join("|");

@@ -1,0 +1,100 @@
+// Names of quantities as symbols, in markup.
+
+const GREEK = { alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ε", zeta: "ζ", eta: "η", theta: "θ", lambda: "λ", mu: "μ", nu: "ν", rho: "ρ", sigma: "σ", tau: "τ", phi: "φ", psi: "ψ", omega: "ω" };
+
+export const escape = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
+
+/** A name as base and index: hidden_n is "hidden" with the index "n". */
+export function splitName(name) {
+  const at = name.indexOf("_");
+  const base = at > 0 ? name.slice(0, at) : name;
+  return [GREEK[base] ?? base, at > 0 ? name.slice(at + 1).replaceAll("_", " ") : ""];
+}
+
+/** The markup of a symbol. A base of several letters is a word. */
+export function symbol(name, ...indices) {
+  const [base, index] = splitName(name);
+  const below = [index, ...indices].filter((one) => one !== "").map(escape).join(",");
+  return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
+}
+
+/** Weights as in torch's documentation, W_if, or with the gate in brackets, weight_ih[f]. */
+export function parameterText(text) {
+  return escape(text)
+    .replace(/\bweight_(\w+)(\[\w+\])?/g, (_, index, gate) => `<var>W</var><sub>${index}${gate ?? ""}</sub>`)
+    .replace(/\bbias_(\w+)(\[\w+\])?/g, (_, index, gate) => `<var>b</var><sub>${index}${gate ?? ""}</sub>`)
+    .replace(/\b([Wb])_(\w+)/g, "<var>$1</var><sub>$2</sub>")
+    .replaceAll("·", " ");
+}
+
+/** Symbols for the numbers of a layer. */
+export class Symbols {
+  constructor(model) {
+    this.model = model;
+  }
+
+  step(t) {
+    return t === this.model.start ? "start" : t;
+  }
+
+  /** The symbol of a number: h₂[1]. With time "t" it is that of the quantity at any step. */
+  of(number, time = this.step(number.t)) {
+    const { model } = this;
+    const unit = number.u === undefined ? "" : `<span class="ix">[${number.u}${number.j === undefined ? "" : `,${number.j}`}]</span>`;
+    if (model.isParameter(number)) return this.parameter(number);
+    const { kind, node, term } = model.isStart(number) ? { kind: "state" } : model.quantity(number.q);
+    if (kind === "input" || kind === "state") return symbol(number.q, time) + unit;
+    if (kind === "term") return `(${this.term(term, time)})${unit}`;
+    if (kind === "sum") return `sum<sub>${symbol(node.name || node.glyph)}</sub>${unit}`;
+    if (node.name) return symbol(node.name, time) + unit;
+    return this.expression(node, number, time);
+  }
+
+  /** An element of a parameter, named by its gate where it has one. */
+  parameter({ q, u, j }) {
+    const names = this.model.parameters.get(q).rowNames;
+    const block = names.find(({ start, stop }) => u >= start && u < stop);
+    const [name, row] = block ? [block.symbol, u - block.start + block.firstUnit] : [q, u];
+    return `${parameterText(name)}<span class="ix">[${row}${j === undefined ? "" : `,${j}`}]</span>`;
+  }
+
+  /** The formula of a weighted sum. */
+  term(term, time) {
+    const [before, after = ""] = term.text.split("{}");
+    return parameterText(before) + (term.source ? this.source(term.source, time) : "") + parameterText(after);
+  }
+
+  /** The symbol of what a node reads at step t, as a whole vector. */
+  source(source, time) {
+    if (source === "x") return symbol("x", time);
+    if (source.startsWith("before:")) return symbol(source.slice(7), typeof time === "number" ? this.step(this.model.previous(time)) : this.model.backward ? `${time}+1` : `${time}−1`);
+    const node = this.model.nodesById.get(source);
+    return node.name ? symbol(node.name, time) : this.expression(node, null, time);
+  }
+
+  /** The formula of a node. With a number, of this element. */
+  expression(node, number, time) {
+    const operand = (term) => {
+      if (term.weighted) return this.term(term, time);
+      if (term.source === null) return parameterText(term.text);
+      const inner = number && typeof number.t === "number" ? this.of(this.model.sourceOf(term, number.t, number.u)) : this.source(term.source, time);
+      const source = this.model.nodesById.get(term.source);
+      const isLoose = source && !source.name && ["sum", "difference"].includes(source.operation);
+      const [before, after = ""] = term.text.split("{}");
+      return `${parameterText(before)}${isLoose && (node.operation === "product" || before || after) ? `(${inner})` : inner}${parameterText(after)}`;
+    };
+    const signed = () => node.terms.map((term, k) => `${term.sign < 0 || (k && node.operation === "difference") ? (k ? " − " : "−") : k ? " + " : ""}${operand(term)}`).join("");
+    switch (node.operation) {
+      case "activation": return `<span class="rm">${escape(node.glyph)}</span>(${signed()})`;
+      case "sum": case "difference": return signed();
+      case "product": return node.terms.map(operand).join(number ? "·" : " ⊙ ");
+      case "quotient": return node.terms.map(operand).join(" / ");
+      default: return `<span class="rm">${escape(node.glyph)}</span>(${node.terms.map(operand).join(", ")})`;
+    }
+  }
+
+  /** Plain text of markup, for titles and screen readers. */
+  static plain(markup) {
+    return markup.replace(/<sub>(.*?)<\/sub>/g, (_, inner) => ` ${inner}`).replace(/<[^>]+>/g, "").replace(/&#(\d+);/g, (_, code) => String.fromCharCode(code));
+  }
+}

@@ -1,0 +1,78 @@
+// The guided tour: six stops, each with a text, the number that is chosen, and what is framed.
+
+import { nameOf } from "./words.js";
+import { symbol } from "./symbols.js";
+
+/** Return the stops of the tour of a layer: {title, text, number, target}. */
+export function tourStops(view) {
+  const { model } = view;
+  const step = model.length > 2 ? (model.backward ? model.length - 3 : 2) : model.firstStep;
+  const unit = Math.min(1, model.units - 1);
+  const at = (q, more = {}) => ({ q, t: step, u: Math.min(unit, model.quantity(q)?.kind === "input" ? 0 : model.size(q) - 1), ...more });
+  const after = model.next(step) ?? step;
+  const stops = { RNN: rnnStops, LSTM: lstmStops }[view.data.cell] ?? otherStops;
+  return stops(view, { step, unit, at, after }).filter((stop) => model.exists(stop.number));
+}
+
+const strip = (step, row) => `.strip [data-step="${step}"] .cells:nth-of-type(${row})`;
+
+function rnnStops(view, { step, unit, at, after }) {
+  return [
+    { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 2),
+      text: `At every step the layer reads one row of the input. This is row ${step} of the sequence, so the step is step ${step}.` },
+    { title: "The weighted sum of the input", number: at("h.0"), target: ".sum",
+      text: `Each unit has its own weights. Unit ${unit} multiplies the inputs by the weights in its row of weight_ih, adds a bias, and gets one number.` },
+    { title: "What the previous state adds", number: at("h.1"), target: strip(view.model.previous(step), 1),
+      text: `The layer remembers through its hidden state. Unit ${unit} also reads all numbers of the state after the step before, with the weights in its row of weight_hh.` },
+    { title: view.model.nodesByKey.get("h").glyph, number: at("h"), target: '[data-node="h"].node',
+      text: "The two parts are added. The activation function is applied to the sum. tanh squeezes it into −1 to 1, so a state can't grow without limit." },
+    { title: "The output", number: at("h"), target: strip(step, 1),
+      text: `The result is the new hidden state. In nn.RNN it is also the output of this step: output[${step}] holds these numbers.` },
+    { title: "The next step", number: at("h.1", { t: after }), target: `.strip [data-step="${after}"]`,
+      text: `Step ${after} starts from this state, with the same weights and the next input. All it knows of the steps before is in these numbers.` },
+  ];
+}
+
+function lstmStops(view, { step, at, after }) {
+  return [
+    { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 3),
+      text: "At every step the layer reads one row of the input, and two vectors from the step before: the hidden state h and the cell state c." },
+    { title: "Four weighted sums", number: at("sum.f"), target: '.gate[data-node="f"]',
+      text: "As in nn.RNN, each sum has an input part and a part from the previous hidden state. The LSTM has four per unit: three gates and a candidate." },
+    { title: "Gates", number: at("f"), target: '[data-node="f"].node',
+      text: "σ turns a sum into a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number." },
+    { title: "The cell state", number: at("c"), target: ".grp.states",
+      text: "c is the memory. The forget gate scales the old value, the input gate scales the candidate, and the two are added. Press “Shut the forget gate”, below the drawing: the old value is gone." },
+    { title: "Hidden state and output", number: at("h"), target: '[data-node="h"].node',
+      text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h, and output[${step}] in nn.LSTM.` },
+    { title: "The next step", number: at("c", { t: after }), target: `.strip [data-step="${after}"]`,
+      text: `Both states go on to step ${after}. What the forget gate keeps of c there is all that remains of the steps before. That is the point of an LSTM.` },
+  ];
+}
+
+/** The tour of any other cell, from what its step computes. */
+function otherStops(view, { step, at, after }) {
+  const { model } = view;
+  const states = model.states.map((state) => `${nameOf(model, state.name)} ${symbol(state.name)}`).join(", ");
+  const layers = model.nodes.filter((node) => node.kind === "layer");
+  const gate = model.nodes.find((node) => node.range === "gate" && node.name);
+  const output = model.states[0].name;
+  const memory = model.states[model.states.length - 1].name;
+  const first = layers[0] && model.keys.get(layers[0].id);
+  const stops = [
+    { title: "What enters", number: at("x", { u: 0 }), target: `.strip [data-step="${step}"]`,
+      text: `At every step the cell reads one row of the input, and from the step before: ${states}.` },
+  ];
+  if (first) {
+    stops.push({ title: layers.length > 1 ? `${layers.length} weighted sums` : "A weighted sum", number: at(model.quantitiesOf(layers[0])[0]), target: `.gate[data-node="${first}"]`,
+      text: `${layers.length > 1 ? `The cell computes ${layers.length} weighted sums for each unit` : "The cell computes one weighted sum for each unit"}. Each has weights of its own. They are the same at every step.` });
+  }
+  if (gate) {
+    stops.push({ title: "Gates", number: at(gate.name), target: `[data-node="${gate.name}"].node`,
+      text: `${nameOf(model, gate.name)} ${symbol(gate.name)} is a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number.` });
+  }
+  stops.push({ title: "The state", number: at(memory), target: `[data-node="${memory}"].node`, text: `This is the new ${nameOf(model, memory)}. Click the numbers in the arithmetic to see what it is made of.` });
+  stops.push({ title: "The output", number: at(output), target: `.strip [data-step="${step}"]`, text: `The ${nameOf(model, output)} is also the output of this step: output[${step}] holds these numbers.` });
+  stops.push({ title: "The next step", number: at(output, { t: after }), target: `.strip [data-step="${after}"]`, text: `Step ${after} starts from the new state, with the same weights and the next input.` });
+  return stops;
+}

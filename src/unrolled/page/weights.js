@@ -1,0 +1,69 @@
+// The weights behind the gates: one row for each unit, the same at every step.
+
+import { createCell } from "./cells.js";
+import { createElement, createMarkup } from "./dom.js";
+import { unitsShown } from "./strip.js";
+import { escape, parameterText, symbol } from "./symbols.js";
+
+const MAX_SOURCE = 8; // columns of a matrix that are shown at once
+
+/** Create the table of weights. Returns {element, update}. */
+export function createWeights(view) {
+  const element = createElement("div", { class: "weights" });
+  let drawn = "";
+  let cells = [];
+
+  function update() {
+    if (!element.offsetParent) return; // the tab is closed
+    const key = [view.layerIndex, ...unitsShown(view), view.number.j ?? ""].join();
+    if (key !== drawn) {
+      cells = [];
+      element.replaceChildren(...view.model.nodes.map(createGate).filter(Boolean));
+      drawn = key;
+    }
+    for (const cell of cells) cell.update();
+    for (const button of element.querySelectorAll("[data-unit]")) button.classList.toggle("mine", Number(button.dataset.unit) === view.unit);
+  }
+
+  function createGate(node) {
+    const { model } = view;
+    const terms = node.terms.filter((term) => term.weighted && model.parameters.get(term.parameter)?.values && term.rows);
+    if (!terms.length) return null;
+    const blocks = terms.flatMap((term) => blocksOf(view, term));
+    const style = `--widths: 26px ${blocks.map(({ columns }) => `8px repeat(${columns.length}, minmax(var(--least, 0px), 1fr))`).join(" ")}`;
+    const title = createMarkup("div", `<b>${node.name ? symbol(node.name) : escape(node.glyph)} <span></span></b><span class="quiet"></span>`, "head");
+    title.querySelector("span").textContent = (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0];
+    title.lastChild.innerHTML = terms.map((term) => parameterText(term.text.split("{}").map((part) => part.replace(/[·+]/g, "").trim()).filter(Boolean).join(", "))).join(", ");
+    const heads = blocks.map(({ name, columns }) => createElement("span", { style: `grid-column: span ${columns.length + 1}` }, name));
+    const units = unitsShown(view, model.size(model.keys.get(node.id)));
+    const rows = units.map((unit) => [
+      createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`),
+      blocks.map(({ columns, refer }) => [createElement("span"), columns.map((column) => add(() => refer(unit, column)))])]);
+    return createElement("div", { class: "grp wide-grp", style }, title, createElement("span"), heads, rows);
+  }
+
+  function add(refer) {
+    const cell = createCell(view, refer);
+    cells.push(cell);
+    return cell.element;
+  }
+
+  return { element, update };
+}
+
+/** The columns of a term's matrix, and its bias: {name, columns, refer}. */
+function blocksOf(view, term) {
+  const { model } = view;
+  const rows = model.weightedRows(term, 0, 0);
+  const weights = rows.filter((row) => row.factors.length > 1).map((row) => row.factors[0]);
+  const axis = term.transposed ? "u" : "j";
+  const chosen = view.number.q === term.parameter ? weights.findIndex((one) => one[axis] === view.number[axis]) : 0;
+  const count = Math.min(weights.length, MAX_SOURCE);
+  const from = Math.max(0, Math.min(chosen - Math.floor(count / 2), weights.length - count));
+  const columns = Array.from({ length: count }, (_, k) => from + k);
+  const omitted = weights.length > count ? `, ${from} to ${from + count - 1} of ${weights.length}` : "";
+  const refer = (unit, column) => model.weightedRows(term, 0, unit)[column].factors[0];
+  const blocks = [{ name: `${term.parameter}${omitted}`, columns, refer }];
+  if (term.bias) blocks.push({ name: term.bias, columns: [weights.length], refer: (unit, column) => model.weightedRows(term, 0, unit)[column].factors[0] });
+  return blocks;
+}

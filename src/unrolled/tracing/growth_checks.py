@@ -1,0 +1,235 @@
+"""Checks of what happens along a sequence: states that grow, and gradients that explode or vanish."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from unrolled.layers.tensors import tensors
+from unrolled.tracing.findings import Finding, number
+from unrolled.tracing.layer_values import STEP_ERRORS, CannotCheckError, LayerValues
+from unrolled.tracing.random_state import cuda_devices
+from unrolled.tracing.thresholds import (
+    EXPLODING_GRADIENT,
+    EXPONENTIAL_GROWTH,
+    SAMPLES,
+    STATE_GROWTH,
+    VANISHING_GRADIENT,
+)
+
+_MIN_STEPS = 4
+
+
+def check_state_growth(values: LayerValues) -> list[Finding]:
+    """Report states whose norm grows exponentially.
+
+    Raises:
+        CannotCheckError: If there are too few steps, or no state was recorded.
+    """
+    states = [name for name in values.part.initial_state if name in values.part.values]
+    if not states:
+        raise CannotCheckError("no state was recorded")
+    _check_steps(values)
+    findings = []
+    for name in states:
+        norms = _norms(values, {name: values.part.values[name]}, from_end=False)
+        last = len(norms) - 1
+        first = next((k for k, norm in enumerate(norms) if norm > 0), last)
+        half = last // 2
+        if first >= half or norms[last] < STATE_GROWTH * norms[first]:
+            continue
+        growth = _median_growth(norms[half:])
+        if growth ** (last - half) < EXPONENTIAL_GROWTH:
+            continue
+        start, end = _step(values, first, from_end=False), _step(values, last, from_end=False)
+        message = (
+            f"The state {name} grows exponentially: its norm goes from {number(norms[first])} at step "
+            f"{start} to {number(norms[last])} at step {end}, by a factor of {number(growth)} per step."
+        )
+        findings.append(
+            values.finding(
+                "growing state",
+                "warning",
+                message,
+                name,
+                steps=(start, end),
+                values={"growth": growth, "first": norms[first], "last": norms[last]},
+            )
+        )
+    return findings
+
+
+def grows(values: LayerValues) -> bool:
+    """Whether a state grows exponentially, as far as it can be checked."""
+    try:
+        return bool(check_state_growth(values))
+    except CannotCheckError:
+        return False
+
+
+def check_gradients(values: LayerValues) -> list[Finding]:
+    """Report a gradient that explodes or vanishes, backward through the steps.
+
+    The norm is that of the gradients of all states together.
+
+    Raises:
+        CannotCheckError: If there are no gradients, too few steps, or no state was recorded.
+    """
+    gradients = values.part.gradients
+    if not gradients:
+        raise CannotCheckError(values.without_gradients)
+    by_state = {name: gradients[name] for name in values.part.initial_state if name in gradients}
+    if not by_state:
+        raise CannotCheckError("no state was recorded")
+    _check_all_steps(values)
+    norms = _norms(values, by_state, from_end=True)
+    name = ", ".join(by_state)
+    if not any(norms):
+        message = (
+            f"The gradient of {_joined(by_state)} is 0 at all steps: the loss doesn't depend on this layer, "
+            "so it doesn't learn."
+        )
+        return [values.finding("no gradient", "warning", message, name, steps=tuple(values.steps))]
+    _check_steps(values)
+    first = next(k for k, norm in enumerate(norms) if norm > 0)
+    flowing = norms[first:]
+    exploding = _explosion(values, flowing, first, by_state)
+    return [exploding] if exploding else _vanishing(values, flowing, first, by_state)
+
+
+def _explosion(
+    values: LayerValues, norms: Sequence[float], first: int, by_state: Mapping[str, Tensor]
+) -> Finding | None:
+    limit = EXPLODING_GRADIENT * len(norms)
+    last = len(norms) - 1
+    if last < 1 or max(norms) < limit * norms[0]:
+        return None
+    growth = _median_growth(norms)
+    # A loss that grows along the sequence makes the gradient grow, too. It counts what a step does to it.
+    if min(growth, _amplification(values, by_state)) ** last < limit:
+        return None
+    k = next(k for k, norm in enumerate(norms) if norm >= limit * norms[0])
+    start, there, end = (_step(values, first + j, from_end=True) for j in (0, k, last))
+    message = (
+        f"The gradient of {_joined(by_state)} explodes from step {there} on, going backward: its norm goes "
+        f"from {number(norms[0])} at step {start} to {number(norms[last])} at step {end}, by a factor of "
+        f"{number(growth)} per step."
+    )
+    return values.finding(
+        "gradient explodes", "warning", message, ", ".join(by_state), steps=(there,),
+        values={"growth": growth, "last": norms[0], "first": norms[last]},
+    )  # fmt: skip
+
+
+def _amplification(values: LayerValues, by_state: Mapping[str, Tensor]) -> float:
+    """Return the median factor by which a step changes the norm of the gradient that passes through it.
+
+    Raises:
+        CannotCheckError: If the steps can't run again.
+    """
+    batch = values.step_batch(SAMPLES)
+    gradients = [by_state[name].flatten(0, 1)[batch.indices] for name in batch.states]
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(cuda_devices(batch.x)):
+        states = [state.clone().requires_grad_() for state in batch.states.values()]
+        try:
+            new = tensors(values.cell.step(batch.x.clone(), *states))
+            passed = torch.autograd.grad(new, states, gradients, allow_unused=True)
+        except STEP_ERRORS:
+            raise CannotCheckError("the step doesn't run with another number of rows") from None
+    before = _row_norms(gradients)
+    after = _row_norms([part for part in passed if part is not None])
+    factors = (after / before)[(before > 0) & after.isfinite()]
+    return float(factors.median()) if len(factors) else 1.0
+
+
+def _row_norms(parts: Sequence[Tensor]) -> Tensor:
+    norms: Tensor = torch.cat([part.flatten(1).abs().double() for part in parts], 1).norm(dim=1)
+    return norms
+
+
+def _vanishing(
+    values: LayerValues, norms: Sequence[float], first: int, by_state: Mapping[str, Tensor]
+) -> list[Finding]:
+    gone, largest = len(norms), 0.0
+    for k, norm in enumerate(norms):
+        is_gone = norm < VANISHING_GRADIENT * largest
+        gone = min(gone, k) if is_gone else len(norms)
+        largest = max(largest, norm)
+    if gone == len(norms):
+        return []
+    peak = max(range(gone), key=lambda k: norms[k])
+    there, source = (_step(values, first + k, from_end=True) for k in (gone, peak))
+    factor = (norms[gone] / norms[peak]) ** (1 / (gone - peak))
+    earlier = "earlier" if values.part.direction == "forward" else "later"
+    message = (
+        f"The gradient of {_joined(by_state)} is gone from step {there} on, going backward: its norm falls "
+        f"from {number(norms[peak])} at step {source} to {number(norms[gone])} at step {there}, by a factor "
+        f"of {number(factor)} per step. The layer learns nothing about step {there} and {earlier} ones."
+    )
+    return [
+        values.finding(
+            "gradient vanishes", "warning", message, ", ".join(by_state), steps=(there,),
+            values={"growth": factor, "last": norms[peak], "first": norms[gone]},
+        )
+    ]  # fmt: skip
+
+
+def _check_all_steps(values: LayerValues) -> None:
+    if values.part.steps is not None:
+        raise CannotCheckError("only some steps were recorded")
+
+
+def _check_steps(values: LayerValues) -> None:
+    _check_all_steps(values)
+    if len(values.steps) < _MIN_STEPS:
+        raise CannotCheckError(f"it needs at least {_MIN_STEPS} steps")
+
+
+def _norms(values: LayerValues, tensors: Mapping[str, Tensor], from_end: bool) -> list[float]:
+    """Return the norm, as root mean square over the rows, by the number of steps since the start of the row.
+
+    The order is that in which the steps run, or its reverse. Steps with NaN or infinity are left out.
+
+    Args:
+        values: The layer.
+        tensors: Quantities or gradients by name, ``(time, batch, …)``, whose norm to take together.
+        from_end: Whether to count from the step that runs last in the row.
+    """
+    running = values.running
+    distance = torch.arange(len(running), device=running.device).unsqueeze(1).expand(running.shape)
+    if from_end == (values.part.direction == "forward"):
+        distance = values.part.lengths.to(running.device) - 1 - distance
+    total = torch.zeros(len(running), dtype=torch.float64, device=running.device)
+    parts = [tensor.flatten(2).abs().double() for tensor in tensors.values()]
+    joined = torch.cat(parts, -1)
+    valid = running & joined.isfinite().all(-1)
+    # The largest number is divided out, so that squares neither overflow nor underflow.
+    scale = joined[valid].max() if bool(valid.any()) else joined.new_ones(())
+    scale = torch.where(scale > 0, scale, 1.0)
+    squares = (joined / scale).square().sum(-1)
+    total.index_add_(0, distance[valid], squares[valid])
+    counts = torch.bincount(distance[valid], minlength=len(running))
+    norms: list[float] = ((total / counts.clamp(min=1)).sqrt() * scale).tolist()
+    return norms
+
+
+def _median_growth(norms: Sequence[float]) -> float:
+    """Return the median factor from one norm to the next."""
+    logs = [math.log(b / a) for a, b in itertools.pairwise(norms) if a > 0 and b > 0]
+    return math.exp(statistics.median(logs)) if logs else 1.0
+
+
+def _step(values: LayerValues, distance: int, from_end: bool) -> int:
+    """Return the time step at a distance from the start or the end, in the longest row."""
+    backward = from_end == (values.part.direction == "forward")
+    return int(values.part.lengths.max()) - 1 - distance if backward else distance
+
+
+def _joined(names: Mapping[str, Tensor]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

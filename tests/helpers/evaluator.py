@@ -1,0 +1,135 @@
+"""Run the page's evaluator of steps, in Node.js if there is one, else in Chromium."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+import unrolled as ur
+from helpers.browser import NOT_FOUND, find_browser, running_browser
+from unrolled.page.assets import joined, script
+from unrolled.page.sampling import encode_values
+from unrolled.page.step_programs import program_data
+from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.step_graph import LayerProgram, model_programs
+
+NODE = shutil.which("node") or shutil.which("nodejs")
+needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
+
+_SCRIPTS = ("numbers", "tensor_functions", "evaluator")
+# Encodes all arrays of a result. Numbers that aren't finite survive.
+_ENCODE = """
+const encode = (value) => {
+  if (ArrayBuffer.isView(value)) {
+    const bytes = new Uint8Array(Float64Array.from(value).buffer);
+    let text = "";
+    for (const byte of bytes) text += String.fromCharCode(byte);
+    return { base64: btoa(text) };
+  }
+  if (Array.isArray(value)) return value.map(encode);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, encode(part)]));
+};
+const decodeAll = (arrays) =>
+  Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, decodeValues(array)]));
+const decodeLayer = (layer) => ({
+  ...layer,
+  input: decodeValues(layer.input),
+  initialState: decodeAll(layer.initialState),
+  parameters: decodeAll(layer.parameters),
+});
+"""
+# The cases are [program, constants, parameters] for single steps.
+_RUN_STEPS = """
+const runSteps = (cases) => cases.map(([program, constants, parameters]) =>
+  new StepEvaluator(program, constants.map(decodeValues)).run({ parameters: decodeAll(parameters) }).values);
+"""
+_FUNCTION_NAMES = """
+const functionNames = () =>
+  Object.keys({ ...ELEMENT_FUNCTIONS, ...REDUCTIONS, ...VECTOR_FUNCTIONS, ...STRUCTURAL_FUNCTIONS });
+"""
+# The cases are [layers, several edits]: the results of a model for each.
+_RUN_MODELS = """
+const runModels = (cases) => cases.map(([layers, editsOfRuns]) => {
+  const decoded = layers.map(decodeLayer);
+  return editsOfRuns.map((edits) => runModel(decoded, edits));
+});
+"""
+
+
+def run_javascript(function: str, data: Any, folder: Path) -> Any:
+    """Call one of the functions above, and return its result with all arrays as tensors.
+
+    Args:
+        function: The name of the function.
+        data: Its argument.
+        folder: A folder for temporary files.
+    """
+    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS
+    text = json.dumps(data, allow_nan=False)
+    if NODE is None:
+        with running_browser() as browser:
+            page = browser.new_page()
+            source = f"(data) => {{ {script()}\n{helpers}\nreturn encode({function}(data)); }}"
+            result = page.evaluate(source, json.loads(text))
+    else:
+        (folder / "data.json").write_text(text)
+        head = 'import { readFileSync, writeFileSync } from "fs";\n'
+        run = 'const data = JSON.parse(readFileSync("data.json"));\n'
+        run += f'writeFileSync("result.json", JSON.stringify(encode({function}(data))));\n'
+        (folder / "run.mjs").write_text(head + joined(_SCRIPTS) + helpers + run)
+        subprocess.run([NODE, "run.mjs"], cwd=folder, check=True)
+        result = json.loads((folder / "result.json").read_text())
+    return _decoded(result)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    if isinstance(value, dict) and "base64" in value:
+        return torch.from_numpy(numpy.frombuffer(base64.b64decode(value["base64"])).copy())
+    return {key: _decoded(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def layer_data(part: LayerTrace, program: LayerProgram, batch: int = 0) -> dict[str, Any]:
+    """Return a layer as ``runModel`` takes it, except that its arrays are encoded."""
+    length = int(part.lengths[batch])
+    return {
+        "layer": part.layer,
+        "direction": part.direction,
+        "program": program_data(program),
+        "input": encode_values(part.input[:length, batch]),
+        "initialState": {name: encode_values(state[batch]) for name, state in part.initial_state.items()},
+        "parameters": {name: encode_values(getattr(part.cell, name)) for name in part.cell.shapes()},
+    }
+
+
+def model_data(trace: ur.Trace, batch: int = 0) -> list[dict[str, Any]]:
+    """Return all layers of a trace as ``runModel`` takes them. Fails if a layer has no program."""
+    programs = model_programs(trace, batch)
+    assert [program.reason for program in programs] == [None] * len(programs)
+    return [layer_data(part, program, batch) for part, program in zip(trace.layers, programs, strict=True)]
+
+
+def assert_equal_on_page(actual: Tensor, expected: Tensor, describe: Callable[[], str]) -> None:
+    """Check that numbers agree as the page shows them: to four decimals, or to 1e-9 in double precision."""
+    tolerance = 1e-9 if expected.dtype is torch.float64 else 5e-5
+    expected = expected.double().flatten()
+    torch.testing.assert_close(
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance,
+        equal_nan=True,
+        msg=lambda text: f"{describe()}: {text}",
+    )
