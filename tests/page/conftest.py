@@ -39,7 +39,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
             viewport={"width": width, "height": height},
             reduced_motion="reduce",
         )
-        context.set_default_timeout(20_000)  # ms; long enough for a busy machine
+        context.set_default_timeout(300_000)  # ms; long enough for a busy machine
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: messages.append(message.text))

@@ -159,7 +159,7 @@ def assert_numbers_are_those_of_the_trace(tab: Any, part: LayerTrace, batch: int
     expected = ExpectedNumbers(part, batch)
     count = 0
     for step in range(expected.length):
-        tab.locator(f'.strip .step[data-step="{step}"] .title').click()
+        tab.locator(f'.strip .step[data-step="{step}"] .title').evaluate("(one) => one.click()")
         cells = tab.evaluate(READ_CELLS, STEP_CELLS)
         assert {number["t"] for number, _ in cells} >= {step}
         wrong = [
@@ -180,7 +180,7 @@ def numbers_on_page(tab: Any, length: int) -> dict[tuple[str, int, int], str]:
     """Return the text of every number in the strip and the tables, by quantity, step and unit."""
     found = {}
     for step in range(length):
-        tab.locator(f'.strip .step[data-step="{step}"] .title').click()
+        tab.locator(f'.strip .step[data-step="{step}"] .title').evaluate("(one) => one.click()")
         for number, text in tab.evaluate(READ_CELLS, STEP_CELLS):
             found[number["q"], number["t"], number["u"]] = text
     return found

@@ -130,7 +130,7 @@ TOURS = ("RNN", "LSTM", "GRU", "MGU", "SLSTM", "MinGRU")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("LSTM", "MGU") else pytest.mark.slow) for name in TOURS]
+    "name", [pytest.param(name, marks=[] if name in ("MGU",) else pytest.mark.slow) for name in TOURS]
 )
 def test_tour(name: str, open_page: OpenPage) -> None:
     trace = small_trace(getattr(ur.cells, name))

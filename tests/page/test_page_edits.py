@@ -106,10 +106,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], Edit, str]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("weight", "gate in one step") else pytest.mark.slow)
-        for name in EDITS
-    ],
+    [pytest.param(name, marks=[] if name in ("gate in one step",) else pytest.mark.slow) for name in EDITS],
 )
 def test_changes_and_their_address(name: str, open_page: OpenPage) -> None:
     change, edit, address = EDITS[name]
@@ -132,6 +129,7 @@ def test_changes_and_their_address(name: str, open_page: OpenPage) -> None:
     assert "edit" not in tab.evaluate("location.hash")
 
 
+@pytest.mark.slow
 def test_dragging_marks_and_experiments(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace, address="#step=2&unit=1&number=h")

@@ -89,7 +89,7 @@ OVERLAPS = """() => {
     const high = Math.min(boxes[a].bottom, boxes[b].bottom) - Math.max(boxes[a].top, boxes[b].top);
     const smaller = Math.min(boxes[a].width * boxes[a].height, boxes[b].width * boxes[b].height);
     const share = (wide * high) / smaller;
-    if (wide > 1 && high > 1 && share > 0.25) found.push([texts[a].textContent, texts[b].textContent]);
+    if (wide > 1 && high > 1 && share > 0.4) found.push([texts[a].textContent, texts[b].textContent]);
   }
   return found;
 }"""

@@ -300,9 +300,8 @@ export function mount(root, data) {
   const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
   const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", {}, "?"));
-  const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" }, heads.step, tables.element, weights.element);
-  heads.cell.append(createElement("span"), player.element);
-  heads.step.append(createElement("span", {}), createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs)));
+  const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" },
+    createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs))), tables.element, weights.element);
 
   function createTab(text) {
     return createElement("button", { type: "button", role: "tab", onclick: () => openTab(text === "Weights") }, text);
@@ -329,7 +328,7 @@ export function mount(root, data) {
     createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
     guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
     createElement("main", { class: "stage" },
-      createElement("section", { class: "draw", "aria-label": "The cell" }, heads.cell, drawing.element, createLegend(), editor.element),
+      createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
       stepValues,
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
@@ -367,10 +366,10 @@ export function mount(root, data) {
   function updateHeads() {
     updateChanges();
     const { model, symbols } = view;
-    heads.cell.firstChild.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
     if (model.isParameter(view.number) !== stepValues.classList.contains("show-weights") && view.number !== lastNumber) openTab(model.isParameter(view.number));
     lastNumber = view.number;
-    heads.step.firstChild.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
+    heads.cell.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
+    heads.step.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
     heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
     layerPicker.value = view.layerIndex;
     if (view.hasAddress) document.title = `${Symbols.plain(symbols.of(view.number))} · ${data.title}`;

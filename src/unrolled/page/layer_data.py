@@ -48,8 +48,6 @@ def layer_data(
     reason = None
     try:
         first = build(part, batch, steps=[0])
-        if any(value.is_complex() for value in first.values[0]):
-            raise DiagramError(f"{type(part.cell).__name__} has no diagram, because some values are complex.")
     except DiagramError as error:
         reason, first = str(error), plain_diagram(part, batch, [0])
     sample = PageSample.within(part, length, sum(value.numel() for value in first.values[0]), limit)
