@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled as ur
@@ -18,6 +18,7 @@ from unrolled.page.contents import page_data
 from unrolled.page.sampling import PageSample, bin_means, encode_values, feature_order, unit_order
 
 
+@settings(max_examples=30)
 @given(length=st.integers(1, 60), limit=st.integers(1, 20_000), hidden=st.integers(1, 12))
 def test_sample_stays_within_the_limit(length: int, limit: int, hidden: int) -> None:
     part = ur.trace(ur.RNN(2, hidden), torch.zeros(1, 1, 2)).layers[0]
