@@ -40,18 +40,12 @@ def trace_moves(
     """
     sources: list[Tensor] = []
 
-    def numbered(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(numbered(part) for part in value)
-        start = first + sum(source.numel() for source in sources)
-        sources.append(value)
-        return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
-
     positional = len(args) > 0  # the tensors come first, then the arguments that say how to move
-    new_args = (numbered(args[0]), *args[1:]) if positional else ()
+    new_args = (_numbered(args[0], sources, first), *args[1:]) if positional else ()
     tensor_arguments = ("input", "tensors", "tensor")
     new_kwargs = {
-        k: numbered(v) if not positional and k in tensor_arguments else v for k, v in kwargs.items()
+        k: _numbered(v, sources, first) if not positional and k in tensor_arguments else v
+        for k, v in kwargs.items()
     }
     result = function(*new_args, **new_kwargs)
     positions = (result if output_index is None else result[output_index]).flatten() - first
@@ -61,6 +55,15 @@ def trace_moves(
         return torch.full_like(positions, -1), [positions for _ in sources]
     from_operand = torch.where(positions < 0, -1, operands[positions.clamp(min=0)])
     return from_operand, [positions - start for start in (sizes.cumsum(0) - sizes).tolist()]
+
+
+def _numbered(value: Any, sources: list[Tensor], first: int) -> Any:
+    """Replace tensors by running numbers from ``first`` on, and append them to ``sources``."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_numbered(part, sources, first) for part in value)
+    start = first + sum(source.numel() for source in sources)
+    sources.append(value)
+    return torch.arange(start, start + value.numel(), device=value.device).reshape(value.shape)
 
 
 def find_runs(source_operands: Tensor, element_maps: Sequence[Tensor]) -> list[list[int]]:
