@@ -104,7 +104,7 @@ MAIN_CAUSE = 0.5
 """A bias or a weighted sum is the cause of a stuck gate if it makes up this share of the pre-activation."""
 
 MINIMUM_BIAS = 3.0
-"""A bias is the cause of a stuck gate only if its size is at least this: sigmoid(−3) is 0.047."""
+"""The smallest size of a bias that is named as the cause of a stuck gate. sigmoid(−3) is 0.047."""
 
 SAMPLES = 512
 """The maximum number of steps, all rows together, whose inputs, states and parameters are replaced.
