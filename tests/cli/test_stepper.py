@@ -28,28 +28,42 @@ RIGHT, LEFT, UP, DOWN, HOME, END, SHIFT_TAB = (f"\x1b[{letter}" for letter in "C
 KEYS = "q quit  ←→ step  ↑↓ quantity  [ ] unit  space play  g/G first/last"
 
 
-def shows(part: Any, step: int, name: str, unit: int) -> Callable[[list[str]], bool]:
+def rows_of(part: Any) -> list[tuple[str, str, int, int]]:
+    """Return label, quantity, first element and size of each row of the screen: a row for each gate."""
+    rows = [("x", "x", 0, part.input.shape[-1])]
+    for name in part.names:
+        names, size = part.row_names, part[name].shape[-1]
+        if names.is_split(name):
+            rows += [
+                (f"{name} {block.gate}", name, block.rows.start, len(block.rows))
+                for block in names.blocks[name]
+            ]
+        else:
+            rows.append((name, name, 0, size))
+    return rows
+
+
+def shows(part: Any, step: int, label: str, unit: int) -> Callable[[list[str]], bool]:
     """Return a check: the screen shows this time step, with this number marked and explained."""
-    value = f"[{part[name][step, 0, unit]:.4f}]"
+    name, first = next((name, first) for row, name, first, _ in rows_of(part) if row == label)
+    value = f"[{part[name][step, 0, first + unit]:.4f}]"
 
     def check(lines: list[str]) -> bool:
-        name_lines = [k for k, line in enumerate(lines) if line.startswith(f"{name}[{unit}]  ")]
-        marked = [line for line in lines if re.match(rf"▸ {name} ", line) and value in line]
-        if (
-            not name_lines
-            or not marked
-            or not lines[-1].startswith("q quit")
-            or not re.match(rf"Step {step} ", lines[1])
-        ):
+        if not lines[-1].startswith("q quit") or not re.match(rf"Step {step} ", lines[1]):
             return False
-        text = " ".join(" ".join(lines[name_lines[0] + 1 :]).split())
-        return text.startswith(part.explain(name, step, unit) if name in part.values else "input of the")
+        headings = [k for k, line in enumerate(lines) if line.startswith(f"{label}[{unit}]  ")]
+        if not headings or not any(re.match(rf"▸ {label} ", line) and value in line for line in lines):
+            return False
+        text = " ".join(" ".join(lines[headings[0] + 1 :]).split())
+        return text.startswith(
+            part.explain(name, step, first + unit) if name in part.values else "input of the"
+        )
 
     return check
 
 
-def numbers(lines: list[str], name: str) -> list[float]:
-    line = next(line for line in lines if re.match(rf"[▸ ] {name} ", line))
+def numbers(lines: list[str], label: str) -> list[float]:
+    line = next(line for line in lines if re.match(rf"[▸ ] {label} ", line))
     return [float(text) for text in re.findall(r"-?\d+\.\d{4}|nan|-?inf", line)]
 
 
@@ -57,8 +71,9 @@ def numbers(lines: list[str], name: str) -> list[float]:
 def test_the_keys_reach_every_number() -> None:
     layer, x = example.example(TORCH_CELLS["lstm"], None, 3, {})
     (part,) = ur.trace(layer, x).layers
-    with Terminal((*COMMAND, "--cell", "lstm", "--seed", 3, "--watch"), COLORTERM="truecolor") as terminal:
-        lines = terminal.until(shows(part, 0, "input_sum", 0))
+    arguments = (*COMMAND, "--cell", "lstm", "--seed", 3, "--watch")
+    with Terminal(arguments, 80, 40, COLORTERM="truecolor") as terminal:
+        lines = terminal.until(shows(part, 0, "input_sum i", 0))
         assert lines[0] == "LSTM(2, 3, batch_first=True)"
         assert lines[-1] == KEYS
         assert "  input_sum = linear(x, self.weight_ih, self.bias_ih)" in lines, (
@@ -66,24 +81,26 @@ def test_the_keys_reach_every_number() -> None:
         )
         assert lines[-2].startswith("Colors of input_sum, on its own scale: -")
         terminal.press(UP)
-        lines = terminal.until(shows(part, 0, "x", 0))
-        assert lines[-2].startswith("Colors of x: -4.0000 0.0000 4.0000  of other quantities: -")
+        terminal.until(shows(part, 0, "x", 0))
+        colors = re.compile(r"Colors of x: -\d\.\d{4} 0\.0000 \d\.\d{4}  of other quantities: -")
+        terminal.until(lambda lines: colors.match(lines[-2]))
         terminal.press(DOWN)
-        terminal.until(shows(part, 0, "input_sum", 0))
+        terminal.until(shows(part, 0, "input_sum i", 0))
         for key, to in ((RIGHT, 1), ("l", 2), ("n", 3), (RIGHT, 3), (LEFT, 2), ("h", 1), ("p", 0), (LEFT, 0),
                         (END, 3), (HOME, 0), ("G", 3), ("g", 0), (RIGHT + RIGHT, 2)):  # fmt: skip
             terminal.press(key)
-            lines = terminal.until(shows(part, to, "input_sum", 0))
-            for name in ("x", *part.names):
-                expected = part[name][to, 0, : len(numbers(lines, name))].tolist()
-                assert len(expected) >= min(7, part[name].shape[-1])
-                assert numbers(lines, name) == pytest.approx(expected, abs=5.1e-5)
-        for key, name, unit in ((DOWN, "hidden_sum", 0), ("]", "hidden_sum", 1), (">", "hidden_sum", 2),
-                                (".", "hidden_sum", 3), (DOWN, "i", 2), ("j", "f", 2), ("[", "f", 1),
-                                ("k", "i", 1), ("<", "i", 0), (",", "i", 0), (UP * 9, "x", 0),
-                                ("]]]", "x", 1), (DOWN * 20, "h", 1)):  # fmt: skip
+            lines = terminal.until(shows(part, to, "input_sum i", 0))
+            for label, name, first, count in rows_of(part):
+                expected = part[name][to, 0, first : first + count].tolist()
+                assert numbers(lines, label) == pytest.approx(expected, abs=5.1e-5)
+        for key, label, unit in (
+            (DOWN, "input_sum f", 0), ("]", "input_sum f", 1), (">", "input_sum f", 2),
+            (".", "input_sum f", 2), (DOWN, "input_sum g", 2), ("j", "input_sum o", 2),
+            ("[", "input_sum o", 1), ("k", "input_sum g", 1), ("<", "input_sum g", 0),
+            (",", "input_sum g", 0), (UP * 9, "x", 0), ("]]]", "x", 1), (DOWN * 20, "h", 1),
+        ):  # fmt: skip
             terminal.press(key)
-            terminal.until(shows(part, 2, name, unit))
+            terminal.until(shows(part, 2, label, unit))
         terminal.press("g ")  # play to the end
         terminal.until(lambda lines: "▶" in lines[1])
         terminal.until(shows(part, 3, "h", 1))
@@ -99,10 +116,10 @@ def test_the_keys_reach_every_number() -> None:
             ),
             int(terminal.lines[1].split()[1]),
         )
-        for name in ("x", *part.names):
-            row = next(k for k, line in enumerate(terminal.lines) if re.match(rf"[▸ ] {name} ", line))
+        for label, name, first, _ in rows_of(part):
+            row = next(k for k, line in enumerate(terminal.lines) if re.match(rf"[▸ ] {label} ", line))
             for unit, text in enumerate(re.finditer(r"-?\d\.\d+", terminal.lines[row])):
-                color = scales.of_quantity(part, name).color(part[name][to, 0, unit].item())
+                color = scales.of_quantity(part, name).color(part[name][to, 0, first + unit].item())
                 background = terminal.screen.buffer[row][text.start()].bg
                 assert background == (color or "#default")[1:]
         terminal.resize(60, 12)
@@ -127,17 +144,17 @@ def deep(tmp_path: Path) -> tuple[tuple[Any, ...], ur.Trace]:
 def test_scrolling_in_a_small_window(deep: Any) -> None:
     arguments, trace = deep
     with Terminal(arguments, 50, 9, NO_COLOR="1") as terminal:
-        name = trace.names[0]
-        terminal.until(shows(trace.layer(0), 0, name, 0))
+        _, (label, name, first, _), *_ = rows_of(trace.layer(0))
+        terminal.until(shows(trace.layer(0), 0, label, 0))
         terminal.press("G" + "]" * 30)
-        lines = terminal.until(lambda lines: any(line.startswith(f"{name}[30]") for line in lines))
-        assert f"[{trace[name][299, 0, 30]:.4f}]" in "".join(lines)
+        lines = terminal.until(lambda lines: any(line.startswith(f"{label}[30]") for line in lines))
+        assert f"[{trace[name][299, 0, first + 30]:.4f}]" in "".join(lines)
         assert lines[2].split()[-1] == "30", "the units scroll"
         assert {cell.bg for row in terminal.screen.buffer.values() for cell in row.values()} == {"default"}
         for key, layer, direction in (("\t", 0, "backward"), ("\t", 1, "forward"), ("\t", 1, "backward"),
                                       ("\t", 0, "forward"), (SHIFT_TAB, 1, "backward")):  # fmt: skip
             terminal.press(key)
-            marked = f"[{trace.layer(layer, direction)[name][299, 0, 30]:.4f}]"
+            marked = f"[{trace.layer(layer, direction)[name][299, 0, first + 30]:.4f}]"
             terminal.until(lambda lines, marked=marked: any(marked in line for line in lines))
             assert lines[-1].startswith("q quit")
         terminal.press(UP * 2)  # up from the first quantity: the last one of the previous layer
@@ -166,14 +183,14 @@ def test_selected_steps_of_a_custom_cell(tmp_path: Path) -> None:
         "    def step(self, x, h):\n"
         "        mean = x.mean(-1)\n"
         "        turned = torch.complex(h, x @ self.weight.T)\n"
-        "        h = turned.abs() / mean.unsqueeze(-1).sub(2)\n"
+        "        h = turned.abs() / mean.unsqueeze(-1).sub(0.5)\n"
         "        return h\n"
     )
     arguments = ("--cell", f"{tmp_path}/cells.py:Kinds", "--steps", "1,3", "--watch", "--labels", "a bc")
     with Terminal((*COMMAND, *arguments)) as terminal:
         lines = terminal.until(lambda lines: lines[-1] == KEYS)
         assert lines[1].startswith("Step 1 ' '  1 ")
-        assert re.search(r"▸ mean +\[2\.0000\]", "\n".join(lines))
+        assert re.search(r"▸ mean +\[0\.5000\]", "\n".join(lines))
         assert "mean" in lines, "a single number has no index"
         assert numbers(lines, "h") == [float("inf")] * 3
         bold = [line for k, line in enumerate(lines) if terminal.screen.buffer[k][2].bold]
