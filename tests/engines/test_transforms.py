@@ -83,6 +83,7 @@ def outputs_and_gradients(layer: Any, run: Any, x: Tensor, state: Any = None) ->
 
 
 @SOME_LAYERS
+@pytest.mark.slow
 def test_compiled_to_one_graph_for_all_lengths_and_batch_sizes(name: str) -> None:
     layer = LAYERS[name]()
     torch._dynamo.reset()

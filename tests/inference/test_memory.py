@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from helpers.layer_pairs import NEEDS_COMPILER
-from helpers.sampling import sample
 from helpers.toolchain import run_python
 
 pytestmark = [
@@ -47,7 +46,8 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("kind", sample(CALLS, ["stream"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CALLS)
 def test_the_memory_does_not_grow_with_each_new_length(kind: str) -> None:
     """Outputs of all lengths together would need 230 MB."""
     done = run_python(PROGRAM.format(setup=CALLS[kind]))

@@ -58,6 +58,7 @@ def test_choices_are_entries_of_the_history(open_page: OpenPage) -> None:
     tab.wait_for_function("() => document.querySelector('.why h2').textContent.includes('h2[1]')")
 
 
+@pytest.mark.slow
 def test_links_open_their_number(open_page: OpenPage) -> None:
     trace = ur.trace(ur.GRU(2, 3, num_layers=2), torch.randn(4, 2))
     tab = open_page(trace, address="#layer=1&step=3&unit=2&number=r")
@@ -173,6 +174,7 @@ def test_tour_of_short_sequences_and_single_units(open_page: OpenPage) -> None:
                 tab.keyboard.press("n")
 
 
+@pytest.mark.slow
 def test_guide_names_a_shut_gate(open_page: OpenPage) -> None:
     layer = ur.LSTM(2, 3)
     with torch.no_grad():

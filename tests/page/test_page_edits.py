@@ -196,6 +196,7 @@ def test_changes_of_every_cell(name: str, open_page: OpenPage) -> None:
         assert_page_shows(tab, part, run_changed(trace.layers, [hold])[0])
 
 
+@pytest.mark.slow
 def test_copy_link_and_changes_that_do_not_exist(open_page: OpenPage) -> None:
     trace = ur.trace(ur.RNN(2, 3), torch.randn(4, 2))
     unknown = "x@9[0]=1;y[0]=1;weight_ih[9,9]=1;h@start[0]=high;5:h@start[0]=1;;=;x@1[1]=0.5"

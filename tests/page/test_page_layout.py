@@ -204,6 +204,7 @@ def test_accessibility_tree(open_page: OpenPage) -> None:
     )
 
 
+@pytest.mark.slow
 def test_drawing_with_the_keyboard(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace)
