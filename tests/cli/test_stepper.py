@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 import unrolled as ur
-from helpers.sampling import sample
 from helpers.terminal import ALTERNATE, Terminal
 from unrolled import cli
 from unrolled.cli import example, main
@@ -205,7 +204,8 @@ def test_selected_steps_of_a_custom_cell(tmp_path: Path) -> None:
         assert terminal.exit_code() == 0
 
 
-@pytest.mark.parametrize("number", sample([signal.SIGTERM, signal.SIGHUP, signal.SIGINT]), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
 def test_signals_restore_the_terminal(number: signal.Signals) -> None:
     with Terminal((*COMMAND, "--watch")) as terminal:
         terminal.until(lambda lines: lines[-1] == KEYS)

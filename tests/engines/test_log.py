@@ -92,6 +92,7 @@ def test_nothing_is_logged_by_default(cache: Path) -> None:
     assert run_with_log("", cache)[0] == ""
 
 
+@pytest.mark.slow
 def test_all_logs_each_line_once(cache: Path) -> None:
     code = f"import logging; logging.basicConfig(level=0)\n{CODE}"
     text, output = run_with_log("all", cache, code)

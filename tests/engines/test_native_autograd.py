@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import unrolled as ur
 from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, TOLERANCE, assert_close, pair, tensors
+from helpers.sampling import sample
 from unrolled.cli.bench import in_subprocess
 from unrolled.cli.bench.rows import Row
 
@@ -90,7 +91,7 @@ def test_gradients_do_not_share_memory() -> None:
     assert len({grad.data_ptr() for grad in grads}) == 4
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", sample(LAYERS))
 def test_batched_gradients(kind: str) -> None:
     """``is_grads_batched=True`` and ``torch.vmap``, compared with torch.nn."""
     layer, theirs = pair(kind, 3, 4, dtype=torch.float64)

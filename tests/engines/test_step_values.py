@@ -119,6 +119,7 @@ def define_snake(sign: float) -> Any:
 
 @NEEDS_COMPILER
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
+@pytest.mark.slow
 def test_a_class_that_is_defined_again_runs_its_new_step_and_graphs_keep_the_old_one() -> None:
     graphs: list[tuple[Any, Tensor]] = []
     torch._dynamo.reset()

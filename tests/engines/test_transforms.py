@@ -291,6 +291,7 @@ def test_ensembles_are_native(case: Any) -> None:
     assert_same_by_reference(actual, compute)
 
 
+@pytest.mark.slow
 def test_nested_and_mixed_transforms(case: Any) -> None:
     _, loss, parameters, x = case
     nested_x = torch.randn(2, 3, 4, 1, INPUT, dtype=torch.float64)

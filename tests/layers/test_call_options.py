@@ -140,6 +140,7 @@ def test_invalid_options(options: dict[str, Any], error: type[Exception], messag
             layer(x, **options, checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 def test_lengths_and_resets_in_compiled_code() -> None:
     layer, x, resets = ur.LSTM(INPUT, HIDDEN), torch.randn(5, 2, INPUT), torch.rand(5, 2) < 0.3
     compiled = torch.compile(

@@ -130,9 +130,8 @@ def test_keys(open_page: OpenPage) -> None:
 TOURS = ("RNN", "LSTM", "GRU", "MGU", "SLSTM", "MinGRU")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("MGU",) else pytest.mark.slow) for name in TOURS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOURS)
 def test_tour(name: str, open_page: OpenPage) -> None:
     trace = small_trace(getattr(ur.cells, name))
     tab = open_page(trace, width=1366)
