@@ -310,6 +310,7 @@ def test_nested_and_mixed_transforms(case: Any) -> None:
     assert_same_by_reference(actual, compute)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_hessians(case: Any) -> None:
     _, loss, parameters, x = case
     x = x[:2, :1]
@@ -352,6 +353,7 @@ def test_second_and_third_gradients(case: Any) -> None:
 
 
 @EACH_LAYER
+@pytest.mark.slow
 def test_autocast(name: str) -> None:
     layer, x = LAYERS[name](), torch.randn(5, 2, INPUT)
     expected = layer(x)

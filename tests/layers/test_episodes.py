@@ -71,8 +71,9 @@ def test_gradients_are_those_of_the_episodes_alone(
     torch.testing.assert_close(final, plain_final, equal_nan=True)
 
 
-@pytest.mark.parametrize("all_states", sample([True, False]))
-@pytest.mark.parametrize("bidirectional", sample([False, True]))
+@pytest.mark.parametrize("all_states", [True, False])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.slow
 def test_rows_of_different_lengths(bidirectional: bool, all_states: bool) -> None:
     layer = ur.LSTM(3, 4, bidirectional=bidirectional)
     twin = nn.LSTM(3, 4, bidirectional=bidirectional)

@@ -103,7 +103,8 @@ def test_state_dicts_load_in_both_directions(kind: str) -> None:
         assert_close(target(x), source(x), 1e-5)
 
 
-@pytest.mark.parametrize("kind", sample(LAYERS, ["gru", "lstm-proj"]))
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.slow
 def test_copy_pickle_mode_dtype_and_device(kind: str) -> None:
     layer, _ = pair(kind, 4, 5, num_layers=2, bidirectional=True)
     x = torch.randn(3, 2, 4)

@@ -46,9 +46,8 @@ TRACES: dict[str, Callable[[], ur.Trace]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "several" else pytest.mark.slow) for name in TRACES]
-)
+@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.slow
 def test_no_sideways_scrolling(name: str, open_page: OpenPage) -> None:
     tab = open_page(TRACES[name]().backward(lambda output: output.sum()))
     for width in (360, 768, 1366, 1920):

@@ -58,7 +58,8 @@ def test_weighted_sums_are_those_of_the_formulas(open_page: OpenPage) -> None:
             assert cells[gate, unit] == printed(value)
 
 
-@pytest.mark.parametrize("batch", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.slow
 def test_layers_directions_and_ragged_rows(batch: int, open_page: OpenPage) -> None:
     rows = nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in (3, 5)], enforce_sorted=False)
     trace = ur.trace(ur.GRU(2, 3, num_layers=2, bidirectional=True), rows)

@@ -101,6 +101,7 @@ def test_an_application_in_a_zip_file(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").glob("*.so"))
 
 
+@pytest.mark.slow
 def test_looking_for_a_compiler_does_not_start_a_frozen_application_again(tmp_path: Path) -> None:
     """In such an application, sys.executable is the application."""
     pytest.importorskip("ziglang")
