@@ -115,7 +115,7 @@ def test_layouts(case: str) -> None:
 
 
 def test_calls_with_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a call with too many numbers, the first rows are checked, and those with NaN."""
+    """If a call has too many numbers, only its first rows and the rows with NaN are checked."""
     monkeypatch.setattr(observed_call, "RECORDED_NUMBERS", 16 * 4 * 6 * 5)  # five rows
     layer, x = ur.GRU(3, 4), torch.randn(6, 40, 3)
     x[2, 33, 1] = math.nan

@@ -8,9 +8,9 @@ from unrolled.diagram.crossings import crossing_points, divisions
 from unrolled.diagram.lanes import BEFORE, INPUT, Wiring
 from unrolled.diagram.model import Diagram
 from unrolled.diagram.placed import XY, Arrow, Layout, PlacedNode, Port, Route
-from unrolled.diagram.route_shapes import Point
+from unrolled.diagram.route_shapes import Point, simplified
 from unrolled.diagram.routing import FIRST, GridRoute, Placement, Router, group_net
-from unrolled.diagram.shapes import CIRCLE, border, direction, line_path, node_size, simplified
+from unrolled.diagram.shapes import CIRCLE, border, direction, line_path, node_size
 from unrolled.diagram.tracks import Tracks, assign_tracks
 
 EDGE, LEFT, RIGHT, INPUT_X, CHANNEL_X = 14.0, 72.0, 74.0, 51.0, 65.0
@@ -220,7 +220,7 @@ class Geometry:
         weighted: bool, sign: int = 1, state: str | None = None, start: int | None = None,
     ) -> Route:  # fmt: skip
         """Cut a line at the borders of its nodes and give it an arrow."""
-        points = simplified(points)
+        points = list(simplified(points))
         arrow = minus = None
         if start is not None:
             points[0] = border(self.nodes[start], points[0], points[1])

@@ -84,7 +84,10 @@ def nodes_read_whole(
 
 
 def _reads_whole(reads: _Reads) -> bool:
-    """Return whether a node has to be computed as a whole, because of what is read of it."""
+    """Return whether all elements of a node must be computed together.
+
+    This is so if the elements that other nodes read overlap or aren't ranges.
+    """
     indices = reads.by_layers | reads.by_others
     if len(indices) > 1 and not reads.by_others:
         return True  # the blocks of a block-diagonal weight, which are drawn as one

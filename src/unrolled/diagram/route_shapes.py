@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +13,7 @@ from unrolled.diagram.board import Ints, Segments
 _FORBIDDEN = 10**9
 
 Point = tuple[int, int]
+P = TypeVar("P", bound=tuple[float, float])
 
 # A simple route runs horizontally to the x of its turn, vertically to the y of its turn, horizontally to the
 # x of its end and vertically to its end. Pieces without length are not drawn.
@@ -101,9 +105,9 @@ def all_routes(start: Point, end: Point, top: int, last: str) -> list[tuple[Poin
     return list(routes)
 
 
-def simplified(points: tuple[Point, ...]) -> tuple[Point, ...]:
+def simplified(points: Sequence[P]) -> tuple[P, ...]:
     """Return a route without the points where it doesn't turn."""
-    kept: list[Point] = []
+    kept: list[P] = []
     for point in points:
         if kept and kept[-1] == point:
             continue

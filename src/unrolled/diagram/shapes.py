@@ -62,20 +62,6 @@ def border(node: PlacedNode, end: XY, other: XY, margin: float = 0.0) -> XY:
     return end[0], node.y + dy * (half + margin)
 
 
-def simplified(points: list[XY]) -> list[XY]:
-    """Leave out points where a line doesn't turn."""
-    kept: list[XY] = []
-    for point in points:
-        if kept and kept[-1] == point:
-            continue
-        while len(kept) > 1 and (
-            kept[-2][0] == kept[-1][0] == point[0] or kept[-2][1] == kept[-1][1] == point[1]
-        ):
-            kept.pop()
-        kept.append(point)
-    return kept
-
-
 def line_path(points: Sequence[XY], arrow: Arrow | None) -> str:
     """Return a line as SVG path data with round corners, as far as its arrow head."""
     drawn = list(points)

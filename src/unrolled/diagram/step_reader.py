@@ -223,7 +223,7 @@ class StepReader:
         return DiagramError(f"{type(self.part.cell).__name__} has no diagram, because {reason}.")
 
     def _operand(self, node: Node, number: int, index: Index) -> Expression:
-        """Return the expression of what an elementwise function reads of an operand."""
+        """Return the elements of an operand that an elementwise function reads, as an expression."""
         operand = node.operands[number]
         if self._resolve(operand).kind == "constant":
             return self._read(operand)

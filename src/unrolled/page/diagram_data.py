@@ -60,12 +60,7 @@ def drawing_data(diagram: Diagram) -> dict[str, Any]:
     return {
         "nodes": [
             {
-                "id": node.id,
-                "kind": node.kind,
-                "glyph": node.glyph,
-                "name": node.name,
-                "range": node.range,
-                "value": node.value,
+                **_drawn(node),
                 "normalized": any(term.normalized for term in node.terms),
                 "sources": [term.source for term in node.terms if term.source is not None],
             }
@@ -76,7 +71,7 @@ def drawing_data(diagram: Diagram) -> dict[str, Any]:
     }
 
 
-def _node(node: DiagramNode) -> dict[str, Any]:
+def _drawn(node: DiagramNode) -> dict[str, Any]:
     return {
         "id": node.id,
         "kind": node.kind,
@@ -84,6 +79,12 @@ def _node(node: DiagramNode) -> dict[str, Any]:
         "name": node.name,
         "range": node.range,
         "value": node.value,
+    }
+
+
+def _node(node: DiagramNode) -> dict[str, Any]:
+    return {
+        **_drawn(node),
         "preActivation": node.pre_activation,
         "formula": node.formula,
         "operation": node.operation,

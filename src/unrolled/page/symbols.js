@@ -64,7 +64,7 @@ export class Symbols {
     return parameterText(before) + (term.source ? this.source(term.source, time) : "") + parameterText(after);
   }
 
-  /** The symbol of what a node reads at step t, as a whole vector. */
+  /** The symbol of a node's operand at step t, without an index. */
   source(source, time) {
     if (source === "x") return symbol("x", time);
     if (source.startsWith("before:")) return symbol(source.slice(7), typeof time === "number" ? this.step(this.model.previous(time)) : this.model.backward ? `${time}+1` : `${time}−1`);

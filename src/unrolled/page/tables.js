@@ -5,7 +5,7 @@ import { createElement, createMarkup } from "./dom.js";
 import { unitsShown } from "./strip.js";
 import { escape, symbol } from "./symbols.js";
 
-const MAX_RESULTS = 6; // of the table of what follows from the gates
+const MAX_RESULTS = 6; // columns of the table of results, the values computed from the gates
 
 /** Create the tables. Returns {element, update}. */
 export function createTables(view) {
@@ -109,7 +109,7 @@ function operator(columns, k) {
   return k === 0 ? (sign < 0 ? "−" : "") : sign < 0 ? "−" : "+";
 }
 
-/** The sign before a column of what follows from the gates: + and = if the column is the sum of those before it. */
+/** The sign before a column of the table of results. A sum has = before it, and its terms have +. */
 function follows(nodes, k) {
   const sumAt = nodes.findIndex((node, index) => index >= k && node.glyph === "+" && node.terms.length <= index
     && node.terms.every((term, j) => nodes[index - node.terms.length + j]?.id === term.source));
