@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import re
+import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +45,45 @@ def make() -> None:
     _draw("unrolled", ur.trace(layer, x).plot("unrolled"))
     _draw("gates", wave().plot("gates"))
     _draw("gradient", wave().plot("gradient"))
+    write_pages(HERE / "_made" / "pages")
+    make_gallery(HERE / "_made" / "pages" / "gallery", HERE / "_made" / "gallery")
     _write(HERE / "_made" / "commands.md", commands().encode())
     _write(HERE / "_made" / "cells.html", table_of_cells.table().encode())
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
     if error is None:
-        write_pages(Path(app.outdir, "_static"))
+        shutil.copytree(HERE / "_made" / "pages", Path(app.outdir, "_static"), dirs_exist_ok=True)
 
 
 def write_pages(folder: Path) -> None:
-    """Write the interactive pages: of the example in ``index.md``, and those shown in ``see.md``."""
-    torch.manual_seed(0)
-    lstm = torch.nn.LSTM(2, 3)
-    x = torch.tensor([[1.0, 0.5], [-1.0, 2.0], [0.5, -1.5], [0.0, 0.0]])
-    ur.trace(lstm, x).to_html(folder / "start.html", title="nn.LSTM(2, 3)")
-    layer, x = example.example(ur.cells.LSTM, None, 0, {})
-    ur.trace(layer, x).to_html(folder / "layer.html", title="nn.LSTM(2, 3)")
+    """Write the interactive pages in ``index.md``, in ``see.md`` and in the first notebook."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
+        _run_first_example("index.md")  # writes lstm.html
+    _run_first_example("see.md")["t"].to_html(folder / "layer.html", title="LSTM(2, 3)")
+    walk_through, x = example.example(ur.cells.RNN, None, 0, {})
+    ur.trace(walk_through, x).to_html(folder / "rnn.html", title="nn.RNN(2, 3)")
     wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
+
+
+def _run_first_example(page: str) -> dict[str, Any]:
+    """Run the first code block of a page, and return its variables."""
+    code = re.findall(r"^```python\n(.*?)^```$", (HERE / page).read_text(), re.M | re.S)[0]
+    variables: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, variables)
+    return variables
+
+
+def make_gallery(pages: Path, drawings: Path) -> None:
+    """Run the programs in ``gallery/``: each one writes its page. Also draw the cell that each one traces."""
+    pages.mkdir(parents=True, exist_ok=True)
+    for path in sorted((HERE / "gallery").glob("*.py")):
+        with contextlib.chdir(pages):
+            trace = runpy.run_path(str(path))["t"]
+        for theme in ("light", "dark"):
+            _write(drawings / f"{path.stem}-{theme}.svg", trace.plot("cell", theme=theme).svg.encode())
 
 
 def wave() -> ur.Trace:
@@ -75,7 +98,7 @@ def commands() -> str:
     overview = _help()
     names = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
     parts = [("unrolled", overview), *((f"unrolled {name}", _help(name)) for name in names)]
-    return "\n".join(f"### {title}\n\n```text\n{text}```\n" for title, text in parts)
+    return "\n".join(f"## {title}\n\n```text\n{text}```\n" for title, text in parts)
 
 
 def _help(*command: str) -> str:

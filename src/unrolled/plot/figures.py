@@ -19,7 +19,8 @@ from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
 
-NAN_COLOR = "#f0e442"  # for NaN and infinity: yellow, which the colormap doesn't contain
+NAN_COLOR = "#f0e442"
+"""Color of NaN and infinity in heat maps: yellow, which the colormap doesn't contain."""
 COLORMAP = colormaps["RdBu_r"].with_extremes(bad=NAN_COLOR)  # by ColorBrewer, safe for color blindness
 INPUT_COLOR, GRAY = "#0072b2", "#8a8a8a"
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#777777")
