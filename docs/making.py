@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ def make() -> None:
     """Copy the notebooks and draw the figures. Sphinx can't read notebooks outside of its source folder."""
     notebooks = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
     for name, path in notebooks.items():
-        _write(HERE / "notebooks" / name, path.read_bytes())
+        notebook = json.loads(path.read_bytes())
+        show_traces(notebook, HERE / "_made" / "pages", path.stem)
+        _write(HERE / "notebooks" / name, json.dumps(notebook).encode())
     for path in (HERE / "notebooks").glob("*.ipynb"):
         if path.name not in notebooks:  # renamed or removed since the last build
             path.unlink()
@@ -51,19 +55,46 @@ def make() -> None:
     _write(HERE / "_made" / "cells.html", table_of_cells.table().encode())
 
 
+def show_traces(notebook: dict[str, Any], folder: Path, name: str) -> None:
+    """Replace the text of each trace in a notebook by its page, which a stored notebook doesn't contain.
+
+    Args:
+        notebook: The notebook. Its cells run up to the last one that shows a trace.
+        folder: Where to write the pages.
+        name: Beginning of the file names.
+    """
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    shown = [cell for cell in cells if any(map(_is_trace, cell["outputs"]))]
+    if not shown:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    variables: dict[str, Any] = {}
+    for cell in cells[: cells.index(shown[-1]) + 1]:
+        code = re.sub(r"^( *)%pip .*", r"\1pass", "".join(cell["source"]), flags=re.M)
+        with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+            exec(code, variables)
+        if cell in shown:
+            trace = variables[code.splitlines()[-1]]
+            page = trace.to_html(folder / f"{name}_{shown.index(cell) + 1}.html")
+            attributes = f'class="page" src="../_static/{page.name}" title="{escape(repr(trace))}"'
+            cell["outputs"][-1]["data"] = {"text/html": f"<iframe {attributes}></iframe>"}
+
+
+def _is_trace(output: dict[str, Any]) -> bool:
+    return "".join(output.get("data", {}).get("text/plain", "")).startswith("<Trace of")
+
+
 def _finish(app: Sphinx, error: Exception | None) -> None:
     if error is None:
         shutil.copytree(HERE / "_made" / "pages", Path(app.outdir, "_static"), dirs_exist_ok=True)
 
 
 def write_pages(folder: Path) -> None:
-    """Write the interactive pages in ``index.md``, in ``see.md`` and in the first notebook."""
+    """Write the interactive pages that ``index.md`` and ``see.md`` show."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
         _run_first_example("index.md")  # writes lstm.html
     _run_first_example("see.md")["t"].to_html(folder / "layer.html", title="LSTM(2, 3)")
-    walk_through, x = example.example(ur.cells.RNN, None, 0, {})
-    ur.trace(walk_through, x).to_html(folder / "rnn.html", title="nn.RNN(2, 3)")
     wave().to_html(folder / "wave.html", title="An LSTM reads a wave")
 
 
@@ -83,7 +114,8 @@ def make_gallery(pages: Path, drawings: Path) -> None:
         with contextlib.chdir(pages):
             trace = runpy.run_path(str(path))["t"]
         for theme in ("light", "dark"):
-            _write(drawings / f"{path.stem}-{theme}.svg", trace.plot("cell", theme=theme).svg.encode())
+            drawing = trace.plot("cell", step=3, unit=1, theme=theme)
+            _write(drawings / f"{path.stem}-{theme}.svg", drawing.svg.encode())
 
 
 def wave() -> ur.Trace:
@@ -135,4 +167,4 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 def _mathml(tex: str, as_block: bool) -> str:
     """Convert TeX to MathML, which browsers render without scripts from the web."""
-    return str(tex2mathml(re.sub(r"\\\\\[\w.]+\]", r"\\\\", tex), as_block=as_block))
+    return str(tex2mathml(re.sub(r"\\\\\[[\w.]+\]", r"\\\\", tex), as_block=as_block))

@@ -1,7 +1,7 @@
 """Write the texts of all pages as a script, so that the search shows passages without a server.
 
-Sphinx's search finds pages with an index that is a script. For the passages it fetches the pages, and browsers
-don't allow that for pages that are opened from disk. ``_static/search.js`` shows the passages instead.
+Sphinx's search finds pages with an index that is a script. For the passages it fetches the pages, and
+browsers don't allow that if the site is opened from disk. ``_static/search.js`` shows the passages instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from bs4 import BeautifulSoup, NavigableString, Tag
 from sphinx.application import Sphinx
 
-_NOT_TEXT = "script, style, svg, math, iframe, .headerlink, .toctree-wrapper"
+_NOT_TEXT = "script, style, svg, iframe, .headerlink, .toctree-wrapper"
 _BLOCKS = {"p", "li", "td", "th", "dt", "dd", "pre", "div", "tr", "br", "h1", "h2", "h3", "h4", "summary"}
 _HEADINGS = {"h1", "h2", "h3", "h4"}
 
@@ -44,7 +44,9 @@ def passages(html: str) -> list[dict[str, str]]:
     for node in article.descendants:
         if isinstance(node, Tag):
             if node.get("id") and node.name in ("section", "dt", "tr"):
-                found.append({"anchor": str(node["id"]), "title": "", "text": ""})
+                anchor = str(node["id"])
+                title = "" if node.name == "section" else anchor
+                found.append({"anchor": anchor, "title": title, "text": ""})
             if found and node.name in _BLOCKS:
                 found[-1]["text"] += " "
         elif found and isinstance(node, NavigableString):

@@ -22,9 +22,9 @@ lstm = ur.LSTM(16, 48)
 score = torch.nn.Linear(48, len(letters))
 parameters = [*embed.parameters(), *lstm.parameters(), *score.parameters()]
 optimizer = torch.optim.Adam(parameters, lr=0.01)
-for _ in range(300):
+for _ in range(400):
     starts = torch.randint(len(poem) - 60, (16,))
-    pieces = codes[starts + torch.arange(61)[:, None]]  # (time, batch): 16 pieces of 60 letters, and the next one
+    pieces = codes[starts + torch.arange(61)[:, None]]  # (time, batch): 60 letters and the next one
     loss = cross_entropy(score(lstm(embed(pieces[:-1]))[0]).flatten(0, 1), pieces[1:].flatten())
     optimizer.zero_grad()
     loss.backward()

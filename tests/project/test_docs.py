@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy
 import pytest
 import safetensors.torch
+import torch
 from torch import nn
+from torch.testing import assert_close
 
 import unrolled as ur
 from helpers import processes
+from helpers.browser import NOT_FOUND, find_browser, running_browser
 from helpers.layer_pairs import FALLBACK_FILTER, NEEDS_COMPILER
 from helpers.printed_output import assert_same_output
+from unrolled import diagram, plot
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+PAGES = {
+    path.relative_to(DOCS).with_suffix("").as_posix(): path.read_text()
+    for path in sorted([*DOCS.glob("*.md"), *DOCS.glob("reference/*.md")])
+}
+GALLERY = sorted(path.stem for path in DOCS.glob("gallery/*.py"))
 CODE = re.compile(r"^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)$", re.MULTILINE)
 README_COMMANDS = set(COMMAND.findall((DOCS.parent / "README.md").read_text()))
 NEEDING_COMPILER = ("change", "compiler", "torch_nn")  # pages that use the native engine or torch.export
+THRESHOLDS = "unrolled.tracing.thresholds"  # constants, which the index doesn't list one by one
 LINKS_TO_WEB = {"a": "href"}  # the only references that may leave the site: links for the reader
 
 
@@ -104,6 +120,115 @@ def test_modules_named_in_the_pages_exist() -> None:
     assert missing == {"src/unrolled/cells/ema.py"}  # the example of a new cell in cells.md
 
 
+def public_names() -> list[str]:
+    """Return the public names of the package and of its public modules, as the reference writes them."""
+    objects = [name for name in ur.__all__ if not isinstance(getattr(ur, name), ModuleType)]
+    modules = {module.__name__: module.__all__ for module in (ur.cells, ur.io, diagram, plot)}
+    names = [f"{module}.{name}" for module, all_names in modules.items() for name in all_names]
+    return [*(f"unrolled.{name}" for name in objects), *names]
+
+
+def documented_names(text: str) -> list[str]:
+    """Return the names that the directives of a page document, without methods."""
+    names, module = [], "unrolled"
+    for kind, argument, options in re.findall(r"^\.\. (\w+):: (\S+)((?:\n {3}:.*)*)", text, re.MULTILINE):
+        members = re.search(r":members:(.*)", options)
+        if kind == "currentmodule":
+            module = argument
+        elif kind == "automodule" and members and argument != THRESHOLDS:
+            public = members[1].replace(",", " ").split() or import_module(argument).__all__
+            names += [f"{argument}.{name}" for name in public]
+        elif kind.startswith("auto") and kind != "automodule":
+            names.append(argument if argument.startswith("unrolled.") else f"{module}.{argument}")
+    return names
+
+
+def test_every_public_name_is_in_one_topic_of_the_reference_and_in_its_index() -> None:
+    topics = {name: documented_names(text) for name, text in PAGES.items() if name.startswith("reference/")}
+    index = {f"unrolled.{name}" for name in re.findall(r"^ {3}(\w[\w.]*)$", PAGES["reference/index"], re.M)}
+    assert set(public_names()) <= index
+    for name in index:
+        assert sum(names.count(name) for names in topics.values()) == 1, name
+    for name in set(PAGES) - {"reference/index"}:
+        if name.startswith("reference/"):
+            assert f"({name.removeprefix('reference/')}.md)" in PAGES["reference/index"], name
+
+
+def rnn(t: ur.Trace) -> None:
+    assert_close(t["h"][:2, 0, 2], torch.tensor([-0.74, -0.01]), atol=0.006, rtol=0)
+    assert_close(t["h"][:3, 0, 1], torch.tensor([0.55, 0.28, 0.13]), atol=0.006, rtol=0)
+    without_first = ur.trace(t.module, torch.tensor([[0.0], [0.0], [0.0], [-1.0], [0.0], [0.0]]))
+    assert (t["h"][-1] - without_first["h"][-1]).abs().max() < 0.02
+
+
+def lstm(t: ur.Trace) -> None:
+    assert_close(t["c"][[0, 2, 3], 0, 1], torch.tensor([0.47, 0.38, 0.15]), atol=0.006, rtol=0)
+    assert t["f"].min() > 0.95
+    assert_close(t["c"][3], t["f"][3] * t["c"][2] + t["i"][3] * t["g"][3])
+
+
+def gru(t: ur.Trace) -> None:
+    assert_close(t["h"][1:], (1 - t["z"][1:]) * t["n"][1:] + t["z"][1:] * t["h"][:-1])
+    assert (t["h"][2] - t["h"][1]).abs().max() > 0.05
+
+
+def slstm(t: ur.Trace) -> None:
+    assert abs(t["log_i"][2, 0, 2] - 11.02) < 0.006
+    assert 60_500 < math.exp(t["log_i"][2, 0, 2]) < 61_500
+    assert t["i"].max() <= 1
+    assert (t["c"] / t["n"]).abs().max() <= 1
+    assert t["f"][2, 0, 2] < 1e-6
+
+
+def min_gru(t: ur.Trace) -> None:
+    assert_close(t["z"][1], t["z"][2])
+    assert_close(t["candidate"][1], t["candidate"][2])
+    assert "linear(h" not in inspect.getsource(ur.cells.MinGRU)
+
+
+def custom_cell(t: ur.Trace) -> None:
+    assert_close(t["h"][2, 0], torch.tensor([0.32, 0.875, 0.998]), atol=0.004, rtol=0)
+
+
+def bidirectional(t: ur.Trace) -> None:
+    assert t.layer(1, "backward").input.shape[-1] == 6
+    first = ur.trace(t.module, t.input[-1:])  # only the last letter
+    assert_close(t.layer(0, "backward")["h"][-1], first.layer(0, "backward")["h"][0])
+
+
+def text_model(t: ur.Trace, text: str, predictions: list[str]) -> None:
+    right = [predicted == letter for predicted, letter in zip(predictions, text[1:], strict=False)]
+    assert sum(right) / len(right) > 0.85
+    positions = torch.tensor([index - (text.rfind("\n", 0, index) + 1) for index in range(len(text))])
+    both = torch.cat((positions[None].float(), t["c"][:, 0].T))
+    assert torch.corrcoef(both)[0, 1:].abs().max() > 0.5
+
+
+CLAIMS = {
+    claims.__name__: claims
+    for claims in (rnn, lstm, gru, slstm, min_gru, custom_cell, bidirectional, text_model)
+}
+
+
+def test_the_gallery_shows_every_program() -> None:
+    for pattern in (r"literalinclude\} gallery/(\w+)\.py", r'<a href="_static/gallery/(\w+)\.html"><b>Open'):
+        assert sorted(re.findall(pattern, PAGES["gallery"])) == GALLERY == sorted(CLAIMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=NEEDS_COMPILER if n == "text_model" else ()) for n in CLAIMS]
+)
+def test_what_the_gallery_says_about_a_program(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables = runpy.run_path(str(DOCS / "gallery" / f"{name}.py"))
+    assert (tmp_path / f"{name}.html").exists()
+    trained = (variables["begin"], variables["predicted"]) if name == "text_model" else ()
+    CLAIMS[name](variables["t"], *trained)
+
+
 def test_the_architecture_page_lists_every_package() -> None:
     listed = set(re.findall(r"^\| `(\w+)` \|", PAGES["architecture"], re.MULTILINE))
     assert listed == {path.parent.name for path in Path(ur.__file__).parent.glob("*/__init__.py")}
@@ -124,6 +249,15 @@ class Page(HTMLParser):
                 self.ids.add(value)
             if name in ("src", "href", "data", "poster", "srcset") and value:
                 self.links.append((tag, name, value))
+
+
+needs_browser = pytest.mark.skipif(find_browser() is None, reason=NOT_FOUND)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -159,18 +293,64 @@ def test_the_site_works_offline_and_has_no_broken_links(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_public_name_is_in_the_reference(site: Path) -> None:
-    ids = Page(site / "reference.html").ids
-    for name in ur.__all__:
-        public = getattr(ur, name)
-        members = [f"unrolled.{name}.{member}" for member in getattr(public, "__all__", [])]
-        for full_name in members or [f"unrolled.{name}"]:
-            assert full_name in ids, f"{full_name} is not in docs/reference.md"
+def test_the_links_of_the_reference_lead_to_the_names(site: Path) -> None:
+    ids = {name: Page(site / f"{name}.html").ids for name in PAGES if name.startswith("reference/")}
+    for name in public_names():
+        pages = [page for page, found in ids.items() if name in found]
+        assert len(pages) == 1, f"{name} is explained in {pages}"
+        link = f'href="{pages[0].removeprefix("reference/")}.html#{name}"'
+        assert link in (site / "reference" / "index.html").read_text(), f"the index has no link to {name}"
 
 
 @pytest.mark.slow
 def test_the_pages_show_the_generated_content(site: Path) -> None:
-    assert (site / "notebooks" / "01_open_the_layer.html").read_text().count("<img") > 4
-    assert "<math" in (site / "notebooks" / "01_open_the_layer.html").read_text()
-    assert "usage: unrolled bench" in (site / "reference.html").read_text()
-    assert "unrolled.svg" in (site / "index.html").read_text()
+    notebook = (site / "notebooks" / "01_open_the_layer.html").read_text()
+    assert notebook.count("<iframe") == 2
+    assert notebook.count("<details>") == 5
+    assert "<math" in notebook
+    assert "[4pt]" not in notebook.partition("<math")[2]
+    assert "usage: unrolled bench" in (site / "reference" / "commands.html").read_text()
+    assert "unrolled.svg" in (site / "see.html").read_text()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_start_page_shows_the_page_of_its_code_without_scrolling(site: Path, browser: Any) -> None:
+    (code, _), *_ = CODE.findall(PAGES["index"])
+    assert len(code.splitlines()) <= 8
+    variables: dict[str, Any] = {}
+    with contextlib.chdir(site.parent):
+        exec(code, variables)
+        assert Path("lstm.html").read_bytes() == (site / "_static" / "lstm.html").read_bytes()
+    tab = browser.new_page(viewport={"width": 1366, "height": 768})
+    tab.goto((site / "index.html").as_uri())
+    frame = tab.locator("iframe.page")
+    assert frame.get_attribute("src") == "_static/lstm.html"
+    assert frame.bounding_box()["y"] < 330
+    shown = frame.content_frame.locator(".strip .n.selected, .strip .chosen").first
+    shown.wait_for()
+    assert shown.bounding_box()["y"] < 600
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_search_shows_passages_from_disk(site: Path, browser: Any) -> None:
+    """A word in the text of one page only, a word in another form, and a name."""
+    context = browser.new_context(offline=True)
+    tab = context.new_page()
+    messages: list[str] = []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    for query, title, passage in [
+        ("flattened", "", ""),
+        ("stabilizers", "Gallery", "The stabilizer m is subtracted first"),
+        ("to_flax", "unrolled.io.to_flax", ""),
+    ]:
+        tab.goto((site / "start.html").as_uri())
+        tab.locator("input[name=q]").fill(query)
+        tab.locator("input[name=q]").press("Enter")
+        result = tab.locator("ul.search > li", has_text=title).first
+        assert passage in result.locator(".context").first.inner_text()
+        assert result.locator("mark").first.inner_text()
+    assert not messages
+    context.close()

@@ -31,6 +31,9 @@ class CellDrawing:
     def __init__(self, svg: str) -> None:
         self.svg = svg
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
     def _repr_svg_(self) -> str:
         return self.svg
 
