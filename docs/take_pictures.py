@@ -1,4 +1,4 @@
-"""Take the screenshots in docs/pictures again: .venv/bin/python docs/take_pictures.py."""
+"""Make the pictures in docs/pictures again: .venv/bin/python docs/take_pictures.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def wave_lstm() -> ur.Trace:
 
 
 def main() -> None:
-    """Open both pages in a browser and save a screenshot of each."""
+    """Draw the cell of an LSTM, and save screenshots of two pages in a browser."""
+    small_lstm().plot("cell", step=2, unit=1).save(FOLDER / "lstm.svg")
     with running_browser() as browser, tempfile.TemporaryDirectory() as folder:
         page = small_lstm().to_html(Path(folder) / "small.html", title="nn.LSTM(2, 3)")
         tab = browser.new_page(viewport=WINDOW)

@@ -7,31 +7,39 @@ const PASSAGE_LENGTH = 220;
 
 let stemmer; // created when the page has loaded: Sphinx loads its scripts after this one
 
-/** The stems of the words that are searched for. */
-function searchedStems() {
+/** The words that are searched for, as a map from stems to words. */
+function searchedWords() {
   const query = new URLSearchParams(location.search).get("q") ?? "";
   const words = splitQuery(query.toLowerCase()).filter((word) => !stopwords.has(word));
-  return [...new Set(words.map((word) => stemmer.stemWord(word)))];
+  return new Map(words.map((word) => [stemmer.stemWord(word), word]));
 }
 
-/** The words of a text that match: their position, their length and the stem that they match. */
-function findWords(text, stems) {
+/** The words of a text that match: their position, their length, the stem that they match, and whether exactly. */
+function findWords(text, searched) {
   const found = [];
   for (const match of text.matchAll(/[\p{Letter}\p{Number}_]+/gu)) {
     const word = match[0].toLowerCase();
-    const stem = stems.find((one) => stemmer.stemWord(word) === one || (one.length > 2 && word.includes(one)));
-    if (stem) found.push({ start: match.index, length: word.length, stem });
+    const stem = [...searched.keys()].find(
+      (one) => stemmer.stemWord(word) === one || (one.length > 2 && word.includes(one)),
+    );
+    if (stem) found.push({ start: match.index, length: word.length, stem, exact: word === searched.get(stem) });
   }
   return found;
 }
 
-/** The stretch of a text that begins shortly before a word and contains most of the different stems. */
+/** How well words match: the number of different stems, plus a little for those that match exactly. */
+function matchQuality(words) {
+  const different = (chosen) => new Set(chosen.map((word) => word.stem)).size;
+  return different(words) + different(words.filter((word) => word.exact)) / 100;
+}
+
+/** The position of the word at which the best stretch of a text begins. */
 function bestStretch(words) {
-  let best = { start: 0, count: -1 };
+  let best = { start: 0, quality: -1 };
   for (const { start } of words) {
     const inside = words.filter((word) => word.start >= start && word.start < start + PASSAGE_LENGTH - 80);
-    const count = new Set(inside.map((word) => word.stem)).size;
-    if (count > best.count) best = { start, count };
+    const quality = matchQuality(inside);
+    if (quality > best.quality) best = { start, quality };
   }
   return best.start;
 }
@@ -59,8 +67,8 @@ function excerpt(text, words) {
   return paragraph;
 }
 
-/** Add the passages to a result: those with most of the different words, in the order of the page. */
-function addPassages(result, stems) {
+/** Add the best passages to a result. */
+function addPassages(result, searched) {
   const link = result.querySelector("a");
   const address = new URL(link.href);
   const anchor = decodeURIComponent(address.hash.slice(1));
@@ -68,11 +76,11 @@ function addPassages(result, stems) {
   const passages = (SEARCH_TEXTS[name] ?? []).filter((passage) => !anchor || passage.anchor === anchor);
   let shown = passages
     .map((passage, order) => {
-      const words = findWords(passage.text, stems);
-      return { passage, order, words, count: new Set(words.map((word) => word.stem)).size };
+      const words = findWords(passage.text, searched);
+      return { passage, order, words, quality: matchQuality(words) };
     })
-    .sort((a, b) => b.count - a.count || a.order - b.order);
-  const matching = shown.filter(({ count }) => count).slice(0, SHOWN_PASSAGES);
+    .sort((a, b) => b.quality - a.quality || a.order - b.order);
+  const matching = shown.filter(({ words }) => words.length).slice(0, SHOWN_PASSAGES);
   shown = matching.length ? matching : shown.slice(0, 1); // the words may be in the title only
   for (const { passage, words } of shown) {
     const paragraph = excerpt(passage.text, words);
@@ -88,10 +96,10 @@ function addPassages(result, stems) {
 
 document.addEventListener("DOMContentLoaded", () => {
   stemmer = new Stemmer();
-  const stems = searchedStems();
+  const searched = searchedWords();
   new MutationObserver((changes) => {
     for (const change of changes) {
-      for (const node of change.addedNodes) if (node.matches?.("ul.search > li")) addPassages(node, stems);
+      for (const node of change.addedNodes) if (node.matches?.("ul.search > li")) addPassages(node, searched);
     }
   }).observe(document.getElementById("search-results"), { childList: true, subtree: true });
 });
