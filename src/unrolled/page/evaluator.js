@@ -8,6 +8,7 @@ import { ELEMENT_FUNCTIONS, REDUCTIONS, VECTOR_FUNCTIONS } from "./tensor_functi
 
 const sizeOf = (shape) => shape.reduce((product, size) => product * size, 1);
 const isReference = (arg) => arg !== null && typeof arg === "object" && "ref" in arg;
+const referencesOf = (arg) => (Array.isArray(arg) ? arg.flatMap(referencesOf) : isReference(arg) ? [arg.ref] : []);
 const toNumber = (arg) => {
   if (typeof arg === "boolean") return Number(arg);
   return arg !== null && typeof arg === "object" ? Number(arg.number.replace("inf", "Infinity")) : arg;
@@ -105,6 +106,7 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
   const tables = (which) => [outLabels, summed].map((some) =>
     flatIndices(some.map((label) => sizes[label]), some.map((label) => strides[which][label] ?? 0)));
   const indices = operands.map((_, which) => tables(which));
+  const isContiguous = operands.length === 2 && indices.every(([, steps]) => steps.every((step, k) => step === k));
   const size = sizeOf(shape);
   const count = sizeOf(summed.map((label) => sizes[label]));
   return (values) => {
@@ -114,7 +116,10 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
     const offsets = bias ? values[bias.ref] : [0]; // one for each column, or one for all
     for (let i = 0; i < size; i += 1) {
       let total = 0;
-      if (arrays.length === 2) {
+      if (isContiguous) {
+        const [startA, startB] = [indices[0][0][i], indices[1][0][i]];
+        for (let k = 0; k < count; k += 1) total += a[startA + k] * b[startB + k];
+      } else if (arrays.length === 2) {
         const [[startsA, stepsA], [startsB, stepsB]] = indices;
         for (let k = 0; k < count; k += 1) total += a[startsA[i] + stepsA[k]] * b[startsB[i] + stepsB[k]];
       } else {
@@ -179,6 +184,11 @@ export class StepEvaluator {
     this.nodes = nodes;
     this.constants = constants;
     this.compiled = nodes.map((node) => node.function && compileInstruction(node, nodes));
+    this.isFixed = []; // whether a node follows from parameters and constants alone
+    for (const node of nodes) {
+      this.isFixed.push(node.function ? referencesOf(node.args).every((ref) => this.isFixed[ref]) : ["parameter", "constant"].includes(node.leaf));
+    }
+    this.fixed = new Map(); // the values of these nodes, for the parameters of the last run
   }
 
   /**
@@ -186,9 +196,12 @@ export class StepEvaluator {
    *
    * The input, the draws and each state and parameter by name are arrays. An override {name, unit, value} holds a
    * quantity: everything after it uses the value. Without a unit, it holds all units, at a number or an array.
+   * correct(k, value) returns the value of node k to continue with.
    * Returns {values, states}: each quantity and each new state by name.
    */
-  run({ x, states, parameters, draws = null, overrides = [] }) {
+  run({ x, states, parameters, draws = null, overrides = [], correct = null }) {
+    if (parameters !== this.parameters) this.fixed.clear();
+    this.parameters = parameters;
     const { quantities, states: newStates } = this.program;
     const leaf = {
       input: () => x,
@@ -199,7 +212,9 @@ export class StepEvaluator {
     };
     const values = [];
     this.nodes.forEach((node, k) => {
-      const value = node.function ? this.compiled[k](values) : convert(leaf[node.leaf](node), node.dtype);
+      let value = this.fixed.get(k) ?? (node.function ? this.compiled[k](values) : convert(leaf[node.leaf](node), node.dtype));
+      if (this.isFixed[k]) this.fixed.set(k, value);
+      if (correct) value = correct(k, value);
       const held = overrides.filter(({ name }) => quantities[name] === k);
       values.push(held.length ? convert(withOverrides(Array.from(value), held), node.dtype) : value);
     });
@@ -209,7 +224,7 @@ export class StepEvaluator {
 }
 
 /** Return a copy of an array with other values. */
-function withOverrides(array, overrides) {
+export function withOverrides(array, overrides) {
   const result = array.slice();
   for (const { unit = null, value } of overrides) {
     if (unit !== null) result[unit] = value;
@@ -221,7 +236,7 @@ function withOverrides(array, overrides) {
 const evaluatorsOfPrograms = new WeakMap();
 
 /** Return the evaluators of a layer's programs, which are kept for its next run. */
-function evaluatorsOf(data) {
+export function evaluatorsOf(data) {
   if (!evaluatorsOfPrograms.has(data)) {
     const constants = data.constants.map(decodeValues);
     const draws = data.draws && decodeValues(data.draws);
