@@ -6,13 +6,14 @@ also stores corrections:
 
 * Most quantities and all states are corrected bit by bit: the difference in units of the last bit takes a few
   bits for each value, and larger differences are in a list of exceptions.
-* Weighted sums, whose rounding errors are larger, only have a list of exceptions: the values whose printed digits
-  would differ.
+* Weighted sums, whose rounding errors are larger, only have a list of exceptions: the values whose printed
+  digits would differ.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,8 @@ def stored_values(part: LayerTrace, length: int, interval: int) -> int:
     parameters = sum(getattr(part.cell, name).numel() for name in part.cell.shapes())
     draws = 0 if part.draws is None else part.draws.values.shape[-1]
     states = sum(state[0].numel() for state in part.initial_state.values())
-    return parameters + length * (part.input.shape[2:].numel() + draws) + states * -(-length // interval)
+    features: int = part.input.shape[2:].numel()
+    return parameters + length * (features + draws) + states * math.ceil(length / interval)
 
 
 def computed_steps(
@@ -85,7 +87,7 @@ def computed_steps(
     layer = _Layer(part, batch, length, program)
     corrections = {name: _Corrections(name in part.cell.state) for name in layer.corrected}
     layer.choose_widths(corrections)
-    largest = torch.tensor([_largest(value) for value in numbers.values], dtype=torch.float64)
+    largest = [_largest(value) for value in numbers.values]
     for steps in layer.chunks():
         run = layer.run(steps, corrections)
         layer.check(steps, run.values)
@@ -103,7 +105,7 @@ def computed_steps(
         "input": encode_values(part.input[:length, batch].flatten(1)),
         "states": {name: encode_values(state[starts]) for name, state in layer.before.items()},
         "corrections": {name: found.data() for name, found in corrections.items()},
-        "largest": largest.tolist(),
+        "largest": largest,
     }
 
 
@@ -137,7 +139,7 @@ class _Layer:
 
     def chunks(self) -> Iterator[Tensor]:
         """Return all steps in parts that fit into memory."""
-        return iter(torch.arange(self._length).split(max(1, _CHUNK_VALUES // self._runner.step_size)))
+        return iter(torch.split(torch.arange(self._length), max(1, _CHUNK_VALUES // self._runner.step_size)))
 
     def run(self, steps: Tensor, corrections: Mapping[str, _Corrections]) -> Any:
         """Compute some steps."""
@@ -236,7 +238,7 @@ class _Corrections:
 
 
 def differ_in_print(computed: Tensor, recorded: Tensor) -> Tensor:
-    """Whether the page prints numbers differently: with two decimals, as a result, or with one more decimal."""
+    """Whether a page prints numbers differently: with two decimals, as results, or with one decimal more."""
     decimals = _decimals(recorded)
     differ = _decimals(computed) != decimals
     for places in (torch.full_like(decimals, 2), decimals, decimals + 1):
@@ -256,11 +258,11 @@ def _printed(values: Tensor, places: Tensor) -> Tensor:
 
 
 def _bit_differences(computed: Tensor, recorded: Tensor) -> np.ndarray[Any, Any]:
-    """Return the differences of the bit patterns in single precision. Numbers of two signs differ by a lot."""
+    """Return the differences of the bit patterns in single precision; large ones between different signs."""
     bits = [part.to(torch.float32).numpy().view(np.int32).astype(np.int64) for part in (computed, recorded)]
-    differences = bits[1] - bits[0]
-    both_nan: np.ndarray[Any, Any] = (computed.isnan() & recorded.isnan()).numpy()
-    return np.where(both_nan, 0, differences)
+    differences: np.ndarray[Any, Any] = bits[1] - bits[0]
+    differences[(computed.isnan() & recorded.isnan()).numpy()] = 0
+    return differences
 
 
 def _largest(values: Tensor) -> float:
@@ -271,7 +273,8 @@ def _largest(values: Tensor) -> float:
 def _is_exception(differences: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
     """Whether differences don't fit into signed numbers of some bits; without bits, only 0 does."""
     half = 2**width // 2
-    return (differences < -half) | (differences > max(0, half - 1))
+    result: np.ndarray[Any, Any] = (differences < -half) | (differences > max(0, half - 1))
+    return result
 
 
 def _packed(differences: np.ndarray[Any, Any], width: int) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.diagram.graph import build
@@ -176,6 +175,7 @@ def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, l
     computed = computed_steps(part, batch, length, sizes[0], program, StepNumbers(sources, first))
     one_step = replace(traced, steps=traced.steps[:1], values=[first])
     sample = PageSample(list(range(length)), parameters=True, complete=True)
+    program = replace(program, program_of_step=[])  # of all steps the first one
     return _Numbers(one_step, sample, program, sources=sources, computed=computed)
 
 

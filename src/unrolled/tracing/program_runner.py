@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ class ProgramRun:
 class ProgramRunner:
     """Runs one program.
 
-    Every value is computed in double precision and rounded to its dtype, as ``page/evaluator.js`` does. The
-    results of both are the same, except where the rounding of a double matters to a float32: about one in
-    100 million.
+    Every value is computed in double precision and rounded to its dtype, as ``page/evaluator.js`` does. In
+    single precision, the results of both are the same, except for about one in 100 million, where the last
+    bit of a double decides how it is rounded.
 
     Args:
         program: The program; see :class:`unrolled.tracing.step_graph.LayerProgram`.
@@ -61,7 +62,10 @@ class ProgramRunner:
     @property
     def step_size(self) -> int:
         """The number of values of a step, without parameters and constants."""
-        return 1 + sum(math.prod(node["shape"]) for k, node in enumerate(self._nodes) if k not in self._fixed)
+        shapes: list[list[int]] = [
+            node["shape"] for k, node in enumerate(self._nodes) if k not in self._fixed
+        ]
+        return 1 + sum(map(math.prod, shapes))
 
     def _move_index(self, node: Mapping[str, Any]) -> Tensor:
         """Return where each element of a move is among those of all operands and the number after them."""
@@ -186,7 +190,7 @@ def _einsum(operands: list[Tensor], labels: list[list[int]], out: list[int], bia
     if _is_linear(operands, labels, out):  # torch.einsum would copy the weights for every step
         result = operands[0] @ operands[1].T
         return result if bias is None else result + bias.flatten()
-    letters = {label: k for k, label in enumerate(dict.fromkeys(sum(labels, [])))}
+    letters = {label: k for k, label in enumerate(dict.fromkeys(chain.from_iterable(labels)))}
     pairs: list[Any] = []
     for operand, names in zip(operands, labels, strict=True):
         pairs += [operand, [letters[name] for name in names]]
