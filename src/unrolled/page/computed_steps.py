@@ -61,7 +61,7 @@ def stored_values(part: LayerTrace, length: int, interval: int) -> int:
         length: The number of time steps of the row.
         interval: The number of steps from one stored state to the next.
     """
-    parameters = sum(getattr(part.cell, name).numel() for name in part.cell.shapes())
+    parameters = sum(math.prod(shape) for shape in part.cell.shapes().values())
     draws = 0 if part.draws is None else part.draws.values.shape[-1]
     states = sum(state[0].numel() for state in part.initial_state.values())
     features: int = part.input.shape[2:].numel()

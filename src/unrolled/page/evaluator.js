@@ -114,12 +114,14 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
     const arrays = operands.map(({ ref }) => values[ref]);
     const [a, b] = arrays;
     const offsets = bias ? values[bias.ref] : [0]; // one for each column, or one for all
+    if (isContiguous) {
+      const [[startsA], [startsB]] = indices;
+      for (let i = 0; i < size; i += 1) result[i] = dot(a, startsA[i], b, startsB[i], count) + offsets[i % offsets.length];
+      return result;
+    }
     for (let i = 0; i < size; i += 1) {
       let total = 0;
-      if (isContiguous) {
-        const [startA, startB] = [indices[0][0][i], indices[1][0][i]];
-        for (let k = 0; k < count; k += 1) total += a[startA + k] * b[startB + k];
-      } else if (arrays.length === 2) {
+      if (arrays.length === 2) {
         const [[startsA, stepsA], [startsB, stepsB]] = indices;
         for (let k = 0; k < count; k += 1) total += a[startsA[i] + stepsA[k]] * b[startsB[i] + stepsB[k]];
       } else {
@@ -131,6 +133,23 @@ function einsum({ args: [operands, labels, outLabels, bias], shape, dtype }, nod
     }
     return result;
   };
+}
+
+/** Return a sum of products. Four sums at a time take less time than one. */
+function dot(a, startA, b, startB, count) {
+  let first = 0;
+  let second = 0;
+  let third = 0;
+  let fourth = 0;
+  let k = 0;
+  for (; k + 3 < count; k += 4) {
+    first += a[startA + k] * b[startB + k];
+    second += a[startA + k + 1] * b[startB + k + 1];
+    third += a[startA + k + 2] * b[startB + k + 2];
+    fourth += a[startA + k + 3] * b[startB + k + 3];
+  }
+  for (; k < count; k += 1) first += a[startA + k] * b[startB + k];
+  return first + second + (third + fourth);
 }
 
 /** Apply a function to each vector, given the number of vectors before, their length and the number after. */

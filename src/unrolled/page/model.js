@@ -170,7 +170,7 @@ export class LayerModel {
 
   /** The numbers of a step from the result of its program: arrays by name. */
   numbersOf(values, step) {
-    const row = Float64Array.from(this.isComputed ? this.stored : this.recorded.row(step)); // for values that are always the same
+    const row = new Float64Array(this.isComputed ? this.stored : this.recorded.row(step)); // for values that are always the same
     const write = (from, elements, offset) => {
       if (elements) elements.forEach((element, k) => { row[offset + k] = from[element]; });
       else row.set(from, offset);
