@@ -26,7 +26,7 @@ from unrolled.tracing.step_graph import LayerProgram, model_programs
 NODE = shutil.which("node") or shutil.which("nodejs")
 needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
 
-_SCRIPTS = ("numbers", "tensor_functions", "evaluator")
+_SCRIPTS = ("numbers", "tensor_functions", "evaluator", "steps", "model", "long_run")
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
 const encode = (value) => {
@@ -65,6 +65,24 @@ const runModels = (cases) => cases.map(([layers, editsOfRuns]) => {
   return editsOfRuns.map((edits) => runModel(decoded, edits));
 });
 """
+# The cases are [layers of a page, edits]: the quantities of each layer, and its heat maps.
+_RUN_PAGES = """
+const runPages = (cases) => cases.map(([layers, edits]) => {
+  const models = createModels(layers);
+  if (edits.length) {
+    const run = new LongRun(models, edits);
+    run.advance(Infinity);
+    run.apply();
+  }
+  return models.map((model) => {
+    const names = model.nodes.map(({ name }) => name).filter((name) => name && model.nodesByKey.has(name));
+    const ofStep = (q, step) => [...model.read(model.values.row(step), model.valueIndex(q))];
+    const read = (q) => Float64Array.from(model.steps.flatMap((step) => ofStep(q, step)));
+    const values = Object.fromEntries(["x", ...names].map((q) => [q, read(q)]));
+    return { values, maps: edits.length ? model.maps : null };
+  });
+});
+"""
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
@@ -75,7 +93,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS
+    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
         with running_browser() as browser:

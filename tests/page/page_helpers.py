@@ -71,6 +71,17 @@ class Mixed(ur.Cell):
         return h, memory
 
 
+class Rare(ur.Cell):
+    """A cell with a function that pages can't compute."""
+
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        a = linear(x, self.weight)
+        h = torch.tanh(torch.lgamma(h + 2) + a)
+        return h
+
+
 def small_trace(cell: type[ur.Cell], options: dict[str, Any] | None = None, steps: int = 4) -> ur.Trace:
     """Trace a layer with random weights, none of them zero, for a sequence with two features."""
     layer = ur.Recurrent(cell, 2, 3, **(options or {}))

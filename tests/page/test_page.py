@@ -11,7 +11,16 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from page_helpers import READ_CELLS, ExpectedNumbers, Mixed, OpenPage, needs_browser, pixel_color, printed
+from page_helpers import (
+    READ_CELLS,
+    ExpectedNumbers,
+    Mixed,
+    OpenPage,
+    Rare,
+    needs_browser,
+    pixel_color,
+    printed,
+)
 from torch import nn
 
 import unrolled as ur
@@ -124,21 +133,19 @@ def test_images_labels_and_heat_maps(open_page: OpenPage) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("units", "steps", "limit"), [(40, 600, 60_000), (256, 1000, None)])
+@pytest.mark.parametrize(("units", "steps", "limit"), [(40, 600, 30_000), (256, 1000, 200_000)])
 def test_large_trace_is_sampled_with_a_note(
-    units: int, steps: int, limit: int | None, open_page: OpenPage, tmp_path: Path
+    units: int, steps: int, limit: int, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    trace = ur.trace(ur.LSTM(4, units), torch.randn(steps, 4))
-    options = {} if limit is None else {"limit": limit}
+    trace = ur.trace(ur.Recurrent(Rare, 4, units), torch.randn(steps, 4))
     with pytest.warns(
         UserWarning, match=rf"contains ([\d,]+) of the {steps:,} time steps of layer 0, forward"
     ):
-        tab = open_page(trace, **options)
+        tab = open_page(trace, limit=limit)
     note = tab.locator("p.note[role=note]").first.text_content()
     count = int(re.search(r"contains ([\d,]+) of", note)[1].replace(",", ""))
     assert 2 <= count < steps
-    if limit is not None:
-        assert (tmp_path / "layer.html").stat().st_size < limit * 5.5 + 1_100_000
+    assert (tmp_path / "layer.html").stat().st_size < limit * 5.5 + 1_100_000
     last = steps - 1
     canvas = tab.locator(".map canvas").nth(1)
     assert "each color is the mean of" in canvas.get_attribute("aria-label")
@@ -149,9 +156,9 @@ def test_large_trace_is_sampled_with_a_note(
         tab.evaluate(f"location.hash = 'step={step}&unit=3&number=h'")
         tab.wait_for_function(f"() => document.querySelector('.why h2').textContent.includes('h{step}[3]')")
         cells = tab.evaluate(READ_CELLS, ".tables .n")
-        assert len(cells) > 100
+        assert len(cells) > 20
         assert [text for _, text in cells] == [expected.text(number) for number, _ in cells]
-    assert "has only some of the numbers" in tab.locator(".whatif").text_content()
+    assert "because it uses torch.lgamma" in tab.locator(".whatif").text_content()
 
 
 @pytest.mark.slow

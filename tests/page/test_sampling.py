@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_helpers import Rare
 
 import unrolled as ur
 from unrolled.page.contents import page_data
@@ -39,13 +40,13 @@ def test_sample_stays_within_the_limit(length: int, limit: int, hidden: int) -> 
 def test_note_gives_the_reason_for_omitted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sampling", "layer_data"):
         monkeypatch.setattr(sys.modules[f"unrolled.page.{module}"], "MAX_STEPS", 6)
-    t = ur.trace(ur.RNN(2, 3), torch.zeros(7, 2))
+    t = ur.trace(ur.Recurrent(Rare, 2, 3), torch.zeros(7, 2))
     (note,) = page_data(t, 0, None, "numbers", None, 1_000_000)["notes"]
     assert note.startswith(
         "This page contains 6 of the 7 time steps of layer 0, forward, evenly spaced, "
         "because the maximum is 6 steps."
     )
-    note, _ = page_data(t, 0, None, "numbers", None, 20)["notes"]
+    note, _ = page_data(t, 0, None, "numbers", None, 7)["notes"]
     assert note.startswith(
         "This page contains 2 of the 7 time steps of layer 0, forward, evenly spaced, "
         "because the trace is too large for a page."

@@ -8,7 +8,7 @@ import { Edits } from "./edits.js";
 import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
-import { idOf, LayerModel } from "./model.js";
+import { createModels, idOf } from "./model.js";
 import { createSequence, isSmall } from "./sequence.js";
 import { createPlayer } from "./player.js";
 import { createStrip } from "./strip.js";
@@ -24,7 +24,7 @@ class View {
   constructor(root, data) {
     this.root = root;
     this.data = data;
-    this.models = data.layers.map((layer) => new LayerModel(layer));
+    this.models = createModels(data.layers);
     this.symbolsByLayer = this.models.map((model) => new Symbols(model));
     this.scales = this.models.map(findScales);
     this.layerIndex = 0;
@@ -54,7 +54,7 @@ class View {
   }
 
   value(number) {
-    return this.model.value(number);
+    return this.edits.pendingValue(this.layerIndex, number) ?? this.model.value(number);
   }
 
   original(number) {
@@ -70,7 +70,7 @@ class View {
   isChanged(number) {
     const value = this.value(number);
     const original = this.original(number);
-    return this.edits.size > 0 && (Number.isNaN(value) !== Number.isNaN(original) || value.toFixed(6) !== original.toFixed(6));
+    return this.edits.size > 0 && differ(value, original);
   }
 
   isEditable(number) {
@@ -238,18 +238,16 @@ class View {
   }
 }
 
+/** Whether two numbers differ by more than the rounding of single precision. */
+function differ(a, b) {
+  return !Object.is(a, b) && !(Math.abs(a - b) <= 1e-6 * Math.max(1, Math.abs(b)));
+}
+
 /** Return a function that gives the scale of a number: fixed for gates and tanh, else from the recorded run. */
 function findScales(model) {
-  const largest = (values) => values.reduce((most, value) => (Math.abs(value) > most && Number.isFinite(value) ? Math.abs(value) : most), 0);
-  const over = (valueIndex) => {
-    let most = 0;
-    for (let k = 0; k < model.steps.length; k += 1) {
-      const from = k * model.stepSize + model.offsets[valueIndex];
-      most = Math.max(most, largest(model.recorded.subarray(from, from + model.sizes[valueIndex])));
-    }
-    return most;
-  };
-  const parameters = largest([...model.parameters.values()].flatMap((one) => [...(one.values ?? [])].filter((value) => Math.abs(value) < 5))) || 1;
+  const over = (valueIndex) => model.largestOf(valueIndex);
+  let parameters = 0;
+  for (const { values } of model.parameters.values()) for (const value of values ?? []) if (Math.abs(value) < 5) parameters = Math.max(parameters, Math.abs(value));
   const input = over(model.inputValue) || 1;
   const lanes = new Map((model.drawing?.layout.nodes ?? []).map((node) => [node.id, node.lane]));
   const sums = [];
@@ -263,7 +261,7 @@ function findScales(model) {
   const sum = Math.max(...sums, 1e-9);
   const cache = new Map();
   return (number) => {
-    if (model.isParameter(number)) return parameters;
+    if (model.isParameter(number)) return parameters || 1;
     if (number.q === "x") return input;
     if (!cache.has(number.q)) cache.set(number.q, find(number.q));
     return cache.get(number.q);
@@ -351,15 +349,23 @@ export function mount(root, data) {
   function updateChanges() {
     changes.hidden = view.edits.size === 0;
     if (changes.hidden) return;
-    let total = 0;
-    let different = 0;
-    view.models.forEach((model, layerIndex) => model.values.forEach((value, k) => {
-      total += 1;
-      if (value.toFixed(6) !== model.recorded[k].toFixed(6)) different += 1;
-    }));
-    changesText.textContent = `${view.edits.size === 1 ? "1 value" : `${view.edits.size} values`} changed: ${different} of ${total} numbers differ `;
+    changesText.textContent = `${view.edits.size === 1 ? "1 value" : `${view.edits.size} values`} changed${effect()} `;
     copyButton.hidden = !view.hasAddress;
   }
+
+  /** What the changes do: how many numbers differ, if all are stored. */
+  function effect() {
+    if (view.edits.pending) return `; recomputing: ${Math.floor(100 * view.edits.pending.progress)} %`;
+    if (view.edits.isLong) return "";
+    let [total, different] = [0, 0];
+    for (const model of view.models) {
+      total += model.recorded.values.length;
+      model.values.values.forEach((value, k) => { different += differ(value, model.recorded.values[k]); });
+    }
+    return `: ${different} of ${total} numbers differ`;
+  }
+
+  view.edits.onProgress = (isDone) => (isDone ? view.refresh() : updateChanges());
 
   let lastNumber = null;
 

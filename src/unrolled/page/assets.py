@@ -10,8 +10,19 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    *("numbers", "tensor_functions", "evaluator", "dom", "digits", "edits", "model", "symbols"),
-    *("words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights"),
+    *("numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "model", "long_run", "edits"),
+    *(
+        "symbols",
+        "words",
+        "cells",
+        "strip",
+        "tables",
+        "drawing",
+        "equations",
+        "arithmetic",
+        "editor",
+        "weights",
+    ),
     *("sequence", "gradient", "player", "tour", "guide", "app"),
 )
 

@@ -11,7 +11,7 @@ from unrolled.cells.base import positive_int
 from unrolled.equations.source import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
-from unrolled.page.layer_data import layer_data
+from unrolled.page.layer_data import layer_data, share_inputs
 from unrolled.tracing.findings import Finding, where
 from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.trace import Trace
@@ -62,6 +62,7 @@ def page_data(
     layers = [
         layer_data(trace, part, batch, length, limit // len(trace.layers), notes) for part in trace.layers
     ]
+    share_inputs(trace, layers, batch, length)
     return {
         "title": repr(trace.module) if title is None else title,
         "summary": _summary(trace, length),

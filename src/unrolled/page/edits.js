@@ -4,6 +4,10 @@
 // {kind: "parameter", name, index} or {kind: "hold", name, unit, steps}, where steps is null for all steps.
 
 import { runModel } from "./evaluator.js";
+import { LongRun } from "./long_run.js";
+import { StoredSteps } from "./steps.js";
+
+const SLICE = 60; // milliseconds of a long run after which the page can react
 
 const PATTERN = /^(?:(\d+):)?(\w+)(?:@(\w+))?\[(\d+)(?:,(\d+))?\]=(.+)$/;
 
@@ -13,7 +17,11 @@ export class Edits {
     this.models = models;
     this.edits = new Map();
     this.reasons = data.layers.map((layer) => layer.program.reason);
-    this.layers = this.possible ? data.layers.map((layer, k) => ({ ...layer, ...this.inputsOf(models[k]) })) : [];
+    this.isLong = models.some((model) => model.isComputed);
+    this.layers = this.possible && !this.isLong ? data.layers.map((layer, k) => ({ ...layer, ...this.inputsOf(models[k]) })) : [];
+    this.pending = null; // a long run that isn't done
+    this.runs = 0; // how many have been shown
+    this.onProgress = () => {};
   }
 
   get size() {
@@ -26,21 +34,9 @@ export class Edits {
   }
 
   inputsOf(model) {
-    const read = (valueIndex, steps) => {
-      const size = model.sizes[valueIndex];
-      const values = new model.recorded.constructor(size * steps.length);
-      steps.forEach((step, k) => {
-        const from = step * model.stepSize + model.offsets[valueIndex];
-        values.set(model.recorded.subarray(from, from + size), k * size);
-      });
-      return values;
-    };
-    const all = Array.from({ length: model.length }, (_, step) => step);
-    return {
-      input: read(model.inputValue, all),
-      initialState: Object.fromEntries(model.states.map((state) => [state.name, read(state.value, [model.firstStep])])),
-      parameters: Object.fromEntries([...model.parameters].map(([name, one]) => [name, one.values])),
-    };
+    const input = new model.stored.constructor(model.features * model.length);
+    for (let step = 0; step < model.length; step += 1) input.set(model.recordedInput(step), step * model.features);
+    return { input, initialState: model.statesBefore(model.recorded.row(model.firstStep)), parameters: model.recordedParameterValues };
   }
 
   /** The edit that sets a number; null if it can't be set. */
@@ -85,15 +81,52 @@ export class Edits {
     this.rerun();
   }
 
+  /** The value of a number that the reader has set, until the run with it is done; else null. */
+  pendingValue(part, number) {
+    return (this.pending && this.find(part, number)?.value) ?? null;
+  }
+
   /** Run all layers with the changes. A hold of one step goes over that of all steps. */
   rerun() {
     const list = [...this.edits.values()].sort((a, b) => (a.steps ? 1 : 0) - (b.steps ? 1 : 0));
+    clearTimeout(this.timer);
+    this.pending = null;
     if (!list.length) {
       for (const model of this.models) model.restore();
-      return;
+      this.runs += 1;
+    } else if (this.isLong) {
+      this.pending = new LongRun(this.models, list);
+      this.continue(true);
+    } else {
+      const results = runModel(this.layers, list);
+      results.forEach((result, part) => this.show(this.models[part], result, list.filter((edit) => edit.part === part && edit.kind === "parameter")));
+      this.runs += 1;
     }
-    const results = runModel(this.layers, list);
-    results.forEach((result, part) => this.models[part].replace(result, list.filter((edit) => edit.part === part && edit.kind === "parameter")));
+  }
+
+  /** Run another slice of a long run. */
+  continue(isFirst = false) {
+    const isDone = this.pending.advance(SLICE);
+    if (isDone) {
+      this.pending.apply();
+      this.pending = null;
+      this.runs += 1;
+    } else {
+      this.timer = setTimeout(() => this.continue());
+    }
+    if (!isFirst) this.onProgress(isDone);
+  }
+
+  /** Show the result of a run. */
+  show(model, result, parameterEdits) {
+    const { length, stepSize, steps } = model;
+    const values = new Float64Array(length * stepSize);
+    const arrays = Object.entries(result.values);
+    for (let step = 0; step < length; step += 1) {
+      const ofStep = arrays.map(([name, all]) => [name, all.subarray((step * all.length) / length, ((step + 1) * all.length) / length)]);
+      values.set(model.numbersOf(Object.fromEntries(ofStep), step), step * stepSize);
+    }
+    model.replace(new StoredSteps(values, steps, stepSize), model.recordedMaps, parameterEdits);
   }
 
   // --- the address ---
@@ -125,14 +158,4 @@ export class Edits {
     }
     this.rerun();
   }
-}
-
-/** Return a value of a step from the result of a run. It consists of pieces {name, elements} of the run's tensors. */
-export function readPieces(pieces, result, step, length) {
-  return pieces.flatMap(({ name, elements }) => {
-    const all = result.values[name];
-    const size = all.length / length;
-    const row = all.subarray(step * size, (step + 1) * size);
-    return elements ? elements.map((element) => row[element]) : [...row];
-  });
 }

@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.diagram.graph import build
 from unrolled.diagram.groups import fold
-from unrolled.diagram.model import DiagramError
+from unrolled.diagram.model import Diagram, DiagramError, DiagramTrace
 from unrolled.diagram.unfold import unfold
 from unrolled.equations.formulas import formulas
+from unrolled.page.computed_steps import (
+    INTERVALS,
+    NotComputableError,
+    StepNumbers,
+    computed_steps,
+    stored_values,
+)
 from unrolled.page.diagram_data import diagram_data, drawing_data, value_sources
 from unrolled.page.plain_diagram import plain_diagram
-from unrolled.page.sampling import MAX_STEPS, PageSample, bin_means, encode_values, feature_order, unit_order
+from unrolled.page.sampling import (
+    COMPLETE_VALUES,
+    MAX_STEPS,
+    PageSample,
+    encode_map,
+    encode_values,
+    feature_order,
+    unit_order,
+)
 from unrolled.page.step_programs import program_data
 from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
+from unrolled.tracing.indexing import identical
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.row_names import row_names
 from unrolled.tracing.step_graph import LayerProgram, trace_program
 from unrolled.tracing.trace import Trace
 
 _SOME_NUMBERS = "This page has only some of the numbers of the trace."
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of a layer on the page.
+
+    Attributes:
+        traced: The diagram with the stored values of its steps.
+        sample: The steps and parameters that are on the page.
+        program: The program of the steps.
+        drawn: Whether the diagram has lines.
+        sources: The pieces of the values of a step; see :func:`value_sources`.
+        computed: The data from which the page computes the steps; None if all values are stored.
+    """
+
+    traced: DiagramTrace
+    sample: PageSample
+    program: LayerProgram
+    drawn: bool = True
+    sources: list[Any] = field(default_factory=list)
+    computed: dict[str, Any] | None = None
 
 
 def layer_data(
@@ -45,63 +82,115 @@ def layer_data(
     """
     complex_names = [name for name, values in part.values.items() if values.is_complex()]
     notes += [f"{name} is not shown because its values are complex." for name in complex_names]
-    reason = None
-    try:
-        first = build(part, batch, steps=[0])
-    except DiagramError as error:
-        reason, first = str(error), plain_diagram(part, batch, [0])
-    sample = PageSample.within(part, length, sum(value.numel() for value in first.values[0]), limit)
+    numbers = _numbers(trace, part, batch, length, limit)
+    sample = numbers.sample
     notes += _omission_notes(part, sample, length)
-    traced, program = None, LayerProgram(reason=reason or _SOME_NUMBERS)
-    sources: list[Any] = []
-    if reason is None:
-        moves: dict[Any, Any] = {}
-        runs = {step: part.run_step(step, batch, moves) for step in sample.steps} if sample.complete else None
-        try:
-            traced = build(part, batch, sample.steps, runs)
-        except DiagramError as error:
-            program = LayerProgram(reason=str(error))
-        if traced is not None and runs is not None:
-            sources, tensors = value_sources(traced)
-            program = trace_program(trace, part, batch, runs, tensors)
-    shown = traced or plain_diagram(part, batch, sample.steps)
+    has_maps = numbers.computed is not None or not sample.complete
     return {
         "layer": part.layer,
         "direction": part.direction,
         "length": length,
         "steps": sample.steps,
         "descriptions": {"x": "input", **quantity_descriptions(type(part.cell))},
-        "diagram": diagram_data(shown),
-        "drawing": None if traced is None else drawing_data(unfold(fold(traced.diagram))),
-        "equations": [] if traced is not None else [equation.math for equation in formulas(part.cell)],
+        "diagram": diagram_data(numbers.traced),
+        "drawing": drawing_data(unfold(fold(numbers.traced.diagram))) if numbers.drawn else None,
+        "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": None if sample.complete else _maps(part, batch, length),
+        "maps": _maps(part, numbers.traced.diagram, batch, length) if has_maps else None,
         "gradient": _gradient(part, batch),
-        "program": program_data(program),
-        "valueSources": sources,
+        "program": program_data(numbers.program),
+        "valueSources": numbers.sources,
+        "computed": numbers.computed,
     }
 
 
-def _maps(part: LayerTrace, batch: int, length: int) -> dict[str, Any]:
-    """Return the means of the quantities over bins of steps and units, with similar units together."""
+def share_inputs(trace: Trace, layers: list[dict[str, Any]], batch: int, length: int) -> None:
+    """Leave out the input of each layer that is the output of the layer below, if the page computes that.
+
+    Args:
+        trace: The trace.
+        layers: The data of its layers, which changes.
+        batch: The row of the batch.
+        length: The number of time steps of the row.
+    """
+    for part, data in zip(trace.layers, layers, strict=True):
+        below = [k for k, other in enumerate(trace.layers) if other.layer == part.layer - 1]
+        if data["computed"] is None or not below or any(len(layers[k]["steps"]) < length for k in below):
+            continue
+        outputs = [trace.layers[k].values[next(iter(part.cell.state))][:length, batch] for k in below]
+        if identical(torch.cat([output.flatten(1) for output in outputs], 1), part.input[:length, batch]):
+            data["computed"]["input"] = None
+
+
+def _numbers(trace: Trace, part: LayerTrace, batch: int, length: int, limit: int) -> _Numbers:
+    """Choose what the page has of a layer: all numbers, what computes them, or some of them."""
+    reason = None
+    try:
+        first = build(part, batch, steps=[0])
+    except DiagramError as error:
+        reason, first = str(error), plain_diagram(part, batch, [0])
+    per_step = sum(value.numel() for value in first.values[0])
+    sample = PageSample.within(part, length, per_step, min(limit, COMPLETE_VALUES))
+    if reason is None and not sample.complete:
+        try:
+            return _computed_numbers(trace, part, batch, length, limit)
+        except (DiagramError, NotComputableError) as error:
+            reason = str(error)
+    sample = PageSample.within(part, length, per_step, limit)
+    program, sources = LayerProgram(reason=reason or _SOME_NUMBERS), list[Any]()
+    moves: dict[Any, Any] = {}
+    runs = {step: part.run_step(step, batch, moves) for step in sample.steps} if sample.complete else None
+    try:
+        traced = build(part, batch, sample.steps, runs)
+    except DiagramError as error:
+        program = LayerProgram(reason=reason or str(error))
+        return _Numbers(plain_diagram(part, batch, sample.steps), sample, program, drawn=False)
+    if runs is not None:
+        sources, tensors = value_sources(traced)
+        program = trace_program(trace, part, batch, runs, tensors)
+    return _Numbers(traced, sample, program, sources=sources)
+
+
+def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, limit: int) -> _Numbers:
+    """Return what computes the numbers of all steps.
+
+    Raises:
+        NotComputableError: If the page can't compute them, or would be too large.
+        DiagramError: If the first and the last step have different diagrams.
+    """
+    sizes = [interval for interval in INTERVALS if stored_values(part, length, interval) <= limit]
+    if not sizes:
+        raise NotComputableError(_SOME_NUMBERS)
+    moves: dict[Any, Any] = {}
+    ends = sorted({0, length - 1})
+    runs = {step: part.run_step(step, batch, moves) for step in ends}
+    traced = build(part, batch, ends, runs)
+    sources, tensors = value_sources(traced)
+    program = trace_program(trace, part, batch, runs, tensors)
+    if program.reason is not None:
+        raise NotComputableError(program.reason)
+    first, last = traced.values[0], traced.values[-1]
+    if not all(pieces or identical(a, b) for pieces, a, b in zip(sources, first, last, strict=True)):
+        raise NotComputableError(_SOME_NUMBERS)
+    computed = computed_steps(part, batch, length, sizes[0], program, StepNumbers(sources, first))
+    one_step = replace(traced, steps=traced.steps[:1], values=[first])
+    sample = PageSample(list(range(length)), parameters=True, complete=True)
+    program = replace(program, program_of_step=[])  # of all steps the first one
+    return _Numbers(one_step, sample, program, sources=sources, computed=computed)
+
+
+def _maps(part: LayerTrace, diagram: Diagram, batch: int, length: int) -> dict[str, Any]:
+    """Return the heat maps of the input and of the quantities in a diagram, with similar units together."""
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
     order = unit_order(values[next(iter(part.cell.state))])
-    values["x"] = part.input[:length, batch].reshape(length, -1)
+    names = [node.name for node in diagram.nodes if node.name in values and node.name != "x"]
+    maps = {name: (values[name], feature_order(order, values[name].shape[1])) for name in names}
+    x = part.input[:length, batch].reshape(length, -1)
+    maps["x"] = (x, list(range(x.shape[1])))
     return {
-        name: _map(v, list(range(v.shape[1])) if name == "x" else feature_order(order, v.shape[1]))
-        for name, v in values.items()
+        name: encode_map(v, features)
+        for name, (v, features) in maps.items()
         if not v.is_complex() and v.shape[1]
-    }
-
-
-def _map(values: Tensor, order: list[int]) -> dict[str, Any]:
-    means, bin_steps, bin_features = bin_means(values[:, order])
-    return {
-        "binSteps": bin_steps,
-        "binFeatures": bin_features,
-        "rows": means.shape[1],
-        "values": encode_values(means),
-        "featureOrder": order,
     }
 
 

@@ -4,12 +4,19 @@
 // "x", the named quantities ("f"), the ids of nodes without a name ("n4"), the sum that an activation function is
 // applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1").
 
-import { readPieces } from "./edits.js";
-import { decodeValues } from "./numbers.js";
+import { decodeValues, largestMagnitude } from "./numbers.js";
+import { ComputedSteps, recordedRun, StoredSteps } from "./steps.js";
 
-/** One layer in one direction. */
+/** Return the layers of a page, in the order in which they run. */
+export function createModels(layers) {
+  const models = [];
+  for (const layer of layers) models.push(new LayerModel(layer, models.filter((model) => model.index === layer.layer - 1)));
+  return models;
+}
+
+/** One layer in one direction, above others whose outputs it reads. */
 export class LayerModel {
-  constructor(data) {
+  constructor(data, below) {
     Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length });
     this.nodes = data.diagram.nodes;
     this.states = data.diagram.states;
@@ -22,7 +29,8 @@ export class LayerModel {
     this.steps = data.steps; // those whose numbers are on the page
     this.stepIndices = new Map(data.steps.map((step, k) => [step, k]));
     this.complete = data.steps.length === data.length;
-    this.maps = data.maps; // means over time and units, if not all numbers are on the page
+    this.recordedMaps = data.maps; // means over time and units, if not all numbers are stored
+    this.maps = this.recordedMaps;
     this.parameters = new Map(data.parameters.map((one) => [one.name, { ...one, values: one.values && decodeValues(one.values) }]));
     this.nodesById = new Map(this.nodes.map((node) => [node.id, node]));
     const isTaken = (name) => name === "x" || this.parameters.has(name); // such as x = linear(x, …)
@@ -38,9 +46,16 @@ export class LayerModel {
       total += size;
     }
     this.stepSize = total;
-    this.recorded = decodeValues(data.diagram.values);
-    this.values = this.recorded;
+    this.below = below;
+    this.program = data.program;
+    this.stored = decodeValues(data.diagram.values);
+    this.largest = data.computed?.largest ?? null;
+    this.input = data.computed?.input ? decodeValues(data.computed.input) : null;
+    this.isComputed = data.computed !== null;
     this.recordedParameters = this.parameters;
+    this.recordedParameterValues = Object.fromEntries([...this.parameters].map(([name, one]) => [name, one.values]));
+    this.recorded = this.isComputed ? new ComputedSteps(this, recordedRun(this, data, this.recordedParameterValues)) : new StoredSteps(this.stored, data.steps, total);
+    this.values = this.recorded;
     this.held = data.program.programs[0]?.held ?? []; // quantities that can be held at other values
     this.valueSources = data.valueSources; // what a run returns, for each value
     this.units = Math.max(...this.states.map((state) => this.sizes[state.value]));
@@ -119,7 +134,57 @@ export class LayerModel {
 
   at(values, step, valueIndex, unit) {
     const wrapped = this.sizes[valueIndex] === 1 ? 0 : unit;
-    return values[this.stepIndices.get(step) * this.stepSize + this.offsets[valueIndex] + wrapped];
+    return values.row(step)[this.offsets[valueIndex] + wrapped];
+  }
+
+  /** All elements of a value, from the numbers of a step. */
+  read(row, valueIndex) {
+    return row.subarray(this.offsets[valueIndex], this.offsets[valueIndex] + this.sizes[valueIndex]);
+  }
+
+  /** The largest finite magnitude of a value in the recorded run. */
+  largestOf(valueIndex) {
+    return this.largest?.[valueIndex] ?? largestMagnitude(this.steps.map((step) => this.read(this.recorded.row(step), valueIndex)));
+  }
+
+  /** The input of a step in the recorded run. */
+  recordedInput(step) {
+    if (!this.isComputed) return this.read(this.recorded.row(step), this.inputValue);
+    if (this.input) return this.input.subarray(step * this.features, (step + 1) * this.features);
+    return joinArrays(this.below.map((model) => model.outputOf(model.recorded.row(step))));
+  }
+
+  /** The output, from the numbers of a step. */
+  outputOf(row) {
+    return this.read(row, this.nodesById.get(this.states[0].end).value);
+  }
+
+  /** The states before and after a step by name, from its numbers. */
+  statesBefore(row) {
+    return Object.fromEntries(this.states.map(({ name, value }) => [name, this.read(row, value)]));
+  }
+
+  statesAfter(row) {
+    return Object.fromEntries(this.states.map(({ name, end }) => [name, this.read(row, this.nodesById.get(end).value)]));
+  }
+
+  /** The numbers of a step from the result of its program: arrays by name. */
+  numbersOf(values, step) {
+    const row = new Float64Array(this.isComputed ? this.stored : this.recorded.row(step)); // for values that are always the same
+    const write = (from, elements, offset) => {
+      if (elements) elements.forEach((element, k) => { row[offset + k] = from[element]; });
+      else row.set(from, offset);
+      return offset + (elements ?? from).length;
+    };
+    this.valueSources.forEach((pieces, k) => {
+      let offset = this.offsets[k];
+      for (const { name, elements } of pieces ?? []) offset = write(values[name], elements, offset);
+    });
+    // The value of a name goes over that of its node, since it may be held after a product with 1 that isn't drawn.
+    for (const node of this.nodes) {
+      if (this.held.includes(this.keys.get(node.id)) && values[node.name].length === this.sizes[node.value]) write(values[node.name], null, this.offsets[node.value]);
+    }
+    return row;
   }
 
   /** The step whose previous state is that of a step that isn't on the page, such as the initial one; else null. */
@@ -151,20 +216,14 @@ export class LayerModel {
   /** Show the recorded numbers. */
   restore() {
     this.values = this.recorded;
+    this.maps = this.recordedMaps;
     this.parameters = this.recordedParameters;
   }
 
   /** Show the numbers of another run, with some parameters changed. */
-  replace(result, parameterEdits) {
-    const values = this.recorded.slice();
-    // The value of a name goes over that of its node, since it may be held after a product with 1 that isn't drawn.
-    const named = this.nodes.filter((node) => this.held.includes(this.keys.get(node.id)) && result.values[node.name].length === this.length * this.sizes[node.value]);
-    for (let step = 0; step < this.length; step += 1) { // edits need all steps
-      const from = step * this.stepSize;
-      this.valueSources.forEach((pieces, k) => { if (pieces) values.set(readPieces(pieces, result, step, this.length), from + this.offsets[k]); });
-      for (const { name, value } of named) values.set(readPieces([{ name, elements: null }], result, step, this.length), from + this.offsets[value]);
-    }
-    this.values = values;
+  replace(steps, maps, parameterEdits) {
+    this.values = steps;
+    this.maps = maps;
     this.parameters = new Map(this.recordedParameters);
     for (const { name, index, value } of parameterEdits) {
       const parameter = this.parameters.get(name);
@@ -337,6 +396,11 @@ export class LayerModel {
     const factors = (derived.rows ?? []).flatMap((row) => row.factors).flatMap((one) => (one.constant === undefined ? [one] : one.source ? [one.source] : []));
     return derived.of ? [derived.of, ...factors] : factors;
   }
+}
+
+/** Join the outputs of the directions of a layer. */
+export function joinArrays(arrays) {
+  return arrays.length === 1 ? arrays[0] : Float64Array.from(arrays.flatMap((array) => [...array]));
 }
 
 export const idOf = (number) => [number.q, number.t ?? "", number.u, number.j ?? ""].join("|");

@@ -1,8 +1,16 @@
 // Values: decoding, formatting as in unrolled.tracing.explain, and colors.
 
+/** Decode base64. */
+export function decodeBytes(data) {
+  const text = atob(data);
+  const bytes = new Uint8Array(text.length);
+  for (let k = 0; k < bytes.length; k += 1) bytes[k] = text.charCodeAt(k);
+  return bytes;
+}
+
 /** Decode {float64, data}: base64 of little-endian floats. */
 export function decodeValues({ float64, data }) {
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const bytes = decodeBytes(data);
   return float64 ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
 }
 

@@ -14,7 +14,11 @@ from torch import Tensor
 from unrolled.tracing.layer_trace import LayerTrace
 
 MAX_STEPS = 1000  # of a page: each step is run again to record how its values are computed
+COMPLETE_VALUES = 600_000  # of a layer above which its steps are computed on the page: a page of 3 MB
 MAX_HEAT_MAP_COLUMNS, MAX_HEAT_MAP_ROWS = 256, 96  # of a quantity whose values are not all on the page
+_MAX_CODE = 252  # of a finite mean in a heat map
+_NAN_CODE, _INFINITY_CODE, _MINUS_INFINITY_CODE = 253, 254, 255
+_SATURATED = 0.99  # as in sequence.js
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,46 @@ def bin_means(values: Tensor) -> tuple[Tensor, int, int]:
     over_time = torch.stack([part.mean(0) for part in torch.split(values, bin_steps)])
     means = torch.stack([part.mean(1) for part in torch.split(over_time, bin_features, 1)], 1)
     return means.to(torch.float32), bin_steps, bin_features
+
+
+def encode_map(values: Tensor, order: list[int]) -> dict[str, Any]:
+    """Encode a heat map: the means over bins in 8 bits, and exact statistics of the values.
+
+    Args:
+        values: The values of a quantity, ``(time, features)``.
+        order: The order of the features in the map.
+    """
+    means, bin_steps, bin_features = bin_means(values[:, order])
+    finite = means[means.isfinite()]
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    codes = ((means - low) / ((high - low) or 1) * _MAX_CODE).nan_to_num(0, 0, 0).round().to(torch.uint8)
+    codes[means.isnan()] = _NAN_CODE
+    codes[means == math.inf] = _INFINITY_CODE
+    codes[means == -math.inf] = _MINUS_INFINITY_CODE
+    return {
+        "binSteps": bin_steps,
+        "binFeatures": bin_features,
+        "rows": means.shape[1],
+        "low": low,
+        "high": high,
+        "codes": base64.b64encode(codes.numpy().tobytes()).decode(),
+        "featureOrder": order,
+        "statistics": _statistics(values.detach().cpu().double()),
+    }
+
+
+def _statistics(values: Tensor) -> dict[str, Any]:
+    """Return what the page says about a heat map, of the finite values."""
+    finite = values[values.isfinite()]
+    saturated = {
+        "gate": ((finite < 1 - _SATURATED) | (finite > _SATURATED)).sum(),
+        "tanh": (finite.abs() > _SATURATED).sum(),
+    }
+    return {
+        "low": float(finite.min()) if finite.numel() else 0.0,
+        "high": float(finite.max()) if finite.numel() else 0.0,
+        "sum": float(finite.sum()),
+        "finite": finite.numel(),
+        "count": values.numel(),
+        "saturated": {name: int(count) for name, count in saturated.items()},
+    }

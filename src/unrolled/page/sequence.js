@@ -3,13 +3,15 @@
 import { createCell } from "./cells.js";
 import { createElement, createMarkup, visibleLabel } from "./dom.js";
 import { fixed, shown } from "./digits.js";
-import { decodeValues, gateColor, valueColor } from "./numbers.js";
+import { decodeBytes, gateColor, valueColor } from "./numbers.js";
 import { symbol } from "./symbols.js";
 
 const TABLE_UNITS = 4; // a layer with more units, or a longer sequence, is shown as colors
 const TABLE_STEPS = 12;
 const MAX_ROW_HEIGHT = 14; // pixels
 const MAP_HEIGHT = 88;
+const MAX_CODE = 252; // of a finite mean in a heat map that is coded in 8 bits
+const SPECIAL_CODES = new Map([[253, NaN], [254, Infinity], [255, -Infinity]]);
 const MAX_PREDICTIONS = 40; // that are shown below the maps
 
 /** Whether all numbers of a layer fit into tables. */
@@ -26,7 +28,7 @@ export function createSequence(view) {
   function update() {
     const { model } = view;
     const isTable = isSmall(model);
-    const key = [view.layerIndex, isTable ? "" : view.theme, isTable ? "" : view.edits.toText()].join();
+    const key = [view.layerIndex, isTable ? "" : view.theme, isTable ? "" : view.edits.runs].join();
     if (key !== drawn) {
       parts = [];
       element.replaceChildren(isTable ? createTables() : createMaps());
@@ -71,7 +73,7 @@ export function createSequence(view) {
   /** A heat map: units down, time across. An image has its rows as time steps instead. */
   function createMap(q, readout) {
     const { model, data } = view;
-    const grid = model.complete ? fullGrid(model, q) : binnedGrid(model.maps[q]);
+    const grid = model.maps ? binnedGrid(model.maps[q]) : fullGrid(model, q);
     const isImage = q === "x" && data.inputs === "image";
     const [width, height] = isImage ? [grid.features, grid.steps] : [grid.steps, grid.features];
     const canvas = createElement("canvas", { width, height, tabindex: 0, role: "application", "aria-roledescription": "heat map" });
@@ -94,7 +96,7 @@ export function createSequence(view) {
     if (isImage) frame.style.maxWidth = `${(200 * width) / Math.max(width, height)}px`;
     const name = createMarkup("div", `<b>${symbol(q)} <span></span></b><span class="quiet now"></span>`, "map-name");
     name.querySelector("b span").textContent = (model.descriptions[q] ?? "").split(": ")[0];
-    const lines = statistics(grid.values, model.quantity(q).node?.range);
+    const lines = statisticsLines(grid.statistics ?? statistics(grid.values), model.quantity(q).node?.range);
     const summary = createElement("div", { class: "map-summary quiet" }, lines.map(([label, text]) => [createElement("span", {}, label), createElement("span", {}, text)]));
     const bins = [[grid.binSteps, "steps"], [grid.binFeatures, "units"]].filter(([size]) => size > 1).map((bin) => bin.join(" ")).join(" × ");
     canvas.setAttribute("aria-label", `${q}: ${model.size(q)} units over ${model.length} steps, ${lines.map((line) => line.join(" ")).join(", ")}${bins && `; each color is the mean of ${bins}`}`);
@@ -109,7 +111,7 @@ export function createSequence(view) {
     const read = ([x, y]) => {
       const step = grid.stepAt(x);
       const label = data.labels ? ` (${visibleLabel(data.labels[step])})` : "";
-      readout.textContent = `${q}, step ${step}${label}, unit ${grid.featureAt(y)}: ${shown(grid.values[x * grid.features + y])}${bins && ` (mean of ${bins})`}`;
+      readout.textContent = `${q}, step ${step}${label}, unit ${grid.featureAt(y)}: ${grid.print(grid.values[x * grid.features + y])}${bins && ` (mean of ${bins})`}`;
     };
     const choose = ([x, y]) => {
       position = [x, y];
@@ -151,27 +153,35 @@ function fullGrid(model, q) {
   for (let x = 0; x < model.length; x += 1) {
     for (let y = 0; y < features; y += 1) values[x * features + y] = model.at(model.values, x, index, y);
   }
-  return { values, steps: model.length, features, binSteps: 1, binFeatures: 1, stepAt: (x) => x, featureAt: (y) => y, rowOf: (unit) => unit };
+  return { values, steps: model.length, features, binSteps: 1, binFeatures: 1, stepAt: (x) => x, featureAt: (y) => y, rowOf: (unit) => unit, print: shown };
 }
 
-/** Means over bins of steps and features. */
-function binnedGrid({ binSteps, binFeatures, rows: features, values: data, featureOrder }) {
-  const values = decodeValues(data);
+/** Means over bins of steps and features. Those of the recorded run are coded in 8 bits. */
+function binnedGrid({ binSteps, binFeatures, rows: features, low, high, codes, means, featureOrder, statistics: exact }) {
+  const values = means ?? Float64Array.from(decodeBytes(codes), (code) => SPECIAL_CODES.get(code) ?? low + ((high - low) * code) / MAX_CODE);
+  const resolution = means ? 0 : (high - low) / MAX_CODE;
+  const print = (value) => (resolution > 0 ? `about ${fixed(value, Math.max(0, Math.min(8, Math.floor(-Math.log10(resolution)))))}` : shown(value));
   return { values, steps: values.length / features, features, binSteps, binFeatures, stepAt: (x) => x * binSteps,
-    featureAt: (y) => featureOrder[y * binFeatures], rowOf: (unit) => featureOrder.indexOf(unit) / binFeatures };
+    featureAt: (y) => featureOrder[y * binFeatures], rowOf: (unit) => featureOrder.indexOf(unit) / binFeatures, statistics: exact, print };
+}
+
+/** The statistics of the finite values. */
+function statistics(values) {
+  const found = { low: Infinity, high: -Infinity, sum: 0, finite: 0, count: values.length, saturated: { gate: 0, tanh: 0 } };
+  for (const value of values) {
+    if (!Number.isFinite(value)) continue;
+    [found.low, found.high, found.sum, found.finite] = [Math.min(found.low, value), Math.max(found.high, value), found.sum + value, found.finite + 1];
+    if (value < 0.01 || value > 0.99) found.saturated.gate += 1;
+    if (Math.abs(value) > 0.99) found.saturated.tanh += 1;
+  }
+  return found;
 }
 
 /** The smallest, mean and largest value, and the share that is saturated, as [label, text]. */
-function statistics(values, range) {
-  let [low, high, sum, count, saturated] = [Infinity, -Infinity, 0, 0, 0];
-  for (const value of values) {
-    if (!Number.isFinite(value)) continue;
-    [low, high, sum, count] = [Math.min(low, value), Math.max(high, value), sum + value, count + 1];
-    if (range === "gate" ? value < 0.01 || value > 0.99 : range === "tanh" && Math.abs(value) > 0.99) saturated += 1;
-  }
-  const lines = count ? [["min", fixed(low, 2)], ["mean", fixed(sum / count, 2)], ["max", fixed(high, 2)]] : [];
-  if (range) lines.push(["saturated", `${Math.round((100 * saturated) / Math.max(1, count))} %`]);
-  if (count < values.length) lines.push(["not finite", String(values.length - count)]);
+function statisticsLines({ low, high, sum, finite, count, saturated }, range) {
+  const lines = finite ? [["min", fixed(low, 2)], ["mean", fixed(sum / finite, 2)], ["max", fixed(high, 2)]] : [];
+  if (range) lines.push(["saturated", `${Math.round((100 * saturated[range]) / Math.max(1, finite))} %`]);
+  if (finite < count) lines.push(["not finite", String(count - finite)]);
   return lines;
 }
 

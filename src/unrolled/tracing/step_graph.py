@@ -90,7 +90,8 @@ def layer_program(
     Args:
         part: The trace of the layer.
         batch: The row.
-        runs: The steps, if they have run again already, by time step.
+        runs: The steps, if they have run again already, by time step. If some steps are missing, all steps
+            have the program of these runs; the caller checks that it computes the other steps, too.
         others: For each of these runs, other tensors of the step that the programs return as well, by name.
 
     Raises:
@@ -106,17 +107,21 @@ def layer_program(
     constants = Constants()
     moves: dict[Any, Any] = {}
     try:
-        for step in range(length):
+        for k, step in enumerate(range(length) if runs is None else runs):
             run = part.run_step(step, batch, moves) if runs is None else runs[step]
             recorder = ProgramRecorder(run, _parameters(part), constants, moves)
             quantities = {name: run.named[name] for name in part.values if name in run.named}
-            program = recorder.program({**quantities, **(others[step] if others else {})})
+            program = recorder.program({**quantities, **(others[k] if others else {})})
             recomputed.append(quantities)
             text = json.dumps(program)
             if text not in texts:
                 _check_program(part, run, recorder)
             program_of_step.append(texts.setdefault(text, len(texts)))
-        _check_reproduced(part, batch, recomputed)
+        _check_reproduced(part, batch, range(length) if runs is None else list(runs), recomputed)
+        if len(program_of_step) < length:
+            if len(texts) > 1:
+                raise UnsupportedError("different steps compute different operations")
+            program_of_step = [0] * length
     except UnsupportedError as error:
         return LayerProgram(reason=_sentence(part, str(error)))
     draws = None if part.draws is None else part.draws.values[:length, batch]
@@ -131,10 +136,12 @@ def _parameters(part: LayerTrace) -> dict[str, Tensor]:
     return {name: getattr(part.cell, name) for name in part.cell.shapes()}
 
 
-def _check_reproduced(part: LayerTrace, batch: int, recomputed: Sequence[Mapping[str, Tensor]]) -> None:
+def _check_reproduced(
+    part: LayerTrace, batch: int, steps: Sequence[int], recomputed: Sequence[Mapping[str, Tensor]]
+) -> None:
     """Check that the steps, run again for one row, have the recorded quantities."""
     for name, values in part.values.items():
-        expected = values[: len(recomputed), batch]
+        expected = values[list(steps), batch]
         again = [
             step[name] for step in recomputed if name in step and step[name].shape[1:] == expected.shape[1:]
         ]

@@ -237,9 +237,10 @@ class Trace:
             labels: A label for each time step, such as the characters of a text.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
-            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. A larger
-                trace, or one with over 1000 time steps, gives a warning: at most 1000 evenly spaced steps are
-                stored in full, and all steps as means over bins.
+            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. Of a large
+                layer, only the input, the parameters and some states are stored, and the page computes the
+                other numbers when they are shown. If these are too many, or the page can't compute the steps,
+                there is a warning: at most 1000 evenly spaced steps are stored, and means over all steps.
             predictions: What the model predicts after each time step, as texts or numbers.
 
         Returns:
