@@ -14,6 +14,7 @@ import { createPlayer } from "./player.js";
 import { createStrip } from "./strip.js";
 import { Symbols } from "./symbols.js";
 import { createTables } from "./tables.js";
+import { createText } from "./text.js";
 import { createWeights } from "./weights.js";
 
 const WIDE_UNITS = 8; // a layer with more units or steps opens with its heat maps
@@ -33,6 +34,7 @@ class View {
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
     this.hovered = null;
+    this.range = null; // of the steps that are selected in the text, as [first, last]
     this.number = this.firstNumber();
     this.step = this.number.t;
     this.unit = this.number.u;
@@ -181,6 +183,12 @@ class View {
     this.refresh();
   }
 
+  setRange(range) {
+    this.range = range;
+    this.replaceAddress();
+    this.refresh();
+  }
+
   toggleDigits() {
     this.allDigits = !this.allDigits;
     this.refresh();
@@ -205,7 +213,7 @@ class View {
   get address() {
     const { number } = this;
     const entries = { ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
-      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
+      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.range ? { range: this.range.join("-") } : {}), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
 
@@ -222,6 +230,7 @@ class View {
   readAddress() {
     const entries = new URLSearchParams(location.hash.slice(1));
     this.edits.fromText(entries.get("edit") ?? "");
+    this.range = readRange(entries.get("range"), this.model.length);
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];
@@ -236,6 +245,12 @@ class View {
     this.choose(number, { push: false });
     return true;
   }
+}
+
+/** Return the range of steps in the address, or null if there is no valid one. */
+function readRange(text, length) {
+  const [first, last] = /^\d+-\d+$/.test(text) ? text.split("-").map(Number) : [];
+  return first <= last && last < length ? [first, last] : null;
 }
 
 /** Return a function that gives the scale of a number: fixed for gates and tanh, else from the recorded run. */
@@ -294,6 +309,7 @@ export function mount(root, data) {
   const weights = createWeights(view);
   const sequence = createSequence(view);
   const gradient = createGradient(view);
+  const text = data.labels && createText(view);
   const player = createPlayer(view);
   const keys = createKeys();
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
@@ -320,19 +336,21 @@ export function mount(root, data) {
     createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", {}, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
-  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
+  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
   const isWide = !isSmall(view.model) && (view.model.units > WIDE_UNITS || view.model.length > WIDE_STEPS);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
+  const textSection = text && createSection("wide text-section", "Text", text.element);
+  const overview = !isWide ? strip.element : text && data.labels.length > WIDE_STEPS ? textSection : wholeSequence;
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
     createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
-    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
+    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), overview,
     createElement("main", { class: "stage" },
       createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
       stepValues,
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
-      isWide ? null : wholeSequence,
+      overview === textSection ? null : textSection, overview === wholeSequence ? null : wholeSequence,
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
@@ -464,7 +482,7 @@ export function mount(root, data) {
 
 const KEYS = [
   ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
-  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
+  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Shift ← →", "select a range of the text"], ["Backspace", "back"], ["?", "this list"],
 ];
 
 function createKeyList() {

@@ -2,8 +2,13 @@
 
 /** Decode {float64, data}: base64 of little-endian floats. */
 export function decodeValues({ float64, data }) {
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const bytes = decodeBytes(data);
   return float64 ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
+}
+
+/** Decode base64 of bytes. */
+export function decodeBytes(data) {
+  return Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
 }
 
 /** Format a number with four decimal places, or in scientific notation if it is very small or large. */

@@ -91,11 +91,9 @@ class LayerCall:
         if transforms.active():
             raise UnsupportedCallError("was inside a torch transform, such as torch.func.vmap")
         recurrent = as_recurrent(module) if recurrent is None else recurrent
-        arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
-        x: Any = arguments.get("x", arguments.get("input"))
-        state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)
+        x, state = input_and_state(args, kwargs)
         for name in ("resets", "reset_state"):
-            if arguments.get(name) is not None:
+            if kwargs.get(name) is not None:
                 raise UnsupportedCallError(f"used {name}=, which changes states between steps")
         if x.data.is_meta:
             raise UnsupportedCallError("was on the meta device, which holds no values")
@@ -105,7 +103,7 @@ class LayerCall:
             recurrent.check_no_regularization("a trace")
         except ValueError as error:
             raise UnsupportedCallError(f"isn't supported: {error}") from None
-        lengths = arguments.get("lengths")
+        lengths = kwargs.get("lengths")
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device="cpu").long()
             if not lengths.all():
@@ -160,6 +158,13 @@ class LayerCall:
         for k in differentiable:
             outputs[k].register_hook(functools.partial(store, k))  # type: ignore[no-untyped-call]
         return bool(differentiable)
+
+
+def input_and_state(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the input and the initial state, or None, from the arguments of a layer's forward method."""
+    arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
+    state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)
+    return arguments.get("x", arguments.get("input")), state
 
 
 def require_recurrent_layers(model: nn.Module, caller: str) -> dict[str, nn.Module]:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
-from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
-from unrolled.tracing import hooks
+from unrolled.tracing import display, eager_stance, hooks
 from unrolled.tracing.backward import loss_from_gradients
+from unrolled.tracing.call_order import CallOrder, ModuleCall, format_shape
 from unrolled.tracing.hooks import LayerCall, UnsupportedCallError
 from unrolled.tracing.selection import BatchRows, TraceFilter
 from unrolled.tracing.step_recorder import quantity_names
 from unrolled.tracing.trace import Trace, run_traced
-
-_lock = threading.Lock()  # guards the two below
-_running_records: list[Record] = []  # of all threads
-_eager_stance: Any = None  # the stance of torch.compile during their blocks; to be exited after the last one
 
 
 @dataclass(eq=False)
@@ -77,7 +72,8 @@ class Record(Mapping[str, Trace]):
             layer = _LayerCalls(name, module, deque(maxlen=calls))
             self._layers_by_name[name] = self._layers_by_id.setdefault(id(module), layer)
         self._check_filter()
-        self._thread = 0
+        self._order = CallOrder(self._model, [name for name, _ in self._recordable()])
+        self.thread = 0  # that the block runs in
         self._running: contextlib.ExitStack | None = None
 
     def _check_filter(self) -> None:
@@ -106,15 +102,19 @@ class Record(Mapping[str, Trace]):
         if len(errors) == len(self._layers_by_id):
             raise errors[0]
 
+    def _recordable(self) -> list[tuple[str, _LayerCalls]]:
+        return [(name, layer) for name, layer in self._layers_by_name.items() if not layer.never_recorded]
+
     def __enter__(self) -> Record:
         if self._running is not None:
             raise RuntimeError("this record is already running: create another one with record(model)")
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._running = contextlib.ExitStack()
-        self._running.callback(_end_eager_stance, self)
-        _begin_eager_stance(self)
-        modules = [layer.module for layer in self._layers_by_id.values() if layer.never_recorded is None]
+        self._running.callback(eager_stance.end, self)
+        eager_stance.begin(self)
+        modules = [layer.module for _, layer in self._recordable()]
         self._running.callback(hooks.observe_calls(modules, self._should_record, self._on_call))
+        self._running.callback(self._order.observe())
         return self
 
     def __exit__(
@@ -160,6 +160,15 @@ class Record(Mapping[str, Trace]):
         return layer is not None and layer.name in iter(self)
 
     @property
+    def call_order(self) -> list[ModuleCall]:
+        """The calls in the order in which they ended, since the last call of the model itself began.
+
+        They include the modules without children that the model calls between the recurrent layers. At most
+        the last 1000 calls are kept.
+        """
+        return list(self._order.calls)
+
+    @property
     def nbytes(self) -> int:
         """The memory that all traces take in bytes, including their copies of the parameters."""
         return _total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
@@ -179,6 +188,39 @@ class Record(Mapping[str, Trace]):
             lines.append(f"  {layer}: {text}")
         return "\n".join(lines) + ">"
 
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        batch: int = 0,
+        labels: Sequence[str] | None = None,
+        title: str | None = None,
+        limit: int = 3_000_000,
+    ) -> Path:
+        """Write one interactive page for all recorded layers.
+
+        It opens with the layers in the order of their calls, what flows between them, and the worst problem
+        of each. A click opens the page of a layer; see :meth:`Trace.to_html`. If only one call was recorded,
+        its page is all there is.
+
+        Args:
+            path: Path of the file.
+            batch: The row.
+            labels: A label for each time step, for the layers with this number of steps.
+            title: Title of the page. None for the class of the model.
+            limit: Approximate maximum of numbers to store, for all layers together.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If nothing was recorded, no layer has a page, or no layer has as many time steps as
+                there are labels.
+            OSError, IndexError, TypeError: As for :meth:`Trace.to_html`.
+        """
+        options = {"batch": batch, "labels": labels, "title": title, "limit": limit}
+        return Path(display.package("page").write_model(self, path, **options))
+
     def _layer(self, name: str) -> _LayerCalls:
         if name in self._layers_by_name:
             return self._layers_by_name[name]
@@ -192,11 +234,27 @@ class Record(Mapping[str, Trace]):
         raise KeyError(f"{name!r} is {what}; {known}")
 
     def _should_record(self, _: nn.Module) -> bool:
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.thread
 
     def _on_call(self, module: nn.Module, *call_data: Any) -> None:
-        """Record a call of a layer."""
+        """Record a call of a layer, and add it to the order of calls."""
         layer = self._layers_by_id[id(module)]
+        self._record_call(layer, module, *call_data)
+        args, kwargs, _, result = call_data
+        x, state = hooks.input_and_state(args, kwargs)
+        self._order.add(
+            layer.name,
+            module,
+            x,
+            result[0],
+            is_recurrent=True,
+            initial_state=None if state is None else format_shape(state),
+            final_state=format_shape(result[1]),
+            not_recorded=layer.last_not_recorded,
+            _trace=None if layer.last_not_recorded else weakref.ref(layer.traces[-1]),
+        )
+
+    def _record_call(self, layer: _LayerCalls, module: nn.Module, *call_data: Any) -> None:
         layer.call_count += 1
         result = call_data[-1]
         try:
@@ -324,39 +382,6 @@ def record(
     if not isinstance(gradients, bool):
         raise TypeError(f"gradients must be of type bool, got {gradients!r}")
     return Record(model, trace_filter, positive_int("calls", calls), gradients)
-
-
-def _begin_eager_stance(record: Record) -> None:
-    """Run what torch.compile compiled eagerly, since hooks don't see calls inside compiled code.
-
-    Blocks of several threads can end in any order.
-    """
-    global _eager_stance
-    with _lock, delay_forks():
-        if _eager_stance is None and "torch._dynamo" in sys.modules:
-            _eager_stance = torch.compiler.set_stance("force_eager")
-        _running_records.append(record)
-
-
-def _end_eager_stance(record: Record) -> None:
-    """Run compiled code again if no other record is running."""
-    global _eager_stance
-    with _lock, delay_forks():
-        _running_records[:] = [other for other in _running_records if other is not record]
-        if not _running_records and _eager_stance is not None:
-            _eager_stance.__exit__(None, None, None)
-            _eager_stance = None
-
-
-@renew_after_fork
-def _end_records_of_other_threads() -> None:
-    """In a forked child, renew the lock and end the blocks of other threads, which are gone."""
-    global _lock
-    _lock = threading.Lock()
-    for record in _running_records[:]:
-        if record._thread != threading.get_ident():
-            record._thread = 0
-            record.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
