@@ -22,7 +22,8 @@ const WIDE_STEPS = 24;
 
 /** The state of the page: the layer, the chosen number, and the step and unit of the drawing. */
 class View {
-  constructor(root, data) {
+  constructor(root, data, model) {
+    this.inModel = model; // the model that the layer is in, or null
     this.root = root;
     this.data = data;
     this.models = data.layers.map((layer) => new LayerModel(layer));
@@ -212,7 +213,7 @@ class View {
 
   get address() {
     const { number } = this;
-    const entries = { ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
+    const entries = { ...this.inModel?.entries, ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
       unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.range ? { range: this.range.join("-") } : {}), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
@@ -293,10 +294,15 @@ function findScales(model) {
   }
 }
 
-/** Render the page of a trace into an element. Returns the view; its close() removes all listeners. */
-export function mount(root, data) {
-  const view = new View(root, data);
-  view.hasAddress = root.id === "page" && location.protocol !== "about:"; // not in a notebook, nor in its frame
+/**
+ * Render the page of a trace into an element. Returns the view; its close() removes all listeners.
+ *
+ * If the layer is in a model with a page of its own: {title, name, entries, close}, the title of the model, the name of the
+ * layer in it, the first entries of the address, and a function that goes back to the model.
+ */
+export function mount(root, data, inModel = null) {
+  const view = new View(root, data, inModel);
+  view.hasAddress = (root.id === "page" || inModel !== null) && location.protocol !== "about:"; // not in a notebook, nor in its frame
   root.classList.add("unrolled");
   root.dataset.lmSuppressShortcuts = "true"; // turns off JupyterLab's own shortcuts in here
   const guide = createGuide(view);
@@ -343,7 +349,7 @@ export function mount(root, data) {
   const overview = !isWide ? strip.element : text && data.labels.length > WIDE_STEPS ? textSection : wholeSequence;
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
-    createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
+    createElement("header", {}, inModel && createElement("button", { type: "button", class: "btn", "aria-label": `back to ${inModel.title}`, onclick: inModel.close }, `‹ ${inModel.title}`), createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
     guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), overview,
     createElement("main", { class: "stage" },
       createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
@@ -539,10 +545,4 @@ function enableDragging(view, root) {
   const end = () => { drag = null; };
   root.addEventListener("pointerup", end);
   root.addEventListener("pointercancel", end);
-}
-
-/** Start a page that contains its own data. */
-function start() {
-  const view = mount(document.getElementById("page"), JSON.parse(document.getElementById("trace").textContent));
-  document.addEventListener("keydown", (event) => { if (event.target === document.body) view.onKeyDown(event); });
 }

@@ -12,7 +12,7 @@ from typing import Any
 _SCRIPTS = (
     *("numbers", "tensor_functions", "evaluator", "dom", "digits", "edits", "model", "symbols"),
     *("words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights"),
-    *("sequence", "passages", "text", "gradient", "player", "tour", "guide", "app"),
+    *("sequence", "passages", "text", "gradient", "player", "tour", "guide", "app", "overview", "start"),
 )
 
 

@@ -251,13 +251,13 @@ export function createText(view) {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === "Escape" && view.range) setRange(null);
     else if (by && event.shiftKey) extend(by);
-    else { anchor = null; return; }
+    else return;
     event.preventDefault();
     event.stopPropagation();
   });
 
   function extend(by) {
-    if (!anchor || !view.range) anchor = { start: view.step, head: view.step };
+    if (anchor?.start !== view.step || !view.range) anchor = { start: view.step, head: view.step };
     anchor.head = Math.max(0, Math.min(labels.length - 1, anchor.head + by));
     setRange([Math.min(anchor.start, anchor.head), Math.max(anchor.start, anchor.head)]);
   }

@@ -66,6 +66,7 @@ class CallOrder:
         self._model = model
         self.calls: deque[ModuleCall] = deque(maxlen=_MAX_CALLS)
         self._numbers = Counter[str]()
+        self._begins = False  # whether the model itself has been called since the last call
         inside = tuple(f"{name}." if name else "" for name in recurrent)
         self._names = {
             id(module): name
@@ -87,7 +88,7 @@ class CallOrder:
 
         def before(module: nn.Module, _: Any) -> None:
             if module is self._model and is_observed():
-                self.calls.clear()
+                self._begins = True
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             name = self._names.get(id(module))
@@ -112,6 +113,9 @@ class CallOrder:
             output: What the call returned.
             others: Other attributes of the :class:`ModuleCall`.
         """
+        if self._begins:
+            self.calls.clear()
+            self._begins = False
         self._numbers[name] += 1
         self.calls.append(
             ModuleCall(

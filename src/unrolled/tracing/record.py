@@ -61,18 +61,21 @@ class Record(Mapping[str, Trace]):
 
     It is a mapping of the layers that have a trace. ``rec["encoder.lstm"]`` is the trace of the layer's last
     call. If the model itself is a recurrent layer, its name is ``""``.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model: nn.Module, trace_filter: TraceFilter, calls: int, gradients: bool) -> None:
-        self._model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
+        self.model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
         self._filter, self._gradients = trace_filter, gradients
         self._layers_by_id: dict[int, _LayerCalls] = {}
         self._layers_by_name: dict[str, _LayerCalls] = {}
-        for name, module in hooks.require_recurrent_layers(self._model, "record").items():
+        for name, module in hooks.require_recurrent_layers(self.model, "record").items():
             layer = _LayerCalls(name, module, deque(maxlen=calls))
             self._layers_by_name[name] = self._layers_by_id.setdefault(id(module), layer)
         self._check_filter()
-        self._order = CallOrder(self._model, [name for name, _ in self._recordable()])
+        self._order = CallOrder(self.model, [name for name, _ in self._recordable()])
         self.thread = 0  # that the block runs in
         self._running: contextlib.ExitStack | None = None
 
@@ -169,12 +172,19 @@ class Record(Mapping[str, Trace]):
         return list(self._order.calls)
 
     @property
+    def not_recorded(self) -> dict[str, str]:
+        """The recurrent layers without a trace of their last call, and why."""
+        layers = self._layers_by_id.values()
+        reasons = {layer.name: layer.not_recorded or ("" if layer.traces else "not called") for layer in layers}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    @property
     def nbytes(self) -> int:
         """The memory that all traces take in bytes, including their copies of the parameters."""
         return _total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
 
     def __repr__(self) -> str:
-        lines = [f"<Record of {type(self._model).__name__}: {_format_bytes(self.nbytes)}"]
+        lines = [f"<Record of {type(self.model).__name__}: {_format_bytes(self.nbytes)}"]
         for layer in self._layers_by_id.values():
             reason = layer.not_recorded
             text = f"not recorded: {reason}" if reason else "not called"
@@ -224,7 +234,7 @@ class Record(Mapping[str, Trace]):
     def _layer(self, name: str) -> _LayerCalls:
         if name in self._layers_by_name:
             return self._layers_by_name[name]
-        module = dict(self._model.named_modules(remove_duplicate=False)).get(name)
+        module = dict(self.model.named_modules(remove_duplicate=False)).get(name)
         known = f"the recurrent layers are {', '.join(map(repr, self._layers_by_name))}"
         if hooks.is_single_step(module):
             raise KeyError(
