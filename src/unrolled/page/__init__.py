@@ -50,7 +50,7 @@ def write_model(
     path = _check_path(path)
     data = model_data(record, batch, labels, title, limit)
     pages = data.get("pages", [data])
-    names = [f"{page['module']}: " if len(pages) > 1 else "" for page in pages]
+    names = [f"{page['call']}: " if len(pages) > 1 else "" for page in pages]
     notes = [f"{name}{note}" for name, page in zip(names, pages, strict=True) for note in page["notes"]]
     return _write_page(path, data, notes)
 

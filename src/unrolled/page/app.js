@@ -297,8 +297,8 @@ function findScales(model) {
 /**
  * Render the page of a trace into an element. Returns the view; its close() removes all listeners.
  *
- * If the layer is in a model with a page of its own: {title, name, entries, close}, the title of the model, the name of the
- * layer in it, the first entries of the address, and a function that goes back to the model.
+ * If the layer is part of the page of a model, `inModel` is {title, entries, close}: the title of the model, the first entries
+ * of the address, and a function that goes back to the model.
  */
 export function mount(root, data, inModel = null) {
   const view = new View(root, data, inModel);

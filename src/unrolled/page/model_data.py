@@ -29,7 +29,12 @@ def model_data(
         IndexError, TypeError: As for :func:`unrolled.page.contents.page_data`.
     """
     calls = record.call_order
-    traces = [(call.name, call.trace) for call in calls if call.trace is not None]
+    counts = {call.name: call.number for call in calls}  # the last call of a module has the largest number
+    traces = [
+        (call.name if counts[call.name] == 1 else f"{call.name}, call {call.number}", call.trace)
+        for call in calls
+        if call.trace is not None
+    ]
     if not traces:
         raise ValueError("nothing was recorded: call the model inside of the with block first")
     if title is None and len(traces) > 1:
@@ -53,12 +58,11 @@ def model_data(
             errors[id(trace)] = str(error)
             continue
         page_of[id(trace)] = len(pages)
-        pages.append({"module": name, **data})
+        pages.append({**data, "call": name})
     if not pages:
         raise ValueError(next(iter(errors.values())))
     if len(traces) == 1:
         return pages[0]
-    counts = {call.name: call.number for call in calls}  # the last call of a module has the largest number
     return {
         "title": title,
         "calls": [_call(call, counts[call.name], page_of, errors) for call in calls],
@@ -80,7 +84,9 @@ def _call(call: ModuleCall, count: int, page_of: dict[int, int], errors: dict[in
     """Return what the page shows of a call. A recurrent layer's call without a page has a reason."""
     reason = call.not_recorded
     if call.is_recurrent and reason is None:
-        reason = errors.get(id(call.trace)) if call.trace else "only later calls were kept: see record(calls=)"
+        reason = (
+            errors.get(id(call.trace)) if call.trace else "only later calls were kept: see record(calls=)"
+        )
     return {
         "name": call.name,
         "module": call.module,
@@ -88,8 +94,10 @@ def _call(call: ModuleCall, count: int, page_of: dict[int, int], errors: dict[in
         "number": call.number,
         "count": count,
         "input": call.input,
+        "inputFrom": call.input_from,
         "output": call.output,
         "initialState": call.initial_state,
+        "stateFrom": call.state_from,
         "finalState": call.final_state,
         "page": page_of.get(id(call.trace)),
         "reason": reason,

@@ -37,8 +37,7 @@ export function mountModel(root, data) {
       element.append(...createOverview());
       document.title = data.title;
     } else {
-      const { name, number, count } = data.calls.find((call) => call.page === page);
-      view = mount(element, data.pages[page], { title: data.title, name: count > 1 ? `${name}, call ${number}` : name, entries: addressOf(page), close: () => go(null) });
+      view = mount(element, data.pages[page], { title: data.title, entries: addressOf(page), close: () => go(null) });
     }
     window.scrollTo(0, 0);
   }
@@ -54,7 +53,7 @@ export function mountModel(root, data) {
     return [createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, what)),
       createElement("p", { class: "quiet" }, "The recurrent layers in the order in which they were called, with the modules that were called between them. Open a layer to see its numbers."),
       createElement("ol", { class: "calls" }, createGroups()),
-      data.missing.length ? createElement("p", { class: "quiet" }, "Not shown: ", data.missing.map(({ name, reason }) => `${name} (${reason})`).join("; "), ".") : null].filter(Boolean);
+      data.missing.length ? createElement("p", { class: "quiet missing" }, "Not shown: ", data.missing.map(({ name, reason }) => `${name} (${reason})`).join("; "), ".") : null].filter(Boolean);
   }
 
   function createGroups() {
@@ -68,11 +67,12 @@ export function mountModel(root, data) {
     const { name, module, number, count, page } = call;
     if (!call.isRecurrent) return createElement("li", { class: "between" }, createElement("b", {}, name), " ", createElement("span", { class: "module" }, module), createElement("span", { class: "quiet" }, ` ${call.input} → ${call.output}`), last > number ? createElement("span", { class: "quiet" }, `, ${last - number + 1} times`) : null);
     const times = last > number ? `calls ${number} to ${last} of ${count}` : count > 1 ? `call ${number} of ${count}` : "called once";
-    const facts = [["input", call.input], ["initial state", call.initialState ?? "zeros"], ["output", call.output], ["final state", call.finalState]];
+    const from = (what, source) => (source ? createElement("span", { class: "quiet" }, `${what} of ${source}`) : null);
+    const facts = [["input", call.input, from("output", call.inputFrom)], ["initial state", call.initialState ?? "zeros", from("final state", call.stateFrom)], ["output", call.output], ["final state", call.finalState]];
     const open = page === null ? createElement("p", { class: "quiet" }, `No page: ${call.reason}.`)
       : createElement("a", { class: "btn go", href: `#${new URLSearchParams(addressOf(page))}`, onclick: (event) => { event.preventDefault(); go(page); }, "aria-label": `Open ${name || module}, ${times}` }, "Open");
     return createElement("li", { class: "call", "data-name": name }, createElement("h2", {}, name || "the model", createElement("span", { class: "module" }, module), createElement("span", { class: "quiet" }, times), open),
-      createElement("dl", {}, facts.map(([term, text]) => createElement("div", {}, createElement("dt", {}, term), createElement("dd", {}, text)))),
+      createElement("dl", {}, facts.map(([term, text, source]) => createElement("div", {}, createElement("dt", {}, term), createElement("dd", {}, text), source && createElement("dd", {}, source)))),
       page === null ? null : createWorst(data.pages[page].health));
   }
 

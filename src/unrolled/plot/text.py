@@ -78,7 +78,7 @@ def text(
     title = f"{name}[{unit}]{' – ' if description else ''}{description}"
     ax.set_title(title, loc="left", fontsize=9.5, parse_math=False)
 
-    grid: Any = np.ma.masked_all((rows, columns, 4))
+    grid = np.zeros((rows, columns, 4))
     colors = colormap(norm(np.ma.masked_invalid(values)))
     points = 72 * size_in_inches(ax)[0] / columns
     font_size = min(_MAX_FONT_SIZE, 0.95 * points / _GLYPH_WIDTH)
@@ -95,7 +95,7 @@ def text(
             va="center",
             parse_math=False,
         ).set_in_layout(False)
-    ax.imshow(grid.filled(0), aspect="auto", interpolation="nearest")
+    ax.imshow(grid, aspect="auto", interpolation="nearest")
     draw_color_bar(ax.inset_axes((1.02, 0, 0.02, 1)), norm, [values], colormap)
     return ax
 

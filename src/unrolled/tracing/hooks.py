@@ -239,8 +239,12 @@ def is_single_step(module: nn.Module | None) -> bool:
     return isinstance(module, _CELLS)
 
 
-class _Hook:
+class ModuleHook:
     """A forward hook that copies and pickles of the module replace with a function that does nothing.
+
+    Args:
+        function: The hook.
+        argument_count: The number of its arguments.
 
     While the hook is being registered or removed, torch may call it without ``kwargs`` in another thread.
     Such calls are ignored.
@@ -250,6 +254,7 @@ class _Hook:
         self._function, self._argument_count = function, argument_count
 
     def __call__(self, *call: Any) -> None:
+        """Call the function, unless arguments are missing."""
         if len(call) == self._argument_count:
             self._function(*call)
 
@@ -299,8 +304,8 @@ def observe_calls(
 
     handles = []
     for module in modules:
-        handles.append(module.register_forward_pre_hook(_Hook(before, 3), with_kwargs=True))
-        handles.append(module.register_forward_hook(_Hook(after, 4), with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_pre_hook(ModuleHook(before, 3), with_kwargs=True))
+        handles.append(module.register_forward_hook(ModuleHook(after, 4), with_kwargs=True, prepend=True))
 
     def remove() -> None:
         for handle in handles:

@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,40 +20,12 @@ from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing import display, eager_stance, hooks
 from unrolled.tracing.backward import loss_from_gradients
-from unrolled.tracing.call_order import CallOrder, ModuleCall, format_shape
+from unrolled.tracing.call_order import CallOrder, ModuleCall
 from unrolled.tracing.hooks import LayerCall, UnsupportedCallError
+from unrolled.tracing.recorded_layer import RecordedLayer, format_bytes, total_bytes
 from unrolled.tracing.selection import BatchRows, TraceFilter
 from unrolled.tracing.step_recorder import quantity_names
 from unrolled.tracing.trace import Trace, run_traced
-
-
-@dataclass(eq=False)
-class _LayerCalls:
-    """A layer of the model and its recorded calls.
-
-    Attributes:
-        name: Name of the module.
-        module: The module.
-        traces: Traces of the last calls.
-        call_count: Number of calls so far.
-        never_recorded: Why no call can be recorded, or None.
-        last_not_recorded: Why the last call couldn't be recorded, or None.
-    """
-
-    name: str
-    module: nn.Module
-    traces: deque[Trace]
-    call_count: int = 0
-    never_recorded: str | None = None
-    last_not_recorded: str | None = None
-
-    def __str__(self) -> str:
-        return f"{type(self.module).__name__} {self.name!r}"
-
-    @property
-    def not_recorded(self) -> str | None:
-        """Why there is no trace of the last call, or None."""
-        return self.never_recorded or self.last_not_recorded
 
 
 class Record(Mapping[str, Trace]):
@@ -69,10 +41,10 @@ class Record(Mapping[str, Trace]):
     def __init__(self, model: nn.Module, trace_filter: TraceFilter, calls: int, gradients: bool) -> None:
         self.model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
         self._filter, self._gradients = trace_filter, gradients
-        self._layers_by_id: dict[int, _LayerCalls] = {}
-        self._layers_by_name: dict[str, _LayerCalls] = {}
+        self._layers_by_id: dict[int, RecordedLayer] = {}
+        self._layers_by_name: dict[str, RecordedLayer] = {}
         for name, module in hooks.require_recurrent_layers(self.model, "record").items():
-            layer = _LayerCalls(name, module, deque(maxlen=calls))
+            layer = RecordedLayer(name, module, deque(maxlen=calls))
             self._layers_by_name[name] = self._layers_by_id.setdefault(id(module), layer)
         self._check_filter()
         self._order = CallOrder(self.model, [name for name, _ in self._recordable()])
@@ -105,7 +77,7 @@ class Record(Mapping[str, Trace]):
         if len(errors) == len(self._layers_by_id):
             raise errors[0]
 
-    def _recordable(self) -> list[tuple[str, _LayerCalls]]:
+    def _recordable(self) -> list[tuple[str, RecordedLayer]]:
         return [(name, layer) for name, layer in self._layers_by_name.items() if not layer.never_recorded]
 
     def __enter__(self) -> Record:
@@ -175,27 +147,19 @@ class Record(Mapping[str, Trace]):
     def not_recorded(self) -> dict[str, str]:
         """The recurrent layers without a trace of their last call, and why."""
         layers = self._layers_by_id.values()
-        reasons = {layer.name: layer.not_recorded or ("" if layer.traces else "not called") for layer in layers}
+        reasons = {
+            layer.name: layer.not_recorded or ("" if layer.traces else "not called") for layer in layers
+        }
         return {name: reason for name, reason in reasons.items() if reason}
 
     @property
     def nbytes(self) -> int:
         """The memory that all traces take in bytes, including their copies of the parameters."""
-        return _total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
+        return total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
 
     def __repr__(self) -> str:
-        lines = [f"<Record of {type(self.model).__name__}: {_format_bytes(self.nbytes)}"]
-        for layer in self._layers_by_id.values():
-            reason = layer.not_recorded
-            text = f"not recorded: {reason}" if reason else "not called"
-            if layer.traces and reason is None:
-                calls = f"{layer.call_count} call{'s' * (layer.call_count != 1)}"
-                part = layer.traces[-1].layers[0]
-                text = (
-                    f"{calls}, {len(layer.traces)} recorded, {_format_bytes(_total_bytes(layer.traces))}; "
-                    f"{part.extent}; {', '.join(part.names)}"
-                )
-            lines.append(f"  {layer}: {text}")
+        lines = [f"<Record of {type(self.model).__name__}: {format_bytes(self.nbytes)}"]
+        lines += [f"  {layer}: {layer.summary}" for layer in self._layers_by_id.values()]
         return "\n".join(lines) + ">"
 
     def to_html(
@@ -231,7 +195,7 @@ class Record(Mapping[str, Trace]):
         options = {"batch": batch, "labels": labels, "title": title, "limit": limit}
         return Path(display.package("page").write_model(self, path, **options))
 
-    def _layer(self, name: str) -> _LayerCalls:
+    def _layer(self, name: str) -> RecordedLayer:
         if name in self._layers_by_name:
             return self._layers_by_name[name]
         module = dict(self.model.named_modules(remove_duplicate=False)).get(name)
@@ -251,20 +215,13 @@ class Record(Mapping[str, Trace]):
         layer = self._layers_by_id[id(module)]
         self._record_call(layer, module, *call_data)
         args, kwargs, _, result = call_data
-        x, state = hooks.input_and_state(args, kwargs)
-        self._order.add(
-            layer.name,
-            module,
-            x,
-            result[0],
-            is_recurrent=True,
-            initial_state=None if state is None else format_shape(state),
-            final_state=format_shape(result[1]),
-            not_recorded=layer.last_not_recorded,
-            _trace=None if layer.last_not_recorded else weakref.ref(layer.traces[-1]),
+        reason = layer.last_not_recorded
+        trace = None if reason else layer.traces[-1]
+        self._order.add_recurrent(
+            layer.name, module, hooks.input_and_state(args, kwargs), result[:2], trace, reason
         )
 
-    def _record_call(self, layer: _LayerCalls, module: nn.Module, *call_data: Any) -> None:
+    def _record_call(self, layer: RecordedLayer, module: nn.Module, *call_data: Any) -> None:
         layer.call_count += 1
         result = call_data[-1]
         try:
@@ -274,11 +231,11 @@ class Record(Mapping[str, Trace]):
         except UnsupportedCallError as error:
             layer.last_not_recorded = f"its last call {error}"
             return
-        with _name_layer_in_errors(layer):
+        with layer.named_in_errors():
             layer.traces.append(self._trace(layer, call, result))
         layer.last_not_recorded = None
 
-    def _trace(self, layer: _LayerCalls, call: LayerCall, returned: Any) -> Trace:
+    def _trace(self, layer: RecordedLayer, call: LayerCall, returned: Any) -> Trace:
         recurrent, x, state = call.recurrent, call.input, call.initial_state
         indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
         rows = None if indices is None else BatchRows.from_input(indices, x, recurrent.batch_first)
@@ -392,27 +349,3 @@ def record(
     if not isinstance(gradients, bool):
         raise TypeError(f"gradients must be of type bool, got {gradients!r}")
     return Record(model, trace_filter, positive_int("calls", calls), gradients)
-
-
-@contextlib.contextmanager
-def _name_layer_in_errors(layer: _LayerCalls) -> Iterator[None]:
-    """Add the name of the layer to errors about steps or rows that it doesn't have."""
-    try:
-        yield
-    except (IndexError, ValueError) as error:
-        raise type(error)(f"record of {layer}: {error}") from None
-
-
-def _total_bytes(traces: Iterable[Trace]) -> int:
-    storages: dict[int, int] = {}
-    for trace in traces:
-        storages |= trace.storages()
-    return sum(storages.values())
-
-
-def _format_bytes(count: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
