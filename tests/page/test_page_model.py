@@ -53,12 +53,17 @@ def open_model(browser: Any, tmp_path: Path) -> Iterator[OpenModel]:
     assert not problems
 
 
+READ_CARDS = """(items) => items.map((one) => {
+  const facts = [...one.querySelectorAll('dl div')].map((fact) => [fact.querySelector('dt').textContent,
+    [...fact.querySelectorAll('dd')].map((dd) => dd.textContent).join('; ')]);
+  return { ...Object.fromEntries(facts), head: one.querySelector('h2').textContent,
+    health: one.querySelector(':scope > p')?.textContent ?? '' };
+})"""
+
+
 def cards(tab: Any) -> list[dict[str, str]]:
-    script = """(items) => items.map((one) => ({ name: one.dataset.name, head: one.querySelector('h2').textContent,
-        ...Object.fromEntries([...one.querySelectorAll('dl div')].map((fact) =>
-          [fact.querySelector('dt').textContent, [...fact.querySelectorAll('dd')].map((dd) => dd.textContent).join('; ')])),
-        health: one.querySelector(':scope > p').textContent }))"""
-    return list(tab.locator(".calls .call").evaluate_all(script))
+    """Return the texts of each call of a recurrent layer."""
+    return list(tab.locator(".calls .call").evaluate_all(READ_CARDS))
 
 
 @needs_browser
@@ -122,7 +127,7 @@ def test_layers_open_and_have_an_address(open_model: OpenModel) -> None:
 def test_calls_without_a_page_say_why(open_model: OpenModel) -> None:
     tab = open_model(recorded())
     _, first, _ = cards(tab)
-    assert first["health"].startswith("(") is False
+    assert first["health"] == ""
     assert "No page: only later calls were kept: see record(calls=)." in first["head"]
     assert (
         tab.get_by_role("link", name="Open decoder, call 2 of 2").get_attribute("href") == "#module=decoder"
@@ -155,7 +160,7 @@ def test_a_layer_that_is_called_in_a_loop(open_model: OpenModel) -> None:
     tab = open_model(rec)
     heads = [card["head"] for card in cards(tab)]
     assert heads[0].startswith("firstGRU(2, 3)called once")
-    assert heads[2].startswith("secondGRU(3, 3)calls 2 to 99 of 200") or "calls 2 to 100 of 200" in heads[2]
+    assert heads[1].startswith("secondGRU(3, 3)calls 1 to 101 of 200")
     assert heads[-1].startswith("secondGRU(3, 3)call 200 of 200")
     assert tab.locator(".calls > li").count() == 61
     assert tab.get_by_text("more calls of these modules").count() == 1
