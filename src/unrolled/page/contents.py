@@ -65,7 +65,7 @@ def page_data(
     ]
     if labels is not None:
         for part, layer in zip(trace.layers, layers, strict=True):
-            if len(layer["steps"]) < length:
+            if len(layer["steps"]) < length or layer.get("computed") is not None:
                 layer["text"] = text_values(part, batch, length, limit // len(layers))
     return {
         "title": repr(trace.module) if title is None else title,

@@ -6,6 +6,7 @@ import { decodeBytes, gateColor, textColor, valueColor } from "./numbers.js";
 import { similarPassages, strongestPassages, unitsOnOver } from "./passages.js";
 import { Symbols } from "./symbols.js";
 
+const COMPUTED_STEPS = 16; // at a time
 const MAX_LABELS = 4000; // that are on the page at once; a longer text is shown in parts
 const WIDTHS = [1, 5, 10, 20, 40]; // steps of a strong passage
 const PASSAGES = 5; // strong ones of each sign
@@ -59,7 +60,10 @@ export function createText(view) {
 
   function update() {
     const { q, u } = current();
-    if (values?.key !== valuesKey(q)) values = { key: valuesKey(q), ...valuesAtAllSteps(view.model, roundedStates(), q) };
+    if (values?.key !== valuesKey(q)) {
+      values = { key: valuesKey(q), ...valuesAtAllSteps(view.model, view.edits.size ? {} : roundedStates(), q) };
+      if (!values.isWhole && view.model.isComputed) setTimeout(computeValues, 0, values, view.model, q);
+    }
     updateControls(q, u);
     drawPart();
     color(q, u);
@@ -67,6 +71,17 @@ export function createText(view) {
     for (const [k, tab] of tabs.entries()) tab.setAttribute("aria-selected", (k === 1) === isSimilar);
     drawLists(q, u);
     if (!text.matches(":hover")) read(view.step);
+  }
+
+  /** Compute values that the page doesn't store, a few steps at a time. */
+  function computeValues(computed, model, q) {
+    if (computed !== values) return;
+    const last = Math.min(model.length, computed.count + COMPUTED_STEPS);
+    copyValues(model, q, model.steps.slice(computed.count, last), computed);
+    computed.count = last;
+    computed.isWhole = last === model.length;
+    if (computed.isWhole) view.refresh();
+    else setTimeout(computeValues, 0, computed, model, q);
   }
 
   const roundedStates = () => view.data.layers[view.layerIndex].text ?? {};
@@ -93,6 +108,7 @@ export function createText(view) {
 
   function noteFor(q) {
     const { model } = view;
+    if (model.isComputed && !values.isWhole) return `Computing ${q} at all steps.`;
     if (model.complete) return "";
     const contained = `This page contains ${model.steps.length} of ${model.length} steps in full, and a click goes to the nearest of them.`;
     if (values.isWhole) return `${contained} The colors of the other steps are rounded to 8 bits.`;
@@ -120,7 +136,7 @@ export function createText(view) {
   }
 
   function color(q, u) {
-    const key = [values.key, u, view.theme].join();
+    const key = [values.key, u, view.theme, values.isWhole].join();
     if (key === drawnColors) return;
     drawnColors = key;
     spans.forEach((span, k) => {
@@ -151,8 +167,8 @@ export function createText(view) {
 
   function read(step) {
     const { q, u } = current();
-    const value = valueAt(step);
     const isExact = view.model.stepIndices.has(step);
+    const value = isExact ? view.value({ q, t: step, u }) : valueAt(step);
     const said = isExact ? `= ${shown(value)}` : Number.isNaN(value) ? "isn't on this page" : `≈ ${fixed(value, 2)}`;
     readout.textContent = `Step ${step}, “${visibleLabel(view.data.labels[step])}”: ${q}[${u}] ${said}`;
   }
@@ -160,7 +176,7 @@ export function createText(view) {
   // --- passages ---
 
   function drawLists(q, u) {
-    const key = [values.key, u, isSimilar, width.value, view.range, thresholds.get(q), view.theme].join();
+    const key = [values.key, values.isWhole, u, isSimilar, width.value, view.range, thresholds.get(q), view.theme].join();
     if (key === drawnLists) return;
     drawnLists = key;
     if (!values.isWhole) lists.replaceChildren(createElement("p", { class: "quiet" }, "This page doesn't contain all steps of this quantity."));
@@ -269,13 +285,18 @@ const css = (color) => `rgb(${color.join()})`;
 
 /** The values of a quantity at all steps; NaN where the page has none. A state may be there in 8 bits. */
 function valuesAtAllSteps(model, roundedStates, q) {
+  const units = model.size(q);
+  const rounded = roundedStates[q];
+  const isStored = model.complete && !model.isComputed;
+  const values = { data: new Float64Array(model.length * units).fill(NaN), units, count: 0, isRounded: Boolean(rounded), isWhole: isStored || Boolean(rounded) };
+  if (rounded) decodeBytes(rounded.data).forEach((level, k) => { values.data[k] = level ? ((level - 128) / 127) * rounded.largest : NaN; });
+  if (!model.isComputed) copyValues(model, q, model.steps, values);
+  return values;
+}
+
+function copyValues(model, q, steps, { data, units }) {
   const index = model.valueIndex(q);
-  const units = model.sizes[index];
-  const data = new Float64Array(model.length * units).fill(NaN);
-  const rounded = model.complete ? null : roundedStates[q];
-  if (rounded) decodeBytes(rounded.data).forEach((level, k) => { data[k] = level ? ((level - 128) / 127) * rounded.largest : NaN; });
-  for (const step of model.steps) {
+  for (const step of steps) {
     for (let unit = 0; unit < units; unit += 1) data[step * units + unit] = model.at(model.values, step, index, unit);
   }
-  return { data, units, isRounded: Boolean(rounded), isWhole: model.complete || Boolean(rounded) };
 }
