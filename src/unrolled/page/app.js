@@ -248,12 +248,6 @@ class View {
   }
 }
 
-/** Return the range of steps in the address, or null if there is no valid one. */
-function readRange(text, length) {
-  const [first, last] = /^\d+-\d+$/.test(text) ? text.split("-").map(Number) : [];
-  return first <= last && last < length ? [first, last] : null;
-}
-
 /** Return a function that gives the scale of a number: fixed for gates and tanh, else from the recorded run. */
 function findScales(model) {
   const largest = (values) => values.reduce((most, value) => (Math.abs(value) > most && Number.isFinite(value) ? Math.abs(value) : most), 0);
@@ -498,6 +492,12 @@ function createKeyList() {
 function createKeys() {
   return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(),
     createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
+}
+
+/** Return the range of steps in the address, or null if there is no valid one. */
+function readRange(text, length) {
+  const [first, last] = /^\d+-\d+$/.test(text) ? text.split("-").map(Number) : [];
+  return first <= last && last < length ? [first, last] : null;
 }
 
 /** Create a paragraph in which identifiers of arXiv are links to the paper. */

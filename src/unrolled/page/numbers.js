@@ -1,14 +1,17 @@
 // Values: decoding, formatting as in unrolled.tracing.explain, and colors.
 
+/** Decode base64. */
+export function decodeBytes(data) {
+  const text = atob(data);
+  const bytes = new Uint8Array(text.length);
+  for (let k = 0; k < bytes.length; k += 1) bytes[k] = text.charCodeAt(k);
+  return bytes;
+}
+
 /** Decode {float64, data}: base64 of little-endian floats. */
 export function decodeValues({ float64, data }) {
   const bytes = decodeBytes(data);
   return float64 ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
-}
-
-/** Decode base64 of bytes. */
-export function decodeBytes(data) {
-  return Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
 }
 
 /** Format a number with four decimal places, or in scientific notation if it is very small or large. */
