@@ -83,7 +83,7 @@ def test_overview_shows_the_calls_in_order(open_model: OpenModel) -> None:
     assert first["initial state"] == "zeros"
     assert second["head"] == "decoderLSTM(5, 4)call 2 of 2Open"
     assert second["input"] == "(5, 2, 5)"
-    assert second["initial state"] == "(1, 2, 4), (1, 2, 4); final state of decoder"
+    assert second["initial state"] == "(1, 2, 4), (1, 2, 4); final state of decoder, call 1"
     between = tab.locator(".calls .between").all_text_contents()
     assert [text.split()[0] for text in between] == ["embed", "between.0", "between.1", "head"]
     assert between[1].endswith("Linear(in_features=16, out_features=5, bias=True) (5, 2, 16) → (5, 2, 5)")
@@ -166,6 +166,7 @@ def test_a_layer_that_is_called_in_a_loop(open_model: OpenModel) -> None:
     assert tab.get_by_text("more calls of these modules").count() == 1
 
 
+@pytest.mark.slow
 def test_data_of_the_pages_is_that_of_the_traces() -> None:
     rec = recorded(calls=2)
     data = model_data(rec, 1, None, None, 9_000)

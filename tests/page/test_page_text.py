@@ -206,6 +206,7 @@ def test_a_range_is_selected_with_the_keys(open_page: OpenPage) -> None:
     assert "range=" not in tab.url
 
 
+@pytest.mark.slow
 def test_words_and_pages_without_a_text(open_page: OpenPage) -> None:
     t = ur.trace(ur.GRU(2, 3), torch.randn(4, 2))
     tab = open_page(t, labels=["It", "was", "the", "age"])

@@ -65,7 +65,7 @@ def model_data(
         return pages[0]
     return {
         "title": title,
-        "calls": [_call(call, counts[call.name], page_of, errors) for call in calls],
+        "calls": [_call(call, counts, page_of, errors) for call in calls],
         "missing": [
             {"name": name, "reason": reason}
             for name, reason in record.not_recorded.items()
@@ -80,24 +80,30 @@ def _length(trace: Trace, batch: int) -> int:
     return int(lengths[batch]) if -len(lengths) <= batch < len(lengths) else 0
 
 
-def _call(call: ModuleCall, count: int, page_of: dict[int, int], errors: dict[int, str]) -> dict[str, Any]:
+def _call(
+    call: ModuleCall, counts: dict[str, int], page_of: dict[int, int], errors: dict[int, str]
+) -> dict[str, Any]:
     """Return what the page shows of a call. A recurrent layer's call without a page has a reason."""
     reason = call.not_recorded
     if call.is_recurrent and reason is None:
         reason = (
             errors.get(id(call.trace)) if call.trace else "only later calls were kept: see record(calls=)"
         )
+
+    def source(text: str | None) -> str | None:
+        return f"{text}, call 1" if counts.get(text or "", 1) > 1 else text
+
     return {
         "name": call.name,
         "module": call.module,
         "isRecurrent": call.is_recurrent,
         "number": call.number,
-        "count": count,
+        "count": counts[call.name],
         "input": call.input,
-        "inputFrom": call.input_from,
+        "inputFrom": source(call.input_from),
         "output": call.output,
         "initialState": call.initial_state,
-        "stateFrom": call.state_from,
+        "stateFrom": source(call.state_from),
         "finalState": call.final_state,
         "page": page_of.get(id(call.trace)),
         "reason": reason,

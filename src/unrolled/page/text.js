@@ -18,11 +18,11 @@ const THRESHOLD = 0.3; // of the scale of the quantity
 
 /** Create the section. Returns {element, update}. */
 export function createText(view) {
-  const labels = view.data.labels.map((label) => label.replaceAll("\n", "⏎").replaceAll("\t", "⇥"));
-  const isWords = view.data.labels.some((label) => label.length > 1) && !view.data.labels.some((label) => /\s/.test(label));
-  const gap = isWords ? " " : "";
-  let values = null; // of the quantity at all steps, with all units: {key, data, units, isRounded, isWhole}
-  let [drawnPart, drawnColors, drawnMarks, drawnLists] = ["", "", "", ""];
+  let labels = [];
+  let gap = ""; // between two labels
+  let source = null; // the labels of the page, without visible signs
+  let values = null; // of the quantity at all steps, with all units: {key, model, data, units, count, isRounded, isWhole}
+  let [drawnPart, drawnColors, drawnMarks, drawnLists] = ["", "", "", ""]; // what is on the page
   let spans = [];
   let firstStep = 0; // of the part that is on the page
   let isSimilar = false; // which of the lists is shown
@@ -52,6 +52,7 @@ export function createText(view) {
     return { q, u: Math.min(isPlain ? chosen.u : view.unit, model.size(q) - 1) };
   };
   const unit = () => current().u;
+  const chosenRange = () => (view.range && view.range[1] < labels.length ? view.range : null); // another row may be shorter
   const chooseUnit = (u) => {
     const { q } = current();
     if (Number.isInteger(u) && u >= 0 && u < view.model.size(q)) view.choose({ q, t: view.step, u });
@@ -59,9 +60,11 @@ export function createText(view) {
   };
 
   function update() {
+    if (source !== view.data.labels) readLabels();
     const { q, u } = current();
-    if (values?.key !== valuesKey(q)) {
+    if (values?.key !== valuesKey(q) || values.model !== view.model) {
       values = { key: valuesKey(q), ...valuesAtAllSteps(view.model, view.edits.size ? {} : roundedStates(), q) };
+      [drawnColors, drawnLists] = ["", ""];
       if (!values.isWhole && view.model.isComputed) setTimeout(computeValues, 0, values, view.model, q);
     }
     updateControls(q, u);
@@ -85,7 +88,14 @@ export function createText(view) {
   }
 
   const roundedStates = () => view.data.layers[view.layerIndex].text ?? {};
-  const valuesKey = (q) => [view.layerIndex, q, view.edits.toText()].join();
+  function readLabels() {
+    source = view.data.labels;
+    labels = source.map((label) => label.replaceAll("\n", "⏎").replaceAll("\t", "⇥"));
+    gap = source.some((label) => label.length > 1) && !source.some((label) => /\s/.test(label)) ? " " : "";
+    [values, drawnPart] = [null, ""];
+  }
+
+  const valuesKey = (q) => [q, view.edits.toText()].join();
   const valueAt = (step) => values.data[step * values.units + Math.min(unit(), values.units - 1)];
 
   function updateControls(q, u) {
@@ -126,7 +136,7 @@ export function createText(view) {
       drawnColors = "";
       drawnMarks = "";
       spans = labels.slice(firstStep, firstStep + MAX_LABELS).map((label, k) => createElement("span", { "data-step": firstStep + k }, label + gap));
-      text.replaceChildren(...spans.flatMap((span, k) => (view.data.labels[firstStep + k].endsWith("\n") ? [span, createElement("br")] : [span])));
+      text.replaceChildren(...spans.flatMap((span, k) => (source[firstStep + k].endsWith("\n") ? [span, createElement("br")] : [span])));
     }
     const last = firstStep + spans.length - 1;
     part.hidden = labels.length <= MAX_LABELS;
@@ -150,7 +160,7 @@ export function createText(view) {
 
   /** Mark the chosen step and the selected range. */
   function mark() {
-    const range = selection ?? view.range;
+    const range = selection ?? chosenRange();
     const key = [firstStep, view.step, range].join();
     if (key === drawnMarks) return;
     const isMoved = !drawnMarks.startsWith([firstStep, view.step, ""].join());
@@ -170,7 +180,7 @@ export function createText(view) {
     const isExact = view.model.stepIndices.has(step);
     const value = isExact ? view.value({ q, t: step, u }) : valueAt(step);
     const said = isExact ? `= ${shown(value)}` : Number.isNaN(value) ? "isn't on this page" : `≈ ${fixed(value, 2)}`;
-    readout.textContent = `Step ${step}, “${visibleLabel(view.data.labels[step])}”: ${q}[${u}] ${said}`;
+    readout.textContent = `Step ${step}, “${visibleLabel(source[step])}”: ${q}[${u}] ${said}`;
   }
 
   // --- passages ---
@@ -191,7 +201,8 @@ export function createText(view) {
   }
 
   function createSimilar(q) {
-    const { range, model } = view;
+    const { model } = view;
+    const range = chosenRange();
     const fields = [0, 1].map((end) => createElement("input", { type: "number", min: 0, max: labels.length - 1, value: range?.[end] ?? "", "aria-label": end ? "last step of the range" : "first step of the range", onchange: () => setFields(fields) }));
     const limit = model.isGate(q) ? 1 : view.scale({ q });
     const threshold = thresholds.get(q) ?? (model.isGate(q) ? GATE_THRESHOLD : THRESHOLD * limit);
@@ -288,7 +299,7 @@ function valuesAtAllSteps(model, roundedStates, q) {
   const units = model.size(q);
   const rounded = roundedStates[q];
   const isStored = model.complete && !model.isComputed;
-  const values = { data: new Float64Array(model.length * units).fill(NaN), units, count: 0, isRounded: Boolean(rounded), isWhole: isStored || Boolean(rounded) };
+  const values = { model, data: new Float64Array(model.length * units).fill(NaN), units, count: 0, isRounded: Boolean(rounded), isWhole: isStored || Boolean(rounded) };
   if (rounded) decodeBytes(rounded.data).forEach((level, k) => { values.data[k] = level ? ((level - 128) / 127) * rounded.largest : NaN; });
   if (!model.isComputed) copyValues(model, q, model.steps, values);
   return values;
