@@ -70,3 +70,23 @@ class PeakMemory(RandomStep):
         storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in alive}
         PeakMemory.peak = max(PeakMemory.peak, sum(storages.values()))
         return h
+
+
+class Translator(nn.Module):
+    """Two LSTMs with a linear layer between them; the second one is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.encoder = nn.LSTM(6, 8, bidirectional=True)
+        self.between = nn.Sequential(nn.Linear(16, 5), nn.Tanh())
+        self.decoder = ur.LSTM(5, 4)
+        self.unused = nn.GRU(2, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        encoded, _ = self.encoder(self.embed(x))
+        features = self.between(encoded)
+        first, state = self.decoder(features)
+        second, _ = self.decoder(features.flip(0), state=state)
+        return self.head(first + second)

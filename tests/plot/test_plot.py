@@ -189,7 +189,7 @@ def test_error_messages_for_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="Diagonal has no two-dimensional parameter to draw"):
         plot.layer(ur.trace(ur.Recurrent(Diagonal, 3, 3), torch.ones(2, 3)))
     with pytest.raises(
-        ValueError, match="should be one of cell, gates, states, gradient, unrolled, layer, got 'gate'"
+        ValueError, match="should be one of cell, gates, states, gradient, unrolled, layer, text, got 'gate'"
     ):
         random_trace().plot("gate")
     with pytest.raises(ValueError, match=r"got \['gates'\]"):

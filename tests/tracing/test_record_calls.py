@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 import unrolled as ur
 from helpers.layer_pairs import assert_close
 from helpers.recorded_models import Model
-from unrolled.tracing import record as record_module
+from unrolled.tracing import eager_stance
 
 
 @pytest.mark.slow
@@ -156,10 +156,10 @@ def test_blocks_end_in_any_order_and_in_several_threads() -> None:
 @pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_forked_child_does_not_wait_for_a_lock_of_its_parent() -> None:
-    with record_module._lock:  # as if another thread was starting a block
+    with eager_stance._lock:  # as if another thread was starting a block
         child = os.fork()
         if child == 0:
-            os._exit(0 if record_module._lock.acquire(blocking=False) else 1)
+            os._exit(0 if eager_stance._lock.acquire(blocking=False) else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
 

@@ -54,7 +54,7 @@ def parse_cell(text: str, option: str = "--cell") -> type[Cell]:
         raise UsageError(f"{option}: unknown cell {text!r}; expected {CELL_HELP}")
     try:
         module = (
-            _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+            import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
         )
     except Exception as error:  # user code can raise anything
         raise UsageError(f"{option}: can't load {location} ({type(error).__name__}: {error})") from error
@@ -71,7 +71,8 @@ def _is_cell(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Cell) and value is not Cell
 
 
-def _import_file(path: Path) -> Any:
+def import_file(path: Path) -> Any:
+    """Import a Python file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

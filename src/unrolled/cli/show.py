@@ -8,8 +8,6 @@ import os
 import re
 import reprlib
 import sys
-import warnings
-import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from unrolled.cli import example, terminal
+from unrolled.cli import example, model, output_files, terminal
 from unrolled.cli.arguments import (
     CELL_HELP,
     CELL_WITH_WEIGHTS_HELP,
@@ -28,7 +26,6 @@ from unrolled.cli.arguments import (
     new_console,
     parse_cell,
     parse_options,
-    printable,
     read_layers,
 )
 from unrolled.io import files
@@ -54,7 +51,7 @@ def add(commands: Any) -> None:
         nargs="?",
         type=Path,
         metavar="WEIGHTS",
-        help="state dict (.safetensors, .pt or .pth file)",
+        help=f"state dict (.safetensors, .pt or .pth file), or {model.HELP}",
     )
     parser.add_argument(
         "--input",
@@ -147,6 +144,9 @@ def run(options: argparse.Namespace) -> None:
     cell_options = parse_options(options.option)
     x = files.read_input(options.input) if options.input else None
     title = options.title
+    if options.weights is not None and model.is_model(options.weights):
+        _run_model(options, console, step_through)
+        return
     if options.weights is None:
         if options.layer is not None:
             raise UsageError("--layer needs a WEIGHTS file")
@@ -177,16 +177,46 @@ def run(options: argparse.Namespace) -> None:
         if not (options.json or options.html or options.plot):
             terminal.print_layers(console, layers)
             _print_assumed_options(console, layer, cell_options)
-    layer_trace = _run_layer(layer, x)
+    _show_trace(options, console, _run_layer(layer, x), title, step_through)
+
+
+def _run_model(options: argparse.Namespace, console: Console, step_through: _StepThrough | None) -> None:
+    """Run a model of the user, and show it or one of its layers."""
+    for name in ("input", "cell", "option"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} can't be combined with a model")
+    recording = model.run_model(options.weights)
+    selected = model.select_layer(recording, options.layer)
+    if selected is not None:
+        name, layer_trace = selected
+        _show_trace(options, console, layer_trace, options.title or name or None, step_through)
+    elif options.html:
+        labels = model.read_labels(options.labels)
+        output_files.write_model_page(recording, options.html, labels, options.title, options.open)
+    elif options.watch or options.plot or options.steps or options.full or options.labels:
+        raise UsageError(f"the model has {len(recording)} recorded layers: choose one with --layer NAME")
+    else:
+        model.print_calls(console, recording, options.json)
+
+
+def _show_trace(
+    options: argparse.Namespace,
+    console: Console,
+    layer_trace: Trace,
+    title: str | None,
+    step_through: _StepThrough | None,
+) -> None:
+    """Show a trace in the form that the user chose."""
     length = int(layer_trace.layers[0].lengths[0])
     steps = _select_steps(options.steps, length)
     labels = None if options.labels is None else _read_labels(options.labels, length)
     if step_through:
         step_through(console, layer_trace, steps or range(length), labels, options.digits)
     elif options.html:
-        _write_page(options, layer_trace, labels, title)
+        inputs = options.inputs or "numbers"
+        output_files.write_page(layer_trace, options.html, labels, inputs, title, options.open)
     elif options.plot:
-        _write_drawing(options.plot, layer_trace, steps)
+        output_files.write_drawing(layer_trace, options.plot, steps)
     elif options.json:
         print(json.dumps(terminal.as_data(layer_trace, steps), indent=2, allow_nan=False))
     else:
@@ -215,27 +245,6 @@ def _check_combinations(options: argparse.Namespace) -> None:
             raise UsageError(f"--full can't be combined with {option}")
         if is_used and options.digits != DIGITS and not options.watch:
             raise UsageError(f"--digits can't be combined with {option}")
-
-
-def _write_drawing(path: Path, layer_trace: Trace, steps: Sequence[int] | None) -> None:
-    if path.suffix.lower() != ".svg":
-        raise UsageError(f"--plot: expected a file name ending in .svg, got {path}")
-    drawing = layer_trace.plot("cell", step=steps[0] if steps else None)
-    print(f"Wrote {printable(str(drawing.save(path)))}, a picture of one step of {layer_trace.module}.")
-
-
-def _write_page(
-    options: argparse.Namespace, layer_trace: Trace, labels: list[str] | None, title: str | None
-) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        inputs = options.inputs or "numbers"
-        path = layer_trace.to_html(options.html, labels=labels, inputs=inputs, title=title)
-    for warning in caught:
-        print(f"unrolled: {warning.message}", file=sys.stderr)
-    print(f"Wrote {printable(str(path))}, an interactive page for {layer_trace.module}.", flush=True)
-    if options.open and not webbrowser.open(path.resolve().as_uri()):
-        raise UsageError("--open: can't start a browser; open the file manually")
 
 
 def _read_labels(text: str, length: int) -> list[str]:

@@ -6,13 +6,15 @@ import errno
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from unrolled.page.assets import html
 from unrolled.page.contents import page_data
+from unrolled.page.model_data import model_data
+from unrolled.tracing.record import Record
 from unrolled.tracing.trace import Trace
 
 NOTEBOOK_LIMIT = 300_000  # values in the view of a notebook
@@ -30,15 +32,42 @@ def write(
     predictions: Sequence[object] | None,
 ) -> Path:
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
+    path = _check_path(path)
+    data = page_data(trace, batch, labels, inputs, title, limit, predictions)
+    return _write_page(path, data, data["notes"])
+
+
+def write_model(
+    record: Record,
+    path: str | Path,
+    *,
+    batch: int,
+    labels: Sequence[str] | None,
+    title: str | None,
+    limit: int,
+) -> Path:
+    """Write the page of a model to a file; see :meth:`unrolled.Record.to_html`."""
+    path = _check_path(path)
+    data = model_data(record, batch, labels, title, limit)
+    pages = data.get("pages", [data])
+    names = [f"{page['call']}: " if len(pages) > 1 else "" for page in pages]
+    notes = [f"{name}{note}" for name, page in zip(names, pages, strict=True) for note in page["notes"]]
+    return _write_page(path, data, notes)
+
+
+def _check_path(path: str | Path) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder doesn't exist", str(path.parent))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected the path of a file, but this is a folder", str(path))
-    data = page_data(trace, batch, labels, inputs, title, limit, predictions)
+    return path
+
+
+def _write_page(path: Path, data: dict[str, Any], notes: Iterable[str]) -> Path:
     path.write_bytes(html(data).encode("utf-8", "replace"))
-    for note in data["notes"]:
-        warnings.warn(note, stacklevel=3)
+    for note in notes:
+        warnings.warn(note, stacklevel=4)
     return path
 
 

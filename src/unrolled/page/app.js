@@ -14,6 +14,7 @@ import { createPlayer } from "./player.js";
 import { createStrip } from "./strip.js";
 import { Symbols } from "./symbols.js";
 import { createTables } from "./tables.js";
+import { createText } from "./text.js";
 import { createWeights } from "./weights.js";
 
 const WIDE_UNITS = 8; // a layer with more units or steps opens with its heat maps
@@ -21,7 +22,8 @@ const WIDE_STEPS = 24;
 
 /** The state of the page: the layer, the chosen number, and the step and unit of the drawing. */
 class View {
-  constructor(root, data) {
+  constructor(root, data, model) {
+    this.inModel = model; // the model that the layer is in, or null
     this.root = root;
     this.data = data;
     this.models = createModels(data.layers);
@@ -33,6 +35,7 @@ class View {
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
     this.hovered = null;
+    this.range = null; // of the steps that are selected in the text, as [first, last]
     this.number = this.firstNumber();
     this.step = this.number.t;
     this.unit = this.number.u;
@@ -181,6 +184,12 @@ class View {
     this.refresh();
   }
 
+  setRange(range) {
+    this.range = range;
+    this.replaceAddress();
+    this.refresh();
+  }
+
   toggleDigits() {
     this.allDigits = !this.allDigits;
     this.refresh();
@@ -204,8 +213,8 @@ class View {
 
   get address() {
     const { number } = this;
-    const entries = { ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
-      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
+    const entries = { ...this.inModel?.entries, ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
+      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.range ? { range: this.range.join("-") } : {}), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
 
@@ -222,6 +231,7 @@ class View {
   readAddress() {
     const entries = new URLSearchParams(location.hash.slice(1));
     this.edits.fromText(entries.get("edit") ?? "");
+    this.range = readRange(entries.get("range"), this.model.length);
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];
@@ -276,10 +286,15 @@ function findScales(model) {
   }
 }
 
-/** Render the page of a trace into an element. Returns the view; its close() removes all listeners. */
-export function mount(root, data) {
-  const view = new View(root, data);
-  view.hasAddress = root.id === "page" && location.protocol !== "about:"; // not in a notebook, nor in its frame
+/**
+ * Render the page of a trace into an element. Returns the view; its close() removes all listeners.
+ *
+ * If the layer is part of the page of a model, `inModel` is {title, entries, close}: the title of the model, the first entries
+ * of the address, and a function that goes back to the model.
+ */
+export function mount(root, data, inModel = null) {
+  const view = new View(root, data, inModel);
+  view.hasAddress = (root.id === "page" || inModel !== null) && location.protocol !== "about:"; // not in a notebook, nor in its frame
   root.classList.add("unrolled");
   root.dataset.lmSuppressShortcuts = "true"; // turns off JupyterLab's own shortcuts in here
   const guide = createGuide(view);
@@ -292,6 +307,7 @@ export function mount(root, data) {
   const weights = createWeights(view);
   const sequence = createSequence(view);
   const gradient = createGradient(view);
+  const text = data.labels && createText(view);
   const player = createPlayer(view);
   const keys = createKeys();
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
@@ -318,19 +334,21 @@ export function mount(root, data) {
     createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", {}, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
-  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
+  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
   const isWide = !isSmall(view.model) && (view.model.units > WIDE_UNITS || view.model.length > WIDE_STEPS);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
+  const textSection = text && createSection("wide text-section", "Text", text.element);
+  const overview = !isWide ? strip.element : text && data.labels.length > WIDE_STEPS ? textSection : wholeSequence;
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
-    createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
-    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
+    createElement("header", {}, inModel && createElement("button", { type: "button", class: "btn", "aria-label": `back to ${inModel.title}`, onclick: inModel.close }, `‹ ${inModel.title}`), createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
+    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), overview,
     createElement("main", { class: "stage" },
       createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
       stepValues,
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
-      isWide ? null : wholeSequence,
+      overview === textSection ? null : textSection, overview === wholeSequence ? null : wholeSequence,
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
@@ -470,7 +488,7 @@ export function mount(root, data) {
 
 const KEYS = [
   ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
-  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
+  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Shift ← →", "select a range of the text"], ["Backspace", "back"], ["?", "this list"],
 ];
 
 function createKeyList() {
@@ -480,6 +498,12 @@ function createKeyList() {
 function createKeys() {
   return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(),
     createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
+}
+
+/** Return the range of steps in the address, or null if there is no valid one. */
+function readRange(text, length) {
+  const [first, last] = /^\d+-\d+$/.test(text) ? text.split("-").map(Number) : [];
+  return first <= last && last < length ? [first, last] : null;
 }
 
 /** Create a paragraph in which identifiers of arXiv are links to the paper. */
@@ -527,10 +551,4 @@ function enableDragging(view, root) {
   const end = () => { drag = null; };
   root.addEventListener("pointerup", end);
   root.addEventListener("pointercancel", end);
-}
-
-/** Start a page that contains its own data. */
-function start() {
-  const view = mount(document.getElementById("page"), JSON.parse(document.getElementById("trace").textContent));
-  document.addEventListener("keydown", (event) => { if (event.target === document.body) view.onKeyDown(event); });
 }

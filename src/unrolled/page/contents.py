@@ -12,6 +12,7 @@ from unrolled.equations.source import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
 from unrolled.page.layer_data import layer_data, share_inputs
+from unrolled.page.text_values import text_values
 from unrolled.tracing.findings import Finding, where
 from unrolled.tracing.indexing import normalize_index
 from unrolled.tracing.trace import Trace
@@ -63,6 +64,10 @@ def page_data(
         layer_data(trace, part, batch, length, limit // len(trace.layers), notes) for part in trace.layers
     ]
     share_inputs(trace, layers, batch, length)
+    if labels is not None:
+        for part, layer in zip(trace.layers, layers, strict=True):
+            if len(layer["steps"]) < length or layer.get("computed") is not None:
+                layer["text"] = text_values(part, batch, length, limit // len(layers))
     return {
         "title": repr(trace.module) if title is None else title,
         "summary": _summary(trace, length),

@@ -1,4 +1,4 @@
-"""Plots of a trace with matplotlib: gates, states and gradients over time, the unrolled layer, its weights.
+"""Plots of a trace with matplotlib: gates, states and gradients over time, the layer, a colored text.
 
 Each function takes a :class:`unrolled.Trace` or one of its layers and returns the matplotlib ``Axes``. For a
 trace, it draws layer 0, forward direction. Pass ``ax`` to draw on an existing ``Axes``; the default is a new
@@ -23,10 +23,11 @@ except ImportError as error:
 from unrolled.plot.curves import gates, gradient, states
 from unrolled.plot.diagrams import layer, unrolled
 from unrolled.plot.figures import NAN_COLOR, Picture
+from unrolled.plot.text import text
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
 
-__all__ = ["NAN_COLOR", "Picture", "draw", "gates", "gradient", "layer", "states", "unrolled"]
+__all__ = ["NAN_COLOR", "Picture", "draw", "gates", "gradient", "layer", "states", "text", "unrolled"]
 
 _KINDS: dict[str, Callable[..., Axes]] = {
     "gates": gates,
@@ -34,6 +35,7 @@ _KINDS: dict[str, Callable[..., Axes]] = {
     "gradient": gradient,
     "unrolled": unrolled,
     "layer": layer,
+    "text": text,
 }
 
 
@@ -42,7 +44,7 @@ def draw(trace: Trace | LayerTrace, kind: str, /, **options: Any) -> Axes:
 
     Args:
         trace: A trace or one of its layers.
-        kind: ``"gates"``, ``"states"``, ``"gradient"``, ``"unrolled"`` or ``"layer"``.
+        kind: ``"gates"``, ``"states"``, ``"gradient"``, ``"unrolled"``, ``"layer"`` or ``"text"``.
         options: Arguments of the function with this name.
 
     Raises:

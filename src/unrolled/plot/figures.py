@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps, patches
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -22,6 +22,9 @@ from unrolled.tracing.trace import Trace
 NAN_COLOR = "#f0e442"
 """Color of NaN and infinity in heat maps: yellow, which the colormap doesn't contain."""
 COLORMAP = colormaps["RdBu_r"].with_extremes(bad=NAN_COLOR)  # by ColorBrewer, safe for color blindness
+GATE_COLORMAP = LinearSegmentedColormap.from_list("gates", ["#ffffff", "#0b7a63"]).with_extremes(
+    bad=NAN_COLOR
+)
 INPUT_COLOR, GRAY = "#0072b2", "#8a8a8a"
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#777777")
 _CELLS_PER_INCH = 90  # of a heat map: slightly fewer than the pixels of a figure at the default resolution
@@ -188,9 +191,11 @@ def draw_heat_map(panel: Axes, grid: Any, norm: Normalize) -> str:
     return note
 
 
-def draw_color_bar(panel: Axes, norm: Normalize, arrays: Iterable[Any]) -> None:
+def draw_color_bar(
+    panel: Axes, norm: Normalize, arrays: Iterable[Any], colormap: Colormap = COLORMAP
+) -> None:
     """Draw the color scale, with the color of NaN and infinity below it if one is in the arrays."""
-    panel.figure.colorbar(ScalarMappable(norm, COLORMAP), cax=panel).ax.tick_params(labelsize=8)
+    panel.figure.colorbar(ScalarMappable(norm, colormap), cax=panel).ax.tick_params(labelsize=8)
     if not all(np.isfinite(array).all() for array in arrays):
         handles = [patches.Patch(color=NAN_COLOR, label=NOT_FINITE)]
         panel.legend(handles=handles, bbox_to_anchor=(0, 0), **LEGEND_STYLE)

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.layer_values import LayerValues
 from unrolled.tracing.trace import Trace
 
+_GATE_FUNCTIONS = {"sigmoid", "special_expit", "hardsigmoid"}
 _OUTLIER = 2.5  # times the median: on a scale for larger numbers, all other quantities would look pale
 
 
@@ -44,6 +46,25 @@ def color_ranges(parts: Iterable[LayerTrace], length: int, batch: int = 0) -> tu
     median = statistics.median_low(narrow.values()) if narrow else 0.0
     own = {name: size for name, size in magnitudes.items() if name in wide or size > _OUTLIER * median > 0}
     return max((size for name, size in magnitudes.items() if name not in own), default=0.0), own
+
+
+def color_limits(part: LayerTrace, name: str, length: int, batch: int = 0) -> tuple[float, float]:
+    """Return the ends of the color scale for a single quantity, so that figures can be compared.
+
+    Args:
+        part: The trace of the layer.
+        name: The quantity.
+        length: Sequence length of the row.
+        batch: The row of the batch.
+
+    Returns:
+        0 and 1 for a gate, otherwise −1 and 1, or the largest magnitude if it is over 1.
+    """
+    function = LayerValues(part, "", None).functions.get(name)
+    if function is not None and function[0] in _GATE_FUNCTIONS:
+        return 0.0, 1.0
+    largest = max(1.0, ColorScale.of([part[name][:length, batch]]).largest)
+    return -largest, largest
 
 
 @dataclass(frozen=True)

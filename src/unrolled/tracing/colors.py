@@ -72,7 +72,7 @@ class ColorScale:
     def style(self, value: float | complex) -> Style:
         """Return the style of a number: its background color, with black or white text for contrast."""
         background = self.color(value)
-        return Style(color=_text_color(background), bgcolor=background) if background else Style()
+        return Style(color=text_color(background), bgcolor=background) if background else Style()
 
     def legend(self, fractions: Iterable[float] = (-1, -0.5, 0, 0.5, 1)) -> Text:
         """Return the numbers at the given fractions of the largest magnitude, each on its color."""
@@ -85,7 +85,7 @@ def _channels(color: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(color[1:]))
 
 
-def _text_color(background: str) -> str:
+def text_color(background: str) -> str:
     """Return black or white, whichever has the higher contrast by WCAG 2: at least 4.5."""
     srgb = [channel / 255 for channel in _channels(background)]
     red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in srgb)

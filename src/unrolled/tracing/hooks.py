@@ -91,11 +91,9 @@ class LayerCall:
         if transforms.active():
             raise UnsupportedCallError("was inside a torch transform, such as torch.func.vmap")
         recurrent = as_recurrent(module) if recurrent is None else recurrent
-        arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
-        x: Any = arguments.get("x", arguments.get("input"))
-        state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)
+        x, state = input_and_state(args, kwargs)
         for name in ("resets", "reset_state"):
-            if arguments.get(name) is not None:
+            if kwargs.get(name) is not None:
                 raise UnsupportedCallError(f"used {name}=, which changes states between steps")
         if x.data.is_meta:
             raise UnsupportedCallError("was on the meta device, which holds no values")
@@ -105,7 +103,7 @@ class LayerCall:
             recurrent.check_no_regularization("a trace")
         except ValueError as error:
             raise UnsupportedCallError(f"isn't supported: {error}") from None
-        lengths = arguments.get("lengths")
+        lengths = kwargs.get("lengths")
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device="cpu").long()
             if not lengths.all():
@@ -160,6 +158,13 @@ class LayerCall:
         for k in differentiable:
             outputs[k].register_hook(functools.partial(store, k))  # type: ignore[no-untyped-call]
         return bool(differentiable)
+
+
+def input_and_state(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the input and the initial state, or None, from the arguments of a layer's forward method."""
+    arguments = dict(zip(("x", "state"), args, strict=False)) | kwargs
+    state = next((arguments[name] for name in ("state", "hx") if arguments.get(name) is not None), None)
+    return arguments.get("x", arguments.get("input")), state
 
 
 def require_recurrent_layers(model: nn.Module, caller: str) -> dict[str, nn.Module]:
@@ -234,8 +239,12 @@ def is_single_step(module: nn.Module | None) -> bool:
     return isinstance(module, _CELLS)
 
 
-class _Hook:
+class ModuleHook:
     """A forward hook that copies and pickles of the module replace with a function that does nothing.
+
+    Args:
+        function: The hook.
+        argument_count: The number of its arguments.
 
     While the hook is being registered or removed, torch may call it without ``kwargs`` in another thread.
     Such calls are ignored.
@@ -245,6 +254,7 @@ class _Hook:
         self._function, self._argument_count = function, argument_count
 
     def __call__(self, *call: Any) -> None:
+        """Call the function, unless arguments are missing."""
         if len(call) == self._argument_count:
             self._function(*call)
 
@@ -294,8 +304,8 @@ def observe_calls(
 
     handles = []
     for module in modules:
-        handles.append(module.register_forward_pre_hook(_Hook(before, 3), with_kwargs=True))
-        handles.append(module.register_forward_hook(_Hook(after, 4), with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_pre_hook(ModuleHook(before, 3), with_kwargs=True))
+        handles.append(module.register_forward_hook(ModuleHook(after, 4), with_kwargs=True, prepend=True))
 
     def remove() -> None:
         for handle in handles:

@@ -325,11 +325,11 @@ class LayerTrace:
 
         Args:
             kind: ``"cell"``, ``"gates"``, ``"states"``, ``"gradient"`` (after
-                :meth:`Trace.backward <unrolled.Trace.backward>`), ``"unrolled"`` or ``"layer"``.
+                :meth:`Trace.backward <unrolled.Trace.backward>`), ``"unrolled"``, ``"layer"`` or ``"text"``.
             options: For ``"cell"``, those of :func:`unrolled.diagram.draw`: ``step``, ``unit``, ``batch`` and
                 ``theme``. Otherwise, options of the function with this name in :mod:`unrolled.plot`: ``ax``,
                 the Axes to draw on; ``batch``, the row; ``names``, the quantities of gates and gradient;
-                ``steps`` of the unrolled layer.
+                ``steps`` of the unrolled layer; ``labels``, ``unit`` and ``quantity`` of the text.
 
         Returns:
             The matplotlib ``Axes``; for ``"cell"`` a :class:`CellDrawing <unrolled.diagram.CellDrawing>`.

@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
-from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
-from unrolled.tracing import hooks
+from unrolled.tracing import display, eager_stance, hooks
 from unrolled.tracing.backward import loss_from_gradients
+from unrolled.tracing.call_order import CallOrder, ModuleCall
 from unrolled.tracing.hooks import LayerCall, UnsupportedCallError
+from unrolled.tracing.recorded_layer import RecordedLayer, format_bytes, total_bytes
 from unrolled.tracing.selection import BatchRows, TraceFilter
 from unrolled.tracing.step_recorder import quantity_names
 from unrolled.tracing.trace import Trace, run_traced
-
-_lock = threading.Lock()  # guards the two below
-_running_records: list[Record] = []  # of all threads
-_eager_stance: Any = None  # the stance of torch.compile during their blocks; to be exited after the last one
-
-
-@dataclass(eq=False)
-class _LayerCalls:
-    """A layer of the model and its recorded calls.
-
-    Attributes:
-        name: Name of the module.
-        module: The module.
-        traces: Traces of the last calls.
-        call_count: Number of calls so far.
-        never_recorded: Why no call can be recorded, or None.
-        last_not_recorded: Why the last call couldn't be recorded, or None.
-    """
-
-    name: str
-    module: nn.Module
-    traces: deque[Trace]
-    call_count: int = 0
-    never_recorded: str | None = None
-    last_not_recorded: str | None = None
-
-    def __str__(self) -> str:
-        return f"{type(self.module).__name__} {self.name!r}"
-
-    @property
-    def not_recorded(self) -> str | None:
-        """Why there is no trace of the last call, or None."""
-        return self.never_recorded or self.last_not_recorded
 
 
 class Record(Mapping[str, Trace]):
@@ -66,18 +33,22 @@ class Record(Mapping[str, Trace]):
 
     It is a mapping of the layers that have a trace. ``rec["encoder.lstm"]`` is the trace of the layer's last
     call. If the model itself is a recurrent layer, its name is ``""``.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model: nn.Module, trace_filter: TraceFilter, calls: int, gradients: bool) -> None:
-        self._model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
+        self.model = getattr(model, "_orig_mod", model)  # the module inside of torch.compile's wrapper
         self._filter, self._gradients = trace_filter, gradients
-        self._layers_by_id: dict[int, _LayerCalls] = {}
-        self._layers_by_name: dict[str, _LayerCalls] = {}
-        for name, module in hooks.require_recurrent_layers(self._model, "record").items():
-            layer = _LayerCalls(name, module, deque(maxlen=calls))
+        self._layers_by_id: dict[int, RecordedLayer] = {}
+        self._layers_by_name: dict[str, RecordedLayer] = {}
+        for name, module in hooks.require_recurrent_layers(self.model, "record").items():
+            layer = RecordedLayer(name, module, deque(maxlen=calls))
             self._layers_by_name[name] = self._layers_by_id.setdefault(id(module), layer)
         self._check_filter()
-        self._thread = 0
+        self._order = CallOrder(self.model, [name for name, _ in self._recordable()])
+        self.thread = 0  # that the block runs in
         self._running: contextlib.ExitStack | None = None
 
     def _check_filter(self) -> None:
@@ -106,15 +77,19 @@ class Record(Mapping[str, Trace]):
         if len(errors) == len(self._layers_by_id):
             raise errors[0]
 
+    def _recordable(self) -> list[tuple[str, RecordedLayer]]:
+        return [(name, layer) for name, layer in self._layers_by_name.items() if not layer.never_recorded]
+
     def __enter__(self) -> Record:
         if self._running is not None:
             raise RuntimeError("this record is already running: create another one with record(model)")
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._running = contextlib.ExitStack()
-        self._running.callback(_end_eager_stance, self)
-        _begin_eager_stance(self)
-        modules = [layer.module for layer in self._layers_by_id.values() if layer.never_recorded is None]
+        self._running.callback(eager_stance.end, self)
+        eager_stance.begin(self)
+        modules = [layer.module for _, layer in self._recordable()]
         self._running.callback(hooks.observe_calls(modules, self._should_record, self._on_call))
+        self._running.callback(self._order.observe())
         return self
 
     def __exit__(
@@ -160,29 +135,70 @@ class Record(Mapping[str, Trace]):
         return layer is not None and layer.name in iter(self)
 
     @property
+    def call_order(self) -> list[ModuleCall]:
+        """The calls in the order in which they ended, since the last call of the model itself began.
+
+        They include the modules without children that the model calls between the recurrent layers. At most
+        the last 1000 calls are kept.
+        """
+        return list(self._order.calls)
+
+    @property
+    def not_recorded(self) -> dict[str, str]:
+        """The recurrent layers without a trace of their last call, and why."""
+        layers = self._layers_by_id.values()
+        reasons = {
+            layer.name: layer.not_recorded or ("" if layer.traces else "not called") for layer in layers
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    @property
     def nbytes(self) -> int:
         """The memory that all traces take in bytes, including their copies of the parameters."""
-        return _total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
+        return total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
 
     def __repr__(self) -> str:
-        lines = [f"<Record of {type(self._model).__name__}: {_format_bytes(self.nbytes)}"]
-        for layer in self._layers_by_id.values():
-            reason = layer.not_recorded
-            text = f"not recorded: {reason}" if reason else "not called"
-            if layer.traces and reason is None:
-                calls = f"{layer.call_count} call{'s' * (layer.call_count != 1)}"
-                part = layer.traces[-1].layers[0]
-                text = (
-                    f"{calls}, {len(layer.traces)} recorded, {_format_bytes(_total_bytes(layer.traces))}; "
-                    f"{part.extent}; {', '.join(part.names)}"
-                )
-            lines.append(f"  {layer}: {text}")
+        lines = [f"<Record of {type(self.model).__name__}: {format_bytes(self.nbytes)}"]
+        lines += [f"  {layer}: {layer.summary}" for layer in self._layers_by_id.values()]
         return "\n".join(lines) + ">"
 
-    def _layer(self, name: str) -> _LayerCalls:
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        batch: int = 0,
+        labels: Sequence[str] | None = None,
+        title: str | None = None,
+        limit: int = 3_000_000,
+    ) -> Path:
+        """Write one interactive page for all recorded layers.
+
+        It opens with the layers in the order of their calls, what flows between them, and the worst problem
+        of each. A click opens the page of a layer; see :meth:`Trace.to_html`. If only one call was recorded,
+        its page is all there is.
+
+        Args:
+            path: Path of the file.
+            batch: The row.
+            labels: A label for each time step, for the layers with this number of steps.
+            title: Title of the page. None for the class of the model.
+            limit: Approximate maximum of numbers to store, for all layers together.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If nothing was recorded, no layer has a page, or no layer has as many time steps as
+                there are labels.
+            OSError, IndexError, TypeError: As for :meth:`Trace.to_html`.
+        """
+        options = {"batch": batch, "labels": labels, "title": title, "limit": limit}
+        return Path(display.package("page").write_model(self, path, **options))
+
+    def _layer(self, name: str) -> RecordedLayer:
         if name in self._layers_by_name:
             return self._layers_by_name[name]
-        module = dict(self._model.named_modules(remove_duplicate=False)).get(name)
+        module = dict(self.model.named_modules(remove_duplicate=False)).get(name)
         known = f"the recurrent layers are {', '.join(map(repr, self._layers_by_name))}"
         if hooks.is_single_step(module):
             raise KeyError(
@@ -192,11 +208,20 @@ class Record(Mapping[str, Trace]):
         raise KeyError(f"{name!r} is {what}; {known}")
 
     def _should_record(self, _: nn.Module) -> bool:
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.thread
 
     def _on_call(self, module: nn.Module, *call_data: Any) -> None:
-        """Record a call of a layer."""
+        """Record a call of a layer, and add it to the order of calls."""
         layer = self._layers_by_id[id(module)]
+        self._record_call(layer, module, *call_data)
+        args, kwargs, _, result = call_data
+        reason = layer.last_not_recorded
+        trace = None if reason else layer.traces[-1]
+        self._order.add_recurrent(
+            layer.name, module, hooks.input_and_state(args, kwargs), result[:2], trace, reason
+        )
+
+    def _record_call(self, layer: RecordedLayer, module: nn.Module, *call_data: Any) -> None:
         layer.call_count += 1
         result = call_data[-1]
         try:
@@ -206,11 +231,11 @@ class Record(Mapping[str, Trace]):
         except UnsupportedCallError as error:
             layer.last_not_recorded = f"its last call {error}"
             return
-        with _name_layer_in_errors(layer):
+        with layer.named_in_errors():
             layer.traces.append(self._trace(layer, call, result))
         layer.last_not_recorded = None
 
-    def _trace(self, layer: _LayerCalls, call: LayerCall, returned: Any) -> Trace:
+    def _trace(self, layer: RecordedLayer, call: LayerCall, returned: Any) -> Trace:
         recurrent, x, state = call.recurrent, call.input, call.initial_state
         indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
         rows = None if indices is None else BatchRows.from_input(indices, x, recurrent.batch_first)
@@ -324,60 +349,3 @@ def record(
     if not isinstance(gradients, bool):
         raise TypeError(f"gradients must be of type bool, got {gradients!r}")
     return Record(model, trace_filter, positive_int("calls", calls), gradients)
-
-
-def _begin_eager_stance(record: Record) -> None:
-    """Run what torch.compile compiled eagerly, since hooks don't see calls inside compiled code.
-
-    Blocks of several threads can end in any order.
-    """
-    global _eager_stance
-    with _lock, delay_forks():
-        if _eager_stance is None and "torch._dynamo" in sys.modules:
-            _eager_stance = torch.compiler.set_stance("force_eager")
-        _running_records.append(record)
-
-
-def _end_eager_stance(record: Record) -> None:
-    """Run compiled code again if no other record is running."""
-    global _eager_stance
-    with _lock, delay_forks():
-        _running_records[:] = [other for other in _running_records if other is not record]
-        if not _running_records and _eager_stance is not None:
-            _eager_stance.__exit__(None, None, None)
-            _eager_stance = None
-
-
-@renew_after_fork
-def _end_records_of_other_threads() -> None:
-    """In a forked child, renew the lock and end the blocks of other threads, which are gone."""
-    global _lock
-    _lock = threading.Lock()
-    for record in _running_records[:]:
-        if record._thread != threading.get_ident():
-            record._thread = 0
-            record.__exit__(None, None, None)
-
-
-@contextlib.contextmanager
-def _name_layer_in_errors(layer: _LayerCalls) -> Iterator[None]:
-    """Add the name of the layer to errors about steps or rows that it doesn't have."""
-    try:
-        yield
-    except (IndexError, ValueError) as error:
-        raise type(error)(f"record of {layer}: {error}") from None
-
-
-def _total_bytes(traces: Iterable[Trace]) -> int:
-    storages: dict[int, int] = {}
-    for trace in traces:
-        storages |= trace.storages()
-    return sum(storages.values())
-
-
-def _format_bytes(count: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
