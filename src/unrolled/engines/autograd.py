@@ -13,12 +13,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
+from unrolled.engines.compiler.bulk_ops import Values
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import is_batched
+from unrolled.engines.compiler.step_values import BY_REFERENCE, check_same_values
 from unrolled.engines.memory import all_readable, check_not_freed, materialize
-from unrolled.engines.native.bulk_ops import Values
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.kernel import launch
-from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
 from unrolled.engines.threads import thread_count
 
 States = tuple[Tensor, ...]
@@ -277,7 +276,7 @@ def forward(
         calls.append(call)
         results.append((step_states, final, spec.compiled.select_saved(values)))
     if layout.rows:
-        launch(calls)
+        specs[0].compiled.backend.launch(calls)
     return results
 
 
@@ -317,7 +316,7 @@ def gradients(
         calls.append(call)
         results_by_direction.append((grad_initial, backward_values))
     if layout.rows:
-        launch(calls)
+        specs[0].compiled.backend.launch(calls)
     calls.clear()  # frees tensors that the rest doesn't read
     total_grad_x: Tensor | None = None
     results: list[Tensor | None] = []

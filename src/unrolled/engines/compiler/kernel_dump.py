@@ -10,7 +10,7 @@ from unrolled.engines.compiler.kernel_ir import Buffer, Instruction, KernelIR, L
 
 @dataclass(frozen=True)
 class KernelDump:
-    """Text form of a kernel IR. The text is built only by ``str()``, so that logging costs nothing if it is off.
+    """Text form of a kernel IR, built only by ``str()``, so that logging costs nothing if it is off.
 
     Buffers are ``in``, ``old`` and ``new`` states, ``saved`` and ``scratch``. Registers are ``%0``, ``%1``, …
     """

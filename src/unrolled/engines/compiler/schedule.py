@@ -36,8 +36,8 @@ class Schedule:
     """The levels of a loop.
 
     What a product or a reduction reads must have been stored whole at an earlier level, and so must a
-    concatenation that any value reads. A product itself is stored if a later level reads it. A hoisted product
-    is only at hand while a phase computes, so it is stored in the loop if a scalar is computed from it.
+    concatenation that any value reads. A product itself is stored if a later level reads it. Only phases
+    have the sum of a hoisted product, so it is stored in the loop if a scalar is computed from it.
 
     Args:
         partition: The partition that contains the loop.

@@ -1,20 +1,19 @@
 """Generate the C++ of a kernel from its IR.
 
-A *panel* is as many columns as a vector has lanes. A phase goes over the panels of its width. It accumulates its
-products for a tile of rows and panels, computes the panels while the sums are in registers, and stores them.
-Scalars are computed for several rows at once.
+A *panel* is as many columns as a vector has lanes. A phase goes over the panels of its width. It accumulates
+its products for a tile of rows and panels, computes the panels while the sums are in registers, and stores
+them. Scalars are computed for several rows at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from unrolled.engines.compiler.ir import is_batched, width
-from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.kernel_ir import (
     Apply,
     Buffer,
@@ -36,31 +35,23 @@ from unrolled.engines.native.cpp_ops import ADDITIVE_OPS, CPP_OPS, CPP_REDUCTION
 from unrolled.engines.native.cpp_template import KernelSource, PhaseText, ScalarsText, State
 from unrolled.engines.native.kernel_spec import KernelSpec, Pack
 
-_MAX_GROUP = 8  # products accumulated together (MAX_STRIP in include/products.h)
 _NAMES = {Memory.INPUT: "a", Memory.STATE: "o", Memory.NEW_STATE: "n", Memory.SAVED: "k", Memory.SCRATCH: "b"}
 _SCALAR_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
-def emit(
-    partition: LoopPartition,
-    dtype: torch.dtype,
-    shifted: Collection[fx.Node] = (),
-    whole: Collection[fx.Node] = (),
-) -> KernelSpec:
+def emit(partition: LoopPartition, kernel: KernelIR) -> KernelSpec:
     """Generate the C++ of a loop.
 
     Args:
         partition: The partition that contains the loop.
-        dtype: Dtype of all values.
-        shifted: States of another loop. This loop reads their value before each step.
-        whole: Products to compute for all steps before the loop, because others read them, too.
+        kernel: Its kernel IR.
 
     Raises:
         UnsupportedError: If the loop contains an unsupported operation.
     """
     for node in partition.loop:
         check(node)
-    return _Emitter(build_kernel(partition, dtype, shifted, whole, _MAX_GROUP)).emit()
+    return _Emitter(kernel).emit()
 
 
 class _Emitter:

@@ -115,7 +115,8 @@ class ScalarsText:
         lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in self.blocks)
         return f"""
 template <int R>
-static void scalars_of{self.level}(const Step& s, [[maybe_unused]] const ThreadRange& range, const int64_t from) {{
+static void scalars_of{self.level}(const Step& s, [[maybe_unused]] const ThreadRange& range,
+                                   const int64_t from) {{
   {slots}
   [[maybe_unused]] T one[R];
 {lines}

@@ -12,7 +12,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from unrolled.engines import reference
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
+from unrolled.engines.compiler.step_values import BY_REFERENCE, check_same_values
 from unrolled.engines.torch_ops import argument_checks, recording
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
-from unrolled.engines import autograd, run_compiled
+from unrolled.engines import autograd, registry, run_compiled
 from unrolled.engines.autograd import DirectionSpec
 from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native import registry
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.engines.torch_ops import argument_checks, cell_text
 from unrolled.engines.torch_ops.cell_text import GraphCell
 from unrolled.engines.torch_ops.dynamo_guard import recompile_after_change
@@ -76,7 +75,7 @@ def serialize_direction(
         captured = run_outside_transforms(compile_cell).captured
         cell_text.check_constants(cell, captured.constant_attributes)
         tensor_attributes = tuple(captured.tensor_attributes)
-    except (UnsupportedError, NoCompilerError) as error:
+    except (UnsupportedError, UnavailableError) as error:
         return "", (), 0, str(error)
     direction = json.dumps({"cell": text, "stateful": stateful, "back": reverse, "own": tensor_attributes})
     return direction, tensor_attributes, len(cell.state), ""

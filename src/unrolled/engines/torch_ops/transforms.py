@@ -12,13 +12,11 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec
-from unrolled.engines.native.compiled_cell import DTYPES
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import operators
 from unrolled.engines.torch_ops.recording import in_pre_dispatch
 
 States = tuple[Tensor, ...]
-
-NOT_ON_CPU = "an input or a parameter is not on the CPU"
 
 _ops: Any = torch.ops.unrolled
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
@@ -83,16 +81,6 @@ def cast_for_autocast(
     return cast_cells, cast(x), cast_states
 
 
-def unsupported_dtype(dtype: torch.dtype) -> str:
-    """Return the reason for a fallback because of a dtype that the native engine doesn't support."""
-    return f"the native engine supports float32, float64 and bfloat16, not {dtype}"
-
-
-def mixed_dtypes(first: torch.dtype, second: torch.dtype) -> str:
-    """Return the reason for a fallback because of tensors with different dtypes."""
-    return f"inputs and parameters have different dtypes, {first} and {second}"
-
-
 def run(
     cells: Sequence[Cell],
     x: Tensor,
@@ -108,8 +96,12 @@ def run(
         The results, or the reason as a string if the operator doesn't support the call.
     """
     dtype = x.dtype
-    if dtype not in DTYPES:
-        return unsupported_dtype(dtype)
+    inputs = [x]
+    for cell, state in zip(cells, states, strict=False):
+        inputs += [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
+    unsupported = BACKEND.supports(inputs, dtype, in_graph=True)
+    if unsupported is not None:
+        return unsupported
     compute_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
     direction_texts: list[str] = []
     tensors: list[Tensor] = []
@@ -123,11 +115,6 @@ def run(
         result_counts.append(1 + state_count)
         direction_texts.append(text)
         differentiable = [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
-        for tensor in (x, *differentiable):
-            if tensor.device.type != "cpu":
-                return NOT_ON_CPU
-            if tensor.dtype != dtype:
-                return mixed_dtypes(dtype, tensor.dtype)
         if compute_dtype is not dtype:
             differentiable = [tensor.to(compute_dtype) for tensor in differentiable]
         tensors += differentiable
