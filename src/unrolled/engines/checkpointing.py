@@ -8,20 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrolled.engines.autograd import (
-    DirectionSpec,
-    States,
-    by_reference,
-    constant_results,
-    existing_gradients,
-    group_by_direction,
-    keep_graph,
-    materialize_gradients,
-    reference_gradients,
-    split_by_direction,
-    unused_states_spread,
-)
+from unrolled.engines._torch_private import keep_graph
+from unrolled.engines.autograd import by_reference, materialize_gradients, reference_gradients
 from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.directions import DirectionSpec, States, group_by_direction, split_by_direction
+from unrolled.engines.missing_gradients import constant_results, existing_gradients, unused_states_spread
 from unrolled.engines.threads import thread_count
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import log, memory, reference, registry, run_compiled
+from unrolled.engines._torch_private import constant_for_dynamo
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
@@ -204,14 +205,10 @@ def _run_in_transform(
     return _run_by_reference(cells, x, states, sizes, checkpoint)
 
 
+@constant_for_dynamo
 def _engine_and_forward_mode() -> tuple[str, bool]:
     """Return the selected engine, and whether forward-mode differentiation is active."""
     return _current.get(), transforms.in_forward_mode()
-
-
-# torch.compile treats the result as a constant. This is the attribute that
-# torch.compiler.assume_constant_result sets; calling that function imports the compiler, which takes 1.5 s.
-_engine_and_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run_by_reference(

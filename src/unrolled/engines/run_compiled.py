@@ -11,16 +11,11 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.engines import registry
-from unrolled.engines.autograd import (
-    DirectionSpec,
-    Recurrence,
-    States,
-    group_by_direction,
-    threads_per_direction,
-)
+from unrolled.engines.autograd import Recurrence
 from unrolled.engines.checkpointing import CheckpointedRecurrence
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.compiled_cell import CompiledCell
+from unrolled.engines.directions import DirectionSpec, States, group_by_direction, threads_per_direction
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
 import weakref
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
+from unrolled.engines._torch_private import dynamo_imported
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.sequence import SequenceBatch
@@ -333,7 +333,7 @@ def _begin_eager_stance(record: Record) -> None:
     """
     global _eager_stance
     with _lock, delay_forks():
-        if _eager_stance is None and "torch._dynamo" in sys.modules:
+        if _eager_stance is None and dynamo_imported():
             _eager_stance = torch.compiler.set_stance("force_eager")
         _running_records.append(record)
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 
 import torch
 from torch import fx
+
+from unrolled.engines.fork_safety import lazy_property
 
 
 class Memory(Enum):
@@ -311,7 +312,7 @@ class KernelIR:
         """Whether some levels are deferred."""
         return any(level.deferred for level in self.levels)
 
-    @cached_property
+    @lazy_property
     def columnwise(self) -> bool:
         """Whether a step is one phase without products, in which each column reads only itself of the states.
 

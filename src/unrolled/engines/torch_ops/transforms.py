@@ -7,11 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec
+from unrolled.engines._torch_private import (
+    TransformType,
+    any_autocast_enabled,
+    constant_for_dynamo,
+    current_dispatch_mode,
+    forward_mode_active,
+    functorch_interpreter,
+    functorch_interpreters,
+    jit_tracing_state,
+)
 from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import operators
 from unrolled.engines.torch_ops.recording import in_pre_dispatch
@@ -21,41 +29,37 @@ States = tuple[Tensor, ...]
 _ops: Any = torch.ops.unrolled
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _AUTOCAST_DEVICES = frozenset(device for device in _DEVICES if torch.amp.is_autocast_available(device))
-_is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
-_any_autocast = torch._C._is_any_autocast_enabled
-_functorch = torch._C._functorch.peek_interpreter_stack
+_is_compiling = torch.compiler.is_compiling
 
 
 def active() -> bool:
     """Return whether a torch transform is active, so that compiled loops must be called as operators."""
     return (
         _is_compiling()
-        or _tracing() is not None
-        or _functorch() is not None
-        or _get_current_dispatch_mode() is not None
-        or forward_ad._current_level >= 0
+        or jit_tracing_state() is not None
+        or functorch_interpreter() is not None
+        or current_dispatch_mode() is not None
+        or forward_mode_active()
         or in_pre_dispatch()
     )
 
 
 def in_forward_mode() -> bool:
     """Return whether forward-mode differentiation is active. The operators don't support it."""
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    jvp = torch._C._functorch.TransformType.Jvp
-    return forward_ad._current_level >= 0 or any(level.key() == jvp for level in levels)
+    levels = functorch_interpreters() or ()
+    jvp = TransformType.Jvp
+    return forward_mode_active() or any(level.key() == jvp for level in levels)
 
 
+@constant_for_dynamo
 def in_functorch() -> bool:
     """Return whether a transform of torch.func is active. Under vmap, values of a tensor can't be read."""
-    return _functorch() is not None
-
-
-in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
+    return functorch_interpreter() is not None
 
 
 def maybe_autocast() -> bool:
     """Return False if autocast is off for every device; cheaper than :func:`autocast_enabled`."""
-    return _any_autocast() or _is_compiling()
+    return any_autocast_enabled() or _is_compiling()
 
 
 def autocast_enabled(device: str) -> bool:
