@@ -27,8 +27,8 @@ from torch import Tensor
 import unrolled as ur
 from unrolled.cli.bench.timing import interleave
 from unrolled.cli.bench.workload import max_difference
+from unrolled.engines import registry
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, is_batched
-from unrolled.engines.native import registry
 
 COSTS = {  # operations per element; 1 by default
     "div": 4, "sqrt": 4, "rsqrt": 4, "exp": 12, "log": 14, "log1p": 16, "sigmoid": 16, "tanh": 16, "sin": 20,

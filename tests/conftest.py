@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -9,6 +11,7 @@ from helpers.layer_pairs import COMPILER_ERROR, FALLBACK_FILTER
 
 hypothesis.settings.register_profile("no deadlines", deadline=None)  # other work may keep the machine busy
 hypothesis.settings.load_profile("no deadlines")
+os.environ.setdefault("UNROLLED_VERIFY", "1")  # verify the kernel IR of every loop
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,10 +22,8 @@ from test_vector_math import BINARY, PROGRAM, UNARY
 import unrolled as ur
 from helpers.layer_pairs import TOLERANCE, assert_close, use_threads
 from helpers.user_cell import MGU
-from unrolled.engines import autograd, run_compiled
 from unrolled.engines.native import kernel
-from unrolled.engines.native.codegen import emit
-from unrolled.engines.native.compiled_cell import CompiledCell
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain.compiler import FLAGS
@@ -84,10 +82,8 @@ def zig(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def sources(kind: str, dtype: torch.dtype) -> list[str]:
     """Return the source of a cell's loops: for inference, and forward and backward for training."""
     cell, options = CELLS[kind]
-    compiled = CompiledCell(cell(5, 12, **options), dtype)
-    forward = emit(compiled._forward, dtype, whole=compiled._read_by_backward)
-    backward = emit(compiled._backward, dtype, shifted=compiled.captured.states)
-    return [compiled._inference_spec.source, forward.source, backward.source]
+    compiled = BACKEND.compile(cell(5, 12, **options), dtype)
+    return [loop.spec.source for loop in (compiled._inference, *compiled._training_loops)]
 
 
 @pytest.mark.slow
@@ -166,8 +162,7 @@ class RecordedCall:
 def record_calls(kind: str, threads: int, patch: pytest.MonkeyPatch) -> list[RecordedCall]:
     """Run a layer on this machine, for inference and for training, and return the calls of its loops."""
     calls: list[RecordedCall] = []
-    for module in (run_compiled, autograd):
-        patch.setattr(module, "launch", lambda new: calls.extend(map(RecordedCall, new)))
+    patch.setattr(BACKEND, "launch", lambda new: calls.extend(map(RecordedCall, new)))
     patch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
     cell, options = CELLS[kind]
     layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)

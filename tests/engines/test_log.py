@@ -43,8 +43,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_all_stages_are_logged(cache: Path) -> None:
-    _, output = run_with_log("graph, emit,build,engine", cache)
-    assert set(output) == {"graph", "emit", "build", "engine"}
+    _, output = run_with_log("graph, kernel,emit,build,engine", cache)
+    assert set(output) == {"graph", "kernel", "emit", "build", "engine"}
 
     graph = output["graph"]
     assert graph.startswith("GRU, torch.float32\nforward, before the loop, once for all time steps:\n")
@@ -61,6 +61,7 @@ def test_all_stages_are_logged(cache: Path) -> None:
     )  # the gradient of weight_hh, for all time steps
     assert "1000003" not in graph
 
+    assert output["kernel"].count("level 0") == 2
     assert output["emit"].count('#include "loop.h"') == 2  # forward and backward
     assert "EXPORT bool run(" in output["emit"]
 
@@ -96,7 +97,7 @@ def test_nothing_is_logged_by_default(cache: Path) -> None:
 def test_all_logs_each_line_once(cache: Path) -> None:
     code = f"import logging; logging.basicConfig(level=0)\n{CODE}"
     text, output = run_with_log("all", cache, code)
-    assert set(output) == {"graph", "emit", "build", "engine"}
+    assert set(output) == {"graph", "kernel", "emit", "build", "engine"}
     assert text.count("GRU: reference engine (selected)") == 1
 
 
@@ -104,6 +105,7 @@ def test_all_logs_each_line_once(cache: Path) -> None:
 @pytest.mark.parametrize("code", ["import unrolled", CODE])
 def test_unknown_stages_give_one_warning(cache: Path, code: str) -> None:
     text, _ = run_with_log("graphs,engine,emitt", cache, code)
-    line = "UserWarning: UNROLLED_LOG should name graph, emit, build, engine or all, got 'emitt', 'graphs'"
+    stages = "graph, kernel, emit, build, engine or all"
+    line = f"UserWarning: UNROLLED_LOG should name {stages}, got 'emitt', 'graphs'"
     assert text.count("UserWarning") == 1
     assert line in text

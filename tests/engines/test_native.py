@@ -26,8 +26,8 @@ from helpers.layer_pairs import (
     use_threads,
 )  # fmt: skip
 from helpers.sampling import sample
-from unrolled.engines.native import registry
-from unrolled.engines.native.compiled_cell import DTYPES
+from unrolled.engines import registry
+from unrolled.engines.native.backend import BACKEND
 
 pytestmark = [
     NEEDS_COMPILER,
@@ -192,7 +192,7 @@ def test_one_source_for_all_sizes() -> None:
 
     assert source(3, 8) == source(50, 21)
     for cell in (ur.cells.LSTM(3, 8), ur.cells.GRU(3, 8)):
-        assert len({registry.compiled(cell, dtype).inference.spec.source for dtype in DTYPES}) == 2
+        assert len({registry.compiled(cell, dtype).inference.spec.source for dtype in BACKEND.dtypes}) == 2
 
 
 def test_layers_can_be_pickled_after_a_run() -> None:

@@ -15,7 +15,7 @@ from test_arm64 import RUN_CALL, record_calls
 
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, TOLERANCE, assert_close
-from unrolled.engines.native.compiled_cell import CompiledCell
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain import build, cache
 from unrolled.engines.native.toolchain.compiler import Compiler, _packaged_zig
@@ -55,8 +55,8 @@ def cross_compiler(target: str) -> Compiler:
 @functools.cache
 def loops(name: str) -> list[str]:
     """Return the sources of a cell's loops: for inference, and forward and backward for training."""
-    compiled = CompiledCell(getattr(ur.cells, name)(8, 4), torch.float32)
-    return [spec.source for spec in (compiled._inference_spec, *compiled._training_specs)]
+    compiled = BACKEND.compile(getattr(ur.cells, name)(8, 4), torch.float32)
+    return [loop.spec.source for loop in (compiled._inference, *compiled._training_loops)]
 
 
 def build_library(source: str, target: str, folder: Path) -> bytes:

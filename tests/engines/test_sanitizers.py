@@ -60,7 +60,7 @@ def run(
 
 FAULTS = """
 import os, torch, unrolled as ur
-from unrolled.engines.native import registry
+from unrolled.engines import registry
 from unrolled.engines.native.toolchain import build
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.kernel import launch

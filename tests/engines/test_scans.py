@@ -14,8 +14,8 @@ from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, use_threads
+from unrolled.engines import registry
 from unrolled.engines.compiler.batch_layout import Layout
-from unrolled.engines.native import registry
 from unrolled.engines.native.kernel_spec import HEADER
 
 pytestmark = NEEDS_COMPILER

@@ -24,9 +24,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import unrolled as ur
 from helpers.changing_cells import CHANGES
 from helpers.layer_pairs import NEEDS_COMPILER
+from unrolled.engines import registry
 from unrolled.engines.compiler import capture
 from unrolled.engines.compiler.step_values import MAX_VERSIONS, StepValues
-from unrolled.engines.native import registry
 from unrolled.engines.torch_ops import cell_text
 
 INPUT, HIDDEN = 3, 4

@@ -15,6 +15,7 @@ import unrolled as ur
 from fuzz.case import Case
 from fuzz.program import Program
 from fuzz.rounding import SAMPLES, Noise, Results, difference
+from helpers.kernel_interpreter import interpreted
 from helpers.layer_pairs import use_threads
 from helpers.step_batch import BatchCompiler
 
@@ -102,7 +103,24 @@ class Check:
                 message = self._difference(*results)
             except Exception as error:
                 return Outcome("error", f"{type(error).__name__}: {error}")
-        return Outcome("wrong", message) if message else Outcome("passed")
+        return Outcome("wrong", f"{message}; {self._blame()}") if message else Outcome("passed")
+
+    def _blame(self) -> str:
+        """Return which half of the compiler is wrong: the kernel IR may be right, and the C++ wrong."""
+        case = self._case
+        count = len(case.weights)
+        try:
+            with ur.engine("native"), interpreted():
+                with torch.no_grad():
+                    inferred = case.run(case.inputs)
+                trained = case.values_and_gradients()
+        except Exception as error:
+            return f"the kernel IR raises {type(error).__name__}: {error}"
+        names = case.names(len(trained))
+        once = Reference(case, Case.values_and_gradients)
+        wrong = once.difference([*inferred], names[:count], lambda results: results[:count])
+        wrong = wrong or once.difference(trained, names)
+        return "the kernel IR is wrong" if wrong else "the kernel IR is right"
 
     def _difference(
         self, inferred: Results, trained: Results, operated: Results, transformed: Results

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import unrolled as ur
-from unrolled.engines.native import registry
+from unrolled.engines import registry
 from unrolled.engines.native.toolchain import build
 from unrolled.engines.native.toolchain.compiler import FLAGS, compilers
 from unrolled.engines.native.toolchain.cpp_files import INCLUDE

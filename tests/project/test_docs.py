@@ -99,7 +99,7 @@ def test_command(command: str, tmp_path: Path) -> None:
 @NEEDS_COMPILER
 def test_the_compiler_prints_what_its_page_shows(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(CODE.findall(PAGES["compiler"])[0][0])
-    process = run(["leaky.py"], tmp_path, UNROLLED_LOG="graph,emit", UNROLLED_CACHE=str(tmp_path))
+    process = run(["leaky.py"], tmp_path, UNROLLED_LOG="graph,kernel,emit", UNROLLED_CACHE=str(tmp_path))
     assert process.returncode == 0, process.stderr
     listings = re.findall(r"^```(text|cpp)\n(.*?)^```$", PAGES["compiler"], re.MULTILINE | re.DOTALL)
     assert {kind for kind, _ in listings} == {"text", "cpp"}

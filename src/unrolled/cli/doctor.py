@@ -37,6 +37,7 @@ _VARIABLES = (
     prebuilt.VARIABLE,
     build.ARCH,
     "UNROLLED_LOG",
+    "UNROLLED_VERIFY",
     "CXX",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",

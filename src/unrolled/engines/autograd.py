@@ -3,90 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from unrolled.cells.base import Cell
 from unrolled.engines import reference
+from unrolled.engines._torch_private import (
+    TreeSpec,
+    functorch_interpreter,
+    keep_graph,
+    top_saved_tensors_hooks,
+    tree_flatten,
+    tree_unflatten,
+)
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
+from unrolled.engines.compiler.bulk_ops import Values
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import is_batched
+from unrolled.engines.compiler.step_values import BY_REFERENCE, check_same_values
+from unrolled.engines.directions import (
+    DirectionSpec,
+    group_by_direction,
+    split_by_direction,
+    threads_per_direction,
+)
 from unrolled.engines.memory import all_readable, check_not_freed, materialize
-from unrolled.engines.native.bulk_ops import Values
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.kernel import launch
-from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
-from unrolled.engines.threads import thread_count
+from unrolled.engines.missing_gradients import (
+    constant_results,
+    existing_gradients,
+    unused_states_spread,
+)
 
-States = tuple[Tensor, ...]
-
-keep_graph = torch._C._autograd._get_current_graph_task_keep_graph
-
-
-@dataclass(frozen=True)
-class DirectionSpec:
-    """A cell that runs over a sequence in one direction, without its tensors.
-
-    Attributes:
-        compiled: The compiled loops of the cell.
-        cell: The cell, bound to its parameters.
-        stateful: Whether initial states are given. If not, they are zeros.
-        reverse: Whether it runs from the last time step to the first.
-    """
-
-    compiled: CompiledCell
-    cell: Cell
-    stateful: bool
-    reverse: bool
-
-    @property
-    def state_count(self) -> int:
-        """The number of initial states that are given."""
-        return len(self.cell.state) if self.stateful else 0
-
-    @property
-    def extra_input_count(self) -> int:
-        """1 if wrappers read features in addition to x, else 0."""
-        return int(self.cell.features > self.cell.input)
-
-    @property
-    def tensor_count(self) -> int:
-        """The number of tensors: initial states, parameters and extra inputs."""
-        return self.state_count + len(self.cell.shapes()) + self.extra_input_count
-
-
-def threads_per_direction(directions: Sequence[object]) -> int:
-    """Return the number of threads for each direction: one each if two directions share two threads."""
-    threads = thread_count()
-    return 1 if len(directions) == 2 and threads == 2 else threads
-
-
-def split_by_direction(
-    specs: Sequence[DirectionSpec], tensors: Sequence[Tensor]
-) -> list[tuple[States | None, list[Tensor]]]:
-    """Return for each direction its initial states, and its parameters followed by its extra inputs."""
-    directions, offset = [], 0
-    for spec in specs:
-        part = tensors[offset : offset + spec.tensor_count]
-        offset += spec.tensor_count
-        states = tuple(part[: spec.state_count]) if spec.stateful else None
-        directions.append((states, list(part[spec.state_count :])))
-    return directions
-
-
-def group_by_direction(
-    flat: Sequence[Any], specs: Sequence[DirectionSpec]
-) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Return for each direction its output and final states, or their gradients."""
-    directions, offset = [], 0
-    for spec in specs:
-        count = len(spec.cell.state)
-        directions.append((flat[offset], tuple(flat[offset + 1 : offset + 1 + count])))
-        offset += 1 + count
-    return directions
+keep_graph = keep_graph
 
 
 class Recurrence(torch.autograd.Function):
@@ -110,7 +59,7 @@ class Recurrence(torch.autograd.Function):
             saved.append(([output.detach(), *step_states[1:]], values))
         flat: list[Any] = []
         structure = None
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        if top_saved_tensors_hooks(True) is not None:
             # Saved-tensor hooks see only tensors given to save_for_backward: offloading, checkpointing.
             flat, structure = tree_flatten(saved)
         ctx.mark_non_differentiable(
@@ -143,94 +92,6 @@ class Recurrence(torch.autograd.Function):
         return None, None, *existing_gradients(specs, len(x), sizes, grads, results)
 
 
-def constant_results(
-    specs: Sequence[DirectionSpec],
-    steps: int,
-    sizes: list[int] | None,
-    requires_grad: Sequence[bool],
-    results: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return the outputs and final states that no gradient flows through, because nothing before needs one.
-
-    Args:
-        specs: The directions.
-        steps: Number of time steps, if ``sizes`` is None.
-        sizes: Number of sequences at each time step of packed input.
-        requires_grad: Whether a gradient is required: for x, and for the tensors of each direction.
-        results: Output and final states of each direction.
-    """
-    if all_complete(specs) and (len(specs) == 1 or requires_grad[0] or all(requires_grad[1:])):
-        return []
-    differentiable: list[bool] = []
-    offset = 1
-    for spec in specs:
-        flags = requires_grad[offset : offset + spec.tensor_count - spec.extra_input_count]
-        offset += spec.tensor_count
-        paths = spec.compiled.captured.paths
-        assert paths is not None
-        states = flags[: spec.state_count] if spec.stateful else (False,) * paths.states
-        inputs = (*states, requires_grad[0], *flags[spec.state_count :])
-        differentiable += paths.to_results(*_steps(steps, sizes), spec.reverse, inputs)
-    return [result for result, flag in zip(results, differentiable, strict=True) if not flag]
-
-
-def existing_gradients(
-    specs: Sequence[DirectionSpec],
-    steps: int,
-    sizes: list[int] | None,
-    grads: Sequence[Tensor | None],
-    results: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """Return the gradients of x and of the tensors, with None where autograd has no path to them.
-
-    Args:
-        specs: The directions.
-        steps: Number of time steps, if ``sizes`` is None.
-        sizes: Number of sequences at each time step of packed input.
-        grads: Gradients of the output and of the final states of each direction. None if there is none.
-        results: Gradients of x and of the tensors.
-    """
-    outputs = [grads[0], grads[1 + len(specs[0].cell.state)]] if len(specs) == 2 else grads[:1]
-    if all_complete(specs) and all(grad is not None for grad in outputs):
-        return list(results)
-    x_exists, exists = False, list[bool]()
-    for spec, (grad_output, grad_final) in zip(specs, group_by_direction(grads, specs), strict=True):
-        paths = spec.compiled.captured.paths
-        assert paths is not None
-        given = tuple([grad is not None for grad in (grad_output, *grad_final)])
-        flags = paths.from_results(*_steps(steps, sizes), spec.reverse, given)
-        x_exists = x_exists or flags[paths.states]
-        exists += [*(flags[: paths.states] if spec.stateful else ()), *flags[paths.states + 1 :]]
-        exists += [False] * spec.extra_input_count
-    return [result if flag else None for result, flag in zip(results, [x_exists, *exists], strict=True)]
-
-
-def unused_states_spread(
-    specs: Sequence[DirectionSpec], grads: Sequence[Tensor | None], results: Sequence[Tensor | None]
-) -> bool:
-    """Return whether infinity may have spread from a state that nothing uses, because 0 · infinity is NaN.
-
-    autograd doesn't visit such a state.
-    """
-    if all_complete(specs) or all(grad is not None for grad in grads):
-        return False
-    return not all(bool(result.isfinite().all()) for result in results if result is not None)
-
-
-def all_complete(specs: Sequence[DirectionSpec]) -> bool:
-    """Return whether autograd reaches every input of every step from every new state."""
-    for spec in specs:
-        paths = spec.compiled.captured.paths
-        if paths is None or not paths.complete:
-            return False
-    return True
-
-
-def _steps(steps: int, sizes: list[int] | None) -> tuple[int, int]:
-    """Return the number of time steps, and how many of them have fewer rows than the first."""
-    return (steps, 0) if sizes is None else (len(sizes), len(sizes) - sizes.count(sizes[0]))
-
-
 def materialize_gradients(
     grads: Sequence[Tensor | None], saved: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
@@ -239,7 +100,7 @@ def materialize_gradients(
     Raises:
         RuntimeError: If the memory of a gradient or of a saved tensor was freed.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if functorch_interpreter() is not None:
         return tuple(grads)
     given = [grad for grad in grads if type(grad) is Tensor]
     if all_readable([*saved, *given]) and not any(grad.is_neg() for grad in given):
@@ -253,7 +114,7 @@ def by_reference(grads: Sequence[Tensor | None]) -> bool:
 
     The compiled backward can't be differentiated again, and takes one set of gradients at a time.
     """
-    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.is_grad_enabled() or functorch_interpreter() is not None:
         return True
     given = [grad for grad in grads if grad is not None]
     # With is_grads_batched=True, gradients are wrapped by vmap.
@@ -277,7 +138,7 @@ def forward(
         calls.append(call)
         results.append((step_states, final, spec.compiled.select_saved(values)))
     if layout.rows:
-        launch(calls)
+        specs[0].compiled.backend.launch(calls)
     return results
 
 
@@ -317,7 +178,7 @@ def gradients(
         calls.append(call)
         results_by_direction.append((grad_initial, backward_values))
     if layout.rows:
-        launch(calls)
+        specs[0].compiled.backend.launch(calls)
     calls.clear()  # frees tensors that the rest doesn't read
     total_grad_x: Tensor | None = None
     results: list[Tensor | None] = []

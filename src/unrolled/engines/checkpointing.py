@@ -8,21 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrolled.engines.autograd import (
-    DirectionSpec,
-    States,
-    by_reference,
-    constant_results,
-    existing_gradients,
-    group_by_direction,
-    keep_graph,
-    materialize_gradients,
-    reference_gradients,
-    split_by_direction,
-    unused_states_spread,
-)
+from unrolled.engines._torch_private import keep_graph
+from unrolled.engines.autograd import by_reference, materialize_gradients, reference_gradients
 from unrolled.engines.compiler.batch_layout import Layout
-from unrolled.engines.native.kernel import launch
+from unrolled.engines.directions import DirectionSpec, States, group_by_direction, split_by_direction
+from unrolled.engines.missing_gradients import constant_results, existing_gradients, unused_states_spread
 from unrolled.engines.threads import thread_count
 
 
@@ -51,7 +41,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
                     spec.reverse,
                     thread_count(),
                 )
-                launch([call])
+                spec.compiled.backend.launch([call])
                 output[begin:end] = segment_output
             states_by_direction.append(segment_states)
             assert state is not None
@@ -130,13 +120,13 @@ def _segment_gradients(
     call, step_states, _, values = spec.compiled.forward_call(
         params, x, state, layout, spec.reverse, threads, save_for_backward=True
     )
-    launch([call])
+    spec.compiled.backend.launch([call])
     values = spec.compiled.select_saved(values)
     grads = tuple(None if part is None else part.contiguous() for part in grad_final)
     call, grad_initial, backward_values = spec.compiled.backward_call(
         values, params, x, state, step_states, grad_output, grads, layout, spec.reverse, threads
     )
-    launch([call])
+    spec.compiled.backend.launch([call])
     grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)
     return grad_initial, grad_params, grad_x
 

@@ -9,16 +9,15 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
-from unrolled.engines import log, memory, reference, run_compiled
+from unrolled.engines import log, memory, reference, registry, run_compiled
+from unrolled.engines._torch_private import constant_for_dynamo
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.native import registry
-from unrolled.engines.native.compiled_cell import DTYPES
-from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.errors import UnavailableError
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import transforms
 
 States = tuple[Tensor, ...]
@@ -126,7 +125,7 @@ def run(
         except UnsupportedError as error:
             reason = str(error)
             warning = f"{name} runs on the reference engine, which is slower, because it can't be compiled"
-        except NoCompilerError as error:
+        except UnavailableError as error:
             reason = str(error)
             warning = "Recurrent layers run on the reference engine, which is slower"
     if selected == "native":
@@ -164,7 +163,7 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
                 compiled.prepare_training()
             else:
                 compiled.inference  # noqa: B018  # the first access compiles it
-        except (UnsupportedError, NoCompilerError) as error:
+        except (UnsupportedError, UnavailableError) as error:
             reason = str(error)
     return ("native", "its step is compiled") if reason is None else ("reference", reason)
 
@@ -206,14 +205,10 @@ def _run_in_transform(
     return _run_by_reference(cells, x, states, sizes, checkpoint)
 
 
+@constant_for_dynamo
 def _engine_and_forward_mode() -> tuple[str, bool]:
     """Return the selected engine, and whether forward-mode differentiation is active."""
     return _current.get(), transforms.in_forward_mode()
-
-
-# torch.compile treats the result as a constant. This is the attribute that
-# torch.compiler.assume_constant_result sets; calling that function imports the compiler, which takes 1.5 s.
-_engine_and_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run_by_reference(
@@ -259,19 +254,7 @@ def _why_not_native(
     extra_inputs: Tensor | None = None,
 ) -> str | None:
     """Return why the native engine can't run a call, or None if it can."""
-    dtype = x.dtype
-    if dtype not in DTYPES:
-        return transforms.unsupported_dtype(dtype)
     tensors = _tensors(cells, x, states)
     if extra_inputs is not None:
         tensors.append(extra_inputs)
-    for tensor in tensors:
-        if type(tensor) is not Parameter and type(tensor) is not Tensor:
-            return "an input or a parameter is a subclass of torch.Tensor"
-        if not tensor.is_cpu:
-            return transforms.NOT_ON_CPU
-        if tensor.is_neg():
-            return "an input or a parameter has its negative bit set (torch.Tensor.is_neg)"
-        if tensor.dtype is not dtype:
-            return transforms.mixed_dtypes(dtype, tensor.dtype)
-    return None if memory.all_readable(tensors) else "an input or a parameter has no values in memory"
+    return BACKEND.supports(tensors, x.dtype)

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unrolled.cells.base import Cell
 from unrolled.cells.draws import Draw, Draws, ReplaceDraws, draw_width
 from unrolled.engines import philox
+from unrolled.engines._torch_private import FakeTensorMode, TorchDispatchMode, constant_for_dynamo
 from unrolled.engines.compiler.checks import silence_fake_tensor_log, tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import step_values
@@ -31,6 +30,7 @@ _BATCH_SIZES = (61, 2)
 _MAX_DRAWS = 1 << 16  # of a step, as each has a stream of numbers
 
 
+@constant_for_dynamo
 def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
     """Return the random numbers that a step draws.
 
@@ -57,7 +57,6 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
 
 
 # torch.compile treats the result as a constant; see dispatch.py.
-planned_draws._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _OtherDrawError(Exception):

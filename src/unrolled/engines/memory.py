@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from unrolled.engines._torch_private import has_storage, is_functional_tensor
+
 _LOW_ADDRESS = 2**40  # more bytes than any tensor has, and lower than most addresses
 
 
@@ -35,8 +37,8 @@ def check_not_freed(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if (
             type(tensor) in (Tensor, Parameter)
-            and torch._C._has_storage(tensor)
-            and not (tensor.is_meta or torch._is_functional_tensor(tensor) or tensor._is_zerotensor())
+            and has_storage(tensor)
+            and not (tensor.is_meta or is_functional_tensor(tensor) or tensor._is_zerotensor())
             and tensor.untyped_storage().nbytes() == 0 < tensor.numel()
         ):
             raise RuntimeError(

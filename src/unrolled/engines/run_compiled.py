@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
-from unrolled.engines.autograd import (
-    DirectionSpec,
-    Recurrence,
-    States,
-    group_by_direction,
-    threads_per_direction,
-)
+from unrolled.engines import registry
+from unrolled.engines.autograd import Recurrence
 from unrolled.engines.checkpointing import CheckpointedRecurrence
 from unrolled.engines.compiler.batch_layout import Layout
-from unrolled.engines.native import registry
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.kernel import launch
+from unrolled.engines.compiler.compiled_cell import CompiledCell
+from unrolled.engines.directions import DirectionSpec, States, group_by_direction, threads_per_direction
 
 
 @dataclass
@@ -99,7 +93,7 @@ def infer(directions: Sequence[DirectionCall], x: Tensor, layout: Layout) -> lis
         calls.append(call)
         results.append((output, final))
     if layout.rows:
-        launch(calls)
+        directions[0].compiled.backend.launch(calls)
     return results
 
 
@@ -115,7 +109,7 @@ def run(
 
     Raises:
         UnsupportedError: If the compiler doesn't support a step.
-        NoCompilerError: If there is no C++ compiler.
+        UnavailableError: If there is no C++ compiler.
     """
     directions = []
     for cell, state, reverse in zip(cells, states, (False, True), strict=False):

@@ -17,8 +17,8 @@ from unrolled.engines import dispatch
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import StepValues, step_values
 from unrolled.engines.memory import all_readable
-from unrolled.engines.native import registry
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
+from unrolled.engines.packed_weights import packed_weights
 from unrolled.layers.recurrent import Recurrent
 
 _UNROLL = Recurrent.unroll
@@ -129,7 +129,7 @@ class WeightSnapshot:
             cells = [[layer._bind(suffix) for suffix in suffixes] for suffixes in layer._stack]
             with contextlib.suppress(UnsupportedError):
                 self._step_values = [step_values(cell) for directions in cells for cell in directions]
-            self._weights = [[registry.weights(cell) for cell in directions] for directions in cells]
+            self._weights = [[packed_weights(cell) for cell in directions] for directions in cells]
         kernels_by_layer = []
         for layer_weights in self._weights:
             # Two directions run at the same time; with two threads, each gets one.

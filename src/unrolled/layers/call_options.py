@@ -19,6 +19,7 @@ from unrolled.cells.wrappers import (
     WrapperSpec,
     ZoneoutWrapper,
 )
+from unrolled.engines._torch_private import assert_async, functional_assert_async
 from unrolled.engines.torch_ops import recording, transforms
 from unrolled.layers import episodes
 from unrolled.layers.regularization import RecurrentRegularization
@@ -124,9 +125,9 @@ class CallOptions:
                 in_range = ((tensor >= 0) & (tensor <= time)).all()
                 message = f"{self.layer}: Expected lengths from 0 to the number of time steps"
                 if recording.in_jit_trace():  # it drops an assertion whose result nothing reads
-                    tensor = torch.ops.aten._functional_assert_async.msg(in_range, message, tensor)
+                    tensor = functional_assert_async(in_range, message, tensor)
                 else:
-                    torch._assert_async(in_range, message)
+                    assert_async(in_range, message)
             self._set_mask(tensor)
             return
         tensor = tensor.detach().to("cpu", torch.int64)

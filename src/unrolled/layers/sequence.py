@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.engines import memory
+from unrolled.engines._torch_private import assert_async, is_functional_tensor
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.torch_ops import recording
 
@@ -193,7 +194,7 @@ def check_values(
         kind = f"a tensor with layout {tensor.layout}"
     elif tensor.is_meta and not may_be_meta:
         kind = "a tensor on the meta device, which has no values"
-    elif not (may_be_functional or recording.active()) and torch._is_functional_tensor(tensor):
+    elif not (may_be_functional or recording.active()) and is_functional_tensor(tensor):
         kind = "a functional tensor outside of torch's transforms"
     else:
         return
@@ -265,7 +266,7 @@ def _check_order(x: PackedSequence, batch: int | None, layer: str) -> Tensor | N
         are_inverse = (before.index_select(0, after) == ones[0].cumsum(0) - 1).all()
         are_inverse &= (after.index_select(0, before) == ones[1].cumsum(0) - 1).all()
         are_inverse &= ones[0].sum() == x.batch_sizes[0].to(after.device)
-        torch._assert_async(are_inverse, message)
+        assert_async(are_inverse, message)
         return are_inverse.to(x.batch_sizes.device)
     if not (len(after) == len(before) == batch):
         raise InputError(message)

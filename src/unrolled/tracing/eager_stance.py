@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any, Protocol
 
 import torch
 
+from unrolled.engines._torch_private import dynamo_imported
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 
 
@@ -35,7 +35,7 @@ def begin(block: Block) -> None:
     """
     global _stance
     with _lock, delay_forks():
-        if _stance is None and "torch._dynamo" in sys.modules:
+        if _stance is None and dynamo_imported():
             _stance = torch.compiler.set_stance("force_eager")
         _running.append(block)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from unrolled.engines import memory
+from unrolled.engines._torch_private import current_graph_task_id, queue_callback
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
@@ -143,10 +144,10 @@ class LayerCall:
         # that neither is ever freed.
         def store(index: int, gradient: Tensor) -> None:
             nonlocal graph_task
-            if graph_task != torch._C._current_graph_task_id():
-                graph_task = torch._C._current_graph_task_id()
+            if graph_task != current_graph_task_id():
+                graph_task = current_graph_task_id()
                 gradients.clear()
-                torch.autograd.Variable._execution_engine.queue_callback(finish)
+                queue_callback(finish)
             gradients[index] = gradient
 
         def finish() -> None:
@@ -292,7 +293,7 @@ def observe_calls(
             return
         started = vars(local).setdefault("started", {})
         started.pop(id(module), None)
-        if torch._C._current_graph_task_id() == -1 and should_observe(module):
+        if current_graph_task_id() == -1 and should_observe(module):
             x = next(iter((*args, *kwargs.values())), None)
             started[id(module)] = capture_random_state(cuda_devices(x))
 

@@ -19,6 +19,7 @@ from unrolled.cells.base import Cell
 from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
 from unrolled.cells.wrappers import DrawsWrapper, WrapperSpec, wrap
 from unrolled.engines import reference
+from unrolled.engines._torch_private import DisableTorchFunction
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing.call_recorder import CallRecorder
 from unrolled.tracing.random_state import cuda_devices
@@ -79,7 +80,7 @@ class StepRecorder:
 
     def _step(self, x: Tensor, *state: Tensor) -> Any:
         if not self.recorded:
-            with torch._C.DisableTorchFunction():  # the wrapper's random numbers are for the step itself
+            with DisableTorchFunction():  # the wrapper's random numbers are for the step itself
                 self._batched_names = batched_names(self._original, x, *state)
         new, named = run_with_locals(self._original, x, *state)
         self.recorded.append({name: self._keep(value) for name, value in named.items()})

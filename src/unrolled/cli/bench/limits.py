@@ -75,7 +75,7 @@ def product_rate(side: int, seconds: float = _SECONDS) -> float:
     a, b = torch.randn(side, side), torch.randn(side, side)
     out = torch.empty(side, side)
     best = shortest(lambda: torch.mm(a, b, out=out), seconds)
-    if torch._C._has_mkldnn:
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         blocked_a, blocked_b = a.to_mkldnn(), b.to_mkldnn()
         best = min(best, shortest(lambda: torch.nn.functional.linear(blocked_a, blocked_b), seconds))
     return 2 * side**3 / best

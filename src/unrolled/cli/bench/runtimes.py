@@ -86,14 +86,14 @@ def _prepare_torch(workload: Workload) -> Call:
 
 
 def _prepare_compile(workload: Workload) -> Call:
-    torch._dynamo.reset()  # otherwise earlier rows count toward the limit of recompilations
+    torch.compiler.reset()  # otherwise earlier rows count toward the limit of recompilations
     torch._dynamo.config.allow_rnn = True
     compiled: Any = torch.compile(workload.theirs, fullgraph=True, dynamic=False)
     return workload.call(compiled, workload.theirs.parameters())
 
 
 def _prepare_compile_step(workload: Workload) -> Call:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     step = Step(workload.ours)
     compiled: Any = torch.compile(step.bound.step, fullgraph=True, dynamic=False)
     return workload.call(Loop(step, compiled), workload.ours.parameters())
@@ -172,7 +172,7 @@ def _needs_short_sequence(row: Row) -> str | None:
 
 
 def _needs_two_states(row: Row) -> str | None:
-    if not torch._C._has_mkldnn:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "torch is built without oneDNN"
     two_states = len(CELLS[row.cell].state) == 2
     return (

@@ -19,12 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensorMode
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
+from unrolled.engines._torch_private import (
+    FakeTensorMode,
+    pop_saved_tensors_hooks,
+    push_saved_tensors_hooks,
+    top_saved_tensors_hooks,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+    use_lazy_graph_module,
+)
 from unrolled.engines.compiler.checks import (
     Run,
     capture_error,
@@ -188,7 +196,7 @@ def _capture(
         return run
 
     # Compiling the Python code of the graphs would take time, and torch would keep the code forever.
-    no_code = _use_lazy_graph_module(True)
+    no_code = use_lazy_graph_module(True)
     with (
         _plain_autograd(),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -246,15 +254,15 @@ def _capture(
 def _plain_autograd() -> Iterator[None]:
     """Suspend what torch.func doesn't support: hooks for saved tensors, anomaly detection, inference mode."""
     hooks = []
-    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
-        torch._C._autograd._pop_saved_tensors_default_hooks()
+    while (top := top_saved_tensors_hooks(False)) is not None:
+        pop_saved_tensors_hooks()
         hooks.append(top)
     try:
         with torch.autograd.set_detect_anomaly(False), torch.inference_mode(False):
             yield
     finally:
         for pack, unpack in reversed(hooks):
-            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+            push_saved_tensors_hooks(pack, unpack)
 
 
 def _vjp(function: Callable[..., tuple[Tensor, ...]], *primals: Any) -> tuple[tuple[Tensor, ...], Any]:

@@ -9,7 +9,6 @@ names the operation and its line.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
+from unrolled.engines._torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    TorchDispatchMode,
+    disable_current_modes,
+    fake_tensor_logger,
+    tree_leaves,
+)
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.source_location import (
     LocationTracker,
@@ -44,7 +48,7 @@ Run = Callable[[int], tuple[dict[str, Tensor], Callable[[], Any]]]
 @contextmanager
 def silence_fake_tensor_log() -> Iterator[None]:
     """Disable torch's log of fake tensor errors, because our own error reports them."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = fake_tensor_logger
     was_disabled, logger.disabled = logger.disabled, True
     try:
         yield
@@ -163,7 +167,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"it uses a tensor from outside ({kind}) that isn't a plain tensor on the CPU", location
             )
         if func in _LIFT_OPS or value.numel() <= _MAX_COMPARED:  # perhaps created from numbers in each run
-            with _disable_current_modes():
+            with disable_current_modes():
                 return tuple(value.shape), value.dtype, repr(value.flatten().tolist())  # NaN equals NaN
         return id(value), "outside"
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
 
+from unrolled.engines._torch_private import (
+    OpOverload,
+    core_aten_decompositions,
+    get_decompositions,
+    make_fx,
+    tree_leaves,
+)
 from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.source_location import (
     LocationInterpreter,
@@ -64,7 +68,7 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 @functools.cache

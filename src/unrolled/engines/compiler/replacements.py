@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, one_hot
-from torch.utils._python_dispatch import _disable_current_modes
 
+from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import UnsupportedError
 
 
@@ -135,7 +135,7 @@ def _getitem(x: Tensor, index: Any) -> Tensor:
     def to_positions(item: Any) -> Any:
         if type(item) is not Tensor or item.dtype is not torch.bool or item.dim() != 1:
             return item
-        with _disable_current_modes():
+        with disable_current_modes():
             return item.nonzero().squeeze(1)
 
     return x[tuple(map(to_positions, index)) if isinstance(index, tuple) else to_positions(index)]

@@ -6,6 +6,7 @@ computed after a block of steps, for all rows of the block at once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ aten = torch.ops.aten
 
 
 @dataclass
-class Phase:
+class Pass:
     """A pass over the columns of all values of one width, at one level.
 
     Attributes:
@@ -35,13 +36,17 @@ class Schedule:
     """The levels of a loop.
 
     What a product or a reduction reads must have been stored whole at an earlier level, and so must a
-    concatenation that any value reads. A product itself is stored if a later level reads it.
+    concatenation that any value reads. A product itself is stored if a later level reads it. Only phases
+    have the sum of a hoisted product, so it is stored in the loop if a scalar is computed from it.
 
     Args:
         partition: The partition that contains the loop.
+        hoisted: Products that are computed before the loop, a block of steps at a time.
         allow_deferred: Whether values may be deferred.
 
     Attributes:
+        loop: Values of the loop, in order.
+        inside: The same, as a set.
         levels: For each value, the first level at which it can be computed.
         deferred: Values that are computed after the steps of a block. Their levels begin at
             ``first_deferred_level``.
@@ -50,18 +55,28 @@ class Schedule:
         scalars: Values of one column that each thread computes for itself, numbered.
     """
 
-    def __init__(self, partition: LoopPartition, allow_deferred: bool) -> None:
+    def __init__(self, partition: LoopPartition, hoisted: Collection[fx.Node], allow_deferred: bool) -> None:
         self.partition = partition
-        self.inside = set(partition.loop)
+        self.hoisted = hoisted
+        self.loop = list(partition.loop)
+        self._assign(allow_deferred)
+        while (hidden := self._hidden_product()) is not None:
+            self.loop.insert(len(self.loop) - len(partition.loop), hidden)
+            self._assign(allow_deferred)
+        read = {operand for node in self.deferred for operand in node.all_input_nodes}
+        self.read_by_deferred = [n for n in self.loop if n in read and n not in self.deferred]
+
+    def _assign(self, allow_deferred: bool) -> None:
+        """Assign the values of the loop to levels, and decide which are stored."""
+        partition = self.partition
+        self.inside = set(self.loop)
         self.deferred = self._find_deferred() if allow_deferred else set()
         self.first_deferred_level = 0
         self.levels: dict[fx.Node, int] = {}
         self.scalars: dict[fx.Node, int] = {}
         stored = dict.fromkeys([*partition.saved, *partition.new_states])
         in_registers: set[fx.Node] = set()  # values that depend on a product in the same level
-        for node in sorted(
-            partition.loop, key=self.deferred.__contains__
-        ):  # a stable sort: deferred values last
+        for node in sorted(self.loop, key=self.deferred.__contains__):  # a stable sort: deferred values last
             is_product = node.target is aten.mm.default
             level = self.first_deferred_level if node in self.deferred else 0
             is_scalar = is_reduction(node) or (
@@ -100,9 +115,24 @@ class Schedule:
                 in_registers.add(node)
             if node not in self.deferred:
                 self.first_deferred_level = max(self.first_deferred_level, level + 1)
-        self.stored = [n for n in partition.loop if n in stored]
-        read = {operand for node in self.deferred for operand in node.all_input_nodes}
-        self.read_by_deferred = [n for n in partition.loop if n in read and n not in self.deferred]
+        self.stored = [n for n in self.loop if n in stored]
+
+    def _hidden_product(self) -> fx.Node | None:
+        """Return a hoisted product that a scalar would read, although only phases know its sum."""
+        for scalar in self.scalars:
+            level = self.levels[scalar]
+            pending, seen = list(scalar.all_input_nodes), set[fx.Node]()
+            while pending:
+                node = pending.pop(0)
+                if node in seen or node in self.scalars:
+                    continue
+                seen.add(node)
+                is_stored = node in self.stored and self.levels[node] < level
+                if node in self.hoisted and not is_stored:
+                    return node
+                if node in self.inside and not is_stored:
+                    pending += node.all_input_nodes
+        return None
 
     def _find_deferred(self) -> set[fx.Node]:
         """Return the values that no later step depends on, if they contain a product or a reduction."""
@@ -118,9 +148,9 @@ class Schedule:
         reads_old_state = not operands.isdisjoint(self.partition.old_states)
         return deferred if is_costly and not reads_column and not reads_old_state else set()
 
-    def phases(self) -> list[list[Phase]]:
-        """Return the phases of each level, ordered by width."""
-        phases: dict[tuple[int, int], Phase] = {}  # by level and width
+    def passes(self) -> list[list[Pass]]:
+        """Return the passes of each level, ordered by width."""
+        passes: dict[tuple[int, int], Pass] = {}  # by level and width
         for node in self.stored:
             if node in self.scalars:
                 continue
@@ -132,6 +162,6 @@ class Schedule:
                     column += width(part)  # type: ignore[arg-type]
             for part, column in parts:
                 key = (self.levels[node], width(part))
-                phases.setdefault(key, Phase(width(part))).stores.append((part, node, column))
-        count = 1 + max([0, *(level for level, _ in phases), *(self.levels[n] for n in self.scalars)])
-        return [[phases[key] for key in sorted(phases) if key[0] == level] for level in range(count)]
+                passes.setdefault(key, Pass(width(part))).stores.append((part, node, column))
+        count = 1 + max([0, *(level for level, _ in passes), *(self.levels[n] for n in self.scalars)])
+        return [[passes[key] for key in sorted(passes) if key[0] == level] for level in range(count)]

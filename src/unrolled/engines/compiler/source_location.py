@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
+from unrolled.engines._torch_private import (
+    TorchDispatchMode,
+    current_autograd_node,
+    get_proxy_mode,
+    tree_leaves,
+)
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.replacements import REPLACEMENTS
 
@@ -179,7 +182,7 @@ class BackwardLocationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tag nodes traced in a backward pass with the location of the call that they differentiate."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        running = torch._C._current_autograd_node()
+        running = current_autograd_node()
         location: SourceLocation | None = None
         if running is not None:
             location = running.metadata.get(_METADATA_KEY)  # type: ignore[attr-defined]

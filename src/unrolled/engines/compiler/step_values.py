@@ -118,6 +118,25 @@ def count_version(cell: Cell, values: StepValues, contents: str = "") -> None:
     digests.add(digest)
 
 
+BY_REFERENCE = "now has to run the step again"  # for gradients of gradients, for instance
+
+
+def check_same_values(cell: Cell, digest: str, reason: str) -> None:
+    """Raise RuntimeError unless a cell's step still reads the same values.
+
+    Args:
+        cell: The cell.
+        digest: Digest of the values, see :class:`StepValues`.
+        reason: Why they must be the same.
+    """
+    values = step_values(cell)
+    if values.digest != digest:
+        raise RuntimeError(
+            f"{type(cell.innermost).__name__}: {values.changed or 'a value that its step reads'} has changed "
+            f"since the graph was created, which {reason}"
+        )
+
+
 def _plain_cell(cell: Cell) -> Cell:
     """Return a cell without its wrappers and its tensors."""
     cell = cell.innermost

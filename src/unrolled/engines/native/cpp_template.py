@@ -7,10 +7,8 @@ buffers; and ``z`` are scalars, which are one number per row.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-_SIZE = re.compile(r"D\[SIZES \+ (\d+)\]")
 _ROWS_PER_CALL = 4  # rows whose scalars are computed side by side
 
 
@@ -25,7 +23,10 @@ class PhaseText:
         hoisted: For each hoisted group, the pointer that it reads, at row ``begin``.
         groups: The groups of every step, then the hoisted groups. Each comes with the pointer to its packed
             matrices, which is null unless the caller keeps them.
+        sizes: Numbers of the sizes ``d0``, ``d1``, … that the statements read.
+        prefetches: Addresses of the per-step inputs to prefetch.
         lines: Statements that compute a panel and store the results.
+        columnwise: Whether a call of its functions runs several steps.
         deferred: Whether it runs after the steps of a block, on all their rows.
     """
 
@@ -34,7 +35,10 @@ class PhaseText:
     rows: list[str]
     hoisted: list[str]
     groups: list[tuple[str, str]]
-    lines: str
+    sizes: list[int]
+    prefetches: list[str]
+    lines: list[str]
+    columnwise: bool
     deferred: bool
 
     @property
@@ -47,77 +51,82 @@ class PhaseText:
         rows = ", ".join([*["nullptr"] * len(self.rows), *self.hoisted])
         return f"{{ const T* const x[] = {{{rows}}}; p{self.name}.hoist(range, x, row_count, block_rows); }}"
 
-    def functions(self, states: list[State] | None = None) -> str:
+    def functions(self, slots: str, states: list[State]) -> str:
         """Return the function that computes a tile, and the one that runs the pass.
 
         Args:
-            states: The states, if a call of the functions runs several steps.
+            slots: Declarations of the pointers of a step.
+            states: The states.
         """
-        lines, body = self.lines, []
-        if not self.rows:  # read sizes once: as far as the compiler knows, a store may change them
-            sizes = sorted(set(map(int, _SIZE.findall(lines))))
-            body += [f"const int64_t d{k} = D[SIZES + {k}];" for k in sizes]
-            lines = _SIZE.sub(r"d\1", lines)
+        body = [f"const int64_t d{k} = D[SIZES + {k}];" for k in self.sizes]
         body.append(f"const int64_t W = {self.width};")
-        prefetches = "__builtin_prefetch" in lines
-        if prefetches:
+        if self.prefetches:
             body.append("const PrefetchDistance prefetch(s, W, rows);")
         row, depth = "r", 0
-        if states is not None:
+        if self.columnwise:
             row = "(r + step_offset)"
             body += ["for (int64_t k = 0; k < steps; k++) {", "  const int64_t step_offset = k * s.stride();"]
             body += [f"  {line}" for number, state in enumerate(states) for line in state.at_step(number)]
             depth = 1
         loops = ["for (int u = 0; u < panels; u++)", "for (int r = 0; r < rows; r++)"]
-        if self.rows:
-            body += ["  " * depth + loops[0], "  " * (depth + 1) + f"{loops[1]} {{"]
-        else:  # memory order
-            body += ["  " * depth + loops[1], "  " * (depth + 1) + f"{loops[0]} {{"]
+        if not self.rows:  # memory order
+            loops.reverse()
+        body += ["  " * depth + loops[0], "  " * (depth + 1) + f"{loops[1]} {{"]
         inner = [f"const int64_t i = (panel + u) * L, n = W - i, at = row + {row};"]
-        inner += ["const int64_t ahead = prefetch.from(r);"] * prefetches
-        inner += lines.replace("HERE", row).splitlines()
+        if self.prefetches:
+            inner.append("const int64_t ahead = prefetch.from(r);")
+        inner += [f"__builtin_prefetch({address});" for address in self.prefetches]
+        inner += self.lines
         body += ["  " * (depth + 2) + line for line in inner]
         body += ["  " * (depth + 1) + "}", *["}"] * depth]
         return f"""
 static void pointwise{self.name}(const Step& s, int64_t row, int rows, int64_t panel, int panels,
                             [[maybe_unused]] const V* sums, [[maybe_unused]] const V* const* hoisted,
                             [[maybe_unused]] int64_t steps) {{
-  SLOTS
+  {slots}
   {_join(body, 2)}
 }}
 
 static void pass{self.name}(const Loop& loop, const Step& s, const ThreadRange& range, int64_t shift,
                             int64_t block_rows, int64_t steps) {{
-  SLOTS
+  {slots}
   const T* const x[] = {{{", ".join(self.rows) or "nullptr"}}};
   loop.p{self.name}.sweep(s, range, x, shift, block_rows, steps, pointwise{self.name});
 }}
 """
 
 
-def scalar_function(level: int, blocks: list[list[str]]) -> str:
-    """Return the functions that compute the scalars of a level.
+@dataclass
+class ScalarsText:
+    """The text of the scalars of a level.
 
-    Args:
+    Attributes:
         level: The level.
         blocks: For each scalar the statements that compute ``one[r]`` for R rows from ``from`` on.
             ``FOR_ROWS`` is a loop over these rows.
     """
-    count = _ROWS_PER_CALL
-    lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in blocks)
-    return f"""
+
+    level: int
+    blocks: list[list[str]]
+
+    def functions(self, slots: str) -> str:
+        """Return the functions that compute them. ``slots`` declares the pointers of a step."""
+        count = _ROWS_PER_CALL
+        lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in self.blocks)
+        return f"""
 template <int R>
-static void scalars_of{level}(const Step& s, [[maybe_unused]] const ThreadRange& range, const int64_t from) {{
-  SLOTS
+static void scalars_of{self.level}(const Step& s, [[maybe_unused]] const ThreadRange& range,
+                                   const int64_t from) {{
+  {slots}
   [[maybe_unused]] T one[R];
 {lines}
 }}
 
-static void scalars{level}(const Step& s, const ThreadRange& range) {{
+static void scalars{self.level}(const Step& s, const ThreadRange& range) {{
   const int64_t to = std::min(range.to, s.rows);
   int64_t at = range.from;
-  for (; at + {count} <= to; at += {count}) scalars_of{level}<{count}>(s, range, at);
-  for (; at < to; at++) scalars_of{level}<1>(s, range, at);
+  for (; at + {count} <= to; at += {count}) scalars_of{self.level}<{count}>(s, range, at);
+  for (; at < to; at++) scalars_of{self.level}<1>(s, range, at);
 }}
 """
 
@@ -162,8 +171,7 @@ class KernelSource:
 
     Attributes:
         scalar: C++ type of all values.
-        functions: Functions, in the order of their definition.
-        phases: The phases among them.
+        functions: Scalars and phases, in the order in which their functions are defined.
         calls: Statements of a step.
         deferred: Statements that run after the steps of a block, for all their rows.
         arrays: Names of the inputs, and the pointers to them.
@@ -176,8 +184,7 @@ class KernelSource:
     """
 
     scalar: str
-    functions: list[PhaseText | str]
-    phases: list[PhaseText]
+    functions: list[PhaseText | ScalarsText]
     calls: list[str]
     deferred: list[str]
     arrays: list[tuple[str, str]]
@@ -187,16 +194,19 @@ class KernelSource:
     states: list[State]
     columnwise: bool
 
+    @property
+    def phases(self) -> list[PhaseText]:
+        """The phases."""
+        return [one for one in self.functions if isinstance(one, PhaseText)]
+
     def text(self) -> str:
         """Return the source."""
         members, slots = self._members()
         deferred = [k for k, state in enumerate(self.states) if state.deferred]
         stepwise = [k for k, state in enumerate(self.states) if not state.deferred]
         functions = "".join(
-            function
-            if isinstance(function, str)
-            else function.functions(self.states if self.columnwise and not function.deferred else None)
-            for function in self.functions
+            one.functions(slots, self.states) if isinstance(one, PhaseText) else one.functions(slots)
+            for one in self.functions
         )
         return f"""using T = {self.scalar};
 #include "loop.h"
@@ -262,7 +272,7 @@ struct Loop {{
   void step(const Step& s, int64_t shift, int64_t block_rows, int64_t steps) const;
   void deferred(const Step& s, int64_t block_rows) const;
 }};
-{functions.replace("SLOTS", slots)}
+{functions}
 void Loop::step(const Step& s, int64_t shift, int64_t block_rows, int64_t steps) const {{
   {_join(self.calls, 2)}
 }}

@@ -113,8 +113,7 @@ class Kernel:
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
         self._saved = [(node, width(node)) for node in partition.saved]
-        hoisted_rows = {node.args[0] for node in spec.hoisted}
-        is_hoisted = [pack.products[0].row in hoisted_rows for pack in spec.packs]
+        is_hoisted = [pack.products[0].row in spec.hoisted_rows for pack in spec.packs]
         sums = [len(pack.products) * pack.width for pack in spec.packs]
         weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
         self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)

@@ -8,19 +8,11 @@ from typing import Any
 from torch import fx
 
 from unrolled.engines.compiler.ir import width
+from unrolled.engines.compiler.kernel_ir import Product
 
 # A call passes numbers to the kernel: HEADER numbers with fixed positions, then the sizes of the kernel. The
 # positions are listed in include/thread_range.h; these are the ones that Python code needs.
 HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 9, 1, 3, 5, 6
-
-
-@dataclass(frozen=True)
-class Product:
-    """The matrix product ``row @ matrix[:, offset:]``, as a phase accumulates it."""
-
-    row: fx.Node
-    matrix: fx.Node
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class KernelSpec:
         shifts: Shifted states, and for each the index in ``sizes`` of its shift: -1, 0 or 1 steps.
         pointers: For each pointer of a call its kind, and the node or state that it belongs to.
         packs: The products that are packed together.
-        hoisted: Products of the input, which are computed for a block of steps at once.
+        hoisted_rows: What hoisted products read: values that are known before the loop.
         columnwise: Whether each column of a step depends only on the same column of the previous step. Then
             threads needn't synchronize.
         deferred: Whether some values are computed after the steps of a block.
@@ -64,6 +56,6 @@ class KernelSpec:
     shifts: list[tuple[fx.Node, int]]
     pointers: list[tuple[str, Any]]
     packs: list[Pack]
-    hoisted: frozenset[fx.Node]
+    hoisted_rows: frozenset[fx.Node]
     columnwise: bool
     deferred: bool

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled.engines.compiler.batch_layout import Layout
-from unrolled.engines.native.compiled_cell import CompiledCell
+from unrolled.engines.native.backend import NativeCell
 from unrolled.engines.native.kernel import NO_MEMORY, KernelCall, function
 from unrolled.engines.native.kernel_spec import BY_ROWS, PACKED, ROW_COUNT, THREADS
 
@@ -25,7 +25,7 @@ class Weights:
         params: The parameters in order, each contiguous.
     """
 
-    def __init__(self, compiled: CompiledCell, params: Sequence[Tensor]) -> None:
+    def __init__(self, compiled: NativeCell, params: Sequence[Tensor]) -> None:
         self.compiled = compiled
         self.params = list(params)
         self._packed: dict[tuple[Any, ...], tuple[list[Tensor], list[bool]]] = {}

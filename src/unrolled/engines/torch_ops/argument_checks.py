@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled.engines import memory
+from unrolled.engines._torch_private import check
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import BATCH_SYMBOL
 
@@ -192,4 +193,4 @@ def _check_sizes_tensor(sizes: Tensor, x: Tensor) -> None:
 def _check(condition: Any, message: Callable[[], str]) -> None:
     """Raise RuntimeError if a condition doesn't hold; a symbolic one becomes a check of the graph."""
     if condition is not True:
-        torch._check(condition, message)  # type: ignore[no-untyped-call]
+        check(condition, message)  # type: ignore[no-untyped-call]

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import autograd_function
-from torch.autograd.function import _SingleLevelFunction
 
 from unrolled.engines import reference
+from unrolled.engines._torch_private import (
+    BelowAutograd,
+    SingleLevelFunction,
+    any_requires_grad,
+    enable_single_level_autograd_function,
+)
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.native.registry import BY_REFERENCE, check_same_values
+from unrolled.engines.compiler.step_values import BY_REFERENCE, check_same_values
 from unrolled.engines.torch_ops import argument_checks, recording
 from unrolled.engines.torch_ops.operators import (
     SerializedDirection,
@@ -27,12 +31,12 @@ from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
 _ops: Any = torch.ops.unrolled
 
 
-class _Forward(_SingleLevelFunction):
+class _Forward(SingleLevelFunction):
     """``recurrence_kept``, where the values saved for the backward pass have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, sizes: Tensor | None, text: str, x: Tensor, *tensors: Tensor) -> Any:
-        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():  # outer levels may need gradients
+        with torch.enable_grad(), BelowAutograd():  # outer levels may need gradients
             results = _ops.recurrence_kept(x, tensors, sizes, text)
         axes = result_batch_axes(deserialize_directions(text, tensors))
         outputs = [result for result, axis in zip(results, axes, strict=False) if axis == 1]
@@ -51,7 +55,7 @@ class _Forward(_SingleLevelFunction):
         return None, None, *_insert_nones(gradients, x, tensors, ctx.text)
 
 
-class _Backward(_SingleLevelFunction):
+class _Backward(SingleLevelFunction):
     """``recurrence_back``, whose own gradients come from the reference engine's backward pass.
 
     The values saved by the forward pass are a function of x and the tensors. Their gradient is therefore part
@@ -64,7 +68,7 @@ class _Backward(_SingleLevelFunction):
     ) -> Any:
         """Take ``grads`` gradients, ``saved`` outputs and saved values, x and the tensors, in a row."""
         x, *tensors = flat[grads + saved :]
-        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+        with torch.enable_grad(), BelowAutograd():
             results = _ops.recurrence_back(
                 flat[:grads], flat[grads : grads + saved], x, tensors, sizes, text, groups
             )
@@ -88,7 +92,7 @@ class _Backward(_SingleLevelFunction):
 
 def _apply(function: Any, *arguments: Any) -> list[Tensor]:
     """Apply an autograd function at the dispatcher's current torch.func level, if there is one."""
-    with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]
+    with enable_single_level_autograd_function():
         return list(function.apply(*arguments))
 
 
@@ -169,8 +173,8 @@ def _grouped_backward_by_reference(
 
 
 def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
-    if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors)):
-        with torch._C._AutoDispatchBelowAutograd():
+    if not (torch.is_grad_enabled() and any_requires_grad(x, tensors)):
+        with BelowAutograd():
             return _ops.recurrence(x, tensors, sizes, text)
     directions = checked_directions(x, tensors, sizes, text)
     if not all(_can_train(direction, x.dtype) for direction in directions):
@@ -179,10 +183,10 @@ def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
 
 
 def _recurrence_kept(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(x, tensors):
+    if torch.is_grad_enabled() and any_requires_grad(x, tensors):
         checked_directions(x, tensors, sizes, text)
         return _apply(_Forward, sizes, text, x, *tensors)
-    with torch._C._AutoDispatchBelowAutograd():
+    with BelowAutograd():
         return _ops.recurrence_kept(x, tensors, sizes, text)
 
 
@@ -195,12 +199,12 @@ def _recurrence_back(
     text: str,
     groups: int = 1,
 ) -> Any:
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(grads, x, tensors):
+    if torch.is_grad_enabled() and any_requires_grad(grads, x, tensors):
         directions = checked_directions(x, tensors, sizes, text)
         argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups)
         counts = len(grads), len(outputs_and_saved)
         return _apply(_Backward, sizes, text, groups, *counts, *grads, *outputs_and_saved, x, *tensors)
-    with torch._C._AutoDispatchBelowAutograd():
+    with BelowAutograd():
         return _ops.recurrence_back(grads, outputs_and_saved, x, tensors, sizes, text, groups)
 
 

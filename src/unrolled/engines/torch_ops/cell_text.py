@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import CellWrapper, wrap
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native.compiled_cell import CompiledCell
 
 _MAX_CELLS = 1000
 _cells: weakref.WeakValueDictionary[str, GraphCell] = weakref.WeakValueDictionary()

@@ -13,6 +13,7 @@ from torch import Tensor
 from unrolled.cells.draws import Draws
 from unrolled.engines import draws as drawing
 from unrolled.engines import philox
+from unrolled.engines._torch_private import constant_for_dynamo
 from unrolled.engines.torch_ops import argument_checks, recording, transforms
 from unrolled.engines.torch_ops.operators import library
 
@@ -42,11 +43,9 @@ def draw_seed(x: Tensor) -> Tensor:
     return seed
 
 
+@constant_for_dynamo
 def _next_call() -> int:
     return next(_calls)
-
-
-_next_call._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
 
 
 def draw_values(
@@ -82,11 +81,9 @@ def draw_values(
     return values
 
 
+@constant_for_dynamo
 def _serialize(draws: Draws, layer: int, directions: int, first_step: int) -> str:
     return json.dumps({"draws": draws, "layer": layer, "directions": directions, "first": first_step})
-
-
-_serialize._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _entries(text: str) -> tuple[int, list[philox.Entry]]:

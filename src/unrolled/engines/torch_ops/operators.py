@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +20,16 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
-from unrolled.engines import autograd, run_compiled
-from unrolled.engines.autograd import DirectionSpec
+from unrolled.engines import autograd, registry, run_compiled
+from unrolled.engines._torch_private import add_dynamo_guard, constant_for_dynamo, renew_dynamo_lock
 from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.directions import DirectionSpec
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native import registry
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.engines.torch_ops import argument_checks, cell_text
 from unrolled.engines.torch_ops.cell_text import GraphCell
-from unrolled.engines.torch_ops.dynamo_guard import recompile_after_change
 from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
 from unrolled.engines.torch_ops.unused_states import exclude_unused_states
 
@@ -44,6 +41,7 @@ library.define(f"recurrence_kept({_INPUTS}) -> Tensor[]")
 library.define(f"recurrence_back(Tensor[] grads, Tensor[] made, {_INPUTS}, int groups=1) -> Tensor[]")
 
 
+@constant_for_dynamo
 def serialize_direction(
     cell: Cell, wrapper_spec: WrapperSpec, training: bool, dtype: torch.dtype, stateful: bool, reverse: bool
 ) -> tuple[str, tuple[str, ...], int, str]:
@@ -65,7 +63,7 @@ def serialize_direction(
     try:
         text = cell_text.serialize_cell(cell, training)
         graph_cell = cell_text.deserialize_cell(text)
-        recompile_after_change(graph_cell.values)
+        add_dynamo_guard(graph_cell.values.unchanged, "the values that the step of a cell reads are the same")
 
         def compile_cell() -> CompiledCell:
             compiled = registry.compiled(graph_cell.cell, dtype, graph_cell.values)
@@ -76,21 +74,13 @@ def serialize_direction(
         captured = run_outside_transforms(compile_cell).captured
         cell_text.check_constants(cell, captured.constant_attributes)
         tensor_attributes = tuple(captured.tensor_attributes)
-    except (UnsupportedError, NoCompilerError) as error:
+    except (UnsupportedError, UnavailableError) as error:
         return "", (), 0, str(error)
     direction = json.dumps({"cell": text, "stateful": stateful, "back": reverse, "own": tensor_attributes})
     return direction, tensor_attributes, len(cell.state), ""
 
 
-serialize_direction._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
-
-
-@renew_after_fork
-def _renew_lock_of_torch_compile() -> None:
-    """Renew the lock that torch.compile holds while it traces a layer, and thus while that is compiled."""
-    convert_frame: Any = sys.modules.get("torch._dynamo.convert_frame")
-    if hasattr(convert_frame, "compile_lock"):
-        convert_frame.compile_lock = threading.RLock()
+renew_after_fork(renew_dynamo_lock)  # torch.compile holds it while it traces a layer, which is then compiled
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_tracing = torch._C._get_tracing_state
-_dispatch_mode = torch._C._get_dispatch_mode
-_MODES = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
-_pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+from unrolled.engines._torch_private import (
+    DispatchModeKey,
+    dispatch_mode,
+    jit_tracing_state,
+    pre_dispatch_modes,
+)
+
+_MODES = (DispatchModeKey.PROXY, DispatchModeKey.FAKE)
 
 
 def in_pre_dispatch() -> bool:
     """Return whether torch records a graph above its dispatcher, as ``make_fx(pre_dispatch=True)``."""
-    return _pre_dispatch_modes.get(0) is not None
+    return pre_dispatch_modes.get(0) is not None
 
 
 def in_jit_trace() -> bool:
     """Return whether ``torch.jit.trace`` records a graph."""
-    return not torch.compiler.is_compiling() and _tracing() is not None
+    return not torch.compiler.is_compiling() and jit_tracing_state() is not None
 
 
 def active() -> bool:
@@ -26,7 +30,7 @@ def active() -> bool:
     return (
         torch.compiler.is_compiling()
         or in_jit_trace()
-        or any(map(_dispatch_mode, _MODES))
+        or any(map(dispatch_mode, _MODES))
         or in_pre_dispatch()
     )
 

@@ -7,57 +7,59 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec
-from unrolled.engines.native.compiled_cell import DTYPES
+from unrolled.engines._torch_private import (
+    TransformType,
+    any_autocast_enabled,
+    constant_for_dynamo,
+    current_dispatch_mode,
+    forward_mode_active,
+    functorch_interpreter,
+    functorch_interpreters,
+    jit_tracing_state,
+)
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import operators
 from unrolled.engines.torch_ops.recording import in_pre_dispatch
 
 States = tuple[Tensor, ...]
 
-NOT_ON_CPU = "an input or a parameter is not on the CPU"
-
 _ops: Any = torch.ops.unrolled
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _AUTOCAST_DEVICES = frozenset(device for device in _DEVICES if torch.amp.is_autocast_available(device))
-_is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
-_any_autocast = torch._C._is_any_autocast_enabled
-_functorch = torch._C._functorch.peek_interpreter_stack
+_is_compiling = torch.compiler.is_compiling
 
 
 def active() -> bool:
     """Return whether a torch transform is active, so that compiled loops must be called as operators."""
     return (
         _is_compiling()
-        or _tracing() is not None
-        or _functorch() is not None
-        or _get_current_dispatch_mode() is not None
-        or forward_ad._current_level >= 0
+        or jit_tracing_state() is not None
+        or functorch_interpreter() is not None
+        or current_dispatch_mode() is not None
+        or forward_mode_active()
         or in_pre_dispatch()
     )
 
 
 def in_forward_mode() -> bool:
     """Return whether forward-mode differentiation is active. The operators don't support it."""
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    jvp = torch._C._functorch.TransformType.Jvp
-    return forward_ad._current_level >= 0 or any(level.key() == jvp for level in levels)
+    levels = functorch_interpreters() or ()
+    jvp = TransformType.Jvp
+    return forward_mode_active() or any(level.key() == jvp for level in levels)
 
 
+@constant_for_dynamo
 def in_functorch() -> bool:
     """Return whether a transform of torch.func is active. Under vmap, values of a tensor can't be read."""
-    return _functorch() is not None
-
-
-in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.py
+    return functorch_interpreter() is not None
 
 
 def maybe_autocast() -> bool:
     """Return False if autocast is off for every device; cheaper than :func:`autocast_enabled`."""
-    return _any_autocast() or _is_compiling()
+    return any_autocast_enabled() or _is_compiling()
 
 
 def autocast_enabled(device: str) -> bool:
@@ -83,16 +85,6 @@ def cast_for_autocast(
     return cast_cells, cast(x), cast_states
 
 
-def unsupported_dtype(dtype: torch.dtype) -> str:
-    """Return the reason for a fallback because of a dtype that the native engine doesn't support."""
-    return f"the native engine supports float32, float64 and bfloat16, not {dtype}"
-
-
-def mixed_dtypes(first: torch.dtype, second: torch.dtype) -> str:
-    """Return the reason for a fallback because of tensors with different dtypes."""
-    return f"inputs and parameters have different dtypes, {first} and {second}"
-
-
 def run(
     cells: Sequence[Cell],
     x: Tensor,
@@ -108,8 +100,12 @@ def run(
         The results, or the reason as a string if the operator doesn't support the call.
     """
     dtype = x.dtype
-    if dtype not in DTYPES:
-        return unsupported_dtype(dtype)
+    inputs = [x]
+    for cell, state in zip(cells, states, strict=False):
+        inputs += [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
+    unsupported = BACKEND.supports(inputs, dtype, in_graph=True)
+    if unsupported is not None:
+        return unsupported
     compute_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
     direction_texts: list[str] = []
     tensors: list[Tensor] = []
@@ -123,11 +119,6 @@ def run(
         result_counts.append(1 + state_count)
         direction_texts.append(text)
         differentiable = [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
-        for tensor in (x, *differentiable):
-            if tensor.device.type != "cpu":
-                return NOT_ON_CPU
-            if tensor.dtype != dtype:
-                return mixed_dtypes(dtype, tensor.dtype)
         if compute_dtype is not dtype:
             differentiable = [tensor.to(compute_dtype) for tensor in differentiable]
         tensors += differentiable

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unrolled.engines import autograd
-from unrolled.engines.autograd import DirectionSpec
+from unrolled.engines.directions import DirectionSpec
+from unrolled.engines.missing_gradients import all_complete
 from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
 
 
@@ -37,7 +38,7 @@ def exclude_unused_states(
     Returns:
         The gradients: ``results`` if they are finite.
     """
-    if autograd.all_complete(specs) or all(r is None or bool(r.isfinite().all()) for r in results):
+    if all_complete(specs) or all(r is None or bool(r.isfinite().all()) for r in results):
         return results
     used = [grad if bool(grad.any()) else None for grad in grads]
     if all(grad is not None for grad in used):

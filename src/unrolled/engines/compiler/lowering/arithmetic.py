@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
+from unrolled.engines._torch_private import FakeTensor
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, without_batch
 from unrolled.engines.compiler.lowering.dtypes import INTEGER_DTYPES

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from unrolled.engines._torch_private import FakeTensor, disable_current_modes
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 
 aten = torch.ops.aten
@@ -107,7 +106,7 @@ class Columns:
 
     def constant(self, value: float, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> ColumnView:
         """Return a value of the given shape with the same number, converted to ``dtype``, everywhere."""
-        with _disable_current_modes():
+        with disable_current_modes():
             number = float(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype))
         [column] = self._add_source(_Source(number, False), 1)
         return ColumnView(np.broadcast_to(column, without_batch(shape)), tuple(shape))
@@ -122,7 +121,7 @@ class Columns:
             if isinstance(value, FakeTensor):
                 source = _Source(self._in_loop_dtype(value.reshape(-1)), False)
             else:
-                with _disable_current_modes():
+                with disable_current_modes():
                     flat = self._in_loop_dtype(value.reshape(-1))
                     source = _Source(flat if len(flat) != 1 else float(flat), False)
             ids = self._add_source(source, value.numel()).reshape(tuple(value.shape))
@@ -194,7 +193,7 @@ class Columns:
         """Apply an operation to a tensor without rows: a constant, or a value made of parameters."""
         if isinstance(value, FakeTensor):
             return target(value, *args, **kwargs)  # type: ignore[no-any-return]
-        with _disable_current_modes():
+        with disable_current_modes():
             return target(value, *args, **kwargs)  # type: ignore[no-any-return]
 
     def to_tensor(self, ids: ColumnIds) -> Tensor:
@@ -273,7 +272,7 @@ class Columns:
         """
         arguments = [values.get(k, a) for k, a in enumerate(args)]
         if all(isinstance(value, float) or not isinstance(value, FakeTensor) for value in values.values()):
-            with _disable_current_modes():  # all operands are constants: compute the result now
+            with disable_current_modes():  # all operands are constants: compute the result now
                 constants = [
                     torch.as_tensor(a, dtype=torch.float64) if k in values else a
                     for k, a in enumerate(arguments)
@@ -313,7 +312,7 @@ class Columns:
         if isinstance(value, FakeTensor):
             return None
         if isinstance(value, Tensor):
-            with _disable_current_modes():
+            with disable_current_modes():
                 return float(value[column % _MAX_WIDTH])
         return value
 
@@ -324,7 +323,7 @@ class Columns:
         loop.
         """
         if not isinstance(matrix, FakeTensor):
-            with _disable_current_modes():
+            with disable_current_modes():
                 matrix = self._in_loop_dtype(matrix)
         else:
             matrix = self._in_loop_dtype(matrix)
@@ -342,7 +341,7 @@ class Columns:
         """Return 0, 1, 2, … along a dimension, broadcastable to ``shape``."""
         key = (shape[dim], dim % len(shape), len(shape))
         if key not in self._aranges:
-            with _disable_current_modes():
+            with disable_current_modes():
                 numbers = torch.arange(shape[dim], dtype=self.dtype)
                 view = numbers.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
             self._aranges[key] = view

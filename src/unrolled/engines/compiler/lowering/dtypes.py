@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import _disable_current_modes
 
+from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView
 
@@ -84,7 +84,7 @@ class IntegerBounds:
         """
         if isinstance(result, Tensor):
             if type(result) is Tensor and result.numel():
-                with _disable_current_modes():
+                with disable_current_modes():
                     self._bounds[node] = int(result.abs().max())
             return
         bound = self._bound_of_result(node)

@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map
 
+from unrolled.engines._torch_private import FakeTensor, disable_current_modes, make_fx, tree_map
 from unrolled.engines.compiler.cse import eliminate_common
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.lowering.arithmetic import ARITHMETIC_RULES
@@ -119,7 +116,7 @@ class _Lowering(LocationInterpreter):
             if isinstance(result, Tensor) and any(size and size % BATCH_SYMBOL == 0 for size in result.shape):
                 return self._broadcast_to_batch(target, args, result)
             if not any(isinstance(v, FakeTensor) for v in values):
-                with _disable_current_modes():
+                with disable_current_modes():
                     return target(*args, **kwargs)
             return target(*tree_map(self._in_loop_dtype, args), **kwargs)
         dtypes = self._result_dtypes(target, values)
@@ -140,7 +137,7 @@ class _Lowering(LocationInterpreter):
             return value
         if isinstance(value, FakeTensor):
             return value.to(self.columns.dtype)
-        with _disable_current_modes():
+        with disable_current_modes():
             return value.to(self.columns.dtype)
 
     def _as_float32(self, value: Any) -> Any:
@@ -148,7 +145,7 @@ class _Lowering(LocationInterpreter):
         if isinstance(value, float):
             return float(np.float32(value))
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and value.dtype is torch.float64:
-            with _disable_current_modes():
+            with disable_current_modes():
                 return value.float()
         return value
 

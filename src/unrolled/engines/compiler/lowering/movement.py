@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map
 
+from unrolled.engines._torch_private import FakeTensor, disable_current_modes, tree_map
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import ColumnIds, Columns, ColumnView, without_batch
 from unrolled.engines.compiler.lowering.reductions import sum_dims
@@ -42,7 +40,7 @@ def move(columns: Columns, target: Any, args: Any, kwargs: Any) -> Any:
         return argument
 
     id_args = tree_map(to_ids, args, is_leaf=lambda v: isinstance(v, ColumnView))
-    with _disable_current_modes():
+    with disable_current_modes():
         if target is aten.constant_pad_nd.default:
             fill = columns.ids_of(args[2] if len(args) > 2 else 0)
             moved = target(id_args[0], args[1], -1)
@@ -55,12 +53,12 @@ def move(columns: Columns, target: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _id_tensor(ids: ColumnIds) -> Tensor:
-    with _disable_current_modes():
+    with disable_current_modes():
         return torch.from_numpy(np.ascontiguousarray(ids).copy())
 
 
 def _column_view(ids: Tensor, shape: Sequence[int]) -> ColumnView:
-    with _disable_current_modes():
+    with disable_current_modes():
         return ColumnView(ids.numpy().reshape(without_batch(shape)), tuple(shape))
 
 
@@ -149,7 +147,7 @@ def _index(columns: Columns, x: Any, indices: Sequence[Any]) -> ColumnView:
     if not isinstance(x, ColumnView):
         raise UnsupportedError(f"{columns.node.target} uses an index that differs between rows of the batch")
     constant = _constant_indices(columns, x, indices)
-    with _disable_current_modes():
+    with disable_current_modes():
         moved = aten.index.Tensor(_id_tensor(x.ids), constant)
     return _column_view(moved, columns.node.meta["val"].shape)
 
@@ -175,7 +173,7 @@ def _index_put(
             raise UnsupportedError(f"{columns.node.target} with a mask needs a single number to write")
         return columns.pointwise(aten.where.self, condition, values, x)
     constant = _constant_indices(columns, x, indices)
-    with _disable_current_modes():
+    with disable_current_modes():
         positions = aten.index.Tensor(torch.arange(x.ids.size).view(x.ids.shape), constant).numpy()
     return write(columns, x, positions, np.broadcast_to(columns.ids_of(values), positions.shape), accumulate)
 
@@ -204,7 +202,7 @@ def _unfold_backward(
     """Lower the backward of ``unfold``: add the gradients of the windows at their original positions."""
     shape = tuple(sizes)
     zeros = columns.constant(0, shape)
-    with _disable_current_modes():
+    with disable_current_modes():
         positions = torch.arange(zeros.ids.size).view(zeros.ids.shape).unfold(dim, size, step).numpy()
     return write(columns, ColumnView(zeros.ids.copy(), shape), positions, gradient.ids, accumulate=True)
 
@@ -213,7 +211,7 @@ def _gather(columns: Columns, x: ColumnView, dim: int, index: Any, **_: Any) -> 
     shape = tuple(columns.node.meta["val"].shape)
     constant = _feature_index(columns, x, dim, index)
     if constant is not None:
-        with _disable_current_modes():
+        with disable_current_modes():
             return _column_view(torch.gather(_id_tensor(x.ids), dim, constant), shape)
     results = []
     for single in _single_indices(index, dim):
@@ -227,7 +225,7 @@ def _scatter(accumulate: bool) -> Callable[..., ColumnView]:
     def rule(columns: Columns, x: ColumnView, dim: int, index: Any, source: Any) -> ColumnView:
         constant = _feature_index(columns, x, dim, index)
         if constant is not None:
-            with _disable_current_modes():
+            with disable_current_modes():
                 all_positions = torch.arange(x.ids.size).view(x.ids.shape)
                 positions = torch.gather(all_positions, dim, constant).numpy()
             source_ids = columns.ids_of(source)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
+from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, without_batch
 
@@ -186,7 +186,7 @@ def _cumsum(columns: Columns, x: ColumnView, dim: int, **_: Any) -> ColumnView:
     if size >= _MAX_CUMSUM:
         raise UnsupportedError(f"{columns.node.target} supports fewer than {_MAX_CUMSUM} columns, got {size}")
     pointwise = columns.pointwise
-    with _disable_current_modes():
+    with disable_current_modes():
         triangle = torch.ones(size, size, dtype=columns.dtype).triu()
 
     def cumulate(value: ColumnView) -> ColumnView:

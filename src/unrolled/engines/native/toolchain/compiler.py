@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unrolled.engines import log
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.native.toolchain import cpp_files, cpu, subprocesses
 
 FLAGS = (
@@ -48,7 +49,7 @@ _broken: dict[tuple[str, ...], str] = {}  # commands that crashed or did not end
 _replaced: dict[tuple[str, ...], object] = {}  # commands that another one has replaced, with a warning
 
 
-class NoCompilerError(Exception):
+class NoCompilerError(UnavailableError):
     """There is no C++ compiler, or it can't compile a source."""
 
 

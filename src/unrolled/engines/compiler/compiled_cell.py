@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -10,6 +11,7 @@ from torch import Tensor, fx
 from unrolled.cells.base import Cell
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
+from unrolled.engines.compiler.bulk_ops import BulkOps, Values
 from unrolled.engines.compiler.capture import capture
 from unrolled.engines.compiler.dump import GraphDump
 from unrolled.engines.compiler.ir import (
@@ -20,29 +22,34 @@ from unrolled.engines.compiler.ir import (
     is_number,
     width,
 )
+from unrolled.engines.compiler.kernel_builder import build_kernel
+from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import lazy_property
-from unrolled.engines.native.bulk_ops import BulkOps, Values
-from unrolled.engines.native.codegen import emit
-from unrolled.engines.native.kernel import Kernel, KernelCall
-from unrolled.engines.native.kernel_spec import KernelSpec
-from unrolled.engines.native.toolchain import build
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class CompiledCell:
-    """A cell, compiled for one dtype: its loops, and the operations around them.
+    """A cell, compiled for one dtype and backend: its loops, and the operations around them.
+
+    Args:
+        cell: The cell.
+        dtype: Dtype of the input, the states and the parameters.
+        backend: The backend that runs its loops.
+
+    Raises:
+        UnsupportedError: If the step can't be compiled.
 
     Attributes:
+        backend: The backend.
         captured: The captured step.
         digest: Digest of the Python values that the step reads.
         dtype: Dtype of all values.
         widths: Widths of the states.
     """
 
-    def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
+    def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend) -> None:
+        self.backend = backend
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
@@ -58,34 +65,35 @@ class CompiledCell:
         self.dtype = dtype = self.captured.dtype
         self.widths = list(cell.state_sizes().values())
         self._no_states: list[None] = [None] * len(self.widths)
-        self._null_addresses = [0] * (len(self.widths) - 1)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
         self._states_only = self._forward.states_only()
-        self._inference_spec = emit(
-            self._states_only, dtype
-        )  # raises UnsupportedError now, not in a later call
+        # Raises UnsupportedError now, not in a later call.
+        self._inference = backend.generate(self._states_only, build_kernel(self._states_only, dtype))
 
     @lazy_property
-    def inference(self) -> Kernel:
+    def inference(self) -> Loop:
         """The forward loop without saved values."""
-        return Kernel(self._states_only, self._inference_spec, self.dtype)
+        return self._inference.load()
 
     @lazy_property
-    def training(self) -> Kernel:
+    def training(self) -> Loop:
         """The forward loop that saves what the backward reads."""
-        return Kernel(self._forward, self._training_specs[0], self.dtype)
+        return self._training_loops[0].load()
 
     @lazy_property
-    def backward(self) -> Kernel:
+    def backward(self) -> Loop:
         """The backward loop."""
-        return Kernel(self._backward, self._training_specs[1], self.dtype)
+        return self._training_loops[1].load()
 
     @lazy_property
-    def _training_specs(self) -> tuple[KernelSpec, KernelSpec]:
+    def _training_loops(self) -> tuple[GeneratedLoop, GeneratedLoop]:
         """The forward and the backward loop for training. Both start compiling at the same time."""
-        forward = emit(self._forward, self.dtype, whole=self._read_by_backward)
-        backward = emit(self._backward, self.dtype, shifted=self.captured.states)
-        build.start(forward.source, backward.source)
+        kernel = build_kernel(self._forward, self.dtype, whole=self._read_by_backward)
+        forward = self.backend.generate(self._forward, kernel)
+        kernel = build_kernel(self._backward, self.dtype, shifted=self.captured.states)
+        backward = self.backend.generate(self._backward, kernel)
+        forward.start()
+        backward.start()
         return forward, backward
 
     def prepare_training(self) -> None:
@@ -131,14 +139,14 @@ class CompiledCell:
     def _in_loops(self) -> set[fx.Node]:
         return {*self._forward.loop, *self._backward.loop}
 
-    def _prologue_ops(self, partition: LoopPartition, kernel: Kernel, read_later: set[fx.Node]) -> BulkOps:
+    def _prologue_ops(self, partition: LoopPartition, loop: Loop, read_later: set[fx.Node]) -> BulkOps:
         """Return the operations before a loop that the loop needs, or that are in ``read_later``."""
         later = (node for node in partition.prologue if node in read_later and not is_number(node))
-        needed = [*kernel.needs, *later]
+        needed = [*loop.needs, *later]
         nodes = _required(partition.prologue, needed)
         # Transposes, which only products after a loop read, are views of these.
         arrays = {node for node in needed if is_batched(node) and node.meta["val"].shape[0] == BATCH_SYMBOL}
-        return BulkOps(nodes, [node for node in nodes if node in arrays], self._in_loops, self.dtype)
+        return self._bulk_ops(nodes, [node for node in nodes if node in arrays])
 
     def forward_call(
         self,
@@ -149,7 +157,7 @@ class CompiledCell:
         reverse: bool,
         threads: int,
         save_for_backward: bool,
-    ) -> tuple[KernelCall, list[Tensor | None], list[Tensor], Values]:
+    ) -> tuple[Any, list[Tensor | None], list[Tensor], Values]:
         """Prepare a call of the forward loop.
 
         Returns:
@@ -159,26 +167,14 @@ class CompiledCell:
         """
         values = self._input_values(params, x)
         (self._before_training if save_for_backward else self._before_inference)(values, layout.rows)
-        kernel = self.training if save_for_backward else self.inference
+        loop = self.training if save_for_backward else self.inference
         widths = self.saved_state_widths if save_for_backward else self._output_width_only
         all_steps: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
         all_steps += [None if size is None else x.new_empty(layout.rows, size) for size in widths[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
         initial = states or self._no_states
-        call = kernel.call(values, initial, all_steps, final, x, layout, reverse, threads)
+        call = loop.call(values, initial, all_steps, final, x, layout, reverse, threads)
         return call, all_steps, final, values
-
-    @lazy_property
-    def direct_inputs(self) -> list[int | None] | None:
-        """The tensors that the inference loop reads: for each the index of a parameter, or None for x.
-
-        None if it reads anything else, so that operations must run before the loop.
-        """
-        params = self.captured.params
-        bases = self.inference.bases
-        if all(base is self.captured.x or base in params for base in bases):
-            return [None if base is self.captured.x else params.index(base) for base in bases]
-        return None
 
     def inference_call(
         self,
@@ -188,27 +184,17 @@ class CompiledCell:
         layout: Layout,
         reverse: bool,
         threads: int,
-    ) -> tuple[KernelCall, Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
         """Prepare a call of the inference loop.
 
         Returns:
             The call, and the output and the final states, which it fills in.
         """
-        if self.direct_inputs is None or not x.is_contiguous():
-            call, all_steps, final, _ = self.forward_call(
-                params, x, states, layout, reverse, threads, save_for_backward=False
-            )
-            assert all_steps[0] is not None
-            return call, all_steps[0], tuple(final)
-        output = x.new_empty(*x.shape[:-1], self.widths[0])
-        final = [x.new_empty(layout.batch, size) for size in self.widths]
-        addresses = [x.data_ptr() if k is None else params[k].data_ptr() for k in self.direct_inputs]
-        addresses += [0] * len(final) if states is None else [state.data_ptr() for state in states]
-        addresses += [output.data_ptr(), *self._null_addresses]
-        addresses += [state.data_ptr() for state in final]
-        alive = [x, params, states, output]
-        call = self.inference.call_addresses(addresses, layout, reverse, threads, 0, alive)
-        return call, output, tuple(final)
+        call, all_steps, final, _ = self.forward_call(
+            params, x, states, layout, reverse, threads, save_for_backward=False
+        )
+        assert all_steps[0] is not None
+        return call, all_steps[0], tuple(final)
 
     def select_saved(self, values: Values) -> Values:
         """Return the values of a forward call that the backward reads."""
@@ -267,7 +253,10 @@ class CompiledCell:
         computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
         nodes = _required(list(self.captured.graph.nodes), [*self._backward.epilogue, *self._gradients])
         nodes = [n for n in nodes if n.op == "call_function" and n not in computed]
-        return BulkOps(nodes, self._gradients, self._in_loops, self.dtype)
+        return self._bulk_ops(nodes, self._gradients)
+
+    def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
+        return BulkOps(nodes, results, self._in_loops, self.dtype, self.backend.bulk_runner(self.dtype))
 
     @lazy_property
     def _stores_carry(self) -> list[bool]:
@@ -287,7 +276,7 @@ class CompiledCell:
         layout: Layout,
         reverse: bool,
         threads: int,
-    ) -> tuple[KernelCall, list[Tensor], Values]:
+    ) -> tuple[Any, list[Tensor], Values]:
         """Prepare a call of the backward loop.
 
         Args:

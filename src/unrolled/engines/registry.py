@@ -1,9 +1,6 @@
-"""The native engine's cache of compiled cells.
+"""The compiled cells, by what their step reads.
 
-``codegen`` writes the C++ of a cell's loops, and ``toolchain`` compiles it or takes it from the cache or from
-a folder of prebuilt kernels. ``kernel`` calls one loop, and ``compiled_cell`` combines the loops of a cell.
-Outside of this package, ``engines.autograd`` makes the loops differentiable, and ``engines.run_compiled``
-handles a layer's call.
+The cell of a layer keeps what was compiled for it, so that a call finds it at once.
 """
 
 from __future__ import annotations
@@ -16,18 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.checks import read_tensor_attributes
+from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.compiler.step_values import StepValues, count_version, reject, step_values
+from unrolled.engines.compiler.step_values import (
+    StepValues,
+    check_same_values,
+    count_version,
+    reject,
+    step_values,
+)
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
-from unrolled.engines.memory import all_readable
-from unrolled.engines.native import matmul
-from unrolled.engines.native.compiled_cell import CompiledCell
-from unrolled.engines.native.prepacked import Weights
-from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.native.backend import BACKEND
 
 # By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell
 # of a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
@@ -50,11 +50,17 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
 
     Raises:
         UnsupportedError: If the step can't be compiled.
-        NoCompilerError: If there is no C++ compiler.
+        UnavailableError: If the backend can't compile on this machine, such as for lack of a compiler.
         RuntimeError: If ``values`` have changed before the cell was compiled for this dtype.
     """
     dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
-    key: tuple[object, ...] = (cell._wrapper_spec, cell.training, torch.get_default_dtype(), dtype)
+    key: tuple[object, ...] = (
+        cell._wrapper_spec,
+        cell.training,
+        torch.get_default_dtype(),
+        dtype,
+        BACKEND.name,
+    )
     latest = step_values(cell) if values is None else values
     result, contents = latest.derived.get(key) or _cells.get((latest.digest, key)), ""
     if isinstance(result, CompiledCell) and result.captured.constant_attributes:
@@ -95,31 +101,11 @@ def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) ->
 
 
 def _compile(cell: Cell, dtype: torch.dtype) -> CompiledCell | Exception:
-    matmul.start(dtype)  # compile the products while the step is being captured
     try:
         with delay_forks(), torch.device("cpu"):  # whatever the default device is
-            return CompiledCell(cell, dtype)
-    except (UnsupportedError, NoCompilerError) as error:
+            return BACKEND.compile(cell, dtype)
+    except (UnsupportedError, UnavailableError) as error:
         return type(error)(*error.args)  # a copy without the traceback, which holds tensors
-
-
-BY_REFERENCE = "now has to run the step again"  # for gradients of gradients, for instance
-
-
-def check_same_values(cell: Cell, digest: str, reason: str) -> None:
-    """Raise RuntimeError unless a cell's step still reads the same values.
-
-    Args:
-        cell: The cell.
-        digest: Digest of the values, see :class:`StepValues`.
-        reason: Why they must be the same.
-    """
-    values = step_values(cell)
-    if values.digest != digest:
-        raise RuntimeError(
-            f"{type(cell.innermost).__name__}: {values.changed or 'a value that its step reads'} has changed "
-            f"since the graph was created, which {reason}"
-        )
 
 
 def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object) -> CompiledCell:
@@ -168,26 +154,3 @@ def _content(value: object) -> object:
 def _renew_lock() -> None:
     global _lock
     _lock = threading.Lock()
-
-
-def weights(cell: Cell) -> Weights | None:
-    """Return the weights of a bound cell for prepacked kernels, or None if its loop can't use them."""
-    params = [cell.__dict__[name] for name in cell.shapes()]
-    if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
-        return None
-    if any(param.is_neg() for param in params) or not all_readable(params):
-        return None
-    dtype = params[0].dtype
-    if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):
-        return None
-    try:
-        compiled_cell = compiled(cell, dtype)
-        direct_inputs = compiled_cell.direct_inputs  # compiles the inference loop
-    except (UnsupportedError, NoCompilerError):
-        return None
-    if direct_inputs is None or compiled_cell.dtype is not dtype:
-        return None
-    captured, own = compiled_cell.captured, vars(cell.innermost)
-    if not own.keys().isdisjoint({**captured.tensor_attributes, **captured.constant_attributes}):
-        return None  # nothing would notice a change of their values
-    return Weights(compiled_cell, [param.detach().contiguous() for param in params])

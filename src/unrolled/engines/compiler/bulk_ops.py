@@ -14,7 +14,6 @@ from torch import Tensor, fx
 from unrolled.engines.compiler.batch_layout import ShiftedState, materialize
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, is_batch_sum, is_batched, is_number
 from unrolled.engines.compiler.views import TensorView, resolve_views
-from unrolled.engines.native.matmul import products
 
 aten = torch.ops.aten
 
@@ -25,7 +24,7 @@ _COLUMN_SUMS = 2  # marks sums of columns, in the number that is 0 or 1 for prod
 
 @dataclass
 class _PendingOps:
-    """Operations for the compiled library that have not run yet, and the tensors that they read."""
+    """Operations for the backend that have not run yet, and the tensors that they read."""
 
     numbers: list[int] = field(default_factory=list)
     alive: list[Tensor] = field(default_factory=list)
@@ -38,13 +37,16 @@ class BulkOps:
     """Graph nodes, computed for all rows of all time steps at once.
 
     A node that reduces over the batch thus reduces over all time steps, too. Successive matrix products and
-    sums of columns go to the compiled library in one call. torch computes the other nodes.
+    sums of columns go to a backend in one call. torch computes the other nodes.
 
     Args:
         nodes: The nodes, in graph order.
         results: Nodes, or inputs of nodes, whose values are needed as tensors even if they are views.
         opaque: Nodes to treat as given tensors, even if they are views of others.
         dtype: Dtype of values of the batch, in which bools are 0 and 1. Values of parameters have their own.
+        runner: Runs matrix products and sums of columns, given eleven numbers for each: the address of the
+            result, the kind, the addresses and strides of both operands, and the height, width and depth.
+            None: torch computes them.
 
     Attributes:
         outputs: Nodes whose values a call adds.
@@ -56,8 +58,10 @@ class BulkOps:
         results: Collection[fx.Node],
         opaque: Collection[fx.Node],
         dtype: torch.dtype,
+        runner: Callable[[array.array[int]], None] | None,
     ) -> None:
         self._dtype = dtype
+        self._runner = runner
         self._views = resolve_views([*nodes, *results], opaque)
         bases = dict.fromkeys(view.base for view in self._views.values())
         numbers = [base for base in bases if is_number(base) and base not in opaque and base not in nodes]
@@ -102,18 +106,21 @@ class BulkOps:
 
     def _run(self, pending: _PendingOps) -> None:
         if pending.numbers:
-            products(self._dtype).run_bulk(array.array("q", pending.numbers))
+            assert self._runner is not None
+            self._runner(array.array("q", pending.numbers))
             pending.numbers.clear()
             pending.alive.clear()
 
     def _is_product(self, node: fx.Node) -> bool:
-        """Return whether the compiled library computes a node as a matrix product."""
+        """Return whether the backend computes a node as a matrix product."""
+        if self._runner is None:
+            return False
         operands = [*node.all_input_nodes, node]
         return node.target is aten.mm.default and all(n.meta["val"].dtype is self._dtype for n in operands)
 
     def _is_column_sum(self, node: fx.Node) -> bool:
-        """Return whether the compiled library computes a node as a sum over the rows of the batch."""
-        if not is_batch_sum(node) or node.meta["val"].dtype is not self._dtype:
+        """Return whether the backend computes a node as a sum over the rows of the batch."""
+        if self._runner is None or not is_batch_sum(node) or node.meta["val"].dtype is not self._dtype:
             return False
         view = self._views[node.all_input_nodes[0]]
         return len(view.shape) == 2 and view.shape[0] == BATCH_SYMBOL and view.strides[1] == 1

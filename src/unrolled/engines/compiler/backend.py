@@ -1,0 +1,45 @@
+"""What a backend is: code that runs the loops of a cell on one kind of device.
+
+``engines.autograd`` and the torch operators know backends by this protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unrolled.cells.base import Cell
+from unrolled.engines.compiler.compiled_cell import CompiledCell
+from unrolled.engines.compiler.loops import LoopBackend
+
+
+class Backend(LoopBackend, Protocol):
+    """A backend.
+
+    Attributes:
+        name: Its name, as in ``unrolled.engine(name)``.
+        dtypes: Dtypes of inputs that it supports.
+    """
+
+    name: str
+    dtypes: Sequence[torch.dtype]
+
+    def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
+        """Return why it can't run a call, or None if it can.
+
+        Args:
+            tensors: The input, the initial states and the parameters.
+            dtype: The dtype that all of them should have.
+            in_graph: Whether the call is recorded as an operator of a graph, so that the tensors may be fake.
+        """
+
+    def compile(self, cell: Cell, dtype: torch.dtype) -> CompiledCell:
+        """Compile a cell.
+
+        Raises:
+            UnsupportedError: If its step can't be compiled.
+            UnavailableError: If there is no compiler for it on this machine.
+        """
