@@ -9,37 +9,11 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-_SCRIPTS = [
-    "numbers",
-    "tensor_functions",
-    "evaluator",
-    "steps",
-    "dom",
-    "digits",
-    "model",
-    "long_run",
-    "edits",
-    "symbols",
-    "words",
-    "cells",
-    "strip",
-    "tables",
-    "drawing",
-    "equations",
-    "arithmetic",
-    "editor",
-    "weights",
-    "sequence",
-    "passages",
-    "text",
-    "gradient",
-    "player",
-    "tour",
-    "guide",
-    "app",
-    "overview",
-    "start",
-]
+_SCRIPTS = (
+    "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "model", "long_run", "edits", "symbols",
+    "words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights", "sequence",
+    "passages", "text", "gradient", "player", "tour", "guide", "app", "overview", "start",
+)  # fmt: skip
 
 
 def html(data: dict[str, Any]) -> str:
