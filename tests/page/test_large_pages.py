@@ -114,6 +114,7 @@ def test_changes(tmp_path: Path) -> None:
     """Changes go through layers and directions. The heat maps are those of the changed run."""
     trace = bidirectional_lstm()
     layers = layers_of(trace, 1)
+    assert [layer["computed"]["input"] is None for layer in layers] == [False, False, True, True]
     results = run_javascript("runPages", [(layers, edits) for edits in EDITS], tmp_path)
     for edits, changed in zip(EDITS, results, strict=True):
         expected = run_changed(trace.layers, edits, 1)
@@ -232,7 +233,7 @@ def test_a_page_of_computed_steps(open_page: OpenPage) -> None:
         assert as_number(text) == pytest.approx(expected.value(number), abs=1.1e-4)
     tab.evaluate("location.hash = 'step=41&unit=7&number=h&edit=z[7]=0'")
     tab.wait_for_selector(".changes:not([hidden])")
-    tab.wait_for_function("!document.querySelector('.changes').textContent.includes('recomputing')")
+    tab.wait_for_function("() => !document.querySelector('.changes').textContent.includes('recomputing')")
     edit = {"part": 0, "kind": "hold", "name": "z", "unit": 7, "steps": None, "value": 0.0}
     (changed,) = run_changed(trace.layers, [edit])
     for number, text in tab.evaluate(READ_CELLS, ".tables .n"):
@@ -264,6 +265,26 @@ def test_256_units_and_1000_steps(open_page: OpenPage, tmp_path: Path) -> None:
             digits = [(v.abs() * 10**decimals + 0.5).floor() for v in (value, recorded)]
             large = recorded.abs() >= 5e-5
             assert torch.equal(digits[0][large], digits[1][large])
+    assert_page_stays_usable(tab, trace)
+
+
+def assert_page_stays_usable(tab: Any, trace: ur.Trace) -> None:
+    """While all steps run again, the page shows the value that was set and the progress."""
+    tab.evaluate("location.hash = 'step=900&unit=7&number=f'")
+    progress, value = tab.get_by_role("button", name="Shut the forget gate of unit 7").evaluate(
+        "(button) => { button.click(); return ['.changes', '.arithmetic .value'].map((selector) =>"
+        " document.querySelector(selector).textContent); }"
+    )
+    assert "recomputing" in progress
+    assert value.startswith("f900[7] = 0.0000")
+    tab.wait_for_function("() => !document.querySelector('.changes').textContent.includes('recomputing')")
+    hold = {"part": 0, "kind": "hold", "name": "f", "unit": 7, "steps": None, "value": 0.0}
+    (changed,) = run_changed(trace.layers, [hold])
+    cells = [(n, text) for n, text in tab.evaluate(READ_CELLS, ".tables .n") if n["q"] in changed]
+    assert len(cells) > 30
+    for number, text in cells:
+        value = changed[number["q"]][number["t"], number["u"]].item()
+        assert as_number(text) == pytest.approx(value, abs=6e-5)
 
 
 @pytest.mark.slow

@@ -23,8 +23,17 @@ def diagram_data(traced: DiagramTrace) -> dict[str, Any]:
         "states": [{"name": s.name, "end": s.end, "value": s.value} for s in traced.diagram.states],
         "inputValue": traced.diagram.input_value,
         "sizes": [value.numel() for value in values[0]],
-        "values": encode_values(torch.stack([torch.cat([v.flatten() for v in step]) for step in values])),
+        "values": encode_values(_stacked(values)),
     }
+
+
+def _stacked(values: list[list[Tensor]]) -> Tensor:
+    """Return the numbers of all steps, ``(time, numbers)``, in single precision if that is exact."""
+    stacked = torch.stack([torch.cat([value.flatten() for value in step]) for step in values])
+    is_single = any(value.dtype is torch.float32 for value in values[0])  # else only constants are double
+    if is_single and torch.allclose(stacked.float().double(), stacked.double(), 0, 0, equal_nan=True):
+        return stacked.float()
+    return stacked
 
 
 def value_sources(traced: DiagramTrace) -> tuple[list[Any], list[dict[str, Tensor]]]:
