@@ -90,6 +90,7 @@ def test_one_layer_of_a_model(show: Any, tmp_path: Path) -> None:
     assert out.startswith("GRU(2, 3)")
 
 
+@pytest.mark.slow
 def test_page_of_a_model(show: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     code, out, err = show(":build", "--html", str(page), "--labels", "abcdef")

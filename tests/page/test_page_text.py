@@ -108,6 +108,7 @@ def strongest(values: np.ndarray, width: int, sign: int) -> list[tuple[str, int,
     return [(rounded(float(means[k]), 4), k, k + width - 1) for k in found]
 
 
+@pytest.mark.slow
 def test_strongest_passages(open_page: OpenPage) -> None:
     t = text_trace()
     tab = open_page(t, labels=TEXT, address="#step=7&unit=3&number=h")
@@ -182,10 +183,10 @@ def test_similar_units_and_passages(open_page: OpenPage) -> None:
     assert found_on_page(tab) == names(units_on(values, first, last, 0.2))
 
     deep = open_page(t, labels=TEXT, address=tab.url[tab.url.index("#") :])
-    deep.get_by_role("tab", name="Find similar").click()
     assert found_on_page(deep) == names(units)
 
 
+@pytest.mark.slow
 def test_a_range_is_selected_with_the_keys(open_page: OpenPage) -> None:
     tab = open_page(text_trace(), labels=TEXT, address="#step=10&unit=0&number=h&range=5-400")
     assert tab.locator(".text .selected").count() == 0  # there aren't as many steps
@@ -258,7 +259,6 @@ def test_a_text_of_2000_characters_and_256_units(open_page: OpenPage) -> None:
     text = (TEXT * 20)[:2000]
     t = text_trace(text, hidden=256)
     tab = open_page(t, labels=text, address="#step=0&unit=100&number=h&range=40-42")
-    tab.get_by_role("tab", name="Find similar").click()
     values = t["h"][:, 0].double().numpy()
     units = units_on(values, 40, 42, 0.3)
     assert len(set(found_on_page(tab)) ^ set(names(units)[:24])) <= 2  # up to rounding at the threshold

@@ -11,7 +11,7 @@ const MAX_LABELS = 4000; // that are on the page at once; a longer text is shown
 const WIDTHS = [1, 5, 10, 20, 40]; // steps of a strong passage
 const PASSAGES = 5; // strong ones of each sign
 const SIMILAR = 10;
-const MAX_LISTED = 24; // that are listed
+const MAX_LISTED = 24; // units
 const CONTEXT = 24; // characters before and after a passage
 const GATE_THRESHOLD = 0.5;
 const THRESHOLD = 0.3; // of the scale of the quantity
@@ -26,6 +26,8 @@ export function createText(view) {
   let spans = [];
   let firstStep = 0; // of the part that is on the page
   let isSimilar = false; // which of the lists is shown
+  let shownRange = null;
+  let readStep = null; // whose value is below the text
   let selection = null; // the range while the reader selects it
   const thresholds = new Map(); // that the reader has chosen, by quantity
 
@@ -61,6 +63,8 @@ export function createText(view) {
 
   function update() {
     if (source !== view.data.labels) readLabels();
+    if (view.range && view.range !== shownRange) isSimilar = true;
+    shownRange = view.range;
     const { q, u } = current();
     if (values?.key !== valuesKey(q) || values.model !== view.model) {
       values = { key: valuesKey(q), ...valuesAtAllSteps(view.model, view.edits.size ? {} : roundedStates(), q) };
@@ -73,7 +77,8 @@ export function createText(view) {
     mark();
     for (const [k, tab] of tabs.entries()) tab.setAttribute("aria-selected", (k === 1) === isSimilar);
     drawLists(q, u);
-    if (!text.matches(":hover")) read(view.step);
+    if (view.step !== readStep || !text.matches(":hover")) read(view.step);
+    readStep = view.step;
   }
 
   /** Compute values that the page doesn't store, a few steps at a time. */
@@ -88,6 +93,7 @@ export function createText(view) {
   }
 
   const roundedStates = () => view.data.layers[view.layerIndex].text ?? {};
+
   function readLabels() {
     source = view.data.labels;
     labels = source.map((label) => label.replaceAll("\n", "⏎").replaceAll("\t", "⇥"));
@@ -189,7 +195,7 @@ export function createText(view) {
     const key = [values.key, values.isWhole, u, isSimilar, width.value, view.range, thresholds.get(q), view.theme].join();
     if (key === drawnLists) return;
     drawnLists = key;
-    if (!values.isWhole) lists.replaceChildren(createElement("p", { class: "quiet" }, "This page doesn't contain all steps of this quantity."));
+    if (!values.isWhole) lists.replaceChildren(createElement("p", { class: "quiet" }, view.model.isComputed ? "" : `This page doesn't contain ${q} at all steps.`));
     else lists.replaceChildren(...(isSimilar ? createSimilar(q) : createStrongest(q, u)));
   }
 
@@ -235,7 +241,6 @@ export function createText(view) {
 
   function setRange(range) {
     selection = null;
-    if (range) isSimilar = true;
     view.setRange(range);
   }
 
@@ -268,7 +273,11 @@ export function createText(view) {
     from = null;
   });
   text.addEventListener("pointercancel", () => { from = null; selection = null; view.refresh(); });
-  text.addEventListener("pointerleave", () => read(view.step));
+  text.addEventListener("pointerleave", () => {
+    if (selection) setRange(selection);
+    from = null;
+    read(view.step);
+  });
   text.addEventListener("click", (event) => {
     const step = stepOf(event);
     if (step !== null && !event.shiftKey) view.goTo(step);
