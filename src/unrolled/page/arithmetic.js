@@ -152,7 +152,7 @@ class Ledger {
   /** The name of a factor: a sum without a name in parentheses. */
   operand(one, { factors }) {
     const { kind, node } = (one.constant === undefined && this.view.model.quantity(one.q)) || {};
-    const isLoose = factors.length > 1 && kind === "node" && !node.name && ["sum", "difference"].includes(node.operation);
+    const isLoose = factors.length > 1 && kind === "node" && !this.view.model.labels.get(node.id) && ["sum", "difference"].includes(node.operation);
     return isLoose ? ["(", this.name(one), ")"] : [this.name(one)];
   }
 

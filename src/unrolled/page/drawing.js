@@ -21,9 +21,10 @@ export function createDrawing(view) {
   let painters = [];
 
   function update() {
-    const state = [view.layerIndex, narrow.matches].join();
+    const state = [view.layerIndex, narrow.matches, view.model.isFolded].join();
     if (drawn !== state) {
       painters = [];
+      element.classList.toggle("is-open", !view.model.isFolded);
       element.replaceChildren(view.model.drawing ? draw() : createElement("p", { class: "quiet" }, view.edits.reasons[view.layerIndex]));
       drawn = state;
     }
@@ -40,7 +41,7 @@ export function createDrawing(view) {
       ...layout.belts.map(([, place]) => createSvg("rect", { class: "belt", ...(layout.orientation === "vertical"
         ? { x: place - BELT / 2, width: BELT, height: layout.height } : { y: place - BELT / 2, width: layout.width, height: BELT }) })),
       ...routes(layout), ...layout.dots.map(dot), ...layout.ports.map(port), output(layout),
-      ...nodes.map((node, k) => nodeMark(node, layout.nodes[k])));
+      ...nodes.map((node, k) => nodeMark(node, layout.nodes[k])), ...nodes.map((node, k) => foldButton(node, layout.nodes[k])).filter(Boolean));
     return svg;
   }
 
@@ -130,10 +131,14 @@ export function createDrawing(view) {
 
   function chooseOnClick(group, refer) {
     group.refer = refer;
-    group.addEventListener("click", () => view.choose(refer()));
+    onPress(group, () => view.choose(refer()));
+  }
+
+  function onPress(group, action) {
+    group.addEventListener("click", action);
     group.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== " ") return;
-      view.choose(refer());
+      action();
       event.preventDefault();
       event.stopPropagation();
     });
@@ -178,8 +183,34 @@ export function createDrawing(view) {
       group.dataset.tone = tone(value, model.isGate(key)) || "pos";
       group.style.setProperty("--share", `${4 + 40 * Math.min(1, Math.abs(value / limit) || 0)}%`);
       mark(group, number);
+      group.classList.toggle("holds", isFoldedInto(node));
     });
     return group;
+  }
+
+  /** The button at the last node of a group that opens all groups, or folds them again. */
+  function foldButton(node, { x, y, width, height }) {
+    const { model } = view;
+    const group = model.groups.get(node.id);
+    if (!group) return null;
+    const { isFolded } = model;
+    const text = `${isFolded ? "Open" : "Fold"} ${node.name || group.title}: ${group.nodes.length} nodes`;
+    const button = createSvg("g", { class: "fold", role: "button", tabindex: 0, "aria-expanded": String(!isFolded), "aria-label": text, transform: `translate(${x - width / 2} ${y + height / 2})` },
+      createSvg("title", {}, text), createSvg("circle", { r: 8 }), createSvg("path", { d: isFolded ? "M-4 0h8M0 -4v8" : "M-4 0h8" }));
+    onPress(button, () => {
+      model.foldGroups(!isFolded);
+      view.refresh();
+      element.querySelector(`.fold[data-group="${node.id}"]`)?.focus();
+    });
+    button.dataset.group = node.id;
+    return button;
+  }
+
+  /** Whether the chosen number belongs to a node that is folded into another one. */
+  function isFoldedInto(node) {
+    const { model, number } = view;
+    const inner = model.isFolded ? model.groups.get(node.id)?.nodes.slice(0, -1) ?? [] : [];
+    return inner.some((id) => model.quantitiesOf(model.nodesById.get(id)).includes(number.q));
   }
 
   function circle(group, node, width) {
@@ -204,12 +235,14 @@ export function createDrawing(view) {
     const { width: w, height: h, radius } = place;
     const rect = { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius };
     group.append(createSvg("rect", { class: "body", ...rect }));
-    if (node.kind === "layer") bars(group, place, key, size);
+    if (node.glyph.startsWith("softmax")) shares(group, place, key, size);
+    else if (node.kind === "layer") bars(group, place, key, size);
     else group.append(createSvg("rect", { class: "tint", ...rect }));
     group.append(createSvg("rect", { class: "rim", ...rect }));
+    if (node.isFader) fader(group, node, w);
     const text = node.glyph.length > SHORT_TEXT ? "…" : node.glyph;
     if (node.kind !== "layer") {
-      group.append(createSvg("text", { class: "glyph", y: 4.5, "font-size": 13.5 }, text));
+      group.append(createSvg("text", { class: "glyph", y: node.isFader ? 0 : 4.5, "font-size": 13.5 }, text));
       return;
     }
     const glyph = createSvg("text", node.name ? { class: "small", x: -w / 2 + 5, y: -h / 2 + 12 } : { class: "glyph", y: 3, "font-size": node.glyph === "W" ? 18 : 15 },
@@ -227,13 +260,12 @@ export function createDrawing(view) {
   }
 
   /** The values of a layer as levels: from the floor for a gate, else from a line in the middle. */
-  function bars(group, { width: w, height: h, radius }, key, size) {
+  function bars(group, place, key, size) {
+    const { width: w, height: h } = place;
     const isGate = view.model.isGate(key);
     const count = size <= MAX_BARS ? size : 1;
-    const clip = `clip-${view.layerIndex}-${key}`.replace(/[^\w-]/g, "_");
     const levels = Array.from({ length: count }, () => createSvg("rect", { class: "level" }));
-    group.append(createSvg("clipPath", { id: clip }, createSvg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius })),
-      createSvg("g", { "clip-path": `url(#${clip})` }, levels, isGate ? null : createSvg("path", { class: "zero", d: `M${-w / 2} 0h${w}` })));
+    fill(group, place, key, levels, isGate ? null : createSvg("path", { class: "zero", d: `M${-w / 2} 0h${w}` }));
     painters.push(() => levels.forEach((level, k) => {
       const number = { q: key, t: view.step, u: count === 1 ? Math.min(view.unit, size - 1) : k };
       const value = view.value(number);
@@ -244,6 +276,45 @@ export function createDrawing(view) {
       level.dataset.tone = tone(value, isGate) || "pos";
       level.classList.toggle("mine", number.u === view.unit);
     }));
+  }
+
+  /** Fill the shape of a node. */
+  function fill(group, { width: w, height: h, radius }, key, ...children) {
+    const clip = `clip-${view.layerIndex}-${key}`.replace(/[^\w-]/g, "_");
+    group.append(createSvg("clipPath", { id: clip }, createSvg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius })),
+      createSvg("g", { "clip-path": `url(#${clip})` }, children));
+  }
+
+  /** The values of a softmax as shares of the whole. */
+  function shares(group, place, key, size) {
+    const { width: w, height: h } = place;
+    const units = Array.from({ length: size }, () => createSvg("rect", { class: "level share", "data-tone": "gate", y: -h / 2, height: h }));
+    fill(group, place, key, units);
+    painters.push(() => {
+      const values = units.map((_, u) => Math.max(0, view.value({ q: key, t: view.step, u })) || 0);
+      const scale = w / (values.reduce((sum, value) => sum + value, 0) || 1);
+      let left = -w / 2;
+      units.forEach((unit, u) => {
+        unit.setAttribute("x", left);
+        unit.setAttribute("width", values[u] * scale);
+        unit.classList.toggle("mine", u === Math.min(view.unit, size - 1));
+        left += values[u] * scale;
+      });
+    });
+  }
+
+  /** A slider between the two operands of lerp: at the left end the first one, at the right end the second one. */
+  function fader(group, node, width) {
+    const { model } = view;
+    const weight = model.nodesById.get(node.id).terms.at(-1);
+    const half = width / 2 - 9;
+    const knob = createSvg("circle", { class: "knob", cy: 8, r: 3.2 });
+    group.append(createSvg("path", { class: "fader", d: `M${-half} 8h${2 * half}` }), knob);
+    painters.push(() => {
+      const factor = model.factor(weight, view.step, view.unit);
+      const value = factor.constant ?? view.value(factor);
+      knob.setAttribute("cx", half * (2 * Math.max(0, Math.min(1, value)) - 1) || 0);
+    });
   }
 
   function label(group, node, place, refer) {

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.diagram.graph import build
-from unrolled.diagram.groups import fold
 from unrolled.diagram.model import DiagramError
-from unrolled.diagram.unfold import unfold
 from unrolled.equations.formulas import formulas
 from unrolled.page.diagram_data import diagram_data, drawing_data, value_sources
 from unrolled.page.plain_diagram import plain_diagram
@@ -72,7 +70,7 @@ def layer_data(
         "steps": sample.steps,
         "descriptions": {"x": "input", **quantity_descriptions(type(part.cell))},
         "diagram": diagram_data(shown),
-        "drawing": None if traced is None else drawing_data(unfold(fold(traced.diagram))),
+        "drawing": None if traced is None else drawing_data(traced.diagram),
         "equations": [] if traced is not None else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
         "maps": None if sample.complete else _maps(part, batch, length),

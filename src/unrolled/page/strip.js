@@ -29,14 +29,11 @@ export function createStrip(view) {
     const [gap, room] = isNarrow ? [NARROW_GAP, width - NARROW_NAMES] : [COLUMN_GAP, width - NAMES_WIDTH];
     limit = Math.max(1, Math.min(MAX_UNITS, Math.floor((room - gap) / NUMBER_WIDTH)));
     const columns = Math.floor(room / (units().length * NUMBER_WIDTH + gap));
-    const hasStart = columns > 1;
-    const count = Math.max(1, Math.min(model.steps.length, MAX_COLUMNS, columns - hasStart));
-    const at = model.stepIndices.get(view.step);
-    const from = Math.max(0, Math.min(at - Math.floor(count / 2), model.steps.length - count));
-    const key = [view.layerIndex, from, count, hasStart, ...units()].join();
+    const shown = stepsShown(model, view.step, Math.min(MAX_COLUMNS + 1, columns));
+    const key = [view.layerIndex, ...shown, ...units()].join();
     if (key !== drawn) {
       cells = [];
-      element.replaceChildren(...draw(from, count, hasStart));
+      element.replaceChildren(...draw(shown));
       drawn = key;
     }
     for (const cell of cells) cell.update();
@@ -48,14 +45,11 @@ export function createStrip(view) {
 
   const units = (size = view.model.units) => unitsShown(view, size, limit);
 
-  function draw(from, count, hasStart) {
+  function draw(steps) {
     const { model } = view;
     const rows = [...model.states.map((state) => state.name).reverse(), "x"];
     const { predictions } = view.data;
     element.style.setProperty("--rows", rows.length + (predictions ? 1 : 0));
-    const steps = model.steps.slice(from, from + count);
-    if (hasStart && model.backward) steps.push(model.start);
-    else if (hasStart) steps.unshift(model.start);
     element.style.setProperty("--columns", steps.length);
     const names = rows.map((name, k) => {
       const label = createElement("div", { class: "rowname", style: `grid-row: ${k + 2}` });
@@ -75,6 +69,8 @@ export function createStrip(view) {
     const title = isStart ? createElement("span", { class: "title" }, label)
       : createElement("button", { class: "title", type: "button", onclick: () => view.goTo(step) }, label, text ? createElement("b", {}, text) : null);
     const isLast = model.backward ? position === 0 : position === steps.length - 1;
+    const isNext = isLast || steps[position + (model.backward ? -1 : 1)] === (isStart ? model.firstStep : model.next(step));
+    const flow = isLast ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
     const blocks = rows.map((name) => {
       if (name === "x" && isStart) return createElement("div", { class: "cells" });
       const shown = units(name === "x" ? model.features : model.sizes[model.statesByName.get(name).value]);
@@ -83,7 +79,7 @@ export function createStrip(view) {
         cells.push(cell);
         return cell.element;
       });
-      return createElement("div", { class: `cells${name === "x" || isLast ? "" : model.backward ? " back" : " flow"}`, style: `--units: ${Math.max(shown.length, units().length)}` }, row);
+      return createElement("div", { class: `cells${name === "x" ? "" : flow}`, style: `--units: ${Math.max(shown.length, units().length)}` }, row);
     });
     return createElement("div", { class: `step${isStart ? " start" : ""}`, "data-step": step, style: `--c: ${position + 2}`,
       onclick: (event) => { if (!isStart && !event.target.closest("button")) view.goTo(step); } }, title, blocks,
@@ -91,6 +87,15 @@ export function createStrip(view) {
   }
 
   return { element, update };
+}
+
+/** The steps that are shown: a window around the chosen one. It has the initial state only before the first step. */
+function stepsShown(model, chosen, columns) {
+  const { backward, start, steps } = model;
+  const all = columns < 2 ? steps : backward ? [...steps, start] : [start, ...steps];
+  const count = Math.max(1, Math.min(all.length, columns));
+  const from = Math.max(0, Math.min(all.indexOf(chosen) - Math.floor(count / 2), all.length - count));
+  return all.slice(from, from + count);
 }
 
 /** The units that are shown: all, or a window around the chosen one. */

@@ -3,7 +3,7 @@
 import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
 import { unitsShown } from "./strip.js";
-import { escape, parameterText, symbol } from "./symbols.js";
+import { parameterText } from "./symbols.js";
 
 const MAX_SOURCE = 8; // columns of a matrix that are shown at once
 
@@ -26,12 +26,12 @@ export function createWeights(view) {
   }
 
   function createGate(node) {
-    const { model } = view;
+    const { model, symbols } = view;
     const terms = node.terms.filter((term) => term.weighted && model.parameters.get(term.parameter)?.values && term.rows);
     if (!terms.length) return null;
     const blocks = terms.flatMap((term) => blocksOf(view, term));
     const style = `--widths: 26px ${blocks.map(({ columns }) => `8px repeat(${columns.length}, minmax(var(--least, 0px), 1fr))`).join(" ")}`;
-    const title = createMarkup("div", `<b>${node.name ? symbol(node.name) : escape(node.glyph)} <span></span></b><span class="quiet"></span>`, "head");
+    const title = createMarkup("div", `<b>${symbols.title(node)} <span></span></b><span class="quiet"></span>`, "head");
     title.querySelector("span").textContent = (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0];
     title.lastChild.innerHTML = terms.map((term) => parameterText(term.text.split("{}").map((part) => part.replace(/[·+]/g, "").trim()).filter(Boolean).join(", "))).join(", ");
     const heads = blocks.map(({ name, columns }) => createElement("span", { style: `grid-column: span ${columns.length + 1}` }, name));
