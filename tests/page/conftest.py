@@ -8,12 +8,18 @@ import pytest
 from page_helpers import OpenPage
 
 import unrolled as ur
-from helpers.browser import running_browser
+from helpers.browser import FIREFOX_NOT_FOUND, running_browser
+from helpers.firefox import find_firefox
+
+needs_firefox = pytest.mark.skipif(find_firefox() is None, reason=FIREFOX_NOT_FOUND)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with running_browser() as browser:
+@pytest.fixture(
+    scope="session",
+    params=["chromium", pytest.param("firefox", marks=[pytest.mark.slow, needs_firefox])],
+)
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with running_browser(request.param) as browser:
         yield browser
 
 
@@ -23,6 +29,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
     messages: list[str] = []
     requests: list[str] = []
     contexts = []
+    is_firefox = browser.browser_type.name == "firefox"
 
     def open_trace(
         trace: ur.Trace,
@@ -47,6 +54,8 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
         tab.on("request", lambda request: requests.append(request.url))
         tab.goto(path.as_uri() + address)
         tab.wait_for_selector(".arithmetic .value")
+        if is_firefox and scheme == "dark":  # it can't emulate the preference
+            tab.get_by_role("button", name="Dark / light").click()
         return tab
 
     yield open_trace

@@ -25,11 +25,22 @@ VISIBLE = """(selector) => {
 }"""
 
 
-@pytest.mark.parametrize("cell", [pytest.param(ur.RNN, marks=pytest.mark.slow), ur.LSTM])
-def test_first_screen_shows_all_numbers(cell: type[ur.Recurrent], open_page: OpenPage) -> None:
-    tab = open_page(ur.trace(cell(2, 3), torch.randn(4, 2)))
+SMALL_LAYERS: dict[str, Callable[[], ur.Recurrent]] = {
+    "RNN": lambda: ur.RNN(2, 3),
+    "LSTM": lambda: ur.LSTM(2, 3),
+    "GRU": lambda: ur.GRU(2, 3),
+    "SLSTM": lambda: ur.Recurrent(ur.cells.SLSTM, 2, 3),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "LSTM" else pytest.mark.slow) for name in SMALL_LAYERS],
+)
+def test_first_screen_shows_all_numbers(name: str, open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(SMALL_LAYERS[name](), torch.randn(4, 2)))
     visible, count = tab.evaluate(VISIBLE, STEP_CELLS)
-    assert visible == count > (30 if cell is ur.RNN else 90)
+    assert visible == count > (30 if name == "RNN" else 60)
     arithmetic = tab.locator(".why").bounding_box()
     tables = tab.locator(".step-values").bounding_box()
     assert tables["x"] + tables["width"] <= arithmetic["x"]  # it covers nothing

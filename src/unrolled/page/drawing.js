@@ -10,7 +10,7 @@ const THICK = 4.4;
 const FAINT = 30; // percent of color in a line that carries zero
 const MAX_BARS = 6; // units that a box shows beside the chosen one
 const BELT = 26;
-const SHORT_TEXT = 9;
+const MAX_CHARACTERS = 14; // of a glyph, as the layout has room for
 
 /** Create the drawing of the cell. Returns {element, update}. */
 export function createDrawing(view) {
@@ -240,7 +240,7 @@ export function createDrawing(view) {
     else group.append(createSvg("rect", { class: "tint", ...rect }));
     group.append(createSvg("rect", { class: "rim", ...rect }));
     if (node.isFader) fader(group, node, w);
-    const text = node.glyph.length > SHORT_TEXT ? "…" : node.glyph;
+    const text = node.glyph.length > MAX_CHARACTERS ? `${node.glyph.slice(0, MAX_CHARACTERS - 1)}…` : node.glyph;
     if (node.kind !== "layer") {
       group.append(createSvg("text", { class: "glyph", y: node.isFader ? 0 : 4.5, "font-size": 13.5 }, text));
       return;

@@ -10,6 +10,7 @@ from torch import Tensor
 from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.diagram.graph import build
 from unrolled.diagram.model import DiagramError
+from unrolled.diagram.symbols import rows_text
 from unrolled.equations.formulas import formulas
 from unrolled.page.diagram_data import diagram_data, drawing_data, value_sources
 from unrolled.page.plain_diagram import plain_diagram
@@ -18,7 +19,7 @@ from unrolled.page.step_programs import program_data
 from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.row_names import row_names
+from unrolled.tracing.row_names import RowBlock, RowNames, row_names
 from unrolled.tracing.step_graph import LayerProgram, trace_program
 from unrolled.tracing.trace import Trace
 
@@ -116,13 +117,20 @@ def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:
                     "start": block.rows.start,
                     "stop": block.rows.stop,
                     "firstUnit": block.first_unit,
-                    "symbol": names.symbol(name, block),
+                    "symbol": _symbol(names, name, block),
                 }
                 for block in names.blocks.get(name, ())
             ],
         }
         for name, shape in part.cell.shapes().items()
     ]
+
+
+def _symbol(names: RowNames, parameter: str, block: RowBlock) -> str:
+    """Return the symbol of the rows of a parameter, as in the formulas of the diagram."""
+    if names.is_split(parameter) and block.gate:
+        return rows_text(parameter, block.gate, (block.rows.start, block.rows.stop))
+    return names.symbol(parameter, block)
 
 
 def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:
