@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ needs_firefox = pytest.mark.skipif(find_firefox() is None, reason=FIREFOX_NOT_FO
 def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     with running_browser(request.param) as browser:
         yield browser
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests of all cells in Firefox to ``pytest -m exhaustive``: Chromium runs them, too."""
+    in_firefox = [item for item in items if isinstance(item, pytest.Function) and _browser(item) == "firefox"]
+    cases = Counter((item.path, item.originalname) for item in in_firefox)
+    for item in in_firefox:
+        if cases[item.path, item.originalname] >= len(ur.cells.__all__):
+            item.add_marker(pytest.mark.exhaustive)
+
+
+def _browser(item: pytest.Function) -> object:
+    return item.callspec.params.get("browser") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture

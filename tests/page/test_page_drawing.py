@@ -1,4 +1,4 @@
-"""The drawing, the equations and the strip: groups, softmax and lerp, long formulas, and which steps are shown."""
+"""The drawing, the equations and the strip: groups, softmax and lerp, long formulas, and the steps shown."""
 
 from __future__ import annotations
 

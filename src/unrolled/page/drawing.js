@@ -65,7 +65,7 @@ export function createDrawing(view) {
     const head = route.arrow;
     const turn = head && `translate(${head.x} ${head.y}) rotate(${head.dx ? (head.dx > 0 ? 0 : 180) : head.dy > 0 ? 90 : -90})`;
     const arrow = head && createSvg("path", { class: "arrow", transform: turn, d: "M0 0L-8.5 -4.3L-8.5 4.3Z" });
-    const minus = route.minus && createSvg("text", { class: "minus", x: route.minus[0], y: route.minus[1] + 4 }, "−");
+    const minus = route.minus && createSvg("text", { "aria-hidden": "true", class: "minus", x: route.minus[0], y: route.minus[1] + 4 }, "−");
     const group = createSvg("g", { class: `wire${isVector(route) ? " vector" : ""}` }, path, arrow, minus);
     if (!isVector(route)) {
       painters.push(() => {
@@ -115,8 +115,8 @@ export function createDrawing(view) {
     const { model } = view;
     const size = place.name === "x" ? model.features : model.sizes[model.statesByName.get(place.name).value];
     const refer = () => ({ q: place.name, t: place.side === "in" && place.name !== "x" ? model.previous(view.step) : view.step, u: Math.min(view.unit, size - 1) });
-    const name = createSvg("text", { x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
-    const value = place.value_y === null ? null : createSvg("text", { x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
+    const name = createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
+    const value = place.value_y === null ? null : createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
     const left = place.anchor === "start" ? place.text_x - 5 : place.text_x - 33;
     group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 15, width: 38, height: (place.value_y ?? place.name_y) - place.name_y + 21, rx: 5 }), name, ...(value ? [value] : []));
     chooseOnClick(group, refer);
@@ -124,9 +124,16 @@ export function createDrawing(view) {
       const number = refer();
       name.replaceChildren(...symbolSpans(place.name, 15, view.symbols.step(number.t)));
       if (value) value.textContent = fixed(view.value(number), 2);
-      mark(group, number);
+      mark(group, number, `${place.side === "in" && place.name !== "x" ? "previous " : place.side === "out" ? "new " : ""}${spokenName(place.name)}`);
     });
     return group;
+  }
+
+  /** What a node or the end of a line is called by screen readers: "forget gate f". */
+  function spokenName(q) {
+    const [description] = (view.model.descriptions[q] ?? "").split(":");
+    const name = view.symbols.spokenQuantity(q === "x" ? null : view.model.quantity(q), q);
+    return description ? `${description} ${name}` : name;
   }
 
   function chooseOnClick(group, refer) {
@@ -148,16 +155,15 @@ export function createDrawing(view) {
     const isUpright = orientation === "vertical";
     const arrow = createSvg("g", isUpright ? { transform: "rotate(90)" } : {},
       createSvg("path", { class: "outline", d: "M0 0v-26" }), createSvg("path", { class: "outhead", d: "M0 -33l-4.6 8h9.2z" }));
-    const text = createSvg("text", { class: "small", x: isUpright ? 3 : 0, y: isUpright ? 15 : -37, "text-anchor": isUpright ? "start" : "middle" }, "output");
+    const text = createSvg("text", { "aria-hidden": "true", class: "small", x: isUpright ? 3 : 0, y: isUpright ? 15 : -37, "text-anchor": isUpright ? "start" : "middle" }, "output");
     return createSvg("g", { "aria-hidden": "true", transform: `translate(${x} ${y})` }, arrow, text);
   }
 
-  function mark(group, number) {
+  function mark(group, number, name) {
     view.mark(group, number);
     group.classList.toggle("changed", view.isChanged(number));
     group.classList.toggle("set", view.isSet(number));
-    const text = `${Symbols.plain(view.symbols.of(number))}: ${fixed(view.value(number))}`;
-    group.setAttribute("aria-label", text);
+    group.setAttribute("aria-label", `${name}: ${fixed(view.value(number))}`);
   }
 
   function nodeMark(node, place) {
@@ -182,7 +188,7 @@ export function createDrawing(view) {
       const limit = view.scale(number);
       group.dataset.tone = tone(value, model.isGate(key)) || "pos";
       group.style.setProperty("--share", `${4 + 40 * Math.min(1, Math.abs(value / limit) || 0)}%`);
-      mark(group, number);
+      mark(group, number, spokenName(key));
       group.classList.toggle("holds", isFoldedInto(node));
     });
     return group;
@@ -228,7 +234,7 @@ export function createDrawing(view) {
       });
     }
     const isShort = node.glyph.length === 1;
-    group.append(createSvg("text", { class: "glyph", y: isShort ? 6 : 4.5, "font-size": isShort ? 19 : 13 }, node.glyph));
+    group.append(createSvg("text", { "aria-hidden": "true", class: "glyph", y: isShort ? 6 : 4.5, "font-size": isShort ? 19 : 13 }, node.glyph));
   }
 
   function box(group, node, place, key, size) {
@@ -242,19 +248,19 @@ export function createDrawing(view) {
     if (node.isFader) fader(group, node, w);
     const text = node.glyph.length > MAX_CHARACTERS ? `${node.glyph.slice(0, MAX_CHARACTERS - 1)}…` : node.glyph;
     if (node.kind !== "layer") {
-      group.append(createSvg("text", { class: "glyph", y: node.isFader ? 0 : 4.5, "font-size": 13.5 }, text));
+      group.append(createSvg("text", { "aria-hidden": "true", class: "glyph", y: node.isFader ? 0 : 4.5, "font-size": 13.5 }, text));
       return;
     }
     const glyph = createSvg("text", node.name ? { class: "small", x: -w / 2 + 5, y: -h / 2 + 12 } : { class: "glyph", y: 3, "font-size": node.glyph === "W" ? 18 : 15 },
       createSvg("tspan", { class: node.glyph === "W" ? "symbol" : null }, text));
     group.append(glyph);
     if (node.name) {
-      if (node.normalized) group.append(createSvg("text", { class: "small", x: w / 2 - 4, y: -h / 2 + 11, "text-anchor": "end" }, "norm"));
+      if (node.normalized) group.append(createSvg("text", { "aria-hidden": "true", class: "small", x: w / 2 - 4, y: -h / 2 + 11, "text-anchor": "end" }, "norm"));
       const [base, index] = splitName(node.name);
       const points = base.length > 6 ? 11 : base.length + index.length > 5 ? 13 : 17;
-      group.append(createSvg("text", { y: 5, "text-anchor": "middle" }, symbolSpans(node.name, points)));
+      group.append(createSvg("text", { "aria-hidden": "true", y: 5, "text-anchor": "middle" }, symbolSpans(node.name, points)));
     }
-    const value = createSvg("text", { class: "digits", y: h / 2 - 5, "text-anchor": "middle" });
+    const value = createSvg("text", { "aria-hidden": "true", class: "digits", y: h / 2 - 5, "text-anchor": "middle" });
     group.append(value);
     painters.push(() => { value.textContent = fixed(view.value({ q: key, t: view.step, u: Math.min(view.unit, size - 1) }), 2); });
   }
@@ -320,9 +326,9 @@ export function createDrawing(view) {
   function label(group, node, place, refer) {
     const x = place.label.text_x - place.x;
     if (place.label.name_y !== null) {
-      group.append(createSvg("text", { class: "tag", x, y: place.label.name_y - place.y, "text-anchor": place.label.anchor }, symbolSpans(node.name, 14)));
+      group.append(createSvg("text", { "aria-hidden": "true", class: "tag", x, y: place.label.name_y - place.y, "text-anchor": place.label.anchor }, symbolSpans(node.name, 14)));
     }
-    const value = createSvg("text", { class: "digits", x, y: place.label.value_y - place.y, "text-anchor": place.label.anchor });
+    const value = createSvg("text", { "aria-hidden": "true", class: "digits", x, y: place.label.value_y - place.y, "text-anchor": place.label.anchor });
     group.append(value);
     painters.push(() => { value.textContent = fixed(view.value(refer()), 2); });
   }

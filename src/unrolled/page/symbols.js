@@ -101,6 +101,26 @@ export class Symbols {
     return label ? symbol(label) : node.glyph === "W" ? this.expression(node, null, "t") : escape(node.glyph);
   }
 
+  /** The name of a number for screen readers: "h, step 2, unit 1". */
+  spoken(number) {
+    const { model } = this;
+    const { q, t, u, j } = number;
+    if (model.isParameter(number)) return `${q}, row ${u}${j === undefined ? "" : `, column ${j}`}`;
+    const place = `${model.isStart(number) ? "initial" : `step ${t}`}, ${q === "x" ? "feature" : "unit"} ${u}`;
+    return `${this.spokenQuantity(model.isStart(number) ? null : model.quantity(q), q)}, ${place}`;
+  }
+
+  /** The name of a quantity for screen readers. */
+  spokenQuantity(found, q) {
+    if (!found || found.kind === "input" || found.kind === "state") return q;
+    const { kind, node, term } = found;
+    const label = this.model.labels.get(node.id);
+    const name = Symbols.plain(label ? symbol(label) : this.expression(node, null, "t")).replaceAll("−", " minus ").replaceAll("⊙", "times");
+    if (kind === "sum") return `sum for ${name}`;
+    if (kind === "term") return `part of ${name}: ${Symbols.plain(this.term(term, "t"))}`;
+    return name;
+  }
+
   /** Plain text of markup, for titles and screen readers. */
   static plain(markup) {
     return markup.replace(/<sub>(.*?)<\/sub>/g, (_, inner) => ` ${inner}`).replace(/<[^>]+>/g, "").replace(/&#(\d+);/g, (_, code) => String.fromCharCode(code));

@@ -67,8 +67,8 @@ export function createTables(view) {
     const key = model.keys.get(node.id);
     const style = `--columns: ${width}`;
     const inSlots = (entries, blank) => Array.from({ length: width }, (_, slot) => (slots.includes(slot) ? entries[slots.indexOf(slot)] : blank()));
-    const head = createElement("div", { class: heads ? "cols" : "cols unseen", style, role: "row" }, columnHead("unit", "unseen"), createElement("span", { "aria-hidden": "true" }),
-      (heads ?? inSlots(columns.map((column) => column.head), () => "")).map((markup) => columnHead(markup)));
+    const head = createElement("div", { class: heads ? "cols" : "cols unseen", style, role: "row" }, createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "unit")),
+      (heads ?? inSlots(columns.map((column) => column.head), () => "")).map((markup) => (markup ? columnHead(markup) : createElement("span", { role: "cell" }))));
     const [word, text = ""] = (model.descriptions[key] ?? "").split(": ");
     const name = view.symbols.title(node);
     const title = createElement("div", { class: "head", "aria-hidden": "true", title: [word, text].filter(Boolean).join(": ") || null });
