@@ -101,20 +101,28 @@ function shareHeads(columns, width) {
   columns.forEach((own, k) => {
     const heads = own.slice(0, -1).map((column) => column.head);
     const shared = found.at(-1);
-    let from = 0;
-    const slots = heads.map((head) => {
-      const slot = shared ? shared.heads.indexOf(head, from) : -1;
-      from = slot < 0 ? Infinity : slot + 1;
-      return slot;
-    });
-    if (shared && !slots.includes(-1)) {
-      shared.members.push({ k, slots: [...slots, width - 1] });
-      return;
+    const [longer, shorter] = shared && shared.heads.length > heads.length ? [shared.heads, heads] : [heads, shared?.heads ?? [""]];
+    if (slotsIn(longer, shorter).includes(-1)) {
+      found.push({ heads, members: [{ k, own: heads }] });
+    } else {
+      shared.heads = longer;
+      shared.members.push({ k, own: heads });
     }
-    const blanks = width - own.length;
-    found.push({ heads: [...Array(blanks).fill(""), ...heads], members: [{ k, slots: own.map((_, slot) => slot + blanks) }] });
   });
-  return found;
+  return found.map(({ heads, members }) => {
+    const padded = [...Array(width - 1 - heads.length).fill(""), ...heads];
+    return { heads: padded, members: members.map(({ k, own }) => ({ k, slots: [...slotsIn(padded, own), width - 1] })) };
+  });
+}
+
+/** The positions of some heads among others, in order; -1 for one that isn't there. */
+function slotsIn(heads, some) {
+  let from = 0;
+  return some.map((head) => {
+    const slot = heads.indexOf(head, from);
+    from = slot < 0 ? heads.length : slot + 1;
+    return slot;
+  });
 }
 
 /** The columns of a gate's table: its weighted sums, their sum and the result. */
