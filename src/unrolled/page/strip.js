@@ -68,7 +68,7 @@ export function createStrip(view) {
     const isStart = step === model.start;
     const label = isStart ? "start" : `step ${step}`;
     const text = !isStart && view.data.labels ? ` ${visibleLabel(view.data.labels[step])}` : "";
-    const title = createElement("div", { class: "head", role: "rowheader" }, isStart ? createElement("span", { class: "title" }, label)
+    const title = createElement("span", { class: "head", role: "rowheader" }, isStart ? createElement("span", { class: "title" }, label)
       : createElement("button", { class: "title", type: "button", onclick: () => view.goTo(step) }, label, text ? createElement("b", {}, text) : null));
     const isLast = model.backward ? position === 0 : position === steps.length - 1;
     const isNext = isLast || steps[position + (model.backward ? -1 : 1)] === (isStart ? model.firstStep : model.next(step));
