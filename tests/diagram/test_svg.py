@@ -129,6 +129,30 @@ def test_scales() -> None:
     assert math.isfinite(max(scales(trace.diagram, trace.values).values()))
 
 
+def test_softmax_has_shares_and_lerp_a_slider() -> None:
+    class Mixer(ur.Cell):
+        weight = ur.Param("hidden", "hidden")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            a = torch.softmax(torch.nn.functional.linear(h, self.weight), -1)
+            h = torch.lerp(h, x, a)
+            return h
+
+    layer = ur.Recurrent(Mixer, 4, 4)
+    trace = build(ur.trace(layer, torch.randn(3, 4)).layers[0])
+    text = picture(trace, step=2, unit=3)
+    item = next(item for item in trace.diagram.nodes if item.name == "a")
+    shares = [e for e in node(text, item.id).iter(f"{SVG}rect") if "share" in e.get("class", "")]
+    whole = sum(float(share.get("width")) for share in shares)
+    values = [float(value) for value in trace.values[2][item.value].flatten()]
+    assert [float(share.get("width")) / whole for share in shares] == pytest.approx(values, abs=1e-3)
+    assert [share.get("class") for share in shares] == [*["share"] * 3, "share mine"]
+    knob = next(e for e in ElementTree.fromstring(text).iter(f"{SVG}circle") if e.get("class") == "knob")
+    track = next(e for e in ElementTree.fromstring(text).iter(f"{SVG}path") if e.get("class") == "fader")
+    left, length = re.fullmatch(r"M(-?[\d.]+) 8h([\d.]+)", track.get("d")).groups()
+    assert float(knob.get("cx")) == pytest.approx(float(left) + values[3] * float(length), abs=0.01)
+
+
 def test_the_picture_stands_alone() -> None:
     text = picture(trace_of("LSTM"), meanings={"f": 'keeps <the> "old" value'})
     root = ElementTree.fromstring(text)

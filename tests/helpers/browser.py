@@ -1,21 +1,25 @@
-"""Chromium for the tests of the page: the one of the system, or the one that Playwright installs."""
+"""Browsers for the tests of the page: Chromium of the system or of Playwright, and Firefox of the system."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FIREFOX_PROGRAM = Path(__file__).with_name("firefox.py")
 NOT_FOUND = (
     "Chromium not found: the browser tests of the page are skipped. "
     "Install Chromium, or run make test with network access."
 )
+FIREFOX_NOT_FOUND = "Firefox not found: install it, on Debian with apt-get install firefox-esr."
 
 
 def find_browser() -> str | None:
@@ -30,11 +34,38 @@ def find_browser() -> str | None:
     return path if Path(path).exists() else None
 
 
+def _firefox_command(folder: Path) -> Path:
+    """Write a command that starts Firefox through helpers/firefox.py."""
+    command = folder / "firefox"
+    command.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(FIREFOX_PROGRAM))} "$@"\n'
+    )
+    command.chmod(0o700)
+    return command
+
+
 @contextmanager
-def running_browser() -> Iterator[Any]:
-    """Run a headless browser that makes no network requests of its own."""
+def running_browser(name: str = "chromium") -> Iterator[Any]:
+    """Run a headless browser that makes no network requests of its own.
+
+    Args:
+        name: ``"chromium"`` or ``"firefox"``.
+    """
     from playwright.sync_api import sync_playwright
 
+    if name == "firefox":
+        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+            browser = playwright.firefox.launch(
+                channel="moz-firefox",  # driven over WebDriver BiDi, so it needn't be Playwright's own build
+                executable_path=_firefox_command(Path(folder)),
+                firefox_user_prefs={
+                    "ui.prefersReducedMotion": 1,
+                    "network.captive-portal-service.enabled": False,
+                },
+            )
+            yield browser
+            browser.close()
+        return
     arguments = ["--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,33 @@ import pytest
 from page_helpers import OpenPage
 
 import unrolled as ur
-from helpers.browser import running_browser
+from helpers.browser import FIREFOX_NOT_FOUND, running_browser
+from helpers.firefox import find_firefox
+
+needs_firefox = pytest.mark.skipif(find_firefox() is None, reason=FIREFOX_NOT_FOUND)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with running_browser() as browser:
+@pytest.fixture(
+    scope="session",
+    params=["chromium", pytest.param("firefox", marks=[pytest.mark.slow, needs_firefox])],
+)
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with running_browser(request.param) as browser:
         yield browser
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests of all cells in Firefox to ``pytest -m exhaustive``: Chromium runs them, too."""
+    in_firefox = [item for item in items if isinstance(item, pytest.Function) and _browser(item) == "firefox"]
+    cases = Counter((item.path, item.originalname) for item in in_firefox)
+    for item in in_firefox:
+        if cases[item.path, item.originalname] >= len(ur.cells.__all__):
+            item.add_marker(pytest.mark.exhaustive)
+
+
+def _browser(item: pytest.Function) -> object:
+    return item.callspec.params.get("browser") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture
@@ -23,6 +44,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
     messages: list[str] = []
     requests: list[str] = []
     contexts = []
+    is_firefox = browser.browser_type.name == "firefox"
 
     def open_trace(
         trace: ur.Trace,
@@ -47,6 +69,8 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
         tab.on("request", lambda request: requests.append(request.url))
         tab.goto(path.as_uri() + address)
         tab.wait_for_selector(".arithmetic .value")
+        if is_firefox and scheme == "dark":  # it can't emulate the preference
+            tab.get_by_role("button", name="Dark / light").click()
         return tab
 
     yield open_trace

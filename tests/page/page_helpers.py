@@ -16,6 +16,7 @@ from helpers.browser import NOT_FOUND, find_browser
 from unrolled.diagram.graph import build
 from unrolled.tracing.layer_trace import LayerTrace
 
+chromium_only = pytest.mark.parametrize("browser", ["chromium"], indirect=True)
 needs_browser = pytest.mark.skipif(find_browser() is None, reason=NOT_FOUND)
 
 OpenPage = Callable[..., Any]  # the type of the fixture open_page

@@ -47,15 +47,20 @@ def test_choices_are_entries_of_the_history(open_page: OpenPage) -> None:
         assert tab.evaluate("history.length") == length + k + 1
         assert tab.title().startswith(tab.evaluate("document.title"))
     for _, expected, name in choices[-2::-1]:
-        tab.go_back()
+        tab.evaluate("history.back()")
+        wait_for_heading(tab, f" {name}")
         assert entries(tab).items() >= expected.items()
-        assert f" {name}" in heading(tab)
-    tab.go_back()
-    assert heading(tab) == "Where does h2[1] come from?"
-    tab.go_forward()
-    assert f" {choices[0][2]}" in heading(tab)
+    tab.evaluate("history.back()")
+    wait_for_heading(tab, "Where does h2[1] come from?")
+    tab.evaluate("history.forward()")
+    wait_for_heading(tab, f" {choices[0][2]}")
     tab.locator("body").press("Backspace")
-    tab.wait_for_function("() => document.querySelector('.why h2').textContent.includes('h2[1]')")
+    wait_for_heading(tab, "h2[1]")
+
+
+def wait_for_heading(tab: Any, text: str) -> None:
+    """Wait until the heading of the chosen number contains a text."""
+    tab.wait_for_function("(text) => document.querySelector('.why h2').textContent.includes(text)", arg=text)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ READ_ARITHMETIC = """(selector) => [...document.querySelectorAll(selector)].map(
       k += 7;
     }
   }
-  const note = document.querySelector('.arithmetic > .note');
+  const note = document.querySelector('.arithmetic .note');
   return [cell.refer(), note?.textContent ?? '', lines];
 }).filter((one) => one !== null)"""
 FAST = ("LSTM",)

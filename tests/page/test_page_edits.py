@@ -36,7 +36,9 @@ def assert_page_shows(tab: Any, part: LayerTrace, expected: dict[str, torch.Tens
 
 def type_value(tab: Any, value: str) -> None:
     field = tab.get_by_role("textbox", name="type a value")
-    field.fill(value)
+    field.press("ControlOrMeta+a")
+    field.press("Delete")
+    tab.keyboard.type(value)
     field.press("Enter")
     field.evaluate("(one) => one.blur()")
 

@@ -89,8 +89,11 @@ class DiagramBuilder:
         sources = [self._source(draft.source) for draft in drafts]
         name = expression.quantity or name
         groups: dict[int, int] = {}
+        named = [draft.term.quantity if draft.term and draft.product else "" for draft in drafts]
+        gates = [name or own or next(filter(None, named), "") for own in named]  # of the rows of parameters
         terms = tuple(
-            self._term(draft, source, name, groups) for draft, source in zip(drafts, sources, strict=True)
+            self._term(draft, source, gate, groups)
+            for draft, source, gate in zip(drafts, sources, gates, strict=True)
         )
         node = DiagramNode(
             f"n{len(self._nodes)}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unrolled.diagram.lanes import BEFORE
-from unrolled.diagram.model import Diagram, DiagramNode
+from unrolled.diagram.model import Diagram, DiagramNode, Term
 
 _SMALLEST_SCALE = 1e-9
 
@@ -95,6 +95,22 @@ class Numbers:
         if source in self._states:
             return self._shown(self._read(self._states[source].value), source, None)
         return None
+
+    def shares(self, node: DiagramNode) -> list[float]:
+        """Return the shares of all elements in the sum of the values of a softmax."""
+        values = [max(0.0, value) for value in self._values[node.value].flatten().tolist()]
+        return [value / (sum(values) or 1.0) for value in values]
+
+    def is_chosen(self, node: DiagramNode, element: int) -> bool:
+        """Return whether an element of a node belongs to the unit that is shown."""
+        return element == min(self._unit, self._values[node.value].numel() - 1)
+
+    def operand(self, term: Term) -> float | None:
+        """Return the number that a term of a function stands for."""
+        if term.value is not None:
+            return self._read(term.value)
+        shown = self.of(term.source or "")
+        return None if shown is None else shown.value
 
     def _read(self, index: int) -> float | None:
         flat = self._values[index].flatten()

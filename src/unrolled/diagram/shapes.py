@@ -19,6 +19,16 @@ def is_circle(node: DiagramNode) -> bool:
     return node.kind == "operation" and len(node.glyph) <= _CIRCLE_GLYPH
 
 
+def is_softmax(node: DiagramNode) -> bool:
+    """Whether a node is filled with the shares of all units."""
+    return node.glyph.startswith("softmax")
+
+
+def is_fader(node: DiagramNode) -> bool:
+    """Whether a node has a slider between its first two operands."""
+    return node.glyph == "lerp" and len(node.terms) == 3
+
+
 def is_normalized(node: DiagramNode) -> bool:
     """Whether the weighted sums that a node reads are normalized."""
     return any(term.normalized for term in node.terms)

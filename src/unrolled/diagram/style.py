@@ -50,6 +50,10 @@ _RULES = """
 {scope} .alarm > .body {{ fill: var(--d-alarm-ground); }}
 {scope} .fill {{ fill: var(--d-tone); fill-opacity: .36; }}
 {scope} .gate > .fill {{ fill-opacity: .44; }}
+{scope} .share {{ fill: var(--d-gate); fill-opacity: .2; stroke: var(--d-ground); }}
+{scope} .share.mine {{ fill-opacity: .55; }}
+{scope} .fader {{ stroke: var(--d-wire); stroke-width: 2; stroke-linecap: round; }}
+{scope} .knob {{ fill: var(--d-gate); }}
 {scope} .zero {{ stroke: var(--d-wire); stroke-dasharray: 1.5 3; stroke-opacity: .8; }}
 {scope} .rim {{ fill: none; stroke: var(--d-wire); stroke-width: 1.4; }}
 {scope} .gate > .rim {{ stroke: var(--d-gate); }}

@@ -12,7 +12,7 @@ from unrolled.diagram.lanes import BEFORE, INPUT
 from unrolled.diagram.model import Diagram, DiagramNode
 from unrolled.diagram.numbers import Numbers, Shown, scales
 from unrolled.diagram.placed import Dot, Layout, PlacedNode, Port, Route
-from unrolled.diagram.shapes import NORMALIZED, is_circle, is_normalized, name_size
+from unrolled.diagram.shapes import NORMALIZED, is_circle, is_fader, is_normalized, is_softmax, name_size
 from unrolled.diagram.style import style_sheet
 from unrolled.diagram.text import digits, is_word, shortened, symbol, width
 
@@ -21,6 +21,7 @@ BELT = 26.0
 _THIN, _THICK = 1.3, 4.4  # width of a line: at zero, and what it grows by
 _FAINT = 0.3  # opacity of the color of a line at zero
 _RING_INSET = 2.0
+FADER_INSET = 9.0
 _DIGITS_SIZE = 12.5
 
 
@@ -235,13 +236,17 @@ class _Painter:
         if shown is not None and shown.tone != "alarm":
             clip = f"{self.id}-{node.id}"
             found += f'<clipPath id="{clip}"><rect {rect} {corners}/></clipPath>'
-            found += self._fill(node, placed, shown, clip)
+            fill = self._shares if is_softmax(node) else self._fill
+            found += fill(node, placed, shown, clip)
         if node.kind == "layer" and node.range != "gate":
             found += f'<path class="zero" d="M{_number(-w / 2)} 0h{_number(w)}"/>'
         found += f'<rect class="rim" {rect} {corners}/>'
         if node.kind != "layer":
             text = escape(shortened(node.glyph))
-            return found + f'<text class="middle" y="4.5" font-size="13.5">{text}</text>'
+            y = "4.5"
+            if is_fader(node):
+                found, y = found + self._fader(node, w), "0"
+            return found + f'<text class="middle" y="{y}" font-size="13.5">{text}</text>'
         glyph = '<tspan class="symbol">W</tspan>' if node.glyph == "W" else escape(shortened(node.glyph))
         if node.name:
             found += (
@@ -270,6 +275,27 @@ class _Painter:
             f'<rect class="fill" clip-path="url(#{clip})" x="{_number(-w / 2)}" y="{_number(y)}" '
             f'width="{_number(w)}" height="{_number(tall)}"{opacity}/>'
         )
+
+    def _shares(self, node: DiagramNode, placed: PlacedNode, _shown: Shown, clip: str) -> str:
+        """Fill a softmax with the shares of all units."""
+        found, left = "", -placed.width / 2
+        place = f'y="{_number(-placed.height / 2)}" height="{_number(placed.height)}"'
+        for element, share in enumerate(self.numbers.shares(node)):
+            mine = " mine" if self.numbers.is_chosen(node, element) else ""
+            wide = share * placed.width
+            found += f'<rect class="share{mine}" x="{_number(left)}" width="{_number(wide)}" {place}/>'
+            left += wide
+        return f'<g clip-path="url(#{clip})">{found}</g>'
+
+    def _fader(self, node: DiagramNode, width: float) -> str:
+        """Draw the weight of a lerp: at the left end it is 0, at the right end 1."""
+        half = width / 2 - FADER_INSET
+        weight = self.numbers.operand(node.terms[-1])
+        found = f'<path class="fader" d="M{_number(-half)} 8h{_number(2 * half)}"/>'
+        if weight is None or weight != weight:
+            return found
+        x = half * (2 * max(0.0, min(1.0, weight)) - 1)
+        return found + f'<circle class="knob" cx="{_number(x)}" cy="8" r="3.2"/>'
 
     def _label(self, node: DiagramNode, placed: PlacedNode, shown: Shown | None) -> str:
         label = placed.label

@@ -94,9 +94,11 @@ def rows_text(name: str, gate: str, rows: tuple[int, int]) -> str:
 
     Returns:
         ``W_if`` as in torch.nn's documentation, if the gate has a letter; otherwise ``W_ih[candidate]``.
+        Rows of ``h`` are ``W_ih[h]``, because ``W_ih`` is the whole parameter.
     """
     letter = gate.rpartition("_")[2]
-    if len(letter) == 1 and letter.isalpha() and name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+    is_letter = len(letter) == 1 and letter.isalpha() and letter != "h"
+    if is_letter and name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         return f"{symbol(name)[:-1]}{letter}"
     return f"{symbol(name)}[{gate or f'{rows[0]}:{rows[1]}'}]"
 

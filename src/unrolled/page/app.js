@@ -313,7 +313,7 @@ export function mount(root, data, inModel = null) {
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
   const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
-  const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", {}, "?"));
+  const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", { "aria-hidden": "true" }, "?"));
   const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" },
     createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs))), tables.element, weights.element);
 
@@ -331,7 +331,7 @@ export function mount(root, data, inModel = null) {
   const changesText = createElement("span");
   const copyButton = createElement("button", { type: "button", class: "btn", onclick: copyLink }, "Copy link");
   const changes = createElement("span", { class: "changes", hidden: true }, changesText, copyButton,
-    createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", {}, "R")));
+    createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", { "aria-hidden": "true" }, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
   const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];

@@ -1,14 +1,17 @@
 // Where a number comes from: its value, a sentence about it, and the sum as one would write it on paper.
 
-import { createElement, createMarkup } from "./dom.js";
+import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, given, restValue, rowValue, shown, splitRows } from "./digits.js";
+import { Symbols } from "./symbols.js";
 import { nameOf, sentence } from "./words.js";
 
 const MIN_DECIMALS = 4;
 
 /** Create the panel. Returns {element, update}. */
 export function createArithmetic(view) {
-  const element = createElement("div", { class: "arithmetic", "aria-live": "polite" });
+  const announcement = createElement("p", { class: "unseen", role: "status" });
+  const content = createElement("div");
+  const element = createElement("div", { class: "arithmetic" }, content, announcement);
 
   function update() {
     const { model, symbols, number } = view;
@@ -16,7 +19,10 @@ export function createArithmetic(view) {
     const isGiven = model.isParameter(number) || number.q === "x";
     const head = createMarkup("div", `<span class="symbol">${symbols.of(number)}</span> = <span>${isGiven ? given(value) : shown(value)}</span>`, "value");
     if (view.isChanged(number)) head.append(createElement("span", { class: "was" }, `was ${shown(view.original(number))}`));
-    element.replaceChildren(head, createMarkup("p", sentence(view, number), "say"), ...explanation(view, number, value));
+    const said = sentence(view, number);
+    replaceChildren(content, head, createMarkup("p", said, "say"), ...explanation(view, number, value));
+    const text = `${symbols.spoken(number)}: ${isGiven ? given(value) : shown(value)}. ${Symbols.plain(said)}`;
+    if (announcement.textContent !== text) announcement.textContent = text;
   }
 
   return { element, update };
@@ -152,7 +158,7 @@ class Ledger {
   /** The name of a factor: a sum without a name in parentheses. */
   operand(one, { factors }) {
     const { kind, node } = (one.constant === undefined && this.view.model.quantity(one.q)) || {};
-    const isLoose = factors.length > 1 && kind === "node" && !node.name && ["sum", "difference"].includes(node.operation);
+    const isLoose = factors.length > 1 && kind === "node" && !this.view.model.labels.get(node.id) && ["sum", "difference"].includes(node.operation);
     return isLoose ? ["(", this.name(one), ")"] : [this.name(one)];
   }
 

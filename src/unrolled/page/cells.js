@@ -35,7 +35,7 @@ export function createCell(view, refer, className = "") {
       element.tabIndex = element.classList.contains("on") ? 0 : -1; // of all numbers, Tab goes to the chosen one
       const name = Symbols.plain(view.symbols.of(number));
       element.title = isChanged ? `${name}, was ${shown(view.original(number))}` : name;
-      element.setAttribute("aria-label", `${name}: ${digits.textContent}${isChanged ? `, was ${shown(view.original(number))}` : ""}`);
+      element.setAttribute("aria-label", `${view.symbols.spoken(number)}: ${digits.textContent}${isChanged ? `, was ${shown(view.original(number))}` : ""}`);
     },
   };
 }

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unrolled.diagram.groups import fold
 from unrolled.diagram.layout import layout
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramTrace, Normalization, Term
+from unrolled.diagram.shapes import is_fader, is_normalized
+from unrolled.diagram.unfold import unfold
 from unrolled.page.sampling import encode_values
 
 
@@ -65,12 +68,25 @@ def value_sources(traced: DiagramTrace) -> tuple[list[Any], list[dict[str, Tenso
 
 
 def drawing_data(diagram: Diagram) -> dict[str, Any]:
-    """Return the nodes that are drawn, and where. A node shows the quantity whose values it has."""
+    """Return the nodes that are drawn, and where. A node shows the quantity whose values it has.
+
+    Args:
+        diagram: The diagram. If it has groups, there is a drawing with them folded, and one with them open.
+    """
+    folded = _drawing(unfold(fold(diagram)))
+    if not diagram.groups:
+        return folded
+    groups = [{"nodes": list(group.nodes), "title": group.title} for group in diagram.groups]
+    return {**folded, "groups": groups, "open": _drawing(diagram)}
+
+
+def _drawing(diagram: Diagram) -> dict[str, Any]:
     return {
         "nodes": [
             {
                 **_drawn(node),
-                "normalized": any(term.normalized for term in node.terms),
+                "normalized": is_normalized(node),
+                "isFader": is_fader(node),
                 "sources": [term.source for term in node.terms if term.source is not None],
             }
             for node in diagram.nodes

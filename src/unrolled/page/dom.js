@@ -22,6 +22,14 @@ function initialize(element, attributes, children) {
   return element;
 }
 
+/** Replace the children of an element. If one of them had the focus, the one in its place gets it. */
+export function replaceChildren(element, ...children) {
+  const controls = () => [...element.querySelectorAll("button, input, select, [tabindex]")];
+  const focused = controls().indexOf(element.getRootNode().activeElement);
+  element.replaceChildren(...children);
+  if (focused >= 0) controls()[Math.min(focused, controls().length - 1)]?.focus({ preventScroll: true });
+}
+
 /** Create an element whose content is markup that the page generated. */
 export function createMarkup(tag, markup, className = null) {
   const element = createElement(tag, { class: className });

@@ -10,7 +10,7 @@ const THICK = 4.4;
 const FAINT = 30; // percent of color in a line that carries zero
 const MAX_BARS = 6; // units that a box shows beside the chosen one
 const BELT = 26;
-const SHORT_TEXT = 9;
+const MAX_CHARACTERS = 14; // of a glyph, as the layout has room for
 
 /** Create the drawing of the cell. Returns {element, update}. */
 export function createDrawing(view) {
@@ -21,9 +21,10 @@ export function createDrawing(view) {
   let painters = [];
 
   function update() {
-    const state = [view.layerIndex, narrow.matches].join();
+    const state = [view.layerIndex, narrow.matches, view.model.isFolded].join();
     if (drawn !== state) {
       painters = [];
+      element.classList.toggle("is-open", !view.model.isFolded);
       element.replaceChildren(view.model.drawing ? draw() : createElement("p", { class: "quiet" }, view.edits.reasons[view.layerIndex]));
       drawn = state;
     }
@@ -40,7 +41,7 @@ export function createDrawing(view) {
       ...layout.belts.map(([, place]) => createSvg("rect", { class: "belt", ...(layout.orientation === "vertical"
         ? { x: place - BELT / 2, width: BELT, height: layout.height } : { y: place - BELT / 2, width: layout.width, height: BELT }) })),
       ...routes(layout), ...layout.dots.map(dot), ...layout.ports.map(port), output(layout),
-      ...nodes.map((node, k) => nodeMark(node, layout.nodes[k])));
+      ...nodes.map((node, k) => nodeMark(node, layout.nodes[k])), ...nodes.map((node, k) => foldButton(node, layout.nodes[k])).filter(Boolean));
     return svg;
   }
 
@@ -64,7 +65,7 @@ export function createDrawing(view) {
     const head = route.arrow;
     const turn = head && `translate(${head.x} ${head.y}) rotate(${head.dx ? (head.dx > 0 ? 0 : 180) : head.dy > 0 ? 90 : -90})`;
     const arrow = head && createSvg("path", { class: "arrow", transform: turn, d: "M0 0L-8.5 -4.3L-8.5 4.3Z" });
-    const minus = route.minus && createSvg("text", { class: "minus", x: route.minus[0], y: route.minus[1] + 4 }, "−");
+    const minus = route.minus && createSvg("text", { "aria-hidden": "true", class: "minus", x: route.minus[0], y: route.minus[1] + 4 }, "−");
     const group = createSvg("g", { class: `wire${isVector(route) ? " vector" : ""}` }, path, arrow, minus);
     if (!isVector(route)) {
       painters.push(() => {
@@ -114,8 +115,8 @@ export function createDrawing(view) {
     const { model } = view;
     const size = place.name === "x" ? model.features : model.sizes[model.statesByName.get(place.name).value];
     const refer = () => ({ q: place.name, t: place.side === "in" && place.name !== "x" ? model.previous(view.step) : view.step, u: Math.min(view.unit, size - 1) });
-    const name = createSvg("text", { x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
-    const value = place.value_y === null ? null : createSvg("text", { x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
+    const name = createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
+    const value = place.value_y === null ? null : createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
     const left = place.anchor === "start" ? place.text_x - 5 : place.text_x - 33;
     group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 15, width: 38, height: (place.value_y ?? place.name_y) - place.name_y + 21, rx: 5 }), name, ...(value ? [value] : []));
     chooseOnClick(group, refer);
@@ -123,17 +124,28 @@ export function createDrawing(view) {
       const number = refer();
       name.replaceChildren(...symbolSpans(place.name, 15, view.symbols.step(number.t)));
       if (value) value.textContent = fixed(view.value(number), 2);
-      mark(group, number);
+      mark(group, number, `${place.side === "in" && place.name !== "x" ? "previous " : place.side === "out" ? "new " : ""}${spokenName(place.name)}`);
     });
     return group;
   }
 
+  /** What a node or the end of a line is called by screen readers: "forget gate f". */
+  function spokenName(q) {
+    const [description] = (view.model.descriptions[q] ?? "").split(":");
+    const name = view.symbols.spokenQuantity(q === "x" ? null : view.model.quantity(q), q);
+    return description ? `${description} ${name}` : name;
+  }
+
   function chooseOnClick(group, refer) {
     group.refer = refer;
-    group.addEventListener("click", () => view.choose(refer()));
+    onPress(group, () => view.choose(refer()));
+  }
+
+  function onPress(group, action) {
+    group.addEventListener("click", action);
     group.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== " ") return;
-      view.choose(refer());
+      action();
       event.preventDefault();
       event.stopPropagation();
     });
@@ -143,16 +155,15 @@ export function createDrawing(view) {
     const isUpright = orientation === "vertical";
     const arrow = createSvg("g", isUpright ? { transform: "rotate(90)" } : {},
       createSvg("path", { class: "outline", d: "M0 0v-26" }), createSvg("path", { class: "outhead", d: "M0 -33l-4.6 8h9.2z" }));
-    const text = createSvg("text", { class: "small", x: isUpright ? 3 : 0, y: isUpright ? 15 : -37, "text-anchor": isUpright ? "start" : "middle" }, "output");
+    const text = createSvg("text", { "aria-hidden": "true", class: "small", x: isUpright ? 3 : 0, y: isUpright ? 15 : -37, "text-anchor": isUpright ? "start" : "middle" }, "output");
     return createSvg("g", { "aria-hidden": "true", transform: `translate(${x} ${y})` }, arrow, text);
   }
 
-  function mark(group, number) {
+  function mark(group, number, name) {
     view.mark(group, number);
     group.classList.toggle("changed", view.isChanged(number));
     group.classList.toggle("set", view.isSet(number));
-    const text = `${Symbols.plain(view.symbols.of(number))}: ${fixed(view.value(number))}`;
-    group.setAttribute("aria-label", text);
+    group.setAttribute("aria-label", `${name}: ${fixed(view.value(number))}`);
   }
 
   function nodeMark(node, place) {
@@ -177,9 +188,35 @@ export function createDrawing(view) {
       const limit = view.scale(number);
       group.dataset.tone = tone(value, model.isGate(key)) || "pos";
       group.style.setProperty("--share", `${4 + 40 * Math.min(1, Math.abs(value / limit) || 0)}%`);
-      mark(group, number);
+      mark(group, number, spokenName(key));
+      group.classList.toggle("holds", isFoldedInto(node));
     });
     return group;
+  }
+
+  /** The button at the last node of a group that opens all groups, or folds them again. */
+  function foldButton(node, { x, y, width, height }) {
+    const { model } = view;
+    const group = model.groups.get(node.id);
+    if (!group) return null;
+    const { isFolded } = model;
+    const text = `${isFolded ? "Open" : "Fold"} ${node.name || group.title}: ${group.nodes.length} nodes`;
+    const button = createSvg("g", { class: "fold", role: "button", tabindex: 0, "aria-expanded": String(!isFolded), "aria-label": text, transform: `translate(${x - width / 2} ${y + height / 2})` },
+      createSvg("title", {}, text), createSvg("circle", { r: 8 }), createSvg("path", { d: isFolded ? "M-4 0h8M0 -4v8" : "M-4 0h8" }));
+    onPress(button, () => {
+      model.foldGroups(!isFolded);
+      view.refresh();
+      element.querySelector(`.fold[data-group="${node.id}"]`)?.focus();
+    });
+    button.dataset.group = node.id;
+    return button;
+  }
+
+  /** Whether the chosen number belongs to a node that is folded into another one. */
+  function isFoldedInto(node) {
+    const { model, number } = view;
+    const inner = model.isFolded ? model.groups.get(node.id)?.nodes.slice(0, -1) ?? [] : [];
+    return inner.some((id) => model.quantitiesOf(model.nodesById.get(id)).includes(number.q));
   }
 
   function circle(group, node, width) {
@@ -197,43 +234,44 @@ export function createDrawing(view) {
       });
     }
     const isShort = node.glyph.length === 1;
-    group.append(createSvg("text", { class: "glyph", y: isShort ? 6 : 4.5, "font-size": isShort ? 19 : 13 }, node.glyph));
+    group.append(createSvg("text", { "aria-hidden": "true", class: "glyph", y: isShort ? 6 : 4.5, "font-size": isShort ? 19 : 13 }, node.glyph));
   }
 
   function box(group, node, place, key, size) {
     const { width: w, height: h, radius } = place;
     const rect = { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius };
     group.append(createSvg("rect", { class: "body", ...rect }));
-    if (node.kind === "layer") bars(group, place, key, size);
+    if (node.glyph.startsWith("softmax")) shares(group, place, key, size);
+    else if (node.kind === "layer") bars(group, place, key, size);
     else group.append(createSvg("rect", { class: "tint", ...rect }));
     group.append(createSvg("rect", { class: "rim", ...rect }));
-    const text = node.glyph.length > SHORT_TEXT ? "…" : node.glyph;
+    if (node.isFader) fader(group, node, w);
+    const text = node.glyph.length > MAX_CHARACTERS ? `${node.glyph.slice(0, MAX_CHARACTERS - 1)}…` : node.glyph;
     if (node.kind !== "layer") {
-      group.append(createSvg("text", { class: "glyph", y: 4.5, "font-size": 13.5 }, text));
+      group.append(createSvg("text", { "aria-hidden": "true", class: "glyph", y: node.isFader ? 0 : 4.5, "font-size": 13.5 }, text));
       return;
     }
     const glyph = createSvg("text", node.name ? { class: "small", x: -w / 2 + 5, y: -h / 2 + 12 } : { class: "glyph", y: 3, "font-size": node.glyph === "W" ? 18 : 15 },
       createSvg("tspan", { class: node.glyph === "W" ? "symbol" : null }, text));
     group.append(glyph);
     if (node.name) {
-      if (node.normalized) group.append(createSvg("text", { class: "small", x: w / 2 - 4, y: -h / 2 + 11, "text-anchor": "end" }, "norm"));
+      if (node.normalized) group.append(createSvg("text", { "aria-hidden": "true", class: "small", x: w / 2 - 4, y: -h / 2 + 11, "text-anchor": "end" }, "norm"));
       const [base, index] = splitName(node.name);
       const points = base.length > 6 ? 11 : base.length + index.length > 5 ? 13 : 17;
-      group.append(createSvg("text", { y: 5, "text-anchor": "middle" }, symbolSpans(node.name, points)));
+      group.append(createSvg("text", { "aria-hidden": "true", y: 5, "text-anchor": "middle" }, symbolSpans(node.name, points)));
     }
-    const value = createSvg("text", { class: "digits", y: h / 2 - 5, "text-anchor": "middle" });
+    const value = createSvg("text", { "aria-hidden": "true", class: "digits", y: h / 2 - 5, "text-anchor": "middle" });
     group.append(value);
     painters.push(() => { value.textContent = fixed(view.value({ q: key, t: view.step, u: Math.min(view.unit, size - 1) }), 2); });
   }
 
   /** The values of a layer as levels: from the floor for a gate, else from a line in the middle. */
-  function bars(group, { width: w, height: h, radius }, key, size) {
+  function bars(group, place, key, size) {
+    const { width: w, height: h } = place;
     const isGate = view.model.isGate(key);
     const count = size <= MAX_BARS ? size : 1;
-    const clip = `clip-${view.layerIndex}-${key}`.replace(/[^\w-]/g, "_");
     const levels = Array.from({ length: count }, () => createSvg("rect", { class: "level" }));
-    group.append(createSvg("clipPath", { id: clip }, createSvg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius })),
-      createSvg("g", { "clip-path": `url(#${clip})` }, levels, isGate ? null : createSvg("path", { class: "zero", d: `M${-w / 2} 0h${w}` })));
+    fill(group, place, key, levels, isGate ? null : createSvg("path", { class: "zero", d: `M${-w / 2} 0h${w}` }));
     painters.push(() => levels.forEach((level, k) => {
       const number = { q: key, t: view.step, u: count === 1 ? Math.min(view.unit, size - 1) : k };
       const value = view.value(number);
@@ -246,12 +284,51 @@ export function createDrawing(view) {
     }));
   }
 
+  /** Fill the shape of a node. */
+  function fill(group, { width: w, height: h, radius }, key, ...children) {
+    const clip = `clip-${view.layerIndex}-${key}`.replace(/[^\w-]/g, "_");
+    group.append(createSvg("clipPath", { id: clip }, createSvg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: radius })),
+      createSvg("g", { "clip-path": `url(#${clip})` }, children));
+  }
+
+  /** The values of a softmax as shares of the whole. */
+  function shares(group, place, key, size) {
+    const { width: w, height: h } = place;
+    const units = Array.from({ length: size }, () => createSvg("rect", { class: "level share", "data-tone": "gate", y: -h / 2, height: h }));
+    fill(group, place, key, units);
+    painters.push(() => {
+      const values = units.map((_, u) => Math.max(0, view.value({ q: key, t: view.step, u })) || 0);
+      const scale = w / (values.reduce((sum, value) => sum + value, 0) || 1);
+      let left = -w / 2;
+      units.forEach((unit, u) => {
+        unit.setAttribute("x", left);
+        unit.setAttribute("width", values[u] * scale);
+        unit.classList.toggle("mine", u === Math.min(view.unit, size - 1));
+        left += values[u] * scale;
+      });
+    });
+  }
+
+  /** A slider between the two operands of lerp: at the left end the first one, at the right end the second one. */
+  function fader(group, node, width) {
+    const { model } = view;
+    const weight = model.nodesById.get(node.id).terms.at(-1);
+    const half = width / 2 - 9;
+    const knob = createSvg("circle", { class: "knob", cy: 8, r: 3.2 });
+    group.append(createSvg("path", { class: "fader", d: `M${-half} 8h${2 * half}` }), knob);
+    painters.push(() => {
+      const factor = model.factor(weight, view.step, view.unit);
+      const value = factor.constant ?? view.value(factor);
+      knob.setAttribute("cx", half * (2 * Math.max(0, Math.min(1, value)) - 1) || 0);
+    });
+  }
+
   function label(group, node, place, refer) {
     const x = place.label.text_x - place.x;
     if (place.label.name_y !== null) {
-      group.append(createSvg("text", { class: "tag", x, y: place.label.name_y - place.y, "text-anchor": place.label.anchor }, symbolSpans(node.name, 14)));
+      group.append(createSvg("text", { "aria-hidden": "true", class: "tag", x, y: place.label.name_y - place.y, "text-anchor": place.label.anchor }, symbolSpans(node.name, 14)));
     }
-    const value = createSvg("text", { class: "digits", x, y: place.label.value_y - place.y, "text-anchor": place.label.anchor });
+    const value = createSvg("text", { "aria-hidden": "true", class: "digits", x, y: place.label.value_y - place.y, "text-anchor": place.label.anchor });
     group.append(value);
     painters.push(() => { value.textContent = fixed(view.value(refer()), 2); });
   }

@@ -1,6 +1,6 @@
 // "Change something": a slider and a field for the chosen number, and experiments to try.
 
-import { createElement, createMarkup } from "./dom.js";
+import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { given, shown } from "./digits.js";
 import { nameOf } from "./words.js";
 
@@ -21,7 +21,7 @@ export function createEditor(view) {
   const row = createElement("div", { class: "drag" }, label, slider, field);
   const leaves = createElement("div", { class: "chips" });
   const tries = createElement("div", { class: "chips" });
-  const element = createElement("div", { class: "whatif" }, createElement("h2", {}, "Change something ", hint), row, leaves, tries);
+  const element = createElement("div", { class: "whatif" }, createElement("div", { class: "head-row" }, createElement("h2", {}, "Change something"), hint), row, leaves, tries);
 
   const showValue = () => {
     const isHold = view.edits.editOf(view.layerIndex, view.number)?.kind === "hold";
@@ -42,6 +42,8 @@ export function createEditor(view) {
     if (edit) {
       const value = view.value(number);
       label.innerHTML = symbols.of(number);
+      slider.setAttribute("aria-label", `new value of ${symbols.spoken(number)}`);
+      field.setAttribute("aria-label", `type a value of ${symbols.spoken(number)}`);
       [slider.min, slider.max] = limits(view, number, edit);
       slider.value = value;
       if (document.activeElement !== field) showValue();
@@ -53,9 +55,9 @@ export function createEditor(view) {
     } else {
       everyLabel.remove();
       hint.textContent = "drag or type in any framed number";
-      leaves.replaceChildren(createElement("span", { class: "quiet" }, "Computed from"), ...leavesOf(view).map((one) => chip(symbols.of(one), () => view.choose(one))));
+      replaceChildren(leaves, createElement("span", { class: "quiet" }, "Computed from"), ...leavesOf(view).map((one) => chip(symbols.of(one), () => view.choose(one))));
     }
-    tries.replaceChildren(createElement("span", { class: "quiet" }, "Try"), ...experiments(view).map(({ text, run, pressed }) => chip(text, run, pressed)));
+    replaceChildren(tries, createElement("span", { class: "quiet" }, "Try"), ...experiments(view).map(({ text, run, pressed }) => chip(text, run, pressed)));
   }
 
   function chip(markup, onclick, pressed = null) {

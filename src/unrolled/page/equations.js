@@ -23,12 +23,12 @@ export function createEquations(view) {
     }
   }
 
-  const hasLine = (node) => node.name !== "";
+  const hasLine = (node) => view.model.labels.get(node.id) !== "";
 
   function line(node) {
     const { model, symbols } = view;
     const key = model.keys.get(node.id);
-    const left = part(key, node.name ? symbol(node.name, "t") : escape(node.id));
+    const left = part(key, symbol(model.labels.get(node.id), "t"));
     const output = model.states[0].end === node.id ? ' <span class="quiet">= <span class="rm">output</span>[<var>t</var>]</span>' : "";
     const item = createElement("li", {});
     item.innerHTML = `${left} = ${right(node)}${output}`;

@@ -24,9 +24,10 @@ export function createGuide(view) {
   const element = createElement("div", { class: "guide", role: "status" });
   let stop = -1;
   let stops = [];
+  let shown = "";
   let isHidden = stored() === "off";
 
-  const button = (text, onclick, className = "", key = "") => createElement("button", { type: "button", class: `btn ${className}`.trim(), onclick }, text, key ? createElement("kbd", {}, key) : null);
+  const button = (text, onclick, className = "", key = "") => createElement("button", { type: "button", class: `btn ${className}`.trim(), onclick }, text, key ? createElement("kbd", { "aria-hidden": "true" }, key) : null);
   const text = (markup) => {
     const paragraph = createElement("p");
     paragraph.innerHTML = markup;
@@ -47,15 +48,24 @@ export function createGuide(view) {
 
   function update() {
     for (const marked of view.root.querySelectorAll(".toured")) marked.classList.remove("toured");
+    if (stop >= 0) view.root.querySelector(stops[stop].target)?.classList.add("toured");
+    const state = [stop, isHidden, view.layerIndex].join();
+    if (state === shown) return; // screen readers read a status again when it is replaced
+    shown = state;
+    const hadFocus = element.contains(element.getRootNode().activeElement);
+    draw();
+    if (hadFocus) (element.querySelector(".go") ?? element.querySelector("button"))?.focus();
+  }
+
+  function draw() {
     element.className = "guide";
     const { findings, checked } = view.data.health;
     if (stop >= 0) {
-      const { title, text: said, target } = stops[stop];
+      const { title, text: said } = stops[stop];
       element.classList.add("touring");
       element.replaceChildren(createElement("span", { class: "count" }, `${stop + 1} of ${stops.length}`), text(`<b>${title}.</b> ${said}`),
         createElement("span", { class: "acts" }, createElement("button", { type: "button", class: "btn", disabled: stop === 0, onclick: () => go(stop - 1) }, "Back"),
           button(stop === stops.length - 1 ? "Done" : "Next", next, "go", "N"), button("Skip", () => go(-1), "link", "Esc")));
-      view.root.querySelector(target)?.classList.add("toured");
     } else if (findings.length) {
       const [worst] = findings;
       element.classList.toggle("alarm", worst.severity !== "note");

@@ -9,9 +9,8 @@ import torch
 
 from unrolled.cells.descriptions import quantity_descriptions
 from unrolled.diagram.graph import build
-from unrolled.diagram.groups import fold
 from unrolled.diagram.model import Diagram, DiagramError, DiagramTrace
-from unrolled.diagram.unfold import unfold
+from unrolled.diagram.symbols import rows_text
 from unrolled.equations.formulas import formulas
 from unrolled.page.computed_steps import (
     INTERVALS,
@@ -36,7 +35,7 @@ from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
 from unrolled.tracing.indexing import identical
 from unrolled.tracing.layer_trace import LayerTrace
-from unrolled.tracing.row_names import row_names
+from unrolled.tracing.row_names import RowBlock, RowNames, row_names
 from unrolled.tracing.step_graph import LayerProgram, trace_program
 from unrolled.tracing.trace import Trace
 
@@ -93,7 +92,7 @@ def layer_data(
         "steps": sample.steps,
         "descriptions": {"x": "input", **quantity_descriptions(type(part.cell))},
         "diagram": diagram_data(numbers.traced),
-        "drawing": drawing_data(unfold(fold(numbers.traced.diagram))) if numbers.drawn else None,
+        "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
         "maps": _maps(part, numbers.traced.diagram, batch, length) if has_maps else None,
@@ -207,13 +206,20 @@ def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:
                     "start": block.rows.start,
                     "stop": block.rows.stop,
                     "firstUnit": block.first_unit,
-                    "symbol": names.symbol(name, block),
+                    "symbol": _symbol(names, name, block),
                 }
                 for block in names.blocks.get(name, ())
             ],
         }
         for name, shape in part.cell.shapes().items()
     ]
+
+
+def _symbol(names: RowNames, parameter: str, block: RowBlock) -> str:
+    """Return the symbol of the rows of a parameter, as in the formulas of the diagram."""
+    if names.is_split(parameter) and block.gate:
+        return rows_text(parameter, block.gate, (block.rows.start, block.rows.stop))
+    return names.symbol(parameter, block)
 
 
 def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ export class LayerModel {
     this.nodes = data.diagram.nodes;
     this.states = data.diagram.states;
     this.descriptions = Object.assign(Object.create(null), data.descriptions); // a quantity may be named "constructor"
-    this.drawing = data.drawing;
+    this.folded = data.drawing; // the drawing, with its groups folded if it is large
+    this.groups = new Map((data.drawing?.groups ?? []).map((group) => [group.nodes.at(-1), group]));
     this.gradient = data.gradient;
     this.sizes = data.diagram.sizes;
     this.inputValue = data.diagram.inputValue;
@@ -39,6 +40,7 @@ export class LayerModel {
     for (const state of this.states) if (!this.nodesByKey.has(state.name)) this.nodesByKey.set(state.name, this.nodesById.get(state.end));
     this.statesByName = new Map(this.states.map((state) => [state.name, state]));
     this.readers = new Map(this.nodes.map((node) => [node.id, this.nodes.filter((other) => other.terms.some((term) => term.source === node.id))]));
+    this.labels = findLabels(this);
     this.offsets = [];
     let total = 0;
     for (const size of this.sizes) {
@@ -62,8 +64,15 @@ export class LayerModel {
     this.features = this.sizes[this.inputValue];
     this.quantitiesByValue = new Map(this.nodes.flatMap((node) => this.quantitiesOf(node).map((q) => [this.valueIndex(q), q])).reverse());
     this.equations = data.equations;
-    this.drawnNodes = new Map((this.drawing?.nodes ?? []).map((node) => [node.id, node]));
+    this.foldGroups(true);
     this.order = this.nodes.flatMap((node) => this.quantitiesOf(node));
+  }
+
+  /** Draw each group as one node, or draw all nodes. */
+  foldGroups(isFolded) {
+    this.isFolded = isFolded;
+    this.drawing = isFolded ? this.folded : this.folded.open;
+    this.drawnNodes = new Map((this.drawing?.nodes ?? []).map((node) => [node.id, node]));
   }
 
   /** The step that is computed before another one. */
@@ -382,7 +391,7 @@ export class LayerModel {
   /** A term of a sum as a row. A product without a name is shown with its factors. */
   expanded(term, step, unit) {
     const source = this.nodesById.get(term.source);
-    if (source && !source.name && source.operation === "product" && !term.call && term.gain === null) {
+    if (source && !this.labels.get(source.id) && source.operation === "product" && !term.call && term.gain === null) {
       const element = term.elements ? term.elements[unit] : unit;
       return { sign: term.sign, factors: this.factors(source, step, element), product: this.sourceOf(term, step, unit) };
     }
@@ -401,6 +410,30 @@ export class LayerModel {
 /** Join the outputs of the directions of a layer. */
 export function joinArrays(arrays) {
   return arrays.length === 1 ? arrays[0] : Float64Array.from(arrays.flatMap((array) => [...array]));
+}
+
+const MAX_OPERANDS = 6; // of an expression that is written in one line
+
+/**
+ * Return what each node is called in formulas, by id: its name, or empty for one that its readers write out.
+ *
+ * A node without a name is called v_1, v_2, … if its formula is long, or would be written out more than once.
+ */
+function findLabels({ nodes, nodesById, readers, parameters, statesByName }) {
+  const isFree = (letter) => ![...nodes.map((node) => node.name), ...parameters.keys(), ...statesByName.keys()].some((name) => name.split("_")[0] === letter);
+  const letter = ["v", "u", "q", "w", "a"].find(isFree) ?? "node";
+  const labels = new Map();
+  const operands = new Map();
+  let count = 0;
+  for (const node of nodes) {
+    const sources = node.terms.map((term) => term.source).filter((source) => source !== null);
+    operands.set(node.id, sources.reduce((sum, source) => sum + (labels.get(source) === "" ? operands.get(source) : 1), 0));
+    const isRepeated = readers.get(node.id).length > 1 && (node.kind === "layer" || operands.get(node.id) > 1);
+    const isLong = operands.get(node.id) > MAX_OPERANDS || isRepeated;
+    if (!node.name && isLong) count += 1;
+    labels.set(node.id, node.name || (isLong ? `${letter}_${count}` : ""));
+  }
+  return labels;
 }
 
 export const idOf = (number) => [number.q, number.t ?? "", number.u, number.j ?? ""].join("|");

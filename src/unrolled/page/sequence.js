@@ -43,13 +43,15 @@ export function createSequence(view) {
   function createTables() {
     const names = quantities();
     const units = Array.from({ length: view.model.units }, (_, unit) => unit);
-    return createElement("div", { class: "seq" }, units.map((unit) => createElement("div", { class: "tab", style: `--steps: ${view.model.length}` },
-      createElement("b", {}, `unit ${unit}`), createElement("span"), steps().map((step) => createElement("span", { class: "hd" }, `step ${step}`)),
-      names.map((q) => [createMarkup("span", symbol(q)), steps().map((step) => {
+    return createElement("div", { class: "seq" }, units.map((unit) => createElement("div", { class: "tab", role: "table", "aria-label": `unit ${unit}`, style: `--steps: ${view.model.length}` },
+      createElement("b", { "aria-hidden": "true" }, `unit ${unit}`),
+      createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "quantity")),
+        steps().map((step) => createElement("span", { class: "hd", role: "columnheader" }, `step ${step}`))),
+      names.map((q) => createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "rowheader" }, createMarkup("span", symbol(q))), steps().map((step) => {
         const cell = createCell(view, () => ({ q, t: step, u: unit }));
         parts.push(cell);
-        return cell.element;
-      })]))));
+        return createElement("span", { role: "cell" }, cell.element);
+      }))))));
   }
 
   function createMaps() {

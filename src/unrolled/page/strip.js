@@ -14,7 +14,8 @@ const MAX_UNITS = 8; // of a state; the chosen unit is always among them
 
 /** Create the strip. Returns {element, update}. */
 export function createStrip(view) {
-  const element = createElement("nav", { class: "strip", "aria-label": "The sequence" });
+  const table = createElement("div", { class: "tr", role: "table", "aria-label": "states and input of each step" });
+  const element = createElement("nav", { class: "strip", "aria-label": "The sequence" }, table);
   let drawn = "";
   let cells = [];
   let width = 0;
@@ -29,14 +30,11 @@ export function createStrip(view) {
     const [gap, room] = isNarrow ? [NARROW_GAP, width - NARROW_NAMES] : [COLUMN_GAP, width - NAMES_WIDTH];
     limit = Math.max(1, Math.min(MAX_UNITS, Math.floor((room - gap) / NUMBER_WIDTH)));
     const columns = Math.floor(room / (units().length * NUMBER_WIDTH + gap));
-    const hasStart = columns > 1;
-    const count = Math.max(1, Math.min(model.steps.length, MAX_COLUMNS, columns - hasStart));
-    const at = model.stepIndices.get(view.step);
-    const from = Math.max(0, Math.min(at - Math.floor(count / 2), model.steps.length - count));
-    const key = [view.layerIndex, from, count, hasStart, ...units()].join();
+    const shown = stepsShown(model, view.step, Math.min(MAX_COLUMNS + 1, columns));
+    const key = [view.layerIndex, ...shown, ...units()].join();
     if (key !== drawn) {
       cells = [];
-      element.replaceChildren(...draw(from, count, hasStart));
+      table.replaceChildren(...draw(shown));
       drawn = key;
     }
     for (const cell of cells) cell.update();
@@ -48,23 +46,21 @@ export function createStrip(view) {
 
   const units = (size = view.model.units) => unitsShown(view, size, limit);
 
-  function draw(from, count, hasStart) {
+  function draw(steps) {
     const { model } = view;
     const rows = [...model.states.map((state) => state.name).reverse(), "x"];
     const { predictions } = view.data;
     element.style.setProperty("--rows", rows.length + (predictions ? 1 : 0));
-    const steps = model.steps.slice(from, from + count);
-    if (hasStart && model.backward) steps.push(model.start);
-    else if (hasStart) steps.unshift(model.start);
     element.style.setProperty("--columns", steps.length);
     const names = rows.map((name, k) => {
-      const label = createElement("div", { class: "rowname", style: `grid-row: ${k + 2}` });
+      const label = createElement("div", { class: "rowname", role: "columnheader", style: `grid-row: ${k + 2}` });
       label.innerHTML = `${symbol(name)}<span></span>`;
       label.lastChild.textContent = rowDescription(view, name);
       return label;
     });
-    if (predictions) names.push(createElement("div", { class: "rowname", style: `grid-row: ${rows.length + 2}` }, "prediction"));
-    return [...names, ...steps.map((step, position) => createColumn(rows, step, position, steps))];
+    if (predictions) names.push(createElement("div", { class: "rowname", role: "columnheader", style: `grid-row: ${rows.length + 2}` }, "prediction"));
+    const corner = createElement("span", { class: "unseen", role: "columnheader" }, "step");
+    return [createElement("div", { class: "tr", role: "row" }, corner, names), ...steps.map((step, position) => createColumn(rows, step, position, steps))];
   }
 
   function createColumn(rows, step, position, steps) {
@@ -72,25 +68,36 @@ export function createStrip(view) {
     const isStart = step === model.start;
     const label = isStart ? "start" : `step ${step}`;
     const text = !isStart && view.data.labels ? ` ${visibleLabel(view.data.labels[step])}` : "";
-    const title = isStart ? createElement("span", { class: "title" }, label)
-      : createElement("button", { class: "title", type: "button", onclick: () => view.goTo(step) }, label, text ? createElement("b", {}, text) : null);
+    const title = createElement("span", { class: "head", role: "rowheader" }, isStart ? createElement("span", { class: "title" }, label)
+      : createElement("button", { class: "title", type: "button", onclick: () => view.goTo(step) }, label, text ? createElement("b", {}, text) : null));
     const isLast = model.backward ? position === 0 : position === steps.length - 1;
+    const isNext = isLast || steps[position + (model.backward ? -1 : 1)] === (isStart ? model.firstStep : model.next(step));
+    const flow = isLast ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
     const blocks = rows.map((name) => {
-      if (name === "x" && isStart) return createElement("div", { class: "cells" });
+      if (name === "x" && isStart) return createElement("div", { class: "cells", role: "cell" });
       const shown = units(name === "x" ? model.features : model.sizes[model.statesByName.get(name).value]);
       const row = shown.map((unit) => {
         const cell = createCell(view, () => ({ q: name, t: step, u: unit }));
         cells.push(cell);
         return cell.element;
       });
-      return createElement("div", { class: `cells${name === "x" || isLast ? "" : model.backward ? " back" : " flow"}`, style: `--units: ${Math.max(shown.length, units().length)}` }, row);
+      return createElement("div", { role: "cell", class: `cells${name === "x" ? "" : flow}`, style: `--units: ${Math.max(shown.length, units().length)}` }, row);
     });
-    return createElement("div", { class: `step${isStart ? " start" : ""}`, "data-step": step, style: `--c: ${position + 2}`,
+    return createElement("div", { role: "row", class: `step${isStart ? " start" : ""}`, "data-step": step, style: `--c: ${position + 2}`,
       onclick: (event) => { if (!isStart && !event.target.closest("button")) view.goTo(step); } }, title, blocks,
-      view.data.predictions ? createElement("div", { class: "prediction" }, isStart ? "" : visibleLabel(view.data.predictions[step])) : null);
+      view.data.predictions ? createElement("div", { class: "prediction", role: "cell" }, isStart ? "" : visibleLabel(view.data.predictions[step])) : null);
   }
 
   return { element, update };
+}
+
+/** The steps that are shown: a window around the chosen one. It has the initial state only before the first step. */
+function stepsShown(model, chosen, columns) {
+  const { backward, start, steps } = model;
+  const all = columns < 2 ? steps : backward ? [...steps, start] : [start, ...steps];
+  const count = Math.max(1, Math.min(all.length, columns));
+  const from = Math.max(0, Math.min(all.indexOf(chosen) - Math.floor(count / 2), all.length - count));
+  return all.slice(from, from + count);
 }
 
 /** The units that are shown: all, or a window around the chosen one. */

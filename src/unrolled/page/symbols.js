@@ -18,11 +18,11 @@ export function symbol(name, ...indices) {
   return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
 }
 
-/** Weights as in torch's documentation, W_if, or with the gate in brackets, weight_ih[f]. */
+/** Weights as in torch's documentation, W_if, or with the rows of a gate in brackets, W_ih[candidate]. */
 export function parameterText(text) {
   return escape(text)
-    .replace(/\bweight_(\w+)(\[\w+\])?/g, (_, index, gate) => `<var>W</var><sub>${index}${gate ?? ""}</sub>`)
-    .replace(/\bbias_(\w+)(\[\w+\])?/g, (_, index, gate) => `<var>b</var><sub>${index}${gate ?? ""}</sub>`)
+    .replace(/\bweight_(\w+)/g, "<var>W</var><sub>$1</sub>")
+    .replace(/\bbias_(\w+)/g, "<var>b</var><sub>$1</sub>")
     .replace(/\b([Wb])_(\w+)/g, "<var>$1</var><sub>$2</sub>")
     .replaceAll("·", " ");
 }
@@ -45,8 +45,9 @@ export class Symbols {
     const { kind, node, term } = model.isStart(number) ? { kind: "state" } : model.quantity(number.q);
     if (kind === "input" || kind === "state") return symbol(number.q, time) + unit;
     if (kind === "term") return `(${this.term(term, time)})${unit}`;
-    if (kind === "sum") return `sum<sub>${symbol(node.name || node.glyph)}</sub>${unit}`;
-    if (node.name) return symbol(node.name, time) + unit;
+    const label = model.labels.get(node.id);
+    if (kind === "sum") return `sum<sub>${symbol(label || node.glyph)}</sub>${unit}`;
+    if (label) return symbol(label, time) + unit;
     return this.expression(node, number, time);
   }
 
@@ -54,7 +55,7 @@ export class Symbols {
   parameter({ q, u, j }) {
     const names = this.model.parameters.get(q).rowNames;
     const block = names.find(({ start, stop }) => u >= start && u < stop);
-    const [name, row] = block ? [block.symbol, u - block.start + block.firstUnit] : [q, u];
+    const [name, row] = block && (block.gate || names.length < 2) ? [block.symbol, u - block.start + block.firstUnit] : [q, u];
     return `${parameterText(name)}<span class="ix">[${row}${j === undefined ? "" : `,${j}`}]</span>`;
   }
 
@@ -69,7 +70,8 @@ export class Symbols {
     if (source === "x") return symbol("x", time);
     if (source.startsWith("before:")) return symbol(source.slice(7), typeof time === "number" ? this.step(this.model.previous(time)) : this.model.backward ? `${time}+1` : `${time}−1`);
     const node = this.model.nodesById.get(source);
-    return node.name ? symbol(node.name, time) : this.expression(node, null, time);
+    const label = this.model.labels.get(source);
+    return label ? symbol(label, time) : this.expression(node, null, time);
   }
 
   /** The formula of a node. With a number, of this element. */
@@ -79,7 +81,7 @@ export class Symbols {
       if (term.source === null) return parameterText(term.text);
       const inner = number && typeof number.t === "number" ? this.of(this.model.sourceOf(term, number.t, number.u)) : this.source(term.source, time);
       const source = this.model.nodesById.get(term.source);
-      const isLoose = source && !source.name && ["sum", "difference"].includes(source.operation);
+      const isLoose = source && !this.model.labels.get(source.id) && ["sum", "difference"].includes(source.operation);
       const [before, after = ""] = term.text.split("{}");
       return `${parameterText(before)}${isLoose && (node.operation === "product" || before || after) ? `(${inner})` : inner}${parameterText(after)}`;
     };
@@ -91,6 +93,32 @@ export class Symbols {
       case "quotient": return node.terms.map(operand).join(" / ");
       default: return `<span class="rm">${escape(node.glyph)}</span>(${node.terms.map(operand).join(", ")})`;
     }
+  }
+
+  /** What a table of a layer's numbers is about: its name, its weighted sum, or its activation function. */
+  title(node) {
+    const label = this.model.labels.get(node.id);
+    return label ? symbol(label) : node.glyph === "W" ? this.expression(node, null, "t") : escape(node.glyph);
+  }
+
+  /** The name of a number for screen readers: "h, step 2, unit 1". */
+  spoken(number) {
+    const { model } = this;
+    const { q, t, u, j } = number;
+    if (model.isParameter(number)) return `${q}, row ${u}${j === undefined ? "" : `, column ${j}`}`;
+    const place = `${model.isStart(number) ? "initial" : `step ${t}`}, ${q === "x" ? "feature" : "unit"} ${u}`;
+    return `${this.spokenQuantity(model.isStart(number) ? null : model.quantity(q), q)}, ${place}`;
+  }
+
+  /** The name of a quantity for screen readers. */
+  spokenQuantity(found, q) {
+    if (!found || found.kind === "input" || found.kind === "state") return q;
+    const { kind, node, term } = found;
+    const label = this.model.labels.get(node.id);
+    const name = Symbols.plain(label ? symbol(label) : this.expression(node, null, "t")).replaceAll("−", " minus ").replaceAll("⊙", "times");
+    if (kind === "sum") return `sum for ${name}`;
+    if (kind === "term") return `part of ${name}: ${Symbols.plain(this.term(term, "t"))}`;
+    return name;
   }
 
   /** Plain text of markup, for titles and screen readers. */

@@ -3,9 +3,12 @@
 import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
 import { unitsShown } from "./strip.js";
-import { escape, symbol } from "./symbols.js";
+import { escape, symbol, Symbols } from "./symbols.js";
 
 const MAX_RESULTS = 6; // columns of the table of results, the values computed from the gates
+const MAX_DENSE_RESULTS = 7;
+
+const MAX_ROOMY = 5; // tables that have room for their titles in lines of their own
 
 /** Create the tables. Returns {element, update}. */
 export function createTables(view) {
@@ -30,51 +33,96 @@ export function createTables(view) {
     return cell.element;
   }
 
-  const unitButton = (unit) => createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`);
+  const rowHead = (unit) => createElement("span", { role: "rowheader" },
+    createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`));
+  const createRow = (...cells) => createElement("div", { class: "tr", role: "row" }, cells);
+  const columnHead = (markup, className = null) => {
+    const head = createMarkup("span", markup, className);
+    head.setAttribute("role", "columnheader");
+    return head;
+  };
 
   function draw() {
     const { model } = view;
-    const layers = view.model.nodes.filter((node) => node.kind === "layer");
+    const layers = model.nodes.filter((node) => node.kind === "layer");
     const others = model.nodes.filter((node) => node.kind !== "layer");
     const columns = layers.map((node) => columnsOf(view, node));
-    const shared = new Set(columns.map((one) => one.slice(0, -1).map((column) => column.head).join("|"))).size === 1;
-    const results = [...new Set(columns.map((one) => one.at(-1).head))].join(" or ");
     const width = Math.max(...columns.map((one) => one.length));
-    const groups = layers.map((node, k) => createGate(node, columns[k], width, shared ? k === 0 && results : columns[k].at(-1).head));
-    const parts = [];
-    for (let from = 0; from < others.length; from += MAX_RESULTS) parts.push(createOthers(others.slice(from, from + MAX_RESULTS)));
+    const groups = [];
+    for (const { heads, members } of shareHeads(columns, width)) {
+      const results = [...new Set(members.map(({ k }) => columns[k].at(-1).head))].join(" or ");
+      members.forEach(({ k, slots }, at) => groups.push(createGate(layers[k], columns[k], slots, width, at ? null : [...heads, results])));
+    }
+    const isDense = groups.length + Math.ceil(others.length / MAX_RESULTS) > MAX_ROOMY;
+    element.classList.toggle("dense", isDense);
+    const count = Math.ceil(others.length / (isDense ? MAX_DENSE_RESULTS : MAX_RESULTS));
+    const size = isDense ? Math.ceil(others.length / count) : MAX_RESULTS;
+    const parts = Array.from({ length: count }, (_, k) => createOthers(others.slice(k * size, (k + 1) * size)));
     return [createElement("div", { class: "gates" }, groups), ...parts];
   }
 
-  /** The table of a gate. Without a head for its last column, it has the heads of the table above. */
-  function createGate(node, columns, width, lastHead) {
-    const key = view.model.keys.get(node.id);
+  /** The table of a gate. Without heads, those of the table above are shown, and its own are there for screen readers. */
+  function createGate(node, columns, slots, width, heads) {
+    const { model } = view;
+    const key = model.keys.get(node.id);
     const style = `--columns: ${width}`;
-    const blanks = Array.from({ length: width - columns.length }, () => createElement("span"));
-    const head = createElement("div", { class: "cols", style }, createElement("span"), blanks.map((blank) => blank.cloneNode()), columns.map((column, k) => createMarkup("span", k === columns.length - 1 ? lastHead || "" : column.head)));
-    const title = createElement("div", { class: "head" });
-    title.innerHTML = `<b>${node.name ? symbol(node.name) : escape(node.glyph)} <span></span></b><span class="quiet"></span>`;
-    const [word, text = ""] = (view.model.descriptions[key] ?? "").split(": ");
-    title.querySelector("span").textContent = word;
+    const inSlots = (entries, blank) => Array.from({ length: width }, (_, slot) => (slots.includes(slot) ? entries[slots.indexOf(slot)] : blank()));
+    const head = createElement("div", { class: heads ? "cols" : "cols unseen", style, role: "row" }, createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "unit")),
+      (heads ?? inSlots(columns.map((column) => column.head), () => "")).map((markup) => (markup ? columnHead(markup) : createElement("span", { role: "cell" }))));
+    const [word, text = ""] = (model.descriptions[key] ?? "").split(": ");
+    const name = view.symbols.title(node);
+    const title = createElement("div", { class: "head", "aria-hidden": "true", title: [word, text].filter(Boolean).join(": ") || null });
+    title.innerHTML = `<b>${name} <span></span></b><span class="quiet"></span>`;
+    title.querySelector("b > span").textContent = word;
     title.lastChild.textContent = text;
-    const units = unitsShown(view, view.model.size(key));
-    const rows = units.map((unit) => [unitButton(unit), blanks.map((blank) => blank.cloneNode()), columns.map((column, k) => createElement("div", { class: "pre", "data-op": operator(columns, k) },
-      add(() => ({ q: column.q, t: view.step, u: unit }))))]);
-    return createElement("div", { class: "gate", "data-node": key }, lastHead ? head : null,
-      createElement("div", { class: "grp", style }, title, rows));
+    const rows = unitsShown(view, model.size(key)).map((unit) => createRow(rowHead(unit), inSlots(columns.map((column, k) => createElement("div", { class: "pre", role: "cell", "data-op": operator(columns, k) },
+      add(() => ({ q: column.q, t: view.step, u: unit })))), () => createElement("span", { role: "cell" }))));
+    return createElement("div", { class: "gate", "data-node": key, role: "table", "aria-label": [`${word} ${Symbols.plain(name)}`.trim(), text].filter(Boolean).join(": ") },
+      head, createElement("div", { class: "grp", style, role: "rowgroup" }, title, rows));
   }
 
   function createOthers(nodes) {
-    const style = `--columns: ${nodes.length}`;
-    const heads = nodes.map((node) => createMarkup("span", node.name ? symbol(node.name) : view.symbols.expression(node, null, "t"), "col"));
-    const keys = nodes.map((node) => view.model.keys.get(node.id));
-    const units = unitsShown(view, Math.max(...keys.map((key) => view.model.size(key))));
-    const rows = units.map((unit) => [unitButton(unit), keys.map((key, k) => createElement("div", { class: "pre", "data-op": follows(nodes, k) },
-      unit < view.model.size(key) ? add(() => ({ q: key, t: view.step, u: unit })) : null))]);
-    return createElement("div", { class: "grp states", style }, createElement("span", { class: "col" }), heads, rows);
+    const { model, symbols } = view;
+    const heads = nodes.map((node) => columnHead(model.labels.get(node.id) ? symbol(model.labels.get(node.id)) : symbols.expression(node, null, "t"), "col"));
+    const keys = nodes.map((node) => model.keys.get(node.id));
+    const units = unitsShown(view, Math.max(...keys.map((key) => model.size(key))));
+    const rows = units.map((unit) => createRow(rowHead(unit), keys.map((key, k) => createElement("div", { class: "pre", role: "cell", "data-op": follows(nodes, k) },
+      unit < model.size(key) ? add(() => ({ q: key, t: view.step, u: unit })) : null))));
+    return createElement("div", { class: "grp states", style: `--columns: ${nodes.length}`, role: "table", "aria-label": "computed from these" },
+      createRow(createElement("span", { class: "col", role: "columnheader" }, createElement("span", { class: "unseen" }, "unit")), heads), rows);
   }
 
   return { element, update };
+}
+
+/** Join gates whose columns fit below the same heads: [{heads, members: [{k, slots}]}], with the slot of each column. */
+function shareHeads(columns, width) {
+  const found = [];
+  columns.forEach((own, k) => {
+    const heads = own.slice(0, -1).map((column) => column.head);
+    const shared = found.at(-1);
+    const [longer, shorter] = shared && shared.heads.length > heads.length ? [shared.heads, heads] : [heads, shared?.heads ?? [""]];
+    if (slotsIn(longer, shorter).includes(-1)) {
+      found.push({ heads, members: [{ k, own: heads }] });
+    } else {
+      shared.heads = longer;
+      shared.members.push({ k, own: heads });
+    }
+  });
+  return found.map(({ heads, members }) => {
+    const padded = [...Array(width - 1 - heads.length).fill(""), ...heads];
+    return { heads: padded, members: members.map(({ k, own }) => ({ k, slots: [...slotsIn(padded, own), width - 1] })) };
+  });
+}
+
+/** The positions of some heads among others, in order; -1 for one that isn't there. */
+function slotsIn(heads, some) {
+  let from = 0;
+  return some.map((head) => {
+    const slot = heads.indexOf(head, from);
+    from = slot < 0 ? heads.length : slot + 1;
+    return slot;
+  });
 }
 
 /** The columns of a gate's table: its weighted sums, their sum and the result. */
@@ -87,7 +135,8 @@ function columnsOf(view, node) {
     return term.weighted ? [] : [{ q: model.sourceNumber(term.source, 0, 0).q, sign: term.sign, head: view.symbols.source(term.source, "t"), shifted: term.source.startsWith("before:") }];
   });
   const sum = model.hasSum(node) ? [{ q: `sum.${key}`, head: "sum" }] : [];
-  return [...(terms.length > 1 || sum.length ? terms.filter((column) => !column.shifted) : []), ...sum, { q: key, head: node.glyph === "W" ? "sum" : escape(node.glyph) }];
+  const parts = terms.length > 1 || sum.length ? terms.filter((column) => !column.shifted) : [];
+  return [...parts, ...sum, { q: key, head: node.glyph === "W" ? "sum" : escape(node.glyph), isSum: node.operation === "sum" }];
 }
 
 function partHead(view, term) {
@@ -99,13 +148,14 @@ function partHead(view, term) {
     return `from the last<br>${escape(description)}`;
   }
   const node = model.nodesById.get(term.source);
-  return `from<br>${node.name ? symbol(node.name) : view.symbols.expression(node, null, "t")}`;
+  const label = model.labels.get(node.id);
+  return `from<br>${label ? symbol(label) : view.symbols.expression(node, null, "t")}`;
 }
 
 function operator(columns, k) {
-  const { q, sign } = columns[k];
+  const { q, sign, isSum } = columns[k];
   if (q.startsWith("sum.")) return k > 1 ? "=" : "";
-  if (k === columns.length - 1) return "→";
+  if (k === columns.length - 1) return k === 0 ? "" : isSum ? "=" : "→";
   return k === 0 ? (sign < 0 ? "−" : "") : sign < 0 ? "−" : "+";
 }
 

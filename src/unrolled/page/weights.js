@@ -3,7 +3,7 @@
 import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
 import { unitsShown } from "./strip.js";
-import { escape, parameterText, symbol } from "./symbols.js";
+import { parameterText, Symbols } from "./symbols.js";
 
 const MAX_SOURCE = 8; // columns of a matrix that are shown at once
 
@@ -26,20 +26,22 @@ export function createWeights(view) {
   }
 
   function createGate(node) {
-    const { model } = view;
+    const { model, symbols } = view;
     const terms = node.terms.filter((term) => term.weighted && model.parameters.get(term.parameter)?.values && term.rows);
     if (!terms.length) return null;
     const blocks = terms.flatMap((term) => blocksOf(view, term));
     const style = `--widths: 26px ${blocks.map(({ columns }) => `8px repeat(${columns.length}, minmax(var(--least, 0px), 1fr))`).join(" ")}`;
-    const title = createMarkup("div", `<b>${node.name ? symbol(node.name) : escape(node.glyph)} <span></span></b><span class="quiet"></span>`, "head");
+    const title = createMarkup("div", `<b>${symbols.title(node)} <span></span></b><span class="quiet"></span>`, "head");
+    title.setAttribute("aria-hidden", "true");
     title.querySelector("span").textContent = (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0];
     title.lastChild.innerHTML = terms.map((term) => parameterText(term.text.split("{}").map((part) => part.replace(/[·+]/g, "").trim()).filter(Boolean).join(", "))).join(", ");
-    const heads = blocks.map(({ name, columns }) => createElement("span", { style: `grid-column: span ${columns.length + 1}` }, name));
+    const heads = blocks.map(({ name, columns }) => createElement("span", { role: "columnheader", "aria-colspan": columns.length, style: `grid-column: span ${columns.length + 1}` }, name));
     const units = unitsShown(view, model.size(model.keys.get(node.id)));
-    const rows = units.map((unit) => [
-      createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`),
-      blocks.map(({ columns, refer }) => [createElement("span"), columns.map((column) => add(() => refer(unit, column)))])]);
-    return createElement("div", { class: "grp wide-grp", style }, title, createElement("span"), heads, rows);
+    const rows = units.map((unit) => createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "rowheader" },
+      createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`)),
+      blocks.map(({ columns, refer }) => [createElement("span", { "aria-hidden": "true" }), columns.map((column) => createElement("span", { role: "cell" }, add(() => refer(unit, column))))])));
+    const corner = createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "unit"));
+    return createElement("div", { class: "grp wide-grp", style, role: "table", "aria-label": `weights of ${Symbols.plain(symbols.title(node))}` }, title, createElement("div", { class: "tr", role: "row" }, corner, heads), rows);
   }
 
   function add(refer) {

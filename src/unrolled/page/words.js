@@ -10,7 +10,7 @@ const lower = (text) => text.charAt(0).toLowerCase() + text.slice(1);
 /** What a quantity is called: "forget gate", or its symbol. */
 export function nameOf(model, q) {
   const description = (model.descriptions[q] ?? "").split(":")[0];
-  return description ? escape(description) : symbol(model.nodesByKey.get(q)?.name || q);
+  return description ? escape(description) : symbol(model.labels.get(model.nodesByKey.get(q)?.id) || q);
 }
 
 /** Return the markup of a sentence about a number. */
@@ -55,7 +55,7 @@ export function sentence(view, number) {
     return `${upper(symbols.source(node.terms[0].source, t))}, squeezed ${squeezes}.`;
   }
   if (node.operation === "unknown") return `${upper(nameOf(model, key))}${description ? `: ${lower(escape(description))}` : ""}. How it is computed isn't known.`;
-  if (node.name) return `${upper(nameOf(model, key))}${description && description !== (model.descriptions[node.name] ?? "") ? `: ${lower(escape(description))}` : ""}.`;
+  if (model.labels.get(node.id)) return `${upper(nameOf(model, key))}${description && description !== (model.descriptions[node.name] ?? "") ? `: ${lower(escape(description))}` : ""}.`;
   return "A number on the way, without a name in the cell's code.";
 }
 
