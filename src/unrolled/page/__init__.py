@@ -6,7 +6,7 @@ import errno
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def write(
     trace: Trace,
     path: str | Path,
     *,
-    batch: int,
-    labels: Sequence[str] | None,
+    batch: int | Iterable[int] | None,
+    labels: Sequence[Any] | None,
     inputs: str,
     title: str | None,
     limit: int,
-    predictions: Sequence[object] | None,
+    predictions: Sequence[Any] | None,
 ) -> Path:
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = Path(path)
@@ -52,7 +52,7 @@ def notebook_view(trace: Trace) -> dict[str, Any]:
     ):
         return {"text/plain": repr(trace)}
     try:
-        data = page_data(trace, 0, None, "numbers", None, NOTEBOOK_LIMIT)
+        data = page_data(trace, None, None, "numbers", None, NOTEBOOK_LIMIT)
     except ValueError as error:  # such as a trace without time steps
         return {"text/plain": f"{trace!r}\n({error})"}
     try:

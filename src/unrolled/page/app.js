@@ -9,7 +9,8 @@ import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
 import { idOf, LayerModel } from "./model.js";
-import { createSequence, isSmall } from "./sequence.js";
+import { createRowPicker, rowData, rowNumbers } from "./rows.js";
+import { createSequence } from "./sequence.js";
 import { createPlayer } from "./player.js";
 import { createStrip } from "./strip.js";
 import { Symbols } from "./symbols.js";
@@ -23,12 +24,12 @@ const WIDE_STEPS = 24;
 class View {
   constructor(root, data) {
     this.root = root;
-    this.data = data;
-    this.models = data.layers.map((layer) => new LayerModel(layer));
-    this.symbolsByLayer = this.models.map((model) => new Symbols(model));
-    this.scales = this.models.map(findScales);
+    this.pageData = data;
+    this.rowNumbers = rowNumbers(data);
+    this.rows = [];
+    this.rowIndex = 0;
     this.layerIndex = 0;
-    this.edits = new Edits(data, this.models);
+    this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
@@ -38,12 +39,45 @@ class View {
     this.unit = this.number.u;
   }
 
+  /** The data, models, symbols, scales and edits of a row, created when it is first shown. */
+  rowAt(index) {
+    if (!this.rows[index]) {
+      const data = rowData(this.pageData, index);
+      const models = data.layers.map((layer) => new LayerModel(layer));
+      this.rows[index] = { data, models, symbols: models.map((model) => new Symbols(model)), scales: models.map(findScales), edits: new Edits(data, models, this.allEdits) };
+    }
+    return this.rows[index];
+  }
+
+  /** The same of a row with this number in the batch; undefined if it isn't on the page. */
+  rowOf(row) {
+    const index = this.rowNumbers.indexOf(row);
+    return index < 0 ? undefined : this.rowAt(index);
+  }
+
+  get data() {
+    return this.rowAt(this.rowIndex).data;
+  }
+
+  get models() {
+    return this.rowAt(this.rowIndex).models;
+  }
+
+  get edits() {
+    return this.rowAt(this.rowIndex).edits;
+  }
+
   get model() {
     return this.models[this.layerIndex];
   }
 
   get symbols() {
-    return this.symbolsByLayer[this.layerIndex];
+    return this.rowAt(this.rowIndex).symbols[this.layerIndex];
+  }
+
+  /** What decides which numbers are shown. */
+  get partKey() {
+    return `${this.rowIndex} ${this.layerIndex}`;
   }
 
   /** The number that is explained on opening: the output of the third step. */
@@ -63,7 +97,7 @@ class View {
 
   /** The largest value of a number's bar. It doesn't change when a value is edited. */
   scale(number) {
-    return this.scales[this.layerIndex](number);
+    return this.rowAt(this.rowIndex).scales[this.layerIndex](number);
   }
 
   /** Whether a number differs from that of the recorded run. */
@@ -105,7 +139,7 @@ class View {
   }
 
   setEdits(pairs) {
-    for (const [edit, value] of pairs) this.edits.edits.set(this.edits.key(edit), { ...edit, value });
+    for (const [edit, value] of pairs) this.edits.put(edit, value);
     this.edits.rerun();
     this.replaceAddress();
     this.refresh();
@@ -146,15 +180,34 @@ class View {
     this.refresh();
   }
 
-  open(layerIndex, number) {
-    this.layerIndex = layerIndex;
+  /** Show another row: the same number, or that of the nearest step. */
+  openRow(index) {
+    const { number } = this;
+    const isStart = this.model.isStart(number);
+    this.setRow(index);
+    const { model } = this;
+    const moved = model.isParameter(number) ? number : { ...number, t: isStart ? model.start : this.step };
+    this.choose(model.exists(moved) ? moved : this.firstNumber());
+  }
+
+  setRow(index) {
+    this.rowIndex = index;
+    this.step = this.model.nearest(this.step);
+    this.edits.catchUp();
+  }
+
+  /** Show the number of a finding. */
+  openFinding(finding) {
+    const number = this.numberOf(finding);
+    if (finding.row !== null) this.setRow(this.rowNumbers.indexOf(finding.row));
+    this.layerIndex = finding.layer;
     this.choose(number);
   }
 
   /** The number that shows a finding, or the nearest one on the page; null if there is none. */
-  numberOf({ layer, number }) {
+  numberOf({ layer, number, row }) {
     if (!number) return null;
-    const model = this.models[layer];
+    const model = (row === null ? this : this.rowOf(row)).models[layer];
     const nearest = number.t === undefined ? number : { ...number, t: model.nearest(number.t) };
     return model.exists(nearest) ? nearest : null;
   }
@@ -204,8 +257,8 @@ class View {
 
   get address() {
     const { number } = this;
-    const entries = { ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
-      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
+    const entries = { ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
+      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.allEdits.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
 
@@ -221,17 +274,20 @@ class View {
   /** Choose the number in the address. Returns whether there is one. */
   readAddress() {
     const entries = new URLSearchParams(location.hash.slice(1));
+    const rowIndex = entries.has("row") ? this.rowNumbers.indexOf(Number(entries.get("row"))) : 0;
+    this.rowIndex = Math.max(0, rowIndex);
     this.edits.fromText(entries.get("edit") ?? "");
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];
-    if (!model) return false;
+    if (!model || rowIndex < 0) return false;
     const number = { q: entries.get("number"), u: Number(entries.get("unit")) };
     const step = entries.get("step") === "start" ? model.start : Number(entries.get("step"));
     if (entries.has("column")) number.j = Number(entries.get("column"));
     if (!model.parameters.has(number.q)) number.t = step;
     if (!model.exists(number)) return false;
     this.layerIndex = layerIndex;
+    this.step = model.nearest(this.step);
     if (model.stepIndices.has(step)) this.step = step;
     this.choose(number, { push: false });
     return true;
@@ -320,12 +376,15 @@ export function mount(root, data) {
     createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", {}, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
-  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
-  const isWide = !isSmall(view.model) && (view.model.units > WIDE_UNITS || view.model.length > WIDE_STEPS);
+  const rowPicker = createRowPicker(view);
+  const summary = createElement("span", { class: "what" });
+  const parts = [rowPicker, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
+  const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
+  const isWide = view.model.units > WIDE_UNITS || longest > WIDE_STEPS;
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
-    createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
+    createElement("header", {}, createElement("h1", {}, data.title), summary, changes, rowPicker.element, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
     guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
     createElement("main", { class: "stage" },
       createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
@@ -372,6 +431,7 @@ export function mount(root, data) {
     heads.step.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
     heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
     layerPicker.value = view.layerIndex;
+    summary.textContent = view.data.summary;
     if (view.hasAddress) document.title = `${Symbols.plain(symbols.of(view.number))} · ${data.title}`;
   }
 
@@ -491,7 +551,8 @@ function createFindings(view) {
   const { findings, checked } = view.data.health;
   return createElement("ol", { class: "findings" },
     findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, finding.message, " ",
-      view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.open(finding.layer, view.numberOf(finding)) }, "Show it") : null))),
+      finding.missing ? createElement("span", { class: "quiet" }, finding.missing) : null,
+      view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.openFinding(finding) }, "Show it") : null))),
     checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))));
 }
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    *("numbers", "tensor_functions", "evaluator", "dom", "digits", "edits", "model", "symbols"),
+    *("numbers", "tensor_functions", "evaluator", "dom", "digits", "rows", "edits", "model", "symbols"),
     *("words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights"),
     *("sequence", "gradient", "player", "tour", "guide", "app"),
 )

@@ -21,7 +21,7 @@ export function createDrawing(view) {
   let painters = [];
 
   function update() {
-    const state = [view.layerIndex, narrow.matches].join();
+    const state = [view.partKey, narrow.matches].join();
     if (drawn !== state) {
       painters = [];
       element.replaceChildren(view.model.drawing ? draw() : createElement("p", { class: "quiet" }, view.edits.reasons[view.layerIndex]));

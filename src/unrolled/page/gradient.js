@@ -19,7 +19,7 @@ export function createGradient(view) {
   let renderedState = null;
 
   function update() {
-    const state = `${view.layerIndex} ${view.theme}`;
+    const state = `${view.partKey} ${view.theme}`;
     if (state !== renderedState) {
       element.replaceChildren(...createGradientContent(view));
       renderedState = state;

@@ -59,9 +59,10 @@ export function createGuide(view) {
     } else if (findings.length) {
       const [worst] = findings;
       element.classList.toggle("alarm", worst.severity !== "note");
-      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message);
+      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message,
+        worst.missing ? createElement("span", { class: "quiet" }, ` ${worst.missing}`) : null);
       element.replaceChildren(said, createElement("span", { class: "acts" },
-        view.numberOf(worst) ? button("Show it", () => view.open(worst.layer, view.numberOf(worst))) : null,
+        view.numberOf(worst) ? button("Show it", () => view.openFinding(worst)) : null,
         button(findings.length > 1 ? `${findings.length - 1} more` : "Diagnosis", () => view.root.querySelector(".health").scrollIntoView())));
     } else if (!isHidden) {
       const number = tourStops(view).at(-2)?.number ?? view.number;

@@ -28,7 +28,7 @@ _SOME_NUMBERS = "This page has only some of the numbers of the trace."
 
 
 def layer_data(
-    trace: Trace, part: LayerTrace, batch: int, length: int, limit: int, notes: list[str]
+    trace: Trace, part: LayerTrace, batch: int, length: int, limit: int, notes: list[str], rows: int = 1
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
 
@@ -39,6 +39,7 @@ def layer_data(
         length: The number of time steps of the row.
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
+        rows: The number of rows that share the limit.
 
     Raises:
         ValueError: If a state is complex.
@@ -50,7 +51,8 @@ def layer_data(
         first = build(part, batch, steps=[0])
     except DiagramError as error:
         reason, first = str(error), plain_diagram(part, batch, [0])
-    sample = PageSample.within(part, length, sum(value.numel() for value in first.values[0]), limit)
+    per_step = rows * sum(value.numel() for value in first.values[0])
+    sample = PageSample.within(part, length, per_step, limit)
     notes += _omission_notes(part, sample, length)
     traced, program = None, LayerProgram(reason=reason or _SOME_NUMBERS)
     sources: list[Any] = []

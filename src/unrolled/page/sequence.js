@@ -26,7 +26,7 @@ export function createSequence(view) {
   function update() {
     const { model } = view;
     const isTable = isSmall(model);
-    const key = [view.layerIndex, isTable ? "" : view.theme, isTable ? "" : view.edits.toText()].join();
+    const key = [view.partKey, isTable ? "" : view.theme, isTable ? "" : view.edits.toText()].join();
     if (key !== drawn) {
       parts = [];
       element.replaceChildren(isTable ? createTables() : createMaps());

@@ -33,7 +33,7 @@ export function createStrip(view) {
     const count = Math.max(1, Math.min(model.steps.length, MAX_COLUMNS, columns - hasStart));
     const at = model.stepIndices.get(view.step);
     const from = Math.max(0, Math.min(at - Math.floor(count / 2), model.steps.length - count));
-    const key = [view.layerIndex, from, count, hasStart, ...units()].join();
+    const key = [view.partKey, from, count, hasStart, ...units()].join();
     if (key !== drawn) {
       cells = [];
       element.replaceChildren(...draw(from, count, hasStart));

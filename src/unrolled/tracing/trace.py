@@ -218,12 +218,12 @@ class Trace:
         self,
         path: str | Path,
         *,
-        batch: int = 0,
-        labels: Sequence[str] | None = None,
+        batch: int | Iterable[int] | None = None,
+        labels: Sequence[Any] | None = None,
         inputs: str = "numbers",
         title: str | None = None,
         limit: int = 3_000_000,
-        predictions: Sequence[object] | None = None,
+        predictions: Sequence[Any] | None = None,
     ) -> Path:
         """Write an interactive HTML page. It is a single file that works offline in any browser.
 
@@ -233,14 +233,15 @@ class Trace:
 
         Args:
             path: Path of the file.
-            batch: The row.
-            labels: A label for each time step, such as the characters of a text.
+            batch: The row, or several rows. By default, as many of the first rows as fit, at most 8.
+            labels: A label for each time step, such as the characters of a text, for one row (row 0 by
+                default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
             limit: Approximate maximum of numbers to store; three million make a file of 16 MB. A larger
                 trace, or one with over 1000 time steps, gives a warning: at most 1000 evenly spaced steps are
                 stored in full, and all steps as means over bins.
-            predictions: What the model predicts after each time step, as texts or numbers.
+            predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
 
         Returns:
             The path.
@@ -249,9 +250,8 @@ class Trace:
             OSError: If the file can't be written.
             IndexError: If there is no such row.
             TypeError: If an argument has the wrong type.
-            ValueError: If the number of labels or predictions isn't the number of time steps, ``inputs`` is
-                another word, the row has no time steps, the states are complex, or another argument is
-                invalid.
+            ValueError: If labels or predictions don't fit the time steps, a row has no time steps, the states
+                are complex, or another argument is invalid.
         """
         options = {"batch": batch, "labels": labels, "inputs": inputs, "title": title, "limit": limit}
         return Path(display.package("page").write(self, path, **options, predictions=predictions))
