@@ -28,6 +28,7 @@ def write(
     title: str | None,
     limit: int,
     predictions: Sequence[Any] | None,
+    baseline: Trace | None,
 ) -> Path:
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = Path(path)
@@ -35,7 +36,7 @@ def write(
         raise FileNotFoundError(errno.ENOENT, "the folder doesn't exist", str(path.parent))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected the path of a file, but this is a folder", str(path))
-    data = page_data(trace, batch, labels, inputs, title, limit, predictions)
+    data = page_data(trace, batch, labels, inputs, title, limit, predictions, baseline)
     path.write_bytes(html(data).encode("utf-8", "replace"))
     for note in data["notes"]:
         warnings.warn(note, stacklevel=3)

@@ -1,6 +1,8 @@
 // The page: its state, its parts, the address and the keyboard.
 
 import { createArithmetic } from "./arithmetic.js";
+import { baselineData, createComparison, DifferenceModel, differenceLegend, signed, withoutEdits } from "./comparison.js";
+import { given, shown } from "./digits.js";
 import { createElement, createSection } from "./dom.js";
 import { createDrawing } from "./drawing.js";
 import { createEditor } from "./editor.js";
@@ -28,6 +30,7 @@ class View {
     this.rowNumbers = rowNumbers(data);
     this.rows = [];
     this.rowIndex = 0;
+    this.mode = "this"; // or "baseline" or "difference": which numbers are shown
     this.layerIndex = 0;
     this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
@@ -43,10 +46,27 @@ class View {
   rowAt(index) {
     if (!this.rows[index]) {
       const data = rowData(this.pageData, index);
-      const models = data.layers.map((layer) => new LayerModel(layer));
-      this.rows[index] = { data, models, symbols: models.map((model) => new Symbols(model)), scales: models.map(findScales), edits: new Edits(data, models, this.allEdits) };
+      const row = this.createRow(data, data.layers.map((layer) => new LayerModel(layer)), findScales);
+      this.rows[index] = row;
+      const baseline = baselineData(this.pageData, index);
+      if (baseline) this.addBaseline(row, baseline);
     }
     return this.rows[index];
+  }
+
+  createRow(data, models, scalesOf) {
+    return { data, models, symbols: models.map((model) => new Symbols(model)), scales: models.map(scalesOf), edits: new Edits(data, models, this.allEdits) };
+  }
+
+  /** Add the same for the numbers of the baseline, on common scales, and for the differences. */
+  addBaseline(row, data) {
+    row.baseline = this.createRow(data, data.layers.map((layer) => new LayerModel(layer)), findScales);
+    const pairs = row.scales.map((scale, k) => [scale, row.baseline.scales[k]]);
+    row.scales = pairs.map(([ours, theirs]) => (number) => Math.max(ours(number), theirs(number)));
+    row.baseline.scales = row.scales;
+    const layers = row.data.layers.map(withoutEdits);
+    const models = layers.map((layer, k) => new DifferenceModel(layer, row.models[k], row.baseline.models[k]));
+    row.difference = this.createRow({ ...row.data, layers }, models, (model) => model.scales());
   }
 
   /** The same of a row with this number in the batch; undefined if it isn't on the page. */
@@ -55,16 +75,25 @@ class View {
     return index < 0 ? undefined : this.rowAt(index);
   }
 
+  get row() {
+    return this.rowAt(this.rowIndex);
+  }
+
+  /** The row with the numbers of this trace, of the baseline, or the differences. */
+  get shownRow() {
+    return this.mode === "this" ? this.row : this.row[this.mode];
+  }
+
   get data() {
-    return this.rowAt(this.rowIndex).data;
+    return this.row.data;
   }
 
   get models() {
-    return this.rowAt(this.rowIndex).models;
+    return this.shownRow.models;
   }
 
   get edits() {
-    return this.rowAt(this.rowIndex).edits;
+    return this.shownRow.edits;
   }
 
   get model() {
@@ -72,12 +101,12 @@ class View {
   }
 
   get symbols() {
-    return this.rowAt(this.rowIndex).symbols[this.layerIndex];
+    return this.shownRow.symbols[this.layerIndex];
   }
 
   /** What decides which numbers are shown. */
   get partKey() {
-    return `${this.rowIndex} ${this.layerIndex}`;
+    return `${this.mode} ${this.rowIndex} ${this.layerIndex}`;
   }
 
   /** The number that is explained on opening: the output of the third step. */
@@ -97,7 +126,20 @@ class View {
 
   /** The largest value of a number's bar. It doesn't change when a value is edited. */
   scale(number) {
-    return this.rowAt(this.rowIndex).scales[this.layerIndex](number);
+    return this.shownRow.scales[this.layerIndex](number);
+  }
+
+  /** The text of a number. A difference has a sign. */
+  textOf(number) {
+    const value = this.value(number);
+    if (this.mode === "difference") return signed(value);
+    return this.model.isParameter(number) || number.q === "x" ? given(value) : shown(value);
+  }
+
+  /** A number of this trace and of the baseline. */
+  compared(number) {
+    const [ours, baseline] = [this.row, this.row.baseline].map((one) => one.models[this.layerIndex].value(number));
+    return { ours, baseline };
   }
 
   /** Whether a number differs from that of the recorded run. */
@@ -152,7 +194,7 @@ class View {
   }
 
   reset() {
-    this.edits.clear();
+    this.row.edits.clear();
     this.replaceAddress();
     this.refresh();
   }
@@ -193,7 +235,13 @@ class View {
   setRow(index) {
     this.rowIndex = index;
     this.step = this.model.nearest(this.step);
-    this.edits.catchUp();
+    this.row.edits.catchUp();
+  }
+
+  /** Show the numbers of this trace, of the baseline, or the differences. */
+  setMode(mode, options = {}) {
+    this.mode = mode;
+    this.choose(this.number, options);
   }
 
   /** Show the number of a finding. */
@@ -248,6 +296,7 @@ class View {
   }
 
   refresh() {
+    if (this.mode === "difference") this.models.forEach((model) => model.update());
     this.chosenId = idOf(this.number);
     this.sourceIds = new Set(this.model.sources(this.number).map(idOf));
     this.render?.();
@@ -257,7 +306,7 @@ class View {
 
   get address() {
     const { number } = this;
-    const entries = { ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
+    const entries = { ...(this.mode === "this" ? {} : { show: this.mode }), ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
       unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.allEdits.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
@@ -276,7 +325,8 @@ class View {
     const entries = new URLSearchParams(location.hash.slice(1));
     const rowIndex = entries.has("row") ? this.rowNumbers.indexOf(Number(entries.get("row"))) : 0;
     this.rowIndex = Math.max(0, rowIndex);
-    this.edits.fromText(entries.get("edit") ?? "");
+    this.mode = Object.hasOwn(this.row, "baseline") && ["baseline", "difference"].includes(entries.get("show")) ? entries.get("show") : "this";
+    this.row.edits.fromText(entries.get("edit") ?? "");
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];
@@ -341,6 +391,7 @@ export function mount(root, data) {
   root.classList.add("unrolled");
   root.dataset.lmSuppressShortcuts = "true"; // turns off JupyterLab's own shortcuts in here
   const guide = createGuide(view);
+  const comparison = createComparison(view);
   const strip = createStrip(view);
   const drawing = createDrawing(view);
   const tables = createTables(view);
@@ -351,7 +402,7 @@ export function mount(root, data) {
   const sequence = createSequence(view);
   const gradient = createGradient(view);
   const player = createPlayer(view);
-  const keys = createKeys();
+  const keys = createKeys(data);
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
   const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
@@ -377,17 +428,18 @@ export function mount(root, data) {
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
   const rowPicker = createRowPicker(view);
+  const legend = createLegend(view);
   const summary = createElement("span", { class: "what" });
-  const parts = [rowPicker, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
+  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, { update: updateHeads }];
   const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
   const isWide = view.model.units > WIDE_UNITS || longest > WIDE_STEPS;
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
     createElement("header", {}, createElement("h1", {}, data.title), summary, changes, rowPicker.element, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
-    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
+    comparison.element ?? "", guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), isWide ? wholeSequence : strip.element,
     createElement("main", { class: "stage" },
-      createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
+      createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, legend.element, editor.element),
       stepValues,
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
@@ -395,7 +447,7 @@ export function mount(root, data) {
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
-      createSection("keys-section", "Keyboard", createKeyList())), keys);
+      createSection("keys-section", "Keyboard", createKeyList(data))), keys);
 
   async function copyLink() {
     try {
@@ -408,15 +460,16 @@ export function mount(root, data) {
   }
 
   function updateChanges() {
-    changes.hidden = view.edits.size === 0;
+    const { edits, models } = view.row;
+    changes.hidden = edits.size === 0;
     if (changes.hidden) return;
     let total = 0;
     let different = 0;
-    view.models.forEach((model, layerIndex) => model.values.forEach((value, k) => {
+    models.forEach((model) => model.values.forEach((value, k) => {
       total += 1;
       if (value.toFixed(6) !== model.recorded[k].toFixed(6)) different += 1;
     }));
-    changesText.textContent = `${view.edits.size === 1 ? "1 value" : `${view.edits.size} values`} changed: ${different} of ${total} numbers differ `;
+    changesText.textContent = `${edits.size === 1 ? "1 value" : `${edits.size} values`} changed: ${different} of ${total} numbers differ `;
     copyButton.hidden = !view.hasAddress;
   }
 
@@ -429,7 +482,8 @@ export function mount(root, data) {
     lastNumber = view.number;
     heads.cell.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
     heads.step.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
-    heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
+    if (view.mode === "difference") heads.number.innerHTML = `<span>How much does ${symbols.of(view.number)} differ?</span>`;
+    else heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
     layerPicker.value = view.layerIndex;
     summary.textContent = view.data.summary;
     if (view.hasAddress) document.title = `${Symbols.plain(symbols.of(view.number))} · ${data.title}`;
@@ -460,6 +514,8 @@ export function mount(root, data) {
       if (model.isParameter(number)) return false;
       const size = number.q === "x" ? model.features : model.size(number.q);
       view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size });
+    } else if (key === "b" && comparison.element) {
+      comparison.next();
     } else if (key === "j" || key === "k") {
       const at = model.order.indexOf(number.q);
       const q = model.order[(at + (key === "j" ? 1 : model.order.length - 1)) % model.order.length];
@@ -472,7 +528,7 @@ export function mount(root, data) {
       if (source) view.choose(source);
     } else if (key === "e" && view.isEditable(number)) {
       editor.focus();
-    } else if (key === "r" && view.edits.size) {
+    } else if (key === "r" && view.row.edits.size) {
       view.reset();
     } else if (key === " " && !target.closest("button, a, [role=button]")) {
       player.toggle();
@@ -527,12 +583,13 @@ const KEYS = [
   ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
 ];
 
-function createKeyList() {
-  return createElement("div", { class: "keys" }, KEYS.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
+function createKeyList({ baseline }) {
+  const keys = baseline ? [...KEYS.slice(0, -1), ["b", "this trace, the baseline, the difference"], KEYS.at(-1)] : KEYS;
+  return createElement("div", { class: "keys" }, keys.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
 }
 
-function createKeys() {
-  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(),
+function createKeys(data) {
+  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(data),
     createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
 }
 
@@ -542,9 +599,15 @@ function createParagraph(text) {
   return createElement("p", {}, parts.map((part) => (/^arXiv:/.test(part) ? createElement("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part)));
 }
 
-function createLegend() {
+function createLegend(view) {
+  const element = createElement("p", { class: "legend" });
   const key = (className, text) => [createElement("span", { class: `k ${className}` }), text];
-  return createElement("p", { class: "legend" }, key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero"), ". Thicker line: larger number. Gray: the whole vector.");
+  function update() {
+    const isDifference = view.mode === "difference";
+    const keys = [isDifference ? [] : key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero")];
+    element.replaceChildren(...keys.flat(), isDifference ? differenceLegend(view) : ". Thicker line: larger number. Gray: the whole vector.");
+  }
+  return { element, update };
 }
 
 function createFindings(view) {

@@ -12,6 +12,7 @@ from unrolled.cells.base import positive_int
 from unrolled.equations.source import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
+from unrolled.page.comparison import baseline_differences, check_comparable, comparison_summary
 from unrolled.page.layer_data import layer_data
 from unrolled.page.rows import RowChoice, as_list, differences
 from unrolled.tracing.findings import Finding, where
@@ -29,6 +30,7 @@ def page_data(
     title: str | None,
     limit: int,
     predictions: Sequence[Any] | None = None,
+    baseline: Trace | None = None,
 ) -> dict[str, Any]:
     """Return the data of the page of a trace.
 
@@ -41,10 +43,11 @@ def page_data(
         limit: The maximum number of values on the page.
         predictions: What the model predicts after each time step, as texts or numbers, or a list of them for
             each row.
+        baseline: The trace to compare it with, or None.
 
     Raises:
         IndexError: If there is no such row.
-        TypeError: If ``batch``, ``labels``, ``predictions`` or ``title`` has the wrong type.
+        TypeError: If an argument has the wrong type.
         ValueError: If ``batch``, ``labels``, ``predictions``, ``inputs`` or ``limit`` is invalid, a row has
             no time steps, or the trace doesn't contain the whole call.
     """
@@ -61,8 +64,16 @@ def page_data(
     limit = positive_int("limit", limit)
     row_labels = choice.texts("labels", label_list, lengths)
     row_predictions = choice.texts("predictions", prediction_list, lengths)
-    layer_limit = limit // len(trace.layers)
+    if baseline is not None:
+        check_comparable(trace, baseline)
+    layer_limit = limit // len(trace.layers) // (1 if baseline is None else 2)
     notes: list[str] = []
+
+    def layers(of: Trace, row: int, count: int) -> list[dict[str, Any]]:
+        return [
+            layer_data(of, part, row, lengths[row], layer_limit, notes, count, first)
+            for part, first in zip(of.layers, trace.layers, strict=True)
+        ]
 
     def row_data(row: int, count: int) -> dict[str, Any]:
         return {
@@ -70,9 +81,7 @@ def page_data(
             "summary": _summary(trace, lengths[row]),
             "labels": row_labels[row],
             "predictions": row_predictions[row],
-            "layers": [
-                layer_data(trace, part, row, lengths[row], layer_limit, notes, count) for part in trace.layers
-            ],
+            "layers": layers(trace, row, count),
         }
 
     first_row, *_ = choice.rows
@@ -83,6 +92,13 @@ def page_data(
     ]
     rows = choice.fitting(lengths, sizes, layer_limit)
     others = [differences(data, row_data(row, len(rows))) for row in rows[1:]]
+    if baseline is not None:
+        first_baseline = {"layers": layers(baseline, rows[0], len(rows))}
+        data["baseline"] = baseline_differences(data, first_baseline) | {
+            "summary": comparison_summary(trace, baseline, rows, data["layers"])
+        }
+        for row, other in zip(rows[1:], others, strict=True):
+            other["baseline"] = differences(first_baseline, {"layers": layers(baseline, row, len(rows))})
     report = trace.health()
     return {
         **data,

@@ -23,6 +23,7 @@ export class Edits {
 
   /** The edits that change this row. */
   get own() {
+    if (!this.possible) return [];
     return [...this.edits.values()].filter((edit) => edit.kind === "parameter" || edit.row === this.row);
   }
 

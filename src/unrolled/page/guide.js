@@ -36,6 +36,7 @@ export function createGuide(view) {
   function go(to) {
     stop = to;
     if (to >= 0) {
+      view.mode = "this"; // the texts of the tour are about its numbers
       stops = tourStops(view);
       view.choose(stops[to].number, { push: false });
     } else {
@@ -48,6 +49,7 @@ export function createGuide(view) {
   function update() {
     for (const marked of view.root.querySelectorAll(".toured")) marked.classList.remove("toured");
     element.className = "guide";
+    element.hidden = false;
     const { findings, checked } = view.data.health;
     if (stop >= 0) {
       const { title, text: said, target } = stops[stop];
@@ -64,6 +66,8 @@ export function createGuide(view) {
       element.replaceChildren(said, createElement("span", { class: "acts" },
         view.numberOf(worst) ? button("Show it", () => view.openFinding(worst)) : null,
         button(findings.length > 1 ? `${findings.length - 1} more` : "Diagnosis", () => view.root.querySelector(".health").scrollIntoView())));
+    } else if (view.pageData.baseline) {
+      element.hidden = true; // the line of the comparison is above
     } else if (!isHidden) {
       const number = tourStops(view).at(-2)?.number ?? view.number;
       element.replaceChildren(text(`<b>New to ${view.data.shortName}?</b> A few short stops explain where ${view.symbols.of(number)} comes from. Every number on this page is real and can be clicked.`),

@@ -28,7 +28,14 @@ _SOME_NUMBERS = "This page has only some of the numbers of the trace."
 
 
 def layer_data(
-    trace: Trace, part: LayerTrace, batch: int, length: int, limit: int, notes: list[str], rows: int = 1
+    trace: Trace,
+    part: LayerTrace,
+    batch: int,
+    length: int,
+    limit: int,
+    notes: list[str],
+    rows: int = 1,
+    order: LayerTrace | None = None,
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
 
@@ -40,6 +47,7 @@ def layer_data(
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
         rows: The number of rows that share the limit.
+        order: The layer whose similar units are together in the heat maps. By default, it is this one.
 
     Raises:
         ValueError: If a state is complex.
@@ -77,17 +85,18 @@ def layer_data(
         "drawing": None if traced is None else drawing_data(unfold(fold(traced.diagram))),
         "equations": [] if traced is not None else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": None if sample.complete else _maps(part, batch, length),
+        "maps": None if sample.complete else _maps(part, batch, length, order or part),
         "gradient": _gradient(part, batch),
         "program": program_data(program),
         "valueSources": sources,
     }
 
 
-def _maps(part: LayerTrace, batch: int, length: int) -> dict[str, Any]:
+def _maps(part: LayerTrace, batch: int, length: int, ordered: LayerTrace) -> dict[str, Any]:
     """Return the means of the quantities over bins of steps and units, with similar units together."""
+    states = ordered.values[next(iter(ordered.cell.state))][:length, batch]
+    order = unit_order(states.reshape(length, -1))
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
-    order = unit_order(values[next(iter(part.cell.state))])
     values["x"] = part.input[:length, batch].reshape(length, -1)
     return {
         name: _map(v, list(range(v.shape[1])) if name == "x" else feature_order(order, v.shape[1]))

@@ -131,7 +131,7 @@ export function createSequence(view) {
       element: createElement("div", { class: "map" }, name, frame, summary),
       update() {
         const unit = Math.min(view.unit, model.size(q) - 1);
-        name.querySelector(".now").textContent = `[${unit}] = ${shown(view.value({ q, t: view.step, u: unit }))}`;
+        name.querySelector(".now").textContent = `[${unit}] = ${view.textOf({ q, t: view.step, u: unit })}`;
         const [across, down] = [view.step / grid.binSteps, grid.rowOf(unit)].map(Math.floor);
         const [x, y] = isImage ? [down, across] : [across, down];
         Object.assign(cursor.style, { left: `${(100 * x) / width}%`, width: `${100 / width}%` });
@@ -156,7 +156,7 @@ function fullGrid(model, q) {
 
 /** Means over bins of steps and features. */
 function binnedGrid({ binSteps, binFeatures, rows: features, values: data, featureOrder }) {
-  const values = decodeValues(data);
+  const values = ArrayBuffer.isView(data) ? data : decodeValues(data); // differences of two traces aren't encoded
   return { values, steps: values.length / features, features, binSteps, binFeatures, stepAt: (x) => x * binSteps,
     featureAt: (y) => featureOrder[y * binFeatures], rowOf: (unit) => featureOrder.indexOf(unit) / binFeatures };
 }

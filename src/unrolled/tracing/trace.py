@@ -224,12 +224,12 @@ class Trace:
         title: str | None = None,
         limit: int = 3_000_000,
         predictions: Sequence[Any] | None = None,
+        baseline: Trace | None = None,
     ) -> Path:
         """Write an interactive HTML page. It is a single file that works offline in any browser.
 
-        The page shows the sequence, the cell drawn with the numbers of one unit, every number of a step and
-        how it was computed, the gradient through time after :meth:`backward`, what :meth:`health` finds, and
-        the comparison with torch.nn. Inputs, weights, initial states and gates can be changed on the page.
+        The page shows every number of each step and how it was computed, the gradient after :meth:`backward`
+        and what :meth:`health` finds. Inputs, weights, initial states and gates can be changed on it.
 
         Args:
             path: Path of the file.
@@ -239,9 +239,10 @@ class Trace:
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
             limit: Approximate maximum of numbers to store; three million make a file of 16 MB. A larger
-                trace, or one with over 1000 time steps, gives a warning: at most 1000 evenly spaced steps are
-                stored in full, and all steps as means over bins.
+                trace, or one with over 1000 steps, gives a warning: some steps are stored only as means.
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
+            baseline: A trace of the same cell, sizes and input shape, such as from before training. The page
+                also shows its numbers, and the differences.
 
         Returns:
             The path.
@@ -253,8 +254,9 @@ class Trace:
             ValueError: If labels or predictions don't fit the time steps, a row has no time steps, the states
                 are complex, or another argument is invalid.
         """
-        options = {"batch": batch, "labels": labels, "inputs": inputs, "title": title, "limit": limit}
-        return Path(display.package("page").write(self, path, **options, predictions=predictions))
+        texts = {"labels": labels, "predictions": predictions, "title": title}
+        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline, **texts}
+        return Path(display.package("page").write(self, path, **options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows if a trace is the last value of a cell: the page."""
