@@ -11,7 +11,18 @@ from typing import Any
 
 _SCRIPTS = (
     *("numbers", "tensor_functions", "evaluator", "dom", "digits", "rows", "edits", "model", "symbols"),
-    *("words", "comparison", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights"),
+    *(
+        "words",
+        "comparison",
+        "cells",
+        "strip",
+        "tables",
+        "drawing",
+        "equations",
+        "arithmetic",
+        "editor",
+        "weights",
+    ),
     *("sequence", "gradient", "player", "tour", "guide", "app"),
 )
 
