@@ -43,7 +43,7 @@ def entries(tab: Any) -> dict[str, str]:
 
 
 def mode(tab: Any, name: str) -> None:
-    tab.get_by_role("radio", name=name, exact=True).click()
+    tab.get_by_role("button", name=name, exact=True).click()
 
 
 def difference_text(value: float) -> str:
@@ -114,7 +114,7 @@ def test_numbers_differences_and_the_largest_one(open_page: OpenPage) -> None:
 def test_switch_address_and_keys(open_page: OpenPage) -> None:
     after, before = two_traces(ur.RNN(2, 3), torch.randn(4, 2))
     tab = open_page(after, baseline=before, address="#show=baseline&step=1&unit=2&number=h")
-    checked = tab.locator(".comparison [aria-checked=true]")
+    checked = tab.locator(".comparison [aria-pressed=true]")
     value = tab.locator('.strip .step[data-step="1"] .n').nth(2)
     ours, theirs = (one["h"][1, 0, 2].item() for one in (after, before))
     assert (checked.text_content(), value.text_content()) == ("baseline", printed(theirs))

@@ -197,8 +197,8 @@ def test_the_first_rows_that_fit_are_on_the_page(monkeypatch: pytest.MonkeyPatch
     assert rows_of(data) == list(range(8))
     per_step = sum(data["layers"][0]["diagram"]["sizes"])
     weights = sum(parameter.numel() for parameter in trace.recurrent.parameters())
-    assert rows_of(data_of(trace, limit=weights + 3 * 5 * per_step)) == [0, 1, 2]
-    assert rows_of(data_of(trace, limit=weights + 3 * 5 * per_step - 1)) == [0, 1]
+    assert rows_of(data_of(trace, limit=3 * (weights + 3 * 5 * per_step))) == [0, 1, 2]
+    assert rows_of(data_of(trace, limit=3 * (weights + 3 * 5 * per_step) - 1)) == [0, 1]
     assert rows_of(data_of(trace, limit=1)) == [0]
     assert rows_of(data_of(trace, [11, 3])) == [11, 3]
     assert rows_of(data_of(trace, -1)) == [11]

@@ -11,19 +11,8 @@ from typing import Any
 
 _SCRIPTS = (
     *("numbers", "tensor_functions", "evaluator", "dom", "digits", "rows", "edits", "model", "symbols"),
-    *(
-        "words",
-        "comparison",
-        "cells",
-        "strip",
-        "tables",
-        "drawing",
-        "equations",
-        "arithmetic",
-        "editor",
-        "weights",
-    ),
-    *("sequence", "gradient", "player", "tour", "guide", "app"),
+    *("words", "comparison", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor"),
+    *("weights", "sequence", "gradient", "player", "tour", "guide", "app"),
 )
 
 

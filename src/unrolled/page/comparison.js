@@ -132,15 +132,15 @@ export const differenceLegend = (view) => `. Differences from the baseline; full
 export function createComparison(view) {
   const { baseline } = view.pageData;
   if (!baseline) return { element: null, update() {}, next() {} };
-  const buttons = MODES.map(([mode, text]) => createElement("button", { type: "button", role: "radio", onclick: () => view.setMode(mode) }, text));
+  const buttons = MODES.map(([mode, text]) => createElement("button", { type: "button", onclick: () => view.setMode(mode) }, text));
   const { summary } = baseline;
   const show = view.numberOf(summary.largest ?? {}) ? createElement("button", { type: "button", class: "btn", onclick: () => view.openFinding(summary.largest) }, "Show it") : null;
   const text = createElement("p");
-  const element = createElement("div", { class: "guide comparison" }, createElement("span", { class: "seg", role: "radiogroup", "aria-label": "numbers to show" }, buttons), text,
+  const element = createElement("div", { class: "guide comparison" }, createElement("span", { class: "seg", role: "group", "aria-label": "numbers to show" }, buttons), text,
     createElement("span", { class: "acts" }, show));
 
   function update() {
-    MODES.forEach(([mode], k) => buttons[k].setAttribute("aria-checked", view.mode === mode));
+    MODES.forEach(([mode], k) => buttons[k].setAttribute("aria-pressed", view.mode === mode));
     text.innerHTML = summaryText(view, summary);
   }
 

@@ -36,7 +36,7 @@ def page_data(
 
     Args:
         trace: The trace of any layer.
-        batch: The row of the batch, or several rows. None for as many of the first rows as fit.
+        batch: The row of the batch, or several rows. None for the first rows, as many as fit.
         labels: A label for each time step, or a list of them for each row. None for the step numbers.
         inputs: How to draw the input: ``"numbers"`` or ``"image"``.
         title: The title of the page. None for the layer.

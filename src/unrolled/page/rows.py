@@ -8,8 +8,10 @@ from typing import Any
 
 from unrolled.tracing.indexing import normalize_index
 
-MAX_ROWS = 8  # if no rows are chosen
-MAX_STEPS = 1000  # of all rows together, if none are chosen: each step runs again, which takes time
+# If no rows are chosen, the page has several only if it stays small and is quickly written.
+MAX_ROWS = 8
+MAX_STEPS = 300  # of all rows together: each step runs again, which takes time
+_SHARE_OF_LIMIT = 3  # one third of the values that a page may have
 _SHARED_PARTS = ("diagram", "program")  # of a layer's data: their entries are compared one by one
 
 
@@ -106,7 +108,9 @@ class RowChoice:
         per_layer, steps = list(sizes), 0
         for count, row in enumerate(self.rows):
             steps += lengths[row]
-            is_too_large = any(weights + per_step * steps > limit for weights, per_step in per_layer)
+            is_too_large = any(
+                weights + per_step * steps > limit // _SHARE_OF_LIMIT for weights, per_step in per_layer
+            )
             if count and (steps > MAX_STEPS or is_too_large):
                 return self.rows[:count]
         return self.rows

@@ -233,7 +233,7 @@ class Trace:
 
         Args:
             path: Path of the file.
-            batch: The row, or several rows. By default, as many of the first rows as fit, at most 8.
+            batch: The row, or several rows. By default, some of the first rows: up to 8 if they are small.
             labels: A label for each time step, such as the characters of a text, for one row (row 0 by
                 default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
