@@ -156,7 +156,7 @@ def test_ours_and_torch_are_bit_identical(open_page: OpenPage) -> None:
         "So are inputs and weights."
     )
     assert set(tab.locator(".tables .n:visible").all_text_contents()) == {"0.0000"}
-    assert tab.locator(".comparison").get_by_role("button").count() == 0
+    assert tab.locator(".comparison").get_by_role("button", name="Show it").count() == 0
 
 
 @needs_browser

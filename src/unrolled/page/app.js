@@ -296,6 +296,7 @@ class View {
   }
 
   refresh() {
+    this.root.dataset.mode = this.mode;
     if (this.mode === "difference") this.models.forEach((model) => model.update());
     this.chosenId = idOf(this.number);
     this.sourceIds = new Set(this.model.sources(this.number).map(idOf));
