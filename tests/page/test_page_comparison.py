@@ -232,6 +232,14 @@ def test_heat_maps_and_gradients(open_page: OpenPage) -> None:
         tab = open_page(
             after, baseline=before, limit=11_000, address="#show=difference&step=0&unit=3&number=c"
         )
+    line = tab.locator(".comparison p").text_content()
+    name, step = re.match(r"Largest difference: .* (\w)(\d+)\[\d+\]", line).groups()
+    differences = (after[name] - before[name]).abs().amax((1, 2))
+    assert differences.argmax() == int(step)
+    on_page = tab.evaluate("JSON.parse(document.getElementById('trace').textContent).layers[0].steps")
+    assert line.endswith(", at a step that is not on this page. The weights differ.") == (
+        int(step) not in on_page
+    )
     forget = tab.locator(".map canvas").nth(1)
     box = forget.bounding_box()
     forget.hover(position={"x": box["width"] * 30.5 / 40, "y": 1})

@@ -118,11 +118,12 @@ export function createDifference(view) {
       [printed.ours, printed.baseline, printed.difference].map((text) => createElement("td", {}, text)));
   });
   const heads = ["", "this", "baseline", "difference"].map((text) => createElement("th", { scope: "col" }, text));
+  const isGiven = model.isParameter(number) || number.q === "x" || model.isStart(number);
   return [createComparedValue(view, number), ...(rows.length ? [
     createElement("p", { class: "say" }, "It is computed from these numbers. Choose “this” or “baseline” at the top to see the arithmetic."),
     createElement("table", { class: "compare" }, createElement("thead", {}, createElement("tr", {}, heads)), createElement("tbody", {}, rows)),
     omitted ? createElement("p", { class: "note" }, `${omitted} more differ by less.`) : ""]
-    : [createElement("p", { class: "say" }, "It is given, not computed.")])];
+    : [createElement("p", { class: "say" }, isGiven ? "It is given, not computed." : "How it is computed isn't known.")])];
 }
 
 /** The legend of the drawing for differences. */
@@ -150,19 +151,20 @@ export function createComparison(view) {
 /** The markup of the sentences about two traces. */
 function summaryText(view, { status, count, largest, inputs, initialStates, parameters }) {
   const names = [[inputs, "inputs"], [initialStates, "initial states"], [parameters, "weights"]].filter(([differs]) => differs).map(([, name]) => name);
-  const also = names.length ? ` The ${names.join(" and ").replace(/ and (?=.* and )/, ", ")} differ${status === "different" ? "" : ", too"}.` : status === "different" ? "" : " So are inputs and weights.";
+  const also = names.length ? ` The ${names.join(" and ").replace(/ and (?=.* and )/, ", ")} differ.` : status === "identical" ? " So are inputs and weights." : "";
   if (status === "identical") return `<b>Bit-identical:</b> all ${count.toLocaleString("en")} gates, states and other numbers of the two traces are the same.${also}`;
   const place = largest && placeText(view, largest);
-  if (status === "rounding") return `<b>The same up to rounding</b>${place ? `: the largest difference is ${place}` : ""}.${names.length ? also : ""}`;
+  if (status === "rounding") return `<b>The same up to rounding</b>${place ? `: the largest difference is in ${place}` : ""}.${also}`;
   return `<b>Largest difference:</b> ${place ?? "in numbers that the page doesn't show"}.${also}`;
 }
 
 function placeText(view, { layer, row, number }) {
   const { models, baseline, symbols } = row === null ? view.row : view.rowOf(row);
   const model = models[layer];
-  const nearest = view.numberOf({ layer, row, number });
-  if (!nearest) return null;
-  const texts = subtraction(model.value(nearest, model.recorded), baseline.models[layer].value(nearest));
+  if (!view.numberOf({ layer, row, number })) return null;
   const where = [row === null || view.rowNumbers.length < 2 ? "" : ` in row ${row}`, view.models.length < 2 ? "" : ` of layer ${model.index}, ${model.direction}`].join("");
-  return `${nameOf(model, number.q)} ${symbols[layer].of(nearest)}${where}: ${texts.ours}, baseline ${texts.baseline}, difference ${texts.difference}`;
+  const name = `${nameOf(model, number.q)} ${symbols[layer].of(number)}${where}`;
+  if (!model.exists(number)) return `${name}, at a step that is not on this page`;
+  const texts = subtraction(model.value(number, model.recorded), baseline.models[layer].value(number));
+  return `${name}: ${texts.ours}, baseline ${texts.baseline}, difference ${texts.difference}`;
 }

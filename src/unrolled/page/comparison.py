@@ -36,7 +36,7 @@ def check_comparable(trace: Trace, baseline: Trace) -> None:
         raise ValueError(
             f"baseline should have an input of the same shape (time, batch, features), {shape}, got {other}"
         )
-    if not torch.equal(trace.layers[0].lengths, baseline.layers[0].lengths):
+    if trace.layers[0].lengths.tolist() != baseline.layers[0].lengths.tolist():
         raise ValueError("baseline should have the same sequence lengths as this trace")
 
 
@@ -133,7 +133,7 @@ def _real_difference(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the absolute differences, ``(steps, units)``. NaN in only one of the two counts as infinity."""
     if ours.is_complex():
         return _real_difference(torch.view_as_real(ours), torch.view_as_real(theirs))
-    flat = absolute_differences(ours, theirs)[1:]
+    flat = absolute_differences(ours.cpu(), theirs.cpu())[1:]
     return flat.nan_to_num(torch.inf, torch.inf, torch.inf).reshape(len(ours), -1)
 
 
