@@ -24,16 +24,17 @@ def write(
     trace: Trace,
     path: str | Path,
     *,
-    batch: int,
-    labels: Sequence[str] | None,
+    batch: int | Iterable[int] | None,
+    labels: Sequence[Any] | None,
     inputs: str,
     title: str | None,
     limit: int,
-    predictions: Sequence[object] | None,
+    predictions: Sequence[Any] | None,
+    baseline: Trace | None,
 ) -> Path:
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = _check_path(path)
-    data = page_data(trace, batch, labels, inputs, title, limit, predictions)
+    data = page_data(trace, batch, labels, inputs, title, limit, predictions, baseline)
     return _write_page(path, data, data["notes"])
 
 
@@ -81,7 +82,7 @@ def notebook_view(trace: Trace) -> dict[str, Any]:
     ):
         return {"text/plain": repr(trace)}
     try:
-        data = page_data(trace, 0, None, "numbers", None, NOTEBOOK_LIMIT)
+        data = page_data(trace, None, None, "numbers", None, NOTEBOOK_LIMIT)
     except ValueError as error:  # such as a trace without time steps
         return {"text/plain": f"{trace!r}\n({error})"}
     try:

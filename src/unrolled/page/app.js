@@ -1,6 +1,8 @@
 // The page: its state, its parts, the address and the keyboard.
 
 import { createArithmetic } from "./arithmetic.js";
+import { baselineData, createComparison, DifferenceModel, differenceLegend, signed, withoutEdits } from "./comparison.js";
+import { given, shown } from "./digits.js";
 import { createElement, createSection } from "./dom.js";
 import { createDrawing } from "./drawing.js";
 import { createEditor } from "./editor.js";
@@ -9,6 +11,7 @@ import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
 import { createModels, idOf } from "./model.js";
+import { createRowPicker, rowData, rowNumbers } from "./rows.js";
 import { createSequence, isSmall } from "./sequence.js";
 import { createPlayer } from "./player.js";
 import { createStrip } from "./strip.js";
@@ -25,12 +28,13 @@ class View {
   constructor(root, data, model) {
     this.inModel = model; // the model that the layer is in, or null
     this.root = root;
-    this.data = data;
-    this.models = createModels(data.layers);
-    this.symbolsByLayer = this.models.map((model) => new Symbols(model));
-    this.scales = this.models.map(findScales);
+    this.pageData = data;
+    this.rowNumbers = rowNumbers(data);
+    this.rows = [];
+    this.rowIndex = 0;
+    this.mode = "this"; // or "baseline" or "difference": which numbers are shown
     this.layerIndex = 0;
-    this.edits = new Edits(data, this.models);
+    this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
@@ -41,12 +45,71 @@ class View {
     this.unit = this.number.u;
   }
 
+  /** The data, models, symbols, scales and edits of a row, created when it is first shown. */
+  rowAt(index) {
+    if (!this.rows[index]) {
+      const data = rowData(this.pageData, index);
+      const row = this.createRow(data, createModels(data.layers), findScales);
+      this.rows[index] = row;
+      const baseline = baselineData(this.pageData, index);
+      if (baseline) this.addBaseline(row, baseline);
+    }
+    return this.rows[index];
+  }
+
+  createRow(data, models, scalesOf) {
+    return { data, models, symbols: models.map((model) => new Symbols(model)), scales: models.map(scalesOf), edits: new Edits(data, models, this.allEdits) };
+  }
+
+  /** Add the same for the numbers of the baseline, on common scales, and for the differences. */
+  addBaseline(row, data) {
+    row.baseline = this.createRow(data, createModels(data.layers), findScales);
+    const pairs = row.scales.map((scale, k) => [scale, row.baseline.scales[k]]);
+    row.scales = pairs.map(([ours, theirs]) => (number) => Math.max(ours(number), theirs(number)));
+    row.baseline.scales = row.scales;
+    const layers = row.data.layers.map(withoutEdits);
+    const models = layers.map((layer, k) => new DifferenceModel(layer, row.models[k], row.baseline.models[k]));
+    row.difference = this.createRow({ ...row.data, layers }, models, (model) => model.scales());
+  }
+
+  /** The same of a row with this number in the batch; undefined if it isn't on the page. */
+  rowOf(row) {
+    const index = this.rowNumbers.indexOf(row);
+    return index < 0 ? undefined : this.rowAt(index);
+  }
+
+  get row() {
+    return this.rowAt(this.rowIndex);
+  }
+
+  /** The row with the numbers of this trace, of the baseline, or the differences. */
+  get shownRow() {
+    return this.mode === "this" ? this.row : this.row[this.mode];
+  }
+
+  get data() {
+    return this.row.data;
+  }
+
+  get models() {
+    return this.shownRow.models;
+  }
+
+  get edits() {
+    return this.shownRow.edits;
+  }
+
   get model() {
     return this.models[this.layerIndex];
   }
 
   get symbols() {
-    return this.symbolsByLayer[this.layerIndex];
+    return this.shownRow.symbols[this.layerIndex];
+  }
+
+  /** What decides which numbers are shown. */
+  get partKey() {
+    return `${this.mode} ${this.rowIndex} ${this.layerIndex}`;
   }
 
   /** The number that is explained on opening: the output of the third step. */
@@ -66,7 +129,20 @@ class View {
 
   /** The largest value of a number's bar. It doesn't change when a value is edited. */
   scale(number) {
-    return this.scales[this.layerIndex](number);
+    return this.shownRow.scales[this.layerIndex](number);
+  }
+
+  /** The text of a number. A difference has a sign. */
+  textOf(number) {
+    const value = this.value(number);
+    if (this.mode === "difference") return signed(value);
+    return this.model.isParameter(number) || number.q === "x" ? given(value) : shown(value);
+  }
+
+  /** A number of this trace and of the baseline. */
+  compared(number) {
+    const [ours, baseline] = [this.row, this.row.baseline].map((one) => one.models[this.layerIndex].value(number));
+    return { ours, baseline };
   }
 
   /** Whether a number differs from that of the recorded run. */
@@ -108,7 +184,7 @@ class View {
   }
 
   setEdits(pairs) {
-    for (const [edit, value] of pairs) this.edits.edits.set(this.edits.key(edit), { ...edit, value });
+    for (const [edit, value] of pairs) this.edits.put(edit, value);
     this.edits.rerun();
     this.replaceAddress();
     this.refresh();
@@ -121,7 +197,7 @@ class View {
   }
 
   reset() {
-    this.edits.clear();
+    this.row.edits.clear();
     this.replaceAddress();
     this.refresh();
   }
@@ -149,15 +225,40 @@ class View {
     this.refresh();
   }
 
-  open(layerIndex, number) {
-    this.layerIndex = layerIndex;
+  /** Show another row: the same number, or that of the nearest step. */
+  openRow(index) {
+    const { number } = this;
+    const isStart = this.model.isStart(number);
+    this.setRow(index);
+    const { model } = this;
+    const moved = model.isParameter(number) ? number : { ...number, t: isStart ? model.start : this.step };
+    this.choose(model.exists(moved) ? moved : this.firstNumber());
+  }
+
+  setRow(index) {
+    this.rowIndex = index;
+    this.step = this.model.nearest(this.step);
+    this.row.edits.catchUp();
+  }
+
+  /** Show the numbers of this trace, of the baseline, or the differences. */
+  setMode(mode, options = {}) {
+    this.mode = mode;
+    this.choose(this.number, options);
+  }
+
+  /** Show the number of a finding. */
+  openFinding(finding) {
+    const number = this.numberOf(finding);
+    if (finding.row !== null) this.setRow(this.rowNumbers.indexOf(finding.row));
+    this.layerIndex = finding.layer;
     this.choose(number);
   }
 
   /** The number that shows a finding, or the nearest one on the page; null if there is none. */
-  numberOf({ layer, number }) {
+  numberOf({ layer, number, row }) {
     if (!number) return null;
-    const model = this.models[layer];
+    const model = (row === null ? this : this.rowOf(row)).models[layer];
     const nearest = number.t === undefined ? number : { ...number, t: model.nearest(number.t) };
     return model.exists(nearest) ? nearest : null;
   }
@@ -204,6 +305,8 @@ class View {
   }
 
   refresh() {
+    this.root.dataset.mode = this.mode;
+    if (this.mode === "difference") this.models.forEach((model) => model.update());
     this.chosenId = idOf(this.number);
     this.sourceIds = new Set(this.model.sources(this.number).map(idOf));
     this.render?.();
@@ -213,8 +316,9 @@ class View {
 
   get address() {
     const { number } = this;
-    const entries = { ...this.inModel?.entries, ...(this.layerIndex ? { layer: this.layerIndex } : {}), step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t,
-      unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }), ...(this.range ? { range: this.range.join("-") } : {}), ...(this.edits.size ? { edit: this.edits.toText() } : {}) };
+    const entries = { ...this.inModel?.entries, ...(this.mode === "this" ? {} : { show: this.mode }), ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}),
+      step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t, unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }),
+      ...(this.range ? { range: this.range.join("-") } : {}), ...(this.allEdits.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
 
@@ -230,18 +334,22 @@ class View {
   /** Choose the number in the address. Returns whether there is one. */
   readAddress() {
     const entries = new URLSearchParams(location.hash.slice(1));
-    this.edits.fromText(entries.get("edit") ?? "");
+    const rowIndex = entries.has("row") ? this.rowNumbers.indexOf(Number(entries.get("row"))) : 0;
+    this.rowIndex = Math.max(0, rowIndex);
+    this.mode = Object.hasOwn(this.row, "baseline") && ["baseline", "difference"].includes(entries.get("show")) ? entries.get("show") : "this";
+    this.row.edits.fromText(entries.get("edit") ?? "");
     this.range = readRange(entries.get("range"), this.model.length);
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];
-    if (!model) return false;
+    if (!model || rowIndex < 0) return false;
     const number = { q: entries.get("number"), u: Number(entries.get("unit")) };
     const step = entries.get("step") === "start" ? model.start : Number(entries.get("step"));
     if (entries.has("column")) number.j = Number(entries.get("column"));
     if (!model.parameters.has(number.q)) number.t = step;
     if (!model.exists(number)) return false;
     this.layerIndex = layerIndex;
+    this.step = model.nearest(this.step);
     if (model.stepIndices.has(step)) this.step = step;
     this.choose(number, { push: false });
     return true;
@@ -298,6 +406,7 @@ export function mount(root, data, inModel = null) {
   root.classList.add("unrolled");
   root.dataset.lmSuppressShortcuts = "true"; // turns off JupyterLab's own shortcuts in here
   const guide = createGuide(view);
+  const comparison = createComparison(view);
   const strip = createStrip(view);
   const drawing = createDrawing(view);
   const tables = createTables(view);
@@ -309,7 +418,7 @@ export function mount(root, data, inModel = null) {
   const gradient = createGradient(view);
   const text = data.labels && createText(view);
   const player = createPlayer(view);
-  const keys = createKeys();
+  const keys = createKeys(data);
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
   const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
@@ -334,17 +443,21 @@ export function mount(root, data, inModel = null) {
     createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", { "aria-hidden": "true" }, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
-  const parts = [strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
-  const isWide = !isSmall(view.model) && (view.model.units > WIDE_UNITS || view.model.length > WIDE_STEPS);
+  const rowPicker = createRowPicker(view);
+  const legend = createLegend(view);
+  const summary = createElement("span", { class: "what" });
+  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
+  const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
+  const isWide = (view.model.units > WIDE_UNITS || longest > WIDE_STEPS) && !(isSmall(view.model) && longest === view.model.length);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
   const textSection = text && createSection("wide text-section", "Text", text.element);
   const overview = !isWide ? strip.element : text && data.labels.length > WIDE_STEPS ? textSection : wholeSequence;
   root.classList.toggle("is-wide", isWide);
   root.replaceChildren(
-    createElement("header", {}, inModel && createElement("button", { type: "button", class: "btn", "aria-label": `back to ${inModel.title}`, onclick: inModel.close }, `‹ ${inModel.title}`), createElement("h1", {}, data.title), createElement("span", { class: "what" }, data.summary), changes, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
-    guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), overview,
+    createElement("header", {}, inModel && createElement("button", { type: "button", class: "btn", "aria-label": `back to ${inModel.title}`, onclick: inModel.close }, `‹ ${inModel.title}`), createElement("h1", {}, data.title), summary, changes, rowPicker.element, data.layers.length > 1 ? layerPicker : null, keysButton, themeButton),
+    comparison.element ?? "", guide.element, ...data.notes.map((note) => createElement("p", { role: "note", class: "note" }, note)), overview,
     createElement("main", { class: "stage" },
-      createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, createLegend(), editor.element),
+      createElement("section", { class: "draw", "aria-label": "The cell" }, createElement("div", { class: "head-row" }, heads.cell, player.element), drawing.element, legend.element, editor.element),
       stepValues,
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
@@ -352,7 +465,7 @@ export function mount(root, data, inModel = null) {
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
-      createSection("keys-section", "Keyboard", createKeyList())), keys);
+      createSection("keys-section", "Keyboard", createKeyList(data))), keys);
 
   async function copyLink() {
     try {
@@ -365,25 +478,26 @@ export function mount(root, data, inModel = null) {
   }
 
   function updateChanges() {
-    changes.hidden = view.edits.size === 0;
+    const { edits, models } = view.row;
+    changes.hidden = edits.size === 0;
     if (changes.hidden) return;
-    changesText.textContent = `${view.edits.size === 1 ? "1 value" : `${view.edits.size} values`} changed${effect()} `;
+    changesText.textContent = `${edits.size === 1 ? "1 value" : `${edits.size} values`} changed${effect(edits, models)} `;
     copyButton.hidden = !view.hasAddress;
   }
 
   /** What the changes do: how many numbers differ, if all are stored. */
-  function effect() {
-    if (view.edits.pending) return `; recomputing: ${Math.floor(100 * view.edits.pending.progress)} %`;
-    if (view.edits.isLong) return "";
+  function effect({ pending, isLong }, models) {
+    if (pending) return `; recomputing: ${Math.floor(100 * pending.progress)} %`;
+    if (isLong) return "";
     let [total, different] = [0, 0];
-    for (const model of view.models) {
+    for (const model of models) {
       total += model.recorded.values.length;
       model.values.values.forEach((value, k) => { different += differ(value, model.recorded.values[k]); });
     }
     return `: ${different} of ${total} numbers differ`;
   }
 
-  view.edits.onProgress = (isDone) => (isDone ? view.refresh() : updateChanges());
+  view.allEdits.onProgress = (isDone) => (isDone ? view.refresh() : updateChanges());
 
   let lastNumber = null;
 
@@ -394,8 +508,10 @@ export function mount(root, data, inModel = null) {
     lastNumber = view.number;
     heads.cell.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
     heads.step.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
-    heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
+    if (view.mode === "difference") heads.number.innerHTML = `<span>How much does ${symbols.of(view.number)} differ?</span>`;
+    else heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
     layerPicker.value = view.layerIndex;
+    summary.textContent = view.data.summary;
     if (view.hasAddress) document.title = `${Symbols.plain(symbols.of(view.number))} · ${data.title}`;
   }
 
@@ -424,6 +540,8 @@ export function mount(root, data, inModel = null) {
       if (model.isParameter(number)) return false;
       const size = number.q === "x" ? model.features : model.size(number.q);
       view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size });
+    } else if (key === "b" && comparison.element) {
+      comparison.next();
     } else if (key === "j" || key === "k") {
       const at = model.order.indexOf(number.q);
       const q = model.order[(at + (key === "j" ? 1 : model.order.length - 1)) % model.order.length];
@@ -436,7 +554,7 @@ export function mount(root, data, inModel = null) {
       if (source) view.choose(source);
     } else if (key === "e" && view.isEditable(number)) {
       editor.focus();
-    } else if (key === "r" && view.edits.size) {
+    } else if (key === "r" && view.row.edits.size) {
       view.reset();
     } else if (key === " " && !target.closest("button, a, [role=button]")) {
       player.toggle();
@@ -491,12 +609,13 @@ const KEYS = [
   ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Shift ← →", "select a range of the text"], ["Backspace", "back"], ["?", "this list"],
 ];
 
-function createKeyList() {
-  return createElement("div", { class: "keys" }, KEYS.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
+function createKeyList({ baseline }) {
+  const keys = baseline ? [...KEYS.slice(0, -1), ["b", "this trace, the baseline, the difference"], KEYS.at(-1)] : KEYS;
+  return createElement("div", { class: "keys" }, keys.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
 }
 
-function createKeys() {
-  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(),
+function createKeys(data) {
+  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(data),
     createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
 }
 
@@ -512,16 +631,23 @@ function createParagraph(text) {
   return createElement("p", {}, parts.map((part) => (/^arXiv:/.test(part) ? createElement("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part)));
 }
 
-function createLegend() {
+function createLegend(view) {
+  const element = createElement("p", { class: "legend" });
   const key = (className, text) => [createElement("span", { class: `k ${className}` }), text];
-  return createElement("p", { class: "legend" }, key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero"), ". Thicker line: larger number. Gray: the whole vector.");
+  function update() {
+    const isDifference = view.mode === "difference";
+    const keys = [isDifference ? [] : key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero")];
+    element.replaceChildren(...keys.flat(), isDifference ? differenceLegend(view) : ". Thicker line: larger number. Gray: the whole vector.");
+  }
+  return { element, update };
 }
 
 function createFindings(view) {
   const { findings, checked } = view.data.health;
   return createElement("ol", { class: "findings" },
     findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, finding.message, " ",
-      view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.open(finding.layer, view.numberOf(finding)) }, "Show it") : null))),
+      finding.missing ? createElement("span", { class: "quiet" }, finding.missing) : null,
+      view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.openFinding(finding) }, "Show it") : null))),
     checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))));
 }
 

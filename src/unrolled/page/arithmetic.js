@@ -1,5 +1,6 @@
 // Where a number comes from: its value, a sentence about it, and the sum as one would write it on paper.
 
+import { createComparedValue, createDifference } from "./comparison.js";
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, given, restValue, rowValue, shown, splitRows } from "./digits.js";
 import { Symbols } from "./symbols.js";
@@ -15,9 +16,13 @@ export function createArithmetic(view) {
 
   function update() {
     const { model, symbols, number } = view;
+    if (view.mode === "difference") {
+      element.replaceChildren(...createDifference(view));
+      return;
+    }
     const value = view.value(number);
     const isGiven = model.isParameter(number) || number.q === "x";
-    const head = createMarkup("div", `<span class="symbol">${symbols.of(number)}</span> = <span>${isGiven ? given(value) : shown(value)}</span>`, "value");
+    const head = view.pageData.baseline ? createComparedValue(view, number) : createMarkup("div", `<span class="symbol">${symbols.of(number)}</span> = <span>${isGiven ? given(value) : shown(value)}</span>`, "value");
     if (view.isChanged(number)) head.append(createElement("span", { class: "was" }, `was ${shown(view.original(number))}`));
     const said = sentence(view, number);
     replaceChildren(content, head, createMarkup("p", said, "say"), ...explanation(view, number, value));

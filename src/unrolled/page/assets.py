@@ -10,9 +10,10 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "model", "long_run", "edits", "symbols",
-    "words", "cells", "strip", "tables", "drawing", "equations", "arithmetic", "editor", "weights", "sequence",
-    "passages", "text", "gradient", "player", "tour", "guide", "app", "overview", "start",
+    "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "model", "long_run",
+    "edits", "symbols", "words", "comparison", "cells", "strip", "tables", "drawing", "equations",
+    "arithmetic", "editor", "weights", "sequence", "passages", "text", "gradient", "player", "tour",
+    "guide", "app", "overview", "start",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 // One number as a cell: its digits, and a bar on the scale of its quantity.
 
 import { createElement } from "./dom.js";
-import { given, shown } from "./digits.js";
+import { comparisonText } from "./comparison.js";
+import { shown } from "./digits.js";
 import { Symbols } from "./symbols.js";
 
 /** Create the cell of a number. `refer` returns the number, which may follow the chosen step and unit. */
@@ -22,7 +23,7 @@ export function createCell(view, refer, className = "") {
       const isGate = model.isGate(number.q);
       const place = (one) => (isGate ? 100 * Math.max(0, Math.min(1, one)) : 50 + 50 * Math.max(-1, Math.min(1, one / view.scale(number) || 0)));
       const at = place(value);
-      digits.textContent = model.isParameter(number) || number.q === "x" ? given(value) : shown(value);
+      digits.textContent = view.textOf(number);
       element.dataset.tone = tone(value, isGate);
       element.style.setProperty("--a", `${isGate ? 0 : Math.min(50, at)}%`);
       element.style.setProperty("--w", `${isGate ? at : Math.abs(at - 50)}%`);
@@ -34,8 +35,10 @@ export function createCell(view, refer, className = "") {
       view.mark(element, number);
       element.tabIndex = element.classList.contains("on") ? 0 : -1; // of all numbers, Tab goes to the chosen one
       const name = Symbols.plain(view.symbols.of(number));
-      element.title = isChanged ? `${name}, was ${shown(view.original(number))}` : name;
-      element.setAttribute("aria-label", `${view.symbols.spoken(number)}: ${digits.textContent}${isChanged ? `, was ${shown(view.original(number))}` : ""}`);
+      const was = isChanged ? `, was ${shown(view.original(number))}` : "";
+      const both = view.pageData.baseline ? comparisonText(view, number) : null;
+      element.title = both ? `${name}: ${both}${was}` : `${name}${was}`;
+      element.setAttribute("aria-label", `${view.symbols.spoken(number)}: ${both ?? digits.textContent}${was}`);
     },
   };
 }

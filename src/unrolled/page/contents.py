@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from unrolled.cells.base import positive_int
 from unrolled.equations.source import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
+from unrolled.page.comparison import baseline_differences, check_comparable, comparison_summary
 from unrolled.page.layer_data import layer_data, share_inputs
+from unrolled.page.rows import RowChoice, as_list, differences
 from unrolled.page.text_values import text_values
 from unrolled.tracing.findings import Finding, where
-from unrolled.tracing.indexing import normalize_index
+from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
 
 INPUTS = ("numbers", "image")
@@ -22,102 +25,148 @@ INPUTS = ("numbers", "image")
 
 def page_data(
     trace: Trace,
-    batch: int,
-    labels: Sequence[str] | None,
+    batch: int | Iterable[int] | None,
+    labels: Sequence[Any] | None,
     inputs: str,
     title: str | None,
     limit: int,
-    predictions: Sequence[object] | None = None,
+    predictions: Sequence[Any] | None = None,
+    baseline: Trace | None = None,
 ) -> dict[str, Any]:
     """Return the data of the page of a trace.
 
     Args:
         trace: The trace of any layer.
-        batch: The row of the batch.
-        labels: A label for each time step. None for the step numbers.
+        batch: The row of the batch, or several rows. None for the first rows, as many as fit.
+        labels: A label for each time step, or a list of them for each row. None for the step numbers.
         inputs: How to draw the input: ``"numbers"`` or ``"image"``.
         title: The title of the page. None for the layer.
         limit: The maximum number of values on the page.
-        predictions: What the model predicts after each time step, as texts or numbers.
+        predictions: What the model predicts after each time step, as texts or numbers, or a list of them for
+            each row.
+        baseline: The trace to compare it with, or None.
 
     Raises:
         IndexError: If there is no such row.
-        TypeError: If ``labels``, ``predictions`` or ``title`` has the wrong type.
-        ValueError: If ``labels``, ``predictions``, ``inputs`` or ``limit`` is invalid, if the row has no time
-            steps, or if the trace doesn't contain the whole call.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``batch``, ``labels``, ``predictions``, ``inputs`` or ``limit`` is invalid, a row has
+            no time steps, or the trace doesn't contain the whole call.
     """
     first = trace.layers[0]
     first.check_whole("a page")
-    batch = normalize_index("row", batch, first.input.shape[1])
-    length = int(first.lengths[batch])
-    if length == 0:
-        raise ValueError(f"row {batch} has no time steps: choose another row with batch=")
+    lengths = first.lengths.tolist()
+    label_list = None if labels is None else as_list("labels", labels)
+    prediction_list = None if predictions is None else as_list("predictions", predictions)
+    choice = RowChoice.of(batch, lengths, (label_list, prediction_list))
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title should be a str, got {title!r}")
     if inputs not in INPUTS:
         raise ValueError(f"inputs should be {' or '.join(map(repr, INPUTS))}, got {inputs!r}")
     limit = positive_int("limit", limit)
-    rows = first.input.shape[1]
-    report = trace.health()
+    row_labels = choice.texts("labels", label_list, lengths)
+    row_predictions = choice.texts("predictions", prediction_list, lengths)
+    if baseline is not None:
+        check_comparable(trace, baseline)
+    layer_limit = limit // len(trace.layers) // (1 if baseline is None else 2)
     notes: list[str] = []
-    layers = [
-        layer_data(trace, part, batch, length, limit // len(trace.layers), notes) for part in trace.layers
+
+    def layers(of: Trace, row: int, count: int) -> list[dict[str, Any]]:
+        data = [
+            layer_data(of, part, row, lengths[row], layer_limit, notes, count, first)
+            for part, first in zip(of.layers, trace.layers, strict=True)
+        ]
+        share_inputs(of, data, row, lengths[row])
+        if labels is not None:
+            for part, layer in zip(of.layers, data, strict=True):
+                if len(layer["steps"]) < lengths[row] or layer["computed"] is not None:
+                    layer["text"] = text_values(part, row, lengths[row], layer_limit)
+        return data
+
+    def row_data(row: int, count: int) -> dict[str, Any]:
+        return {
+            "row": row if len(lengths) > 1 else None,
+            "summary": _summary(trace, lengths[row]),
+            "labels": row_labels[row],
+            "predictions": row_predictions[row],
+            "layers": layers(trace, row, count),
+        }
+
+    first_row, *_ = choice.rows
+    data = row_data(first_row, len(choice.rows) if choice.is_chosen else 1)
+    sizes = [
+        (sum(math.prod(shape) for shape in part.cell.shapes().values()), sum(layer["diagram"]["sizes"]))
+        for part, layer in zip(trace.layers, data["layers"], strict=True)
     ]
-    share_inputs(trace, layers, batch, length)
-    if labels is not None:
-        for part, layer in zip(trace.layers, layers, strict=True):
-            if len(layer["steps"]) < length or layer.get("computed") is not None:
-                layer["text"] = text_values(part, batch, length, limit // len(layers))
+    rows = choice.fitting(lengths, sizes, layer_limit)
+    others = [differences(data, row_data(row, len(rows))) for row in rows[1:]]
+    if baseline is not None:
+        first_baseline = {"layers": layers(baseline, rows[0], len(rows))}
+        data["baseline"] = baseline_differences(data, first_baseline) | {
+            "summary": comparison_summary(trace, baseline, rows, data["layers"])
+        }
+        for row, other in zip(rows[1:], others, strict=True):
+            other["baseline"] = differences(first_baseline, {"layers": layers(baseline, row, len(rows))})
+    report = trace.health()
     return {
+        **data,
+        "rows": others,
+        "batchSize": len(lengths),
         "title": repr(trace.module) if title is None else title,
-        "summary": _summary(trace, length),
         "shortName": _short_name(trace),
         "cell": trace.recurrent.cell.__name__,
-        "labels": None if labels is None else _texts("labels", labels, length),
-        "predictions": None if predictions is None else _texts("predictions", predictions, length),
-        "row": batch if rows > 1 else None,
-        "batchSize": rows,
         "notes": list(dict.fromkeys(notes)),
         "inputs": inputs,
         "description": docstring_paragraphs(trace.recurrent.cell),
         "comparison": _comparison_with_torch(trace),
         "health": {
-            "findings": [_finding(trace, one, batch) for one in report],
+            "findings": [_finding(trace, one, rows) for one in report],
             "checked": list(report.checked),
         },
-        "layers": layers,
     }
 
 
-def _finding(trace: Trace, finding: Finding, batch: int) -> dict[str, Any]:
-    """Return a finding, and the number on the page that shows it, if there is one."""
+def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, Any]:
+    """Return a finding, and the number on the page that shows it, if there is one.
+
+    Args:
+        trace: The trace.
+        finding: The finding.
+        rows: The rows on the page.
+    """
     places = [(part.layer, part.direction) for part in trace.layers]
     index = places.index((finding.layer, finding.direction))
     part = trace.layers[index]
-    number = None
+    number, row, missing = None, None, None
     if finding.parameter is not None:
-        name, row = finding.parameter
-        number = {"q": name, "u": row} | ({"j": 0} if len(part.cell.shapes()[name]) > 1 else {})
-    elif finding.quantity in ("x", *part.values) and finding.steps and batch in (finding.rows or (batch,)):
+        name, parameter_row = finding.parameter
+        number = {"q": name, "u": parameter_row} | ({"j": 0} if len(part.cell.shapes()[name]) > 1 else {})
+    elif finding.quantity in ("x", *part.values) and finding.steps:
         number = {"q": finding.quantity, "t": finding.steps[0], "u": finding.units[0] if finding.units else 0}
+        if finding.rows and part.input.shape[1] > 1:
+            at_place = _rows_at_place(part, finding)
+            row = next((one for one in at_place if one in rows), None)
+            if row is None:
+                number = None
+                missing = f"Row {at_place[0]} isn't on this page. Use to_html(batch={at_place[0]}) to see it."
     return {
         "message": where(finding) + finding.message,
         "severity": finding.severity,
         "layer": index,
         "number": number,
+        "row": row,
+        "missing": missing,
     }
 
 
-def _texts(name: str, values: Sequence[object], length: int) -> list[str]:
-    """Return the entries of an argument as texts, one for each time step."""
-    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(
-            f"{name} should be an iterable of strings, one per time step, got {type(values).__name__}"
-        )
-    texts = [str(value) for value in values]
-    if len(texts) != length:
-        raise ValueError(f"{name} should have one entry per time step ({length}), got {len(texts)}")
-    return texts
+def _rows_at_place(part: LayerTrace, finding: Finding) -> Sequence[int]:
+    """Return the rows of a finding for which its first step and unit are right.
+
+    Several rows may have NaN that starts at different places. The message names the first place.
+    """
+    unit = finding.units[0] if finding.units else 0
+    values = part[finding.quantity][finding.steps[0]].unsqueeze(-1).flatten(1)[:, unit]
+    bad = [row for row in finding.rows if not values[row].isfinite()]
+    return bad or finding.rows
 
 
 def _comparison_with_torch(trace: Trace) -> dict[str, str]:

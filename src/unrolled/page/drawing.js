@@ -21,7 +21,7 @@ export function createDrawing(view) {
   let painters = [];
 
   function update() {
-    const state = [view.layerIndex, narrow.matches, view.model.isFolded].join();
+    const state = [view.partKey, narrow.matches, view.model.isFolded].join();
     if (drawn !== state) {
       painters = [];
       element.classList.toggle("is-open", !view.model.isFolded);

@@ -32,7 +32,7 @@ export function createEditor(view) {
   function update() {
     const { model, number, symbols, edits } = view;
     if (!edits.possible) {
-      hint.textContent = `Not possible on this page. ${edits.reasons.find(Boolean)}`;
+      hint.textContent = view.mode === "this" ? `Not possible on this page. ${edits.reasons.find(Boolean)}` : edits.reasons.find(Boolean);
       row.hidden = leaves.hidden = tries.hidden = true;
       return;
     }

@@ -1,7 +1,8 @@
 // The reader's changes: inputs, initial states and parameters with other values, and quantities that are held.
 //
 // An edit is {part, kind, value} with the index of its layer: {kind: "input", step, unit}, {kind: "state", name, unit},
-// {kind: "parameter", name, index} or {kind: "hold", name, unit, steps}, where steps is null for all steps.
+// {kind: "parameter", name, index} or {kind: "hold", name, unit, steps}, where steps is null for all steps. Edits of
+// parameters are for all rows of the batch. Any other edit belongs to one row, which it has as its row.
 
 import { runModel } from "./evaluator.js";
 import { LongRun } from "./long_run.js";
@@ -9,23 +10,33 @@ import { StoredSteps } from "./steps.js";
 
 const SLICE = 60; // milliseconds of a long run after which the page can react
 
-const PATTERN = /^(?:(\d+):)?(\w+)(?:@(\w+))?\[(\d+)(?:,(\d+))?\]=(.+)$/;
+const PATTERN = /^(?:row(\d+)\/)?(?:(\d+):)?(\w+)(?:@(\w+))?\[(\d+)(?:,(\d+))?\]=(.+)$/;
 
-/** The changes of a page, and the run with them. */
+/** The changes of a page as one of its rows sees them, and the run with them. */
 export class Edits {
-  constructor(data, models) {
+  /** The page has the edits of all rows, the number of its first row, and editsOf(number), the Edits of a row. */
+  constructor(data, models, page) {
     this.models = models;
-    this.edits = new Map();
+    this.page = page;
+    this.row = data.row;
+    this.edits = page.edits;
+    this.lastRun = "";
     this.reasons = data.layers.map((layer) => layer.program.reason);
     this.isLong = models.some((model) => model.isComputed);
     this.layers = this.possible && !this.isLong ? data.layers.map((layer, k) => ({ ...layer, ...this.inputsOf(models[k]) })) : [];
     this.pending = null; // a long run that isn't done
     this.runs = 0; // how many have been shown
-    this.onProgress = () => {};
   }
 
+  /** The edits that change this row. */
+  get own() {
+    if (!this.possible) return [];
+    return [...this.edits.values()].filter((edit) => edit.kind === "parameter" || edit.row === this.row);
+  }
+
+  /** How many edits change this row. */
   get size() {
-    return this.edits.size;
+    return this.own.length;
   }
 
   /** Whether layers can run again. All layers above a changed one have to. */
@@ -55,7 +66,7 @@ export class Edits {
   }
 
   key(edit) {
-    return [edit.part, edit.kind, edit.name, edit.index ?? edit.unit, edit.step ?? (edit.steps ?? ["*"]).join()].join("|");
+    return [edit.kind === "parameter" ? "" : this.row, edit.part, edit.kind, edit.name, edit.index ?? edit.unit, edit.step ?? (edit.steps ?? ["*"]).join()].join("|");
   }
 
   /** The edit of exactly this number, or of the quantity in all steps. */
@@ -66,9 +77,9 @@ export class Edits {
     return this.edits.get(this.key({ ...edit, steps: [number.t] })) ?? this.edits.get(this.key(edit)) ?? null;
   }
 
-  set(edit, value) {
-    this.edits.set(this.key(edit), { ...edit, value });
-    this.rerun();
+  /** Set a value without running the layers. */
+  put(edit, value) {
+    this.edits.set(this.key(edit), { ...edit, row: this.row, value });
   }
 
   remove(edit) {
@@ -76,6 +87,7 @@ export class Edits {
     this.rerun();
   }
 
+  /** Remove the edits of all rows. */
   clear() {
     this.edits.clear();
     this.rerun();
@@ -86,9 +98,15 @@ export class Edits {
     return (this.pending && this.find(part, number)?.value) ?? null;
   }
 
+  /** Run the layers if edits were made while another row was shown. */
+  catchUp() {
+    if (this.lastRun !== this.toText(this.own)) this.rerun();
+  }
+
   /** Run all layers with the changes. A hold of one step goes over that of all steps. */
   rerun() {
-    const list = [...this.edits.values()].sort((a, b) => (a.steps ? 1 : 0) - (b.steps ? 1 : 0));
+    const list = this.own.sort((a, b) => (a.steps ? 1 : 0) - (b.steps ? 1 : 0));
+    this.lastRun = this.toText(this.own);
     clearTimeout(this.timer);
     this.pending = null;
     if (!list.length) {
@@ -114,7 +132,7 @@ export class Edits {
     } else {
       this.timer = setTimeout(() => this.continue());
     }
-    if (!isFirst) this.onProgress(isDone);
+    if (!isFirst) this.page.onProgress?.(isDone);
   }
 
   /** Show the result of a run. */
@@ -131,10 +149,11 @@ export class Edits {
 
   // --- the address ---
 
-  toText() {
-    return [...this.edits.values()].map((edit) => {
+  toText(edits = [...this.edits.values()]) {
+    return edits.map((edit) => {
       const model = this.models[edit.part];
-      const part = edit.part ? `${edit.part}:` : "";
+      const row = edit.kind === "parameter" || edit.row === this.page.firstRow ? "" : `row${edit.row}/`;
+      const part = `${row}${edit.part ? `${edit.part}:` : ""}`;
       const columns = edit.kind === "parameter" && model.parameters.get(edit.name).shape[1];
       const index = columns ? `${Math.floor(edit.index / columns)},${edit.index % columns}` : edit.index ?? edit.unit;
       const step = edit.kind === "input" ? `@${edit.step}` : edit.kind === "state" ? "@start" : edit.steps ? `@${edit.steps[0]}` : "";
@@ -146,16 +165,21 @@ export class Edits {
   fromText(text) {
     this.edits.clear();
     for (const entry of text.split(";").filter(Boolean)) {
-      const [, part = "0", q, step, row, column, value] = PATTERN.exec(entry) ?? [];
-      const model = this.models[part];
-      if (!model || !Number.isFinite(Number(value))) continue;
-      const isParameter = model.parameters.has(q);
-      const number = { q, u: Number(row), ...(column === undefined ? {} : { j: Number(column) }) };
-      if (!isParameter) number.t = step === "start" ? model.start : step === undefined ? model.firstStep : Number(step);
-      if (!model.exists(number)) continue;
-      const edit = this.editOf(Number(part), number, isParameter || step === undefined ? null : [number.t]);
-      if (edit) this.edits.set(this.key(edit), { ...edit, value: Number(value) });
+      const [, row, ...parts] = PATTERN.exec(entry) ?? [];
+      this.page.editsOf(row === undefined ? this.page.firstRow : Number(row))?.readEntry(...parts);
     }
     this.rerun();
+  }
+
+  /** Read one change of this row, or of all rows. */
+  readEntry(part = "0", q, step, unit, column, value) {
+    const model = this.models[part];
+    if (!model || !Number.isFinite(Number(value))) return;
+    const isParameter = model.parameters.has(q);
+    const number = { q, u: Number(unit), ...(column === undefined ? {} : { j: Number(column) }) };
+    if (!isParameter) number.t = step === "start" ? model.start : step === undefined ? model.firstStep : Number(step);
+    if (!model.exists(number)) return;
+    const edit = this.editOf(Number(part), number, isParameter || step === undefined ? null : [number.t]);
+    if (edit) this.put(edit, Number(value));
   }
 }

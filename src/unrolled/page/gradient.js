@@ -19,7 +19,7 @@ export function createGradient(view) {
   let renderedState = null;
 
   function update() {
-    const state = `${view.layerIndex} ${view.theme}`;
+    const state = `${view.partKey} ${view.theme}`;
     if (state !== renderedState) {
       element.replaceChildren(...createGradientContent(view));
       renderedState = state;
@@ -39,6 +39,7 @@ const xOfStep = (view, step) => MARGIN_LEFT + ((step + 0.5) / view.model.length)
 
 function createGradientContent(view) {
   const { model } = view;
+  if (view.mode === "difference") return [createElement("p", {}, "Choose “this” or “baseline” at the top to see its gradient.")];
   if (!model.gradient) {
     return [createElement("p", {}, "This trace has no gradients. Call ", createElement("code", {}, "trace.backward(loss)"),
       " before ", createElement("code", {}, "trace.to_html(…)"), " to add them.")];

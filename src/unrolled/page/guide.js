@@ -37,6 +37,7 @@ export function createGuide(view) {
   function go(to) {
     stop = to;
     if (to >= 0) {
+      view.mode = "this"; // the texts of the tour are about its numbers
       stops = tourStops(view);
       view.choose(stops[to].number, { push: false });
     } else {
@@ -59,6 +60,7 @@ export function createGuide(view) {
 
   function draw() {
     element.className = "guide";
+    element.hidden = false;
     const { findings, checked } = view.data.health;
     if (stop >= 0) {
       const { title, text: said } = stops[stop];
@@ -69,10 +71,13 @@ export function createGuide(view) {
     } else if (findings.length) {
       const [worst] = findings;
       element.classList.toggle("alarm", worst.severity !== "note");
-      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message);
+      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message,
+        worst.missing ? createElement("span", { class: "quiet" }, ` ${worst.missing}`) : null);
       element.replaceChildren(said, createElement("span", { class: "acts" },
-        view.numberOf(worst) ? button("Show it", () => view.open(worst.layer, view.numberOf(worst))) : null,
+        view.numberOf(worst) ? button("Show it", () => view.openFinding(worst)) : null,
         button(findings.length > 1 ? `${findings.length - 1} more` : "Diagnosis", () => view.root.querySelector(".health").scrollIntoView())));
+    } else if (view.pageData.baseline) {
+      element.hidden = true; // the line of the comparison is above
     } else if (!isHidden) {
       const number = tourStops(view).at(-2)?.number ?? view.number;
       element.replaceChildren(text(`<b>New to ${view.data.shortName}?</b> A few short stops explain where ${view.symbols.of(number)} comes from. Every number on this page is real and can be clicked.`),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,7 +65,14 @@ class _Numbers:
 
 
 def layer_data(
-    trace: Trace, part: LayerTrace, batch: int, length: int, limit: int, notes: list[str]
+    trace: Trace,
+    part: LayerTrace,
+    batch: int,
+    length: int,
+    limit: int,
+    notes: list[str],
+    rows: int = 1,
+    order: LayerTrace | None = None,
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
 
@@ -75,13 +83,15 @@ def layer_data(
         length: The number of time steps of the row.
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
+        rows: The number of rows that share the limit.
+        order: The layer whose similar units are together in the heat maps. By default, it is this one.
 
     Raises:
         ValueError: If a state is complex.
     """
     complex_names = [name for name, values in part.values.items() if values.is_complex()]
     notes += [f"{name} is not shown because its values are complex." for name in complex_names]
-    numbers = _numbers(trace, part, batch, length, limit)
+    numbers = _numbers(trace, part, batch, length, _limit_of_row(part, limit, rows))
     sample = numbers.sample
     notes += _omission_notes(part, sample, length)
     has_maps = numbers.computed is not None or not sample.complete
@@ -95,7 +105,7 @@ def layer_data(
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": _maps(part, numbers.traced.diagram, batch, length) if has_maps else None,
+        "maps": _maps(part, numbers.traced.diagram, batch, length, order or part) if has_maps else None,
         "gradient": _gradient(part, batch),
         "program": program_data(numbers.program),
         "valueSources": numbers.sources,
@@ -119,6 +129,12 @@ def share_inputs(trace: Trace, layers: list[dict[str, Any]], batch: int, length:
         outputs = [trace.layers[k].values[next(iter(part.cell.state))][:length, batch] for k in below]
         if identical(torch.cat([output.flatten(1) for output in outputs], 1), part.input[:length, batch]):
             data["computed"]["input"] = None
+
+
+def _limit_of_row(part: LayerTrace, limit: int, rows: int) -> int:
+    """Return the maximum number of values of one of several rows, which share the parameters."""
+    parameters = sum(math.prod(shape) for shape in part.cell.shapes().values())
+    return parameters + max(0, limit - parameters) // rows
 
 
 def _numbers(trace: Trace, part: LayerTrace, batch: int, length: int, limit: int) -> _Numbers:
@@ -178,10 +194,13 @@ def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, l
     return _Numbers(one_step, sample, program, sources=sources, computed=computed)
 
 
-def _maps(part: LayerTrace, diagram: Diagram, batch: int, length: int) -> dict[str, Any]:
-    """Return the heat maps of the input and of the quantities in a diagram, with similar units together."""
+def _maps(part: LayerTrace, diagram: Diagram, batch: int, length: int, ordered: LayerTrace) -> dict[str, Any]:
+    """Return the heat maps of the input and of the quantities in a diagram.
+
+    The units are in the order that brings similar ones of the layer ``ordered`` together.
+    """
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
-    order = unit_order(values[next(iter(part.cell.state))])
+    order = unit_order(ordered.values[next(iter(ordered.cell.state))][:length, batch].reshape(length, -1))
     names = [node.name for node in diagram.nodes if node.name in values and node.name != "x"]
     maps = {name: (values[name], feature_order(order, values[name].shape[1])) for name in names}
     x = part.input[:length, batch].reshape(length, -1)

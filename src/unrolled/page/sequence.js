@@ -28,7 +28,7 @@ export function createSequence(view) {
   function update() {
     const { model } = view;
     const isTable = isSmall(model);
-    const key = [view.layerIndex, isTable ? "" : view.theme, isTable ? "" : view.edits.runs].join();
+    const key = [view.partKey, isTable ? "" : view.theme, isTable ? "" : view.edits.runs].join();
     if (key !== drawn) {
       parts = [];
       element.replaceChildren(isTable ? createTables() : createMaps());
@@ -135,7 +135,7 @@ export function createSequence(view) {
       element: createElement("div", { class: "map" }, name, frame, summary),
       update() {
         const unit = Math.min(view.unit, model.size(q) - 1);
-        name.querySelector(".now").textContent = `[${unit}] = ${shown(view.value({ q, t: view.step, u: unit }))}`;
+        name.querySelector(".now").textContent = `[${unit}] = ${view.textOf({ q, t: view.step, u: unit })}`;
         const [across, down] = [view.step / grid.binSteps, grid.rowOf(unit)].map(Math.floor);
         const [x, y] = isImage ? [down, across] : [across, down];
         Object.assign(cursor.style, { left: `${(100 * x) / width}%`, width: `${100 / width}%` });
@@ -158,10 +158,19 @@ function fullGrid(model, q) {
   return { values, steps: model.length, features, binSteps: 1, binFeatures: 1, stepAt: (x) => x, featureAt: (y) => y, rowOf: (unit) => unit, print: shown };
 }
 
-/** Means over bins of steps and features. Those of the recorded run are coded in 8 bits. */
-function binnedGrid({ binSteps, binFeatures, rows: features, low, high, codes, means, featureOrder, statistics: exact }) {
-  const values = means ?? Float64Array.from(decodeBytes(codes), (code) => SPECIAL_CODES.get(code) ?? low + ((high - low) * code) / MAX_CODE);
-  const resolution = means ? 0 : (high - low) / MAX_CODE;
+/** The means of a heat map. Those of a recorded run are coded in 8 bits. */
+export function mapMeans({ low, high, codes, means }) {
+  return means ?? Float64Array.from(decodeBytes(codes), (code) => SPECIAL_CODES.get(code) ?? low + ((high - low) * code) / MAX_CODE);
+}
+
+/** The distance between two means that a heat map can tell apart. */
+export const mapResolution = ({ low, high, means, resolution }) => resolution ?? (means ? 0 : (high - low) / MAX_CODE);
+
+/** Means over bins of steps and features. */
+function binnedGrid(map) {
+  const { binSteps, binFeatures, rows: features, featureOrder, statistics: exact } = map;
+  const values = mapMeans(map);
+  const resolution = mapResolution(map);
   const print = (value) => (resolution > 0 ? `about ${fixed(value, Math.max(0, Math.min(8, Math.floor(-Math.log10(resolution)))))}` : shown(value));
   return { values, steps: values.length / features, features, binSteps, binFeatures, stepAt: (x) => x * binSteps,
     featureAt: (y) => featureOrder[y * binFeatures], rowOf: (unit) => featureOrder.indexOf(unit) / binFeatures, statistics: exact, print };

@@ -31,7 +31,7 @@ export function createStrip(view) {
     limit = Math.max(1, Math.min(MAX_UNITS, Math.floor((room - gap) / NUMBER_WIDTH)));
     const columns = Math.floor(room / (units().length * NUMBER_WIDTH + gap));
     const shown = stepsShown(model, view.step, Math.min(MAX_COLUMNS + 1, columns));
-    const key = [view.layerIndex, ...shown, ...units()].join();
+    const key = [view.partKey, ...shown, ...units()].join();
     if (key !== drawn) {
       cells = [];
       table.replaceChildren(...draw(shown));

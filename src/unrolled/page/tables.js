@@ -17,7 +17,7 @@ export function createTables(view) {
   let cells = [];
 
   function update() {
-    const key = [view.layerIndex, ...unitsShown(view, view.model.units)].join();
+    const key = [view.partKey, ...unitsShown(view, view.model.units)].join();
     if (key !== drawn) {
       cells = [];
       element.replaceChildren(...draw());

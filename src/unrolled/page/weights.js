@@ -15,7 +15,7 @@ export function createWeights(view) {
 
   function update() {
     if (!element.offsetParent) return; // the tab is closed
-    const key = [view.layerIndex, ...unitsShown(view), view.number.j ?? ""].join();
+    const key = [view.partKey, ...unitsShown(view), view.number.j ?? ""].join();
     if (key !== drawn) {
       cells = [];
       element.replaceChildren(...view.model.nodes.map(createGate).filter(Boolean));

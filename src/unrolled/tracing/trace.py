@@ -218,30 +218,33 @@ class Trace:
         self,
         path: str | Path,
         *,
-        batch: int = 0,
-        labels: Sequence[str] | None = None,
+        batch: int | Iterable[int] | None = None,
+        labels: Sequence[Any] | None = None,
         inputs: str = "numbers",
         title: str | None = None,
         limit: int = 3_000_000,
-        predictions: Sequence[object] | None = None,
+        predictions: Sequence[Any] | None = None,
+        baseline: Trace | None = None,
     ) -> Path:
         """Write an interactive HTML page. It is a single file that works offline in any browser.
 
-        The page shows the sequence, the cell drawn with the numbers of one unit, every number of a step and
-        how it was computed, the gradient through time after :meth:`backward`, what :meth:`health` finds, and
-        the comparison with torch.nn. Inputs, weights, initial states and gates can be changed on the page.
+        The page shows every number of each step and how it was computed, the gradient after :meth:`backward`
+        and what :meth:`health` finds. Inputs, weights, initial states and gates can be changed on it.
 
         Args:
             path: Path of the file.
-            batch: The row.
-            labels: A label for each time step, such as the characters of a text.
+            batch: The row, or several rows. By default, some of the first rows: up to 8 if they are small.
+            labels: A label for each time step, such as the characters of a text, for one row (row 0 by
+                default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
             limit: Approximate maximum of numbers to store; three million make a file of 16 MB. Of a large
                 layer, only the input, the parameters and some states are stored, and the page computes the
                 other numbers when they are shown. If these are too many, or the page can't compute the steps,
                 there is a warning: at most 1000 evenly spaced steps are stored, and means over all steps.
-            predictions: What the model predicts after each time step, as texts or numbers.
+            predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
+            baseline: A trace of the same cell, sizes and input shape, such as from before training. The page
+                also shows its numbers, and the differences.
 
         Returns:
             The path.
@@ -250,12 +253,12 @@ class Trace:
             OSError: If the file can't be written.
             IndexError: If there is no such row.
             TypeError: If an argument has the wrong type.
-            ValueError: If the number of labels or predictions isn't the number of time steps, ``inputs`` is
-                another word, the row has no time steps, the states are complex, or another argument is
-                invalid.
+            ValueError: If labels or predictions don't fit the time steps, a row has no time steps, the states
+                are complex, or another argument is invalid.
         """
-        options = {"batch": batch, "labels": labels, "inputs": inputs, "title": title, "limit": limit}
-        return Path(display.package("page").write(self, path, **options, predictions=predictions))
+        texts = {"labels": labels, "predictions": predictions, "title": title}
+        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline, **texts}
+        return Path(display.package("page").write(self, path, **options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows if a trace is the last value of a cell: the page."""
