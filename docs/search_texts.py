@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 
 _NOT_TEXT = "script, style, svg, iframe, .headerlink, .toctree-wrapper"
 _BLOCKS = {"p", "li", "td", "th", "dt", "dd", "pre", "div", "tr", "br", "h1", "h2", "h3", "h4", "summary"}
-_HEADINGS = {"h1", "h2", "h3", "h4"}
+_HEADINGS = ["h1", "h2", "h3", "h4"]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -47,6 +47,10 @@ def passages(html: str) -> list[dict[str, str]]:
                 anchor = str(node["id"])
                 title = "" if node.name == "section" else anchor
                 found.append({"anchor": anchor, "title": title, "text": ""})
+            elif found and _section_id(node.parent) not in ("", found[-1]["anchor"]):  # after an object
+                heading = node.parent.find(_HEADINGS) if node.parent else None
+                title = heading.get_text() if heading else ""
+                found.append({"anchor": _section_id(node.parent), "title": title, "text": ""})
             if found and node.name in _BLOCKS:
                 found[-1]["text"] += " "
         elif found and isinstance(node, NavigableString):
@@ -58,6 +62,10 @@ def passages(html: str) -> list[dict[str, str]]:
         passage["text"] = " ".join(passage["text"].split())
         passage["title"] = " ".join(passage["title"].split())
     return [passage for passage in found if passage["text"]]
+
+
+def _section_id(node: Tag | None) -> str:
+    return str(node.get("id", "")) if node and node.name == "section" else ""
 
 
 def _add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

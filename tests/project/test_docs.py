@@ -370,6 +370,8 @@ def test_the_search_shows_passages_from_disk(site: Path, browser: Any) -> None:
     assert "The stabilizer m is subtracted first" in found["gallery.html"]
     found = search(tab, site, "to_flax")
     assert "to_flax" in found["reference/formats.html#unrolled.io.to_flax"]
+    found = search(tab, site, "complete source of the GRU cell")
+    assert found["reference/cells.html"].startswith("Published cells: ")
     search(tab, site, "<img src=x onerror=alert()>")
     assert not messages
     context.close()
