@@ -1,6 +1,6 @@
 // Where a number comes from: its value, a sentence about it, and the sum as one would write it on paper.
 
-import { createComparedValue, createDifference } from "./comparison.js";
+import { comparisonText, createComparedValue, createDifference } from "./comparison.js";
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, given, restValue, rowValue, shown, splitRows } from "./digits.js";
 import { Symbols } from "./symbols.js";
@@ -17,7 +17,8 @@ export function createArithmetic(view) {
   function update() {
     const { model, symbols, number } = view;
     if (view.mode === "difference") {
-      element.replaceChildren(...createDifference(view));
+      replaceChildren(content, ...createDifference(view));
+      announcement.textContent = `${symbols.spoken(number)}: ${comparisonText(view, number)}`;
       return;
     }
     const value = view.value(number);

@@ -238,13 +238,11 @@ class Trace:
                 default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
-            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. Of a large
-                layer, only the input, the parameters and some states are stored, and the page computes the
-                other numbers when they are shown. If these are too many, or the page can't compute the steps,
-                there is a warning: at most 1000 evenly spaced steps are stored, and means over all steps.
+            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. The page of a
+                large layer computes most numbers when they are shown. If it can't, or even the rest is too
+                much, there is a warning: at most 1000 evenly spaced steps are stored, and means over all.
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
-            baseline: A trace of the same cell, sizes and input shape, such as from before training. The page
-                also shows its numbers, and the differences.
+            baseline: A trace of the same cell, sizes and input shape to compare, as from before training.
 
         Returns:
             The path.
@@ -257,8 +255,8 @@ class Trace:
                 are complex, or another argument is invalid.
         """
         texts = {"labels": labels, "predictions": predictions, "title": title}
-        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline, **texts}
-        return Path(display.package("page").write(self, path, **options))
+        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline}
+        return Path(display.package("page").write(self, path, **options, **texts))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows if a trace is the last value of a cell: the page."""
