@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from unrolled.engines._torch_private import current_graph_task_id
 from unrolled.layers.tensors import tensors
 from unrolled.tracing.hooks import ModuleHook
 from unrolled.tracing.trace import Trace
@@ -98,7 +99,7 @@ class CallOrder:
 
         def is_observed() -> bool:
             # A backward pass may repeat calls of the forward pass.
-            return threading.get_ident() == thread and torch._C._current_graph_task_id() == -1
+            return threading.get_ident() == thread and current_graph_task_id() == -1
 
         def before(module: nn.Module, _: Any) -> None:
             if module is self._model and is_observed():
