@@ -13,7 +13,7 @@ from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
 from unrolled.engines.compiler.capture import capture
-from unrolled.engines.compiler.dump import GraphDump
+from unrolled.engines.compiler.dump import GraphDump, label_inputs
 from unrolled.engines.compiler.ir import (
     BATCH_SYMBOL,
     UnsupportedError,
@@ -61,6 +61,7 @@ class CompiledCell:
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
+        label_inputs(cell, self.captured)
         log.graph.info("%s", GraphDump(cell, dtype, self.captured, self._forward, self._backward))
         self.dtype = dtype = self.captured.dtype
         self.widths = list(cell.state_sizes().values())

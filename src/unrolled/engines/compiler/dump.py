@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.capture import CapturedStep
-from unrolled.engines.compiler.ir import BATCH_SYMBOL
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, label
 from unrolled.engines.compiler.partition import LoopPartition
 
 _SHAPE_COLUMN = 72  # text column at which shapes begin
@@ -32,7 +32,6 @@ class GraphDump:
     backward: LoopPartition
 
     def __str__(self) -> str:
-        names = self._names()
         lines = [f"{type(self.cell.innermost).__name__}, {self.dtype}"]
         for direction, part in (("forward", self.forward), ("backward", self.backward)):
             for position, nodes in (
@@ -42,37 +41,38 @@ class GraphDump:
             ):
                 if nodes:
                     lines.append(f"{direction}, {position}:")
-                    lines += [f"  {_line(node, names)}" for node in nodes]
+                    lines += [f"  {_line(node)}" for node in nodes]
             if part.loop:
-                lines.append(f"  reads {_join(part.inputs, names)}")
-                lines.append(f"  keeps {_join(part.saved, names)}")
+                lines.append(f"  reads {_join(part.inputs)}")
+                lines.append(f"  keeps {_join(part.saved)}")
                 states = zip(part.old_states, part.new_states, strict=True)
-                lines.append(f"  carries {', '.join(f'{names[old]} <- {names[new]}' for old, new in states)}")
+                lines.append(f"  carries {', '.join(f'{label(old)} <- {label(new)}' for old, new in states)}")
         return "\n".join(lines)
 
-    def _names(self) -> dict[fx.Node, str]:
-        captured = self.captured
-        names = {node: node.name for node in captured.graph.nodes}
-        states = list(self.cell.state)
-        names |= dict(zip(captured.params, (*self.cell.shapes(), "extra_inputs"), strict=False))
-        names |= dict(zip(captured.states, states, strict=True))
-        names |= dict(zip(captured.carries, (f"grad_{name}" for name in states), strict=True))
-        return names | {captured.x: "x", captured.grad_output: "grad_output"}
+
+def label_inputs(cell: Cell, captured: CapturedStep) -> None:
+    """Label the inputs of a captured step with the names that the cell gives them."""
+    states = list(cell.state)
+    labels = dict(zip(captured.params, (*cell.shapes(), "extra_inputs"), strict=False))
+    labels |= dict(zip(captured.states, states, strict=True))
+    labels |= dict(zip(captured.carries, (f"grad_{name}" for name in states), strict=True))
+    for node, name in (labels | {captured.x: "x", captured.grad_output: "grad_output"}).items():
+        node.meta["label"] = name
 
 
-def _line(node: fx.Node, names: dict[fx.Node, str]) -> str:
+def _line(node: fx.Node) -> str:
     function = str(node.target).removeprefix("aten.").removesuffix(".default")
-    arguments = [_argument(value, names) for value in node.args]
-    arguments += [f"{name}={_argument(value, names)}" for name, value in node.kwargs.items()]
-    text = f"{names[node]} = {function}({', '.join(arguments)})"
+    arguments = [_argument(value) for value in node.args]
+    arguments += [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
+    text = f"{label(node)} = {function}({', '.join(arguments)})"
     return f"{text:<{_SHAPE_COLUMN}} {_shape(node.meta['val'])}"
 
 
-def _argument(value: Any, names: dict[fx.Node, str]) -> str:
+def _argument(value: Any) -> str:
     if isinstance(value, fx.Node):
-        return names[value]
+        return label(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_argument(item, names) for item in value)}]"
+        return f"[{', '.join(_argument(item) for item in value)}]"
     return "B" if type(value) is int and value == BATCH_SYMBOL else str(value)
 
 
@@ -82,5 +82,5 @@ def _shape(value: object) -> str:
     return f"({', '.join('B' if size == BATCH_SYMBOL else str(size) for size in value.shape)})"
 
 
-def _join(nodes: Iterable[fx.Node], names: dict[fx.Node, str]) -> str:
-    return ", ".join(names[node] for node in nodes) or "nothing"
+def _join(nodes: Iterable[fx.Node]) -> str:
+    return ", ".join(map(label, nodes)) or "nothing"

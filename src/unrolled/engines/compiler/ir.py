@@ -23,6 +23,12 @@ class UnsupportedError(Exception):
     """The compiler can't compile a step; the message gives the reason."""
 
 
+def label(node: fx.Node) -> str:
+    """Return the name of a node in printed graphs and kernels: that of the cell, if it is an input."""
+    name: str = node.meta.get("label", node.name)
+    return name
+
+
 def is_batched(node: fx.Node) -> bool:
     """Return whether a node's value has a batch dimension (if not, it depends on parameters only)."""
     value = node.meta["val"]

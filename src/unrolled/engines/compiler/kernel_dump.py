@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from unrolled.engines.compiler.ir import label
 from unrolled.engines.compiler.kernel_ir import Buffer, Instruction, KernelIR, Level, Phase, Scalar
 
 
@@ -22,11 +23,11 @@ class KernelDump:
         lines = [f"kernel, {kernel.dtype}"]
         for one in kernel.inputs:
             before = ", of the step before" if one.shifted else ""
-            lines.append(f"  {one.buffer} = {one.node.name} {_shape(one.buffer)}{before}")
+            lines.append(f"  {one.buffer} = {label(one.node)} {_shape(one.buffer)}{before}")
         for k, state in enumerate(kernel.states):
             lines.append(f"  old{k} -> new{k} (rows, {state.width})")
         for k, node in enumerate(kernel.saved):
-            lines.append(f"  saved{k} = {node.name} (rows, {node.meta['val'].shape[1]})")
+            lines.append(f"  saved{k} = {label(node)} (rows, {node.meta['val'].shape[1]})")
         for k, scratch in enumerate(kernel.scratch):
             rows = "rows of a block" if scratch.whole_block else "rows"
             lines.append(f"  scratch{k} ({rows}, {scratch.width})")

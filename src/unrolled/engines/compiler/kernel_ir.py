@@ -18,6 +18,7 @@ from enum import Enum
 import torch
 from torch import fx
 
+from unrolled.engines.compiler.ir import label
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -159,8 +160,8 @@ class Group:
     sum_dtype: torch.dtype
 
     def __str__(self) -> str:
-        row = self.products[0].row.name if self.buffer is None else str(self.buffer)
-        matrices = ", ".join(f"{p.matrix.name}[:, {p.offset}:]" for p in self.products)
+        row = label(self.products[0].row) if self.buffer is None else str(self.buffer)
+        matrices = ", ".join(f"{label(p.matrix)}[:, {p.offset}:]" for p in self.products)
         dtypes = "" if self.dtype is self.sum_dtype else f", {self.dtype} in {self.sum_dtype}"
         return f"{row} @ {matrices}{dtypes}"
 

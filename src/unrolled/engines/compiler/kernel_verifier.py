@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from unrolled.engines.compiler.ir import label
 from unrolled.engines.compiler.kernel_dump import KernelDump
 from unrolled.engines.compiler.kernel_ir import (
     Apply,
@@ -126,10 +127,10 @@ class _Verifier:
         _require(group.sum_dtype in sums, f"{group} can't be summed in {group.sum_dtype}")
         for product in group.products:
             depth, columns = product.matrix.meta["val"].shape
-            _require(depth == group.depth, f"{group}: {product.matrix.name} has {depth} rows")
+            _require(depth == group.depth, f"{group}: {label(product.matrix)} has {depth} rows")
             _require(
                 0 <= product.offset <= columns - width,
-                f"{group}: {product.matrix.name} has {columns} columns",
+                f"{group}: {label(product.matrix)} has {columns} columns",
             )
 
     def _instructions(
