@@ -40,7 +40,14 @@ class Bessel(ur.Cell):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("CXX", "UNROLLED_KERNELS", "UNROLLED_ARCH", "UNROLLED_LOG", "OMP_NUM_THREADS"):
+    for name in (
+        "CXX",
+        "UNROLLED_KERNELS",
+        "UNROLLED_ARCH",
+        "UNROLLED_LOG",
+        "UNROLLED_VERIFY",
+        "OMP_NUM_THREADS",
+    ):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "kernels"
     monkeypatch.setenv(cache.VARIABLE, str(folder))
