@@ -12,8 +12,6 @@ is computed
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,36 +19,23 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
-from unrolled.engines import reference
 from unrolled.engines._torch_private import (
     FakeTensorMode,
-    pop_saved_tensors_hooks,
-    push_saved_tensors_hooks,
-    top_saved_tensors_hooks,
-    tree_flatten,
     tree_leaves,
-    tree_map,
-    tree_unflatten,
     use_lazy_graph_module,
 )
 from unrolled.engines.compiler.checks import (
-    Run,
     capture_error,
     check_capturable,
     silence_fake_tensor_log,
     tensor_attributes,
 )
-from unrolled.engines.compiler.decompositions import trace_decomposed
-from unrolled.engines.compiler.gradient_paths import GradientPaths, gradient_paths
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError, ancestors, dependents
+from unrolled.engines.compiler.gradient_paths import GradientPaths
+from unrolled.engines.compiler.ir import UnsupportedError, ancestors, dependents
 from unrolled.engines.compiler.lowering.dtypes import INTEGER_DTYPES, NeedsFloat64Error
 from unrolled.engines.compiler.lowering.lower import lower
 from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
-from unrolled.engines.compiler.source_location import (
-    BackwardLocationMode,
-    LocationTracker,
-    unsupported,
-)
+from unrolled.engines.compiler.traceable_step import TraceableStep, plain_autograd
 
 aten = torch.ops.aten
 
@@ -135,204 +120,46 @@ def _capture(
             its inputs in place or draws random numbers that aren't extra inputs. The message names the
             operation and its line.
     """
-    attributes = {n: value for n, value in tensor_attributes(cell).items() if n not in constant_attributes}
-    extra_width = cell.features - cell.input
-    state_sizes = list(cell.state_sizes().values())
-    tracker = LocationTracker(cell)
-
-    param_count = len(cell.shapes())
-
-    def bind(params: list[Tensor], attribute_values: list[Tensor], mode: bool) -> Cell:
-        tensors = zip([*cell.shapes(), *attributes], [*params, *attribute_values], strict=True)
-        bound = cell.bind(dict(tensors))
-        bound.training = mode
-        return bound
-
-    def step(bound: Cell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-        with tracker:
-            new_states = bound.step(x, *states)
-        return new_states if isinstance(new_states, tuple) else (new_states,)
-
-    def forward_and_backward(
-        params: list[Tensor],
-        attribute_values: list[Tensor],
-        x: Tensor,
-        states: list[Tensor],
-        carries: list[Tensor],
-        grad_output: Tensor,
-    ) -> Any:
-        params, extra_inputs = params[:param_count], params[param_count:]
-
-        def forward(params: list[Tensor], x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
-            x = torch.cat((x, *extra_inputs), -1) if extra_inputs else x
-            return step(bind(params, attribute_values, cell.training), x, states)
-
-        if not training:
-            return forward(params, x, states), [None] * (param_count + 1 + len(states))
-        new_states: Any
-        new_states, vjp = differentiate(forward, params, x, states)
-        tracker.current = None  # an error from here on is in torch's backward, not in a line of the step
-        with BackwardLocationMode():  # type: ignore[no-untyped-call]
-            return new_states, vjp((carries[0] + grad_output, *carries[1:]))
-
-    def fake_parameters() -> tuple[list[Tensor], list[Tensor]]:
-        params = [torch.empty(shape, dtype=dtype) for shape in cell.shapes().values()]
-        return params, [torch.empty_like(tensor) for tensor in attributes.values()]
-
-    def fake_inputs(batch: int) -> tuple[Tensor, list[Tensor]]:
-        x = torch.empty(batch, cell.features, dtype=dtype)
-        return x, [torch.empty(batch, size, dtype=dtype) for size in state_sizes]
-
-    def make_run(mode: bool) -> Run:
-        params, attribute_values = fake_parameters()
-        bound = bind(params, attribute_values, mode)
-        names = [*cell.shapes(), *attributes, "x", *cell.state]
-
-        def run(batch: int) -> tuple[dict[str, Tensor], Callable[[], Any]]:
-            x, states = fake_inputs(batch)
-            inputs = dict(zip(names, [*params, *attribute_values, x, *states], strict=True))
-            return inputs, lambda: _check_states(cell, step(bound, x, states), tuple(states), tracker)
-
-        return run
-
+    step = TraceableStep(cell, dtype, training, constant_attributes)
+    loop_dtype = dtype
     # Compiling the Python code of the graphs would take time, and torch would keep the code forever.
     no_code = use_lazy_graph_module(True)
-    with (
-        _plain_autograd(),
-        FakeTensorMode(allow_non_fake_inputs=True),
-        silence_fake_tensor_log(),
-        no_code,
-    ):
-        (params, attribute_values), (x, states) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
-        if extra_width:
-            x = torch.empty(BATCH_SYMBOL, cell.input, dtype=dtype)
-            params.append(torch.empty(BATCH_SYMBOL, extra_width, dtype=dtype))
-        carries = [torch.empty_like(state) for state in states]
-        arguments = (params, attribute_values, x, states, carries, torch.empty_like(states[0]))
-        differentiate: Any = torch.func.vjp
+    with plain_autograd(), FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log(), no_code:
+        arguments = step.arguments()
         try:
-            mode_independent = check_capturable(make_run, cell.training, tracker)
-            try:
-                module = trace_decomposed(forward_and_backward, arguments)
-            except RuntimeError as error:
-                if "setup_context" not in str(error):
-                    raise
-                differentiate = _vjp  # torch.func needs an autograd.Function with setup_context
-                module = trace_decomposed(forward_and_backward, arguments)
-            paths = None
-            if training:
-                (shared, attribute_values), (full_x, _) = fake_parameters(), fake_inputs(BATCH_SYMBOL)
-                paths = gradient_paths(
-                    lambda x, states, params: step(bind(params, attribute_values, cell.training), x, states),
-                    full_x,
-                    states,
-                    shared,
-                )
+            mode_independent = check_capturable(step.run, cell.training, step.tracker)
+            module = step.trace(arguments)
+            paths = step.paths() if training else None
         except Exception as error:  # a step is arbitrary Python code and may raise anything
-            raise capture_error(error, tracker) from error
-        flat: list[Tensor] = tree_leaves(arguments)
-        first_state = len(params) + len(attributes) + 1
-        recurrent = [first_state <= k < len(flat) - 1 for k in range(len(flat))]  # states and carries
-        loop_dtype = dtype
+            raise capture_error(error, step.tracker) from error
         try:
-            lowered = lower(module, flat, recurrent, dtype)
+            lowered = lower(module, arguments.flat, arguments.recurrent, dtype)
         except NeedsFloat64Error:
             loop_dtype = torch.float64
-            first_attribute = len(params)
-            is_attribute = [first_attribute <= k < first_state - 1 for k in range(len(flat))]
-            flat = [v if own else v.double() for v, own in zip(flat, is_attribute, strict=True)]
-            lowered = lower(module, flat, recurrent, loop_dtype)
+            lowered = lower(module, arguments.in_float64(), arguments.recurrent, loop_dtype)
     if len(FakeTensorMode.cache) > _MAX_CACHED_RESULTS:
         FakeTensorMode.cache_clear()
-    captured = _assign_roles(
-        lowered, param_count, bool(extra_width), attributes, len(state_sizes), mode_independent, paths
-    )
+    captured = _assign_roles(lowered, step, mode_independent, paths)
     return replace(captured, dtype=loop_dtype, constant_attributes=constant_attributes)
 
 
-@contextmanager
-def _plain_autograd() -> Iterator[None]:
-    """Suspend what torch.func doesn't support: hooks for saved tensors, anomaly detection, inference mode."""
-    hooks = []
-    while (top := top_saved_tensors_hooks(False)) is not None:
-        pop_saved_tensors_hooks()
-        hooks.append(top)
-    try:
-        with torch.autograd.set_detect_anomaly(False), torch.inference_mode(False):
-            yield
-    finally:
-        for pack, unpack in reversed(hooks):
-            push_saved_tensors_hooks(pack, unpack)
-
-
-def _vjp(function: Callable[..., tuple[Tensor, ...]], *primals: Any) -> tuple[tuple[Tensor, ...], Any]:
-    """Return what ``torch.func.vjp`` returns, computed by torch.autograd."""
-    with torch.enable_grad():
-        primals = tree_map(lambda primal: primal.detach().requires_grad_(), primals)
-        outputs = function(*primals)
-
-    def backward(gradients: tuple[Tensor, ...]) -> Any:
-        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
-        inputs, structure = tree_flatten(primals)
-        results: Any = [None] * len(inputs)
-        if pairs:
-            used, used_gradients = zip(*pairs, strict=True)
-            results = torch.autograd.grad(used, inputs, used_gradients, allow_unused=True)
-        filled = [torch.zeros_like(v) if g is None else g for g, v in zip(results, inputs, strict=True)]
-        return tree_unflatten(filled, structure)
-
-    return outputs, backward
-
-
-def _check_states(
-    cell: Cell, new: tuple[Tensor, ...], old: tuple[Tensor, ...], tracker: LocationTracker
-) -> None:
-    """Check that a step returns its states with their shapes and dtypes.
-
-    Raises:
-        UnsupportedError: If a state has another dtype. The next step would then compute in that dtype.
-    """
-    reference.check_step(cell, new, old)
-    for name, after, before in zip(cell.state, new, old, strict=True):
-        if after.dtype is not before.dtype:
-            kinds = f"its step returns {name} as {after.dtype} instead of {before.dtype}"
-            raise unsupported(f"{kinds}; write .to(x.dtype)", tracker.step)
-
-
 def _assign_roles(
-    module: fx.GraphModule,
-    params: int,
-    extra_inputs: bool,
-    attributes: dict[str, Tensor],
-    states: int,
-    mode_independent: bool,
-    paths: GradientPaths | None,
+    module: fx.GraphModule, step: TraceableStep, mode_independent: bool, paths: GradientPaths | None
 ) -> CapturedStep:
     """Sort the placeholders and outputs of a lowered graph into the fields of a :class:`CapturedStep`.
 
     Args:
         module: The lowered graph.
-        params: Number of parameters.
-        extra_inputs: Whether a placeholder of extra inputs follows the parameters.
-        attributes: The cell's tensors that are no parameters, by name.
-        states: Number of states.
+        step: The step.
         mode_independent: See :class:`CapturedStep`.
         paths: See :class:`CapturedStep`.
     """
-    graph = module.graph
+    graph, attributes = module.graph, step.attributes
+    params, states = len(step.cell.shapes()), len(step.state_sizes)
     constants = {n: getattr(module, str(n.target)).contiguous() for n in graph.nodes if n.op == "get_attr"}
     for node, value in constants.items():
         node.meta["val"] = value
-    placeholders = iter([node for node in graph.nodes if node.op == "placeholder"])
-    counts = {
-        "params": params + extra_inputs,
-        "attributes": len(attributes),
-        "x": 1,
-        "states": states,
-        "carries": states,
-        "grad_output": 1,
-    }
-    inputs = {role: list(itertools.islice(placeholders, count)) for role, count in counts.items()}
+    inputs = _inputs_by_role(graph, step)
     output = next(node for node in graph.nodes if node.op == "output")
     outputs: list[Any] = tree_leaves(output.args[0])
     carried = [*outputs[:states], *outputs[states + params + 1 :]]
@@ -374,6 +201,20 @@ def _assign_roles(
         mode_independent=mode_independent,
         paths=paths,
     )
+
+
+def _inputs_by_role(graph: fx.Graph, step: TraceableStep) -> dict[str, list[fx.Node]]:
+    """Return the placeholders of a graph by the fields of :class:`CapturedStep`."""
+    placeholders = iter([node for node in graph.nodes if node.op == "placeholder"])
+    counts = {
+        "params": len(step.cell.shapes()) + (step.extra_width > 0),
+        "attributes": len(step.attributes),
+        "x": 1,
+        "states": len(step.state_sizes),
+        "carries": len(step.state_sizes),
+        "grad_output": 1,
+    }
+    return {role: list(itertools.islice(placeholders, count)) for role, count in counts.items()}
 
 
 def _copy_into_loop(graph: fx.Graph, output: fx.Node, values: list[Any], loop: set[fx.Node]) -> list[Any]:
