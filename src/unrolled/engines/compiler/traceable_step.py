@@ -110,13 +110,17 @@ class TraceableStep:
             states.
         """
         values = tuple(vars(arguments).values())
+
+        def function(*values: Any) -> Any:  # make_fx counts the arguments of a method with self
+            return self._forward_and_backward(*values)
+
         try:
-            return trace_decomposed(self._forward_and_backward, values)
+            return trace_decomposed(function, values)
         except RuntimeError as error:
             if "setup_context" not in str(error):
                 raise
             self._vjp = _vjp  # torch.func needs an autograd.Function with setup_context
-            return trace_decomposed(self._forward_and_backward, values)
+            return trace_decomposed(function, values)
 
     def paths(self) -> GradientPaths:
         """Return which inputs autograd reaches from each new state."""
