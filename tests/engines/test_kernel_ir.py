@@ -20,7 +20,18 @@ from helpers.sampling import sample
 from helpers.user_cell import MGU
 from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.kernel_dump import KernelDump
-from unrolled.engines.compiler.kernel_ir import Apply, KernelIR, Load, Memory, Register, Store, Sum
+from unrolled.engines.compiler.kernel_ir import (
+    Apply,
+    KernelIR,
+    Level,
+    Load,
+    Memory,
+    Phase,
+    ReadScalar,
+    Register,
+    Store,
+    Sum,
+)
 from unrolled.engines.compiler.kernel_verifier import KernelError, verify
 from unrolled.engines.native.backend import BACKEND, NativeCell
 
@@ -208,6 +219,10 @@ def read_a_scalar_too_early(kernel: KernelIR) -> None:
     level.scalars.reverse()
 
 
+def read_a_scalar_of_a_step_after_the_block(kernel: KernelIR) -> None:
+    kernel.levels.append(Level([], [Phase(1, instructions=[ReadScalar(0)])], deferred=True))
+
+
 def sum_halves_in_halves(kernel: KernelIR) -> None:
     phase = next(phase for phase in kernel.phases() if phase.groups)
     phase.groups[0] = replace(phase.groups[0], dtype=torch.float16, sum_dtype=torch.float16)
@@ -229,6 +244,7 @@ FAULTS: list[tuple[Callable[[KernelIR], None], str, str]] = [
     (reverse_the_levels, "LayerNormGRU", "level 0: "),
     (read_the_previous_state_later, "LSTM", "is unknown when it is read"),
     (read_a_scalar_too_early, "LayerNormGRU", "is read before it is computed"),
+    (read_a_scalar_of_a_step_after_the_block, "LayerNormGRU", "scalar 0 has rows of one step only"),
     (sum_halves_in_halves, "LSTM", "can't be summed in torch.float16"),
     (read_part_of_a_row, "LSTM", "permute_1 has 6 rows"),
 ]
