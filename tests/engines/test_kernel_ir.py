@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import unrolled as ur
@@ -19,7 +20,18 @@ from helpers.sampling import sample
 from helpers.user_cell import MGU
 from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.kernel_dump import KernelDump
-from unrolled.engines.compiler.kernel_ir import Apply, KernelIR, Load, Memory, Register, Store, Sum
+from unrolled.engines.compiler.kernel_ir import (
+    Apply,
+    KernelIR,
+    Level,
+    Load,
+    Memory,
+    Phase,
+    ReadScalar,
+    Register,
+    Store,
+    Sum,
+)
 from unrolled.engines.compiler.kernel_verifier import KernelError, verify
 from unrolled.engines.native.backend import BACKEND, NativeCell
 
@@ -68,6 +80,72 @@ def test_the_ir_of_both_directions_and_packed_input(name: str) -> None:
     layer = ur.Recurrent(getattr(ur.cells, name), 4, 6, bidirectional=True).double()
     data = torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True)
     check_interpreter(layer, data, torch.tensor([6, 4, 1]))
+
+
+class Gated(ur.Cell):
+    """The gate of all columns is a product with a single column, which no step needs to compute."""
+
+    weight = ur.Param("hidden", "input")
+    weight_gate = ur.Param(1, "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.weight) + linear(x, self.weight_gate) * h)
+
+
+class Shifted(ur.Cell):
+    """The same with a sum, so that the backward doesn't read the single column."""
+
+    weight_shift = ur.Param(1, "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.weight_shift) + h)
+
+
+class NormalizedInput(ur.Cell):
+    """Reductions of a product that no step needs to compute, also with a single column."""
+
+    weight = ur.Param("hidden", "input")
+    weight_gate = ur.Param(1, "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = layer_norm(linear(x, self.weight), (self.hidden,))
+        scale = h.mean(-1, keepdim=True) * linear(x, self.weight_gate)
+        return torch.softmax(linear(x, self.weight), -1) * h + torch.tanh(z * scale)
+
+
+class NormalizedOutput(ur.Cell):
+    """Two equal states that no step reads: a normalized product, scaled by a column of another state."""
+
+    state = ("y", "z", "h")
+    weight = ur.Param("hidden", "input")
+    weight_y = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, y: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        h = torch.tanh(linear(x, self.weight) + linear(h, self.weight_y))
+        y = layer_norm(linear(h, self.weight_y) + linear(x, self.weight), (self.hidden,))
+        y = torch.softmax(y * linear(h, self.weight_y)[:, :1], -1)
+        return y, y, h
+
+
+@pytest.mark.parametrize("cell", [Gated, Shifted, NormalizedInput, NormalizedOutput])
+@pytest.mark.parametrize("lengths", [None, [6, 4, 1]], ids=["", "packed"])
+def test_the_ir_of_products_outside_and_after_the_loop(cell: Any, lengths: list[int] | None) -> None:
+    layer = ur.Recurrent(cell, 4, 5).double()
+    data = torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True)
+    check_interpreter(layer, data, None if lengths is None else torch.tensor(lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [Gated, Shifted, NormalizedInput, NormalizedOutput])
+def test_products_outside_and_after_the_loop(cell: Any) -> None:
+    layer = ur.Recurrent(cell, 4, 20).double()
+    data = torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True)
+    with ur.engine("reference"):
+        expected = results(layer, data, None)
+    with ur.engine("native"):
+        actual = results(layer, data, None)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @functools.cache
@@ -141,6 +219,10 @@ def read_a_scalar_too_early(kernel: KernelIR) -> None:
     level.scalars.reverse()
 
 
+def read_a_scalar_of_a_step_after_the_block(kernel: KernelIR) -> None:
+    kernel.levels.append(Level([], [Phase(1, instructions=[ReadScalar(0)])], deferred=True))
+
+
 def sum_halves_in_halves(kernel: KernelIR) -> None:
     phase = next(phase for phase in kernel.phases() if phase.groups)
     phase.groups[0] = replace(phase.groups[0], dtype=torch.float16, sum_dtype=torch.float16)
@@ -162,6 +244,7 @@ FAULTS: list[tuple[Callable[[KernelIR], None], str, str]] = [
     (reverse_the_levels, "LayerNormGRU", "level 0: "),
     (read_the_previous_state_later, "LSTM", "is unknown when it is read"),
     (read_a_scalar_too_early, "LayerNormGRU", "is read before it is computed"),
+    (read_a_scalar_of_a_step_after_the_block, "LayerNormGRU", "scalar 0 has rows of one step only"),
     (sum_halves_in_halves, "LSTM", "can't be summed in torch.float16"),
     (read_part_of_a_row, "LSTM", "permute_1 has 6 rows"),
 ]

@@ -272,7 +272,7 @@ class InterpreterBackend:
     """See :class:`unrolled.engines.compiler.backend.Backend`.
 
     Attributes:
-        kernels: The kernels that it has run.
+        kernels: The kernels that it has run since :func:`interpreted`.
     """
 
     name = "interpreter"
@@ -299,11 +299,14 @@ class InterpreterBackend:
             call.run()
 
 
+BACKEND = InterpreterBackend()  # only one, because compiled cells are kept with their backend
+
+
 @contextlib.contextmanager
 def interpreted() -> Iterator[InterpreterBackend]:
     """Run compiled loops with the interpreter."""
-    backend = InterpreterBackend()
+    BACKEND.kernels.clear()
     with pytest.MonkeyPatch.context() as patch:
         for module in (registry, dispatch, transforms):
-            patch.setattr(module, "BACKEND", backend)
-        yield backend
+            patch.setattr(module, "BACKEND", BACKEND)
+        yield BACKEND

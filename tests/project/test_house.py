@@ -47,7 +47,7 @@ ENGINES = {
     "native": {"compiler", "fork_safety", "log", "memory", "native/toolchain", "threads"},
     "draws": {"_torch_private", "compiler", "fork_safety", "native", "native/toolchain", "philox"},
     "registry": {"compiler", "errors", "fork_safety", "native"},
-    "packed_weights": {"compiler", "errors", "memory", "native", "registry"},
+    "packed_weights": {"compiler", "errors", "native", "registry"},
     "directions": {"compiler", "threads"},
     "missing_gradients": {"directions"},
     "autograd": {"_torch_private", "compiler", "directions", "memory", "missing_gradients", "reference"},

@@ -35,8 +35,6 @@ from unrolled.engines.missing_gradients import (
     unused_states_spread,
 )
 
-keep_graph = keep_graph
-
 
 class Recurrence(torch.autograd.Function):
     """All directions of a layer as one function of x, the initial states and the parameters."""

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.engines import registry
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
-from unrolled.engines.memory import all_readable
-from unrolled.engines.native.backend import NativeCell
+from unrolled.engines.native.backend import BACKEND, NativeCell
 from unrolled.engines.native.prepacked import Weights
 
 
 def packed_weights(cell: Cell) -> Weights | None:
     """Return the weights of a bound cell for prepacked kernels, or None if its loop can't use them."""
     params = [cell.__dict__[name] for name in cell.shapes()]
-    if not params or any(type(param) not in (Tensor, Parameter) or not param.is_cpu for param in params):
-        return None
-    if any(param.is_neg() for param in params) or not all_readable(params):
-        return None
-    dtype = params[0].dtype
-    if dtype not in (torch.float32, torch.float64) or any(param.dtype != dtype for param in params):
+    dtype = params[0].dtype if params else None
+    if dtype not in (torch.float32, torch.float64) or BACKEND.supports(params, dtype) is not None:
         return None
     try:
         compiled_cell = registry.compiled(cell, dtype)

@@ -46,7 +46,7 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
     Args:
         cell: The cell.
         dtype: Dtype of the input, the states and the parameters.
-        values: The values that the step reads. They may have changed since. None: those of now.
+        values: The values that the step reads. They may have changed since. If None, the current ones.
 
     Raises:
         UnsupportedError: If the step can't be compiled.
@@ -79,7 +79,7 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
 
 
 def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) -> CompiledCell | Exception:
-    """Return the compiled cell for the values of now, or the error, from the cache or a new one."""
+    """Return the compiled cell for the current values, or the error. Compile it if it isn't cached."""
     with _lock:
         for _ in range(_MAX_ATTEMPTS):
             values = step_values(cell)

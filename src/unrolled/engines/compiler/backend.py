@@ -1,4 +1,4 @@
-"""What a backend is: code that runs the loops of a cell on one kind of device.
+"""The protocol of backends. A backend runs the loops of a cell on one kind of device.
 
 ``engines.autograd`` and the torch operators know backends by this protocol only.
 """

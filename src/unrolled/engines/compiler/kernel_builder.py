@@ -65,6 +65,9 @@ def build_kernel(
     # Only products of this prologue: in the backward, those of the forward are saved values.
     products = (n for n in partition.prologue if n.target is aten.mm.default)
     hoisted = {n for n in products if n in partition.inputs and n not in whole}
+    # A phase has as many columns of each sum as of its other values, so it can't broadcast a sum.
+    loop = set(partition.loop)
+    hoisted -= {n for n in hoisted if width(n) == 1 and any(width(m) > 1 for m in loop & n.users.keys())}
     # Only the forward loop has deferred values, and only the backward loop has shifted states.
     schedule = Schedule(partition, hoisted, allow_deferred=not shifted)
     kernel = _Builder(schedule, dtype, shifted, hoisted, max_group).build()

@@ -26,7 +26,7 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 
-_EXACT = {torch.int8: {torch.int32}}  # sums of whole numbers; others are summed in float32 or float64
+_INTEGER_SUMS = {torch.int8: {torch.int32}}  # products of other dtypes are summed in float32 or float64
 _WRITABLE = (Memory.NEW_STATE, Memory.SAVED, Memory.SCRATCH)
 
 
@@ -66,7 +66,7 @@ class _Verifier:
             self.widths[Memory.SCRATCH, k] = scratch.width
         self.columns: dict[tuple[Memory, int], set[int]] = defaultdict(set)  # written at earlier levels
         self.of_deferred: set[tuple[Memory, int]] = set()  # buffers that deferred levels write
-        self.scalars: set[int] = set()
+        self.scalars: dict[int, bool] = {}  # by number: whether a deferred level computes it
 
     def verify(self) -> None:
         deferred = False
@@ -100,7 +100,7 @@ class _Verifier:
         _require(scalar.width == 1 or scalar.reduction is not None, f"scalar {scalar.number} has columns")
         self._instructions(scalar.instructions, scalar.width, None, deferred)
         self._operand(scalar.result, len(scalar.instructions))
-        self.scalars.add(scalar.number)
+        self.scalars[scalar.number] = deferred
         for buffer in scalar.buffers:
             yield self._written(buffer, 0, 1)
 
@@ -123,7 +123,7 @@ class _Verifier:
         _require(bool(group.products), "a group has no products")
         rows = {product.row for product in group.products}
         _require(len(rows) == 1, f"{group} reads more than one row")
-        sums = _EXACT.get(group.dtype, {torch.float32, torch.float64})
+        sums = _INTEGER_SUMS.get(group.dtype, {torch.float32, torch.float64})
         _require(group.sum_dtype in sums, f"{group} can't be summed in {group.sum_dtype}")
         for product in group.products:
             depth, columns = product.matrix.meta["val"].shape
@@ -148,6 +148,7 @@ class _Verifier:
                     _require(exists, f"there is no {instruction}")
                 case ReadScalar(number):
                     _require(number in self.scalars, f"{instruction} is read before it is computed")
+                    _require(self.scalars[number] is deferred, f"{instruction} has rows of one step only")
                 case Apply(_, operands):
                     for operand in operands:
                         self._operand(operand, position)

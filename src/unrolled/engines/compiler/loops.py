@@ -1,4 +1,4 @@
-"""What a backend makes of a loop."""
+"""Protocols for the loops of a backend: generated, loaded and called."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ class Loop(Protocol):
             layout: Memory layout of the rows.
             reverse: Whether to run from the last time step to the first.
             threads: Maximum number of threads, on a CPU.
+
+        Returns:
+            The call, in a form that only the backend knows.
         """
 
 
@@ -74,7 +77,10 @@ class LoopBackend(Protocol):
         """
 
     def bulk_runner(self, dtype: torch.dtype) -> Callable[[array.array[int]], None] | None:
-        """Return what computes matrix products around loops, see ``BulkOps``. None: torch computes them."""
+        """Return a function that computes matrix products around loops; see ``BulkOps``.
+
+        If it is None, torch computes them.
+        """
 
     def launch(self, calls: Sequence[Any]) -> None:
         """Run independent calls of loops.
