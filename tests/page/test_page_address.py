@@ -165,6 +165,39 @@ def test_tour(name: str, open_page: OpenPage) -> None:
     assert tab.get_by_role("button", name="Start the tour").count() == 0  # it isn't offered twice
 
 
+# Whether the framed element is in the window, below the guide line.
+FRAME_IS_VISIBLE = """() => {
+  const boxOf = (selector) => document.querySelector(selector).getBoundingClientRect();
+  const [guide, framed] = [boxOf('.guide'), boxOf('.toured')];
+  return framed.top >= guide.bottom && framed.bottom <= innerHeight + 1;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_tour_scrolls_to_what_it_frames(width: int, open_page: OpenPage) -> None:
+    for layer in (ur.RNN(2, 3), ur.LSTM(2, 3)):
+        tab = open_page(ur.trace(layer, torch.randn(4, 2)), width=width, height=720)
+        tab.keyboard.press("t")
+        for stop in range(6):
+            assert tab.evaluate(FRAME_IS_VISIBLE), (layer, stop)
+            tab.keyboard.press("n")
+        assert tab.locator(".guide .count").count() == 0
+
+
+def test_tour_of_a_relu_layer_and_one_step(open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.RNN(2, 3, nonlinearity="relu"), torch.ones(1, 2)), width=360)
+    tab.keyboard.press("t")
+    texts = []
+    while tab.locator(".guide .count").count():
+        assert tab.evaluate(FRAME_IS_VISIBLE)
+        texts.append(tab.locator(".guide p").text_content())
+        tab.keyboard.press("n")
+    assert len(texts) == 5
+    assert not any("tanh" in text or "The next step" in text for text in texts)
+    assert "ReLU replaces negative sums with 0" in texts[3]
+
+
 @pytest.mark.slow
 def test_tour_of_short_sequences_and_single_units(open_page: OpenPage) -> None:
     for cell in (ur.RNN, ur.LSTM, ur.GRU):
@@ -176,6 +209,20 @@ def test_tour_of_short_sequences_and_single_units(open_page: OpenPage) -> None:
             while tab.locator(".guide .count").count():
                 assert tab.locator(".toured").count() == 1
                 tab.keyboard.press("n")
+
+
+def test_a_page_of_some_steps(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unrolled.page.layer_data.INTERVALS", ())  # too large to compute
+    trace = ur.trace(ur.LSTM(2, 3), torch.randn(100, 2))
+    with pytest.warns(UserWarning, match="12 of the 100 time steps"):
+        tab = open_page(trace, limit=1000, address="#step=98&unit=1&number=c")
+    # Step 98 isn't on the page, but step 99 is, and it reads this state.
+    assert heading(tab) == "What is c98[1]?"
+    assert tab.locator(".arithmetic .value").text_content().endswith(printed(trace["c"][98, 0, 1].item()))
+    tab.keyboard.press("t")
+    while tab.locator(".guide .count").count():
+        assert tab.locator(".toured").count() == 1
+        tab.keyboard.press("n")
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_switch_address_and_keys(open_page: OpenPage) -> None:
     tab.keyboard.press("b")
     assert "show" not in entries(tab)
     assert (checked.text_content(), value.text_content()) == ("this", printed(ours))
+    assert tab.get_by_role("button", name="No input at step 0").is_visible()
     tab.go_back()
     assert checked.text_content() == "difference"
     assert tab.locator(".compare").is_visible()

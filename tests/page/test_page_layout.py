@@ -70,6 +70,23 @@ def test_no_sideways_scrolling(name: str, open_page: OpenPage) -> None:
         tab.keyboard.press("w")
 
 
+# The numbers of the strip that are wider than their cells.
+CUT_NUMBERS = """[...document.querySelectorAll('.strip .n')].filter((cell) => {
+  const text = document.createRange();
+  text.selectNodeContents(cell);
+  return text.getBoundingClientRect().left < cell.getBoundingClientRect().left;
+}).map((cell) => cell.textContent)"""
+
+
+def test_numbers_of_the_strip_fit(open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.RNN(8, 6), -torch.rand(20, 8)))
+    for width in (768, 1366, 1920):
+        tab.set_viewport_size({"width": width, "height": 768})
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert tab.locator(".strip .n").count() >= 14
+        assert tab.evaluate(CUT_NUMBERS) == []
+
+
 class LongNames(ur.Cell):
     """Names of parameters and quantities that are wider than the window."""
 

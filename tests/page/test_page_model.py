@@ -15,6 +15,7 @@ import unrolled as ur
 from helpers.recorded_models import Translator
 from unrolled.page import page_data
 from unrolled.page.model_data import model_data
+from unrolled.tracing.findings import where
 
 OpenModel = Callable[..., Any]
 
@@ -78,7 +79,8 @@ def test_overview_shows_the_calls_in_order(open_model: OpenModel) -> None:
     assert encoder["output"] == "(5, 2, 16)"
     assert encoder["final state"] == "(2, 2, 8), (2, 2, 8)"
     worst = next(iter(rec["encoder"].health()))
-    assert encoder["health"] == f"Problem: {worst.message}"
+    assert encoder["health"] == f"Problem: {where(worst)}{worst.message}"
+    assert tab.locator(".guide.alarm p").text_content() == f"Problem: encoder: {where(worst)}{worst.message}"
     assert first["head"] == "decoderLSTM(5, 4)call 1 of 2Open"
     assert first["initial state"] == "zeros"
     assert second["head"] == "decoderLSTM(5, 4)call 2 of 2Open"

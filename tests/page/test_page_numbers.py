@@ -14,13 +14,16 @@ from page_helpers import (
     Mixed,
     OpenPage,
     assert_numbers_are_those_of_the_trace,
+    chromium_only,
     needs_browser,
     printed,
     small_trace,
 )
 from torch import nn
+from torch.nn.functional import linear
 
 import unrolled as ur
+from helpers.sampling import sample
 
 pytestmark = needs_browser
 
@@ -129,3 +132,37 @@ def test_units_of_a_wide_layer(open_page: OpenPage) -> None:
     assert len(cells) > 100
     assert ("c", 12, 37) in {(number["q"], number["t"], number["u"]) for number, _ in cells}
     assert [text for _, text in cells] == [expected.text(number) for number, _ in cells]
+
+
+@chromium_only
+@pytest.mark.parametrize(
+    "name", sample(["PeepholeLSTM", "LayerNormLSTM", "LRU", "RGLRU", "SLSTM", "RHN", "HGRN", "IndRNN"])
+)
+def test_weights_have_every_parameter(name: str, open_page: OpenPage) -> None:
+    trace = small_trace(getattr(ur.cells, name))
+    tab = open_page(trace)
+    tab.keyboard.press("w")
+    cells = tab.evaluate(READ_CELLS, ".weights .n")
+    parameters = {key for key, shape in trace.layers[0].cell.shapes().items() if 0 < len(shape) < 3}
+    assert {number["q"] for number, _ in cells} == parameters
+    expected = ExpectedNumbers(trace.layers[0])
+    assert all(text == expected.text(number) for number, text in cells)
+
+
+def test_a_parameter_of_an_expression_can_be_changed(open_page: OpenPage) -> None:
+    class Follow(ur.Cell):
+        weight = ur.Param("hidden", "input")
+        rate = ur.Param("hidden")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            target = linear(x, self.weight)
+            speed = torch.sigmoid(self.rate)
+            h = h + speed * (target - h)
+            return h
+
+    layer, x = ur.Recurrent(Follow, 2, 3), torch.randn(4, 2)
+    tab = open_page(ur.trace(layer, x), address="#step=3&unit=1&number=h&edit=rate[1]=-2")
+    with torch.no_grad():
+        layer.rate_l0[1] = -2
+    value = ur.trace(layer, x)["h"][3, 0, 1].item()
+    assert tab.locator(".strip .n.on").text_content() == printed(value)

@@ -298,6 +298,7 @@ def test_packed_inputs_and_padding() -> None:
     ]  # fmt: skip
     gate = only(found, "gate shut")
     assert (gate.direction, gate.units) == ("forward", (1,))
+    assert "layer 0, forward: Forget gate f[1] stays shut" in str(found)  # there are two directions
     assert "in all steps of 3 rows" in gate.message
     padded = report(
         broken(CELLS.RNN, lambda one: None), pack_sequence([inputs(9, 1)[:, 0], inputs(2, 1)[:, 0]])

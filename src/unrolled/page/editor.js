@@ -39,6 +39,7 @@ export function createEditor(view) {
     const edit = edits.editOf(view.layerIndex, number);
     row.hidden = !edit;
     leaves.hidden = edit !== null;
+    tries.hidden = false;
     if (edit) {
       const value = view.value(number);
       label.innerHTML = symbols.of(number);

@@ -40,6 +40,7 @@ export function createGuide(view) {
       view.mode = "this"; // the texts of the tour are about its numbers
       stops = tourStops(view);
       view.choose(stops[to].number, { push: false });
+      showFramed();
     } else {
       isHidden = true;
       store("off");
@@ -47,10 +48,21 @@ export function createGuide(view) {
     }
   }
 
+  /** What a stop frames. A page of a wide layer has no strip. */
+  const framedBy = ({ target }) => view.root.querySelector(target) ?? view.root.querySelector(".arithmetic");
+
+  /** Scroll to what the stop frames, unless it is visible below the guide line. */
+  function showFramed() {
+    const framed = framedBy(stops[stop]);
+    const { top, bottom } = framed.getBoundingClientRect();
+    if (top < element.getBoundingClientRect().bottom) framed.scrollIntoView({ block: "center" });
+    else if (bottom > window.innerHeight) framed.scrollIntoView({ block: "nearest" });
+  }
+
   function update() {
     for (const marked of view.root.querySelectorAll(".toured")) marked.classList.remove("toured");
-    if (stop >= 0) view.root.querySelector(stops[stop].target)?.classList.add("toured");
-    const state = [stop, isHidden, view.layerIndex].join();
+    if (stop >= 0) framedBy(stops[stop]).classList.add("toured");
+    const state = [stop, isHidden, view.layerIndex, view.row.edits.size > 0].join();
     if (state === shown) return; // screen readers read a status again when it is replaced
     shown = state;
     const hadFocus = element.contains(element.getRootNode().activeElement);
@@ -83,7 +95,7 @@ export function createGuide(view) {
       element.replaceChildren(text(`<b>New to ${view.data.shortName}?</b> A few short stops explain where ${view.symbols.of(number)} comes from. Every number on this page is real and can be clicked.`),
         createElement("span", { class: "acts" }, button("Start the tour", () => go(0), "go", "T"), button("No, thanks", () => go(-1), "link")));
     } else {
-      element.replaceChildren(createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), `No problem found in ${view.model.length} ${view.model.length === 1 ? "step" : "steps"}. `, createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`)),
+      element.replaceChildren(createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), `No problem found in ${view.model.length} ${view.model.length === 1 ? "step" : "steps"}${view.row.edits.size ? ", without your changes" : ""}. `, createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`)),
         createElement("span", { class: "acts" }, button("Tour", () => go(0), "link", "T")));
     }
   }

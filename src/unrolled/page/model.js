@@ -311,11 +311,11 @@ export class LayerModel {
   /**
    * How a number follows from others.
    *
-   * Returns null if it is given, else {parts, rows, total, glyph}: rows {sign, factors} whose products are added, as
+   * Returns null if it is given or if its step isn't on the page, else {parts, rows, total, glyph}: rows {sign, factors} whose products are added, as
    * several parts {rows, total, sign} if they are weighted sums of their own, and the function that is applied to the sum.
    */
   derive(number) {
-    if (this.isParameter(number) || number.q === "x" || this.isStart(number)) return null;
+    if (this.isParameter(number) || number.q === "x" || !this.stepIndices.has(number.t)) return null;
     const { kind, node, term, k } = this.quantity(number.q);
     const { t: step, u: unit } = number;
     if (kind === "term" && !term.weighted) return { rows: [this.gainRow(term, step, unit)] };

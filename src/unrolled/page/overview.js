@@ -51,9 +51,19 @@ export function mountModel(root, data) {
     const layers = new Set(data.calls.filter((call) => call.isRecurrent).map((call) => call.name));
     const what = `${plural(layers.size, "recurrent layer")}, ${plural(data.calls.filter((call) => call.isRecurrent).length, "call")}`;
     return [createElement("header", {}, createElement("h1", {}, data.title), createElement("span", { class: "what" }, what)),
+      createHeadline(),
       createElement("p", { class: "quiet" }, "The recurrent layers in the order in which they were called, with the modules that were called between them. Open a layer to see its numbers."),
       createElement("ol", { class: "calls" }, createGroups()),
       data.missing.length ? createElement("p", { class: "quiet missing" }, "Not shown: ", data.missing.map(({ name, reason }) => `${name} (${reason})`).join("; "), ".") : null].filter(Boolean);
+  }
+
+  /** The worst problem of the model, with its layer. Null if there is none. */
+  function createHeadline() {
+    const problems = data.pages.flatMap((page, k) => page.health.findings.slice(0, 1).map((finding) => ({ page, k, finding })));
+    const worst = ["error", "warning"].map((severity) => problems.find(({ finding }) => finding.severity === severity)).find(Boolean);
+    if (!worst) return null;
+    return createElement("div", { class: "guide alarm", role: "status" }, createElement("p", {}, createElement("b", {}, "Problem: "), `${worst.page.call}: ${worst.finding.message}`),
+      createElement("span", { class: "acts" }, createElement("button", { type: "button", class: "btn", onclick: () => go(worst.k) }, "Open the layer")));
   }
 
   function createGroups() {

@@ -29,9 +29,10 @@ export function createStrip(view) {
     const isNarrow = width < NARROW;
     const [gap, room] = isNarrow ? [NARROW_GAP, width - NARROW_NAMES] : [COLUMN_GAP, width - NAMES_WIDTH];
     limit = Math.max(1, Math.min(MAX_UNITS, Math.floor((room - gap) / NUMBER_WIDTH)));
-    const columns = Math.floor(room / (units().length * NUMBER_WIDTH + gap));
+    const widest = Math.max(units().length, units(model.features).length);
+    const columns = Math.floor(room / (widest * NUMBER_WIDTH + gap));
     const shown = stepsShown(model, view.step, Math.min(MAX_COLUMNS + 1, columns));
-    const key = [view.partKey, ...shown, ...units()].join();
+    const key = [view.partKey, ...shown, ...units(), ...units(model.features)].join();
     if (key !== drawn) {
       cells = [];
       table.replaceChildren(...draw(shown));

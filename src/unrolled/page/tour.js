@@ -6,47 +6,49 @@ import { symbol } from "./symbols.js";
 /** Return the stops of the tour of a layer: {title, text, number, target}. */
 export function tourStops(view) {
   const { model } = view;
-  const step = model.length > 2 ? (model.backward ? model.length - 3 : 2) : model.firstStep;
+  const step = model.nearest(model.length > 2 ? (model.backward ? model.length - 3 : 2) : model.firstStep);
   const unit = Math.min(1, model.units - 1);
   const at = (q, more = {}) => ({ q, t: step, u: Math.min(unit, model.quantity(q)?.kind === "input" ? 0 : model.size(q) - 1), ...more });
-  const after = model.next(step) ?? step;
+  const after = model.next(step);
   const stops = { RNN: rnnStops, LSTM: lstmStops }[view.data.cell] ?? otherStops;
-  return stops(view, { step, unit, at, after }).filter((stop) => model.exists(stop.number));
+  return stops(view, { step, unit, at, after }).filter((stop) => model.exists(stop.number)); // the last step has no next one
 }
 
 const strip = (step, row) => `.strip [data-step="${step}"] .cells:nth-of-type(${row})`;
 
 function rnnStops(view, { step, unit, at, after }) {
+  const { glyph } = view.model.nodesByKey.get("h");
+  const effect = glyph === "tanh" ? "tanh squeezes it into −1 to 1, so a state can't grow without limit." : "ReLU replaces negative sums with 0. Nothing bounds large ones, so a state can grow from step to step.";
   return [
     { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 2),
-      text: `At every step the layer reads one row of the input. This is row ${step} of the sequence, so the step is step ${step}.` },
+      text: `At every step the layer reads one row of the input. Steps and rows are counted from 0, so step ${step} reads input[${step}].` },
     { title: "The weighted sum of the input", number: at("h.0"), target: ".sum",
       text: `Each unit has its own weights. Unit ${unit} multiplies the inputs by the weights in its row of weight_ih, adds a bias, and gets one number.` },
-    { title: "What the previous state adds", number: at("h.1"), target: strip(view.model.previous(step), 1),
+    { title: "What the previous state adds", number: at("h.1"), target: `${strip(view.model.previous(step), 1)}, .sum`, // a narrow strip shows one step
       text: `The layer remembers through its hidden state. Unit ${unit} also reads all numbers of the state after the step before, with the weights in its row of weight_hh.` },
-    { title: view.model.nodesByKey.get("h").glyph, number: at("h"), target: '[data-node="h"].node',
-      text: "The two parts are added. The activation function is applied to the sum. tanh squeezes it into −1 to 1, so a state can't grow without limit." },
+    { title: glyph, number: at("h"), target: '[data-node="h"].node',
+      text: `The two parts are added. The activation function is applied to the sum. ${effect}` },
     { title: "The output", number: at("h"), target: strip(step, 1),
       text: `The result is the new hidden state. In nn.RNN it is also the output of this step: output[${step}] holds these numbers.` },
     { title: "The next step", number: at("h.1", { t: after }), target: `.strip [data-step="${after}"]`,
-      text: `Step ${after} starts from this state, with the same weights and the next input. All it knows of the steps before is in these numbers.` },
+      text: `Step ${after} starts from this state, with the same weights and the next input. All that the layer knows of the steps before is in these numbers.` },
   ];
 }
 
-function lstmStops(view, { step, at, after }) {
+function lstmStops(view, { step, unit, at, after }) {
   return [
     { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 3),
       text: "At every step the layer reads one row of the input, and two vectors from the step before: the hidden state h and the cell state c." },
     { title: "Four weighted sums", number: at("sum.f"), target: '.gate[data-node="f"]',
-      text: "As in nn.RNN, each sum has an input part and a part from the previous hidden state. The LSTM has four per unit: three gates and a candidate." },
+      text: "As in nn.RNN, each sum has an input part and a part from the previous hidden state. Each unit of an LSTM has four: one for each of the three gates, and one for the candidate." },
     { title: "Gates", number: at("f"), target: '[data-node="f"].node',
       text: "σ turns a sum into a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number." },
     { title: "The cell state", number: at("c"), target: ".grp.states",
-      text: "c is the memory. The forget gate scales the old value, the input gate scales the candidate, and the two are added. Press “Shut the forget gate”, below the drawing: the old value is gone." },
+      text: `c is the memory. The forget gate scales the old value, the input gate scales the candidate, and the two are added. Press “Shut the forget gate of unit ${unit}” below the drawing: the old value is multiplied by 0, and only the candidate’s part is left.` },
     { title: "Hidden state and output", number: at("h"), target: '[data-node="h"].node',
       text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h, and output[${step}] in nn.LSTM.` },
     { title: "The next step", number: at("c", { t: after }), target: `.strip [data-step="${after}"]`,
-      text: `Both states go on to step ${after}. What the forget gate keeps of c there is all that remains of the steps before. That is the point of an LSTM.` },
+      text: `Both states go on to step ${after}, where the forget gate scales c again. On its way from step to step, c passes no weight matrix and no tanh. That is how an LSTM remembers for many steps.` },
   ];
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unrolled.tracing.findings import Finding, HealthReport, place_of
 from unrolled.tracing.growth_checks import check_gradients, check_state_growth
@@ -69,7 +69,7 @@ def diagnose(
             except CannotCheckError as error:
                 places_by_reason.setdefault(str(error), []).append(layer)
                 continue
-            findings += found
+            findings += [replace(one, parts=len(layers)) for one in found]
             if not found:
                 places_fine.append(layer)
         if places_fine:
@@ -84,7 +84,7 @@ def _places(some: Sequence[LayerValues], every: Sequence[LayerValues]) -> str:
     """Return the layers and directions of some values as text; empty if they are all of the trace."""
     if len(some) == len(every):
         return ""
-    names = [place_of(one.part.layer, one.part.direction) or "layer 0, forward" for one in some]
+    names = [place_of(one.part.layer, one.part.direction) for one in some]
     return f" in {'; '.join(names)}"
 
 

@@ -36,6 +36,7 @@ class Finding:
         values: The numbers behind the message, by name.
         parameter: The parameter that causes it and the index of its row, if known.
         module: Name of the module, in a report of a whole model.
+        parts: How many layers and directions the trace has.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Finding:
     values: dict[str, float] = field(default_factory=dict)
     parameter: tuple[str, int] | None = None
     module: str = ""
+    parts: int = 1
 
     def __str__(self) -> str:
         return self.message
@@ -147,15 +149,16 @@ def joined(reports: Iterable[HealthReport]) -> HealthReport:
 
 
 def where(finding: Finding) -> str:
-    """Return the place of a finding as a prefix of its message; empty for layer 0, forward, alone."""
-    place = place_of(finding.layer, finding.direction)
+    """Return the place of a finding as a prefix of its message; empty if there is only layer 0, forward."""
+    is_only = finding.parts == 1 and (finding.layer, finding.direction) == (0, "forward")
+    place = "" if is_only else place_of(finding.layer, finding.direction)
     parts = [part for part in (finding.module, place) if part]
     return f"{', '.join(parts)}: " if parts else ""
 
 
 def place_of(layer: int, direction: str) -> str:
-    """Return a layer and its direction as text; empty for layer 0 in forward direction."""
-    return "" if (layer, direction) == (0, "forward") else f"layer {layer}, {direction}"
+    """Return a layer and its direction as text."""
+    return f"layer {layer}, {direction}"
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -162,7 +162,7 @@ def _effect(values: LayerValues, steps: int, rows: list[int]) -> str:
     output = next(iter(values.cell.state))
     total = int(values.running[:, rows].sum())
     which = "these rows" if len(rows) > 1 else "the row"
-    text = f"From there on, {percent(steps / max(1, total))} of the steps of {which} have NaN or infinity"
+    text = f"In all, {percent(steps / max(1, total))} of the steps of {which} have NaN or infinity"
     if output not in values.part.values:
         return text + "."
     selected = values.part.values[output][:, rows]
