@@ -127,7 +127,7 @@ def test_images_labels_and_heat_maps(open_page: OpenPage) -> None:
     first.hover(position={"x": box["width"] * 2.5 / 3, "y": box["height"] * 7.5 / 9})
     name = first.get_attribute("aria-label").split(":")[0]
     value = printed(trace[name][2, 0, 7].item())
-    assert tab.locator(".readout").text_content() == f"{name}, step 2 (c), unit 7: {value}"
+    assert tab.locator(".sequence .readout").text_content() == f"{name}, step 2 (c), unit 7: {value}"
     first.press("ArrowRight")
     assert f"{name}1[0]" in tab.locator(".arithmetic .value").text_content().replace("hiddenn,1", "hidden_n1")
 
