@@ -118,7 +118,7 @@ def test_all_digits_and_following_the_numbers(open_page: OpenPage) -> None:
     trace = small_trace(ur.cells.LSTM)
     tab = open_page(trace)
     tab.get_by_role("button", name="all digits").click()
-    assert "8 decimals" in tab.locator(".arithmetic > .note").text_content()
+    assert "8 decimals" in tab.locator(".arithmetic .note").text_content()
     result = tab.locator(".sum .total b").text_content()
     assert float(result.replace("−", "-")) == pytest.approx(trace["h"][2, 0, 1].item(), abs=1e-8)
     tab.get_by_role("button", name="fewer digits").click()
