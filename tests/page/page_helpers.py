@@ -162,6 +162,19 @@ class ExpectedNumbers:
         return printed(self.value(number), number["q"] == "x" or number["q"] in self.part.cell.shapes())
 
 
+def show_step(tab: Any, step: int) -> None:
+    """Show a step: by a click in the strip, or by its address if the strip has no room for it."""
+    title = tab.locator(f'.strip .step[data-step="{step}"] .title')
+    if not title.count():
+        tab.evaluate(
+            "(step) => { const entries = new URLSearchParams(location.hash.slice(1)); "
+            "entries.set('step', step); location.hash = entries; }",
+            step,
+        )
+        title.wait_for(state="attached")
+    title.evaluate("(one) => one.click()")
+
+
 def assert_numbers_are_those_of_the_trace(tab: Any, part: LayerTrace, batch: int = 0) -> int:
     """Compare all numbers in the strip, the tables and the drawing, at every step, with the trace.
 
@@ -171,7 +184,7 @@ def assert_numbers_are_those_of_the_trace(tab: Any, part: LayerTrace, batch: int
     expected = ExpectedNumbers(part, batch)
     count = 0
     for step in range(expected.length):
-        tab.locator(f'.strip .step[data-step="{step}"] .title').evaluate("(one) => one.click()")
+        show_step(tab, step)
         cells = tab.evaluate(READ_CELLS, STEP_CELLS)
         assert {number["t"] for number, _ in cells} >= {step}
         wrong = [
@@ -192,7 +205,7 @@ def numbers_on_page(tab: Any, length: int) -> dict[tuple[str, int, int], str]:
     """Return the text of every number in the strip and the tables, by quantity, step and unit."""
     found = {}
     for step in range(length):
-        tab.locator(f'.strip .step[data-step="{step}"] .title').evaluate("(one) => one.click()")
+        show_step(tab, step)
         for number, text in tab.evaluate(READ_CELLS, STEP_CELLS):
             found[number["q"], number["t"], number["u"]] = text
     return found
