@@ -154,7 +154,7 @@ class _Layer:
     def choose_widths(self, corrections: Mapping[str, _Corrections]) -> None:
         """Choose how each quantity is corrected, from some of the steps."""
         steps = torch.linspace(0, self._length - 1, min(self._length, _TRIAL_STEPS)).long()
-        for _ in corrections:  # what isn't corrected bit by bit changes the errors of what follows
+        for _ in corrections:  # a value that is not corrected changes the errors of later ones
             computed = self.run(steps, corrections).computed
             changes = [
                 found.choose_width(computed[name], self._recorded[name][steps])
