@@ -14,11 +14,12 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.terminal import ALTERNATE, Terminal
 from unrolled import cli
-from unrolled.cli import example, main
+from unrolled.cli import example, main, stepper
 from unrolled.cli.arguments import TORCH_CELLS
 from unrolled.tracing.color_scales import ColorScales
 
@@ -202,6 +203,24 @@ def test_selected_steps_of_a_custom_cell(tmp_path: Path) -> None:
         assert {terminal.screen.buffer[row][k].bg for k in range(80)} > {"default"}
         terminal.press("q")
         assert terminal.exit_code() == 0
+
+
+def test_the_input_is_shown_beside_an_x_that_the_step_computes() -> None:
+    class Doubled(ur.Cell):
+        weight = ur.Param("hidden", "input")
+
+        def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            x = x * 2
+            return torch.tanh(linear(x, self.weight) + h)
+
+    given = torch.randn(3, 2)
+    view = stepper._View(ur.trace(ur.Recurrent(Doubled, 2, 3), given), range(3), None)
+    view.do("next")
+    lines = [line.plain for line in view.lines(80, 24)]
+    assert numbers(lines, r"x \(input\)") == pytest.approx(given[1].tolist(), abs=5.1e-5)
+    assert numbers(lines, r"x(?! \(input)") == pytest.approx((2 * given[1]).tolist(), abs=1.1e-4)
+    view.do("up")
+    assert "  input of the layer" in [line.plain for line in view.lines(80, 24)]
 
 
 @pytest.mark.slow

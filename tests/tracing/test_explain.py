@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
+from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_sequence
 
 import unrolled as ur
@@ -294,6 +295,29 @@ def test_table_with_the_input() -> None:
     assert torch.equal(t["x"], t.layers[0].input)
     with pytest.raises(ValueError, match="x is the input, so there is no arithmetic to show"):
         t.explain("x", 0, 0)
+
+
+class Doubled(ur.Cell):
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        x = x * 2
+        h = torch.tanh(linear(x, self.weight) + h)
+        return h
+
+
+def test_a_table_has_the_input_beside_an_x_that_the_step_computes() -> None:
+    given = torch.randn(3, 2)
+    t = ur.trace(ur.Recurrent(Doubled, 2, 3), given)
+    for table in (t.table(steps=[1]), t.table(["x (input)", "x", "h"], steps=[1])):
+        rows = [line.split() for line in str(table).splitlines()]
+        numbers = {words[-3]: words[-2:] for words in rows if words[-3:-2] and words[-3] in ("(input)", "x")}
+        assert numbers["(input)"] == [f"{value:.4f}" for value in given[1].tolist()]
+        assert numbers["x"] == [f"{value:.4f}" for value in (2 * given[1]).tolist()]
+    assert torch.equal(t["x (input)"][:, 0], given)
+    assert torch.equal(t["x"][:, 0], 2 * given)
+    with pytest.raises(KeyError, match=r"no quantity 'x \(input\)'"):
+        ur.trace(ur.GRU(2, 3), given)["x (input)"]
 
 
 def test_to_pandas_has_every_number_once() -> None:

@@ -146,7 +146,8 @@ class _View:
         self._rows = [
             (part, name, block)
             for part in trace.layers
-            for name in dict.fromkeys(("x", *part.names))
+            for name in (part.input_name, *part.names)
+            if name in part.values or part.input.shape[-1]
             if part[name][0, 0].numel()
             for block in _blocks(part, name)
         ]

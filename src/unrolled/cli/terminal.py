@@ -170,9 +170,8 @@ def _print_parameters(lines: NumberLines, trace: Trace, scale: ColorScale | None
 
 def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorScales | None) -> None:
     words = descriptions(type(part.cell))
-    input_label = "x (input)" if "x" in part.values else "x"  # some steps have another x
-    words = {input_label: "input", **words}
-    rows = {input_label: part.input, **part.values}
+    words = {part.input_name: "input", **words}
+    rows = {part.input_name: part.input, **part.values}
     name_width = max(map(cell_len, rows))
     left = 2 + name_width + 2
     texts = (format_vector(values, 10**9, None, lines.digits) for values in _pieces(part, rows, step))

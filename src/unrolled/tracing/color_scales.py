@@ -100,6 +100,6 @@ class ColorScales:
 
     def of_quantity(self, part: LayerTrace, name: str) -> ColorScale:
         """Return the scale of a quantity. An upper layer's input is computed, so it has no input scale."""
-        if part.layer == 0 and name == "x" and name not in part.values:
+        if part.layer == 0 and name == part.input_name:
             return self.input
         return self.own.get(name, self.quantities)

@@ -80,18 +80,26 @@ class LayerTrace:
         """The names of the quantities, in the order in which the step computes them."""
         return tuple(self.values)
 
+    @property
+    def input_name(self) -> str:
+        """The name of the input: ``"x"``, or ``"x (input)"`` if the step computes another ``x``."""
+        return "x (input)" if "x" in self.values else "x"
+
     @lazy_property
     def row_names(self) -> RowNames:
         """The gate that each row of the weighted sums and parameters computes."""
         return row_names(self.cell)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a quantity, ``(time, batch, size)``. ``"x"`` is the input.
+        """Return a quantity or the input, ``(time, batch, size)``.
+
+        Args:
+            name: The name of the quantity, or :attr:`input_name`.
 
         Raises:
             KeyError: If there is no such quantity.
         """
-        if name == "x" and name not in self.values and self.input.shape[-1]:
+        if name == self.input_name and self.input.shape[-1]:
             return self.input
         if name not in self.values:
             raise KeyError(f"no quantity {name!r} in this trace: it has {', '.join(self.names)}")
@@ -287,7 +295,7 @@ class LayerTrace:
         """Return a rich table with a row for every step and quantity, and a column for every unit.
 
         Args:
-            names: The quantities. None for the input ``x`` and all quantities.
+            names: The quantities. None for the input and all quantities.
             steps: The time steps. None for all, or the first and last ones of a long sequence.
             batch: The row.
             units: Maximum number of columns. None for as many as fit into the console.
@@ -306,8 +314,9 @@ class LayerTrace:
         for step in selected or ():
             self.at(step)
         recorded = [step for step in self.steps or range(length) if step < length]
-        quantities = {"x": self.input} if names is None and self.input.shape[-1] else {}
-        quantities |= {name: self[name] for name in (self.names if names is None else names)}
+        if names is None:
+            names = [*([self.input_name] if self.input.shape[-1] else []), *self.names]
+        quantities = {name: self[name] for name in names}
         if not recorded:
             raise ValueError(f"row {batch} has {length} steps, but none of them was recorded")
         count = len(recorded)
