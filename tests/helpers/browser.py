@@ -27,11 +27,32 @@ def find_browser() -> str | None:
     for name in EXECUTABLES:
         if path := shutil.which(name):
             return path
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    with _shared_playwright() as playwright:
         path = playwright.chromium.executable_path
     return path if Path(path).exists() else None
+
+
+class _Playwright:
+    """Playwright, and how many use it."""
+
+    instance: Any = None
+    users = 0
+
+
+@contextmanager
+def _shared_playwright() -> Iterator[Any]:
+    """Start Playwright, or return the one that runs: a thread can't have two."""
+    from playwright.sync_api import sync_playwright
+
+    if not _Playwright.users:
+        _Playwright.instance = sync_playwright().start()
+    _Playwright.users += 1
+    try:
+        yield _Playwright.instance
+    finally:
+        _Playwright.users -= 1
+        if not _Playwright.users:
+            _Playwright.instance.stop()
 
 
 def _firefox_command(folder: Path) -> Path:
@@ -51,10 +72,8 @@ def running_browser(name: str = "chromium") -> Iterator[Any]:
     Args:
         name: ``"chromium"`` or ``"firefox"``.
     """
-    from playwright.sync_api import sync_playwright
-
     if name == "firefox":
-        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        with _shared_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
             browser = playwright.firefox.launch(
                 channel="moz-firefox",  # driven over WebDriver BiDi, so it needn't be Playwright's own build
                 executable_path=_firefox_command(Path(folder)),
@@ -69,7 +88,7 @@ def running_browser(name: str = "chromium") -> Iterator[Any]:
     arguments = ["--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")
-    with sync_playwright() as playwright:
+    with _shared_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
         yield browser
         browser.close()

@@ -31,6 +31,24 @@ READ_DRAWING = """() => [...document.querySelectorAll('svg.cell .node, svg.cell 
     [...one.querySelectorAll('.digits')].map((text) => text.textContent)])"""
 
 
+def enter(field: Any, text: str) -> None:
+    """Type a value into a field, in place of the one there."""
+    field.select_text()
+    field.press_sequentially(text)
+    field.press("Enter")
+
+
+def go(tab: Any, pages: int) -> None:
+    """Go back or forward in the history of the browser."""
+    tab.evaluate(
+        """(pages) => new Promise((done) => {
+          window.addEventListener("popstate", () => done(), { once: true });
+          history.go(pages);
+        })""",
+        pages,
+    )
+
+
 class Awkward(ur.Cell):
     """Names that JavaScript objects have, unusual shapes and dtypes, and intermediates without a name."""
 

@@ -16,6 +16,7 @@ from page_helpers import (
     ExpectedNumbers,
     OpenPage,
     as_number,
+    go,
     needs_browser,
     printed,
     rounded,
@@ -131,7 +132,7 @@ def test_switch_address_and_keys(open_page: OpenPage) -> None:
     assert "show" not in entries(tab)
     assert (checked.text_content(), value.text_content()) == ("this", printed(ours))
     assert tab.get_by_role("button", name="No input at step 0").is_visible()
-    tab.go_back()
+    go(tab, -1)
     assert checked.text_content() == "difference"
     assert tab.locator(".compare").is_visible()
     tab.locator(".compare tbody button").first.click()

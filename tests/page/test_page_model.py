@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from page_helpers import needs_browser, printed
+from page_helpers import go, needs_browser, printed
 from torch import nn
 
 import unrolled as ur
@@ -107,12 +107,10 @@ def test_layers_open_and_have_an_address(open_model: OpenModel) -> None:
     tab.locator('.strip .step[data-step="3"] .title').click()
     number = tab.url
     assert number == f"{home}#module=decoder&call=2&step=3&unit=1&number=h"
-    tab.go_back()
-    tab.go_back()
+    go(tab, -2)
     tab.wait_for_selector(".calls")
     assert tab.url == home
-    tab.go_forward()
-    tab.go_forward()
+    go(tab, 2)
     assert tab.locator(".arithmetic .value").text_content().startswith("h3[1] = ")
     tab.get_by_role("button", name="back to Translator").click()
     assert tab.locator(".calls .call").count() == 3

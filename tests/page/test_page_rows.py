@@ -12,6 +12,8 @@ from page_helpers import (
     OpenPage,
     as_number,
     assert_numbers_are_those_of_the_trace,
+    enter,
+    go,
     needs_browser,
     numbers_on_page,
     printed,
@@ -64,7 +66,7 @@ def test_rows_their_labels_and_their_address(open_page: OpenPage) -> None:
     picker(tab).select_option("1")  # row 2 has no step 4: the last one is shown
     assert value(tab) == f"z1[2] = {printed(part['z'][1, 2, 2].item())}"
     assert entries(tab) == {"row": "2", "step": "1", "unit": "2", "number": "z"}
-    tab.go_back()
+    go(tab, -1)
     assert value(tab) == f"z4[2] = {printed(part['z'][4, 1, 2].item())}"
     assert picker(tab).input_value() == "2"
     picker(tab).focus()
@@ -146,8 +148,7 @@ def test_changes_of_weights_are_for_all_rows_and_others_for_one(open_page: OpenP
     tab.evaluate("location.hash = location.hash.replace(/#.*edit=/, '#row=1&step=2&unit=1&number=x&edit=')")
     tab.wait_for_function("() => document.querySelector('.why h2').textContent.includes('x2[1]')")
     field = tab.get_by_role("textbox", name="type a value")
-    field.fill("0.5")
-    field.press("Enter")
+    enter(field, "0.5")
     field.evaluate("(one) => one.blur()")
     own = {**x, "step": 2, "unit": 1, "value": 0.5}
     changed_numbers(tab, trace, [state, weight, own], 1)

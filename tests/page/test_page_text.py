@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from page_helpers import OpenPage, needs_browser, printed, rounded
+from page_helpers import OpenPage, enter, needs_browser, printed, rounded
 from torch.nn.functional import linear
 
 import unrolled as ur
@@ -82,8 +82,7 @@ def test_colors_and_numbers_are_those_of_the_trace(open_page: OpenPage) -> None:
     tab.get_by_label("quantity of the text").select_option("f")
     assert_colors(tab, t["f"][:, 0, 5], GATE_STOPS, 0, 1)
     tab.get_by_label("quantity of the text").select_option("c")
-    tab.get_by_label("unit of the text").fill("9")
-    tab.get_by_label("unit of the text").press("Enter")
+    enter(tab.get_by_label("unit of the text"), "9")
     largest = max(1.0, t["c"].abs().max().item())
     assert_colors(tab, t["c"][:, 0, 9], STOPS, -largest, largest)
     tab.locator('.text [data-step="31"]').click()
@@ -93,8 +92,7 @@ def test_colors_and_numbers_are_those_of_the_trace(open_page: OpenPage) -> None:
     tab.locator('.text [data-step="25"]').hover()
     value = printed(t["c"][25, 0, 9].item())
     assert tab.locator(".readout").first.text_content() == f"Step 25, “⏎”: c[9] = {value}"
-    tab.get_by_label("unit of the text").fill("12")  # there are 12, counted from 0
-    tab.get_by_label("unit of the text").press("Enter")
+    enter(tab.get_by_label("unit of the text"), "12")  # there are 12, counted from 0
     assert tab.get_by_label("unit of the text").input_value() == "9"
 
 
@@ -197,8 +195,7 @@ def test_a_range_is_selected_with_the_keys(open_page: OpenPage) -> None:
     for _ in range(5):
         tab.keyboard.press("Shift+ArrowLeft")
     assert "range=8-10" in tab.url
-    tab.get_by_label("last step of the range").fill("20")
-    tab.get_by_label("last step of the range").press("Enter")
+    enter(tab.get_by_label("last step of the range"), "20")
     assert "range=8-20" in tab.url
     tab.locator(".text").focus()
     tab.keyboard.press("ArrowRight")
@@ -263,8 +260,7 @@ def test_a_text_of_2000_characters_and_256_units(open_page: OpenPage) -> None:
     units = units_on(values, 40, 42, 0.3)
     assert len(set(found_on_page(tab)) ^ set(names(units)[:24])) <= 2  # up to rounding at the threshold
     started = time.perf_counter()
-    tab.get_by_label("unit of the text").fill("7")
-    tab.get_by_label("unit of the text").press("Enter")
+    enter(tab.get_by_label("unit of the text"), "7")
     assert tab.locator(".text .now").count() == 1
     assert time.perf_counter() - started < 5
     encoded = page_data(t, 0, text, "numbers", None, 100_000)["layers"][0]
