@@ -12,6 +12,7 @@ import torch
 
 import unrolled as ur
 from unrolled.cli import main
+from unrolled.cli.model import _as_data, _details
 
 CODE = """
 import torch
@@ -34,6 +35,12 @@ def build():
 
 def small():
     return torch.nn.Sequential(ur.GRU(2, 3)), torch.ones(4, 1, 2)
+
+def stuck():
+    model = torch.nn.Sequential(torch.nn.GRU(3, 4, bidirectional=True))
+    with torch.no_grad():
+        model[0].bias_ih_l0_reverse[4:6] = 12
+    return model, torch.linspace(-1, 1, 18).view(6, 1, 3)
 
 def broken():
     return Tagger(), torch.ones(2, 2)
@@ -74,6 +81,20 @@ def test_calls_in_order(show: Any) -> None:
     assert [call["name"] for call in calls] == ["reader", "between", "writer"]
     assert calls[2]["input_from"] == "between"
     assert calls[0]["final_state"] == "(1, 1, 4), (1, 1, 4)"
+
+
+def test_a_problem_with_its_place(show: Any) -> None:
+    namespace: dict[str, Any] = {}
+    exec(CODE, namespace)
+    model, x = namespace["stuck"]()
+    with ur.record(model) as rec, torch.no_grad():
+        model(x)
+    (call,) = rec.call_order
+    worst, *_ = rec["0"].health()
+    assert (worst.layer, worst.direction) == (0, "backward")
+    text = f"layer 0, backward: {worst.message}"
+    assert _details(call)[1] == f"warning: {text}"
+    assert _as_data(call)["health"][0] == text
 
 
 def test_one_layer_of_a_model(show: Any, tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from unrolled.cells.init import lecun_normal
 class AntisymmetricRNN(Cell):
     """Antisymmetric RNN (Chang et al., 2019, arXiv:1902.09689).
 
-    A discretized, stable differential equation. ``gamma`` is the diffusion that keeps it stable, ``epsilon``
-    the step size.
+    A discretized, stable differential equation.
+
+    Options:
+        gamma: diffusion, which keeps the equation stable
+        epsilon: time step size
 
     Quantities:
         turn: antisymmetric recurrent matrix
@@ -37,8 +40,11 @@ class AntisymmetricRNN(Cell):
 class GatedAntisymmetricRNN(Cell):
     """Antisymmetric RNN with gating (Chang et al., 2019, arXiv:1902.09689).
 
-    The gate and the candidate share one recurrent matrix. ``gamma`` is the diffusion, ``epsilon`` the step
-    size.
+    The gate and the candidate share one recurrent matrix.
+
+    Options:
+        gamma: diffusion, which keeps the equation stable
+        epsilon: time step size
 
     Quantities:
         turn: antisymmetric recurrent matrix

@@ -139,8 +139,8 @@ class Cell:
     from name to size expression: ``{"h": "proj_size or hidden", "c": "hidden"}``.
 
     An annotated attribute is an option, which a layer takes as a keyword argument. The local variables of
-    ``step`` are the names in a trace. A ``Quantities:`` section in the docstring may describe them, with one
-    line ``name: description`` for each.
+    ``step`` are the names in a trace. The sections ``Options:`` and ``Quantities:`` in the docstring may
+    describe them, with a line ``name: description`` for each.
 
     Within ``step``, ``self.training`` is True if the layer is in training mode, as in torch.nn. For instance:
     ``dropout(h, 0.1, self.training)``. A tensor that isn't a parameter may be an attribute of the cell.

@@ -9,8 +9,10 @@ from unrolled.cells.base import Cell, Param
 class CIFG(Cell):
     """LSTM with coupled input and forget gates (Greff et al., 2015, arXiv:1503.04069, variant CIFG).
 
-    The forget gate is one minus the input gate. ``peepholes=True`` adds peephole connections from the cell
-    state to the gates, as in the paper.
+    The forget gate is one minus the input gate.
+
+    Options:
+        peepholes: whether the gates also see the cell state, as in the paper
 
     Quantities:
         i: input gate: how much of g is written

@@ -9,6 +9,11 @@ from unrolled.cells.base import Cell, Param
 class CoRNN(Cell):
     """Coupled oscillatory RNN (Rusch & Mishra, 2020, arXiv:2010.00951, eq. 3), with explicit damping.
 
+    Options:
+        dt: time step size
+        gamma: strength of the restoring force
+        epsilon: damping
+
     Quantities:
         force: driving force of the oscillators
         z: velocity
@@ -41,6 +46,10 @@ def init_by_total_inputs(tensor: Tensor, cell: CoRNN) -> None:
 
 class UnICORNN(Cell):
     """Undamped independent controlled oscillatory RNN (Rusch & Mishra, 2021, arXiv:2103.05487v2).
+
+    Options:
+        dt: largest time step size
+        alpha: strength of the restoring force
 
     Quantities:
         pace: time step size of each unit

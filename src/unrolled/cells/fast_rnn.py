@@ -35,8 +35,11 @@ class LowRank(Cell):
 class FastRNN(LowRank):
     """FastRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 2): a weighted residual connection in time.
 
-    The two weights of the connection are the sigmoids of ``alpha`` and ``beta``. ``input_rank`` and
-    ``hidden_rank`` above 0 factorize the input and recurrent matrices to that rank.
+    The two weights of the connection are the sigmoids of ``alpha`` and ``beta``.
+
+    Options:
+        input_rank: rank to which the input matrix is factorized; 0: a full matrix
+        hidden_rank: rank to which the recurrent matrix is factorized; 0: a full matrix
 
     Quantities:
         candidate: candidate for the new hidden state
@@ -58,8 +61,11 @@ class FastRNN(LowRank):
 class FastGRNN(LowRank):
     """FastGRNN (Kusupati et al., 2018, arXiv:1901.02358, eq. 6): gate and candidate share both matrices.
 
-    ``zeta`` and ``nu`` are used through their sigmoids. ``input_rank`` and ``hidden_rank`` above 0 factorize
-    the input and recurrent matrices to that rank.
+    ``zeta`` and ``nu`` are used through their sigmoids.
+
+    Options:
+        input_rank: rank to which the input matrix is factorized; 0: a full matrix
+        hidden_rank: rank to which the recurrent matrix is factorized; 0: a full matrix
 
     Quantities:
         sums: pre-activation shared by gate and candidate

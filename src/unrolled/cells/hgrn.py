@@ -11,8 +11,10 @@ from unrolled.cells.init import init_like_linear
 class HGRN(Cell):
     """Hierarchically gated recurrent unit (Qin et al., 2023, arXiv:2311.04823), as in the authors' README.
 
-    A complex recurrence with learned phases, stored as a real and an imaginary state. ``lower_bound`` is the
-    minimum of the forget gate and should be higher in higher layers.
+    A complex recurrence with learned phases, stored as a real and an imaginary state.
+
+    Options:
+        lower_bound: minimum of the forget gate; it should be higher in higher layers
 
     Quantities:
         c_re: real part of the candidate

@@ -11,6 +11,9 @@ from unrolled.cells.base import Cell, Param
 class IndRNN(Cell):
     """Independently recurrent network (Li et al., 2018, arXiv:1803.04831, eq. 2): diagonal recurrent weights.
 
+    Options:
+        nonlinearity: activation: "relu" or "tanh"
+
     Quantities:
         input_sum: input pre-activation
         h: hidden state

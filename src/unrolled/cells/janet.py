@@ -10,8 +10,11 @@ from unrolled.cells.init import init_per_gate
 class JANET(Cell):
     """Just another network (van der Westhuizen & Lasenby, 2018, arXiv:1804.04849v3): only a forget gate.
 
-    ``beta`` above 0 writes a little more than is forgotten. ``t_max`` above 0 initializes the gate for time
-    spans up to ``t_max`` steps (chrono initialization: Tallec & Ollivier, 2018, arXiv:1804.11188).
+    Options:
+        beta: subtracted from the pre-activation of the input gate; above 0, a little more is written than is
+            forgotten
+        t_max: longest time span of the gate, in steps, from which its bias is drawn (chrono initialization:
+            Tallec & Ollivier, 2018, arXiv:1804.11188); 0: no such initialization
 
     Quantities:
         sums: pre-activations: forget gate, candidate

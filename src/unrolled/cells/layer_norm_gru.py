@@ -11,7 +11,9 @@ class LayerNormGRU(Cell):
     """Gated recurrent unit with layer normalization, as in DreamerV2 (Hafner et al., 2020, arXiv:2010.02193).
 
     The equations are those of the authors' code: one layer normalization of all pre-activations.
-    ``update_bias`` is added to the update gate's pre-activation, so that the gate starts nearly closed.
+
+    Options:
+        update_bias: added to the pre-activation of the update gate, so that the gate starts nearly closed
 
     Quantities:
         sums: normalized pre-activations: r, n, z

@@ -9,6 +9,9 @@ from unrolled.cells.base import Cell, Param
 class LEM(Cell):
     """Long expressive memory (Rusch et al., 2021, arXiv:2110.04744, eq. 3): two time-adaptive states.
 
+    Options:
+        dt: largest time step size of both states
+
     Quantities:
         slow: time step size of z
         fast: time step size of y

@@ -10,9 +10,14 @@ from unrolled.cells.init import lecun_normal
 class LRU(Cell):
     """Linear recurrent unit (Orvieto et al., 2023, arXiv:2303.06349, eq. 7 and appendix A).
 
-    A diagonal complex recurrence, stored as a real and an imaginary state of size ``state_size`` (0: the
-    hidden size). The output is linear in the states and the input; D is a full matrix. The eigenvalues are
-    initialized on the ring between the radii ``r_min`` and ``r_max``.
+    A diagonal complex recurrence, stored as a real and an imaginary state. The output is linear in the states
+    and the input; D is a full matrix.
+
+    Options:
+        state_size: size of both states; 0: hidden_size
+        r_min: smallest modulus of the eigenvalues at initialization
+        r_max: largest modulus of the eigenvalues at initialization
+        max_phase: largest phase of the eigenvalues at initialization, in radians
 
     Quantities:
         size: modulus of the eigenvalues

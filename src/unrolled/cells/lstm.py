@@ -9,8 +9,9 @@ from unrolled.cells.base import Cell, Param
 class LSTM(Cell):
     """Long short-term memory (Hochreiter & Schmidhuber, 1997; gates as in torch.nn.LSTM).
 
-    ``proj_size`` above 0 projects the hidden state to that many features (Sak et al., 2014, Long short-term
-    memory based recurrent neural network architectures, section 2).
+    Options:
+        proj_size: number of features that the hidden state is projected to (Sak et al., 2014, Long short-term
+            memory based recurrent neural network architectures, section 2); 0: no projection
 
     Quantities:
         input_sum: input pre-activations: i, f, g, o

@@ -10,7 +10,8 @@ from unrolled.cells.init import init_like_linear
 class MinGRU(Cell):
     """minGRU (Feng et al., 2024, arXiv:2410.01201v3): gates and candidate depend on the input only.
 
-    ``positive=True`` keeps the candidate positive, as in the paper's log-space form (appendix B).
+    Options:
+        positive: whether the candidate is kept positive, as in the paper's log-space form (appendix B)
 
     Quantities:
         z: update gate: how much of the candidate is written
@@ -36,7 +37,8 @@ class MinGRU(Cell):
 class MinLSTM(Cell):
     """minLSTM (Feng et al., 2024, arXiv:2410.01201v3): gates normalized to sum to 1.
 
-    ``positive=True`` keeps the candidate positive, as in the paper's log-space form (appendix B).
+    Options:
+        positive: whether the candidate is kept positive, as in the paper's log-space form (appendix B)
 
     Quantities:
         f: normalized forget gate: how much of the old h is kept

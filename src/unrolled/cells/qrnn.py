@@ -14,6 +14,10 @@ class QRNN(Cell):
 
     For a wider convolution, apply ``torch.nn.Conv1d`` to the input.
 
+    Options:
+        pooling: the gates of the pooling: forget ("f"), forget and output ("fo"), or input, forget and output
+            ("ifo")
+
     Quantities:
         z: candidate for the cell state
         f: forget gate: how much of the old c is kept

@@ -12,7 +12,9 @@ class RAN(Cell):
     """Recurrent additive network (Lee et al., 2017, arXiv:1705.07393).
 
     The cell state is a weighted sum of inputs, because only the gates see the hidden state.
-    ``output="identity"`` outputs the cell state without tanh.
+
+    Options:
+        output: "tanh", or "identity" to output the cell state without tanh
 
     Quantities:
         content: candidate, a projection of the input

@@ -10,8 +10,10 @@ from unrolled.cells.init import block_linear, check_heads, lecun_normal
 class RGLRU(Cell):
     """Real-gated linear recurrent unit of Griffin (De et al., 2024, arXiv:2402.19427, eq. 1 to 4).
 
-    The gates use block-diagonal matrices with ``heads`` blocks. If the input and hidden sizes differ, the
-    input is first projected to the hidden size.
+    If the input and hidden sizes differ, the input is first projected to the hidden size.
+
+    Options:
+        heads: number of blocks of the gates' block-diagonal matrices
 
     Quantities:
         r: recurrence gate

@@ -9,7 +9,10 @@ from unrolled.cells.base import Cell, Param
 class RHN(Cell):
     """Recurrent highway network with coupled gates (Zilly et al., 2016, arXiv:1607.03474).
 
-    Each time step consists of ``depth`` highway layers. The input enters the first one.
+    Each time step consists of several highway layers. The input enters the first one.
+
+    Options:
+        depth: number of highway layers in each time step
 
     Quantities:
         input_sum: input pre-activations: h, t

@@ -11,6 +11,9 @@ from unrolled.cells.base import Cell, Param
 class RNN(Cell):
     """Simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN.
 
+    Options:
+        nonlinearity: activation: "tanh" or "relu"
+
     Quantities:
         input_sum: input pre-activation
         hidden_sum: recurrent pre-activation

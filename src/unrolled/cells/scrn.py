@@ -16,6 +16,10 @@ class SCRN(Cell):
     It has slow context units in addition to the hidden units. The paper's output layer reads both: use
     ``all_states=True`` to get the context.
 
+    Options:
+        alpha: how much of the context is kept at each step
+        context_size: number of context units; 0: hidden_size
+
     Quantities:
         s: context: moving average of the projected input
         h: hidden state

@@ -11,8 +11,10 @@ from unrolled.cells.init import block_linear, check_heads
 class SLSTM(Cell):
     """sLSTM of xLSTM (Beck et al., 2024, arXiv:2405.04517v2, eq. 8 to 17): stabilized exponential gates.
 
-    The recurrent matrices are block-diagonal with ``heads`` blocks. The stabilizer m prevents overflow in the
-    exponentials and doesn't change the output.
+    The stabilizer m prevents overflow in the exponentials and doesn't change the output.
+
+    Options:
+        heads: number of blocks of the block-diagonal recurrent matrices
 
     Quantities:
         log_i: logarithm of the input gate

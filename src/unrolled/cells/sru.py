@@ -15,7 +15,11 @@ class SRU(Cell):
     """Simple recurrent unit (Lei et al., 2017, arXiv:1709.02755v5): no matrix product with the state.
 
     If the input and hidden sizes differ, the highway connection projects the input to the hidden size.
-    ``rescale`` multiplies it by sqrt(1 + 2·exp(highway_bias)), so that it initially has the scale of c.
+
+    Options:
+        highway_bias: initial bias of the reset gate
+        rescale: whether to multiply the highway connection by sqrt(1 + 2·exp(highway_bias)), so that it
+            initially has the scale of c
 
     Quantities:
         f: forget gate: how much of the old c is kept

@@ -10,8 +10,9 @@ from unrolled.cells.init import init_per_gate
 class STAR(Cell):
     """Stackable recurrent cell (Turkoglu et al., 2019, arXiv:1911.11033).
 
-    ``t_max`` above 0 initializes the gate for time spans up to ``t_max`` steps (chrono initialization: Tallec
-    & Ollivier, 2018, arXiv:1804.11188).
+    Options:
+        t_max: longest time span of the gate, in steps, from which its bias is drawn (chrono initialization:
+            Tallec & Ollivier, 2018, arXiv:1804.11188); 0: no such initialization
 
     Quantities:
         z: candidate, computed from the input

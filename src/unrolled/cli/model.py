@@ -17,6 +17,7 @@ from torch import nn
 from unrolled.cli.arguments import UsageError, import_file
 from unrolled.io import files
 from unrolled.tracing.call_order import ModuleCall
+from unrolled.tracing.findings import where
 from unrolled.tracing.record import Record, record
 from unrolled.tracing.trace import Trace
 
@@ -116,11 +117,12 @@ def _details(call: ModuleCall) -> list[str]:
     states += f", the final state of {call.state_from}" if call.state_from else ""
     if call.trace is None:
         return [states]
-    findings = call.trace.health().findings
-    return [states, f"{findings[0].severity}: {findings[0].message}" if findings else "no problem found"]
+    worst = next(iter(call.trace.health()), None)
+    return [states, f"{worst.severity}: {where(worst)}{worst.message}" if worst else "no problem found"]
 
 
 def _as_data(call: ModuleCall) -> dict[str, Any]:
+    findings = call.trace.health() if call.trace else None
     return {
         "name": call.name,
         "module": call.module,
@@ -132,5 +134,5 @@ def _as_data(call: ModuleCall) -> dict[str, Any]:
         "initial_state": call.initial_state,
         "state_from": call.state_from,
         "final_state": call.final_state,
-        "health": [finding.message for finding in call.trace.health()] if call.trace else None,
+        "health": None if findings is None else [where(one) + one.message for one in findings],
     }

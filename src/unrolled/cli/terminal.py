@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 import reprlib
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
-from unrolled.cells.descriptions import quantity_descriptions
+from unrolled.cells.descriptions import docstring_paragraphs, option_descriptions, quantity_descriptions
 from unrolled.cli.number_lines import NumberLines
-from unrolled.equations.source import docstring_paragraphs, step_source
+from unrolled.equations.source import step_source
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing.color_scales import ColorScales
@@ -157,8 +158,7 @@ def _print_parameters(lines: NumberLines, trace: Trace, scale: ColorScale | None
     shapes = {id(tensor): " × ".join(map(str, tensor.shape)) for *_, tensor in by_name}
     shape_width = max(map(len, shapes.values()))
     for part, name, suffix, tensor in by_name:
-        sizes = map(str, params[name].shape)
-        symbols = " × ".join(f"({size})" if " " in size else size for size in sizes)
+        symbols = " × ".join(_size_symbol(part.cell, size) for size in params[name].shape)
         description = f"{PARAMETERS.get(name, '')} ({symbols})".strip()
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, width=min(width + 2, lines.console.width // 2))
@@ -166,6 +166,16 @@ def _print_parameters(lines: NumberLines, trace: Trace, scale: ColorScale | None
         table.add_row(f"  {name}{suffix}", shapes[id(tensor)], description)
         lines.console.print(table)
         lines.parameter(part, name, tensor.detach(), scale)
+
+
+def _size_symbol(cell: Cell, size: int | str) -> str:
+    """Return a size as in the cell's code, such as ``4*hidden``. ``A or B`` becomes the one that is used."""
+
+    def used(found: re.Match[str]) -> str:
+        return found[1] if getattr(cell, found[1]) else found[2]
+
+    text = re.sub(r"\(?\b(\w+) or (\w+)\b\)?", used, str(size))
+    return f"({text})" if " " in text else text
 
 
 def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorScales | None) -> None:
@@ -324,8 +334,9 @@ def _arguments_table(recurrent: Recurrent) -> Table:
     for name, words in ARGUMENTS.items():
         if name in shown:
             table.add_row(f"  {name}={getattr(recurrent, name)}", words)
+    option_words = option_descriptions(recurrent.cell)
     for name, value in recurrent.chosen_options().items():
-        table.add_row(f"  {name}={value}", "cell option")
+        table.add_row(f"  {name}={value}", option_words.get(name, "cell option"))
     return table
 
 

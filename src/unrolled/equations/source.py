@@ -1,4 +1,4 @@
-"""The source and the docstring of a cell: the code of its step, and descriptions of its quantities."""
+"""The source of a cell: the code of its step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,6 @@ def step_source(cell: type[Cell]) -> str:
         return source.strip()
     body = statements(function)
     return textwrap.dedent("\n".join(source.splitlines()[body[0].lineno - 1 :])) if body else ""
-
-
-def docstring_paragraphs(cell: type[Cell]) -> list[str]:
-    """Return the paragraphs of the cell's docstring, without the section ``Quantities:``."""
-    text = (inspect.getdoc(cell) or "") if cell.__doc__ else ""
-    paragraphs = text.split("\n\nQuantities:")[0].replace("``", "").split("\n\n")
-    return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph]
 
 
 def statements(function: ast.FunctionDef) -> list[ast.stmt]:

@@ -42,8 +42,8 @@ def write_model(
     record: Record,
     path: str | Path,
     *,
-    batch: int,
-    labels: Sequence[str] | None,
+    batch: int | Iterable[int] | None,
+    labels: Sequence[Any] | None,
     title: str | None,
     limit: int,
 ) -> Path:

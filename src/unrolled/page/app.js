@@ -9,7 +9,7 @@ import { createEditor } from "./editor.js";
 import { Edits } from "./edits.js";
 import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
-import { createGuide } from "./guide.js";
+import { createGuide, findingText } from "./guide.js";
 import { createModels, idOf } from "./model.js";
 import { createRowPicker, rowData, rowNumbers } from "./rows.js";
 import { createSequence, isSmall } from "./sequence.js";
@@ -645,7 +645,7 @@ function createLegend(view) {
 function createFindings(view) {
   const { findings, checked } = view.data.health;
   return createElement("ol", { class: "findings" },
-    findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, finding.message, " ",
+    findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, findingText(finding), " ",
       finding.missing ? createElement("span", { class: "quiet" }, finding.missing) : null,
       view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.openFinding(finding) }, "Show it") : null))),
     checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))));

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unrolled.cells.base import positive_int
-from unrolled.equations.source import docstring_paragraphs
+from unrolled.cells.descriptions import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
 from unrolled.page.comparison import baseline_differences, check_comparable, comparison_summary
@@ -149,7 +149,8 @@ def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, A
                 number = None
                 missing = f"Row {at_place[0]} isn't on this page. Use to_html(batch={at_place[0]}) to see it."
     return {
-        "message": where(finding) + finding.message,
+        "place": where(finding).removesuffix(": "),
+        "message": finding.message,
         "severity": finding.severity,
         "layer": index,
         "number": number,

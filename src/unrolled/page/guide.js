@@ -19,6 +19,11 @@ function store(value) {
   } catch { /* the offer comes again next time */ }
 }
 
+/** Return a finding with its place: "decoder, layer 0, backward: …". */
+export function findingText({ place, message }, module = "") {
+  return [[module, place].filter(Boolean).join(", "), message].filter(Boolean).join(": ");
+}
+
 /** Create the guide line. Returns {element, update, start, next, stop, touring}. */
 export function createGuide(view) {
   const element = createElement("div", { class: "guide", role: "status" });
@@ -83,7 +88,7 @@ export function createGuide(view) {
     } else if (findings.length) {
       const [worst] = findings;
       element.classList.toggle("alarm", worst.severity !== "note");
-      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message,
+      const said = createElement("p", {}, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), findingText(worst),
         worst.missing ? createElement("span", { class: "quiet" }, ` ${worst.missing}`) : null);
       element.replaceChildren(said, createElement("span", { class: "acts" },
         view.numberOf(worst) ? button("Show it", () => view.openFinding(worst)) : null,

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from unrolled.page.contents import page_data
+from unrolled.page.rows import RowChoice, as_list
 from unrolled.tracing.call_order import ModuleCall
 from unrolled.tracing.record import Record
 from unrolled.tracing.trace import Trace
 
 
 def model_data(
-    record: Record, batch: int, labels: Sequence[str] | None, title: str | None, limit: int
+    record: Record,
+    batch: int | Iterable[int] | None,
+    labels: Sequence[Any] | None,
+    title: str | None,
+    limit: int,
 ) -> dict[str, Any]:
     """Return the data of the page of a model; that of a single layer if only one call was recorded.
 
     Args:
         record: The recorded calls.
-        batch: The row of the batch.
-        labels: A label for each time step, for the layers with this number of steps.
+        batch: The row of the batch, or several rows. None for the first rows, as many as fit.
+        labels: A label for each time step, or a list of them for each row, for the layers that they fit.
         title: The title of the page. None for the class of the model.
         limit: The maximum number of values on the page.
 
     Raises:
-        ValueError: If nothing was recorded, no layer has a page, or no layer has as many time steps as there
-            are labels.
+        ValueError: If nothing was recorded, no layer has a page, or the labels fit no layer.
         IndexError, TypeError: As for :func:`unrolled.page.contents.page_data`.
     """
     calls = record.call_order
@@ -39,17 +43,19 @@ def model_data(
         raise ValueError("nothing was recorded: call the model inside of the with block first")
     if title is None and len(traces) > 1:
         title = type(record.model).__name__
-    labels = None if labels is None else list(labels)
-    is_labeled = [labels is not None and _length(trace, batch) == len(labels) for _, trace in traces]
-    if labels is not None and not any(is_labeled):
-        lengths = ", ".join(f"{name!r} has {_length(trace, batch)}" for name, trace in traces)
-        raise ValueError(f"labels has {len(labels)} entries, but no layer has as many time steps: {lengths}")
+    batch = list(batch) if isinstance(batch, Iterable) and not isinstance(batch, str) else batch
+    label_list = None if labels is None else as_list("labels", labels)
+    reasons: dict[str, str | None] = {}
+    if label_list is not None:
+        reasons = {name: _misfit(trace, batch, label_list) for name, trace in traces}
+    if reasons and all(reasons.values()):
+        raise ValueError("; ".join(f"{name!r}: {reason}" for name, reason in reasons.items()))
     pages: list[dict[str, Any]] = []
     page_of: dict[int, int] = {}
     errors: dict[int, str] = {}
-    for (name, trace), with_labels in zip(traces, is_labeled, strict=True):
+    for name, trace in traces:
         page_title = title if len(traces) == 1 else f"{name}: {trace.module!r}"
-        shown_labels = labels if with_labels else None
+        shown_labels = None if reasons.get(name) else label_list
         try:
             data = page_data(trace, batch, shown_labels, "numbers", page_title, limit // len(traces))
         except ValueError as error:  # such as a trace without some of the steps
@@ -75,9 +81,14 @@ def model_data(
     }
 
 
-def _length(trace: Trace, batch: int) -> int:
-    lengths = trace.layers[0].lengths
-    return int(lengths[batch]) if -len(lengths) <= batch < len(lengths) else 0
+def _misfit(trace: Trace, batch: int | Iterable[int] | None, labels: list[Any]) -> str | None:
+    """Return why labels don't fit a trace, or None if they do."""
+    lengths = trace.layers[0].lengths.tolist()
+    try:
+        RowChoice.of(batch, lengths, (labels,)).texts("labels", labels, lengths)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _call(

@@ -2,6 +2,7 @@
 
 import { mount } from "./app.js";
 import { createElement } from "./dom.js";
+import { findingText } from "./guide.js";
 
 const MAX_FIRST = 20; // calls that are listed, from the beginning and from the end
 const MAX_LAST = 40;
@@ -62,7 +63,7 @@ export function mountModel(root, data) {
     const problems = data.pages.flatMap((page, k) => page.health.findings.slice(0, 1).map((finding) => ({ page, k, finding })));
     const worst = ["error", "warning"].map((severity) => problems.find(({ finding }) => finding.severity === severity)).find(Boolean);
     if (!worst) return null;
-    return createElement("div", { class: "guide alarm", role: "status" }, createElement("p", {}, createElement("b", {}, "Problem: "), `${worst.page.call}: ${worst.finding.message}`),
+    return createElement("div", { class: "guide alarm", role: "status" }, createElement("p", {}, createElement("b", {}, "Problem: "), findingText(worst.finding, worst.page.call)),
       createElement("span", { class: "acts" }, createElement("button", { type: "button", class: "btn", onclick: () => go(worst.k) }, "Open the layer")));
   }
 
@@ -88,7 +89,7 @@ export function mountModel(root, data) {
 
   function createWorst({ findings: [worst], checked }) {
     if (!worst) return createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), "No problem found. ", createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`));
-    return createElement("p", { class: worst.severity === "note" ? "worst" : "worst alarm" }, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), worst.message);
+    return createElement("p", { class: worst.severity === "note" ? "worst" : "worst alarm" }, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), findingText(worst));
   }
 
   window.addEventListener("popstate", show);

@@ -166,8 +166,8 @@ class Record(Mapping[str, Trace]):
         self,
         path: str | Path,
         *,
-        batch: int = 0,
-        labels: Sequence[str] | None = None,
+        batch: int | Iterable[int] | None = None,
+        labels: Sequence[Any] | None = None,
         title: str | None = None,
         limit: int = 3_000_000,
     ) -> Path:
@@ -179,8 +179,9 @@ class Record(Mapping[str, Trace]):
 
         Args:
             path: Path of the file.
-            batch: The row.
-            labels: A label for each time step, for the layers with this number of steps.
+            batch: The row, or several rows. By default, some of the first rows: up to 8 if they are small.
+            labels: A label for each time step, or a list of them for each row, as in :meth:`Trace.to_html`.
+                Layers that they don't fit, for instance with another number of steps, have none.
             title: Title of the page. None for the class of the model.
             limit: Approximate maximum of numbers to store, for all layers together.
 
@@ -188,8 +189,7 @@ class Record(Mapping[str, Trace]):
             The path.
 
         Raises:
-            ValueError: If nothing was recorded, no layer has a page, or no layer has as many time steps as
-                there are labels.
+            ValueError: If nothing was recorded, no layer has a page, or the labels fit no layer.
             OSError, IndexError, TypeError: As for :meth:`Trace.to_html`.
         """
         options = {"batch": batch, "labels": labels, "title": title, "limit": limit}
