@@ -49,7 +49,7 @@ def place_labels(diagram: Diagram, layout: Layout) -> tuple[Layout, int, int]:
         for p in pieces(layout.routes)
     ]
     heads = [
-        Area(*((a.x - 9, a.y - 5, a.x + 9, a.y + 5) if a.dx else (a.x - 5, a.y - 9, a.x + 5, a.y + 9)))
+        Area(*((a.x - 9, a.y - 8, a.x + 9, a.y + 8) if a.dx else (a.x - 8, a.y - 9, a.x + 8, a.y + 9)))
         for a in (route.arrow for route in layout.routes)
         if a is not None
     ]

@@ -46,6 +46,6 @@ def _turned_route(route: Route) -> Route:
 def _turned_port(port: Port, width: float, height: float) -> Port:
     x, y = port.y, port.x
     if port.side == "below":  # the input enters from the right
-        return replace(port, x=x, y=y, anchor="end", text_x=width - 5, name_y=y - 8)
+        return replace(port, x=x, y=y, anchor="end", text_x=width - 5, name_y=y - 4)
     name_y = 14.0 if port.side == "in" else height - 20
     return replace(port, x=x, y=y, anchor="start", text_x=x + _BESIDE, name_y=name_y, value_y=name_y + 15)

@@ -12,6 +12,9 @@ const MAX_BARS = 6; // units that a box shows beside the chosen one
 const BELT = 26;
 const MAX_CHARACTERS = 14; // of a glyph, as the layout has room for
 
+const FRAME_WIDTH = 46; // of a state: its name above its digits
+const INPUT_FRAME_WIDTH = 30;
+
 /** Create the drawing of the cell. Returns {element, update}. */
 export function createDrawing(view) {
   const element = document.createElement("div");
@@ -117,8 +120,9 @@ export function createDrawing(view) {
     const refer = () => ({ q: place.name, t: place.side === "in" && place.name !== "x" ? model.previous(view.step) : view.step, u: Math.min(view.unit, size - 1) });
     const name = createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
     const value = place.value_y === null ? null : createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
-    const left = place.anchor === "start" ? place.text_x - 5 : place.text_x - 33;
-    group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 15, width: 38, height: (place.value_y ?? place.name_y) - place.name_y + 21, rx: 5 }), name, ...(value ? [value] : []));
+    const width = value ? FRAME_WIDTH : INPUT_FRAME_WIDTH;
+    const left = place.anchor === "start" ? place.text_x - 5 : place.text_x + 5 - width;
+    group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 13, width, height: (value ? place.value_y : place.name_y) - place.name_y + 17, rx: 5 }), name, ...(value ? [value] : []));
     chooseOnClick(group, refer);
     painters.push(() => {
       const number = refer();
