@@ -216,6 +216,21 @@ def test_complex_values_and_invalid_arguments(tmp_path: Path, open_page: OpenPag
         trace.to_html(file, limit=0)
 
 
+def test_the_documentation_that_a_page_names(open_page: OpenPage) -> None:
+    class Own(ur.cells.GRU):
+        pass
+
+    for layer, cell in ((nn.LSTM(2, 3), ur.cells.LSTM), (ur.Recurrent(ur.cells.MGU, 2, 3), ur.cells.MGU)):
+        name, trace = page_data(ur.trace(layer, torch.randn(2, 2)), 0, None, "numbers", None, 1_000)[
+            "documentation"
+        ]
+        assert eval(name, {"unrolled": ur}) is cell
+        assert eval(trace, {"unrolled": ur}) is ur.Trace
+    tab = open_page(ur.trace(ur.Recurrent(Own, 2, 3), torch.randn(2, 2)))
+    text = tab.get_by_role("region", name="About Own").text_content()
+    assert text.endswith("Documentation in Python: help(unrolled.Trace).")
+
+
 def test_page_size_and_bundled_scripts(tmp_path: Path) -> None:
     path = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)).to_html(tmp_path / "layer.html")
     assert path.stat().st_size < 400_000

@@ -464,7 +464,7 @@ export function mount(root, data, inModel = null) {
       overview === textSection ? null : textSection, overview === wholeSequence ? null : wholeSequence,
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
-      createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text)),
+      createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text), createDocumentation(data)),
       createSection("keys-section", "Keyboard", createKeyList(data))), keys);
 
   async function copyLink() {
@@ -629,6 +629,11 @@ function readRange(text, length) {
 function createParagraph(text) {
   const parts = text.split(/(arXiv:\d{4}\.\d{4,5})/);
   return createElement("p", {}, parts.map((part) => (/^arXiv:/.test(part) ? createElement("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part)));
+}
+
+/** Say where in Python to read more: a page has no address of documentation to link to. */
+function createDocumentation({ documentation }) {
+  return createElement("p", { class: "quiet" }, "Documentation in Python: ", documentation.flatMap((name, k) => [k ? " and " : "", createElement("code", {}, `help(${name})`)]), ".");
 }
 
 function createLegend(view) {

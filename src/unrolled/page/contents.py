@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from unrolled.cells.base import positive_int
+from unrolled import cells
+from unrolled.cells.base import Cell, positive_int
 from unrolled.cells.descriptions import docstring_paragraphs
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.tensors import tensors
@@ -117,6 +118,7 @@ def page_data(
         "notes": list(dict.fromkeys(notes)),
         "inputs": inputs,
         "description": docstring_paragraphs(trace.recurrent.cell),
+        "documentation": _documentation(trace.recurrent.cell),
         "comparison": _comparison_with_torch(trace),
         "health": {
             "findings": [_finding(trace, one, rows) for one in report],
@@ -193,6 +195,12 @@ def _comparison_with_torch(trace: Trace) -> dict[str, str]:
         "status": "different",
         "text": f"{name} gives a different result: the values differ by up to {difference:.1e}.",
     }
+
+
+def _documentation(cell: type[Cell]) -> list[str]:
+    """Return what Python's ``help`` knows about the page."""
+    is_published = getattr(cells, cell.__name__, None) is cell
+    return [*([f"unrolled.cells.{cell.__name__}"] if is_published else []), "unrolled.Trace"]
 
 
 def _short_name(trace: Trace) -> str:
