@@ -285,3 +285,25 @@ def test_the_fallback_warning_has_the_callers_line() -> None:
     with pytest.warns(UserWarning, match="on the reference engine") as caught:
         ur.Recurrent(Bessel, 3, 4)(torch.randn(5, 2, 3))
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(ur.cells.__all__))
+def test_initial_parameters_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    """They are finite, and as large as those in float32."""
+    cell = getattr(ur.cells, name)
+    half, full = (ur.Recurrent(cell, 30, 40, dtype=of) for of in (dtype, torch.float32))
+    for (key, value), expected in zip(half.named_parameters(), full.parameters(), strict=True):
+        assert value.dtype == dtype
+        assert value.isfinite().all(), key
+        low, high = expected.min() - 0.01, expected.max() + 0.01
+        slack = (high - low) / 2
+        assert low - slack <= value.float().min(), key
+        assert value.float().max() <= high + slack, key
+
+
+def test_decays_in_bfloat16_are_those_of_the_paper() -> None:
+    layer = ur.Recurrent(ur.cells.RGLRU, 4, 500, dtype=torch.bfloat16)
+    a = torch.exp(-8 * torch.nn.functional.softplus(layer.decay_l0.double()))
+    assert 0.898 < a.min() < 0.92
+    assert 0.98 < a.max() < 0.9995

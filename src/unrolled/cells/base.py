@@ -69,8 +69,9 @@ class Param:
             of the cell. A parameter with a dimension of size 0 is omitted.
         init: A function that fills the new tensor in place, such as ``torch.nn.init.orthogonal_``. If it
             takes two arguments, the second is the cell, with its sizes, its options and the parameters
-            declared earlier, which are already initialized. The default is that of torch.nn's recurrent
-            layers: uniform in ±1/sqrt(hidden).
+            declared earlier, which are already initialized. A parameter in half precision is filled in
+            float32 and then rounded. The default is that of torch.nn's recurrent layers: uniform in
+            ±1/sqrt(hidden).
         when: A function of the cell, with its sizes and options. If it returns False, the cell doesn't have
             this parameter. By default every cell has it.
 
@@ -113,10 +114,15 @@ class Param:
             if init is None:
                 bound = cell.hidden**-0.5
                 nn.init.uniform_(tensor, -bound, bound)
-            elif _accepts_cell(init):
-                init(tensor, cell)
+                return
+            is_half = tensor.dtype in (torch.bfloat16, torch.float16)
+            filled = torch.empty_like(tensor, dtype=torch.float32) if is_half else tensor
+            if _accepts_cell(init):
+                init(filled, _in_float32(cell) if is_half else cell)
             else:
-                init(tensor)
+                init(filled)
+            if is_half:  # such as torch.nn.init.orthogonal_, which doesn't support half precision
+                tensor.copy_(filled)
 
 
 class Cell:
@@ -331,6 +337,12 @@ def _accepts_cell(init: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):  # a function that isn't written in Python may have no signature
         return False
     return sum(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters) > 1
+
+
+def _in_float32(cell: Cell) -> Cell:
+    """Return a copy of a bound cell with parameters in float32."""
+    tensors = {name: cell.__dict__.get(name) for name in cell.params()}
+    return cell.bind({name: one.float() for name, one in tensors.items() if isinstance(one, Tensor)})
 
 
 def _has_type(value: Any, hint: type) -> bool:
