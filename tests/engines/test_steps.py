@@ -337,7 +337,11 @@ def test_tensor_attributes_are_read_at_every_call() -> None:
 
     first = compare(layer)
     cell.scale.mul_(2)  # in place
-    assert not torch.allclose(compare(layer), first)
+    assert not torch.allclose(second := compare(layer), first)
+    cell.scale.data.mul_(2)  # PyTorch doesn't count this as a change
+    assert not torch.allclose(third := compare(layer), second)
+    cell.scale.numpy()[:] = 0.5
+    assert not torch.allclose(compare(layer), third)
     other_cell.scale = torch.ones(8)  # a different tensor in another layer with the same cell class
     other.load_state_dict(layer.state_dict())
     assert not torch.allclose(compare(other), compare(layer))

@@ -247,6 +247,12 @@ CHANGES = {
         "get()(z)",
         "module.k = 2.0",
     ),
+    "tensor of a module, through .data": Change(
+        "k = torch.tensor(1.0)", "", "z * k", "module.k.data.fill_(2.0)"
+    ),
+    "tensor of a module, through NumPy": Change(
+        "k = torch.ones(4, dtype=torch.bfloat16)", "", "z * k", "module.k.view(torch.int16).numpy()[:] = 7"
+    ),
     "single dispatch": Change(
         "k = 1.0\n@functools.singledispatch\ndef act(z):\n    return z\n"
         "@act.register\ndef of_tensor(z: torch.Tensor):\n    return z * k",

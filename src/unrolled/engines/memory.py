@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -28,6 +29,19 @@ def all_readable(tensors: Sequence[Tensor]) -> bool:
         tensor.data_ptr() > tensor.storage_offset() * tensor.itemsize or not tensor.numel()
         for tensor in tensors
     )
+
+
+def memory_of(tensor: Tensor) -> bytes | None:
+    """Return a copy of a CPU tensor's memory, from its first to its last element. None if it has none.
+
+    It shows changes through ``.data`` and NumPy, which have no version. It calls no operation that a graph
+    would record.
+    """
+    if type(tensor) not in (Tensor, Parameter) or not tensor.is_cpu or not all_readable([tensor]):
+        return None
+    steps = (stride * (size - 1) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    count = 1 + sum(steps) if tensor.numel() else 0
+    return ctypes.string_at(tensor.data_ptr(), count * tensor.itemsize)
 
 
 def check_not_freed(tensors: Iterable[Tensor]) -> None:

@@ -27,13 +27,14 @@ from unrolled.engines.compiler.step_values import (
 )
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
+from unrolled.engines.memory import memory_of
 from unrolled.engines.native.backend import BACKEND
 
 # By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell
 # of a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
 _cells: dict[object, CompiledCell | Exception] = {}
 # Cells that use tensor attributes: the cell with their values, their versions, and the tensors themselves.
-_cells_with_tensors: dict[object, tuple[CompiledCell, list[int], list[Tensor]]] = {}
+_cells_with_tensors: dict[object, tuple[CompiledCell, list[object], list[Tensor]]] = {}
 _MAX_CELLS = 128  # a captured cell needs up to 1 MB
 _MAX_CELLS_WITH_TENSORS, _MAX_BYTES = 1000, 2**26  # bytes of the tensors
 _MAX_ATTEMPTS = 3  # to capture a step during which no value changes
@@ -111,18 +112,18 @@ def _compile(cell: Cell, dtype: torch.dtype) -> CompiledCell | Exception:
 def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object) -> CompiledCell:
     """Return a compiled cell with a copy of the current values of the cell's tensor attributes."""
     tensors = read_tensor_attributes(cell, compiled_cell.captured.tensor_attributes)
-    versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+    contents = list(map(_snapshot, tensors))
     tensors_key = (compiled_cell.digest, key, *map(id, tensors))
     with _lock:
         cached = _cells_with_tensors.get(tensors_key)
-        if cached is not None and cached[1] == versions and -1 not in versions:
+        if cached is not None and cached[1] == contents:
             return cached[0]
         values = [tensor.detach().clone().contiguous() for tensor in tensors]
         nodes = compiled_cell.captured.tensor_attributes.values()
         constants = {**compiled_cell.captured.constants, **dict(zip(nodes, values, strict=True))}
         result = copy.copy(compiled_cell if cached is None else cached[0])
         result.captured = dataclasses.replace(compiled_cell.captured, constants=constants)
-        _cells_with_tensors[tensors_key] = result, versions, tensors
+        _cells_with_tensors[tensors_key] = result, contents, tensors
         size = sum(
             tensor.nbytes for _, _, attributes in _cells_with_tensors.values() for tensor in attributes
         )
@@ -132,6 +133,14 @@ def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object
             _, _, evicted = _cells_with_tensors.pop(next(iter(_cells_with_tensors)))
             size -= sum(tensor.nbytes for tensor in evicted)
     return result
+
+
+def _snapshot(tensor: Tensor) -> object:
+    """Return an object that is equal to an earlier one only if the tensor hasn't changed in between."""
+    content = memory_of(tensor)
+    if content is None and tensor.is_inference():
+        return object()  # nothing records its changes
+    return content, tensor.shape, tensor.stride(), -1 if tensor.is_inference() else tensor._version
 
 
 def _changed_constants(cell: Cell, constants: dict[str, Tensor]) -> str:

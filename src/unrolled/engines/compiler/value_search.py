@@ -28,6 +28,7 @@ from unrolled.cells.base import Cell, Param
 from unrolled.engines.compiler.code_names import code_content, code_names, is_installed, is_standard
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.watched_values import WatchedValues
+from unrolled.engines.memory import memory_of
 
 _MAX_VALUES = 5000
 _FIXED_PACKAGES = {"torch", "numpy", "unrolled"}  # neither their code nor their globals change
@@ -186,6 +187,8 @@ class ValueSearch:
         self._add_opaque(path, tensor)
         if not tensor.is_inference():
             self._add(f"{path}._version", self.watched.content(lambda: tensor._version))
+        content = self.watched.content(lambda: memory_of(tensor)) or b""
+        self._add(f"{path}.data", hashlib.sha256(content).hexdigest())
 
     def _array(self, value: Any, path: str) -> None:
         def content() -> Any:
