@@ -10,6 +10,7 @@ from page_helpers import OpenPage, assert_numbers_are_those_of_the_trace, needs_
 from torch.nn.functional import linear
 
 import unrolled as ur
+from helpers.sampling import sample
 from unrolled.diagram.graph import build
 
 pytestmark = needs_browser
@@ -38,6 +39,29 @@ class OneLetter(ur.Cell):
         z = torch.sigmoid(second)
         h = torch.tanh(first) * z + h * (1 - z)
         return h
+
+
+# The frame of each end of the drawing, and the boxes of its texts, as [left, top, right, bottom].
+READ_FRAMES = """() => [...document.querySelectorAll('svg.cell .port')].map((port) => {
+  const sides = (one) => {
+    const { x, y, width, height } = one.getBBox();
+    return [x, y, x + width, y + height];
+  };
+  return [sides(port.querySelector('rect')), ...[...port.querySelectorAll('text')].map(sides)];
+})"""
+
+
+@pytest.mark.parametrize("name", sample(sorted(ur.cells.__all__), ("RNN",)))
+def test_frames_hold_their_digits_and_nothing_else(open_page: OpenPage, name: str) -> None:
+    for width in (360, 1366):
+        ports = open_page(small_trace(getattr(ur.cells, name)), width=width).evaluate(READ_FRAMES)
+        assert len(ports) > 2
+        for (left, top, right, bottom), *texts in ports:
+            assert top > 0  # not cut off
+            assert all(left <= x1 < x2 <= right for x1, _, x2, _ in texts)
+            for (x1, y1, x2, y2), *_ in ports:
+                is_same = (x1, y1, x2, y2) == (left, top, right, bottom)
+                assert is_same or x1 >= right or x2 <= left or y1 >= bottom or y2 <= top
 
 
 def test_groups_open_and_fold(open_page: OpenPage) -> None:
