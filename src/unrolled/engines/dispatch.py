@@ -95,11 +95,7 @@ def run(
             was freed.
     """
     if transforms.maybe_autocast() and transforms.autocast_enabled(x.device.type):
-        memory.check_not_freed(_tensors(cells, x, states))
-        with torch.autocast(x.device.type, enabled=False):
-            cells, x, states = transforms.cast_for_autocast(cells, x, states)
-            extra_inputs = None if extra_inputs is None else extra_inputs.to(x.dtype)
-            return run(cells, x, states, sizes, checkpoint, wrapper_specs, extra_inputs)
+        return _run_with_autocast(cells, x, states, sizes, checkpoint, wrapper_specs, extra_inputs)
     if transforms.active():
         return _run_in_transform(
             cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint, wrapper_specs
@@ -114,7 +110,7 @@ def run(
         _check_tensors(name, cells, x, states)
         return _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
     reason = _why_not_native(cells, x, states, extra_inputs)
-    warning: str | None = None
+    slower: str | None = None
     if reason is not None:
         _check_tensors(name, cells, x, states)
     else:
@@ -122,19 +118,40 @@ def run(
             results = run_compiled.run(cells, x, states, sizes, checkpoint, extra_inputs)
             log.engine.info("%s: native engine (selected: %s)", name, selected)
             return results
-        except UnsupportedError as error:
+        except (UnsupportedError, UnavailableError) as error:
             reason = str(error)
-            warning = f"{name} runs on the reference engine, which is slower, because it can't be compiled"
-        except UnavailableError as error:
-            reason = str(error)
-            warning = "Recurrent layers run on the reference engine, which is slower"
+            slower = _slower(name, error)
     if selected == "native":
         raise RuntimeError(f"{name} can't run on the native engine: {reason}")
     log.engine.info("%s: reference engine (%s)", name, reason)
     results = _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
-    if warning is not None:  # only now: if the step itself is wrong, its own error comes first
-        log.announce(f"{warning}: {reason}")
+    if slower is not None:  # only now: if the step itself is wrong, its own error comes first
+        log.announce(f"{slower}: {reason}")
     return results
+
+
+def _slower(name: str, error: UnsupportedError | UnavailableError) -> str:
+    """Return the warning for a cell that isn't compiled, without the reason."""
+    if isinstance(error, UnavailableError):
+        return "Recurrent layers run on the reference engine, which is slower"
+    return f"{name} runs on the reference engine, which is slower, because it can't be compiled"
+
+
+def _run_with_autocast(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | Tensor | None,
+    checkpoint: int | None,
+    wrapper_specs: Sequence[WrapperSpec],
+    extra_inputs: Tensor | None,
+) -> list[tuple[Tensor, States]]:
+    """Run :func:`run` with the dtypes that autocast chooses."""
+    memory.check_not_freed(_tensors(cells, x, states))
+    with torch.autocast(x.device.type, enabled=False):
+        cells, x, states = transforms.cast_for_autocast(cells, x, states)
+        extra_inputs = None if extra_inputs is None else extra_inputs.to(x.dtype)
+        return run(cells, x, states, sizes, checkpoint, wrapper_specs, extra_inputs)
 
 
 def _with_extra_inputs(x: Tensor, extra_inputs: Tensor | None) -> Tensor:

@@ -55,70 +55,88 @@ def split(captured: CapturedStep) -> tuple[LoopPartition, LoopPartition]:
     Returns:
         The forward and the backward partition.
     """
-    order = {node: k for k, node in enumerate(captured.graph.nodes)}
-    gradients = [node for node in (*captured.grad_params, captured.grad_x) if node is not None]
-    new_carries = [node for node in captured.grad_states if node is not None]
+    splitter = _Splitter(captured)
+    backward, recomputed = splitter.backward()
+    return splitter.forward(backward, recomputed), backward
 
-    from_gradients = dependents([*captured.carries, captured.grad_output], order)
-    from_carries = dependents(captured.carries, order)
-    from_states = dependents(captured.states, order)
 
-    def in_order(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-        return sorted(set(nodes), key=order.__getitem__)
+class _Splitter:
+    """Splits the two graphs of a captured step."""
 
-    # Backward: the loop computes the carries for the previous time step. It also recomputes what follows from
-    # the states but isn't part of the forward loop.
-    needed = ancestors([*gradients, *new_carries])
-    forward_loop = ancestors(captured.new_states) & from_states
-    recomputed = {n for n in needed & from_states - from_gradients if n not in forward_loop}
-    carried = ancestors(new_carries)
-    loop = {n for n in carried & (from_carries | recomputed) if n.op == "call_function"} | set(new_carries)
-    outside_loop = needed & (from_carries | from_gradients | recomputed)
-    rest = {n for n in outside_loop if n.op == "call_function"} - loop
-    early = {n for n in rest & ancestors(loop) if n not in from_carries and n not in recomputed}
-    prologue = rest & ancestors(n for n in early if _time_parallel(n)) & early
-    epilogue: set[fx.Node] = set()
-    for node in in_order(rest - prologue):
-        if _time_parallel(node) or not epilogue.isdisjoint(node.all_input_nodes):
-            epilogue.add(node)
-        else:
-            loop.add(node)
-    input_slices = {n for n in captured.x.users if n.target is aten.slice.Tensor}
-    candidates = in_order((forward_loop | input_slices) - set(captured.new_states))
-    computed_twice = _recomputable(candidates, loop, prologue | epilogue)
-    loop |= computed_twice
-    recomputed |= computed_twice
-    computed = loop | prologue | epilogue
-    for node in in_order(ancestors(n for n in gradients if n not in computed)):  # constant gradients
-        if node.op == "call_function" and node not in computed and node not in from_states:
-            epilogue.add(node)
-    read_outside = inputs_of(epilogue) | set(gradients)
-    backward = LoopPartition(
-        prologue=in_order(prologue),
-        loop=in_order(loop),
-        epilogue=in_order(epilogue),
-        inputs=in_order(inputs_of(loop) - loop - set(captured.carries)),
-        saved=in_order(read_outside & loop),
-        old_states=captured.carries,
-        new_states=new_carries,
-    )
+    def __init__(self, captured: CapturedStep) -> None:
+        self.captured = captured
+        self.order = {node: k for k, node in enumerate(captured.graph.nodes)}
+        self.gradients = [node for node in (*captured.grad_params, captured.grad_x) if node is not None]
+        self.from_gradients = dependents([*captured.carries, captured.grad_output], self.order)
+        self.from_states = dependents(captured.states, self.order)
+        self.forward_loop = ancestors(captured.new_states) & self.from_states
 
-    # Forward: what the new states need, and what the backward reads.
-    backward_inputs = inputs_of([*loop, *epilogue, *prologue]) - from_gradients - recomputed
-    required = ancestors([*captured.new_states, *backward_inputs])
-    nodes = [n for n in in_order(required) if n.op == "call_function"]
-    hoisted = ancestors(n for n in nodes if n not in forward_loop and _time_parallel(n))
-    inside = {n for n in nodes if n in forward_loop or (is_batched(n) and n not in hoisted)}
-    forward = LoopPartition(
-        prologue=[n for n in nodes if n not in inside],
-        loop=in_order(inside),
-        epilogue=[],
-        inputs=in_order(inputs_of(inside) - inside - set(captured.states)),
-        saved=in_order(backward_inputs & inside - set(captured.new_states)),  # new states are always stored
-        old_states=captured.states,
-        new_states=captured.new_states,
-    )
-    return forward, backward
+    def in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        return sorted(set(nodes), key=self.order.__getitem__)
+
+    def backward(self) -> tuple[LoopPartition, set[fx.Node]]:
+        """Return the partition of the backward, and the nodes of the forward that its loop computes again.
+
+        The loop computes the carries for the previous time step. It also recomputes what follows from the
+        states but isn't part of the forward loop.
+        """
+        captured, from_states = self.captured, self.from_states
+        new_carries = [node for node in captured.grad_states if node is not None]
+        from_carries = dependents(captured.carries, self.order)
+        needed = ancestors([*self.gradients, *new_carries])
+        recomputed = {n for n in needed & from_states - self.from_gradients if n not in self.forward_loop}
+        carried = ancestors(new_carries) & (from_carries | recomputed)
+        loop = {n for n in carried if n.op == "call_function"} | set(new_carries)
+        outside_loop = needed & (from_carries | self.from_gradients | recomputed)
+        rest = {n for n in outside_loop if n.op == "call_function"} - loop
+        early = {n for n in rest & ancestors(loop) if n not in from_carries and n not in recomputed}
+        prologue = rest & ancestors(n for n in early if _time_parallel(n)) & early
+        epilogue: set[fx.Node] = set()
+        for node in self.in_order(rest - prologue):
+            if _time_parallel(node) or not epilogue.isdisjoint(node.all_input_nodes):
+                epilogue.add(node)
+            else:
+                loop.add(node)
+        input_slices = {n for n in captured.x.users if n.target is aten.slice.Tensor}
+        candidates = self.in_order((self.forward_loop | input_slices) - set(captured.new_states))
+        computed_twice = _recomputable(candidates, loop, prologue | epilogue)
+        loop |= computed_twice
+        epilogue |= self._constant_gradients(loop | prologue | epilogue)
+        partition = LoopPartition(
+            prologue=self.in_order(prologue),
+            loop=self.in_order(loop),
+            epilogue=self.in_order(epilogue),
+            inputs=self.in_order(inputs_of(loop) - loop - set(captured.carries)),
+            saved=self.in_order((inputs_of(epilogue) | set(self.gradients)) & loop),
+            old_states=captured.carries,
+            new_states=new_carries,
+        )
+        return partition, recomputed | computed_twice
+
+    def _constant_gradients(self, computed: set[fx.Node]) -> set[fx.Node]:
+        """Return what computes the gradients that are not computed yet."""
+        missing = ancestors(n for n in self.gradients if n not in computed)
+        return {n for n in missing - computed - self.from_states if n.op == "call_function"}
+
+    def forward(self, backward: LoopPartition, recomputed: set[fx.Node]) -> LoopPartition:
+        """Return the partition of the forward: what the new states need, and what the backward reads."""
+        captured, forward_loop = self.captured, self.forward_loop
+        read = inputs_of([*backward.loop, *backward.epilogue, *backward.prologue])
+        backward_inputs = read - self.from_gradients - recomputed
+        required = ancestors([*captured.new_states, *backward_inputs])
+        nodes = [n for n in self.in_order(required) if n.op == "call_function"]
+        hoisted = ancestors(n for n in nodes if n not in forward_loop and _time_parallel(n))
+        inside = {n for n in nodes if n in forward_loop or (is_batched(n) and n not in hoisted)}
+        saved = backward_inputs & inside - set(captured.new_states)  # new states are always stored
+        return LoopPartition(
+            prologue=[n for n in nodes if n not in inside],
+            loop=self.in_order(inside),
+            epilogue=[],
+            inputs=self.in_order(inputs_of(inside) - inside - set(captured.states)),
+            saved=self.in_order(saved),
+            old_states=captured.states,
+            new_states=captured.new_states,
+        )
 
 
 def _recomputable(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]) -> set[fx.Node]:
