@@ -25,7 +25,7 @@ ALLOWED = {
     "cli/bench/runtimes.py": "torch._dynamo",  # an option of torch.compile that has no public name
 }
 
-JIT_WARNING = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+JIT_WARNING = pytest.mark.filterwarnings("ignore:.torch.jit")
 
 
 def code_of(path: Path) -> str:
