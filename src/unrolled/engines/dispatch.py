@@ -105,11 +105,7 @@ def run(
         cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
     selected = _current.get()
     name = type(cells[0].innermost).__name__
-    if selected == "reference":
-        log.engine.info("%s: reference engine (selected)", name)
-        _check_tensors(name, cells, x, states)
-        return _run_by_reference(cells, _with_extra_inputs(x, extra_inputs), states, sizes, checkpoint)
-    reason = _why_not_native(cells, x, states, extra_inputs)
+    reason = "selected" if selected == "reference" else _why_not_native(cells, x, states, extra_inputs)
     slower: str | None = None
     if reason is not None:
         _check_tensors(name, cells, x, states)
