@@ -24,6 +24,7 @@ from helpers.layer_pairs import TOLERANCE, assert_close, use_threads
 from helpers.user_cell import MGU
 from unrolled.engines.native import kernel
 from unrolled.engines.native.backend import BACKEND
+from unrolled.engines.native.call_arguments import CallArguments
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain.compiler import FLAGS
@@ -150,7 +151,9 @@ class RecordedCall:
             number = block_numbers.setdefault(start, len(block_numbers)) if pointer else -1
             places += [number, pointer - start] if pointer else [-1, 0]
         blocks = [storages[start] for start in block_numbers]
-        parts = [list(call.numbers), places, [block.nbytes() for block in blocks]]
+        numbers = [getattr(call.arguments, name) or 0 for name, _ in CallArguments._fields_]
+        sizes = kernels[call.run]._sizes
+        parts = [numbers, list(sizes), places, [block.nbytes() for block in blocks]]
         self.content = b"".join(
             [struct.pack(f"<{1 + len(part)}q", len(part), *part) for part in parts]
             + list(map(read_memory, blocks))

@@ -61,12 +61,11 @@ class _Emitter:
         self.strides: list[tuple[fx.Node, int]] = []
         self.pointers: list[tuple[str, Any]] = [("starts", None)]
         self.packs: list[Pack] = []
-        self.shifts: list[tuple[fx.Node, int]] = []
 
     def emit(self) -> KernelSpec:
         kernel = self.kernel
         source = self._source().text()
-        arguments = (self.sizes, self.strides, self.shifts, self.pointers, self.packs)
+        arguments = (self.sizes, self.strides, self.pointers, self.packs)
         hoisted = {
             product.row for phase in kernel.phases() for group in phase.hoisted for product in group.products
         }
@@ -124,7 +123,7 @@ class _Emitter:
         return len(self.sizes) - 1
 
     def _size(self, value: int) -> str:
-        return f"D[SIZES + {self._add_size(value)}]"
+        return f"D[{self._add_size(value)}]"
 
     def _pointer(self, kind: str, target: Any) -> str:
         self.pointers.append((kind, target))
@@ -138,9 +137,8 @@ class _Emitter:
         columns = self._size(width(node))
         if not shifted:
             return f"(const T*){base} + at.row * {columns}"
-        initial, shift = self._pointer("shifted_initial", node), self._add_size(0)
-        self.shifts.append((node, shift))
-        return f"array({base}, {initial}, D[SIZES + {shift}], c, at, {columns})"
+        initial = self._pointer("shifted_initial", node)
+        return f"array({base}, {initial}, c, at, {columns})"
 
     def _hoisted_row(self, row: fx.Node) -> str:
         return f"(const T*){self._pointer('array', row)} + begin * {self._size(width(row))}"
@@ -155,7 +153,7 @@ class _Emitter:
             self.strides.append((product.matrix, k))
             offset = self._size(product.offset)
             data = self._pointer("matrix", product.matrix)
-            matrices.append(f"{{(T*){data} + {offset} * D[SIZES + {n}], D[SIZES + {k}], D[SIZES + {n}]}}")
+            matrices.append(f"{{(T*){data} + {offset} * D[{n}], D[{k}], D[{n}]}}")
         count, depth = len(group.products), self._size(group.depth)
         return f"{{{count}, {depth}, nullptr, {{{', '.join(matrices)}}}, nullptr}}", self._pointer(
             "pack", pack

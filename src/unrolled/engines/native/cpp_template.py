@@ -58,7 +58,7 @@ class PhaseText:
             slots: Declarations of the pointers of a step.
             states: The states.
         """
-        body = [f"const int64_t d{k} = D[SIZES + {k}];" for k in self.sizes]
+        body = [f"const int64_t d{k} = D[{k}];" for k in self.sizes]
         body.append(f"const int64_t W = {self.width};")
         if self.prefetches:
             body.append("const PrefetchDistance prefetch(s, W, rows);")
@@ -225,11 +225,10 @@ struct Loop {{
   {_join(self._loop_members(), 2)}
 
   void allocate(const Call& c, const ThreadRange& thread_range, Arena& shared, Arena& own) {{
-    [[maybe_unused]] const int64_t* const D = c.D;
-    void* const* const P = c.P;
-    [[maybe_unused]] const bool pack_per_step = D[PACK_PER_STEP];
+    [[maybe_unused]] const int64_t* const D = c.sizes;
+    void* const* const P = c.pointers;
     range = thread_range;
-    block_range = thread_range.of_block(D);
+    block_range = thread_range.of_block(c);
     {_join(self._allocations(), 4)}
   }}
 
@@ -246,8 +245,8 @@ struct Loop {{
   }}
 
   void set_pointers(Step& s, const Call& c, const StepPosition& at) const {{
-    [[maybe_unused]] const int64_t* const D = c.D;
-    [[maybe_unused]] void* const* const P = c.P;
+    [[maybe_unused]] const int64_t* const D = c.sizes;
+    [[maybe_unused]] void* const* const P = c.pointers;
     {_join(self._pointers(), 4)}
   }}
 
@@ -264,8 +263,8 @@ struct Loop {{
   }}
 
   void hoist(const Call& c, int64_t begin, int64_t row_count, int64_t block_rows) const {{
-    [[maybe_unused]] const int64_t* const D = c.D;
-    [[maybe_unused]] void* const* const P = c.P;
+    [[maybe_unused]] const int64_t* const D = c.sizes;
+    [[maybe_unused]] void* const* const P = c.pointers;
     {_join([phase.hoist() for phase in self.phases if phase.hoisted], 4)}
   }}
 
@@ -284,9 +283,7 @@ void Loop::deferred(const Step& s, int64_t block_rows) const {{
 
 }}  // namespace
 
-EXPORT bool run(const int64_t* numbers, void* const* pointers, const Products* products) {{
-  return call<Loop, Step>(numbers, pointers, products);
-}}
+EXPORT bool run(const CallArguments* arguments) {{ return call<Loop, Step>(*arguments); }}
 """
 
     def _members(self) -> tuple[list[str], str]:
@@ -316,13 +313,13 @@ EXPORT bool run(const int64_t* numbers, void* const* pointers, const Products* p
 
     def _allocations(self) -> list[str]:
         lines = [
-            f"{name} = shared.take<T>({'D[BLOCK_STEPS] * ' if whole_block else ''}D[ROWS] * {width});"
+            f"{name} = shared.take<T>({'c.block_steps * ' if whole_block else ''}c.rows * {width});"
             for name, width, whole_block in self.scratch
         ]
-        steps = "D[BLOCK_STEPS] * " if self.deferred else ""
-        lines += [f"{name} = own.take<T>({steps}D[ROWS]);" for name in self.scalars]
+        steps = "c.block_steps * " if self.deferred else ""
+        lines += [f"{name} = own.take<T>({steps}c.rows);" for name in self.scalars]
         for k, state in enumerate(self.states):
-            steps = "D[BLOCK_STEPS]" if state.read_by_deferred or state.deferred else "0"
+            steps = "c.block_steps" if state.read_by_deferred or state.deferred else "0"
             pointers = f"{state.initial}, {state.all_steps}, {state.final}"
             lines.append(f"s{k}.allocate(shared, c, {state.width}, {pointers}, {steps});")
         for phase in self.phases:
@@ -330,14 +327,14 @@ EXPORT bool run(const int64_t* numbers, void* const* pointers, const Products* p
             thread_range = "block_range" if phase.deferred else "range"
             for number, (group, _) in enumerate(phase.groups):
                 lines.append(f"{name}.groups[{number}] = Group{group};")
-            threads = "D[BY_ROWS] || D[TURNS] ? 1 : D[THREADS]"
+            threads = "c.by_rows || c.turns ? 1 : c.threads"
             lines.append(f"{name}.partition({thread_range}, {threads}, {phase.width});")
             if phase.groups:
                 packed = ", ".join(f"(T*){pointer}" for _, pointer in phase.groups)
-                allocate = f"{name}.allocate_packed(shared, pack_per_step, packed);"
+                allocate = f"{name}.allocate_packed(shared, c.pack_per_step, packed);"
                 lines.append(f"{{ T* const packed[] = {{{packed}}}; {allocate} }}")
-                rows = f"D[BLOCK_STEPS] * D[ROWS], {thread_range}.batch"
-                lines.append(f"{name}.allocate_sums(own, {rows}, pack_per_step);")
+                rows = f"c.block_steps * c.rows, {thread_range}.batch"
+                lines.append(f"{name}.allocate_sums(own, {rows}, c.pack_per_step);")
         return lines
 
 

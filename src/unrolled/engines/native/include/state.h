@@ -18,12 +18,12 @@ struct State {
 
   void allocate(Arena& shared, const Call& c, int64_t columns, void* initial_state, void* all, void* final_state,
                 int64_t steps) {
-    const int64_t size = c.D[ROWS] * columns;
+    const int64_t size = c.rows * columns;
     width = columns, all_steps = (T*)all, final_rows = (T*)final_state, block_steps = steps;
     for (T*& buffer : buffers) buffer = all_steps ? nullptr : shared.take<T>(size * (steps ? steps : 1));
     zeros = initial_state ? nullptr : shared.take<T>(size);
     initial = initial_state ? (const T*)initial_state : zeros;
-    extended = c.P[0] ? shared.take<T>(size) : nullptr;
+    extended = c.pointers[0] ? shared.take<T>(size) : nullptr;
   }
 
   void clear_zeros(int64_t rows) const {
@@ -61,8 +61,8 @@ static inline void store_final(const ThreadRange& range, const State& s, const T
 }
 
 // Returns where a step finds a per-step value. A state before each step is the state after each step, shifted by one.
-static inline const T* array(const void* base, const void* initial, int64_t shift, const Call& c,
-                             const StepPosition& at, int64_t width) {
-  if (shift && (shift < 0 ? at.time == 0 : at.time + 1 == c.D[STEPS])) return (const T*)initial;
-  return (const T*)base + (at.row + shift * c.D[ROWS]) * width;
+static inline const T* array(const void* base, const void* initial, const Call& c, const StepPosition& at,
+                             int64_t width) {
+  if (c.shift && (c.shift < 0 ? at.time == 0 : at.time + 1 == c.steps)) return (const T*)initial;
+  return (const T*)base + (at.row + c.shift * c.rows) * width;
 }

@@ -211,9 +211,9 @@ EXPORT bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (
   return task.count.load(std::memory_order_relaxed) > 0;
 }
 
-// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and three arguments.
+// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and its arguments.
 EXPORT bool thread_pool_run_pair(void** calls) {
-  using Run = bool (*)(void*, void*, void*);
+  using Run = bool (*)(void*);
   struct Pair {
     void** calls;
     std::atomic<bool> succeeded{true};
@@ -221,7 +221,7 @@ EXPORT bool thread_pool_run_pair(void** calls) {
   const auto run = [](void* argument, int id, int count) {
     Pair& p = *(Pair*)argument;
     for (int k = id; k < 2; k += count)
-      if (!((Run)p.calls[4 * k])(p.calls[4 * k + 1], p.calls[4 * k + 2], p.calls[4 * k + 3])) p.succeeded = false;
+      if (!((Run)p.calls[2 * k])(p.calls[2 * k + 1])) p.succeeded = false;
   };
   thread_pool_run(2, nullptr, run, &pair);
   return pair.succeeded;

@@ -1,0 +1,29 @@
+"""The arguments of a kernel, as a C struct."""
+
+from __future__ import annotations
+
+import ctypes
+
+
+class CallArguments(ctypes.Structure):
+    """The struct ``CallArguments`` of ``include/call.h``, which describes the fields."""
+
+    _fields_ = (
+        ("steps", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("reverse", ctypes.c_int64),
+        ("shift", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("block_steps", ctypes.c_int64),
+        ("pack_per_step", ctypes.c_int64),
+        ("packed", ctypes.c_int64),
+        ("by_rows", ctypes.c_int64),
+        ("turns", ctypes.c_int64),
+        ("sizes", ctypes.c_void_p),
+        ("pointers", ctypes.c_void_p),
+        ("products", ctypes.c_void_p),
+    )
+
+    def copy(self) -> CallArguments:
+        """Return a copy. It points to the same arrays."""
+        return CallArguments.from_buffer_copy(self)
