@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_ROWS_PER_CALL = 4  # rows whose scalars are computed side by side
-
 
 @dataclass
 class PhaseText:
@@ -111,7 +109,6 @@ class ScalarsText:
 
     def functions(self, slots: str) -> str:
         """Return the functions that compute them. ``slots`` declares the pointers of a step."""
-        count = _ROWS_PER_CALL
         lines = "\n".join("  {\n    " + "\n    ".join(block) + "\n  }" for block in self.blocks)
         return f"""
 template <int R>
@@ -125,7 +122,7 @@ static void scalars_of{self.level}(const Step& s, [[maybe_unused]] const ThreadR
 static void scalars{self.level}(const Step& s, const ThreadRange& range) {{
   const int64_t to = std::min(range.to, s.rows);
   int64_t at = range.from;
-  for (; at + {count} <= to; at += {count}) scalars_of{self.level}<{count}>(s, range, at);
+  for (; at + SCALAR_ROWS <= to; at += SCALAR_ROWS) scalars_of{self.level}<SCALAR_ROWS>(s, range, at);
   for (; at < to; at++) scalars_of{self.level}<1>(s, range, at);
 }}
 """

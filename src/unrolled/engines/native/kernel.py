@@ -21,18 +21,9 @@ from unrolled.engines.native.call_arguments import CallArguments
 from unrolled.engines.native.kernel_spec import KernelSpec
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
+from unrolled.engines.native.tuning import constants
 from unrolled.engines.threads import thread_count
 
-# Minimum number of multiply-adds for threads to pay off.
-_MIN_WORK_FOR_THREADS = 60_000  # per step, if threads synchronize in each step
-_MIN_WORK_WITHOUT_SYNC = 500_000  # per call, if each thread has its own rows or columns
-# Threads split the rows only if each thread can read all weights in every step, and has enough rows.
-_MAX_SHARED_WEIGHTS = 2**18  # bytes of packed weights that a step reads
-_MIN_ROWS_PER_THREAD = 8
-_MAX_STEPS_UNPACKED = 2  # up to this many steps, weights are packed a block at a time in each step
-# Input products are computed for blocks of steps.
-_BLOCK_ROWS = 256  # with fewer rows, reading the weights would take too much of the time
-_MAX_HOISTED_SUMS = 2**20  # bytes that a thread stores
 NO_MEMORY = "not enough memory for the temporary buffers of a compiled loop"
 
 
@@ -259,27 +250,29 @@ class Kernel:
         self, layout: Layout, reverse: bool, threads: int, shift: int, packed: bool
     ) -> CallArguments:
         """Return the arguments of a call without pointers, and choose how its threads share the work."""
-        steps, rows = layout.steps, layout.batch
-        pack_per_step = steps <= _MAX_STEPS_UNPACKED and not packed
-        enough_without_sync = layout.starts is None and self._work * rows * steps > _MIN_WORK_WITHOUT_SYNC
+        steps, rows, tuning = layout.steps, layout.batch, constants()
+        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
+        work = self._work * rows
+        enough_without_sync = layout.starts is None and work * steps > tuning["MIN_WORK_WITHOUT_SYNC"]
         by_rows = (
             enough_without_sync
             and threads > 1
-            and self._weights * self._dtype.itemsize <= _MAX_SHARED_WEIGHTS
-            and rows >= threads * (_MIN_ROWS_PER_THREAD if self.spec.packs else 1)
+            and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]
+            and rows >= threads * (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1)
         )
         columnwise = enough_without_sync and self.spec.columnwise
-        if not by_rows and not columnwise and self._work * rows < _MIN_WORK_FOR_THREADS:
+        if not by_rows and not columnwise and work < tuning["MIN_WORK_FOR_THREADS"]:
             threads = 1
         panels = -(-max(map(width, self.partition.new_states)) // self._products.lanes)
         turns = (
             columnwise
             and panels < threads
-            and rows * steps >= 2 * threads * _BLOCK_ROWS
+            and rows * steps >= 2 * threads * tuning["BLOCK_ROWS"]
             and not (by_rows or packed or self.spec.deferred)
         )
-        best = 1 if by_rows else min(steps, -(-_BLOCK_ROWS // max(rows, 1)))
-        most = _MAX_HOISTED_SUMS * threads // max(1, rows * self._hoisted_sums * self._dtype.itemsize)
+        best = 1 if by_rows else min(steps, -(-tuning["BLOCK_ROWS"] // max(rows, 1)))
+        sums = max(1, rows * self._hoisted_sums * self._dtype.itemsize)  # bytes of a step
+        most = tuning["MAX_HOISTED_SUMS"] * threads // sums
         block_steps = steps if pack_per_step and not by_rows else max(1, min(best, most))
         return CallArguments(
             steps=steps,

@@ -14,8 +14,7 @@ from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.backend import NativeCell
 from unrolled.engines.native.call_arguments import CallArguments
 from unrolled.engines.native.kernel import NO_MEMORY, KernelCall, function
-
-_MAX_ROWS_WIDE_STRIPS = 3  # up to this batch size, matrices are packed in wider strips (include/phase.h)
+from unrolled.engines.native.tuning import constants
 
 
 class Weights:
@@ -38,7 +37,7 @@ class Weights:
             arguments: The arguments of a call. Calls that pack their matrices alike share the memory.
         """
         threads = 1 if arguments.by_rows else arguments.threads
-        key = (arguments.rows <= _MAX_ROWS_WIDE_STRIPS, threads)
+        key = (arguments.rows <= constants()["MAX_ROWS_WIDE_STRIPS"], threads)
         if key not in self._packed:
             buffers = self.compiled.inference.pack_buffers()
             matrices = [torch.empty(size, dtype=self.compiled.dtype, device="cpu") for _, size in buffers]

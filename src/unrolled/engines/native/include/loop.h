@@ -4,8 +4,6 @@
 #include "phase.h"
 #include "state.h"
 
-constexpr int64_t PREFETCH_ELEMENTS = 1024;  // how far ahead of their use per-step inputs are prefetched
-
 // The arguments of a step that are the same in every kernel. The generated Step adds pointers to values.
 struct StepContext {
   const int64_t* D;  // the sizes of the kernel

@@ -36,7 +36,7 @@ template <int N, int M> struct Phase {
     panels = (width + L - 1) / L;
     strip = ALL ? MAX_STRIP : (int)std::max<int64_t>(1, panels);
     rows = MAX_ROWS;
-    const int target = range.batch <= 3 ? MAX_STRIP : 4;  // keep the 3 in sync with prepacked.py
+    const int target = range.batch <= MAX_ROWS_WIDE_STRIPS ? MAX_STRIP : STRIP;
     for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
     strip = (int)std::min<int64_t>(strip, (panels + threads - 1) / threads);
     for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));

@@ -5,12 +5,10 @@
 // batch size and the number of threads.
 #pragma once
 #include "thread_pool.h"
+#include "tuning.h"
 #include "vectors.h"
 
-constexpr int BLOCK = 32;                             // terms of a sum in a block
-constexpr int TILE_SUMS = REGISTERS == 32 ? 24 : 12;  // vectors that a tile accumulates
-constexpr int MAX_STRIP = 8;                          // panels in a strip
-constexpr int MAX_ROWS = 6;                           // rows of a tile
+constexpr int TILE_SUMS = REGISTERS == 32 ? TILE_SUMS_OF_32_REGISTERS : TILE_SUMS_OF_16_REGISTERS;
 
 // Returns how many rows a tile of a strip has.
 constexpr int rows_of(int strip) {

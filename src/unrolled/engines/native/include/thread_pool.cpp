@@ -10,10 +10,7 @@
 
 namespace {
 
-constexpr int IDLE_SPINS = 20000;                    // of an idle worker before it sleeps: 100 to 300 microseconds
-constexpr int START_SPINS = 4000;                    // of a caller that waits for its workers to start
 constexpr int MAX_WORKERS = 4096;
-constexpr size_t MAX_CACHED = size_t(32) << 20;      // bytes of scratch memory that a thread keeps between calls
 
 struct Task {
   bool (*prepare)(void*, int);
