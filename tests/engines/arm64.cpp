@@ -14,7 +14,7 @@ extern "C" Products* products(RunParallel run, ScratchMemory scratch);
 extern "C" bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (*run)(void*, int, int),
                                 void* argument);
 extern "C" char* thread_pool_scratch(size_t bytes);
-extern "C" bool run(const CallArguments* arguments);
+extern "C" bool run(const CallArguments* arguments, void* const* pointers);
 
 static std::vector<int64_t> read_numbers(std::FILE* file) {
   int64_t count = 0;
@@ -39,9 +39,8 @@ int main(int, char** paths) {
     pointers.push_back(places[k] < 0 ? nullptr : blocks[places[k]] + places[k + 1]);
   CallArguments arguments;
   std::memcpy(&arguments, numbers.data(), sizeof arguments);  // all fields have eight bytes
-  arguments.sizes = sizes.data(), arguments.pointers = pointers.data();
-  arguments.products = products(thread_pool_run, thread_pool_scratch);
-  if (!run(&arguments)) return 1;
+  arguments.sizes = sizes.data(), arguments.products = products(thread_pool_run, thread_pool_scratch);
+  if (!run(&arguments, pointers.data())) return 1;
   std::FILE* const after = std::fopen(paths[2], "wb");
   for (size_t k = 0; k < blocks.size(); k++) std::fwrite(blocks[k], 1, bytes[k], after);
   return std::fclose(after);

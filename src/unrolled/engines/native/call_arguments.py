@@ -1,4 +1,4 @@
-"""The arguments of a kernel, as a C struct."""
+"""The arguments of a kernel, except for its pointers, as a C struct."""
 
 from __future__ import annotations
 
@@ -20,10 +20,5 @@ class CallArguments(ctypes.Structure):
         ("by_rows", ctypes.c_int64),
         ("turns", ctypes.c_int64),
         ("sizes", ctypes.c_void_p),
-        ("pointers", ctypes.c_void_p),
         ("products", ctypes.c_void_p),
     )
-
-    def copy(self) -> CallArguments:
-        """Return a copy. It points to the same arrays."""
-        return CallArguments.from_buffer_copy(self)

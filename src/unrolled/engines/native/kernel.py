@@ -33,8 +33,8 @@ class KernelCall:
 
     Attributes:
         run: Address of the kernel.
-        arguments: Its arguments.
-        pointers: The array to which the arguments point.
+        arguments: Its arguments, which calls with the same shapes share.
+        pointers: Its pointers.
         alive: Objects that keep the memory behind the pointers alive.
     """
 
@@ -43,12 +43,12 @@ class KernelCall:
     pointers: array.array[int]
     alive: list[Any]
 
-    def addresses(self) -> tuple[int, int]:
-        """Return the addresses of the kernel and of its arguments."""
-        return self.run, ctypes.addressof(self.arguments)
+    def addresses(self) -> tuple[int, int, int]:
+        """Return the addresses of the kernel, its arguments and its pointers."""
+        return self.run, ctypes.addressof(self.arguments), self.pointers.buffer_info()[0]
 
 
-_kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+_kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def launch(calls: Sequence[KernelCall]) -> None:
@@ -63,15 +63,15 @@ def launch(calls: Sequence[KernelCall]) -> None:
     else:
         succeeded = True
         for call in calls:
-            run, arguments = call.addresses()
-            succeeded = function(run)(arguments) and succeeded
+            run, arguments, pointers = call.addresses()
+            succeeded = function(run)(arguments, pointers) and succeeded
     if not succeeded:
         raise MemoryError(NO_MEMORY)
 
 
 @functools.cache
 def function(address: int) -> Any:
-    """Return the kernel at an address. It takes the address of its arguments."""
+    """Return the kernel at an address. It takes the addresses of its arguments and its pointers."""
     return _kernel_type(address)
 
 
@@ -110,8 +110,9 @@ class Kernel:
         elements = sum(width(node) for node in partition.loop if is_batched(node))
         self._work = sum(weights) + 5 * elements  # per row; computing an element counts as five multiply-adds
         self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
-        needs = [node for kind, node in spec.pointers if kind in ("array", "matrix")]
-        self.needs = list(dict.fromkeys(needs))
+        arrays = [target for kind, target in spec.pointers if kind == "array"]
+        matrices = [target.matrix for kind, target in spec.pointers if kind == "matrix"]
+        self.needs = list(dict.fromkeys([*arrays, *matrices]))
         self._views = resolve_views(node for node in self.needs if not is_batched(node))
         self._sizes = array.array("q", spec.sizes)  # keep it for as long as the kernel exists
         for node, index in spec.strides:
@@ -132,9 +133,13 @@ class Kernel:
         match kind:
             case "starts":
                 return 1, 0
-            case "array" | "matrix":
+            case "array":
                 offset = 0 if is_batched(target) else self._views[target].offset
                 return 2 + self.bases.index(self._base(target)), offset * self._dtype.itemsize
+            case "matrix":
+                view = self._views[target.matrix]
+                offset = view.offset + target.offset * view.strides[1]
+                return 2 + self.bases.index(view.base), offset * self._dtype.itemsize
             case "initial" | "all_steps" | "final":
                 number = ("initial", "all_steps", "final").index(kind)
                 return 2 + bases + number * states + target, 0
@@ -220,17 +225,15 @@ class Kernel:
         key = (layout.steps, layout.batch, regular, reverse, threads, shift, packed)
         if not regular:
             alive.append(layout)
-        template = self._arguments_cache.get(key)
-        if template is None:
+        arguments = self._arguments_cache.get(key)
+        if arguments is None:
             if len(self._arguments_cache) > 1000:  # sequence lengths that keep changing
                 self._arguments_cache.clear()
-            template = self._arguments(layout, reverse, threads, shift, packed)
-            self._arguments_cache[key] = template
+            arguments = self._arguments(layout, reverse, threads, shift, packed)
+            self._arguments_cache[key] = arguments
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
         sources = [0, starts, *addresses]
         pointers = array.array("q", [sources[k] + offset for k, offset in self._pointer_sources])
-        arguments = CallArguments.from_buffer_copy(template)
-        arguments.pointers = pointers.buffer_info()[0]
         return KernelCall(self._address, arguments, pointers, alive)
 
     def pointer_indices(self, address: int) -> list[int]:
@@ -249,7 +252,7 @@ class Kernel:
     def _arguments(
         self, layout: Layout, reverse: bool, threads: int, shift: int, packed: bool
     ) -> CallArguments:
-        """Return the arguments of a call without pointers, and choose how its threads share the work."""
+        """Return the arguments of a call, and choose how its threads share the work."""
         steps, rows, tuning = layout.steps, layout.batch, constants()
         pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
         work = self._work * rows

@@ -78,6 +78,8 @@ class PrepackedKernel:
         self._initial = [kernel.pointer_indices(first + k)[0] for k in range(states)]
         self._output = kernel.pointer_indices(first + states)[0]
         self._final = [kernel.pointer_indices(first + 2 * states + k)[0] for k in range(states)]
+        self._packed_arguments = CallArguments.from_buffer_copy(call.arguments)
+        self._packed_arguments.packed = 1
         self._function = function(call.run)
 
     def run(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int]) -> None:
@@ -88,8 +90,7 @@ class PrepackedKernel:
         """
         pointers = self._call.pointers[:]
         self._fill(pointers, x, initial, output, final)
-        arguments = self._arguments(pointers)
-        if not self._function(ctypes.addressof(arguments)):
+        if not self._function(ctypes.addressof(self._arguments()), pointers.buffer_info()[0]):
             raise MemoryError(NO_MEMORY)
         if not self._is_packed:
             self.mark_packed()
@@ -121,13 +122,10 @@ class PrepackedKernel:
             initial = [part + direction * size for part, size in zip(initial, self._state_bytes, strict=True)]
         final = [part + direction * size for part, size in zip(final, self._state_bytes, strict=True)]
         self._fill(pointers, x, initial, output, final)
-        return KernelCall(call.run, self._arguments(pointers), pointers, call.alive)
+        return KernelCall(call.run, self._arguments(), pointers, call.alive)
 
-    def _arguments(self, pointers: array.array[int]) -> CallArguments:
-        arguments = CallArguments.from_buffer_copy(self._call.arguments)
-        arguments.pointers = pointers.buffer_info()[0]
-        arguments.packed = len(self._is_packed)
-        return arguments
+    def _arguments(self) -> CallArguments:
+        return self._packed_arguments if self._is_packed else self._call.arguments
 
     def _fill(
         self,
@@ -158,9 +156,8 @@ class BoundKernel:
     __slots__ = ("_address", "_arguments", "_function", "_kernel", "_output", "_pointers", "_x")
 
     def __init__(self, kernel: PrepackedKernel, pointers: array.array[int]) -> None:
-        self._kernel, self._pointers = kernel, pointers
-        self._arguments = kernel._arguments(pointers)
-        self._address = ctypes.addressof(self._arguments)
+        self._kernel, self._pointers, self._address = kernel, pointers, pointers.buffer_info()[0]
+        self._arguments = ctypes.addressof(kernel._packed_arguments)
         self._x, self._output, self._function = kernel._x, kernel._output, kernel._function
 
     def run(self, x: int, output: int) -> None:
@@ -177,8 +174,8 @@ class BoundKernel:
         for index in self._x:
             pointers[index] = x
         pointers[self._output] = output
-        if not self._function(self._address):
+        kernel = self._kernel
+        arguments = self._arguments if kernel._is_packed else ctypes.addressof(kernel._arguments())
+        if not self._function(arguments, self._address):
             raise MemoryError(NO_MEMORY)
-        if not self._arguments.packed:
-            self._kernel.mark_packed()
-            self._arguments.packed = 1
+        kernel.mark_packed()

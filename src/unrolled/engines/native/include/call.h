@@ -1,4 +1,5 @@
-// The arguments of a kernel. call_arguments.py mirrors the struct.
+// The arguments of a kernel, except for its pointers: they stay the same from call to call. call_arguments.py mirrors
+// the struct.
 #pragma once
 #include <cstdint>
 
@@ -16,6 +17,5 @@ struct CallArguments {
   int64_t by_rows;        // 1: threads split the rows of the batch, not the columns
   int64_t turns;          // 1: threads take turns at whole blocks of steps
   const int64_t* sizes;   // widths, offsets and strides of the kernel
-  void* const* pointers;  // the values, the states and the memory for results
   const Products* products;
 };

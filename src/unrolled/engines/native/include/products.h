@@ -22,12 +22,12 @@ struct Matrix {
 };
 
 // sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
-using Tile = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
+using TileProduct = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
 
 struct Products {
   RunParallel run;
   ScratchMemory scratch;
-  Tile tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
+  TileProduct tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
   // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
   void (*pack)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
 };

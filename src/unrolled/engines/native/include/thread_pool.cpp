@@ -208,9 +208,9 @@ EXPORT bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (
   return task.count.load(std::memory_order_relaxed) > 0;
 }
 
-// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and its arguments.
+// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and two arguments.
 EXPORT bool thread_pool_run_pair(void** calls) {
-  using Run = bool (*)(void*);
+  using Run = bool (*)(void*, void*);
   struct Pair {
     void** calls;
     std::atomic<bool> succeeded{true};
@@ -218,7 +218,7 @@ EXPORT bool thread_pool_run_pair(void** calls) {
   const auto run = [](void* argument, int id, int count) {
     Pair& p = *(Pair*)argument;
     for (int k = id; k < 2; k += count)
-      if (!((Run)p.calls[2 * k])(p.calls[2 * k + 1])) p.succeeded = false;
+      if (!((Run)p.calls[3 * k])(p.calls[3 * k + 1], p.calls[3 * k + 2])) p.succeeded = false;
   };
   thread_pool_run(2, nullptr, run, &pair);
   return pair.succeeded;

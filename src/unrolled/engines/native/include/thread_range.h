@@ -7,6 +7,7 @@
 #include "products.h"
 
 struct Call : CallArguments {
+  void* const* pointers;  // values, states and memory for results, in the order of the sizes
   char* memory;        // first what all threads share, then what each thread has for itself
   size_t shared, own;  // the bytes of both
   SpinBarrier barrier;
@@ -42,6 +43,15 @@ static inline ThreadRange thread_range(Call& c, int id, int count) {
   return {c.products, &c.barrier, id, count, rows, by_rows ? rows * id / count : 0,
           by_rows ? rows * (id + 1) / count : rows, c.pack_per_step != 0, by_rows, c.turns && count > 1};
 }
+
+// Reads the sizes and the pointers of a kernel, in the order in which codegen.py lists them.
+struct ArgumentReader {
+  const int64_t* sizes;
+  void* const* pointers;
+
+  int64_t size() { return *sizes++; }
+  T* pointer() { return (T*)*pointers++; }
+};
 
 // Hands out the memory of a call. If begin is null, it only counts the bytes that are needed.
 struct Arena {
