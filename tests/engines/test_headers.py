@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from helpers.layer_pairs import NEEDS_COMPILER
-from unrolled.engines.native.call_arguments import CallArguments
+from unrolled.engines.native.call_arguments import CallArguments, Strategy
 from unrolled.engines.native.toolchain.compiler import compilers
 from unrolled.engines.native.toolchain.cpp_files import INCLUDE, read
 from unrolled.engines.native.tuning import constants
@@ -27,7 +27,9 @@ def run_program(header: str, statements: list[str], folder: Path) -> list[str]:
 
 
 def test_the_arguments_have_the_same_layout_in_cpp_and_in_python(tmp_path: Path) -> None:
-    fields = re.findall(r"^  [^;]*\W(\w+);", read("call.h"), re.MULTILINE)
+    fields = re.findall(
+        r"^  [^;]*\W(\w+);", read("call.h").partition("struct CallArguments")[2], re.MULTILINE
+    )
     assert fields == [name for name, _ in CallArguments._fields_]
     pairs = [
         ("sizeof(C)", "alignof(C)"),
@@ -38,6 +40,12 @@ def test_the_arguments_have_the_same_layout_in_cpp_and_in_python(tmp_path: Path)
     assert size == f"{ctypes.sizeof(CallArguments)} {ctypes.alignment(CallArguments)}"
     descriptors = [getattr(CallArguments, name) for name in fields]
     assert printed == [f"{field.offset} {field.size}" for field in descriptors]
+
+
+def test_the_strategies_have_the_same_numbers_in_cpp_and_in_python(tmp_path: Path) -> None:
+    statements = [f'std::printf("%d\\n", (int){strategy.name});' for strategy in Strategy]
+    assert run_program("call.h", statements, tmp_path) == [str(strategy.value) for strategy in Strategy]
+    assert re.findall(r"^  ([A-Z_]+),", read("call.h"), re.MULTILINE) == [one.name for one in Strategy]
 
 
 def test_python_reads_all_tuning_constants(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, use_threads
 from unrolled.engines import registry
 from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.native.call_arguments import Strategy
 
 pytestmark = NEEDS_COMPILER
 
@@ -170,7 +171,9 @@ def test_when_threads_take_turns() -> None:
     lanes = kernel._products.lanes
 
     def take_turns(kernel: Any, steps: int, threads: int) -> bool:
-        return bool(kernel._arguments(Layout(steps, 1), False, threads, 0, False).turns)
+        return bool(
+            kernel._arguments(Layout(steps, 1), False, threads, 0, False).strategy == Strategy.TAKE_TURNS
+        )
 
     assert take_turns(kernel, 100_000, 2)
     assert not take_turns(kernel, 100_000, 1)

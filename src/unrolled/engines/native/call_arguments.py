@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from enum import IntEnum
+
+
+class Strategy(IntEnum):
+    """The enumeration ``Strategy`` of ``include/call.h``: how threads share the work of a call."""
+
+    SHARE_COLUMNS = 0
+    SHARE_ROWS = 1
+    TAKE_TURNS = 2
 
 
 class CallArguments(ctypes.Structure):
@@ -17,8 +26,7 @@ class CallArguments(ctypes.Structure):
         ("block_steps", ctypes.c_int64),
         ("pack_per_step", ctypes.c_int64),
         ("packed", ctypes.c_int64),
-        ("by_rows", ctypes.c_int64),
-        ("turns", ctypes.c_int64),
+        ("strategy", ctypes.c_int64),
         ("sizes", ctypes.c_void_p),
         ("products", ctypes.c_void_p),
     )

@@ -17,7 +17,7 @@ from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
 from unrolled.engines.compiler.ir import is_batched, width
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
-from unrolled.engines.native.call_arguments import CallArguments
+from unrolled.engines.native.call_arguments import CallArguments, Strategy
 from unrolled.engines.native.kernel_spec import KernelSpec
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
@@ -234,6 +234,7 @@ class Kernel:
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
         sources = [0, starts, *addresses]
         pointers = array.array("q", [sources[k] + offset for k, offset in self._pointer_sources])
+        alive.append(self)  # the arguments point to its sizes
         return KernelCall(self._address, arguments, pointers, alive)
 
     def pointer_indices(self, address: int) -> list[int]:
@@ -276,6 +277,9 @@ class Kernel:
         best = 1 if by_rows else min(steps, -(-tuning["BLOCK_ROWS"] // max(rows, 1)))
         sums = max(1, rows * self._hoisted_sums * self._dtype.itemsize)  # bytes of a step
         most = tuning["MAX_HOISTED_SUMS"] * threads // sums
+        strategy = (
+            Strategy.SHARE_ROWS if by_rows else Strategy.TAKE_TURNS if turns else Strategy.SHARE_COLUMNS
+        )
         block_steps = steps if pack_per_step and not by_rows else max(1, min(best, most))
         return CallArguments(
             steps=steps,
@@ -285,8 +289,7 @@ class Kernel:
             threads=threads,
             block_steps=block_steps,
             pack_per_step=pack_per_step,
-            by_rows=by_rows,
-            turns=turns,
+            strategy=strategy,
             sizes=self._sizes.buffer_info()[0],
             products=self._products.table,
         )

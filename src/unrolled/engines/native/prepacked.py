@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.backend import NativeCell
-from unrolled.engines.native.call_arguments import CallArguments
+from unrolled.engines.native.call_arguments import CallArguments, Strategy
 from unrolled.engines.native.kernel import NO_MEMORY, KernelCall, function
 from unrolled.engines.native.tuning import constants
 
@@ -36,7 +36,7 @@ class Weights:
         Args:
             arguments: The arguments of a call. Calls that pack their matrices alike share the memory.
         """
-        threads = 1 if arguments.by_rows else arguments.threads
+        threads = 1 if arguments.strategy == Strategy.SHARE_ROWS else arguments.threads
         key = (arguments.rows <= constants()["MAX_ROWS_WIDE_STRIPS"], threads)
         if key not in self._packed:
             buffers = self.compiled.inference.pack_buffers()

@@ -113,6 +113,11 @@ template <class Values, bool COLUMNWISE_STEPS, class StepParts, class DeferredPa
   }
 };
 
+// Steps that are run together: `first` .. `last`, and their rows among the rows of all times.
+struct Block {
+  int64_t first, last, row, rows;
+};
+
 // The order of the steps of a call, and the rows of each.
 struct StepOrder {
   const CallArguments& c;
@@ -123,77 +128,128 @@ struct StepOrder {
   int64_t first(int64_t step) const { return start(time(step)); }
   int64_t end(int64_t step) const { return start(time(step) + 1); }
   int64_t rows(int64_t step) const { return end(step) - first(step); }
-  int64_t rows_after(int64_t step) const { return step + 1 < c.steps ? rows(step + 1) : 0; }
+  // How many rows go on after a step.
+  int64_t rows_after(int64_t step) const { return step + 1 < c.steps ? std::min(rows(step + 1), rows(step)) : 0; }
   StepPosition at(int64_t step, int64_t block_row) const { return {step, time(step), first(step), block_row}; }
-  bool ends_block(int64_t step) const { return (step + 1) % c.block_steps == 0 || step + 1 == c.steps; }
+
+  Block block(int64_t step) const {
+    const int64_t last = std::min(step + c.block_steps, c.steps) - 1, row = std::min(first(step), first(last));
+    return {step, last, row, std::max(end(step), end(last)) - row};
+  }
 };
 
-// Runs one thread's part of a call.
-template <class Loop> void run_thread(void* argument, int id, int count) {
-  Call& c = *(Call*)argument;
-  const StepOrder order{c, (const int64_t*)c.pointers[0]};
+// One thread's part of a call. There are three strategies to share the work.
+template <class Loop> class Worker {
+  Call& c;
+  const StepOrder order;
   Loop loop;
-  Arena shared{c.memory}, own{c.memory + c.shared + id * c.own};
-  loop.set_up(c, thread_range(c, id, count), shared, own);
-  const ThreadRange& range = loop.range;
-  if (!c.pack_per_step && !c.packed) {
-    loop.pack();
-    if (range.all_panels()) c.barrier.wait(count);
-  }
   typename Loop::Step s;
-  loop.begin(s);
-  const int64_t block_rows = c.block_steps * (range.by_rows ? range.to - range.from : c.rows);
-  int64_t block_row = 0, block_end = 0, last_rows = 0;
-  for (int64_t step = 0; step < c.steps; step++) {
-    const int64_t block = step / c.block_steps, block_step = block * c.block_steps, rows = order.rows(step);
-    if (step == block_step) {  // input products of all steps of the block
-      if (range.turns && block % count != id) {
-        step += c.block_steps - 1;
-        continue;
-      }
-      const int64_t last = std::min<int64_t>(step + c.block_steps, c.steps) - 1;
-      block_row = std::min(order.first(step), order.first(last));
-      block_end = std::max(order.end(step), order.end(last));
-      loop.hoist(block_row + range.from, range.by_rows ? range.to - range.from : block_end - block_row, block_rows);
-      if (range.turns && step) {
-        spin_until([&] { return c.finished_blocks.load(std::memory_order_acquire) == block; });
-        loop.set_pointers(s, c, order.at(step - 1, block_row));
-        last_rows = rows;
-      }
-    }
-    s.rows = rows;
-    s.stride = c.reverse ? -rows : rows;
-    s.descending = step & 1;
-    loop.set_state_before(s, step, rows, last_rows);
-    loop.set_pointers(s, c, order.at(step, block_row));
-    if (last_rows && last_rows < rows) range.synchronize();
-    int64_t steps = 1;
-    if (Loop::COLUMNWISE && !order.starts && step)  // the first and the last step may find their states elsewhere
-      steps = std::max<int64_t>(1, std::min<int64_t>(block_step + c.block_steps, c.steps - 1) - step);
-    loop.step(s, order.first(step) - block_row, block_rows, steps);
-    if (steps > 1) {
-      step += steps - 1;
-      loop.set_pointers(s, c, order.at(step, block_row));
-    }
-    if (!Loop::COLUMNWISE || order.starts || step + 1 == c.steps) range.synchronize();
-    loop.store_final_states(s, false, 0, std::min(order.rows_after(step), rows), rows);
-    last_rows = rows;
-    if (range.turns && order.ends_block(step)) c.finished_blocks.store(block + 1, std::memory_order_release);
-    if (Loop::DEFERRED && order.ends_block(step)) {  // values that no step reads, for all rows of the block
-      typename Loop::Step all = s;
-      range.synchronize();
-      loop.set_pointers(all, c,
-                        {step, std::min(order.time(block_step), order.time(step)), block_row, block_row});
-      all.rows = range.by_rows ? rows : block_end - block_row;
-      all.stride = c.reverse ? -all.rows : all.rows;
-      loop.deferred(all, block_rows);
-      range.synchronize();
-      for (int64_t k = block_step; k <= step && (order.starts || step + 1 == c.steps); k++)
-        loop.store_final_states(all, true, order.first(k) - block_row, std::min(order.rows_after(k), order.rows(k)),
-                                order.rows(k));
+  int64_t block_rows;     // rows of a block that this thread stores hoisted sums of
+  int64_t last_rows = 0;  // rows of the step before
+
+ public:
+  Worker(Call& call, int id, int count) : c(call), order{call, (const int64_t*)call.pointers[0]} {
+    Arena shared{c.memory}, own{c.memory + c.shared + id * c.own};
+    loop.set_up(c, thread_range(c, id, count), shared, own);
+    loop.begin(s);
+    block_rows = c.block_steps * (loop.range.by_rows() ? loop.range.to - loop.range.from : c.rows);
+    if (!c.pack_per_step && !c.packed) {
+      loop.pack();
+      if (loop.range.all_panels()) c.barrier.wait(count);
     }
   }
-}
+
+  void run() {
+    switch (loop.range.strategy) {
+      case SHARE_COLUMNS: return share_columns();
+      case SHARE_ROWS: return share_rows();
+      case TAKE_TURNS: return take_turns();
+    }
+  }
+
+ private:
+  // All threads run all steps together, and synchronize in each.
+  void share_columns() {
+    for (int64_t step = 0; step < c.steps; step += c.block_steps) {
+      const Block block = order.block(step);
+      loop.hoist(block.row, block.rows, block_rows);
+      run_steps(block);
+      if (Loop::DEFERRED) run_deferred(block, block.rows);
+    }
+  }
+
+  // Each thread runs all steps of its own rows.
+  void share_rows() {
+    const ThreadRange& range = loop.range;
+    for (int64_t step = 0; step < c.steps; step += c.block_steps) {
+      const Block block = order.block(step);
+      loop.hoist(block.row + range.from, range.to - range.from, block_rows);
+      run_steps(block);
+      if (Loop::DEFERRED) run_deferred(block, c.rows);
+    }
+  }
+
+  // Each thread runs whole blocks. While it computes the hoisted sums of a block, others run the blocks before.
+  void take_turns() {
+    const ThreadRange& range = loop.range;
+    for (int64_t number = range.id; number * c.block_steps < c.steps; number += range.count) {
+      const Block block = order.block(number * c.block_steps);
+      loop.hoist(block.row, block.rows, block_rows);
+      if (number) {
+        spin_until([&] { return c.finished_blocks.load(std::memory_order_acquire) == number; });
+        loop.set_pointers(s, c, order.at(block.first - 1, block.row));
+        last_rows = c.rows;
+      }
+      run_steps(block);
+      c.finished_blocks.store(number + 1, std::memory_order_release);
+    }
+  }
+
+  void run_steps(const Block& block) {
+    const ThreadRange& range = loop.range;
+    for (int64_t step = block.first; step <= block.last; step++) {
+      const int64_t rows = order.rows(step), shift = order.first(step) - block.row;
+      s.rows = rows;
+      s.stride = c.reverse ? -rows : rows;
+      s.descending = step & 1;
+      loop.set_state_before(s, step, rows, last_rows);
+      loop.set_pointers(s, c, order.at(step, block.row));
+      if (last_rows && last_rows < rows) range.synchronize();
+      const int64_t steps = steps_at_once(step, block);
+      loop.step(s, shift, block_rows, steps);
+      if (steps > 1) {
+        step += steps - 1;
+        loop.set_pointers(s, c, order.at(step, block.row));
+      }
+      if (!Loop::COLUMNWISE || order.starts || step + 1 == c.steps) range.synchronize();
+      loop.store_final_states(s, false, 0, order.rows_after(step), rows);
+      last_rows = rows;
+    }
+  }
+
+  // How many steps a columnwise loop can run in one go. The first and the last may find their states elsewhere.
+  int64_t steps_at_once(int64_t step, const Block& block) const {
+    if (!Loop::COLUMNWISE || order.starts || step == 0) return 1;
+    return std::max<int64_t>(1, std::min(block.last + 1, c.steps - 1) - step);
+  }
+
+  // A second kernel: computes the values that no step reads, for `rows` rows of a block.
+  void run_deferred(const Block& block, int64_t rows) {
+    loop.range.synchronize();
+    typename Loop::Step all = s;
+    const int64_t time = std::min(order.time(block.first), order.time(block.last));
+    loop.set_pointers(all, c, {block.last, time, block.row, block.row});
+    all.rows = rows;
+    all.stride = c.reverse ? -rows : rows;
+    loop.deferred(all, block_rows);
+    loop.range.synchronize();
+    if (!order.starts && block.last + 1 < c.steps) return;
+    for (int64_t k = block.first; k <= block.last; k++)
+      loop.store_final_states(all, true, order.first(k) - block.row, order.rows_after(k), order.rows(k));
+  }
+};
+
+template <class Loop> void run_thread(void* call, int id, int count) { Worker<Loop>(*(Call*)call, id, count).run(); }
 
 // Allocates the memory of a call that runs on `count` threads.
 template <class Loop> bool prepare(void* argument, int count) {

@@ -32,7 +32,7 @@ template <int N, int M> struct PhasePlan {
       for (int q = 0; q < groups[g].count; q++)
         groups[g].matrix[q] = {arguments.pointer(), arguments.size(), arguments.size()};
     }
-    partition(range, c.by_rows || c.turns ? 1 : c.threads, columns);
+    partition(range, c.strategy == SHARE_COLUMNS ? c.threads : 1, columns);
     allocate_packed(shared, c.pack_per_step);
     allocate_sums(own, c.block_steps * c.rows, range.batch, c.pack_per_step);
   }
@@ -214,7 +214,7 @@ template <class Compute> struct Scalars {
   void hoist(const ThreadRange&, int64_t, int64_t, int64_t) const {}
 
   template <class Step> void run(const Step& s, const ThreadRange& range, int64_t, int64_t, int64_t) const {
-    const bool stores = range.by_rows || range.id == 0;
+    const bool stores = range.by_rows() || range.id == 0;
     const int64_t to = std::min(range.to, s.rows);
     int64_t row = range.from;
     for (; row + SCALAR_ROWS <= to; row += SCALAR_ROWS) Compute::run(s, RowBlock<SCALAR_ROWS>{row, stores});

@@ -80,7 +80,7 @@ static inline const T* state_before(const ThreadRange& range, const State& s, co
 // Stores the final state of rows that end with this step: rows `from` to `to` of what the step wrote.
 static inline void store_final(const ThreadRange& range, const State& s, const T* now, int64_t from, int64_t to) {
   if (!s.final_rows) return;
-  if (range.by_rows) from = std::max(from, range.from), to = std::min(to, range.to);
-  else if (range.id && !range.turns) return;
+  if (range.by_rows()) from = std::max(from, range.from), to = std::min(to, range.to);
+  else if (range.id && range.strategy != TAKE_TURNS) return;
   if (to > from) std::memcpy(s.final_rows + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
 }

@@ -21,9 +21,11 @@ struct ThreadRange {
   SpinBarrier* barrier;
   int id, count;
   int64_t batch, from, to;  // the rows of a step, and those of this thread
-  bool pack_per_step, by_rows, turns;
+  bool pack_per_step;
+  Strategy strategy;
 
-  bool all_panels() const { return by_rows || turns; }
+  bool by_rows() const { return strategy == SHARE_ROWS; }
+  bool all_panels() const { return strategy != SHARE_COLUMNS; }
 
   void synchronize() const {
     if (!all_panels()) barrier->wait(count);
@@ -32,16 +34,17 @@ struct ThreadRange {
   // The same thread's part of all rows of a block of steps.
   ThreadRange of_block(const Call& c) const {
     ThreadRange block = *this;
-    if (!by_rows) block.batch = block.to = c.block_steps * c.rows;
+    if (!by_rows()) block.batch = block.to = c.block_steps * c.rows;
     return block;
   }
 };
 
 static inline ThreadRange thread_range(Call& c, int id, int count) {
   const int64_t rows = c.rows;
-  const bool by_rows = c.by_rows && count > 1;
+  const Strategy strategy = count > 1 ? (Strategy)c.strategy : SHARE_COLUMNS;
+  const bool by_rows = strategy == SHARE_ROWS;
   return {c.products, &c.barrier, id, count, rows, by_rows ? rows * id / count : 0,
-          by_rows ? rows * (id + 1) / count : rows, c.pack_per_step != 0, by_rows, c.turns && count > 1};
+          by_rows ? rows * (id + 1) / count : rows, c.pack_per_step != 0, strategy};
 }
 
 // Reads the sizes and the pointers of a kernel, in the order in which codegen.py lists them.
