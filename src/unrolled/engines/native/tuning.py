@@ -1,4 +1,4 @@
-"""The constants that only affect speed. They are defined in ``include/tuning.h``."""
+"""The constants that affect speed. They are defined in ``include/tuning.h``."""
 
 from __future__ import annotations
 

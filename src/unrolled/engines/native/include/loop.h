@@ -152,6 +152,7 @@ template <class Loop> class Worker {
     Arena shared{c.memory}, own{c.memory + c.shared + id * c.own};
     loop.set_up(c, thread_range(c, id, count), shared, own);
     loop.begin(s);
+    if (count == 1) loop.clear_zeros(c.rows);
     block_rows = c.block_steps * (loop.range.by_rows() ? loop.range.to - loop.range.from : c.rows);
     if (!c.pack_per_step && !c.packed) {
       loop.pack();
@@ -267,6 +268,7 @@ template <class Loop> bool prepare(void* argument, int count) {
   c.shared = shared.used;
   c.memory = c.products->scratch(shared.used + count * most);
   if (!c.memory) return false;
+  if (count == 1) return true;  // the only thread clears them itself
   Arena all{c.memory}, own{c.memory};
   Loop loop;
   loop.set_up(c, thread_range(c, 0, count), all, own);

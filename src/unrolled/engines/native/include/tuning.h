@@ -1,5 +1,6 @@
-// The constants that only affect speed, with the measurement that each comes from. Python reads the integers of this
-// file (tuning.py). Sizes are batch x time x hidden.
+// The constants that affect speed, with the measurements that they come from. Constants without a figure have none on
+// record. Python reads this file, too (tuning.py). Sizes are batch x time x hidden. "Zen 3" is an AMD EPYC with AVX2, one
+// thread, the best of many calls in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +20,8 @@ constexpr int64_t MAX_SHARED_WEIGHTS = 262144;
 // Threads split the rows of products only if each has this many.
 constexpr int64_t MIN_ROWS_PER_THREAD = 8;
 
-// Up to this many steps, weights are packed a block at a time in each step.
+// Up to this many steps, weights are packed a block at a time in each step. LSTM inference with 1, 2 and 3 steps,
+// 1x...x128: 110, 119 and 140 us, and 117, 123 and 130 us if they are packed before the loop (Zen 3).
 constexpr int64_t MAX_STEPS_UNPACKED = 2;
 
 // Input products are computed for blocks of steps with this many rows, whose sums take up to this many bytes of a
@@ -34,7 +36,8 @@ constexpr int64_t MAX_HOISTED_SUMS = 1048576;
 // 24 GB/s 4 KiB ahead, 18 GB/s 4 MiB ahead.
 constexpr int64_t PREFETCH_ELEMENTS = 1024;
 
-// Rows whose scalars are computed side by side, to hide the latency of the additions.
+// Rows whose scalars are computed side by side, to hide the latency of the additions. Layer-norm LSTM 8x100x64: no
+// difference beyond the noise between 4 rows and 1 (1.66 and 1.62 ms, Zen 3).
 constexpr int SCALAR_ROWS = 4;
 
 // --- matrix products ---
@@ -51,12 +54,13 @@ constexpr int TILE_SUMS_OF_32_REGISTERS = 24;
 constexpr int MAX_STRIP = 8;  // panels in a strip
 constexpr int MAX_ROWS = 6;   // rows of a tile
 
-// Up to this many rows, strips have MAX_STRIP panels, and otherwise STRIP panels, so that tiles have more rows.
+// Up to this many rows, strips have MAX_STRIP panels, and otherwise STRIP panels, so that tiles have more rows. LSTM
+// 1x100x128: 650 us with wide strips, 664 us without (Zen 3).
 constexpr int64_t MAX_ROWS_WIDE_STRIPS = 3;
 constexpr int STRIP = 4;
 
 // A packed block of the second factor of a product outside of loops has up to this many rows and columns: 1 MiB in
-// float32, which fits into the second-level cache.
+// float32. With 64 rows, LSTM training 32x100x128 takes the same time within the noise (130 and 124 ms, Zen 3).
 constexpr int64_t MAX_DEPTH = 256;
 constexpr int64_t MAX_COLUMNS = 1024;
 
