@@ -35,9 +35,10 @@ class KernelSpec:
 
     Attributes:
         source: C++; the same for all sizes.
-        sizes: Widths and offsets, in the order in which the source numbers them.
+        sizes: Widths and offsets, in the order in which ``Loop::set_up`` in loop.h reads them, and then those
+            that the functions of the source read.
         strides: Matrices, and for each the index in ``sizes`` of its two strides.
-        pointers: For each pointer of a call its kind, and the node or state that it belongs to.
+        pointers: For each pointer of a call its kind, and the node, state or product that it belongs to.
         packs: The products that are packed together.
         hoisted_rows: What hoisted products read: values that are known before the loop.
         columnwise: Whether each column of a step depends only on the same column of the previous step. Then

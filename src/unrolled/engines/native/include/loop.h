@@ -20,8 +20,8 @@ template <class... Parts> struct Sequence {
 };
 
 // A kernel, as one thread sees it: its memory, and what it computes in every step and for a block of steps afterwards.
-// If it is columnwise, each column of a step depends only on the same column of the previous step, so threads that split
-// the columns needn't synchronize after each step.
+// If it is columnwise, each column of a step depends only on the same column of the previous step. Then threads that
+// share the columns needn't synchronize after each step.
 template <class Values, bool COLUMNWISE_STEPS, class StepParts, class DeferredParts> struct Loop {
   using Step = Values;
   static constexpr bool COLUMNWISE = COLUMNWISE_STEPS, DEFERRED = !DeferredParts::empty;

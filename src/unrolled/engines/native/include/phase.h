@@ -189,7 +189,8 @@ template <auto COMPUTE, int M, class... Groups> struct Phase : PhasePlan<sizeof.
  private:
   // Runs steps without products, one after another. It goes through rows and panels in memory order.
   template <class Step>
-  NEVER_INLINE void stream(const Step& s, const ThreadRange& range, int64_t shift, int64_t block_rows, int64_t steps) const {
+  NEVER_INLINE void stream(const Step& s, const ThreadRange& range, int64_t shift, int64_t block_rows,
+                           int64_t steps) const {
     const int64_t rows = std::min(range.to, s.rows) - range.from;
     if (rows <= 0) return;
     const V* hoisted[M ? M : 1];

@@ -34,7 +34,8 @@ template <int R> struct RowBlock {
   }
 
   // Reduces the columns compute(panel) of each row, in order.
-  template <class Reduction, class F> ALWAYS_INLINE void reduce(Reduction, const Column& to, int64_t width, F compute) const {
+  template <class Reduction, class F>
+  ALWAYS_INLINE void reduce(Reduction, const Column& to, int64_t width, F compute) const {
     V all[R];
     FOR_ROWS all[r] = Reduction::neutral();
     for (int64_t i = 0; i < width; i += L) {

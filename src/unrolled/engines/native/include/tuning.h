@@ -1,6 +1,6 @@
 // The constants that affect speed, with the measurements that they come from. Constants without a figure have none on
-// record. Python reads this file, too (tuning.py). Sizes are batch x time x hidden. "Zen 3" is an AMD EPYC with AVX2, one
-// thread, the best of many calls in turn.
+// record. Python reads this file, too (tuning.py). Sizes are batch x time x hidden. "Zen 3" is an AMD EPYC with AVX2:
+// one thread, the best of many calls in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
