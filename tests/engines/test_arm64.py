@@ -22,12 +22,13 @@ from test_vector_math import BINARY, PROGRAM, UNARY
 import unrolled as ur
 from helpers.layer_pairs import TOLERANCE, assert_close, use_threads
 from helpers.user_cell import MGU
-from unrolled.engines.native import kernel
 from unrolled.engines.native.backend import BACKEND
+from unrolled.engines.native.call_arguments import CallArguments
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.matmul import _source, _thread_pool_source
 from unrolled.engines.native.toolchain.compiler import FLAGS
 from unrolled.engines.native.toolchain.cpp_files import INCLUDE
+from unrolled.engines.native.tuning import constants
 
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 RUN_CALL = Path(__file__).with_name("arm64.cpp")
@@ -150,7 +151,9 @@ class RecordedCall:
             number = block_numbers.setdefault(start, len(block_numbers)) if pointer else -1
             places += [number, pointer - start] if pointer else [-1, 0]
         blocks = [storages[start] for start in block_numbers]
-        parts = [list(call.numbers), places, [block.nbytes() for block in blocks]]
+        numbers = [getattr(call.arguments, name) or 0 for name, _ in CallArguments._fields_]
+        sizes = kernels[call.run]._sizes
+        parts = [numbers, list(sizes), places, [block.nbytes() for block in blocks]]
         self.content = b"".join(
             [struct.pack(f"<{1 + len(part)}q", len(part), *part) for part in parts]
             + list(map(read_memory, blocks))
@@ -163,7 +166,7 @@ def record_calls(kind: str, threads: int, patch: pytest.MonkeyPatch) -> list[Rec
     """Run a layer on this machine, for inference and for training, and return the calls of its loops."""
     calls: list[RecordedCall] = []
     patch.setattr(BACKEND, "launch", lambda new: calls.extend(map(RecordedCall, new)))
-    patch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
+    patch.setitem(constants(), "MIN_WORK_FOR_THREADS", 0)
     cell, options = CELLS[kind]
     layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
     with use_threads(threads), ur.engine("native"):

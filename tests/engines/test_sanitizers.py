@@ -39,8 +39,9 @@ pytestmark = NEEDS_SYSTEM_COMPILER
 
 OWN_THREADS = """
 import sys, torch
-from unrolled.engines.native import kernel, matmul
-kernel._MIN_WORK_FOR_THREADS = 0
+from unrolled.engines.native import matmul
+from unrolled.engines.native.tuning import constants
+constants()["MIN_WORK_FOR_THREADS"] = 0
 torch.set_num_threads(3)
 matmul._thread_pool().thread_pool_use_openmp(None, None, None)
 """

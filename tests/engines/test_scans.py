@@ -16,7 +16,7 @@ import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, use_threads
 from unrolled.engines import registry
 from unrolled.engines.compiler.batch_layout import Layout
-from unrolled.engines.native.kernel_spec import HEADER
+from unrolled.engines.native.call_arguments import Strategy
 
 pytestmark = NEEDS_COMPILER
 
@@ -168,10 +168,12 @@ def test_results_are_bit_identical_for_all_threads_and_splits(name: str, batch: 
 def test_when_threads_take_turns() -> None:
     """They do if there are fewer panels than threads and the sequence is long."""
     kernel = registry.compiled(layer_of("MinGRU", 4)._first, torch.float32).inference
-    lanes, turns = kernel._products.lanes, HEADER - 1
+    lanes = kernel._products.lanes
 
     def take_turns(kernel: Any, steps: int, threads: int) -> bool:
-        return bool(kernel._numbers(Layout(steps, 1), False, threads, 0, False)[turns])
+        return bool(
+            kernel._arguments(Layout(steps, 1), False, threads, 0, False).strategy == Strategy.TAKE_TURNS
+        )
 
     assert take_turns(kernel, 100_000, 2)
     assert not take_turns(kernel, 100_000, 1)

@@ -84,13 +84,13 @@ def test_a_system_without_control_groups_has_no_limit(
 @NEEDS_COMPILER
 def test_loops_use_no_more_threads_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x, counts = ur.LSTM(8, 32), torch.randn(9, 16, 8), []
-    original = kernel.Kernel._numbers
+    original = kernel.Kernel._arguments
 
     def record(self: kernel.Kernel, layout: object, reverse: bool, count: int, *rest: object) -> object:
         counts.append(count)
         return original(self, layout, reverse, count, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernel.Kernel, "_numbers", record)
+    monkeypatch.setattr(kernel.Kernel, "_arguments", record)
     set_up_machine(monkeypatch, tmp_path, "0::/\n", {"cpu.max": "300000 100000\n"})
     for requested, expected in ((8, 3), (2, 2)):
         with use_threads(requested), torch.no_grad(), ur.engine("native"):

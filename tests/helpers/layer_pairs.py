@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import unrolled as ur
-from unrolled.engines.native import kernel
 from unrolled.engines.native.toolchain.compiler import NoCompilerError, compilers
+from unrolled.engines.native.tuning import constants
 
 LAYERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "rnn-tanh": (ur.RNN, nn.RNN, {}),
@@ -185,8 +185,8 @@ def use_threads(threads: int) -> Iterator[None]:
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "_MIN_WORK_FOR_THREADS", 0)
-        patch.setattr(kernel, "_MIN_WORK_WITHOUT_SYNC", 0)
+        patch.setitem(constants(), "MIN_WORK_FOR_THREADS", 0)
+        patch.setitem(constants(), "MIN_WORK_WITHOUT_SYNC", 0)
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from unrolled.engines.compiler.ir import is_batched, is_number
+from unrolled.engines.compiler.kernel_ir import Apply
 from unrolled.engines.compiler.lowering.dtypes import round_to_float32
 from unrolled.engines.compiler.source_location import location_of, unsupported
 
@@ -67,13 +68,21 @@ for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "
 
 ADDITIVE_OPS = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
 
-# Reductions of a row: the expression that combines two values, and its neutral element.
-CPP_REDUCTIONS: dict[object, tuple[str, str]] = {
-    aten.sum.dim_IntList: ("({0} + {1})", "0"),
-    aten.prod.dim_int: ("({0} * {1})", "1"),
-    aten.amax.default: ("maximum({0}, {1})", "-INFINITY"),
-    aten.amin.default: ("minimum({0}, {1})", "INFINITY"),
+# Reductions of a row, and their classes in include/scalars.h.
+CPP_REDUCTIONS: dict[object, str] = {
+    aten.sum.dim_IntList: "Sum",
+    aten.prod.dim_int: "Product",
+    aten.amax.default: "Maximum",
+    aten.amin.default: "Minimum",
 }
+
+
+def apply_template(instruction: Apply) -> str:
+    """Return the C++ of an operation, with a replacement field for each operand."""
+    if instruction.target not in ADDITIVE_OPS:
+        return CPP_OPS[instruction.target]
+    right = "{1}" if instruction.alpha == 1 else f"({{1}} * splat({literal(instruction.alpha)}))"
+    return f"({{0}} {ADDITIVE_OPS[instruction.target]} {right})"
 
 
 def check(node: fx.Node) -> None:

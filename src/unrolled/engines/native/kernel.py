@@ -17,21 +17,13 @@ from unrolled.engines.compiler.batch_layout import Layout, ShiftedState
 from unrolled.engines.compiler.ir import is_batched, width
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
-from unrolled.engines.native.kernel_spec import HEADER, THREADS, KernelSpec
+from unrolled.engines.native.call_arguments import CallArguments, Strategy
+from unrolled.engines.native.kernel_spec import KernelSpec
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
+from unrolled.engines.native.tuning import constants
 from unrolled.engines.threads import thread_count
 
-# Minimum number of multiply-adds for threads to pay off.
-_MIN_WORK_FOR_THREADS = 60_000  # per step, if threads synchronize in each step
-_MIN_WORK_WITHOUT_SYNC = 500_000  # per call, if each thread has its own rows or columns
-# Threads split the rows only if each thread can read all weights in every step, and has enough rows.
-_MAX_SHARED_WEIGHTS = 2**18  # bytes of packed weights that a step reads
-_MIN_ROWS_PER_THREAD = 8
-_MAX_STEPS_UNPACKED = 2  # up to this many steps, weights are packed a block at a time in each step
-# Input products are computed for blocks of steps.
-_BLOCK_ROWS = 256  # with fewer rows, reading the weights would take too much of the time
-_MAX_HOISTED_SUMS = 2**20  # bytes that a thread stores
 NO_MEMORY = "not enough memory for the temporary buffers of a compiled loop"
 
 
@@ -41,26 +33,22 @@ class KernelCall:
 
     Attributes:
         run: Address of the kernel.
-        numbers: The numbers of the call, see ``include/thread_range.h``.
-        threads: Maximum number of threads.
-        pointers: The pointers of the call.
-        table: Address of the table of products.
+        arguments: Its arguments, which calls with the same shapes share.
+        pointers: Its pointers.
         alive: Objects that keep the memory behind the pointers alive.
     """
 
     run: int
-    numbers: array.array[int]
-    threads: int
+    arguments: CallArguments
     pointers: array.array[int]
-    table: int
     alive: list[Any]
 
-    def arguments(self) -> tuple[int, int, int, int]:
-        """Return the addresses of the kernel and of its three arguments."""
-        return self.run, self.numbers.buffer_info()[0], self.pointers.buffer_info()[0], self.table
+    def addresses(self) -> tuple[int, int, int]:
+        """Return the addresses of the kernel, its arguments and its pointers."""
+        return self.run, ctypes.addressof(self.arguments), self.pointers.buffer_info()[0]
 
 
-_kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def launch(calls: Sequence[KernelCall]) -> None:
@@ -69,20 +57,21 @@ def launch(calls: Sequence[KernelCall]) -> None:
     Raises:
         MemoryError: If there is not enough memory for a kernel's buffers.
     """
-    if len(calls) == 2 and calls[0].threads == calls[1].threads == 1 and thread_count() > 1:
-        succeeded = launch_pair(calls[0].arguments(), calls[1].arguments())
+    single = len(calls) == 2 and all(call.arguments.threads == 1 for call in calls)
+    if single and thread_count() > 1:
+        succeeded = launch_pair(calls[0].addresses(), calls[1].addresses())
     else:
         succeeded = True
         for call in calls:
-            _, numbers, pointers, table = call.arguments()
-            succeeded = function(call.run)(numbers, pointers, table) and succeeded
+            run, arguments, pointers = call.addresses()
+            succeeded = function(run)(arguments, pointers) and succeeded
     if not succeeded:
         raise MemoryError(NO_MEMORY)
 
 
 @functools.cache
 def function(address: int) -> Any:
-    """Return the kernel at an address, a function of three addresses; see :meth:`KernelCall.arguments`."""
+    """Return the kernel at an address. It takes the addresses of its arguments and its pointers."""
     return _kernel_type(address)
 
 
@@ -120,10 +109,14 @@ class Kernel:
         self._weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
         elements = sum(width(node) for node in partition.loop if is_batched(node))
         self._work = sum(weights) + 5 * elements  # per row; computing an element counts as five multiply-adds
-        self._numbers_cache: dict[tuple[Any, ...], tuple[array.array[int], int]] = {}
-        needs = [node for kind, node in spec.pointers if kind in ("array", "matrix")]
-        self.needs = list(dict.fromkeys(needs))
+        self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
+        arrays = [target for kind, target in spec.pointers if kind == "array"]
+        matrices = [target.matrix for kind, target in spec.pointers if kind == "matrix"]
+        self.needs = list(dict.fromkeys([*arrays, *matrices]))
         self._views = resolve_views(node for node in self.needs if not is_batched(node))
+        self._sizes = array.array("q", spec.sizes)  # keep it for as long as the kernel exists
+        for node, index in spec.strides:
+            self._sizes[index], self._sizes[index + 1] = self._views[node].strides
         self.bases = list(dict.fromkeys(self._base(node) for node in self.needs))
         self._shifted = [node for kind, node in spec.pointers if kind == "shifted_initial"]
         self._pointer_sources = [self._pointer_source(kind, target) for kind, target in spec.pointers]
@@ -140,9 +133,13 @@ class Kernel:
         match kind:
             case "starts":
                 return 1, 0
-            case "array" | "matrix":
+            case "array":
                 offset = 0 if is_batched(target) else self._views[target].offset
                 return 2 + self.bases.index(self._base(target)), offset * self._dtype.itemsize
+            case "matrix":
+                view = self._views[target.matrix]
+                offset = view.offset + target.offset * view.strides[1]
+                return 2 + self.bases.index(view.base), offset * self._dtype.itemsize
             case "initial" | "all_steps" | "final":
                 number = ("initial", "all_steps", "final").index(kind)
                 return 2 + bases + number * states + target, 0
@@ -228,16 +225,17 @@ class Kernel:
         key = (layout.steps, layout.batch, regular, reverse, threads, shift, packed)
         if not regular:
             alive.append(layout)
-        cached = self._numbers_cache.get(key)
-        if cached is None:
-            if len(self._numbers_cache) > 1000:  # sequence lengths that keep changing
-                self._numbers_cache.clear()
-            numbers = self._numbers(layout, reverse, threads, shift, packed)
-            cached = self._numbers_cache[key] = numbers, numbers[THREADS]
+        arguments = self._arguments_cache.get(key)
+        if arguments is None:
+            if len(self._arguments_cache) > 1000:  # sequence lengths that keep changing
+                self._arguments_cache.clear()
+            arguments = self._arguments(layout, reverse, threads, shift, packed)
+            self._arguments_cache[key] = arguments
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
         sources = [0, starts, *addresses]
         pointers = array.array("q", [sources[k] + offset for k, offset in self._pointer_sources])
-        return KernelCall(self._address, *cached, pointers, self._products.table, alive)
+        alive.append(self)  # the arguments point to its sizes
+        return KernelCall(self._address, arguments, pointers, alive)
 
     def pointer_indices(self, address: int) -> list[int]:
         """Return the indices of the pointers that are derived from an address of :meth:`call_addresses`."""
@@ -252,39 +250,46 @@ class Kernel:
             if kind == "pack"
         ]
 
-    def _numbers(
+    def _arguments(
         self, layout: Layout, reverse: bool, threads: int, shift: int, packed: bool
-    ) -> array.array[int]:
-        """Return the numbers of a call, and choose how its threads share the work."""
-        steps, rows = layout.steps, layout.batch
-        pack_per_step = steps <= _MAX_STEPS_UNPACKED and not packed
-        enough_without_sync = layout.starts is None and self._work * rows * steps > _MIN_WORK_WITHOUT_SYNC
+    ) -> CallArguments:
+        """Return the arguments of a call, and choose how its threads share the work."""
+        steps, rows, tuning = layout.steps, layout.batch, constants()
+        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
+        work = self._work * rows
+        enough_without_sync = layout.starts is None and work * steps > tuning["MIN_WORK_WITHOUT_SYNC"]
         by_rows = (
             enough_without_sync
             and threads > 1
-            and self._weights * self._dtype.itemsize <= _MAX_SHARED_WEIGHTS
-            and rows >= threads * (_MIN_ROWS_PER_THREAD if self.spec.packs else 1)
+            and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]
+            and rows >= threads * (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1)
         )
         columnwise = enough_without_sync and self.spec.columnwise
-        if not by_rows and not columnwise and self._work * rows < _MIN_WORK_FOR_THREADS:
+        if not by_rows and not columnwise and work < tuning["MIN_WORK_FOR_THREADS"]:
             threads = 1
         panels = -(-max(map(width, self.partition.new_states)) // self._products.lanes)
         turns = (
             columnwise
             and panels < threads
-            and rows * steps >= 2 * threads * _BLOCK_ROWS
+            and rows * steps >= 2 * threads * tuning["BLOCK_ROWS"]
             and not (by_rows or packed or self.spec.deferred)
         )
-        best = 1 if by_rows else min(steps, -(-_BLOCK_ROWS // max(rows, 1)))
-        most = _MAX_HOISTED_SUMS * threads // max(1, rows * self._hoisted_sums * self._dtype.itemsize)
-        block_steps = steps if pack_per_step and not by_rows else max(1, min(best, most))
-        numbers = array.array(
-            "q", [steps, rows, reverse, threads, pack_per_step, by_rows, 0, block_steps, turns]
+        best = 1 if by_rows else min(steps, -(-tuning["BLOCK_ROWS"] // max(rows, 1)))
+        sums = max(1, rows * self._hoisted_sums * self._dtype.itemsize)  # bytes of a step
+        most = tuning["MAX_HOISTED_SUMS"] * threads // sums
+        strategy = (
+            Strategy.SHARE_ROWS if by_rows else Strategy.TAKE_TURNS if turns else Strategy.SHARE_COLUMNS
         )
-        assert len(numbers) == HEADER
-        numbers.extend(self.spec.sizes)
-        for node, index in self.spec.strides:
-            numbers[HEADER + index], numbers[HEADER + index + 1] = self._views[node].strides
-        for _, index in self.spec.shifts:
-            numbers[HEADER + index] = shift
-        return numbers
+        block_steps = steps if pack_per_step and not by_rows else max(1, min(best, most))
+        return CallArguments(
+            steps=steps,
+            rows=rows,
+            reverse=reverse,
+            shift=shift,
+            threads=threads,
+            block_steps=block_steps,
+            pack_per_step=pack_per_step,
+            strategy=strategy,
+            sizes=self._sizes.buffer_info()[0],
+            products=self._products.table,
+        )

@@ -10,10 +10,6 @@ from torch import fx
 from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import Product
 
-# A call passes numbers to the kernel: HEADER numbers with fixed positions, then the sizes of the kernel. The
-# positions are listed in include/thread_range.h; these are the ones that Python code needs.
-HEADER, ROW_COUNT, THREADS, BY_ROWS, PACKED = 9, 1, 3, 5, 6
-
 
 @dataclass(frozen=True)
 class Pack:
@@ -39,10 +35,10 @@ class KernelSpec:
 
     Attributes:
         source: C++; the same for all sizes.
-        sizes: Widths and offsets, in the order in which the source numbers them.
+        sizes: Widths and offsets, in the order in which ``Loop::set_up`` in loop.h reads them, and then those
+            that the functions of the source read.
         strides: Matrices, and for each the index in ``sizes`` of its two strides.
-        shifts: Shifted states, and for each the index in ``sizes`` of its shift: -1, 0 or 1 steps.
-        pointers: For each pointer of a call its kind, and the node or state that it belongs to.
+        pointers: For each pointer of a call its kind, and the node, state or product that it belongs to.
         packs: The products that are packed together.
         hoisted_rows: What hoisted products read: values that are known before the loop.
         columnwise: Whether each column of a step depends only on the same column of the previous step. Then
@@ -53,7 +49,6 @@ class KernelSpec:
     source: str
     sizes: list[int]
     strides: list[tuple[fx.Node, int]]
-    shifts: list[tuple[fx.Node, int]]
     pointers: list[tuple[str, Any]]
     packs: list[Pack]
     hoisted_rows: frozenset[fx.Node]

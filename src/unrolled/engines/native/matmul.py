@@ -99,11 +99,11 @@ def _thread_pool_source() -> str:
     return cpp_files.read("thread_pool.cpp")
 
 
-def launch_pair(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
+def launch_pair(first: tuple[int, int, int], second: tuple[int, int, int]) -> bool:
     """Run two kernels at the same time, each on one thread, and return whether there was enough memory.
 
     Args:
-        first: Addresses of a kernel, its numbers, its pointers and the table of products.
+        first: Addresses of a kernel, its arguments and its pointers.
         second: The same for the other kernel.
     """
-    return bool(_thread_pool().thread_pool_run_pair((ctypes.c_int64 * 8)(*first, *second)))
+    return bool(_thread_pool().thread_pool_run_pair((ctypes.c_void_p * 6)(*first, *second)))

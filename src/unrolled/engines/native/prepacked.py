@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,9 @@ from torch import Tensor
 
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.native.backend import NativeCell
+from unrolled.engines.native.call_arguments import CallArguments, Strategy
 from unrolled.engines.native.kernel import NO_MEMORY, KernelCall, function
-from unrolled.engines.native.kernel_spec import BY_ROWS, PACKED, ROW_COUNT, THREADS
-
-_MAX_ROWS_WIDE_STRIPS = 3  # up to this batch size, matrices are packed in wider strips (include/phase.h)
+from unrolled.engines.native.tuning import constants
 
 
 class Weights:
@@ -30,13 +30,14 @@ class Weights:
         self.params = list(params)
         self._packed: dict[tuple[Any, ...], tuple[list[Tensor], list[bool]]] = {}
 
-    def packed(self, numbers: array.array[int]) -> tuple[list[Tensor], list[bool]]:
+    def packed(self, arguments: CallArguments) -> tuple[list[Tensor], list[bool]]:
         """Return the memory for packed matrices, and a list that is non-empty once they are packed.
 
         Args:
-            numbers: The numbers of a call. Calls that pack their matrices in the same way share the memory.
+            arguments: The arguments of a call. Calls that pack their matrices alike share the memory.
         """
-        key = (numbers[ROW_COUNT] <= _MAX_ROWS_WIDE_STRIPS, 1 if numbers[BY_ROWS] else numbers[THREADS])
+        threads = 1 if arguments.strategy == Strategy.SHARE_ROWS else arguments.threads
+        key = (arguments.rows <= constants()["MAX_ROWS_WIDE_STRIPS"], threads)
         if key not in self._packed:
             buffers = self.compiled.inference.pack_buffers()
             matrices = [torch.empty(size, dtype=self.compiled.dtype, device="cpu") for _, size in buffers]
@@ -68,19 +69,18 @@ class PrepackedKernel:
         self._call = call = kernel.call_addresses(
             addresses, layout, reverse, threads, 0, [weights], packed=True
         )
-        matrices, self._is_packed = weights.packed(call.numbers)
+        matrices, self._is_packed = weights.packed(call.arguments)
         for (index, _), matrix in zip(kernel.pack_buffers(), matrices, strict=True):
             call.pointers[index] = matrix.data_ptr()
-        self._packed_numbers = call.numbers[:]
-        self._packed_numbers[PACKED] = 1
         x_addresses = [k for k, param in enumerate(inputs) if param is None]
         self._x = [index for k in x_addresses for index in kernel.pointer_indices(k)]
         first = len(inputs)  # of the initial states, followed by the outputs and the final states
         self._initial = [kernel.pointer_indices(first + k)[0] for k in range(states)]
         self._output = kernel.pointer_indices(first + states)[0]
         self._final = [kernel.pointer_indices(first + 2 * states + k)[0] for k in range(states)]
-        self._function, self._table = function(call.run), call.table
-        self._address = self._packed_numbers.buffer_info()[0]
+        self._packed_arguments = CallArguments.from_buffer_copy(call.arguments)
+        self._packed_arguments.packed = 1
+        self._function = function(call.run)
 
     def run(self, x: int, initial: Sequence[int] | None, output: int, final: Sequence[int]) -> None:
         """Run the kernel of a layer with one direction. The arguments are addresses, see :meth:`call`.
@@ -90,8 +90,7 @@ class PrepackedKernel:
         """
         pointers = self._call.pointers[:]
         self._fill(pointers, x, initial, output, final)
-        numbers = self._address if self._is_packed else self._call.numbers.buffer_info()[0]
-        if not self._function(numbers, pointers.buffer_info()[0], self._table):
+        if not self._function(ctypes.addressof(self._arguments()), pointers.buffer_info()[0]):
             raise MemoryError(NO_MEMORY)
         if not self._is_packed:
             self.mark_packed()
@@ -123,8 +122,10 @@ class PrepackedKernel:
             initial = [part + direction * size for part, size in zip(initial, self._state_bytes, strict=True)]
         final = [part + direction * size for part, size in zip(final, self._state_bytes, strict=True)]
         self._fill(pointers, x, initial, output, final)
-        numbers = self._packed_numbers if self._is_packed else call.numbers
-        return KernelCall(call.run, numbers, call.threads, pointers, call.table, call.alive)
+        return KernelCall(call.run, self._arguments(), pointers, call.alive)
+
+    def _arguments(self) -> CallArguments:
+        return self._packed_arguments if self._is_packed else self._call.arguments
 
     def _fill(
         self,
@@ -152,12 +153,12 @@ class PrepackedKernel:
 class BoundKernel:
     """A prepacked kernel with fixed memory for its states. Only input and output change from call to call."""
 
-    __slots__ = ("_address", "_function", "_kernel", "_output", "_pointers", "_table", "_x")
+    __slots__ = ("_address", "_arguments", "_function", "_kernel", "_output", "_pointers", "_x")
 
     def __init__(self, kernel: PrepackedKernel, pointers: array.array[int]) -> None:
         self._kernel, self._pointers, self._address = kernel, pointers, pointers.buffer_info()[0]
-        self._x, self._output = kernel._x, kernel._output
-        self._function, self._table = kernel._function, kernel._table
+        self._arguments = ctypes.addressof(kernel._packed_arguments)
+        self._x, self._output, self._function = kernel._x, kernel._output, kernel._function
 
     def run(self, x: int, output: int) -> None:
         """Run the kernel. Don't call it from two threads at once.
@@ -169,11 +170,12 @@ class BoundKernel:
         Raises:
             MemoryError: If there is not enough memory for the kernel's buffers.
         """
-        pointers, kernel = self._pointers, self._kernel
+        pointers = self._pointers
         for index in self._x:
             pointers[index] = x
         pointers[self._output] = output
-        numbers = kernel._address if kernel._is_packed else kernel._call.numbers.buffer_info()[0]
-        if not self._function(numbers, self._address, self._table):
+        kernel = self._kernel
+        arguments = self._arguments if kernel._is_packed else ctypes.addressof(kernel._arguments())
+        if not self._function(arguments, self._address):
             raise MemoryError(NO_MEMORY)
         kernel.mark_packed()

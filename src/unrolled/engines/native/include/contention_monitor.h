@@ -5,10 +5,9 @@
 #include <atomic>
 #include <cstdint>
 
+#include "tuning.h"
+
 class ContentionMonitor {  // all times in nanoseconds, from a monotonic clock
-  static constexpr int64_t MIN_DURATION = 500000;  // a call must take longer for the next one to be measured
-  static constexpr int CONFIRMATIONS = 3;          // contended calls in a row before threads are disabled
-  static constexpr int MAX_DOUBLINGS = 4;          // threads stay disabled for up to 2^4 times the call's duration
   std::atomic<bool> slow{false};
   std::atomic<int> contended_calls{0};       // in a row
   std::atomic<int64_t> disabled_until{0};    // 0: threads are enabled
@@ -22,8 +21,8 @@ class ContentionMonitor {  // all times in nanoseconds, from a monotonic clock
   // Records a call on several threads. stolen: the total time that its threads were kept from a core, if measured.
   void record(int64_t start, int64_t end, bool measured, int64_t stolen) {
     const int64_t duration = end - start;
-    slow.store(duration > MIN_DURATION, std::memory_order_relaxed);
-    const bool contended = measured && stolen > duration * 2 / 5;
+    slow.store(duration > MIN_CONTENDED_DURATION, std::memory_order_relaxed);
+    const bool contended = measured && stolen > duration * STOLEN_PERCENT / 100;
     const int calls = contended ? contended_calls.load(std::memory_order_relaxed) + 1 : 0;
     contended_calls.store(calls, std::memory_order_relaxed);
     disabled_until.store(

@@ -1,33 +1,41 @@
 // A pass over the panels of a phase: it accumulates the products of a tile and runs the operations that read them.
 #pragma once
-#include "thread_range.h"
-
-// Loops over the R rows that are computed side by side.
-#define FOR_ROWS _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+#include "scalars.h"
 
 // Products that read the same row: `count` panels of sums for each panel of the phase.
 struct Group {
   int count;
   int64_t depth;
   T* packed;
+  const T* row;  // of a hoisted group, from the first row of all time steps on; else null
   Matrix matrix[MAX_STRIP];
   V* sums;  // of the thread's own strips, as (strip, row, panel, product)
 };
 
-// The elementwise operations of a phase, for a tile of rows and panels that begins at `row` and `panel`. The sums of
-// each group are (row, panel, product). It may run several steps, one after another.
-template <class Step>
-using Pointwise = void (*)(const Step& s, int64_t row, int rows, int64_t panel, int panels, const V* sums,
-                           const V* const* hoisted, int64_t steps);
-
 // How one thread runs a phase: its strips of panels, and the products that it accumulates. N groups are accumulated in
 // every step. M groups are hoisted: they read what is known before the loop, and are computed for a block of steps.
-template <int N, int M> struct Phase {
+template <int N, int M> struct PhasePlan {
   int64_t width, panels, strips, first, last;  // the thread's strips are first .. last
   int strip, rows;                          // the size of a tile, in panels and rows
   Group groups[N + M ? N + M : 1];
 
   static constexpr int ALL = N + M;
+
+  // Reads the arguments of the phase, and allocates the memory for packed matrices and sums.
+  void set_up(ArgumentReader& arguments, const Call& c, const ThreadRange& range, Arena& shared, Arena& own) {
+    const int64_t columns = arguments.size();
+    for (int g = 0; g < ALL; g++) {
+      groups[g].count = (int)arguments.size();
+      groups[g].depth = arguments.size();
+      groups[g].packed = arguments.pointer();
+      groups[g].row = g < N ? nullptr : arguments.pointer();
+      for (int q = 0; q < groups[g].count; q++)
+        groups[g].matrix[q] = {arguments.pointer(), arguments.size(), arguments.size()};
+    }
+    partition(range, c.strategy == SHARE_COLUMNS ? c.threads : 1, columns);
+    allocate_packed(shared, c.pack_per_step);
+    allocate_sums(own, c.block_steps * c.rows, range.batch, c.pack_per_step);
+  }
 
   // Chooses the size of tiles. `threads` is the requested number of threads, not the actual one: the layout of packed
   // matrices, which are kept from call to call, must not depend on how many threads are available.
@@ -36,7 +44,7 @@ template <int N, int M> struct Phase {
     panels = (width + L - 1) / L;
     strip = ALL ? MAX_STRIP : (int)std::max<int64_t>(1, panels);
     rows = MAX_ROWS;
-    const int target = range.batch <= 3 ? MAX_STRIP : 4;  // keep the 3 in sync with prepacked.py
+    const int target = range.batch <= MAX_ROWS_WIDE_STRIPS ? MAX_STRIP : STRIP;
     for (int g = 0; g < ALL; g++) strip = std::min(strip, std::max(1, target / groups[g].count));
     strip = (int)std::min<int64_t>(strip, (panels + threads - 1) / threads);
     for (int g = 0; g < ALL; g++) rows = std::min(rows, rows_of(strip * groups[g].count));
@@ -47,12 +55,11 @@ template <int N, int M> struct Phase {
 
   int panels_of(int64_t s) const { return (int)std::min<int64_t>(strip, panels - s * strip); }
 
-  // Allocates the packed matrices, which all threads share. `prepacked` holds the caller's memory for them, if any.
-  void allocate_packed(Arena& shared, bool pack_per_step, T* const* prepacked) {
+  // Allocates the packed matrices, which all threads share, unless the caller keeps them.
+  void allocate_packed(Arena& shared, bool pack_per_step) {
+    if (pack_per_step) return;
     for (int g = 0; g < ALL; g++)
-      groups[g].packed = pack_per_step  ? nullptr
-                         : prepacked[g] ? prepacked[g]
-                                        : shared.take<T>(panels * groups[g].count * groups[g].depth * L);
+      if (!groups[g].packed) groups[g].packed = shared.take<T>(panels * groups[g].count * groups[g].depth * L);
   }
 
   // Allocates the sums, which each thread has for itself.
@@ -111,33 +118,23 @@ template <int N, int M> struct Phase {
     }
   }
 
-  // Computes the hoisted sums of `row_count` rows, of one step or several.
-  void hoist(const ThreadRange& range, const T* const* x, int64_t row_count, int64_t block_rows) const {
+  // Computes the hoisted sums of `row_count` rows, of one step or several, from row `begin` of all time steps on.
+  void hoist(const ThreadRange& range, int64_t begin, int64_t row_count, int64_t block_rows) const {
     for (int64_t s = first; s < last; s++)
-      for (int m = N; m < ALL; m++) sum(range, groups[m], s, x[m], row_count, block_rows);
+      for (int m = N; m < ALL; m++)
+        sum(range, groups[m], s, groups[m].row + begin * groups[m].depth, row_count, block_rows);
   }
 
-  // Runs steps without products. It goes through rows and panels in memory order.
-  template <class Step>
-  void stream(const Step& s, const ThreadRange& range, int64_t shift, int64_t block_rows, int64_t steps,
-              Pointwise<Step> pointwise) const {
-    const int64_t row_count = std::min(range.to, s.rows) - range.from;
-    if (row_count <= 0) return;
-    const V* hoisted[M ? M : 1];
-    for (int64_t k = first; k < last; k++) {
-      const int strip_panels = panels_of(k);
-      for (int m = 0; m < M; m++)
-        hoisted[m] = sums_of(groups[N + m], k, block_rows) + shift * strip_panels * groups[N + m].count;
-      pointwise(s, range.from, (int)row_count, k * strip, strip_panels, nullptr, hoisted, steps);
-    }
+  // Fills in the hoisted sums of a strip, from row `row` of the block on.
+  void set_hoisted(const V** hoisted, int64_t k, int64_t row, int64_t block_rows) const {
+    for (int m = 0; m < M; m++)
+      hoisted[m] = sums_of(groups[N + m], k, block_rows) + row * panels_of(k) * groups[N + m].count;
   }
 
-  // Runs one step, or several if there are no products. The rows of the step begin `shift` rows after the first hoisted
-  // row.
-  template <class Step>
-  void sweep(const Step& s, const ThreadRange& range, const T* const* x, int64_t shift, int64_t block_rows,
-             int64_t steps, Pointwise<Step> pointwise) const {
-    if constexpr (N == 0) return stream(s, range, shift, block_rows, steps, pointwise);
+  // Runs a step. Its rows begin `shift` rows after the first hoisted row. x: for each group the row that it reads.
+  template <class Step, class Compute>
+  NEVER_INLINE void sweep(const Step& s, const ThreadRange& range, const T* const* x, int64_t shift,
+                          int64_t block_rows, Compute compute) const {
     const int64_t to = std::min(range.to, s.rows), row_count = to - range.from, tiles = (row_count + rows - 1) / rows;
     if (row_count <= 0) return;
     V sums[(N ? N : 1) * TILE_SUMS];
@@ -163,10 +160,75 @@ template <int N, int M> struct Phase {
                 group.packed + k * strip * group.count * group.depth * L, group.depth, false, at);
           at += tile_rows * row_sums;
         }
-        for (int m = 0; m < M; m++)
-          hoisted[m] = sums_of(groups[N + m], k, block_rows) + (shift + row) * strip_panels * groups[N + m].count;
-        pointwise(s, range.from + row, tile_rows, k * strip, strip_panels, sums, hoisted, 1);
+        set_hoisted(hoisted, k, shift + row, block_rows);
+        compute(s, Tile{range.from + row, k * strip, width, tile_rows, strip_panels, sums, hoisted});
       }
     }
+  }
+};
+
+// Where a group finds the row that it reads: the k-th array of a kind.
+template <auto ARRAYS, int K> struct Reads {
+  template <class Step> static const T* row(const Step& s) { return (s.*ARRAYS)[K].data; }
+};
+
+// A phase: the function that computes a tile, and what its groups read. M more groups are hoisted.
+template <auto COMPUTE, int M, class... Groups> struct Phase : PhasePlan<sizeof...(Groups), M> {
+  using Plan = PhasePlan<sizeof...(Groups), M>;
+
+  template <class Step>
+  void run(const Step& s, const ThreadRange& range, int64_t shift, int64_t block_rows, int64_t steps) const {
+    if constexpr (sizeof...(Groups) == 0) {
+      stream(s, range, shift, block_rows, steps);
+    } else {
+      const T* const x[] = {Groups::row(s)...};
+      Plan::sweep(s, range, x, shift, block_rows, COMPUTE);
+    }
+  }
+
+ private:
+  // Runs steps without products, one after another. It goes through rows and panels in memory order.
+  template <class Step>
+  NEVER_INLINE void stream(const Step& s, const ThreadRange& range, int64_t shift, int64_t block_rows,
+                           int64_t steps) const {
+    const int64_t rows = std::min(range.to, s.rows) - range.from;
+    if (rows <= 0) return;
+    const V* hoisted[M ? M : 1];
+    for (int64_t k = Plan::first; k < Plan::last; k++) {
+      Plan::set_hoisted(hoisted, k, shift, block_rows);
+      StreamTile tile{{range.from, k * Plan::strip, Plan::width, (int)rows, Plan::panels_of(k), nullptr, hoisted},
+                      0, {s.stride, Plan::width, rows}};
+      Step now = s;
+      for (int64_t step = 0; step < steps; step++) {
+        COMPUTE(now, tile);
+        now.advance();
+        tile.hoisted_row += s.stride;
+      }
+    }
+  }
+};
+
+// The scalars of a level: the class that computes them for a block of rows.
+template <class Compute> struct Scalars {
+  void set_up(ArgumentReader&, const Call&, const ThreadRange&, Arena&, Arena&) {}
+  void pack(const ThreadRange&) const {}
+  void hoist(const ThreadRange&, int64_t, int64_t, int64_t) const {}
+
+  template <class Step> void run(const Step& s, const ThreadRange& range, int64_t, int64_t, int64_t) const {
+    const bool stores = range.by_rows() || range.id == 0;
+    const int64_t to = std::min(range.to, s.rows);
+    int64_t row = range.from;
+    for (; row + SCALAR_ROWS <= to; row += SCALAR_ROWS) Compute::run(s, RowBlock<SCALAR_ROWS>{row, stores});
+    for (; row < to; row++) Compute::run(s, RowBlock<1>{row, stores});
+  }
+};
+
+// Waits until all threads have stored what the next phases read.
+struct Barrier {
+  void set_up(ArgumentReader&, const Call&, const ThreadRange&, Arena&, Arena&) {}
+  void pack(const ThreadRange&) const {}
+  void hoist(const ThreadRange&, int64_t, int64_t, int64_t) const {}
+  template <class Step> void run(const Step&, const ThreadRange& range, int64_t, int64_t, int64_t) const {
+    range.synchronize();
   }
 };

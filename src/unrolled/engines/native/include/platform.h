@@ -18,6 +18,10 @@ extern "C" __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define EXPORT extern "C"
 #endif
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+// For the passes over a phase: inlined into the loop over time, their arithmetic would spill registers.
+#define NEVER_INLINE __attribute__((noinline))
+
 // Tells the processor that this thread waits in a loop.
 static inline void relax() {
 #if defined(__x86_64__)

@@ -87,11 +87,6 @@ struct BulkProduct {
   SpinBarrier barrier;
 };
 
-constexpr int PANELS = 4;  // of a strip
-// A packed block of B has up to MAX_DEPTH x MAX_COLUMNS elements: 1 MiB in float32.
-constexpr int64_t MAX_DEPTH = 8 * BLOCK;
-constexpr int64_t MAX_COLUMNS = 1024;
-
 // Computes a tile of C.
 void compute_tile(const BulkProduct& w, const T* x, int64_t row, int64_t step, int64_t at, int rows, int64_t column,
                   int strip, const T* packed, bool add, int64_t terms, V* sums) {
@@ -108,17 +103,17 @@ void compute_tile(const BulkProduct& w, const T* x, int64_t row, int64_t step, i
 
 // For few rows: each thread packs its own columns, a block of BLOCK terms at a time.
 void multiply_few_rows(BulkProduct& w, int id, int count) {
-  const int64_t strips = (w.width + PANELS * L - 1) / (PANELS * L);
-  alignas(64) T packed[BLOCK * PANELS * L];
-  V sums[MAX_ROWS * PANELS];
+  const int64_t strips = (w.width + STRIP * L - 1) / (STRIP * L);
+  alignas(64) T packed[BLOCK * STRIP * L];
+  V sums[MAX_ROWS * STRIP];
   for (int64_t strip = strips * id / count; strip < strips * (id + 1) / count; strip++) {
-    const int64_t column = strip * PANELS * L;
-    const int panels = (int)std::min<int64_t>(PANELS, (w.width - column + L - 1) / L);
+    const int64_t column = strip * STRIP * L;
+    const int panels = (int)std::min<int64_t>(STRIP, (w.width - column + L - 1) / L);
     for (int64_t from = 0; from < w.depth; from += BLOCK) {
       const int64_t terms = std::min<int64_t>(BLOCK, w.depth - from);
       const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
       for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, terms, column + s * L, w.width);
-      const int max_rows = rows_of(PANELS);
+      const int max_rows = rows_of(STRIP);
       for (int64_t at = 0; at < w.rows; at += max_rows) {
         const int rows = (int)std::min<int64_t>(max_rows, w.rows - at);
         const T* x = w.left.data + at * w.left.n + from * w.left.k;
@@ -130,22 +125,22 @@ void multiply_few_rows(BulkProduct& w, int id, int count) {
 
 // For many rows: threads pack a large block of B together, then split the rows.
 void multiply_many_rows(BulkProduct& w, int id, int count) {
-  constexpr int max_rows = rows_of(PANELS);
+  constexpr int max_rows = rows_of(STRIP);
   alignas(64) T rows_packed[MAX_DEPTH * max_rows + L];
-  V sums[MAX_ROWS * PANELS];
+  V sums[MAX_ROWS * STRIP];
   const int64_t tiles = (w.rows + max_rows - 1) / max_rows;
   for (int64_t left = 0; left < w.width; left += MAX_COLUMNS) {
     const int64_t columns = std::min<int64_t>(MAX_COLUMNS, w.width - left);
-    const int64_t strips = (columns + PANELS * L - 1) / (PANELS * L);
+    const int64_t strips = (columns + STRIP * L - 1) / (STRIP * L);
     for (int64_t from = 0; from < w.depth; from += MAX_DEPTH) {
       const int64_t terms = std::min<int64_t>(MAX_DEPTH, w.depth - from);
       const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
       const auto panels_of = [&](int64_t strip) {
-        return (int)std::min<int64_t>(PANELS, (w.width - left - strip * PANELS * L + L - 1) / L);
+        return (int)std::min<int64_t>(STRIP, (w.width - left - strip * STRIP * L + L - 1) / L);
       };
       for (int64_t strip = strips * id / count; strip < strips * (id + 1) / count; strip++)
         for (int s = 0, panels = panels_of(strip); s < panels; s++)
-          pack(w.packed + strip * PANELS * L * terms + s * L, panels, block, terms, left + (strip * PANELS + s) * L,
+          pack(w.packed + strip * STRIP * L * terms + s * L, panels, block, terms, left + (strip * STRIP + s) * L,
                w.width);
       w.barrier.wait(count);
       for (int64_t t = tiles * id / count; t < tiles * (id + 1) / count; t++) {
@@ -162,8 +157,8 @@ void multiply_many_rows(BulkProduct& w, int id, int count) {
           x = rows_packed, row = 1, step = max_rows;
         }
         for (int64_t strip = 0; strip < strips; strip++)
-          compute_tile(w, x, row, step, at, rows, left + strip * PANELS * L, panels_of(strip),
-                       w.packed + strip * PANELS * L * terms, from || w.add, terms, sums);
+          compute_tile(w, x, row, step, at, rows, left + strip * STRIP * L, panels_of(strip),
+                       w.packed + strip * STRIP * L * terms, from || w.add, terms, sums);
       }
       w.barrier.wait(count);
     }
@@ -210,7 +205,7 @@ EXPORT Products* products(RunParallel run, ScratchMemory scratch) {
 EXPORT int run_bulk(const int64_t* operations, int64_t count, int threads) {
   for (const int64_t* p = operations; p < operations + 11 * count; p += 11) {
     const int64_t rows = p[8], width = p[9], depth = p[10];
-    const bool small = (double)rows * width * std::max<int64_t>(depth, 1) < 100000;
+    const bool small = (double)rows * width * std::max<int64_t>(depth, 1) < MIN_BULK_WORK;
     if (p[1] == 2) {
       ColumnSums sums{(T*)p[0], (const T*)p[5], p[6], rows, width};
       const auto run = [](void* s, int id, int n) { sum_columns(*(ColumnSums*)s, id, n); };
@@ -226,7 +221,7 @@ EXPORT int run_bulk(const int64_t* operations, int64_t count, int threads) {
     }
     void (*run)(void*, int, int) = [](void* p, int id, int n) { multiply_few_rows(*(BulkProduct*)p, id, n); };
     if (rows > 2 * MAX_ROWS) {
-      const int64_t columns = (std::min(width, MAX_COLUMNS) + PANELS * L - 1) / (PANELS * L) * PANELS * L;
+      const int64_t columns = (std::min(width, MAX_COLUMNS) + STRIP * L - 1) / (STRIP * L) * STRIP * L;
       w.packed = (T*)table.scratch(std::min(depth, MAX_DEPTH) * columns * sizeof(T));
       if (!w.packed) return 1;
       run = [](void* p, int id, int n) { multiply_many_rows(*(BulkProduct*)p, id, n); };

@@ -5,12 +5,10 @@
 // batch size and the number of threads.
 #pragma once
 #include "thread_pool.h"
+#include "tuning.h"
 #include "vectors.h"
 
-constexpr int BLOCK = 32;                             // terms of a sum in a block
-constexpr int TILE_SUMS = REGISTERS == 32 ? 24 : 12;  // vectors that a tile accumulates
-constexpr int MAX_STRIP = 8;                          // panels in a strip
-constexpr int MAX_ROWS = 6;                           // rows of a tile
+constexpr int TILE_SUMS = REGISTERS == 32 ? TILE_SUMS_OF_32_REGISTERS : TILE_SUMS_OF_16_REGISTERS;
 
 // Returns how many rows a tile of a strip has.
 constexpr int rows_of(int strip) {
@@ -24,12 +22,12 @@ struct Matrix {
 };
 
 // sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
-using Tile = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
+using TileProduct = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
 
 struct Products {
   RunParallel run;
   ScratchMemory scratch;
-  Tile tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
+  TileProduct tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
   // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
   void (*pack)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
 };

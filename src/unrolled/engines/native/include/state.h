@@ -7,23 +7,48 @@ struct StepPosition {
   int64_t step, time, row, block_row;
 };
 
+// An input of a step. A state of another loop before each step is its state after each step, shifted by one.
+struct Input {
+  T* data;
+  int64_t width;  // 0 if all rows share it
+  T* initial;     // of a shifted state: its value before the first step
+
+  void set_up(ArgumentReader& arguments) {
+    width = arguments.size();
+    data = arguments.pointer();
+    initial = arguments.size() ? arguments.pointer() : nullptr;
+  }
+
+  T* at(const Call& c, const StepPosition& position) const {
+    if (!initial) return data + position.row * width;
+    if (c.shift < 0 ? position.time == 0 : position.time + 1 == c.steps) return initial;
+    return data + (position.row + c.shift * c.rows) * width;
+  }
+};
+
 // The values of a state over the steps. They are stored for all steps, as (all rows, width), or else in two buffers
 // that are used in turn, each for one step or for a block of `block_steps` steps.
 struct State {
   int64_t width, block_steps;
+  bool deferred;       // computed after the steps of a block, for all their rows
   const T* initial;  // (batch, width)
   T *zeros, *all_steps, *buffers[2];
   T* extended;    // the state before a step that has more rows than the previous step
   T* final_rows;  // each row's last value
 
-  void allocate(Arena& shared, const Call& c, int64_t columns, void* initial_state, void* all, void* final_state,
-                int64_t steps) {
-    const int64_t size = c.D[ROWS] * columns;
-    width = columns, all_steps = (T*)all, final_rows = (T*)final_state, block_steps = steps;
-    for (T*& buffer : buffers) buffer = all_steps ? nullptr : shared.take<T>(size * (steps ? steps : 1));
-    zeros = initial_state ? nullptr : shared.take<T>(size);
-    initial = initial_state ? (const T*)initial_state : zeros;
-    extended = c.P[0] ? shared.take<T>(size) : nullptr;
+  // Reads the arguments of the state, and allocates its memory.
+  void set_up(ArgumentReader& arguments, const Call& c, Arena& shared) {
+    width = arguments.size();
+    deferred = arguments.size();
+    block_steps = arguments.size() ? c.block_steps : 0;
+    initial = arguments.pointer();
+    all_steps = arguments.pointer();
+    final_rows = arguments.pointer();
+    const int64_t size = c.rows * width;
+    for (T*& buffer : buffers) buffer = all_steps ? nullptr : shared.take<T>(size * (block_steps ? block_steps : 1));
+    zeros = initial ? nullptr : shared.take<T>(size);
+    if (!initial) initial = zeros;
+    extended = c.pointers[0] ? shared.take<T>(size) : nullptr;
   }
 
   void clear_zeros(int64_t rows) const {
@@ -55,14 +80,7 @@ static inline const T* state_before(const ThreadRange& range, const State& s, co
 // Stores the final state of rows that end with this step: rows `from` to `to` of what the step wrote.
 static inline void store_final(const ThreadRange& range, const State& s, const T* now, int64_t from, int64_t to) {
   if (!s.final_rows) return;
-  if (range.by_rows) from = std::max(from, range.from), to = std::min(to, range.to);
-  else if (range.id && !range.turns) return;
+  if (range.by_rows()) from = std::max(from, range.from), to = std::min(to, range.to);
+  else if (range.id && range.strategy != TAKE_TURNS) return;
   if (to > from) std::memcpy(s.final_rows + from * s.width, now + from * s.width, (to - from) * s.width * sizeof(T));
-}
-
-// Returns where a step finds a per-step value. A state before each step is the state after each step, shifted by one.
-static inline const T* array(const void* base, const void* initial, int64_t shift, const Call& c,
-                             const StepPosition& at, int64_t width) {
-  if (shift && (shift < 0 ? at.time == 0 : at.time + 1 == c.D[STEPS])) return (const T*)initial;
-  return (const T*)base + (at.row + shift * c.D[ROWS]) * width;
 }

@@ -10,10 +10,7 @@
 
 namespace {
 
-constexpr int IDLE_SPINS = 20000;                    // of an idle worker before it sleeps: 100 to 300 microseconds
-constexpr int START_SPINS = 4000;                    // of a caller that waits for its workers to start
 constexpr int MAX_WORKERS = 4096;
-constexpr size_t MAX_CACHED = size_t(32) << 20;      // bytes of scratch memory that a thread keeps between calls
 
 struct Task {
   bool (*prepare)(void*, int);
@@ -211,9 +208,9 @@ EXPORT bool thread_pool_run(int max_threads, bool (*prepare)(void*, int), void (
   return task.count.load(std::memory_order_relaxed) > 0;
 }
 
-// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and three arguments.
+// Runs two kernels at the same time, each on one thread. calls: for each kernel its function and two arguments.
 EXPORT bool thread_pool_run_pair(void** calls) {
-  using Run = bool (*)(void*, void*, void*);
+  using Run = bool (*)(void*, void*);
   struct Pair {
     void** calls;
     std::atomic<bool> succeeded{true};
@@ -221,7 +218,7 @@ EXPORT bool thread_pool_run_pair(void** calls) {
   const auto run = [](void* argument, int id, int count) {
     Pair& p = *(Pair*)argument;
     for (int k = id; k < 2; k += count)
-      if (!((Run)p.calls[4 * k])(p.calls[4 * k + 1], p.calls[4 * k + 2], p.calls[4 * k + 3])) p.succeeded = false;
+      if (!((Run)p.calls[3 * k])(p.calls[3 * k + 1], p.calls[3 * k + 2])) p.succeeded = false;
   };
   thread_pool_run(2, nullptr, run, &pair);
   return pair.succeeded;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "platform.h"
+#include "tuning.h"
 
 // Calls run(argument, id, count) on the caller (id 0) and on up to max_threads - 1 other threads, and waits for all of
 // them. If prepare isn't null, prepare(argument, count) is called once before; if it fails, nothing is run. Returns
@@ -19,7 +20,7 @@ using ScratchMemory = char* (*)(size_t bytes);
 // Waits for something that another thread is about to do.
 template <class Done> static inline void spin_until(Done done) {
   for (int64_t spins = 0; !done(); spins++) {
-    if (spins < 4000) relax();
+    if (spins < SPINS) relax();
     else yield_core();
   }
 }

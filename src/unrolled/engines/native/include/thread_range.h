@@ -1,28 +1,13 @@
-// The arguments of a kernel call, how its work is split among threads, and the memory that they use.
+// A kernel call, how its work is split among threads, and the memory that they use.
 #pragma once
 #include <algorithm>
 
+#include "call.h"
 #include "functions.h"
 #include "products.h"
 
-// Indices into the numbers of a call. The widths, offsets and strides that the generated source reads begin at SIZES.
-enum {
-  STEPS,          // number of time steps
-  ROWS,           // batch size, or of the first step if the sequences have different lengths
-  REVERSE,        // 1: from the last time step to the first
-  THREADS,        // maximum number of threads
-  PACK_PER_STEP,  // 1: pack weights a block at a time in every step, not once before the loop
-  BY_ROWS,        // 1: threads split the rows of the batch, not the columns
-  PACKED,         // 1: the matrices were packed by an earlier call
-  BLOCK_STEPS,    // number of steps in a block, for which products of the input are computed at once
-  TURNS,          // 1: threads take turns at whole blocks of steps
-  SIZES
-};
-
-struct Call {
-  const int64_t* D;  // the numbers of the call, see above
-  void* const* P;    // the pointers of the call
-  const Products* products;
+struct Call : CallArguments {
+  void* const* pointers;  // values, states and memory for results, in the order of the sizes
   char* memory;        // first what all threads share, then what each thread has for itself
   size_t shared, own;  // the bytes of both
   SpinBarrier barrier;
@@ -36,28 +21,40 @@ struct ThreadRange {
   SpinBarrier* barrier;
   int id, count;
   int64_t batch, from, to;  // the rows of a step, and those of this thread
-  bool pack_per_step, by_rows, turns;
+  bool pack_per_step;
+  Strategy strategy;
 
-  bool all_panels() const { return by_rows || turns; }
+  bool by_rows() const { return strategy == SHARE_ROWS; }
+  bool all_panels() const { return strategy != SHARE_COLUMNS; }
 
   void synchronize() const {
     if (!all_panels()) barrier->wait(count);
   }
 
   // The same thread's part of all rows of a block of steps.
-  ThreadRange of_block(const int64_t* D) const {
+  ThreadRange of_block(const Call& c) const {
     ThreadRange block = *this;
-    if (!by_rows) block.batch = block.to = D[BLOCK_STEPS] * D[ROWS];
+    if (!by_rows()) block.batch = block.to = c.block_steps * c.rows;
     return block;
   }
 };
 
 static inline ThreadRange thread_range(Call& c, int id, int count) {
-  const int64_t rows = c.D[ROWS];
-  const bool by_rows = c.D[BY_ROWS] && count > 1;
+  const int64_t rows = c.rows;
+  const Strategy strategy = count > 1 ? (Strategy)c.strategy : SHARE_COLUMNS;
+  const bool by_rows = strategy == SHARE_ROWS;
   return {c.products, &c.barrier, id, count, rows, by_rows ? rows * id / count : 0,
-          by_rows ? rows * (id + 1) / count : rows, c.D[PACK_PER_STEP] != 0, by_rows, c.D[TURNS] && count > 1};
+          by_rows ? rows * (id + 1) / count : rows, c.pack_per_step != 0, strategy};
 }
+
+// Reads the sizes and the pointers of a kernel, in the order in which codegen.py lists them.
+struct ArgumentReader {
+  const int64_t* sizes;
+  void* const* pointers;
+
+  int64_t size() { return *sizes++; }
+  T* pointer() { return (T*)*pointers++; }
+};
 
 // Hands out the memory of a call. If begin is null, it only counts the bytes that are needed.
 struct Arena {
