@@ -29,6 +29,13 @@ from torch.autograd.function import _SingleLevelFunction as SingleLevelFunction
 from torch.fx._lazy_graph_module import _use_lazy_graph_module as use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
+# Hooks that every module calls.
+from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
+from torch.overrides import _get_current_function_mode_stack as function_modes
+
+# The mode of torch.device in a with statement, and of torch.set_default_device.
+from torch.utils._device import DeviceContext
+
 # Modes, which see each operation, and nested structures of tensors.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
@@ -38,6 +45,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 __all__ = [
     "BelowAutograd",
     "DataDependentOutputException",
+    "DeviceContext",
     "DisableTorchFunction",
     "DispatchModeKey",
     "DynamicOutputShapeException",
@@ -50,6 +58,7 @@ __all__ = [
     "TreeSpec",
     "add_dynamo_guard",
     "any_autocast_enabled",
+    "any_global_module_hook",
     "any_requires_grad",
     "assert_async",
     "check",
@@ -64,6 +73,7 @@ __all__ = [
     "enable_single_level_autograd_function",
     "fake_tensor_logger",
     "forward_mode_active",
+    "function_modes",
     "functional_assert_async",
     "functorch_interpreter",
     "functorch_interpreters",

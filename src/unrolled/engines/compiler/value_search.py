@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from unrolled.cells.base import Cell, Param
 from unrolled.engines.compiler.code_names import code_content, code_names, is_installed, is_standard
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.process_state import is_keyed_module, reads_process_state, replaced_function
 from unrolled.engines.compiler.watched_values import WatchedValues
 
 _MAX_VALUES = 5000
@@ -57,6 +58,7 @@ _READ_ANY_NAME = {"getattr", "vars", "__dict__", "asdict", "astuple", "fields", 
 _UNKNOWN_IN_LOOPS = {
     "is_grad_enabled", "requires_grad", "is_inference_mode_enabled", "is_inference", "is_leaf", "grad_fn",
 }  # fmt: skip
+_USED_BY_ENGINES = {"bind", "innermost"}  # methods of a cell that aren't searched
 _CONSTRUCTORS = {"__init__", "__new__"}
 _NOT_IN_STEP = {"__repr__", "__init_subclass__", "__getstate__", "__setstate__"}
 # Attributes of a cell that its class, sizes and options determine.
@@ -79,6 +81,8 @@ class ValueSearch:
         contents: The values by path, such as ``self.act.alpha``. Equal values have equal contents.
         watched: The places where they were found.
         opaque: Objects that are told apart by their ids, because their values can't be read.
+        only_here: Path of the first value, or of the first function, that may be another one in another process
+            although the contents are equal. Empty if there is none.
 
     Raises:
         UnsupportedError: If there are too many values.
@@ -87,6 +91,7 @@ class ValueSearch:
     def __init__(self, cell: Cell, names: frozenset[str]) -> None:
         self.names, self.contents, self.watched = {"step", *names}, dict[str, str](), WatchedValues()
         self.opaque: list[Any] = []
+        self.only_here = ""
         self._package = _root(type(cell).__module__)
         self._reads_any_name = not names.isdisjoint(_READ_ANY_NAME)
         self._paths: dict[int, str] = {}  # of objects, by id
@@ -94,6 +99,8 @@ class ValueSearch:
         self._items_read: set[tuple[int, Any]] = set()  # ids of dictionaries, with keys
         self._add("sizes", cell.input, cell.hidden, cell.bias, cell.shapes(), cell.state_sizes())
         self._value(cell, "self")
+        if replaced := replaced_function(self.names):
+            self._note_only_here(replaced)
 
     def _is_followed(self, module: str | None) -> bool:
         """Return whether the code of a module is searched: the user's, and that of the published cells."""
@@ -107,9 +114,20 @@ class ValueSearch:
             path += "'"
         self.contents[path] = repr(content)
 
+    def _note_only_here(self, path: str) -> None:
+        self.only_here = self.only_here or path
+
     def _add_opaque(self, path: str, value: Any) -> None:
         self.opaque.append(value)
+        self._note_only_here(path)
         self._add(path, _qualified_name(type(value)), id(value), _PROCESS)
+
+    def _add_outside(self, path: str, value: Any) -> None:
+        """Add a class or a function whose code isn't searched."""
+        if "<locals>" in value.__qualname__:
+            self._add_opaque(path, value)
+        elif not is_keyed_module(value.__module__ or ""):
+            self._note_only_here(path)
 
     def _item(self, mapping: Any, key: Any, path: str) -> None:
         """Read an item of a namespace."""
@@ -200,6 +218,9 @@ class ValueSearch:
     def _module(self, module: types.ModuleType, path: str) -> None:
         self._add(path, module.__name__)
         root = _root(module.__name__)
+        is_followed = self._is_followed(module.__name__)
+        if "__getattr__" in vars(module) if is_followed else not is_keyed_module(module.__name__):
+            self._note_only_here(path)
         if root not in _FIXED_PACKAGES and not is_standard(root):
             for name in sorted(self.names & vars(module).keys()):
                 self._item(vars(module), name, f"{module.__name__}.{name}")
@@ -208,8 +229,7 @@ class ValueSearch:
         """Read the attributes of a class, and of its base classes."""
         self._add(path, [_qualified_name(base) for base in cls.__mro__])
         if not self._is_followed(cls.__module__):
-            if "<locals>" in cls.__qualname__:
-                self._add_opaque(path, cls)
+            self._add_outside(path, cls)
             return
         if type(cls) is not type:
             self._value(type(cls), f"{path}.__class__")
@@ -218,6 +238,12 @@ class ValueSearch:
         any_method = len({*cls.__mro__} - {*bases, object, Cell}) > 0
         not_called = _NOT_IN_STEP if cls.__name__ in self.names else _NOT_IN_STEP | _CONSTRUCTORS
         for base in bases:
+            if (
+                issubclass(cls, Cell)
+                and _USED_BY_ENGINES & vars(base).keys()
+                and _root(base.__module__) != "unrolled"
+            ):
+                self._note_only_here(path)
             self.watched.size(vars(base))
             for name in sorted(vars(base)):
                 is_special = name.startswith("__")
@@ -243,8 +269,7 @@ class ValueSearch:
             self._value(attributes["__wrapped__"], f"{path}.__wrapped__")
         if not self._is_followed(module):
             self._add(path, _qualified_name(function))
-            if "<locals>" in function.__qualname__:
-                self._add_opaque(path, function)
+            self._add_outside(path, function)
             if is_standard(_root(module or "")):  # such as functools.singledispatch
                 for k, cell in enumerate(function.__closure__ or ()):
                     self._attribute(cell, "cell_contents", f"{path}.<{k}>")
@@ -254,6 +279,8 @@ class ValueSearch:
         unknown = names.read & _UNKNOWN_IN_LOOPS or names.globals & {"eval", "exec"}
         if unknown:
             raise UnsupportedError(f"it reads {sorted(unknown)[0]}, which a compiled loop doesn't know")
+        if state := reads_process_state(names, scope):
+            self._note_only_here(f"{path}: {state}")
         self._add(path, hashlib.sha256(repr(code_content(code)).encode()).hexdigest())
         self.names |= names.all
         for name in ("__defaults__", "__kwdefaults__"):
@@ -290,6 +317,7 @@ class ValueSearch:
         if is_opaque and not isinstance(value, _COLLECTIONS):
             self._add_opaque(path, value)
         if is_fixed:
+            self._note_only_here(path)
             return
         self._value(cls, f"{path}.__class__")
         if isinstance(value, _COLLECTIONS):

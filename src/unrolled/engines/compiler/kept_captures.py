@@ -1,0 +1,195 @@
+"""Captured steps that other processes have stored, so that a process needn't capture a step again.
+
+An entry is found by its key: everything that a capture depends on. If the key can't tell all of it, nothing is
+stored and nothing is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unrolled._version import __version__
+from unrolled.cells.base import Cell
+from unrolled.engines import log
+from unrolled.engines._torch_private import (
+    DeviceContext,
+    any_autocast_enabled,
+    any_global_module_hook,
+    current_dispatch_mode,
+    function_modes,
+    functorch_interpreter,
+)
+from unrolled.engines.compiler.capture import INDEX_DTYPES, CapturedStep
+from unrolled.engines.compiler.checks import tensor_attributes
+from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.step_values import step_values
+from unrolled.engines.compiler.stored_graph import NotStorableError, from_data, to_data
+
+_FORMAT = 1  # raised when the data of an entry changes its form or meaning
+_SOURCES = "cells", "engines"  # parts of this package that a captured graph depends on
+_IMPORTED_AT = time.time() - 2  # a little before these sources were imported
+
+
+class Store(Protocol):
+    """A place where texts are stored by name."""
+
+    def read(self, name: str) -> str | None:
+        """Return a text, or None if it isn't there or is damaged."""
+
+    def write(self, name: str, text: str) -> None:
+        """Store a text, if that is possible."""
+
+
+class Entry:
+    """What is stored for a cell, or may be stored.
+
+    Args:
+        kind: What it is, such as ``"capture"``.
+        cell: The cell.
+        training: Whether the cell is in training mode.
+        dtype: Dtype of the input, the states and the parameters.
+        store: Where it is stored. If None, nothing is stored or read.
+    """
+
+    def __init__(
+        self, kind: str, cell: Cell, training: bool, dtype: torch.dtype, store: Store | None
+    ) -> None:
+        self._arguments = kind, cell, training, dtype
+        self._store = store
+        self._name = None if store is None else _name(*self._arguments)
+
+    def read(self) -> Any:
+        """Return the data, or None if there is none."""
+        if self._store is None or self._name is None:
+            return None
+        text = self._store.read(self._name)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+    def write(self, data: Any) -> None:
+        """Store data: numbers, strings, lists and dictionaries."""
+        # A step may change the values that it reads.
+        if self._store is not None and self._name is not None and self._name == _name(*self._arguments):
+            self._store.write(self._name, json.dumps(data, separators=(",", ":")))
+
+
+class CaptureEntry:
+    """The stored capture of a cell.
+
+    Args:
+        cell: The cell.
+        dtype: Dtype of the input, the states and the parameters.
+        store: Where captures are stored. If None, nothing is stored or read.
+    """
+
+    def __init__(self, cell: Cell, dtype: torch.dtype, store: Store | None) -> None:
+        self._cell = cell
+        # A mode or a transform may change the graph that is captured.
+        self._entry = Entry("capture", cell, cell.training, dtype, None if _in_transform() else store)
+
+    def load(self) -> CapturedStep | None:
+        """Return the captured step, or None if it isn't stored or is damaged."""
+        data = self._entry.read()
+        try:
+            return None if data is None else from_data(data, self._cell)
+        except Exception as error:  # damaged, although its checksum is right
+            log.build.info("a stored capture can't be used (%s: %s)", type(error).__name__, error)
+            return None
+
+    def save(self, captured: CapturedStep) -> None:
+        """Store a captured step, if that is possible."""
+        try:
+            data = to_data(captured)
+        except NotStorableError as error:
+            name = type(self._cell.innermost).__name__
+            log.build.info("the captured step of %s isn't stored: %s", name, error)
+        else:
+            self._entry.write(data)
+
+
+def _name(kind: str, cell: Cell, training: bool, dtype: torch.dtype) -> str | None:
+    """Return a name that hashes everything that a capture depends on, or None if that isn't known."""
+    environment = _environment()
+    try:
+        values = step_values(cell)
+    except UnsupportedError:
+        return None
+    if environment is None or values.only_here or any_global_module_hook():
+        return None
+    attributes = [(name, *_description(tensor)) for name, tensor in tensor_attributes(cell).items()]
+    settings = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    parts = (kind, environment, values.digest, cell._wrapper_spec, training, dtype, attributes, settings)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _description(tensor: Tensor) -> tuple[object, ...]:
+    """Return what a capture may depend on of a tensor that is an attribute: of indices, their values."""
+    values = ""
+    if tensor.dtype in INDEX_DTYPES:
+        content = tensor.detach().cpu().contiguous().numpy().tobytes()
+        values = hashlib.sha256(content).hexdigest()
+    return (
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        str(tensor.device),
+        tensor.requires_grad,
+        values,
+    )
+
+
+def _in_transform() -> bool:
+    return (
+        current_dispatch_mode() is not None
+        or functorch_interpreter() is not None
+        or any_autocast_enabled()
+        or not all(isinstance(mode, DeviceContext) for mode in function_modes())
+    )
+
+
+@functools.cache
+def _environment() -> tuple[object, ...] | None:
+    """Return what all captures of this process depend on, or None if that isn't known."""
+    sources = hashlib.sha256()
+    try:
+        for name in _SOURCES:
+            for file in _python_files(files("unrolled") / name):
+                if isinstance(file, Path) and _changed_at(file) > _IMPORTED_AT:
+                    return None  # this process may run an older version
+                content = file.read_bytes()
+                sources.update(f"{file.name}\0{len(content)}\0".encode())
+                sources.update(content)
+    except OSError:  # an application without source files
+        return None
+    versions = __version__, torch.__version__, torch.version.git_version, np.__version__, sys.version
+    machine = sys.platform, platform.machine(), torch.backends.cpu.get_cpu_capability()
+    return _FORMAT, sources.hexdigest(), versions, machine
+
+
+def _python_files(folder: Traversable) -> Iterator[Traversable]:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _python_files(entry)
+        elif entry.name.endswith(".py"):
+            yield entry
+
+
+def _changed_at(file: Path) -> float:
+    status = file.stat()
+    return max(status.st_mtime, status.st_ctime)  # a file that is moved here keeps its mtime
