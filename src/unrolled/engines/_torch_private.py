@@ -28,10 +28,8 @@ from torch.autograd import Variable, forward_ad
 from torch.autograd.function import _SingleLevelFunction as SingleLevelFunction
 from torch.fx._lazy_graph_module import _use_lazy_graph_module as use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-
-# Hooks that every module calls.
-from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
-from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
 
 # The mode of torch.device in a with statement, and of torch.set_default_device.
 from torch.utils._device import DeviceContext
@@ -106,6 +104,8 @@ any_autocast_enabled = torch._C._is_any_autocast_enabled
 dispatch_mode = torch._C._get_dispatch_mode  # by the following keys
 DispatchModeKey = torch._C._TorchDispatchModeKey
 pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+function_modes: Callable[[], list[Any]] = _get_current_function_mode_stack  # those in with statements
+any_global_module_hook: Callable[[], bool] = _has_any_global_hook  # a hook that all modules call
 
 
 def forward_mode_active() -> bool:

@@ -62,7 +62,9 @@ def code_names(code: types.CodeType) -> CodeNames:
         elif isinstance(constant, str):
             modules.add(constant)  # for importlib.import_module or sys.modules
             names.update(part for part in constant.split(".") if part.isidentifier())
-    return CodeNames(*map(frozenset, (scope, modules, imports, read, names)))
+    return CodeNames(
+        frozenset(scope), frozenset(modules), frozenset(imports), frozenset(read), frozenset(names)
+    )
 
 
 def code_content(value: Any) -> Any:

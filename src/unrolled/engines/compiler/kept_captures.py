@@ -1,7 +1,7 @@
 """Captured steps that other processes have stored, so that a process needn't capture a step again.
 
-An entry is found by its key: everything that a capture depends on. If the key can't tell all of it, nothing is
-stored and nothing is read.
+The name of an entry hashes everything that a capture depends on. If not all of it is known, nothing is
+stored.
 """
 
 from __future__ import annotations
@@ -99,18 +99,31 @@ class CaptureEntry:
     """
 
     def __init__(self, cell: Cell, dtype: torch.dtype, store: Store | None) -> None:
-        self._cell = cell
+        self._cell, self._dtype = cell, dtype
         # A mode or a transform may change the graph that is captured.
-        self._entry = Entry("capture", cell, cell.training, dtype, None if _in_transform() else store)
+        self._store = None if _in_transform() else store
+        self._entry = Entry("capture", cell, cell.training, dtype, self._store)
 
     def load(self) -> CapturedStep | None:
-        """Return the captured step, or None if it isn't stored or is damaged."""
-        data = self._entry.read()
+        """Return the captured step, or None if it isn't stored or is damaged.
+
+        A step that does the same in training and in evaluation mode is stored for one of them.
+        """
+        return self._load(self._entry) or self._load(
+            Entry("capture", self._cell, not self._cell.training, self._dtype, self._store), other_mode=True
+        )
+
+    def _load(self, entry: Entry, other_mode: bool = False) -> CapturedStep | None:
+        data = entry.read()
+        if data is None:
+            return None
         try:
-            return None if data is None else from_data(data, self._cell)
+            with torch.inference_mode(False):
+                captured = from_data(data, self._cell)
         except Exception as error:  # damaged, although its checksum is right
             log.build.info("a stored capture can't be used (%s: %s)", type(error).__name__, error)
             return None
+        return None if other_mode and not captured.mode_independent else captured
 
     def save(self, captured: CapturedStep) -> None:
         """Store a captured step, if that is possible."""
@@ -169,25 +182,26 @@ def _environment() -> tuple[object, ...] | None:
     sources = hashlib.sha256()
     try:
         for name in _SOURCES:
-            for file in _python_files(files("unrolled") / name):
+            for path, file in _python_files(files("unrolled") / name, name):
                 if isinstance(file, Path) and _changed_at(file) > _IMPORTED_AT:
                     return None  # this process may run an older version
                 content = file.read_bytes()
-                sources.update(f"{file.name}\0{len(content)}\0".encode())
+                sources.update(f"{path}\0{len(content)}\0".encode())
                 sources.update(content)
     except OSError:  # an application without source files
         return None
-    versions = __version__, torch.__version__, torch.version.git_version, np.__version__, sys.version
-    machine = sys.platform, platform.machine(), torch.backends.cpu.get_cpu_capability()
-    return _FORMAT, sources.hexdigest(), versions, machine
+    versions = __version__, torch.__version__, torch.version.git_version, np.__version__
+    python = sys.implementation.name, *sys.version_info, sys.flags.optimize
+    return _FORMAT, sources.hexdigest(), versions, python, sys.platform, platform.machine()
 
 
-def _python_files(folder: Traversable) -> Iterator[Traversable]:
+def _python_files(folder: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:
+    """Yield the Python files in a folder, each with its path."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir():
-            yield from _python_files(entry)
+            yield from _python_files(entry, f"{path}/{entry.name}")
         elif entry.name.endswith(".py"):
-            yield entry
+            yield f"{path}/{entry.name}", entry
 
 
 def _changed_at(file: Path) -> float:

@@ -20,20 +20,22 @@ from unrolled.engines.compiler.code_names import CodeNames
 
 # Modules whose functions return the same in every process with the same Python version.
 _PURE_MODULES = {
-    "__future__", "_abc", "_collections", "_collections_abc", "_functools", "_operator", "_weakref", "abc", "array",
-    "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions", "functools",
-    "itertools", "math", "numbers", "operator", "re", "string", "textwrap", "types", "typing", "warnings", "weakref",
+    "__future__", "_abc", "_collections", "_collections_abc", "_functools", "_operator", "_weakref", "abc",
+    "array", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions",
+    "functools", "itertools", "math", "numbers", "operator", "re", "string", "textwrap", "types", "typing",
+    "warnings", "weakref",
 }  # fmt: skip
-_KEYED_PACKAGES = {"torch", "numpy"}  # whose versions are part of the key of a stored capture
-_KEYED_MODULES = "unrolled.cells", "unrolled.engines"  # whose sources are part of it
+_KEYED_PACKAGES = {"torch", "numpy"}  # the name of a stored capture hashes their versions
+_KEYED_MODULES = "unrolled.cells", "unrolled.engines"  # and the sources of these
 _BUILTINS = {"__import__", "breakpoint", "hash", "id", "input", "open"}
 # Names of functions and modules of torch and NumPy that read files, settings or registered functions.
 _NAMES = {
-    "backends", "classes", "cuda", "device_count", "distributed", "from_file", "fromfile", "fromregex", "genfromtxt",
-    "hub", "initial_seed", "is_available", "library", "load", "loadtxt", "memmap", "mps", "ops", "seed", "xpu",
-    *(name for name in dir(torch) if name.startswith(("are_", "get_", "set_"))),
+    "backends", "classes", "cuda", "device_count", "distributed", "from_file", "fromfile", "fromregex",
+    "genfromtxt", "hub", "initial_seed", "is_available", "library", "load", "loadtxt", "memmap", "mps", "ops",
+    "seed", "xpu",
+    *(name for name in dir(torch) if name.startswith(("are_", "get_", "set_")) and name != "get_device"),
     *(name for name in dir(torch) if name.endswith(("_available", "_enabled"))),
-} - {"get_device"}  # fmt: skip
+}  # fmt: skip
 _OWNERS: tuple[tuple[str, Any], ...] = (
     *(("torch", owner) for owner in (torch, functional, Tensor, torch.special, torch.linalg, torch.fft)),
     ("numpy", np),
@@ -79,10 +81,10 @@ def replaced_function(names: Collection[str]) -> str:
         names: The names of the functions to check.
     """
     for package, owner in _OWNERS:
-        for name in names & vars(owner).keys():
-            value = vars(owner)[name]
+        for name in names:
+            value = vars(owner).get(name)
             if isinstance(value, FunctionType):
-                module = value.__globals__.get("__name__") or ""
+                module = str(value.__globals__.get("__name__"))
                 if module.partition(".")[0] != package:
                     return name
     return ""

@@ -92,10 +92,10 @@ def from_data(data: dict[str, Any], cell: Cell) -> CapturedStep:
     used = {name: nodes[_index(number, nodes)] for name, number in data["tensor_attributes"].items()}
     reached, inputs, complete = data["paths"]
     roles: dict[str, Any] = {role: [node_at(number) for number in data[role]] for role in _ROLES}
+    roles |= {role: node_at(data[role]) for role in _ROLES_OF_ONE}
     captured = CapturedStep(
         graph,
         **roles,
-        **{role: node_at(data[role]) for role in _ROLES_OF_ONE},
         tensor_attributes=used,
         constants={
             **{nodes[number]: value for number, value in constants.items()},
@@ -297,5 +297,5 @@ def _check(captured: CapturedStep, cell: Cell) -> None:
         expected = [
             None if node is None else shape for node, shape in zip(found, map(tuple, shapes), strict=True)
         ]
-        if found != expected or None in found and nodes is captured.params:
+        if found != expected or (None in found and nodes is captured.params):
             raise ValueError(f"it has values of shapes {found} instead of {expected}")

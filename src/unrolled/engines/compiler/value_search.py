@@ -81,8 +81,8 @@ class ValueSearch:
         contents: The values by path, such as ``self.act.alpha``. Equal values have equal contents.
         watched: The places where they were found.
         opaque: Objects that are told apart by their ids, because their values can't be read.
-        only_here: Path of the first value, or of the first function, that may be another one in another process
-            although the contents are equal. Empty if there is none.
+        only_here: Path of the first value or function that may be another one in another process, although
+            the contents are equal. Empty if there is none.
 
     Raises:
         UnsupportedError: If there are too many values.

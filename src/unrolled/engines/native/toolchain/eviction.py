@@ -37,7 +37,7 @@ def record_use(path: Path) -> None:
 
 
 def enforce_limit(folder: Path, keep: Path) -> None:
-    """Delete libraries and texts until a folder is within the limit, those that were unused for longest first.
+    """Delete libraries and texts until a folder is within the limit, first those unused for longest.
 
     A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
     On Windows, which doesn't, a library in use isn't deleted.

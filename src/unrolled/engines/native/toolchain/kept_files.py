@@ -56,9 +56,11 @@ STORE = KeptFiles()
 
 def _path(name: str) -> Path | None:
     """Return the path of a text, or None if the cache can't be used."""
-    if os.environ.get(VARIABLE, "").strip() == "0":
-        return None
+    folder = None if os.environ.get(VARIABLE, "").strip() == "0" else _folder()
+    return None if folder is None else folder / f"{name}{cache.KEPT_SUFFIX}"
+
+
+def _folder() -> Path | None:
+    """Return this user's kernel cache, or None if it can't be used."""
     folder = cache.user_folder()
-    if folder is None or cache.why_unsafe(folder) is not None:
-        return None
-    return folder / f"{name}{cache.KEPT_SUFFIX}"
+    return None if folder is None or cache.why_unsafe(folder) is not None else folder
