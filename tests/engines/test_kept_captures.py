@@ -24,8 +24,18 @@ from torch.overrides import TorchFunctionMode
 import unrolled as ur
 from helpers import processes
 from helpers.changing_cells import CHANGES
-from helpers.layer_pairs import NEEDS_COMPILER
-from helpers.toolchain import mount_namespace, run_python
+from helpers.layer_pairs import NEEDS_COMPILER, NEEDS_SYSTEM_COMPILER
+from helpers.step_operations import (
+    BINARY,
+    CUSTOM_GRADIENTS,
+    DISCONTINUOUS,
+    PRODUCTS,
+    UNARY,
+    Get,
+    cell_of,
+    fit,
+)
+from helpers.toolchain import counting_compiler, mount_namespace, run_python
 from unrolled.cells.wrappers import wrap
 from unrolled.engines import draws, registry
 from unrolled.engines.compiler import compiled_cell, kept_captures
@@ -33,8 +43,9 @@ from unrolled.engines.compiler.capture import CapturedStep, capture
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.kept_captures import CaptureEntry
+from unrolled.engines.compiler.partition import split
 from unrolled.engines.compiler.step_values import step_values
-from unrolled.engines.compiler.stored_graph import to_data
+from unrolled.engines.compiler.stored_graph import from_data, to_data
 from unrolled.engines.native.toolchain import cache, eviction, kept_files
 
 pytestmark = NEEDS_COMPILER
@@ -233,6 +244,29 @@ def test_a_stored_capture_gives_the_same_code(name: str, captures: list[str]) ->
     assert [node.name for node in new.captured.graph.nodes] == [
         node.name for node in old.captured.graph.nodes
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(12))
+def test_every_operation_can_be_stored(start: int) -> None:
+    functions: list[Callable[..., Tensor]] = [
+        *(lambda v, get, f=f: f(v) for f in (UNARY | DISCONTINUOUS | CUSTOM_GRADIENTS).values()),
+        *(lambda v, get, f=f: f(v, v.roll(3, 1) * get(v.shape[1])) for f in BINARY.values()),
+        *PRODUCTS.values(),
+    ]
+
+    def run(x: Tensor, states: tuple[Tensor, ...], get: Get) -> tuple[Tensor, ...]:
+        v = torch.nn.functional.linear(x, get(8, 3)) + get(8) * states[0]
+        return (torch.stack([fit(f(v, get), 8) for f in functions[start::12]]).sum(0),)
+
+    cell = cell_of(run, 3, (8,))(3, 8)
+    captured = capture(cell, torch.float32)
+    data = json.loads(json.dumps(to_data(captured)))
+    rebuilt = from_data(data, cell)
+    assert to_data(rebuilt) == data
+    for ours, theirs in zip(split(captured), split(rebuilt), strict=True):
+        for part in ("prologue", "loop", "epilogue", "inputs", "saved", "old_states", "new_states"):
+            assert list(map(str, getattr(ours, part))) == list(map(str, getattr(theirs, part)))
 
 
 def test_a_step_that_is_the_same_in_both_modes_is_stored_once(captures: list[str], folder: Path) -> None:
@@ -593,6 +627,27 @@ def test_processes_that_start_at_once(folder: Path) -> None:
     [line], [captured, _] = run_cells(("MGU",), folder, warm=False)
     assert line == outputs[0][0].splitlines()[0]
     assert captured == []
+
+
+@pytest.mark.slow
+@NEEDS_SYSTEM_COMPILER
+def test_forward_and_backward_are_compiled_at_the_same_time(tmp_path: Path) -> None:
+    """Each of the two compilations waits until the other one has begun."""
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    wait = f"while [ $(wc -l < {begun}) -lt 2 ]; do sleep 0.05; done"
+    compiler, count = counting_compiler(tmp_path, f"if [ -e {gate} ]; then echo >> {begun}; {wait}; fi")
+    code = f"""
+    import pathlib, torch, unrolled as ur
+    layer, x = ur.GRU(3, 4), torch.randn(2, 1, 3)
+    with torch.no_grad():
+        layer(x)  # compiles the forward loop for inference, and what all loops share
+    pathlib.Path({str(gate)!r}).touch()
+    layer(x)
+    """
+    variables = {"CXX": compiler, "UNROLLED_CACHE": str(tmp_path / "kernels")}
+    done = run_python(code, timeout=300, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert count() == 5
 
 
 @pytest.mark.slow
