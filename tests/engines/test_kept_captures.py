@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
@@ -35,7 +36,7 @@ from helpers.step_operations import (
     cell_of,
     fit,
 )
-from helpers.toolchain import counting_compiler, mount_namespace, run_python
+from helpers.toolchain import NO_COMPILER, counting_compiler, mount_namespace, run_python
 from unrolled.cells.wrappers import wrap
 from unrolled.engines import draws, registry
 from unrolled.engines.compiler import compiled_cell, kept_captures
@@ -441,6 +442,14 @@ NOT_STORED = {
     "backend of torch": ("z * (2.0 if torch.backends.mkldnn.is_available() else 1.0)", ""),
     "registered operator": ("torch.ops.aten.tanh(z)", ""),
     "installed package": ("einops.rearrange(z, 'b h -> b h')", "einops = pytest.importorskip('einops')"),
+    "module of builtins": ("builtins.abs(z)", "import builtins"),
+    "class of an extension": (
+        "C.f(z)",
+        "import importlib.machinery, types\n"
+        "own_extension = sys.modules['own_extension'] = types.ModuleType('own_extension')\n"
+        "own_extension.__file__ = 'own_extension' + importlib.machinery.EXTENSION_SUFFIXES[0]\n"
+        "class C:\n    __module__ = 'own_extension'\n    f = torch.tanh",
+    ),
     "object without values": ("z * (1.0 if marker else 2.0)", "marker = object()"),
     "tensor": ("z * gain", "gain = torch.ones(3)"),
     "module that isn't imported yet": ("later(z)", "def later(z):\n    import colorsys\n    return z"),
@@ -457,7 +466,7 @@ def test_a_step_that_may_differ_in_other_processes_is_not_stored(
 ) -> None:
     body, before = NOT_STORED[name]
     sys.modules.pop("colorsys", None)
-    cell = define(f"torch.tanh({body})", before=f"import pytest\n{before}")(2, 3)
+    cell = define(f"torch.tanh({body})", before=f"import pytest, sys\n{before}")(2, 3)
     assert step_values(cell).only_here
     CaptureEntry(cell, torch.float32, kept_files.STORE).save(captured_plain_step())
     assert not stored(folder)
@@ -648,6 +657,30 @@ def test_forward_and_backward_are_compiled_at_the_same_time(tmp_path: Path) -> N
     done = run_python(code, timeout=300, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert count() == 5
+
+
+@pytest.mark.slow
+@NEEDS_SYSTEM_COMPILER
+@pytest.mark.parametrize("damage", [False, True])
+def test_prebuilt_kernels_come_with_captures(tmp_path: Path, damage: bool) -> None:
+    weights, kernels = tmp_path / "weights.safetensors", tmp_path / "kernels"
+    safetensors.torch.save_file(torch.nn.GRU(5, 7).state_dict(), weights)
+    environment = {**os.environ, kept_files.VARIABLE: "1", cache.VARIABLE: str(tmp_path / "cache")}
+    done = processes.run("-m", "unrolled", "build", weights, "--out", kernels, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    files = stored(kernels)
+    assert len(files) == 3  # the captured step, and its random numbers in both modes
+    for file in files if damage else ():
+        file.write_text("damaged")
+    variables = {
+        "UNROLLED_KERNELS": str(kernels),
+        cache.VARIABLE: "/dev/null/nowhere",
+        kept_files.VARIABLE: "1",
+    }
+    code = RUN.replace("kept_files._folder = ", "_ = ").format(folder="", names=["GRU"])
+    for program in (code, code.replace("    x =", "    layer.eval()\n    x =")):
+        done = run_python(program, **{**NO_COMPILER, **variables})
+        assert json.loads(done.stdout.splitlines()[-1])[0] == ["GRU"] * damage, done.stderr
 
 
 @pytest.mark.slow

@@ -147,7 +147,8 @@ def _name(kind: str, cell: Cell, training: bool, dtype: torch.dtype) -> str | No
         return None
     attributes = [(name, *_description(tensor)) for name, tensor in tensor_attributes(cell).items()]
     settings = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-    parts = (kind, environment, values.digest, cell._wrapper_spec, training, dtype, attributes, settings)
+    wrappers = cell._wrapper_spec, cell.features, [*cell.state_sizes().items()]
+    parts = (kind, environment, values.digest, wrappers, training, dtype, attributes, settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

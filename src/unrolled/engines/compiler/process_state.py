@@ -5,6 +5,7 @@ What such code returns is a constant of a captured graph, so the graph isn't val
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Collection, Mapping
@@ -26,13 +27,14 @@ _PURE_MODULES = {
     "warnings", "weakref",
 }  # fmt: skip
 _KEYED_PACKAGES = {"torch", "numpy"}  # the name of a stored capture hashes their versions
-_KEYED_MODULES = "unrolled.cells", "unrolled.engines"  # and the sources of these
+_KEYED_MODULES = "unrolled.cells"  # and the sources of these
 _BUILTINS = {"__import__", "breakpoint", "hash", "id", "input", "open"}
+_EXTENSIONS = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 # Names of functions and modules of torch and NumPy that read files, settings or registered functions.
 _NAMES = {
-    "backends", "classes", "cuda", "device_count", "distributed", "from_file", "fromfile", "fromregex",
-    "genfromtxt", "hub", "initial_seed", "is_available", "library", "load", "loadtxt", "memmap", "mps", "ops",
-    "seed", "xpu",
+    "accelerator", "backends", "classes", "cuda", "device_count", "distributed", "from_file", "fromfile",
+    "fromregex", "genfromtxt", "hub", "initial_seed", "is_available", "library", "load", "loadtxt", "memmap",
+    "mps", "ops", "seed", "xpu",
     *(name for name in dir(torch) if name.startswith(("are_", "get_", "set_")) and name != "get_device"),
     *(name for name in dir(torch) if name.endswith(("_available", "_enabled"))),
 }  # fmt: skip
@@ -50,6 +52,11 @@ def is_keyed_module(module: str) -> bool:
     return root in _KEYED_PACKAGES or root in _PURE_MODULES
 
 
+def is_compiled_module(module: str) -> bool:
+    """Return whether a module is an extension in machine code, which the search can't read."""
+    return (getattr(sys.modules.get(module), "__file__", None) or "").endswith(_EXTENSIONS)
+
+
 def reads_process_state(names: CodeNames, scope: Mapping[str, Any]) -> str:
     """Return the name of something outside that a function may read, or an empty string.
 
@@ -57,7 +64,9 @@ def reads_process_state(names: CodeNames, scope: Mapping[str, Any]) -> str:
         names: The names in its code.
         scope: Its globals.
     """
-    found = (names.globals - scope.keys()) & _BUILTINS | names.read & _NAMES
+    found = (
+        (names.globals - scope.keys()) & _BUILTINS | names.globals & {"__builtins__"} | names.read & _NAMES
+    )
     if found:
         return min(found)
     for module, items in names.imports:

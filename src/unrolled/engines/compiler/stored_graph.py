@@ -22,7 +22,7 @@ from unrolled.engines.compiler.gradient_paths import GradientPaths
 from unrolled.engines.compiler.ir import BATCH_SYMBOL
 
 _MAX_CONSTANT_BYTES = 2**20
-_OPERATOR = re.compile(r"(aten|prims|unrolled)\.(\w+)\.(\w+)")
+_OPERATOR = re.compile(r"(aten|prims)\.(\w+)\.(\w+)")
 _GETITEM = "getitem"
 # Operators without a tensor argument. Others of this kind may read or write files.
 _FACTORIES = {

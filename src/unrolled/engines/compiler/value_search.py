@@ -27,7 +27,12 @@ from torch import Tensor, nn
 from unrolled.cells.base import Cell, Param
 from unrolled.engines.compiler.code_names import code_content, code_names, is_installed, is_standard
 from unrolled.engines.compiler.ir import UnsupportedError
-from unrolled.engines.compiler.process_state import is_keyed_module, reads_process_state, replaced_function
+from unrolled.engines.compiler.process_state import (
+    is_compiled_module,
+    is_keyed_module,
+    reads_process_state,
+    replaced_function,
+)
 from unrolled.engines.compiler.watched_values import WatchedValues
 
 _MAX_VALUES = 5000
@@ -177,6 +182,8 @@ class ValueSearch:
                 self._value(getattr(value, name), f"{path}.{name}")
         elif isinstance(value, _BUILTIN_TYPES):
             self._add(path, kind.__name__, value.__name__)
+            if value.__module__ and not is_keyed_module(value.__module__):
+                self._note_only_here(path)
             self._value(value.__self__, f"{path}.__self__")
         elif isinstance(value, _GETTERS):
             self._add(path, kind.__name__)
@@ -219,7 +226,8 @@ class ValueSearch:
         self._add(path, module.__name__)
         root = _root(module.__name__)
         is_followed = self._is_followed(module.__name__)
-        if "__getattr__" in vars(module) if is_followed else not is_keyed_module(module.__name__):
+        is_keyed = "__getattr__" not in vars(module) if is_followed else is_keyed_module(module.__name__)
+        if not is_keyed or module.__name__ == "builtins":
             self._note_only_here(path)
         if root not in _FIXED_PACKAGES and not is_standard(root):
             for name in sorted(self.names & vars(module).keys()):
@@ -231,6 +239,8 @@ class ValueSearch:
         if not self._is_followed(cls.__module__):
             self._add_outside(path, cls)
             return
+        if is_compiled_module(cls.__module__):
+            self._note_only_here(path)
         if type(cls) is not type:
             self._value(type(cls), f"{path}.__class__")
         bases = [base for base in cls.__mro__ if self._is_followed(base.__module__) and base is not Cell]
