@@ -7,10 +7,13 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -429,6 +432,24 @@ def test_sources_that_change_while_a_process_runs(
     finally:
         kept_captures._environment.cache_clear()
     assert not stored(folder)
+
+
+@pytest.mark.parametrize("kind", ["without sources", "with other files", "in an archive", "missing"])
+def test_an_application_without_source_files(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package: Any = tmp_path / "unrolled"
+    if kind != "missing":
+        for part in ("cells", "engines"):
+            (package / part).mkdir(parents=True)
+            (package / part / "data.h").touch()
+            if kind == "with other files":
+                (package / part / "other.py").touch()
+    if kind == "in an archive":
+        package = zipfile.Path(shutil.make_archive(str(tmp_path / "app"), "zip", tmp_path), "unrolled/")
+    monkeypatch.setattr(kept_captures, "files", lambda name: package)
+    monkeypatch.setattr(kept_captures, "_IMPORTED_AT", time.time() + 10)
+    assert kept_captures._environment.__wrapped__() is None
 
 
 # --- what isn't stored ---

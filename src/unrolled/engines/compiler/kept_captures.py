@@ -12,9 +12,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +38,7 @@ from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.compiler.stored_graph import NotStorableError, from_data, to_data
 
 _FORMAT = 1  # raised when the data of an entry changes its form or meaning
-_SOURCES = "cells", "engines"  # parts of this package that a captured graph depends on
+_PARTS = "cells", "engines"  # of this package, on whose sources a captured graph depends
 _IMPORTED_AT = time.time() - 2  # a little before these sources were imported
 
 
@@ -180,31 +178,26 @@ def _in_transform() -> bool:
 @functools.cache
 def _environment() -> tuple[object, ...] | None:
     """Return what all captures of this process depend on, or None if that isn't known."""
-    sources = hashlib.sha256()
-    try:
-        for name in _SOURCES:
-            for path, file in _python_files(files("unrolled") / name, name):
-                if isinstance(file, Path) and _changed_at(file) > _IMPORTED_AT:
-                    return None  # this process may run an older version
-                content = file.read_bytes()
-                sources.update(f"{path}\0{len(content)}\0".encode())
-                sources.update(content)
-    except OSError:  # an application without source files
+    package = files("unrolled")
+    if not isinstance(package, Path):  # in an archive
         return None
+    digest = hashlib.sha256()
+    modules = set[str]()
+    try:
+        for file in sorted(file for part in _PARTS for file in (package / part).rglob("*.py")):
+            status = file.stat()
+            # A file that was moved here keeps its time of modification.
+            if max(status.st_mtime, status.st_ctime) > _IMPORTED_AT:
+                return None  # this process may run an older version
+            path, content = file.relative_to(package), file.read_bytes()
+            digest.update(f"{path.as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+            modules.add(".".join(("unrolled", *path.with_suffix("").parts)).removesuffix(".__init__"))
+    except OSError:
+        return None
+    prefixes = tuple(f"unrolled.{part}" for part in _PARTS)
+    if any(name.startswith(prefixes) and name not in modules for name in list(sys.modules)):
+        return None  # an application without source files
     versions = __version__, torch.__version__, torch.version.git_version, np.__version__
     python = sys.implementation.name, *sys.version_info, sys.flags.optimize
-    return _FORMAT, sources.hexdigest(), versions, python, sys.platform, platform.machine()
-
-
-def _python_files(folder: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:
-    """Yield the Python files in a folder, each with its path."""
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _python_files(entry, f"{path}/{entry.name}")
-        elif entry.name.endswith(".py"):
-            yield f"{path}/{entry.name}", entry
-
-
-def _changed_at(file: Path) -> float:
-    status = file.stat()
-    return max(status.st_mtime, status.st_ctime)  # a file that is moved here keeps its mtime
+    return _FORMAT, digest.hexdigest(), versions, python, sys.platform, platform.machine()
