@@ -158,7 +158,7 @@ def entry_name(cell: ur.Cell, dtype: torch.dtype = torch.float32, training: bool
 
 def sources(compiled: CompiledCell) -> list[str]:
     """Return the C++ of all loops of a cell."""
-    loops: Any = [compiled._inference, *compiled._generated_for_training]
+    loops: Any = [compiled._generated_for_inference, *compiled._generated_for_training]
     return [loop.spec.source for loop in loops]
 
 

@@ -71,10 +71,10 @@ class CompiledCell:
         self._no_states: list[None] = [None] * len(self.widths)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
         self._states_only = self._forward.states_only()
-        # Raises UnsupportedError now, not in a later call.
-        self._inference = backend.generate(self._states_only, build_kernel(self._states_only, dtype))
-        if stored is None and self._training_error is None:
-            self._save(entry)
+        if stored is None:
+            self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
+            if self._training_error is None:
+                self._save(entry)
 
     def _save(self, entry: CaptureEntry) -> None:
         """Store the captured step for other processes, if all loops can be generated.
@@ -90,7 +90,7 @@ class CompiledCell:
     @lazy_property
     def inference(self) -> Loop:
         """The forward loop without saved values."""
-        return self._inference.load()
+        return self._generated_for_inference.load()
 
     @lazy_property
     def training(self) -> Loop:
@@ -109,6 +109,11 @@ class CompiledCell:
         for loop in loops:
             loop.start()
         return loops
+
+    @lazy_property
+    def _generated_for_inference(self) -> GeneratedLoop:
+        """The code of the forward loop without saved values."""
+        return self.backend.generate(self._states_only, build_kernel(self._states_only, self.dtype))
 
     @lazy_property
     def _generated_for_training(self) -> tuple[GeneratedLoop, GeneratedLoop]:
