@@ -12,6 +12,7 @@ from helpers.layer_pairs import COMPILER_ERROR, FALLBACK_FILTER
 hypothesis.settings.register_profile("no deadlines", deadline=None)  # other work may keep the machine busy
 hypothesis.settings.load_profile("no deadlines")
 os.environ.setdefault("UNROLLED_VERIFY", "1")  # verify the kernel IR of every loop
+os.environ.setdefault("UNROLLED_CAPTURES", "0")  # capture every step, whatever is in the kernel cache
 
 
 def pytest_configure(config: pytest.Config) -> None:

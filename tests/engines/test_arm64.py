@@ -84,7 +84,7 @@ def sources(kind: str, dtype: torch.dtype) -> list[str]:
     """Return the source of a cell's loops: for inference, and forward and backward for training."""
     cell, options = CELLS[kind]
     compiled = BACKEND.compile(cell(5, 12, **options), dtype)
-    return [loop.spec.source for loop in (compiled._inference, *compiled._training_loops)]
+    return [loop.spec.source for loop in (compiled._generated_for_inference, *compiled._training_loops)]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from helpers.toolchain import (
     compare_engines,
     counting_compiler,
     library_path,
+    mount_namespace,
     run_python,
 )
 from unrolled.engines import log
@@ -344,24 +345,6 @@ def test_the_folder_can_have_any_name(tmp_path: Path, name: str) -> None:
     done = run_python(PRINT_ANSWER.format(source=SOURCE), UNROLLED_CACHE=str(tmp_path / name), LC_ALL="C")
     assert (done.stdout, done.stderr) == ("42\n", "")
     assert len(list((tmp_path / name).glob("*.so"))) == 1
-
-
-def mount_namespace(command: str, **ids: int) -> tuple[str, ...]:
-    """Return a prefix of a command line that runs in a mount namespace, or skip the test.
-
-    Args:
-        command: A shell command to run first.
-        ids: User and group ids in the namespace. Root by default.
-    """
-    users = [f"--map-{name}={number}" for name, number in ids.items()] or ["-r"]
-    prefix = ("unshare", "-m", "-U", *users, "sh", "-c", f'{command} && exec "$@"', "sh")
-    try:
-        done = subprocess.run([*prefix, "true"], capture_output=True, text=True)
-    except OSError:
-        pytest.skip("unshare is not installed")
-    if done.returncode != 0:
-        pytest.skip(f"mount namespaces are not available: {done.stderr}")
-    return prefix
 
 
 @pytest.mark.slow

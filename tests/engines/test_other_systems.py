@@ -56,7 +56,7 @@ def cross_compiler(target: str) -> Compiler:
 def loops(name: str) -> list[str]:
     """Return the sources of a cell's loops: for inference, and forward and backward for training."""
     compiled = BACKEND.compile(getattr(ur.cells, name)(8, 4), torch.float32)
-    return [loop.spec.source for loop in (compiled._inference, *compiled._training_loops)]
+    return [loop.spec.source for loop in (compiled._generated_for_inference, *compiled._training_loops)]
 
 
 def build_library(source: str, target: str, folder: Path) -> bytes:

@@ -121,6 +121,21 @@ def test_modes_can_be_suspended() -> None:
     assert torch.ops.aten.cos.default not in operations
 
 
+def test_function_modes_are_listed() -> None:
+    assert private.function_modes() == []
+    with torch.device("cpu"):
+        [mode] = private.function_modes()
+    assert isinstance(mode, private.DeviceContext)
+
+
+def test_hooks_of_all_modules() -> None:
+    assert not private.any_global_module_hook()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert private.any_global_module_hook()
+    handle.remove()
+    assert not private.any_global_module_hook()
+
+
 def test_recorded_graphs() -> None:
     modes: list[Any] = []
 

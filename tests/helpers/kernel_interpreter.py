@@ -275,7 +275,7 @@ class InterpreterBackend:
         kernels: The kernels that it has run since :func:`interpreted`.
     """
 
-    name = "interpreter"
+    name, captures = "interpreter", None
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
 
     def __init__(self) -> None:

@@ -87,6 +87,24 @@ def run_python(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
+def mount_namespace(command: str, **ids: int) -> tuple[str, ...]:
+    """Return a prefix of a command line that runs in a mount namespace, or skip the test.
+
+    Args:
+        command: A shell command to run first.
+        ids: User and group ids in the namespace. Root by default.
+    """
+    users = [f"--map-{name}={number}" for name, number in ids.items()] or ["-r"]
+    prefix = ("unshare", "-m", "-U", *users, "sh", "-c", f'{command} && exec "$@"', "sh")
+    try:
+        done = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    except OSError:
+        pytest.skip("unshare is not installed")
+    if done.returncode != 0:
+        pytest.skip(f"mount namespaces are not available: {done.stderr}")
+    return prefix
+
+
 def fake_compiler(folder: Path, version: str, compiling: str, name: str = "c++") -> Path:
     """Create a compiler that runs one shell command to print its version, and another to compile."""
     script = folder / name

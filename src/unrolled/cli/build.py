@@ -53,6 +53,10 @@ def build_kernels(
             elif training:
                 modes += f"; training can't be compiled: {entry['training']['why']}"
             console.print(f"{label}: {modes}")
+        for mode in (False, True)[: 1 + training]:  # a step may do something else in the other mode
+            for layer in layers.values():
+                layer.train(mode)
+            doctor.layer_engines(layers, training=mode)
         if program:
             _run_program(program)
             if not build.requested_sources():

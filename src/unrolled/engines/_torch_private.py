@@ -28,6 +28,11 @@ from torch.autograd import Variable, forward_ad
 from torch.autograd.function import _SingleLevelFunction as SingleLevelFunction
 from torch.fx._lazy_graph_module import _use_lazy_graph_module as use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+
+# The mode of torch.device in a with statement, and of torch.set_default_device.
+from torch.utils._device import DeviceContext
 
 # Modes, which see each operation, and nested structures of tensors.
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +43,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 __all__ = [
     "BelowAutograd",
     "DataDependentOutputException",
+    "DeviceContext",
     "DisableTorchFunction",
     "DispatchModeKey",
     "DynamicOutputShapeException",
@@ -50,6 +56,7 @@ __all__ = [
     "TreeSpec",
     "add_dynamo_guard",
     "any_autocast_enabled",
+    "any_global_module_hook",
     "any_requires_grad",
     "assert_async",
     "check",
@@ -64,6 +71,7 @@ __all__ = [
     "enable_single_level_autograd_function",
     "fake_tensor_logger",
     "forward_mode_active",
+    "function_modes",
     "functional_assert_async",
     "functorch_interpreter",
     "functorch_interpreters",
@@ -96,6 +104,8 @@ any_autocast_enabled = torch._C._is_any_autocast_enabled
 dispatch_mode = torch._C._get_dispatch_mode  # by the following keys
 DispatchModeKey = torch._C._TorchDispatchModeKey
 pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+function_modes: Callable[[], list[Any]] = _get_current_function_mode_stack  # those in with statements
+any_global_module_hook: Callable[[], bool] = _has_any_global_hook  # a hook that all modules call
 
 
 def forward_mode_active() -> bool:

@@ -19,9 +19,11 @@ from unrolled.engines import philox
 from unrolled.engines._torch_private import FakeTensorMode, TorchDispatchMode, constant_for_dynamo
 from unrolled.engines.compiler.checks import silence_fake_tensor_log, tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.kept_captures import Entry
 from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import delay_forks
 from unrolled.engines.native import philox as compiled_philox
+from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
 DTYPES = (torch.float32, torch.float64)
@@ -50,9 +52,15 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
     key = ("draws", training, dtype)
     draws: Draws | None = cache.get(key)
     if draws is None:
-        # In a new thread, no mode or transform is active. The first fake tensors import packages.
-        with delay_forks(), ThreadPoolExecutor(1) as pool:
-            draws = cache[key] = pool.submit(_plan, cell, training, dtype).result()
+        entry = Entry("draws", cell, training, dtype, BACKEND.captures)
+        draws = _stored_draws(entry)
+        if draws is None:
+            # In a new thread, no mode or transform is active. The first fake tensors import packages.
+            with delay_forks(), ThreadPoolExecutor(1) as pool:
+                draws = pool.submit(_plan, cell, training, dtype).result()
+            if draws is not None:
+                entry.write(draws)
+        draws = cache[key] = draws or ()
     return draws
 
 
@@ -72,14 +80,30 @@ class _RefuseOtherDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _plan(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
+def _stored_draws(entry: Entry) -> Draws | None:
+    """Return the draws that another process has found, or None if they aren't stored."""
+    data = entry.read()
+    try:
+        draws: Draws | None = (
+            None if data is None else tuple((str(kind), tuple(shape)) for kind, shape in data)
+        )
+        valid = draws is None or all(
+            kind in philox.KINDS and all(type(size) is int for size in shape) for kind, shape in draws
+        )
+    except (TypeError, ValueError):
+        return None
+    return draws if valid else None
+
+
+def _plan(cell: Cell, training: bool, dtype: torch.dtype) -> Draws | None:
+    """Return the draws of a step, () if they can't be replaced, or None if the step raises an error."""
     if dtype not in DTYPES:
         return ()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), silence_fake_tensor_log():
             first, second = (_run_step(cell, training, dtype, batch) for batch in _BATCH_SIZES)
     except Exception:  # the step is arbitrary Python code; if it is wrong, the engine raises the error
-        return ()
+        return None
     if len(first) != len(second) or len(first) >= _MAX_DRAWS:
         return ()
     draws = [_with_symbolic_batch(a, b) for a, b in zip(first, second, strict=True)]

@@ -39,7 +39,7 @@ from unrolled.engines.compiler.traceable_step import TraceableStep, plain_autogr
 
 aten = torch.ops.aten
 
-_INDEX_DTYPES = (torch.bool, *INTEGER_DTYPES)
+INDEX_DTYPES = (torch.bool, *INTEGER_DTYPES)
 _MAX_CACHED_RESULTS = 4096  # of operations on fake tensors; torch itself has no limit
 
 
@@ -95,7 +95,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
         return _capture(cell, dtype, training, {})
     except UnsupportedError as error:
         attributes = tensor_attributes(cell).items()
-        constant = {name: v.detach().clone() for name, v in attributes if v.dtype in _INDEX_DTYPES}
+        constant = {name: v.detach().clone() for name, v in attributes if v.dtype in INDEX_DTYPES}
         if not constant:
             raise
         try:

@@ -18,12 +18,14 @@ class CodeNames:
     Attributes:
         globals: Names of globals.
         modules: Names of modules that it may import. Those of relative imports begin with dots.
+        imports: Modules that import statements name, each with the names that it imports from it.
         read: Names of globals, attributes and imported modules.
         all: These names, and the strings that may be names of attributes.
     """
 
     globals: frozenset[str]
     modules: frozenset[str]
+    imports: frozenset[tuple[str, tuple[str, ...]]]
     read: frozenset[str]
     all: frozenset[str]
 
@@ -32,6 +34,7 @@ class CodeNames:
 def code_names(code: types.CodeType) -> CodeNames:
     """Return the names in the code of a function."""
     scope, modules, read = set[str](), set[str](), set(code.co_names)
+    imports = set[tuple[str, tuple[str, ...]]]()
     names = set(read)
     constants: list[Any] = []  # loaded last
     for instruction in dis.get_instructions(code):
@@ -42,6 +45,7 @@ def code_names(code: types.CodeType) -> CodeNames:
             module = "." * level + instruction.argval
             separator = "." if instruction.argval else ""
             modules |= {module, *(f"{module}{separator}{item}" for item in items or ())}
+            imports.add((module, items or ()))
         elif instruction.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
             constants.append(instruction.argval)
     pending = [*code.co_consts]
@@ -50,6 +54,7 @@ def code_names(code: types.CodeType) -> CodeNames:
             inner = code_names(constant)
             scope |= inner.globals
             modules |= inner.modules
+            imports |= inner.imports
             read |= inner.read
             names |= inner.all
         elif isinstance(constant, (tuple, frozenset)):
@@ -57,7 +62,9 @@ def code_names(code: types.CodeType) -> CodeNames:
         elif isinstance(constant, str):
             modules.add(constant)  # for importlib.import_module or sys.modules
             names.update(part for part in constant.split(".") if part.isidentifier())
-    return CodeNames(frozenset(scope), frozenset(modules), frozenset(read), frozenset(names))
+    return CodeNames(
+        frozenset(scope), frozenset(modules), frozenset(imports), frozenset(read), frozenset(names)
+    )
 
 
 def code_content(value: Any) -> Any:

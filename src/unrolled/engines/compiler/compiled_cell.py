@@ -22,6 +22,7 @@ from unrolled.engines.compiler.ir import (
     is_number,
     width,
 )
+from unrolled.engines.compiler.kept_captures import CaptureEntry
 from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
@@ -55,8 +56,10 @@ class CompiledCell:
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
             if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
                 raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
+        entry = CaptureEntry(cell, dtype, backend.captures)
+        stored = entry.load()
         try:
-            self.captured = capture(cell, dtype)
+            self.captured = stored or capture(cell, dtype)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
@@ -68,13 +71,26 @@ class CompiledCell:
         self._no_states: list[None] = [None] * len(self.widths)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
         self._states_only = self._forward.states_only()
-        # Raises UnsupportedError now, not in a later call.
-        self._inference = backend.generate(self._states_only, build_kernel(self._states_only, dtype))
+        if stored is None:
+            self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
+            if self._training_error is None:
+                self._save(entry)
+
+    def _save(self, entry: CaptureEntry) -> None:
+        """Store the captured step for other processes, if all loops can be generated.
+
+        If not, each process captures the step, so that the error can name the line of an operation.
+        """
+        try:
+            self._generated_for_training  # noqa: B018
+        except UnsupportedError:
+            return
+        entry.save(self.captured)
 
     @lazy_property
     def inference(self) -> Loop:
         """The forward loop without saved values."""
-        return self._inference.load()
+        return self._generated_for_inference.load()
 
     @lazy_property
     def training(self) -> Loop:
@@ -89,13 +105,23 @@ class CompiledCell:
     @lazy_property
     def _training_loops(self) -> tuple[GeneratedLoop, GeneratedLoop]:
         """The forward and the backward loop for training. Both start compiling at the same time."""
+        loops = self._generated_for_training
+        for loop in loops:
+            loop.start()
+        return loops
+
+    @lazy_property
+    def _generated_for_inference(self) -> GeneratedLoop:
+        """The code of the forward loop without saved values."""
+        return self.backend.generate(self._states_only, build_kernel(self._states_only, self.dtype))
+
+    @lazy_property
+    def _generated_for_training(self) -> tuple[GeneratedLoop, GeneratedLoop]:
+        """The code of both loops for training."""
         kernel = build_kernel(self._forward, self.dtype, whole=self._read_by_backward)
         forward = self.backend.generate(self._forward, kernel)
         kernel = build_kernel(self._backward, self.dtype, shifted=self.captured.states)
-        backward = self.backend.generate(self._backward, kernel)
-        forward.start()
-        backward.start()
-        return forward, backward
+        return forward, self.backend.generate(self._backward, kernel)
 
     def prepare_training(self) -> None:
         """Compile both loops for training.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.engines.compiler.batch_layout import Layout
+from unrolled.engines.compiler.kept_captures import Store
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 
@@ -67,7 +68,13 @@ class GeneratedLoop(Protocol):
 
 
 class LoopBackend(Protocol):
-    """The part of a backend that generates and runs loops."""
+    """The part of a backend that generates and runs loops.
+
+    Attributes:
+        captures: Where captured steps are stored for other processes. None if they aren't.
+    """
+
+    captures: Store | None
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> GeneratedLoop:
         """Generate the code of a loop.

@@ -46,6 +46,11 @@ class StepValues:
                 return search
             names = frozenset(search.names)
 
+    @property
+    def only_here(self) -> str:
+        """Path of a value that may be another one in another process; see :class:`ValueSearch`."""
+        return self._search.only_here
+
     def unchanged(self) -> bool:
         """Return whether the values are still the same. It takes about 1 µs unless one was replaced."""
         if self._search.watched.unchanged():

@@ -27,6 +27,12 @@ from torch import Tensor, nn
 from unrolled.cells.base import Cell, Param
 from unrolled.engines.compiler.code_names import code_content, code_names, is_installed, is_standard
 from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.process_state import (
+    is_compiled_module,
+    is_keyed_module,
+    reads_process_state,
+    replaced_function,
+)
 from unrolled.engines.compiler.watched_values import WatchedValues
 from unrolled.engines.memory import memory_of
 
@@ -58,6 +64,7 @@ _READ_ANY_NAME = {"getattr", "vars", "__dict__", "asdict", "astuple", "fields", 
 _UNKNOWN_IN_LOOPS = {
     "is_grad_enabled", "requires_grad", "is_inference_mode_enabled", "is_inference", "is_leaf", "grad_fn",
 }  # fmt: skip
+_USED_BY_ENGINES = {"bind", "innermost"}  # methods of a cell that aren't searched
 _CONSTRUCTORS = {"__init__", "__new__"}
 _NOT_IN_STEP = {"__repr__", "__init_subclass__", "__getstate__", "__setstate__"}
 # Attributes of a cell that its class, sizes and options determine.
@@ -80,6 +87,8 @@ class ValueSearch:
         contents: The values by path, such as ``self.act.alpha``. Equal values have equal contents.
         watched: The places where they were found.
         opaque: Objects that are told apart by their ids, because their values can't be read.
+        only_here: Path of the first value or function that may be another one in another process, although
+            the contents are equal. Empty if there is none.
 
     Raises:
         UnsupportedError: If there are too many values.
@@ -88,6 +97,7 @@ class ValueSearch:
     def __init__(self, cell: Cell, names: frozenset[str]) -> None:
         self.names, self.contents, self.watched = {"step", *names}, dict[str, str](), WatchedValues()
         self.opaque: list[Any] = []
+        self.only_here = ""
         self._package = _root(type(cell).__module__)
         self._reads_any_name = not names.isdisjoint(_READ_ANY_NAME)
         self._paths: dict[int, str] = {}  # of objects, by id
@@ -95,6 +105,8 @@ class ValueSearch:
         self._items_read: set[tuple[int, Any]] = set()  # ids of dictionaries, with keys
         self._add("sizes", cell.input, cell.hidden, cell.bias, cell.shapes(), cell.state_sizes())
         self._value(cell, "self")
+        if replaced := replaced_function(self.names):
+            self._note_only_here(replaced)
 
     def _is_followed(self, module: str | None) -> bool:
         """Return whether the code of a module is searched: the user's, and that of the published cells."""
@@ -108,9 +120,20 @@ class ValueSearch:
             path += "'"
         self.contents[path] = repr(content)
 
+    def _note_only_here(self, path: str) -> None:
+        self.only_here = self.only_here or path
+
     def _add_opaque(self, path: str, value: Any) -> None:
         self.opaque.append(value)
+        self._note_only_here(path)
         self._add(path, _qualified_name(type(value)), id(value), _PROCESS)
+
+    def _add_outside(self, path: str, value: Any) -> None:
+        """Add a class or a function whose code isn't searched."""
+        if "<locals>" in value.__qualname__:
+            self._add_opaque(path, value)
+        elif not is_keyed_module(value.__module__ or ""):
+            self._note_only_here(path)
 
     def _item(self, mapping: Any, key: Any, path: str) -> None:
         """Read an item of a namespace."""
@@ -160,6 +183,8 @@ class ValueSearch:
                 self._value(getattr(value, name), f"{path}.{name}")
         elif isinstance(value, _BUILTIN_TYPES):
             self._add(path, kind.__name__, value.__name__)
+            if value.__module__ and not is_keyed_module(value.__module__):
+                self._note_only_here(path)
             self._value(value.__self__, f"{path}.__self__")
         elif isinstance(value, _GETTERS):
             self._add(path, kind.__name__)
@@ -203,6 +228,10 @@ class ValueSearch:
     def _module(self, module: types.ModuleType, path: str) -> None:
         self._add(path, module.__name__)
         root = _root(module.__name__)
+        is_followed = self._is_followed(module.__name__)
+        is_keyed = "__getattr__" not in vars(module) if is_followed else is_keyed_module(module.__name__)
+        if not is_keyed or module.__name__ == "builtins":
+            self._note_only_here(path)
         if root not in _FIXED_PACKAGES and not is_standard(root):
             for name in sorted(self.names & vars(module).keys()):
                 self._item(vars(module), name, f"{module.__name__}.{name}")
@@ -211,9 +240,10 @@ class ValueSearch:
         """Read the attributes of a class, and of its base classes."""
         self._add(path, [_qualified_name(base) for base in cls.__mro__])
         if not self._is_followed(cls.__module__):
-            if "<locals>" in cls.__qualname__:
-                self._add_opaque(path, cls)
+            self._add_outside(path, cls)
             return
+        if is_compiled_module(cls.__module__):
+            self._note_only_here(path)
         if type(cls) is not type:
             self._value(type(cls), f"{path}.__class__")
         bases = [base for base in cls.__mro__ if self._is_followed(base.__module__) and base is not Cell]
@@ -221,6 +251,12 @@ class ValueSearch:
         any_method = len({*cls.__mro__} - {*bases, object, Cell}) > 0
         not_called = _NOT_IN_STEP if cls.__name__ in self.names else _NOT_IN_STEP | _CONSTRUCTORS
         for base in bases:
+            if (
+                issubclass(cls, Cell)
+                and _USED_BY_ENGINES & vars(base).keys()
+                and _root(base.__module__) != "unrolled"
+            ):
+                self._note_only_here(path)
             self.watched.size(vars(base))
             for name in sorted(vars(base)):
                 is_special = name.startswith("__")
@@ -246,8 +282,7 @@ class ValueSearch:
             self._value(attributes["__wrapped__"], f"{path}.__wrapped__")
         if not self._is_followed(module):
             self._add(path, _qualified_name(function))
-            if "<locals>" in function.__qualname__:
-                self._add_opaque(path, function)
+            self._add_outside(path, function)
             if is_standard(_root(module or "")):  # such as functools.singledispatch
                 for k, cell in enumerate(function.__closure__ or ()):
                     self._attribute(cell, "cell_contents", f"{path}.<{k}>")
@@ -257,6 +292,8 @@ class ValueSearch:
         unknown = names.read & _UNKNOWN_IN_LOOPS or names.globals & {"eval", "exec"}
         if unknown:
             raise UnsupportedError(f"it reads {sorted(unknown)[0]}, which a compiled loop doesn't know")
+        if state := reads_process_state(names, scope):
+            self._note_only_here(f"{path}: {state}")
         self._add(path, hashlib.sha256(repr(code_content(code)).encode()).hexdigest())
         self.names |= names.all
         for name in ("__defaults__", "__kwdefaults__"):
@@ -293,6 +330,7 @@ class ValueSearch:
         if is_opaque and not isinstance(value, _COLLECTIONS):
             self._add_opaque(path, value)
         if is_fixed:
+            self._note_only_here(path)
             return
         self._value(cls, f"{path}.__class__")
         if isinstance(value, _COLLECTIONS):

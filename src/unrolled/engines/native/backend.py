@@ -14,6 +14,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines import memory
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.compiled_cell import CompiledCell
+from unrolled.engines.compiler.kept_captures import Store
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.fork_safety import lazy_property
@@ -21,7 +22,7 @@ from unrolled.engines.native import matmul
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.kernel_spec import KernelSpec
-from unrolled.engines.native.toolchain import build
+from unrolled.engines.native.toolchain import build, kept_files
 
 
 class NativeCell(CompiledCell):
@@ -87,6 +88,7 @@ class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
     name = "native"
+    captures: Store | None = kept_files.STORE
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16)
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:

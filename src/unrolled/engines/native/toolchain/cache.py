@@ -28,6 +28,7 @@ from unrolled.engines.fork_safety import delay_forks
 
 VARIABLE = "UNROLLED_CACHE"
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
+KEPT_SUFFIX = ".capture"  # of texts, see kept_files.py
 
 _LOCK_TIMEOUT = 120  # seconds to wait while another process compiles the same library
 _STALE_AFTER = 24 * 3600  # seconds until a build folder that a killed process left is removed
@@ -132,8 +133,8 @@ def why_unsafe(folder: Path) -> str | None:
 def read_metadata(library: Path) -> dict[str, Any] | None:
     """Return the metadata of a library, or None if it is missing, damaged or writable by other users."""
     try:
-        metadata = json.loads(_read_private(metadata_path(library)))
-        digest = hashlib.sha256(_read_private(library)).hexdigest()
+        metadata = json.loads(read_private(metadata_path(library)))
+        digest = hashlib.sha256(read_private(library)).hexdigest()
     except (OSError, ValueError, RecursionError):
         return None
     return metadata if is_complete(metadata) and metadata["sha256"] == digest else None
@@ -151,6 +152,20 @@ def is_complete(metadata: Any) -> bool:
 def metadata_path(library: Path) -> Path:
     """Return the path of a library's metadata."""
     return library.with_name(library.name.removesuffix(SUFFIX) + ".json")
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a regular file that no other user can write to.
+
+    Raises:
+        PermissionError: If it is another kind of file, or another user may have written it.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        shared = hasattr(os, "geteuid") and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
+        if shared or not stat.S_ISREG(status.st_mode):
+            raise PermissionError(f"{path} may have been written by another user")
+        return file.read()
 
 
 def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o600) -> None:
@@ -230,20 +245,6 @@ def _remove_stale(folder: Path, prefix: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # another process has removed it
             continue
-
-
-def _read_private(path: Path) -> bytes:
-    """Return the content of a regular file that no other user can write to.
-
-    Raises:
-        PermissionError: If it is another kind of file, or another user may have written it.
-    """
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        shared = hasattr(os, "geteuid") and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
-        if shared or not stat.S_ISREG(status.st_mode):
-            raise PermissionError(f"{path} may have been written by another user")
-        return file.read()
 
 
 def _unmapped_user() -> int | None:

@@ -1,4 +1,4 @@
-"""The size limit of the kernel cache: the libraries that were unused for longest are deleted."""
+"""The size limit of the kernel cache: the libraries and texts that were unused for longest are deleted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from unrolled.engines import log
-from unrolled.engines.native.toolchain.cache import SUFFIX, metadata_path
+from unrolled.engines.native.toolchain.cache import KEPT_SUFFIX, SUFFIX, metadata_path
 
 VARIABLE = "UNROLLED_CACHE_SIZE"
 
@@ -30,45 +30,50 @@ def size_limit() -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def record_use(library: Path) -> None:
-    """Store that a library is used now, as the time of its metadata file."""
+def record_use(path: Path) -> None:
+    """Store that a library or a text is used now, as the time of its metadata file or of the text."""
     with contextlib.suppress(OSError):  # a read-only cache
-        os.utime(metadata_path(library))
+        os.utime(path if path.suffix == KEPT_SUFFIX else metadata_path(path))
 
 
 def enforce_limit(folder: Path, keep: Path) -> None:
-    """Delete libraries until a folder is within the limit, those that were unused for longest first.
+    """Delete libraries and texts until a folder is within the limit, first those unused for longest.
 
     A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
     On Windows, which doesn't, a library in use isn't deleted.
 
     Args:
         folder: The folder.
-        keep: A library that isn't deleted.
+        keep: A library or a text that isn't deleted.
     """
     limit = size_limit()
     if not limit:
         return
-    entries = []  # last use, size and path of each library
-    for library in folder.glob(f"*{SUFFIX}"):
-        files = [path.stat() for path in (library, metadata_path(library)) if path.exists()]
-        if files:
-            entries.append((files[-1].st_mtime_ns, sum(status.st_size for status in files), library))
+    entries = []  # last use, size and path of each library and text
+    for path in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*{KEPT_SUFFIX}")):
+        files = _files(path)
+        statuses = [file.stat() for file in files[:2] if file.exists()]
+        if statuses:
+            entries.append((statuses[-1].st_mtime_ns, sum(status.st_size for status in statuses), path))
     total = sum(size for _, size, _ in entries)
-    for _, size, library in sorted(entries):
+    for _, size, path in sorted(entries):
         if total <= limit:
             break
-        if library == keep:
+        if path == keep:
             continue
         try:
-            library.unlink(missing_ok=True)
-            metadata_path(library).unlink(missing_ok=True)
-            library.with_suffix(".lock").unlink(missing_ok=True)
+            for file in _files(path):
+                file.unlink(missing_ok=True)
         except OSError as error:
-            log.build.info("%s can't be deleted (%s)", library, error.strerror)
+            log.build.info("%s can't be deleted (%s)", path, error.strerror)
             continue
         total -= size
-        log.build.info("deleted: %s (the cache is limited to %d bytes)", library, limit)
+        log.build.info("deleted: %s (the cache is limited to %d bytes)", path, limit)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of a text, or of a library: the library, its metadata and its lock."""
+    return [path] if path.suffix == KEPT_SUFFIX else [path, metadata_path(path), path.with_suffix(".lock")]
 
 
 def _match(text: str) -> re.Match[str] | None:

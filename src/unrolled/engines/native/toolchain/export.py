@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from unrolled.engines.native.toolchain import build, cache, prebuilt
+from unrolled.engines.native.toolchain import build, cache, kept_files, prebuilt
 from unrolled.engines.threads import core_limit
 
 
 def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Path]:
     """Compile sources for some instruction sets into a folder, along with the probe library.
+
+    The captured steps that this process has used are copied to the folder, too.
 
     Args:
         sources: C++.
@@ -42,7 +44,9 @@ def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Pat
 
     with ThreadPoolExecutor(core_limit() or os.cpu_count()) as threads:
         tasks = [(source, arch) for arch in archs for source in (*sources, build.PROBE)]
-        return list(threads.map(save_library, tasks))
+        libraries = list(threads.map(save_library, tasks))
+    kept_files.copy_used(folder)
+    return libraries
 
 
 def _return_both(library: Path, metadata: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 from unrolled._version import __version__
 from unrolled.engines import log
 from unrolled.engines.native.toolchain import cpp_files, cpu
-from unrolled.engines.native.toolchain.cache import SUFFIX, is_complete
+from unrolled.engines.native.toolchain.cache import KEPT_SUFFIX, SUFFIX, is_complete
 from unrolled.engines.native.toolchain.compiler import FLAGS, Compiler
 
 VARIABLE = "UNROLLED_KERNELS"
@@ -85,6 +85,15 @@ def find_folder(arch: str | None) -> Folder | None:
     return folder
 
 
+def usable_path() -> Path | None:
+    """Return the folder that UNROLLED_KERNELS names, if there is one that can be used, without a warning."""
+    configured = os.environ.get(VARIABLE)
+    if not configured:
+        return None
+    path = Path(os.path.abspath(os.path.expanduser(configured)))
+    return None if _why_unusable(path) else path
+
+
 @functools.cache
 def _read(path: Path, arch: str | None) -> Folder:
     problem = _why_unusable(path)
@@ -131,7 +140,7 @@ def _why_unusable(path: Path) -> str:
         return f"{path} can't be read ({error.strerror})"
     if not stat.S_ISDIR(mode):
         return f"{path} is not a folder"
-    files = (path, *path.glob(f"*{SUFFIX}"))
+    files = (path, *path.glob(f"*{SUFFIX}"), *path.glob(f"*{KEPT_SUFFIX}"))
     if os.name == "posix" and any(file.stat().st_mode & stat.S_IWOTH for file in files):
         return f"all users can write to {path} or to files in it. Run chmod -R o-w on it"
     return ""
