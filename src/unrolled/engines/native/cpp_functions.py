@@ -68,7 +68,7 @@ def scalars_class(name: str, level: Level, sizes: list[int]) -> list[str]:
     lines = [line for scalar in level.scalars for line in _scalar(scalar, names)]
     return [
         f"struct {name} {{",
-        "  template <int R> static void run(const Step& s, const RowBlock<R>& rows) {",
+        "  template <int R> static void compute(const Step& s, const RowBlock<R>& rows) {",
         *indented([*names.declarations(), *lines], 4),
         "  }",
         "};",

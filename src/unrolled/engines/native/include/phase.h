@@ -209,7 +209,7 @@ template <auto COMPUTE, int M, class... Groups> struct Phase : PhasePlan<sizeof.
 };
 
 // The scalars of a level: the class that computes them for a block of rows.
-template <class Compute> struct Scalars {
+template <class Rows> struct Scalars {
   void set_up(ArgumentReader&, const Call&, const ThreadRange&, Arena&, Arena&) {}
   void pack(const ThreadRange&) const {}
   void hoist(const ThreadRange&, int64_t, int64_t, int64_t) const {}
@@ -218,8 +218,8 @@ template <class Compute> struct Scalars {
     const bool stores = range.by_rows() || range.id == 0;
     const int64_t to = std::min(range.to, s.rows);
     int64_t row = range.from;
-    for (; row + SCALAR_ROWS <= to; row += SCALAR_ROWS) Compute::run(s, RowBlock<SCALAR_ROWS>{row, stores});
-    for (; row < to; row++) Compute::run(s, RowBlock<1>{row, stores});
+    for (; row + SCALAR_ROWS <= to; row += SCALAR_ROWS) Rows::compute(s, RowBlock<SCALAR_ROWS>{row, stores});
+    for (; row < to; row++) Rows::compute(s, RowBlock<1>{row, stores});
   }
 };
 

@@ -30,7 +30,7 @@ struct Input {
 // that are used in turn, each for one step or for a block of `block_steps` steps.
 struct State {
   int64_t width, block_steps;
-  bool deferred;       // computed after the steps of a block, for all their rows
+  bool deferred;     // computed after the steps of a block, for all their rows
   const T* initial;  // (batch, width)
   T *zeros, *all_steps, *buffers[2];
   T* extended;    // the state before a step that has more rows than the previous step
