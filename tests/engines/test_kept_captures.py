@@ -224,7 +224,7 @@ def run_cells(names: tuple[str, ...], folder: Path, warm: bool) -> tuple[list[st
     return lines, json.loads(about)
 
 
-@pytest.mark.parametrize("names", [FAST, pytest.param(tuple(CELLS), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("names", [FAST[:1], pytest.param(tuple(CELLS), marks=pytest.mark.slow)], ids=len)
 def test_a_warm_process_captures_nothing_and_gives_the_same_bits(
     names: tuple[str, ...], folder: Path
 ) -> None:
@@ -387,6 +387,7 @@ def test_sizes_options_dtypes_modes_and_wrappers() -> None:
     assert len(set(names()) - {None}) == 14
 
 
+@pytest.mark.slow
 def test_tensors_that_are_attributes(captures: list[str]) -> None:
     class Scaled(Plain):
         def __init__(self, *sizes: int, **options: Any) -> None:
