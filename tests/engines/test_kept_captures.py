@@ -490,7 +490,7 @@ def test_a_step_that_may_differ_in_other_processes_is_not_stored(
     sys.modules.pop("colorsys", None)
     cell = define(f"torch.tanh({body})", before=f"import pytest, sys\n{before}")(2, 3)
     assert step_values(cell).only_here
-    CaptureEntry(cell, torch.float32, kept_files.STORE).save(captured_plain_step())
+    CaptureEntry(cell, torch.float32, kept_files.KeptFiles()).save(captured_plain_step())
     assert not stored(folder)
     if name == "file":
         for count in (1, 2):
@@ -585,11 +585,11 @@ def damaged(data: Any, kind: str) -> Any:
 )  # fmt: skip
 def test_wrong_data_is_replaced(kind: str, captures: list[str], folder: Path) -> None:
     cell, captured = Plain(2, 3), captured_plain_step()
-    CaptureEntry(cell, torch.float32, kept_files.STORE).save(captured)
+    CaptureEntry(cell, torch.float32, kept_files.KeptFiles()).save(captured)
     [file] = stored(folder)
     content = file.read_text()
     rewrite(file, lambda data: damaged(data, kind))
-    assert CaptureEntry(cell, torch.float32, kept_files.STORE).load() is None
+    assert CaptureEntry(cell, torch.float32, kept_files.KeptFiles()).load() is None
     if kind == "shape":
         assert to_data(compile_cell(cell).captured) == to_data(captured)
         assert captures == ["Plain"]
@@ -601,7 +601,7 @@ def test_wrong_data_is_replaced(kind: str, captures: list[str], folder: Path) ->
 )
 def test_a_damaged_file_is_replaced(kind: str, captures: list[str], folder: Path) -> None:
     cell = Plain(2, 3)
-    CaptureEntry(cell, torch.float32, kept_files.STORE).save(captured_plain_step())
+    CaptureEntry(cell, torch.float32, kept_files.KeptFiles()).save(captured_plain_step())
     [file] = stored(folder)
     content = file.read_bytes()
     if kind == "folder":
@@ -618,7 +618,7 @@ def test_a_damaged_file_is_replaced(kind: str, captures: list[str], folder: Path
             "changed": content.replace(b"mul", b"add", 1),
         }
         file.write_bytes(changed[kind])
-    assert CaptureEntry(cell, torch.float32, kept_files.STORE).load() is None
+    assert CaptureEntry(cell, torch.float32, kept_files.KeptFiles()).load() is None
     if kind in ("cut", "folder"):
         compile_cell(cell)
         assert captures == ["Plain"]
@@ -635,7 +635,7 @@ def test_wrong_random_numbers_are_planned_again(captures: list[str], folder: Pat
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such permissions")
 def test_a_file_that_others_can_write_is_not_read(folder: Path) -> None:
-    entry = CaptureEntry(Plain(2, 3), torch.float32, kept_files.STORE)
+    entry = CaptureEntry(Plain(2, 3), torch.float32, kept_files.KeptFiles())
     entry.save(captured_plain_step())
     [file] = stored(folder)
     assert file.stat().st_mode & 0o777 == 0o600

@@ -73,7 +73,7 @@ class CompiledCell:
         self._states_only = self._forward.states_only()
         if stored is None:
             self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
-            if self._training_error is None:
+            if self._training_error is None and entry.is_storable:
                 self._save(entry)
 
     def _save(self, entry: CaptureEntry) -> None:

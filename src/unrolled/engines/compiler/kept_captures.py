@@ -70,6 +70,11 @@ class Entry:
         self._store = store
         self._name = None if store is None else _name(*self._arguments)
 
+    @property
+    def is_storable(self) -> bool:
+        """Whether there is a store, and all that the data depends on is known."""
+        return self._store is not None and self._name is not None
+
     def read(self) -> Any:
         """Return the data, or None if there is none."""
         if self._store is None or self._name is None:
@@ -122,6 +127,11 @@ class CaptureEntry:
             log.build.info("a stored capture can't be used (%s: %s)", type(error).__name__, error)
             return None
         return None if other_mode and not captured.mode_independent else captured
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether the captured step can be stored, as far as that is known before."""
+        return self._entry.is_storable
 
     def save(self, captured: CapturedStep) -> None:
         """Store a captured step, if that is possible."""

@@ -68,13 +68,11 @@ class GeneratedLoop(Protocol):
 
 
 class LoopBackend(Protocol):
-    """The part of a backend that generates and runs loops.
+    """The part of a backend that generates and runs loops."""
 
-    Attributes:
-        captures: Where captured steps are stored for other processes. None if they aren't.
-    """
-
-    captures: Store | None
+    @property
+    def captures(self) -> Store | None:
+        """Where captured steps are stored for other processes. None if they aren't."""
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> GeneratedLoop:
         """Generate the code of a loop.

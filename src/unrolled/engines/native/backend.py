@@ -88,8 +88,12 @@ class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
     name = "native"
-    captures: Store | None = kept_files.STORE
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16)
+
+    @property
+    def captures(self) -> Store | None:
+        """Where captured steps are stored, unless that is turned off."""
+        return kept_files.enabled_store()
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""

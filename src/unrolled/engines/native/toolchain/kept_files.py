@@ -20,12 +20,12 @@ class KeptFiles:
 
     def read(self, name: str) -> str | None:
         """Return a text, or None if it isn't there, is damaged or may have been written by another user."""
-        folder = _cache_folder()
+        folder = _folder()
         path = None if folder is None else _path(folder, name)
         text = None if path is None else _read(path)
         if path is not None and text is not None:
             eviction.record_use(path)
-        elif _is_on() and (shipped := prebuilt.usable_path()) is not None:
+        elif (shipped := prebuilt.usable_path()) is not None:
             text = _read(_path(shipped, name), private=False)
         if text is not None:
             _used[name] = None
@@ -33,7 +33,7 @@ class KeptFiles:
 
     def write(self, name: str, text: str) -> None:
         """Store a text in the cache. Nothing happens if the cache can't be written to."""
-        folder = _cache_folder()
+        folder = _folder()
         if folder is None:
             return
         path = _path(folder, name)
@@ -47,7 +47,9 @@ class KeptFiles:
         eviction.enforce_limit(folder, keep=path)
 
 
-STORE = KeptFiles()
+def enabled_store() -> KeptFiles | None:
+    """Return the texts, or None if they are turned off."""
+    return None if os.environ.get(VARIABLE, "").strip() == "0" else KeptFiles()
 
 
 def copy_used(folder: Path) -> None:
@@ -57,7 +59,7 @@ def copy_used(folder: Path) -> None:
         OSError: If the folder can't be written to.
     """
     for name in list(_used):
-        text = STORE.read(name)
+        text = KeptFiles().read(name)
         if text is not None:
             _write(_path(folder, name), text, mode=0o644)
 
@@ -92,15 +94,6 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}{cache.KEPT_SUFFIX}"
-
-
-def _is_on() -> bool:
-    return os.environ.get(VARIABLE, "").strip() != "0"
-
-
-def _cache_folder() -> Path | None:
-    """Return the cache if it can be used, else None."""
-    return _folder() if _is_on() else None
 
 
 def _folder() -> Path | None:
