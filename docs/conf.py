@@ -32,6 +32,7 @@ autodoc_typehints = "none"  # docstrings state types and shapes
 autodoc_member_order = "bysource"
 autosummary_generate = False  # the reference has a page for each topic, not for each name
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Options", "params_style"), ("Quantities", "params_style")]
 napoleon_use_rtype = False
 nitpick_ignore = [("py:class", "unrolled.tracing.step_recorder.RecordedDraws")]  # not public
 # Objects of Python, torch, NumPy, pandas and matplotlib: their inventories aren't available offline.

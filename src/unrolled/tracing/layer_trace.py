@@ -82,7 +82,7 @@ class LayerTrace:
 
     @property
     def input_name(self) -> str:
-        """The name of the input: ``"x"``, or ``"x (input)"`` if the step computes another ``x``."""
+        """Name of the input, ``"x"``, or ``"x (input)"`` if the step computes another ``x``."""
         return "x (input)" if "x" in self.values else "x"
 
     @lazy_property
