@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the tests of all cells in Firefox to ``pytest -m exhaustive``: Chromium runs them, too."""
-    in_firefox = [item for item in items if isinstance(item, pytest.Function) and _browser(item) == "firefox"]
-    cases = Counter((item.path, item.originalname) for item in in_firefox)
-    for item in in_firefox:
-        if cases[item.path, item.originalname] >= len(ur.cells.__all__):
+    """Leave the long tests in Firefox to ``pytest -m exhaustive``: Chromium runs them, too."""
+    for item in items:
+        # In Firefox, all tests are slow.
+        is_slow_in_both = len(list(item.iter_markers("slow"))) > 1
+        if isinstance(item, pytest.Function) and _browser(item) == "firefox" and is_slow_in_both:
             item.add_marker(pytest.mark.exhaustive)
 
 

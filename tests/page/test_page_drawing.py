@@ -53,8 +53,13 @@ READ_FRAMES = """() => [...document.querySelectorAll('svg.cell .port')].map((por
 
 @pytest.mark.parametrize("name", sample(sorted(ur.cells.__all__), ("RNN",)))
 def test_frames_hold_their_digits_and_nothing_else(open_page: OpenPage, name: str) -> None:
-    for width in (360, 1366):
-        ports = open_page(small_trace(getattr(ur.cells, name)), width=width).evaluate(READ_FRAMES)
+    tab = open_page(small_trace(getattr(ur.cells, name)))
+    tops = []
+    for width in (1366, 360):
+        tab.set_viewport_size({"width": width, "height": 768})
+        tab.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        ports = tab.evaluate(READ_FRAMES)
+        tops.append(ports[0][0][1])
         assert len(ports) > 2
         for (left, top, right, bottom), *texts in ports:
             assert top > 0  # not cut off
@@ -62,6 +67,7 @@ def test_frames_hold_their_digits_and_nothing_else(open_page: OpenPage, name: st
             for (x1, y1, x2, y2), *_ in ports:
                 is_same = (x1, y1, x2, y2) == (left, top, right, bottom)
                 assert is_same or x1 >= right or x2 <= left or y1 >= bottom or y2 <= top
+    assert tops[0] != tops[1]  # the drawing of a narrow screen is another one
 
 
 def test_groups_open_and_fold(open_page: OpenPage) -> None:
