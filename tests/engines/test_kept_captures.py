@@ -49,7 +49,7 @@ from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.kept_captures import CaptureEntry
 from unrolled.engines.compiler.partition import split
 from unrolled.engines.compiler.step_values import step_values
-from unrolled.engines.compiler.stored_graph import from_data, to_data
+from unrolled.engines.compiler.stored_graph import NotStorableError, from_data, to_data
 from unrolled.engines.native.toolchain import cache, eviction, kept_files
 
 pytestmark = NEEDS_COMPILER
@@ -248,6 +248,25 @@ def test_a_stored_capture_gives_the_same_code(name: str, captures: list[str]) ->
     assert [node.name for node in new.captured.graph.nodes] == [
         node.name for node in old.captured.graph.nodes
     ]
+
+
+def test_a_cast_to_float32_can_be_stored() -> None:
+    """The loop in float64 rounds with an operator of this package."""
+    cell = define("(torch.tanh(z).float() * 2).to(z.dtype)")(2, 3)
+    captured = capture(cell, torch.float64)
+    data = json.loads(json.dumps(to_data(captured)))
+    assert "unrolled.round_to_float32.default" in str(data["nodes"])
+    assert to_data(from_data(data, cell)) == data
+
+
+def test_an_operator_of_another_library_is_not_stored() -> None:
+    library = torch.library.Library("kept_captures_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    captured = capture(Plain(2, 3), torch.float32)
+    node = next(node for node in captured.graph.nodes if node.op == "call_function")
+    node.target = torch.ops.kept_captures_test.twice.default
+    with pytest.raises(NotStorableError, match="it calls kept_captures_test.twice.default"):
+        to_data(captured)
 
 
 @pytest.mark.slow

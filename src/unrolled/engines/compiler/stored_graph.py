@@ -20,6 +20,7 @@ from unrolled.engines.compiler.capture import CapturedStep
 from unrolled.engines.compiler.checks import tensor_attributes
 from unrolled.engines.compiler.gradient_paths import GradientPaths
 from unrolled.engines.compiler.ir import BATCH_SYMBOL
+from unrolled.engines.compiler.lowering.dtypes import round_to_float32
 
 _MAX_CONSTANT_BYTES = 2**20
 _OPERATOR = re.compile(r"(aten|prims)\.(\w+)\.(\w+)")
@@ -115,9 +116,7 @@ def from_data(data: dict[str, Any], cell: Cell) -> CapturedStep:
 def _node_data(node: fx.Node, numbers: dict[fx.Node, int]) -> list[Any]:
     if node.op == "call_function":
         target = _GETITEM if node.target is operator.getitem else str(node.target)
-        if target != _GETITEM and (
-            not isinstance(node.target, OpOverload) or _operator(target) is not node.target
-        ):
+        if target != _GETITEM and not _is_known(node.target):
             raise NotStorableError(f"it calls {target}")
     else:
         target = str(node.target)
@@ -156,11 +155,13 @@ def _add_node(
 
 
 def _operator(name: str) -> Any:
-    """Return one of torch's operators that change nothing.
+    """Return an operator that changes nothing: one of torch's, or ``round_to_float32``.
 
     Raises:
         ValueError: If it is no such operator.
     """
+    if name == str(round_to_float32):
+        return round_to_float32
     match = _OPERATOR.fullmatch(name)
     if match is None:
         raise ValueError(f"there is no operator {name!r}")
@@ -170,6 +171,14 @@ def _operator(name: str) -> Any:
     if schema.is_mutable or not (takes_tensor or match[2] in _FACTORIES):
         raise ValueError(f"{name} isn't an operator of a captured step")
     return overload
+
+
+def _is_known(target: object) -> bool:
+    """Return whether :func:`_operator` returns this operator for its name."""
+    try:
+        return isinstance(target, OpOverload) and _operator(str(target)) is target
+    except (AttributeError, ValueError):
+        return False
 
 
 def _argument_data(value: Any, numbers: dict[fx.Node, int]) -> Any:
