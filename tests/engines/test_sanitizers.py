@@ -116,12 +116,13 @@ def test_a_buffer_that_is_one_element_short_is_reported(tmp_path: Path) -> None:
 
 RACE = """
 import unrolled as ur
+from unrolled.engines.native.toolchain import build
 layer, x = ur.GRU(9, 40), torch.randn(12, 6, 9)
 with torch.no_grad(), ur.engine("native"):
     layer(x)
     print("clean", flush=True)
-    load = kernel.build.load
-    kernel.build.load = lambda source: load(source.replace("COLUMNWISE = false", "COLUMNWISE = true"))
+    load = build.load
+    build.load = lambda source: load(source.replace("Loop<Step, false", "Loop<Step, true"))
     for _ in range(100):  # until two threads race
         ur.RNN(9, 40)(torch.randn(12, 6, 9))
 """
