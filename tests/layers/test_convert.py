@@ -150,14 +150,37 @@ def test_modules_that_are_not_converted() -> None:
         "module 'normed' (ParametrizedGRU) is not converted",
     ]
     assert (model["custom"], model["normed"]) == (custom, normed)
-    ours = nn.Sequential(ur.Recurrent(ur.GRU.cell_class, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
+    ours = nn.Sequential(ur.Recurrent(ur.cells.MGU, 2, 3), ur.LSTM(2, 3, zoneout=0.1))
     with pytest.warns(UserWarning, match="is not converted: torch.nn has no") as caught:
         ur.revert(ours)
     assert len(caught) == 2
+    assert str(caught[0].message).endswith("torch.nn has no MGU")
     assert str(caught[1].message).endswith("torch.nn has no option zoneout=0.1")
     for function in (ur.convert, ur.revert):
         with pytest.raises(TypeError, match="expected a module, got list"):
             function([nn.LSTM(2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("cell", "torch_class", "options"),
+    [
+        (ur.cells.RNN, nn.RNN, {"nonlinearity": "relu"}),
+        (ur.cells.LSTM, nn.LSTM, {"proj_size": 3, "num_layers": 2, "bidirectional": True}),
+        (ur.cells.GRU, nn.GRU, {"bias": False, "batch_first": True}),
+    ],
+)
+def test_reverting_a_layer_that_is_built_from_its_cell(
+    cell: Any, torch_class: Any, options: dict[str, Any]
+) -> None:
+    layer = ur.Recurrent(cell, 4, 5, dtype=torch.float64, **options).eval()
+    layer.note = "mine"
+    reverted = ur.revert(nn.Sequential(layer))[0]
+    assert type(reverted) is torch_class
+    assert (reverted.note, reverted.training) == ("mine", False)
+    assert all(a is b for a, b in zip(reverted.parameters(), layer.parameters(), strict=True))
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    with ur.engine("reference"):
+        assert_close(layer(x), reverted(x), 1e-12)
 
 
 def test_attributes_that_users_added_to_a_layer() -> None:

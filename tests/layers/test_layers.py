@@ -50,6 +50,16 @@ def test_same_parameters_repr_and_state_dict(kind: str, arguments: dict[str, Any
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("hidden", [1, 2, 3, 7, 8, 31, 32, 128])
+def test_same_initial_parameters_in_float64(hidden: int) -> None:
+    for kind, table in (("lstm", LAYERS), ("gru", CELLS)):
+        ours, theirs = (cls(2, hidden, dtype=torch.float64) for cls in table[kind][:2])
+        for layer in (ours, theirs):
+            torch.manual_seed(hidden)
+            layer.reset_parameters()
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("arguments", [{}, {"bias": False}, {"dtype": torch.float64}], ids=str)
 @pytest.mark.parametrize("kind", CELLS)
 def test_same_cells(kind: str, arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import numbers
 import typing
 from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ class Param:
         init: Any = self.init
         with torch.no_grad():
             if init is None:
-                bound = cell.hidden**-0.5
+                bound = 1.0 / math.sqrt(cell.hidden)  # as in torch.nn: hidden**-0.5 rounds differently
                 nn.init.uniform_(tensor, -bound, bound)
                 return
             is_half = tensor.dtype in (torch.bfloat16, torch.float16)

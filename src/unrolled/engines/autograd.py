@@ -70,8 +70,8 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Return the gradients of x and of the tensors."""
+        x, *tensors = ctx.saved_tensors  # first, because it raises torch's error at a second backward pass
         specs, sizes, layout, count, saved, versions = ctx.saved
-        x, *tensors = ctx.saved_tensors
         tensors, flat = tensors[:count], tensors[count:]
         if isinstance(saved, TreeSpec):
             saved = tree_unflatten(flat, saved)

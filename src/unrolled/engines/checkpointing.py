@@ -53,8 +53,8 @@ class CheckpointedRecurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Return the gradients of x and of the tensors."""
+        x, *tensors = ctx.saved_tensors  # first, because it raises torch's error at a second backward pass
         specs, length, states_by_direction = ctx.saved
-        x, *tensors = ctx.saved_tensors
         if not keep_graph():
             ctx.saved = None
         grads = materialize_gradients(grads, [x, *tensors])

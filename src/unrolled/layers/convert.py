@@ -48,14 +48,15 @@ def convert(model: _Module) -> Any:
     Raises:
         TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _replace_modules(model, _FROM_TORCH, _reason_not_to_convert)
+    return _replace_modules(model, _our_class, _reason_not_to_convert)
 
 
 def revert(model: _Module) -> Any:
     """Replace every recurrent layer and cell of this library by its torch.nn counterpart.
 
-    This is the inverse of :func:`convert`. Layers without a counterpart in torch.nn aren't replaced, and a
-    warning names them: layers of other cells, or with learned initial states, for instance.
+    This is the inverse of :func:`convert`. It also replaces ``Recurrent(unrolled.cells.LSTM, …)``. Layers
+    without a counterpart in torch.nn aren't replaced, and a warning names them: layers of other cells, or
+    with learned initial states, for instance.
 
     Args:
         model: Any module.
@@ -66,17 +67,32 @@ def revert(model: _Module) -> Any:
     Raises:
         TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _replace_modules(model, _TO_TORCH, _reason_not_to_revert)
+    return _replace_modules(model, _torch_class, _reason_not_to_revert)
+
+
+def _our_class(module: nn.Module) -> Any:
+    """Return the class of this library that replaces a module of torch.nn. None for all other modules."""
+    return _FROM_TORCH.get(type(module))
+
+
+def _torch_class(module: nn.Module) -> Any:
+    """Return the class of torch.nn that replaces a module of this library. None for all other modules."""
+    if type(module) in (Recurrent, SingleStep):
+        drop_ins: tuple[Any, ...] = LAYERS if isinstance(module, Recurrent) else CELLS
+        return next((ours.torch_class for ours in drop_ins if ours.cell_class is module.cell), None)
+    return _TO_TORCH.get(type(module))
 
 
 def _replace_modules(
-    model: Any, counterparts: dict[type[nn.Module], Any], reason_to_skip: Callable[[nn.Module], str | None]
+    model: Any,
+    new_class: Callable[[nn.Module], Any],
+    reason_to_skip: Callable[[nn.Module], str | None],
 ) -> Any:
     """Replace the modules of a model by their counterparts, and warn about those that can't be replaced.
 
     Args:
         model: The model, changed in place.
-        counterparts: The new class for each old class.
+        new_class: Returns the class that replaces a module, or None if it isn't to be replaced.
         reason_to_skip: Returns why a module must not be replaced, or None.
 
     Returns:
@@ -88,9 +104,10 @@ def _replace_modules(
     children: list[tuple[nn.Module, str, nn.Module]] = []
     for path, module in model.named_modules():
         reason = reason_to_skip(module)
-        if reason is None and type(module) in counterparts:
-            replacement = empty_counterpart(module, counterparts[type(module)])
-            pristine = empty_counterpart(module, type(module))
+        cls = new_class(module) if reason is None else None
+        if cls is not None:
+            replacement = empty_counterpart(module, cls)
+            pristine = empty_counterpart(module, _opposite(cls))
             reason = _find_conflict(module, replacement, pristine)
             if reason is None:
                 replacements[id(module)] = _transfer_contents(replacement, module, pristine)
@@ -104,6 +121,11 @@ def _replace_modules(
         if id(child) in replacements:
             parent._modules[name] = replacements[id(child)]
     return replacements.get(id(model), model)
+
+
+def _opposite(cls: type[nn.Module]) -> Any:
+    """Return the class of the same layer or cell in the other library."""
+    return _FROM_TORCH.get(cls) or _TO_TORCH[cls]
 
 
 def _find_conflict(module: nn.Module, replacement: nn.Module, pristine: nn.Module) -> str | None:
@@ -166,8 +188,12 @@ def _reason_not_to_revert(module: nn.Module) -> str | None:
     """Return why a layer of this library has no counterpart in torch.nn. None for all other modules."""
     if not isinstance(module, (Recurrent, SingleStep)):
         return None
-    if type(module) not in _TO_TORCH:
-        return "torch.nn has no counterpart"
+    if isinstance(module, tuple(_TO_TORCH)) and type(module) not in _TO_TORCH:
+        return "it is a subclass, which may compute something else"
+    if _torch_class(module) is None:
+        return f"torch.nn has no {module.cell.__name__}"
+    if isinstance(module, SingleStep) and module.chosen_options().get("proj_size"):
+        return f"torch.nn's cell has no option proj_size={module.chosen_options()['proj_size']}"
     if isinstance(module, Recurrent) and not module.plain:
         options = ("initial_state", "variational_dropout", "recurrent_dropout", "zoneout")
         unsupported = [
