@@ -35,7 +35,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 # Modes, which see each operation, and nested structures of tensors.
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode as current_dispatch_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -62,6 +62,7 @@ __all__ = [
     "check",
     "constant_for_dynamo",
     "core_aten_decompositions",
+    "counts_flops",
     "current_autograd_node",
     "current_dispatch_mode",
     "current_graph_task_id",
@@ -78,6 +79,7 @@ __all__ = [
     "get_decompositions",
     "get_proxy_mode",
     "has_storage",
+    "in_onnx_export",
     "is_functional_tensor",
     "jit_tracing_state",
     "keep_graph",
@@ -142,6 +144,19 @@ assert_async = torch._assert_async
 functional_assert_async = torch.ops.aten._functional_assert_async.msg
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def in_onnx_export() -> bool:
+    """Return whether ``torch.onnx.export`` is active."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def counts_flops() -> bool:
+    """Return whether a ``torch.utils.flop_counter.FlopCounterMode`` is active, outside of torch.compile."""
+    if torch.compiler.is_compiling() or "torch.utils.flop_counter" not in sys.modules:
+        return False
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
 
 
 def constant_for_dynamo(function: _Function) -> _Function:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import log, memory, reference, registry, run_compiled
-from unrolled.engines._torch_private import constant_for_dynamo
+from unrolled.engines._torch_private import constant_for_dynamo, counts_flops, in_onnx_export
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
@@ -23,7 +23,15 @@ from unrolled.engines.torch_ops import transforms
 States = tuple[Tensor, ...]
 
 _ENGINES = ("auto", "native", "reference")
+_ONNX_ADVICE = (
+    "torch.onnx.export doesn't know the compiled loop of {}: export the model after unrolled.revert(model), "
+    "or export a single layer with unrolled.io.to_onnx"
+)
 _current: ContextVar[str] = ContextVar("engine", default="auto")
+
+
+class OnnxExportError(RuntimeError):
+    """``torch.onnx.export`` doesn't know the compiled loops."""
 
 
 class engine:  # noqa: N801  # used as a function, and in a with statement
@@ -88,9 +96,10 @@ def run(
 
     Returns:
         For each cell its output, with the layout of ``x``, and the final states. The output is the first
-        state after each time step.
+        state after each time step. Nothing else uses the memory of the final states.
 
     Raises:
+        OnnxExportError: If ``torch.onnx.export`` is active and the call would become an operator of its own.
         RuntimeError: If ``engine("native")`` is selected and can't run this call, or the memory of a tensor
             was freed.
     """
@@ -195,12 +204,16 @@ def _run_in_transform(
     wrapper_specs: Sequence[WrapperSpec],
 ) -> list[tuple[Tensor, States]]:
     """Run :func:`run` inside a torch transform, as a torch operator or on the reference engine."""
-    selected, forward_mode = _engine_and_forward_mode()
+    selected, forward_mode, onnx_export = _conditions()
     if forward_mode:
         reason = "forward-mode differentiation is active"
     elif selected == "reference":
         reason = "the reference engine is selected"
+    elif selected == "auto" and counts_flops():
+        reason = "torch counts FLOPs, which it doesn't know of the compiled loops"
     else:
+        if onnx_export:
+            raise OnnxExportError(_ONNX_ADVICE.format(type(cells[0].innermost).__name__))
         results = transforms.run(cells, x, states, sizes, wrapper_specs)
         if not isinstance(results, str):
             return results
@@ -219,9 +232,9 @@ def _run_in_transform(
 
 
 @constant_for_dynamo
-def _engine_and_forward_mode() -> tuple[str, bool]:
-    """Return the selected engine, and whether forward-mode differentiation is active."""
-    return _current.get(), transforms.in_forward_mode()
+def _conditions() -> tuple[str, bool, bool]:
+    """Return the selected engine, and whether forward-mode differentiation and an ONNX export are active."""
+    return _current.get(), transforms.in_forward_mode(), in_onnx_export()
 
 
 def _run_by_reference(
@@ -237,10 +250,12 @@ def _run_by_reference(
     run = reference.run
     if checkpoint is not None and torch.is_grad_enabled():
         run = functools.partial(reference.run_in_segments, checkpoint)
-    return [
+    results = [
         run(cell, x, state, sizes, reverse)
         for cell, state, reverse in zip(cells, states, (False, True), strict=False)
     ]
+    # Copies, because the last step's graph reads its states, which the caller may change in place.
+    return [(output, tuple([part.clone() for part in final])) for output, final in results]
 
 
 def _tensors(cells: Sequence[Cell], x: Tensor, states: Sequence[States | None]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import numbers
+import warnings
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,21 @@ def check_dropout(dropout: float) -> None:
             "dropout should be a number in range [0, 1] representing the probability of an element "
             f"being zeroed, got {dropout!r}"
         )
+
+
+def warn_of_unused_dropout(dropout: float, layer: type[nn.Module], base: type[nn.Module]) -> None:
+    """Warn that a layer has dropout, but no layer below the last. Called by the constructor of ``base``."""
+    warnings.warn(
+        "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+        f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
+        stacklevel=2 + constructor_depth(layer, base),
+    )
+
+
+def check_initial_state(initial_state: str) -> None:
+    """Raise ValueError if the option ``initial_state`` isn't ``"zeros"`` or ``"learned"``."""
+    if initial_state not in ("zeros", "learned"):
+        raise ValueError(f"initial_state should be 'zeros' or 'learned', got {initial_state!r}")
 
 
 def check_flags(**flags: Any) -> None:
@@ -69,3 +85,20 @@ def check_cell_options(layer: type[nn.Module], cell: type[Cell], options: dict[s
             if "cell" in inspect.signature(layer).parameters:
                 owner += f" of {cell.__name__}"
             raise TypeError(f"{owner} has no option {name!r}: {hint}")
+
+
+def changed_arguments(layer: Any, cell_options: dict[str, Any]) -> list[str]:
+    """Return the arguments of a layer that differ from their defaults, as torch.nn formats them.
+
+    Args:
+        layer: The layer.
+        cell_options: The options of its cell to include.
+    """
+    parts = [str(layer.input_size), str(layer.hidden_size)]
+    parts += [f"{name}={value!r}" for name, value in cell_options.items()]
+    defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
+    defaults |= {"dropout": 0.0, "bidirectional": False} | NOT_IN_TORCH
+    for name, default in defaults.items():
+        if getattr(layer, name) != default:
+            parts.append(f"{name}={getattr(layer, name)}")
+    return parts

@@ -72,25 +72,63 @@ class CallOptions:
             TypeError: If ``resets`` isn't a tensor of booleans.
             InputError: If ``resets`` has the wrong shape or the input is packed.
         """
-        sequence = self.sequence
-        self.check_not_packed("resets")
-        if not isinstance(resets, Tensor) or resets.dtype is not torch.bool:
-            kind = f"{resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
-            raise TypeError(f"{self.layer}: resets should be a tensor of booleans, got {kind}")
-        check_values(f"{self.layer}: resets", resets, sequence.steps.is_meta, may_be_functional=True)
-        time, batch, _ = sequence.steps.shape
-        expected = [batch, time] if sequence.batch_first else [time, batch]
-        expected = expected if sequence.batched else [time]
-        if list(resets.shape) != expected:
-            shapes = f"{tuple(expected)}, got {tuple(resets.shape)}"
-            raise InputError(f"{self.layer}: Expected resets of shape {shapes}")
-        forward = resets if sequence.batched else resets.unsqueeze(1)
-        forward = forward.transpose(0, 1) if sequence.batched and sequence.batch_first else forward
-        forward = forward.to(sequence.steps.device)
+        forward = self._step_flags("resets", resets)
         self.resets = forward.unsqueeze(-1)
         if directions == 2:  # running backward, an episode starts at the last step before the next episode
             backward = torch.cat((forward[1:], torch.zeros_like(forward[:1])))
             self.resets = torch.stack((forward, backward), -1)
+
+    def _step_flags(self, argument: str, flags: Any) -> Tensor:
+        """Return the booleans of an argument that has one for each step as ``(time, batch)``.
+
+        Args:
+            argument: Name of the argument, for error messages.
+            flags: Booleans in the layout of the input, without its features.
+
+        Raises:
+            TypeError: If ``flags`` isn't a tensor of booleans.
+            InputError: If ``flags`` has the wrong shape or the input is packed.
+        """
+        sequence = self.sequence
+        self.check_not_packed(argument)
+        if not isinstance(flags, Tensor) or flags.dtype is not torch.bool:
+            kind = f"{flags.dtype}" if isinstance(flags, Tensor) else f"a {type(flags).__name__}"
+            raise TypeError(f"{self.layer}: {argument} should be a tensor of booleans, got {kind}")
+        check_values(f"{self.layer}: {argument}", flags, sequence.steps.is_meta, may_be_functional=True)
+        time, batch, _ = sequence.steps.shape
+        expected = [batch, time] if sequence.batch_first else [time, batch]
+        expected = expected if sequence.batched else [time]
+        if list(flags.shape) != expected:
+            shapes = f"{tuple(expected)}, got {tuple(flags.shape)}"
+            raise InputError(f"{self.layer}: Expected {argument} of shape {shapes}")
+        forward = flags if sequence.batched else flags.unsqueeze(1)
+        forward = forward.transpose(0, 1) if sequence.batched and sequence.batch_first else forward
+        return forward.to(sequence.steps.device)
+
+    def set_mask(self, mask: Any, lengths: Any, mask_steps: bool) -> None:
+        """Skip the steps where a mask is False. Must be called after :meth:`set_resets`.
+
+        Args:
+            mask: Booleans in the layout of the input, without its features.
+            lengths: The argument ``lengths`` of the same call.
+            mask_steps: If True, run all steps. Otherwise steps past the end of a row don't run if these are
+                the only ones to skip.
+
+        Raises:
+            TypeError: If ``mask`` isn't a tensor of booleans.
+            InputError: If ``mask`` has the wrong shape, the input is packed, or ``lengths`` is given.
+        """
+        if lengths is not None:
+            raise InputError(f"{self.layer}: got both lengths and mask: pass only one of them")
+        flags = self._step_flags("mask", mask)
+        if not (mask_steps or transforms.active() or flags.is_meta) and self.sequence.batched:
+            counts = flags.sum(0)
+            if torch.equal(flags, torch.arange(len(flags), device=flags.device).unsqueeze(1) < counts):
+                self.set_lengths(counts, mask_steps=False)
+                return
+        if self.resets is not None:
+            self.resets = _defer_resets(self.resets, flags)
+        self._skip_steps(flags.unsqueeze(-1))
 
     def set_lengths(self, lengths: Any, mask_steps: bool) -> None:
         """Set the length of each row.
@@ -128,7 +166,7 @@ class CallOptions:
                     tensor = functional_assert_async(in_range, message, tensor)
                 else:
                     assert_async(in_range, message)
-            self._set_mask(tensor)
+            self._mask_lengths(tensor)
             return
         tensor = tensor.detach().to("cpu", torch.int64)
         invalid_rows = ((tensor < 0) | (tensor > time)).nonzero()
@@ -139,18 +177,20 @@ class CallOptions:
                 f"{int(tensor[row])} for row {row}"
             )
         if mask_steps:
-            self._set_mask(tensor)
+            self._mask_lengths(tensor)
         elif batch and int(tensor.min()) < time:
             self.sequence = sequence.pack(tensor)
             if self.resets is not None and self.sequence.packed_layout is not None:
                 self.resets = self.sequence.packed_layout.pack(self.resets)
 
-    def _set_mask(self, lengths: Tensor) -> None:
-        sequence = self.sequence
-        steps = torch.arange(sequence.steps.shape[0], device=sequence.steps.device).unsqueeze(1)
-        self.mask = (steps < lengths.to(sequence.steps.device)).unsqueeze(-1)
-        # Zero the padded input so that NaNs cannot spread into gradients.
-        self.sequence = replace(sequence, steps=torch.where(self.mask, sequence.steps, 0.0))
+    def _mask_lengths(self, lengths: Tensor) -> None:
+        steps = torch.arange(self.sequence.steps.shape[0], device=self.sequence.steps.device).unsqueeze(1)
+        self._skip_steps((steps < lengths.to(self.sequence.steps.device)).unsqueeze(-1))
+
+    def _skip_steps(self, mask: Tensor) -> None:
+        # Zero the input of skipped steps so that NaNs cannot spread into gradients.
+        self.mask = mask
+        self.sequence = replace(self.sequence, steps=torch.where(mask, self.sequence.steps, 0.0))
 
     def check_not_packed(self, argument: str) -> None:
         """Raise InputError if the input is packed, which ``argument`` doesn't support."""
@@ -292,7 +332,7 @@ class CallOptions:
         states: States = (output,)
         if self.all_states and len(widths) > 1:
             states = _split_features(output, widths)
-            final = (*_split_features(final[0], widths), *final[1:])
+            final = (*[part.clone() for part in _split_features(final[0], widths)], *final[1:])
         if self.all_states:
             self.states_by_direction.append(states)
         final = final[: len(widths)]
@@ -317,6 +357,24 @@ class CallOptions:
         directions = zip(*self.states_by_direction, strict=True)
         outputs = [[self.sequence.output(part) for part in parts] for parts in directions]
         return {name: torch.stack(parts) for name, parts in zip(names, outputs, strict=True)}  # type: ignore[arg-type]
+
+
+def _defer_resets(resets: Tensor, mask: Tensor) -> Tensor:
+    """Move resets of skipped steps to the next step in the same direction that isn't skipped.
+
+    Args:
+        resets: ``(time, batch, directions)``.
+        mask: ``(time, batch)``.
+    """
+    directions = [resets[..., 0], *[resets[..., k].flip(0) for k in range(1, resets.shape[-1])]]
+    deferred = []
+    for direction, (flags, runs) in enumerate(zip(directions, (mask, mask.flip(0)), strict=False)):
+        count = flags.cumsum(0)  # of the resets so far
+        seen = torch.where(runs, count, 0).cummax(0).values  # of those before the last step that ran
+        before = torch.cat((torch.zeros_like(seen[:1]), seen[:-1]))
+        moved = runs & (count > before)
+        deferred.append(moved.flip(0) if direction else moved)
+    return torch.stack(deferred, -1)
 
 
 def _split_features(joined: Tensor, widths: list[int]) -> States:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from unrolled.cells.base import Cell
 from unrolled.engines.torch_ops import transforms
+from unrolled.layers import lazy
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.sequence import InputError
 
@@ -28,28 +29,56 @@ class CellModule(nn.Module):
             followed by the suffix.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
+        has_input_size: False if the cells only stand for those of the right input size, which are created
+            when the module is called for the first time, or loads a state dict.
 
     Raises:
         TypeError: If a cell has torch.nn parameters as attributes.
         ValueError: If ``dtype`` is complex and a cell can't be computed in it.
     """
 
-    def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any) -> None:
-        super().__init__()
+    input_size: int  # 0 until it is known
+
+    def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any, has_input_size: bool = True) -> None:
+        nn.Module.__init__(self)  # not super(), because torch.nn's classes may follow
         for cell in cells.values():
             _check_no_parameters(cell)
             if dtype is not None and dtype.is_complex:
                 _check_complex(cell, dtype)
+        self._set_cells(cells)
+        for suffix, cell in cells.items():
+            for name, shape in cell.shapes().items():
+                if has_input_size:
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                else:
+                    parameter = nn.UninitializedParameter(device=device, dtype=dtype)
+                self.register_parameter(name + suffix, parameter)
+        if has_input_size:
+            self.reset_parameters()
+        else:
+            self.register_forward_pre_hook(lazy.take_input_size, with_kwargs=True)
+
+    def _set_cells(self, cells: dict[str, Cell]) -> None:
         self._cells = cells
         self._named = {
             suffix: [(name, name + suffix, shape) for name, shape in cell.shapes().items()]
             for suffix, cell in cells.items()
         }
-        for suffix, cell in cells.items():
-            for name, shape in cell.shapes().items():
-                empty = torch.empty(shape, device=device, dtype=dtype)
-                self.register_parameter(name + suffix, nn.Parameter(empty))
-        self.reset_parameters()
+
+    def _new_cells(self, input_size: int) -> dict[str, Cell]:
+        """Return cells by suffix for another number of input features."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if self.input_size == 0:
+            input_size = lazy.find_input_size(self, state_dict, prefix)
+            if input_size is not None:
+                lazy.set_input_size(self, input_size)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Parameters that aren't created yet can't be detached.
+        super()._save_to_state_dict(destination, prefix, keep_vars or self.input_size == 0)
 
     @property
     def _label(self) -> str:

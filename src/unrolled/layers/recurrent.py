@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch, memory
-from unrolled.layers import argument_checks
+from unrolled.layers import argument_checks, lazy
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
+from unrolled.layers.fx import OPTIONS, record_call
 from unrolled.layers.module import CellModule, Run, State, States
 from unrolled.layers.regularization import RecurrentRegularization
 from unrolled.layers.sequence import InputError, SequenceBatch
-from unrolled.layers.tensors import tensors
+from unrolled.layers.tensors import add_axis, tensors
 
 
 class Recurrent(CellModule):
@@ -31,7 +32,8 @@ class Recurrent(CellModule):
 
     Args:
         cell: The class of the cell, a subclass of :class:`Cell`.
-        input_size: Number of input features, I.
+        input_size: Number of input features, I. None: that of the first input. Until the first call or the
+            loading of a state dict, the parameters then have no shape, as those of torch.nn.LazyLinear.
         hidden_size: Number of units in the hidden state.
         num_layers: Number of stacked layers. Each one reads the output of the layer below.
         bias: If False, parameters whose names begin with ``bias`` are omitted.
@@ -73,7 +75,7 @@ class Recurrent(CellModule):
     def __init__(
         self,
         cell: type[Cell],
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_layers: int = 1,
         *,
@@ -93,29 +95,19 @@ class Recurrent(CellModule):
             raise TypeError(f"cell should be a subclass of unrolled.Cell, got {cell!r}")
         argument_checks.check_dropout(dropout)
         argument_checks.check_flags(batch_first=batch_first, bidirectional=bidirectional)
+        argument_checks.check_initial_state(initial_state)
         num_layers = positive_int("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-                f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-                stacklevel=1 + argument_checks.constructor_depth(type(self), Recurrent),
-            )
-        if initial_state not in ("zeros", "learned"):
-            raise ValueError(f"initial_state should be 'zeros' or 'learned', got {initial_state!r}")
+            argument_checks.warn_of_unused_dropout(dropout, type(self), Recurrent)
         argument_checks.check_cell_options(type(self), cell, cell_options)
-        directions = ("", "_reverse") if bidirectional else ("",)
-        cells = {}
-        features = input_size
-        for k in range(num_layers):
-            for direction in directions:
-                unbound = cell(features, hidden_size, bias=bias, **cell_options)
-                cells[f"_l{k}{direction}"] = unbound
-            features = len(directions) * next(iter(unbound.state_sizes().values()))
-        super().__init__(cells, device, dtype)
-        suffixes = list(cells)
-        self._stack = [suffixes[k : k + len(directions)] for k in range(0, len(cells), len(directions))]
+        has_input_size = input_size is not None
+        stack = (hidden_size if input_size is None else input_size, hidden_size, num_layers, bidirectional)
+        cells = lazy.stacked_cells(cell, *stack, bias=bias, **cell_options)
+        super().__init__(cells, device, dtype, has_input_size)
+        suffixes, directions = list(cells), 2 if bidirectional else 1
+        self._stack = [suffixes[k : k + directions] for k in range(0, len(cells), directions)]
         self.cell = cell
-        self.input_size = self._first.input
+        self.input_size = self._first.input if has_input_size else 0
         self.hidden_size = self._first.hidden
         self.num_layers = num_layers
         self.bias = bias
@@ -134,12 +126,17 @@ class Recurrent(CellModule):
                     self.register_parameter(f"initial_{name}{suffix}", parameter)
         self.bidirectional = bidirectional
 
+    def _new_cells(self, input_size: int) -> dict[str, Cell]:
+        stack = (input_size, self.hidden_size, self.num_layers, self.bidirectional)
+        return lazy.stacked_cells(self.cell, *stack, bias=self.bias, **self.chosen_options())
+
     def forward(
         self,
         x: Tensor | PackedSequence,
         state: State | None = None,
         *,
         lengths: Any = None,
+        mask: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: State | str | None = None,
         all_states: bool = False,
@@ -156,7 +153,10 @@ class Recurrent(CellModule):
                 zeros, and its final state is the state after its last step. Steps past the end don't run.
                 Exceptions are calls with ``checkpoint`` and torch's transforms (compile, export, torch.func),
                 where they run without effect.
-            resets: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. True marks the
+            mask: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. False skips a
+                step: the states stay as they are, and the output is zero. This is the convention of Keras,
+                and the opposite of torch's ``key_padding_mask``.
+            resets: Booleans of the same shape as ``mask``. True marks the
                 first step of an episode or document. Before this step the row's state is reset to its initial
                 state. No gradient flows past it, and no NaN either, except in torch's transforms. The
                 backward direction is reset at the same boundaries.
@@ -178,12 +178,13 @@ class Recurrent(CellModule):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument has the wrong shape, dtype, device or value.
         """
+        if isinstance(x, Proxy):
+            values = lengths, mask, resets, reset_state, all_states or None, checkpoint
+            return record_call(self, x, state, dict(zip(OPTIONS, values, strict=True)))
         regularization = self._noise
         if regularization is not None and not regularization.is_active(self.training):
             regularization = None
-        plain = (
-            lengths is None and resets is reset_state is None and not all_states and regularization is None
-        )
+        plain = lengths is mask is resets is reset_state is None and not all_states and regularization is None
         if plain and self._frozen is not None and not torch.compiler.is_compiling():
             result = self._frozen(x, state)
             if result is not None:
@@ -194,7 +195,7 @@ class Recurrent(CellModule):
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
             return self.unroll(x, state, run)
-        memory.check_not_freed(tensors((x, state, lengths, resets, reset_state)))
+        memory.check_not_freed(tensors((x, state, lengths, mask, resets, reset_state)))
         sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
         options = CallOptions(
             self._label,
@@ -209,6 +210,8 @@ class Recurrent(CellModule):
             options.set_resets(resets, len(self._stack[0]))
         if lengths is not None:
             options.set_lengths(lengths, mask_steps=checkpoint is not None)
+        if mask is not None:
+            options.set_mask(mask, lengths, mask_steps=checkpoint is not None)
         if reset_state is not None:
             options.reset_states = self._reset_states(reset_state, resets, options.sequence)
         output, final = self.unroll(options.sequence, state, functools.partial(options.run, run))
@@ -265,7 +268,7 @@ class Recurrent(CellModule):
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
-            states = tuple([sequence.state_out(part.unsqueeze(0)) for part in final[0]])
+            states = tuple([sequence.state_out(add_axis(part)) for part in final[0]])
         else:
             states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
@@ -363,14 +366,7 @@ class Recurrent(CellModule):
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [self.cell.__name__] if type(self) is Recurrent else []
-        parts += [str(self.input_size), str(self.hidden_size)]
-        parts += [f"{name}={value!r}" for name, value in self._special_options().items()]
-        defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False} | argument_checks.NOT_IN_TORCH
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                parts.append(f"{name}={getattr(self, name)}")
-        return ", ".join(parts)
+        return ", ".join(parts + argument_checks.changed_arguments(self, self._special_options()))
 
     def _special_options(self) -> dict[str, Any]:
         """Return the cell's options that differ from their defaults, for the repr."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.fx import Proxy
 
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.layers.draws import CallDraws
+from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
 from unrolled.layers.sequence import InputError
 
@@ -18,7 +20,7 @@ class SingleStep(CellModule):
 
     Args:
         cell: The class of the cell, a subclass of :class:`Cell`.
-        input_size: Number of input features.
+        input_size: Number of input features. None: that of the first input.
         hidden_size: Number of units in the hidden state.
         bias: If False, parameters whose names begin with ``bias`` are omitted.
         device: Device of the parameters.
@@ -33,7 +35,7 @@ class SingleStep(CellModule):
     def __init__(
         self,
         cell: type[Cell],
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         *,
         bias: bool = True,
@@ -41,15 +43,19 @@ class SingleStep(CellModule):
         dtype: Any = None,
         **cell_options: Any,
     ) -> None:
-        unbound = cell(input_size, hidden_size, bias=bias, **cell_options)
-        super().__init__({"": unbound}, device, dtype)
+        has_input_size = input_size is not None
+        unbound = cell(input_size if has_input_size else hidden_size, hidden_size, bias=bias, **cell_options)
+        super().__init__({"": unbound}, device, dtype, has_input_size)
         for name in unbound.params():
             if name not in unbound.shapes():
                 self.register_parameter(name, None)
         self.cell = cell
-        self.input_size = unbound.input
+        self.input_size = unbound.input if has_input_size else 0
         self.hidden_size = unbound.hidden
         self.bias = bias
+
+    def _new_cells(self, input_size: int) -> dict[str, Cell]:
+        return {"": self.cell(input_size, self.hidden_size, bias=self.bias, **self.chosen_options())}
 
     def forward(self, x: Tensor, state: State | None = None) -> Any:
         """Run one step.
@@ -66,6 +72,8 @@ class SingleStep(CellModule):
             TypeError: If ``x`` or ``state`` has the wrong type.
             InputError: If ``x`` or ``state`` has the wrong shape, dtype or device.
         """
+        if isinstance(x, Proxy):
+            return record_call(self, x, state, {})
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
@@ -79,7 +87,7 @@ class SingleStep(CellModule):
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial_states(state, rows, batched=x.dim() == 2)
-        [(_, final)] = self._run(dispatch.run, [""], rows.unsqueeze(0), [initial], None, CallDraws())
+        [(_, final)] = self._run(_run_step, [""], rows.unsqueeze(0), [initial], None, CallDraws())
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
 
@@ -115,3 +123,12 @@ class SingleStep(CellModule):
                     f"Input batch size {len(rows)} doesn't match hidden{index} batch size {len(part)}"
                 )
         return states if batched else tuple(part.unsqueeze(0) for part in states)
+
+
+def _run_step(*args: Any, **kwargs: Any) -> Any:
+    """Run a single step on the selected engine, but for ONNX in torch's own operations."""
+    try:
+        return dispatch.run(*args, **kwargs)
+    except dispatch.OnnxExportError:
+        with dispatch.engine("reference"):
+            return dispatch.run(*args, **kwargs)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from unrolled.engines.torch_ops import transforms
+
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to every tensor of a nested value, and return the results in the same structure."""
@@ -23,3 +25,11 @@ def tensors(value: Any) -> list[Tensor]:
     flat: list[Tensor] = []
     map_tensors(value, lambda tensor: flat.append(tensor) or tensor)  # type: ignore[func-returns-value]
     return flat
+
+
+def add_axis(state: Tensor) -> Tensor:
+    """Add a leading axis to a tensor that nothing else uses, if possible not as a view.
+
+    A view can't be detached in place, as in truncated backpropagation through time: ``state.detach_()``.
+    """
+    return state.unsqueeze(0) if transforms.active() or state._is_view() else state.unsqueeze_(0)

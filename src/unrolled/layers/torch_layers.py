@@ -9,18 +9,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cells.base import Cell
+from unrolled.engines import dispatch
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.rnn_base import RNNBaseAttributes
 from unrolled.layers.single_step import SingleStep
 
 
-class DropInLayer(Recurrent):
-    """Base class of the drop-in replacements for torch.nn's recurrent layers.
+class DropInLayer(Recurrent, RNNBaseAttributes):
+    """Base class of the drop-in replacements for torch.nn's recurrent layers, also a ``torch.nn.RNNBase``.
 
     Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
 
     Args:
-        input_size: Number of input features.
+        input_size: Number of input features. None: that of the first input.
         hidden_size: Number of units in the hidden state.
         num_layers: Number of stacked layers.
         bias: If False, the layer has no ``bias_ih`` and ``bias_hh``.
@@ -43,7 +45,7 @@ class DropInLayer(Recurrent):
 
     def __init__(
         self,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_layers: int = 1,
         bias: bool = True,
@@ -75,7 +77,7 @@ class DropInLayer(Recurrent):
         self.proj_size = proj_size
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> str:  # type: ignore[override]
         """The layer's mode as in torch.nn, such as ``"LSTM"`` or ``"RNN_TANH"``."""
         return self.torch_class.__name__
 
@@ -86,6 +88,7 @@ class DropInLayer(Recurrent):
         *,
         state: State | None = None,
         lengths: Any = None,
+        mask: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: State | str | None = None,
         all_states: bool = False,
@@ -97,15 +100,23 @@ class DropInLayer(Recurrent):
         """
         if hx is not None and state is not None:
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state: pass only one")
-        return super().forward(
-            input,
-            state if hx is None else hx,
-            lengths=lengths,
-            resets=resets,
-            reset_state=reset_state,
-            all_states=all_states,
-            checkpoint=checkpoint,
-        )
+        hx = state if hx is None else hx
+        try:
+            return super().forward(
+                input,
+                hx,
+                lengths=lengths,
+                mask=mask,
+                resets=resets,
+                reset_state=reset_state,
+                all_states=all_states,
+                checkpoint=checkpoint,
+            )
+        except dispatch.OnnxExportError:
+            if all_states or not (self.plain and lengths is mask is resets is None):
+                raise
+            torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too
+            return torch_forward(self, input, hx)
 
 
 class RNN(DropInLayer):
@@ -122,7 +133,7 @@ class RNN(DropInLayer):
 
     def __init__(
         self,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_layers: int = 1,
         nonlinearity: str = "tanh",
@@ -156,6 +167,10 @@ class LSTM(DropInLayer):
 
     cell_class = cells.LSTM
     torch_class = nn.LSTM
+    # torch.nn's states are pairs here, too.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
 
 
 class GRU(DropInLayer):
@@ -168,8 +183,8 @@ class GRU(DropInLayer):
     torch_class = nn.GRU
 
 
-class DropInCell(SingleStep):
-    """Base class of the drop-in replacements for torch.nn's recurrent cells.
+class DropInCell(SingleStep, nn.RNNCellBase):
+    """Base class of the drop-in replacements for torch.nn's recurrent cells, also a ``torch.nn.RNNCellBase``.
 
     Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
     """
@@ -198,7 +213,7 @@ class RNNCell(DropInCell):
 
     def __init__(
         self,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         bias: bool = True,
         nonlinearity: str = "tanh",
@@ -224,7 +239,12 @@ class LSTMCell(DropInCell):
     torch_class = nn.LSTMCell
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+        self,
+        input_size: int | None,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
 
@@ -236,7 +256,12 @@ class GRUCell(DropInCell):
     torch_class = nn.GRUCell
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+        self,
+        input_size: int | None,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
 

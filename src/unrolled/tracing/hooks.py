@@ -96,6 +96,8 @@ class LayerCall:
         for name in ("resets", "reset_state"):
             if kwargs.get(name) is not None:
                 raise UnsupportedCallError(f"used {name}=, which changes states between steps")
+        if kwargs.get("mask") is not None:
+            raise UnsupportedCallError("used mask=, which skips steps: pass lengths instead")
         if x.data.is_meta:
             raise UnsupportedCallError("was on the meta device, which holds no values")
         if transforms.autocast_enabled(x.data.device.type):
