@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unrolled.cells.base import Cell
+from unrolled.layers import subclasses
 from unrolled.layers.module import CellModule, parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.replacements import Report, class_name, find_conflict, replace_modules, transfer_contents
 from unrolled.layers.single_step import SingleStep
 from unrolled.layers.torch_layers import CELLS, LAYERS, DropInCell, DropInLayer
 
@@ -21,11 +24,10 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 _DROP_INS: tuple[Any, ...] = (*LAYERS, *CELLS)
 _FROM_TORCH: dict[type[nn.Module], Any] = {ours.torch_class: ours for ours in _DROP_INS}
-_TO_TORCH: dict[type[nn.Module], Any] = {ours: theirs for theirs, ours in _FROM_TORCH.items()}
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # parameters, buffers, hooks, training mode and so on
+_OWN_CLASSES: tuple[type[nn.Module], ...] = (Recurrent, SingleStep, *_DROP_INS)
 
 
-def convert(model: _Module) -> Any:
+def convert(model: _Module, *, report: bool = False, keep_types: bool = False) -> Any:
     """Replace every torch.nn recurrent layer and cell in a model by its counterpart in this library.
 
     ::
@@ -33,14 +35,23 @@ def convert(model: _Module) -> Any:
         model = unrolled.convert(model)
 
     The model is changed in place. The new modules share the parameters of the old ones, so optimizers and
-    state dicts remain valid. They also keep the mode, the device and the hooks.
+    state dicts remain valid. They also keep the mode, the device, the hooks and additional attributes.
 
-    Modules that may compute something else aren't replaced, and a warning names them. These are subclasses,
-    modules with parametrizations, and modules with an additional attribute whose name the new class uses,
-    such as ``lstm.cell = …``.
+    Instances of a subclass, such as ``class Mine(nn.LSTM)``, keep their class, and ``super()`` in its methods
+    refers to the layer of this library.
+
+    Modules that may compute something else aren't replaced, and a warning names them: subclasses whose
+    ``forward`` doesn't call ``super().forward``, modules with parametrizations, scripted modules, and modules
+    with an additional attribute whose name the new class uses, such as ``lstm.cell = …``.
 
     Args:
         model: Any module. If it is a recurrent layer itself, it isn't changed: use the returned layer.
+        report: If True, print which modules were replaced, which weren't, and why, instead of warnings. The
+            same report goes to the logger ``unrolled.convert`` at INFO.
+        keep_types: If True, the new modules are also instances of the classes that they replace, for code
+            that asks for ``isinstance(layer, nn.LSTM)``. ``torch.compile`` then refuses them, as it refuses
+            ``nn.LSTM``, unless ``torch._dynamo.config.allow_rnn`` is True. Otherwise they are instances of
+            ``nn.RNNBase`` and ``nn.RNNCellBase``.
 
     Returns:
         The model. If it is a recurrent layer itself, the new layer.
@@ -48,10 +59,13 @@ def convert(model: _Module) -> Any:
     Raises:
         TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _replace_modules(model, _our_class, _reason_not_to_convert)
+    found = Report("converted")
+    result = replace_modules(_check_module(model), functools.partial(_convert_module, keep_types), found)
+    found.publish(report, stacklevel=2)
+    return result
 
 
-def revert(model: _Module) -> Any:
+def revert(model: _Module, *, report: bool = False) -> Any:
     """Replace every recurrent layer and cell of this library by its torch.nn counterpart.
 
     This is the inverse of :func:`convert`. It also replaces ``Recurrent(unrolled.cells.LSTM, …)``. Layers
@@ -60,6 +74,7 @@ def revert(model: _Module) -> Any:
 
     Args:
         model: Any module.
+        report: If True, print which modules were replaced, which weren't, and why, instead of warnings.
 
     Returns:
         The model. If it is a recurrent layer itself, the new layer.
@@ -67,131 +82,86 @@ def revert(model: _Module) -> Any:
     Raises:
         TypeError: If ``model`` isn't a module. After any exception the model is unchanged.
     """
-    return _replace_modules(model, _torch_class, _reason_not_to_revert)
+    found = Report("reverted")
+    result = replace_modules(_check_module(model), _revert_module, found)
+    found.publish(report, stacklevel=2)
+    return result
 
 
-def _our_class(module: nn.Module) -> Any:
-    """Return the class of this library that replaces a module of torch.nn. None for all other modules."""
-    return _FROM_TORCH.get(type(module))
-
-
-def _torch_class(module: nn.Module) -> Any:
-    """Return the class of torch.nn that replaces a module of this library. None for all other modules."""
-    if type(module) in (Recurrent, SingleStep):
-        drop_ins: tuple[Any, ...] = LAYERS if isinstance(module, Recurrent) else CELLS
-        return next((ours.torch_class for ours in drop_ins if ours.cell_class is module.cell), None)
-    return _TO_TORCH.get(type(module))
-
-
-def _replace_modules(
-    model: Any,
-    new_class: Callable[[nn.Module], Any],
-    reason_to_skip: Callable[[nn.Module], str | None],
-) -> Any:
-    """Replace the modules of a model by their counterparts, and warn about those that can't be replaced.
-
-    Args:
-        model: The model, changed in place.
-        new_class: Returns the class that replaces a module, or None if it isn't to be replaced.
-        reason_to_skip: Returns why a module must not be replaced, or None.
-
-    Returns:
-        The model, or its counterpart if it has one.
-    """
+def _check_module(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a module, got {type(model).__name__}")
-    replacements: dict[int, nn.Module] = {}
-    children: list[tuple[nn.Module, str, nn.Module]] = []
-    for path, module in model.named_modules():
-        reason = reason_to_skip(module)
-        cls = new_class(module) if reason is None else None
-        if cls is not None:
-            replacement = empty_counterpart(module, cls)
-            pristine = empty_counterpart(module, _opposite(cls))
-            reason = _find_conflict(module, replacement, pristine)
-            if reason is None:
-                replacements[id(module)] = _transfer_contents(replacement, module, pristine)
-        if reason is not None:
-            name = f"module {path!r}" if path else "the model"
-            warnings.warn(f"{name} ({type(module).__name__}) is not converted: {reason}", stacklevel=3)
-        for name, child in module._modules.items():
-            if child is not None:
-                children.append((module, name, child))
-    for parent, name, child in children:  # the model changes only now, when nothing can fail any more
-        if id(child) in replacements:
-            parent._modules[name] = replacements[id(child)]
-    return replacements.get(id(model), model)
+    return model
 
 
-def _opposite(cls: type[nn.Module]) -> Any:
-    """Return the class of the same layer or cell in the other library."""
-    return _FROM_TORCH.get(cls) or _TO_TORCH[cls]
-
-
-def _find_conflict(module: nn.Module, replacement: nn.Module, pristine: nn.Module) -> str | None:
-    """Return why a module's contents can't be transferred to its replacement, or None if they can.
-
-    Args:
-        module: The user's module.
-        replacement: Its empty counterpart of the other class.
-        pristine: An empty module of the same class, to find attributes that users added.
-    """
-    for name in _attribute_names(module) - _attribute_names(pristine):
-        if name in _attribute_names(replacement) or name in dir(replacement):
-            return f"its additional attribute {name!r} has a meaning in the other class"
-    for name, expected in replacement._parameters.items():
-        parameter = module._parameters.get(name)
-        if parameter is not None and expected is not None and parameter.shape != expected.shape:
-            return f"its {name} has the shape {tuple(parameter.shape)}, expected {tuple(expected.shape)}"
-    return None
-
-
-def _attribute_names(module: nn.Module) -> set[str]:
-    """Return the names of all attributes of an instance, including parameters, buffers and submodules."""
-    return {*vars(module), *module._parameters, *module._buffers, *module._modules}
-
-
-def _transfer_contents(replacement: nn.Module, module: nn.Module, pristine: nn.Module) -> nn.Module:
-    """Give a module's parameters, submodules, hooks and additional attributes to its replacement.
-
-    Args:
-        replacement: The empty counterpart of the other class.
-        module: The user's module.
-        pristine: An empty module of the same class.
-
-    Returns:
-        The replacement.
-    """
-    class_attributes = {*vars(replacement), *vars(pristine)}
-    for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers", "_modules"):
-            contents = vars(replacement)[name]
-            contents.clear()
-            contents.update(value)
-        elif name in _MODULE_ATTRIBUTES or name not in class_attributes:
-            vars(replacement)[name] = value
-    if isinstance(replacement, nn.RNNBase):
-        replacement._init_flat_weights()
-    return replacement
+def _convert_module(keep_type: bool, module: nn.Module) -> nn.Module | str | None:
+    """Return the module that replaces one of torch.nn, a reason why there is none, or None for all others."""
+    if isinstance(module, CellModule):
+        return None
+    base = next((theirs for theirs in _FROM_TORCH if isinstance(module, theirs)), None)
+    if base is None:
+        return _reason_not_to_convert(module)
+    if parametrize.is_parametrized(module):
+        return "it has parametrizations; remove them, convert the layer, and register them again"
+    cls, ours = type(module), _FROM_TORCH[base]
+    reason = None if cls is base else subclasses.reason_to_keep(cls, ours, base)
+    if reason is not None:
+        return reason
+    replacement, pristine = empty_counterpart(module, ours), empty_counterpart(module, base)
+    reason = find_conflict(module, replacement, pristine)
+    if reason is not None:
+        return reason
+    if keep_type or cls is not base:
+        replacement.__class__ = subclasses.converted_class(cls, ours, base)
+    return transfer_contents(replacement, module, pristine)
 
 
 def _reason_not_to_convert(module: nn.Module) -> str | None:
-    """Return why a variant of a torch.nn layer must not be converted. None for all other modules."""
-    if not isinstance(module, tuple(_FROM_TORCH)) or type(module) in _FROM_TORCH:
-        return None
-    if parametrize.is_parametrized(module):
-        return "it has parametrizations; remove them, convert the layer, and register them again"
-    return "it is a subclass, which may compute something else"
+    """Return why another recurrent module isn't converted. None for modules that aren't recurrent."""
+    known = class_name(module) in {theirs.__name__ for theirs in _FROM_TORCH}
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted or traced: convert the model before torch.jit" if known else None
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "it is a recurrent module, but none of the classes of torch.nn that can be converted"
+    if known and type(module).__module__.startswith("torch.ao."):
+        return "it is quantized: convert the model before quantization, or leave it"
+    return None
 
 
-def _reason_not_to_revert(module: nn.Module) -> str | None:
-    """Return why a layer of this library has no counterpart in torch.nn. None for all other modules."""
+def _revert_module(module: nn.Module) -> nn.Module | str | None:
+    """Return the module of torch.nn that replaces one of this library, a reason, or None for all others."""
     if not isinstance(module, (Recurrent, SingleStep)):
         return None
-    if isinstance(module, tuple(_TO_TORCH)) and type(module) not in _TO_TORCH:
+    original = subclasses.original_class(type(module))
+    base = _torch_class(module)
+    reason = _reason_not_to_revert(module, base)
+    if reason is not None:
+        return reason
+    replacement, pristine = empty_counterpart(module, base), empty_counterpart(module, _FROM_TORCH[base])
+    reason = find_conflict(module, replacement, pristine)
+    if reason is not None:
+        return reason
+    if original is not None:
+        replacement.__class__ = original
+    return transfer_contents(replacement, module, pristine)
+
+
+def _torch_class(module: Recurrent | SingleStep) -> Any:
+    """Return the class of torch.nn that computes the same as a module, None if there is none."""
+    if subclasses.original_class(type(module)) is None and type(module) not in _OWN_CLASSES:
+        return None
+    drop_ins: tuple[Any, ...] = LAYERS if isinstance(module, Recurrent) else CELLS
+    return next((ours.torch_class for ours in drop_ins if ours.cell_class is module.cell), None)
+
+
+def _reason_not_to_revert(module: Recurrent | SingleStep, base: Any) -> str | None:
+    """Return why a module of this library has no counterpart, or None if ``base`` is it."""
+    if base is None and type(module) not in _OWN_CLASSES:
         return "it is a subclass, which may compute something else"
-    if _torch_class(module) is None:
+    if base is None:
         return f"torch.nn has no {module.cell.__name__}"
+    if module.input_size == 0:
+        return "its input_size isn't known before its first call"
     if isinstance(module, SingleStep) and module.chosen_options().get("proj_size"):
         return f"torch.nn's cell has no option proj_size={module.chosen_options()['proj_size']}"
     if isinstance(module, Recurrent) and not module.plain:
