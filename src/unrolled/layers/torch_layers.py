@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
@@ -98,7 +99,7 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
 
         ``state`` is another name for ``hx``. The other arguments are those of :class:`unrolled.Recurrent`.
         """
-        if hx is not None and state is not None:
+        if hx is not None and state is not None and not isinstance(input, Proxy):
             raise TypeError(f"{self._label} got its initial state twice, as hx and as state: pass only one")
         hx = state if hx is None else hx
         try:
