@@ -98,12 +98,13 @@ def _convert_module(keep_type: bool, module: nn.Module) -> nn.Module | str | Non
     """Return the module that replaces one of torch.nn, a reason why there is none, or None for all others."""
     if isinstance(module, CellModule):
         return None
-    base = next((theirs for theirs in _FROM_TORCH if isinstance(module, theirs)), None)
+    base: Any = next((theirs for theirs in _FROM_TORCH if isinstance(module, theirs)), None)
     if base is None:
         return _reason_not_to_convert(module)
     if parametrize.is_parametrized(module):
         return "it has parametrizations; remove them, convert the layer, and register them again"
-    cls, ours = type(module), _FROM_TORCH[base]
+    cls: Any = type(module)
+    ours = _FROM_TORCH[base]
     reason = None if cls is base else subclasses.reason_to_keep(cls, ours, base)
     if reason is not None:
         return reason
@@ -120,11 +121,11 @@ def _reason_not_to_convert(module: nn.Module) -> str | None:
     """Return why another recurrent module isn't converted. None for modules that aren't recurrent."""
     known = class_name(module) in {theirs.__name__ for theirs in _FROM_TORCH}
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is scripted or traced: convert the model before torch.jit" if known else None
+        return "it is scripted or traced: convert it before torch.jit" if known else None
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return "it is a recurrent module, but none of the classes of torch.nn that can be converted"
     if known and type(module).__module__.startswith("torch.ao."):
-        return "it is quantized: convert the model before quantization, or leave it"
+        return "it is quantized: convert it before quantization"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
@@ -38,6 +38,13 @@ def stacked_cells(
             unbound = cells[f"_l{k}{direction}"] = cell(features, hidden_size, **options)
         features = len(directions) * next(iter(unbound.state_sizes().values()))
     return cells
+
+
+def uninitialized_parameter(device: Any, dtype: Any) -> nn.Parameter:
+    """Return a parameter that has no shape yet."""
+    create: Any = nn.UninitializedParameter
+    parameter: nn.Parameter = create(device=device, dtype=dtype)
+    return parameter
 
 
 def take_input_size(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -100,7 +107,8 @@ def find_input_size(module: Any, tensors: Mapping[str, Any], prefix: str) -> int
         return None
     shapes = [tuple(tensor.shape) for tensor in given if tensor is not None]
     axes = sorted({size for shape in shapes for size in shape})
-    for input_size in (*axes, *(size - module.hidden_size for size in axes)):
+    candidates: list[int] = axes + [size - module.hidden_size for size in axes]
+    for input_size in candidates:
         try:
             cells = module._new_cells(input_size)
         except ValueError:

@@ -51,7 +51,7 @@ class CellModule(nn.Module):
                 if has_input_size:
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                 else:
-                    parameter = nn.UninitializedParameter(device=device, dtype=dtype)
+                    parameter = lazy.uninitialized_parameter(device, dtype)
                 self.register_parameter(name + suffix, parameter)
         if has_input_size:
             self.reset_parameters()

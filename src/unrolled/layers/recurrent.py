@@ -179,7 +179,7 @@ class Recurrent(CellModule):
             ValueError: If an argument has the wrong shape, dtype, device or value.
         """
         if isinstance(x, Proxy):
-            values = lengths, mask, resets, reset_state, all_states or None, checkpoint
+            values = lengths, mask, resets, reset_state, None if all_states is False else True, checkpoint
             return record_call(self, x, state, dict(zip(OPTIONS, values, strict=True)))
         regularization = self._noise
         if regularization is not None and not regularization.is_active(self.training):

@@ -25,7 +25,7 @@ class RNNBaseAttributes(nn.RNNBase):
         return [name for names in self._all_weights for name in names]
 
     @property
-    def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor | None]:
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
@@ -41,7 +41,7 @@ class RNNBaseAttributes(nn.RNNBase):
         """Do nothing, because there is no list to update."""
 
     # Those of torch.nn.RNNBase update the list, or store it.
-    __setattr__ = nn.Module.__setattr__
+    __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
     __getstate__ = nn.Module.__getstate__
     __setstate__ = nn.Module.__setstate__
     _apply = nn.Module._apply

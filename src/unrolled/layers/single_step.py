@@ -44,7 +44,8 @@ class SingleStep(CellModule):
         **cell_options: Any,
     ) -> None:
         has_input_size = input_size is not None
-        unbound = cell(input_size if has_input_size else hidden_size, hidden_size, bias=bias, **cell_options)
+        features = hidden_size if input_size is None else input_size
+        unbound = cell(features, hidden_size, bias=bias, **cell_options)
         super().__init__({"": unbound}, device, dtype, has_input_size)
         for name in unbound.params():
             if name not in unbound.shapes():

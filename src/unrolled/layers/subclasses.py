@@ -39,7 +39,7 @@ def conflict(name: str, ours: Any, base: Any) -> str | None:
     return None
 
 
-def reason_to_keep(cls: type[nn.Module], ours: type[nn.Module], base: type[nn.Module]) -> str | None:
+def reason_to_keep(cls: Any, ours: Any, base: Any) -> str | None:
     """Return why instances of a subclass must not be converted, or None if they can be.
 
     Args:
@@ -70,7 +70,7 @@ def _calls_super(forward: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1000)
-def converted_class(cls: type[nn.Module], ours: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+def converted_class(cls: Any, ours: Any, base: Any) -> Any:
     """Return a subclass of a torch.nn class that computes as a class of this library.
 
     Args:
@@ -92,19 +92,18 @@ def converted_class(cls: type[nn.Module], ours: type[nn.Module], base: type[nn.M
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
 
 
-def original_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+def original_class(cls: type[nn.Module]) -> Any:
     """Return the class that :func:`converted_class` was given, None if ``cls`` isn't a converted class."""
     origin: Any = vars(cls).get("_converted_from")
     return None if origin is None else origin[0]
 
 
-def _reduce(module: nn.Module, protocol: Any) -> Any:
+def _reduce(module: Any, protocol: Any) -> Any:
     """Copy and pickle a converted instance by its original class."""
-    origin: Any = type(module)
-    return _new_instance, origin._converted_from, module.__getstate__()
+    return _new_instance, type(module)._converted_from, module.__getstate__()
 
 
-def _new_instance(cls: type[nn.Module], ours: type[nn.Module], base: type[nn.Module]) -> nn.Module:
+def _new_instance(cls: Any, ours: Any, base: Any) -> Any:
     converted = converted_class(cls, ours, base)
     return converted.__new__(converted)
 

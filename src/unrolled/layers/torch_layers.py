@@ -152,7 +152,7 @@ class RNN(DropInLayer):
         self.nonlinearity = nonlinearity
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> str:  # type: ignore[override]
         """``"RNN_TANH"`` or ``"RNN_RELU"``, as in torch.nn."""
         return f"RNN_{self.nonlinearity.upper()}"
 
@@ -170,8 +170,8 @@ class LSTM(DropInLayer):
     torch_class = nn.LSTM
     # torch.nn's states are pairs here, too.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
 
 class GRU(DropInLayer):
