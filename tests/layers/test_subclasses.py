@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import logging
 import pickle
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import unrolled as ur
 from helpers.layer_pairs import assert_close, tensors
@@ -47,6 +49,25 @@ class Deeper(Scaled):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
         output, hx = super(Deeper, self).forward(input, hx)  # noqa: UP008
         return output.tanh(), hx
+
+
+class WithLengths(abc.ABC, nn.RNNBase):
+    """A mixin with a forward method, as in pytorch-forecasting."""
+
+    @abc.abstractmethod
+    def lengths(self) -> Any: ...
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        packed = pack_padded_sequence(input, self.lengths(), enforce_sorted=False)
+        output, hx = super().forward(packed, hx=hx)  # type: ignore[misc]
+        return pad_packed_sequence(output)[0], hx
+
+
+class Mixed(WithLengths, nn.LSTM):
+    """Inherits from a mixin and from torch.nn."""
+
+    def lengths(self) -> Any:
+        return [5, 2]
 
 
 class Residual(nn.LSTMCell):
@@ -105,6 +126,7 @@ def _reference_engine() -> Iterator[None]:
         (Scaled(3, 0.5), torch.randn(5, 2, 3)),
         (Deeper(4, 2.0), torch.randn(5, 2, 4)),
         (Residual(4, 4), torch.randn(2, 4)),
+        (Mixed(3, 4), torch.randn(5, 2, 3)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -210,15 +232,15 @@ def test_the_report(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptur
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ur.convert(model, report=True) is model
-    printed = capsys.readouterr().out
+    printed, scripted = capsys.readouterr().out, "it is scripted or traced: convert it before torch.jit"
     assert printed == (
         "3 converted, 4 not converted\n"
         "  module 'first' (LSTM): converted\n"
         "  module 'cells.0' (GRUCell): converted\n"
         "  module 'cells.1' (Residual): converted\n"
         "  module 'own' (Own): not converted: Own.forward doesn't call super().forward\n"
-        "  module 'scripted.0' (GRUCell): not converted: it is scripted or traced: convert it before torch.jit\n"
-        "  module 'traced' (RNNCell): not converted: it is scripted or traced: convert it before torch.jit\n"
+        f"  module 'scripted.0' (GRUCell): not converted: {scripted}\n"
+        f"  module 'traced' (RNNCell): not converted: {scripted}\n"
         "  module 'quantized' (LSTM): not converted: it is quantized: convert it before quantization\n"
     )
     assert [record.getMessage() + "\n" for record in caplog.records] == [printed]

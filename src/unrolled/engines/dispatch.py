@@ -24,8 +24,8 @@ States = tuple[Tensor, ...]
 
 _ENGINES = ("auto", "native", "reference")
 _ONNX_ADVICE = (
-    "torch.onnx.export doesn't know the compiled loop of {}: export the model after unrolled.revert(model), "
-    "or export a single layer with unrolled.io.to_onnx"
+    "torch.onnx.export doesn't know the compiled loop of {}: export the layer with unrolled.io.to_onnx, or, "
+    "if torch.nn has the same layer, export the model after unrolled.revert(model)"
 )
 _current: ContextVar[str] = ContextVar("engine", default="auto")
 

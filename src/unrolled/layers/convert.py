@@ -113,7 +113,7 @@ def _convert_module(keep_type: bool, module: nn.Module) -> nn.Module | str | Non
     if reason is not None:
         return reason
     if keep_type or cls is not base:
-        replacement.__class__ = subclasses.converted_class(cls, ours, base)
+        replacement = subclasses.with_class(replacement, subclasses.converted_class(cls, ours, base))
     return transfer_contents(replacement, module, pristine)
 
 
@@ -143,7 +143,7 @@ def _revert_module(module: nn.Module) -> nn.Module | str | None:
     if reason is not None:
         return reason
     if original is not None:
-        replacement.__class__ = original
+        replacement = subclasses.with_class(replacement, original)
     return transfer_contents(replacement, module, pristine)
 
 

@@ -19,7 +19,7 @@ _USED_BY_FORWARD = frozenset({
     "all_weights", "check_forward_args", "check_hidden_size", "check_input", "get_expected_cell_size",
     "get_expected_hidden_size", "permute_hidden",
 })  # fmt: skip
-_STORES_STATE = frozenset({"__getstate__", "__reduce__", "__reduce_ex__", "__setstate__", "__slots__"})
+_STORES_STATE = frozenset({"__getstate__", "__reduce__", "__reduce_ex__", "__setstate__"})
 
 
 def conflict(name: str, ours: Any, base: Any) -> str | None:
@@ -51,7 +51,7 @@ def reason_to_keep(cls: Any, ours: Any, base: Any) -> str | None:
         for name, value in vars(owner).items():
             if name == "forward" and not _calls_super(value):
                 return f"{owner.__name__}.forward doesn't call super().forward"
-            if name in _STORES_STATE:
+            if name in _STORES_STATE or (name == "__slots__" and value):
                 return f"{owner.__name__} has its own {name}"
             reason = conflict(name, ours, base)
             if reason is not None:
@@ -98,14 +98,20 @@ def original_class(cls: type[nn.Module]) -> Any:
     return None if origin is None else origin[0]
 
 
+def with_class(module: nn.Module, cls: Any) -> nn.Module:
+    """Return a module of a subclass with the attributes of a module, without a call of its constructor."""
+    instance: nn.Module = object.__new__(cls)
+    vars(instance).update(vars(module))
+    return instance
+
+
 def _reduce(module: Any, protocol: Any) -> Any:
     """Copy and pickle a converted instance by its original class."""
     return _new_instance, type(module)._converted_from, module.__getstate__()
 
 
 def _new_instance(cls: Any, ours: Any, base: Any) -> Any:
-    converted = converted_class(cls, ours, base)
-    return converted.__new__(converted)
+    return object.__new__(converted_class(cls, ours, base))
 
 
 def _class_name(value: Any) -> str:
