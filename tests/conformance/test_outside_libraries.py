@@ -273,14 +273,18 @@ def transformers() -> None:
 def torchrl() -> None:
     modules, tensordict = pytest.importorskip("torchrl.modules"), pytest.importorskip("tensordict")
 
+    is_init = torch.zeros(2, 5, 1, dtype=torch.bool)
+    is_init[:, 0] = is_init[0, 3] = True  # in the first row, a second trajectory
+
     def run(lstm: nn.Module) -> Tensor:
-        data = {"x": x(), "is_init": torch.zeros(2, 5, 1, dtype=torch.bool)}
+        data = {"x": x(), "is_init": is_init.clone()}
         module = modules.LSTMModule(lstm=lstm, in_key="x", out_key="y")
         with modules.set_recurrent_mode(True):
             return module(tensordict.TensorDict(data, [2, 5]))["y"]  # type: ignore[no-any-return]
 
     layer = nn.LSTM(3, 4, batch_first=True)
-    assert_close(run(ur.convert(layer, keep_types=True)), run(layer), 1e-5)
+    for keep_types in (False, True):
+        assert_close(run(ur.convert(layer, keep_types=keep_types)), run(layer), 1e-5)
 
 
 def captum() -> None:
@@ -299,10 +303,10 @@ def opacus() -> None:
 
 
 def pytorch_forecasting() -> None:
-    recurrent = pytest.importorskip("pytorch_forecasting.models.nn.rnn")
+    recurrent = pytest.importorskip("pytorch_forecasting.models.nn")
     layer = recurrent.LSTM(3, 4, batch_first=True)
     converted = ur.convert(layer)
-    assert isinstance(converted, (ur.LSTM,))
+    assert isinstance(converted, ur.LSTM)
     lengths = torch.tensor([5, 3])
     assert_close(converted(x(), lengths=lengths)[0], layer(x(), lengths=lengths)[0], 1e-5)
 
