@@ -7,12 +7,14 @@ import operator
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import unrolled
 from unrolled.engines import _torch_private as private
@@ -90,6 +92,31 @@ def test_which_transform_is_active() -> None:
     assert seen[4][4]
     assert seen[5] == (*none[:5], True, False)
     assert seen[6] == (*none[:6], True)
+
+
+def test_what_torch_counts_and_exports(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(private.in_onnx_export())
+            return x * 2
+
+    assert not private.counts_flops()
+    assert not private.in_onnx_export()
+    with FlopCounterMode(display=False):
+        assert private.counts_flops()
+    pytest.importorskip("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dynamo in (False, True):
+            seen.clear()
+            torch.onnx.export(
+                Model(), (torch.ones(2),), tmp_path / "model.onnx", dynamo=dynamo, verbose=False
+            )
+            assert seen
+            assert all(seen)
+    assert not private.in_onnx_export()
 
 
 @JIT_WARNING

@@ -92,6 +92,17 @@ def supports_lengths(layer: Any) -> None:
     assert not layer(x(), lengths=[4, 2])[0][2:, 1].any()
 
 
+def supports_masks(layer: Any) -> None:
+    mask = torch.tensor([[True, False], [False, True], [True, True], [True, False]])
+    assert not layer(x(), mask=mask)[0][~mask].any()
+
+
+def takes_the_input_size_from_a_batch(layer: Any) -> None:
+    lazy = type(layer)(None, 5)
+    lazy(x())
+    assert lazy.input_size == 3
+
+
 def supports_resets(layer: Any) -> None:
     layer(x(), resets=torch.ones(4, 2, dtype=torch.bool))
 
@@ -147,7 +158,9 @@ CHECKS: dict[
     "autocast": (supports_autocast, ()),
     "all states": (returns_all_states, KINDS),
     "variable lengths": (supports_lengths, KINDS),
+    "steps to skip": (supports_masks, KINDS),
     "resets within": (supports_resets, KINDS),
+    "input size": (takes_the_input_size_from_a_batch, KINDS),
     "learned initial states": (has_regularization, KINDS),
     "custom cells": (runs_a_custom_cell, KINDS),
     "bit-identical": (is_bit_identical_in_pieces, ("RNN", "GRU")),

@@ -194,7 +194,7 @@ class Recurrent(CellModule):
             argument_checks.check_checkpoint(checkpoint, x, self._label)
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
-            return self.unroll(x, state, run)
+            return self.unroll(x, state, run, own_states=True)
         memory.check_not_freed(tensors((x, state, lengths, mask, resets, reset_state)))
         sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
         options = CallOptions(
@@ -214,7 +214,8 @@ class Recurrent(CellModule):
             options.set_mask(mask, lengths, mask_steps=checkpoint is not None)
         if reset_state is not None:
             options.reset_states = self._reset_states(reset_state, resets, options.sequence)
-        output, final = self.unroll(options.sequence, state, functools.partial(options.run, run))
+        run = functools.partial(options.run, run)
+        output, final = self.unroll(options.sequence, state, run, own_states=True)
         if all_states:
             return output, final, options.states(list(self._first.state))
         return output, final
@@ -225,6 +226,7 @@ class Recurrent(CellModule):
         state: State | None,
         run: Run,
         drop: Callable[[Tensor, float], Tensor] = drop,
+        own_states: bool = False,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the layer as :meth:`forward` does, with ``run`` in place of the engine.
 
@@ -233,6 +235,7 @@ class Recurrent(CellModule):
             state: The initial state, as in :meth:`forward`.
             run: Called once per layer, see ``CellModule._run``. Returns outputs and final states.
             drop: Applies dropout between layers.
+            own_states: Whether nothing else uses the final states that ``run`` returns.
 
         Returns:
             The output and the final state.
@@ -268,7 +271,7 @@ class Recurrent(CellModule):
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
-            states = tuple([sequence.state_out(add_axis(part)) for part in final[0]])
+            states = tuple([sequence.state_out(add_axis(part, own_states)) for part in final[0]])
         else:
             states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]

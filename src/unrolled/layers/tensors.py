@@ -27,9 +27,14 @@ def tensors(value: Any) -> list[Tensor]:
     return flat
 
 
-def add_axis(state: Tensor) -> Tensor:
-    """Add a leading axis to a tensor that nothing else uses, if possible not as a view.
+def add_axis(state: Tensor, in_place: bool) -> Tensor:
+    """Return a state with a leading axis.
 
-    A view can't be detached in place, as in truncated backpropagation through time: ``state.detach_()``.
+    Args:
+        state: The state.
+        in_place: Change the tensor itself if possible. Unlike a view, it can be detached in place, as in
+            truncated backpropagation through time: ``state.detach_()``.
     """
-    return state.unsqueeze(0) if transforms.active() or state._is_view() else state.unsqueeze_(0)
+    if not in_place or transforms.active() or state._is_view():
+        return state.unsqueeze(0)
+    return state.unsqueeze_(0)
