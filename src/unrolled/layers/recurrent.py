@@ -226,6 +226,7 @@ class Recurrent(CellModule):
         state: State | None,
         run: Run,
         drop: Callable[[Tensor, float], Tensor] = drop,
+        *,
         own_states: bool = False,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the layer as :meth:`forward` does, with ``run`` in place of the engine.
