@@ -134,7 +134,7 @@ def test_options_of_calls_in_graphs_of_fx() -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_flops_are_those_of_torch(kind: str) -> None:
     ours, theirs = pair(kind, 6, 5, **SHAPE, dtype=torch.float64)  # torch has no fused operator for float64
-    x = torch.randn(7, 3, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
 
     def count(layer: nn.Module) -> tuple[Any, int, int]:
         with FlopCounterMode(display=False) as forward:

@@ -154,12 +154,12 @@ class Recurrent(CellModule):
                 Exceptions are calls with ``checkpoint`` and torch's transforms (compile, export, torch.func),
                 where they run without effect.
             mask: Booleans of shape ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)``. False skips a
-                step: the states stay as they are, and the output is zero. This is the convention of Keras,
-                and the opposite of torch's ``key_padding_mask``.
-            resets: Booleans of the same shape as ``mask``. True marks the
-                first step of an episode or document. Before this step the row's state is reset to its initial
-                state. No gradient flows past it, and no NaN either, except in torch's transforms. The
-                backward direction is reset at the same boundaries.
+                step: the states stay as they are, the output is zero, and a reset waits for the next step. As
+                in Keras, and the opposite of torch's ``key_padding_mask``.
+            resets: Booleans of the same shape as ``mask``. True marks the first step of an episode or
+                document. Before this step the row's state is reset to its initial state. No gradient flows
+                past it, and no NaN either, except in torch's transforms. The backward direction is reset at
+                the same boundaries.
             reset_state: The state after a reset, in the same form as ``state``. ``"initial"`` is the layer's
                 default initial state, for calls whose ``state`` comes from a previous call. By default resets
                 restore ``state``.
