@@ -71,6 +71,18 @@ def test_weights_are_never_stored_twice(kind: str) -> None:
     assert layer.weight_ih_l0 is copies[0].weight_ih_l0
 
 
+def test_replicas_of_data_parallel_use_their_own_weights() -> None:
+    layer, x = ur.LSTM(3, 5), torch.randn(4, 2, 3)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer.named_parameters():  # as torch.nn.DataParallel does
+        setattr(replica, name, parameter * 2)
+    other = nn.LSTM(3, 5)
+    other.load_state_dict({name: 2 * parameter for name, parameter in layer.state_dict().items()})
+    with ur.engine("reference"):
+        assert_close(replica(x), other(x), 1e-6)
+        assert_close([part for part in replica._flat_weights if part is not None], other._flat_weights, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rnn-tanh", "lstm-proj", "gru"])
 def test_a_model_with_layers_compiles_without_a_graph_break(kind: str) -> None:
