@@ -71,7 +71,7 @@ def set_input_size(module: Any, input_size: int) -> None:
     """Create the parameters of a module, without values.
 
     Args:
-        module: A module of cells whose ``input_size`` is None.
+        module: A module of cells whose ``input_size`` is not known yet.
         input_size: Number of input features.
 
     Raises:
@@ -94,7 +94,7 @@ def find_input_size(module: Any, tensors: Mapping[str, Any], prefix: str) -> int
     """Return the number of input features for which a module has parameters of given shapes.
 
     Args:
-        module: A module of cells whose ``input_size`` is None.
+        module: A module of cells whose ``input_size`` is not known yet.
         tensors: Tensors by name, such as a state dict.
         prefix: What the names of the module's own parameters begin with.
 
