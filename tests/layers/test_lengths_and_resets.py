@@ -20,6 +20,7 @@ from helpers.call_options import (
     weighted_sum,
 )
 from helpers.layer_pairs import NEEDS_COMPILER, assert_close, pair, tensors
+from unrolled.layers import initial_states
 
 SHAPED = pytest.mark.parametrize(
     ("kind", "shape", "stateful"),
@@ -145,7 +146,7 @@ def test_resets_match_separate_episodes(
 def test_resets_in_a_sequence_in_pieces(engine: str, initial_state: str) -> None:
     layer = ur.Recurrent(ur.cells.LSTM, INPUT, HIDDEN, 2, initial_state=initial_state, batch_first=True)
     with torch.no_grad():
-        for parts in layer._initial_state_parameters() if initial_state == "learned" else ():
+        for parts in initial_states.learned_parameters(layer) if initial_state == "learned" else ():
             for part in parts:
                 part.normal_()
     x, resets = torch.randn(3, 9, INPUT), torch.rand(3, 9) < 0.4

@@ -17,6 +17,7 @@ from unrolled.engines.torch_ops import transforms
 from unrolled.inference.call_override import override_calls
 from unrolled.inference.double_buffer import DoubleBuffer, has_custom_call, state_tensors
 from unrolled.inference.frozen import FrozenCalls
+from unrolled.layers import initial_states
 from unrolled.layers.draws import DrawPosition, continue_draws
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
@@ -280,7 +281,7 @@ def _find_layers(module: nn.Module) -> dict[str, Any]:
 def _initial_values(layer: _Layer, state: State) -> list[Any]:
     """Return the values that each state of a layer is reset to."""
     if isinstance(layer, Recurrent) and layer.initial_state == "learned":
-        return [tensor.detach() for tensor in layer._learned_initial_states(1)]
+        return [tensor.detach() for tensor in initial_states.learned(layer, 1)]
     return [0.0 for _ in state_tensors(state)]
 
 

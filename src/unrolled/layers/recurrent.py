@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch, memory
-from unrolled.layers import argument_checks, lazy
+from unrolled.layers import argument_checks, initial_states, lazy
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import OPTIONS, record_call
@@ -213,7 +213,7 @@ class Recurrent(CellModule):
         if mask is not None:
             options.set_mask(mask, lengths, mask_steps=checkpoint is not None)
         if reset_state is not None:
-            options.reset_states = self._reset_states(reset_state, resets, options.sequence)
+            options.reset_states = initial_states.after_reset(self, reset_state, resets, options.sequence)
         run = functools.partial(options.run, run)
         output, final = self.unroll(options.sequence, state, run, own_states=True)
         if all_states:
@@ -241,22 +241,8 @@ class Recurrent(CellModule):
         Returns:
             The output and the final state.
         """
-        sequence = (
-            x if isinstance(x, SequenceBatch) else SequenceBatch.from_input(x, self.batch_first, self._label)
-        )
+        sequence, initial = self._checked_input(x, state)
         steps = sequence.steps
-        self._check_dtype_and_device("input", steps)
-        if steps.shape[-1] != self.input_size:
-            raise InputError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {steps.shape[-1]}"
-            )
-        if state is not None:
-            initial: States | None = self._initial_states(state, sequence)
-        else:
-            initial = (
-                self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else None
-            )
         final: list[States] = []
         draws = CallDraws(sequence.sorted_indices)
         for suffixes in self._stack:
@@ -277,6 +263,29 @@ class Recurrent(CellModule):
             states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
         return sequence.output(steps), states if len(states) > 1 else states[0]
 
+    def _checked_input(
+        self, x: Tensor | PackedSequence | SequenceBatch, state: State | None
+    ) -> tuple[SequenceBatch, States | None]:
+        """Return the batch of an input and the initial states, None for zeros, after all checks.
+
+        Raises:
+            TypeError: If ``x`` or ``state`` has the wrong type.
+            InputError: If ``x`` or ``state`` has the wrong shape, dtype or device.
+        """
+        sequence = (
+            x if isinstance(x, SequenceBatch) else SequenceBatch.from_input(x, self.batch_first, self._label)
+        )
+        self._check_dtype_and_device("input", sequence.steps)
+        if sequence.steps.shape[-1] != self.input_size:
+            raise InputError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {sequence.steps.shape[-1]}"
+            )
+        if state is not None:
+            return sequence, initial_states.given(self, state, sequence)
+        learned = self.initial_state == "learned"
+        return sequence, initial_states.learned(self, sequence.batch) if learned else None
+
     @property
     def plain(self) -> bool:
         """Whether the layer has no regularization and starts from zeros."""
@@ -294,37 +303,11 @@ class Recurrent(CellModule):
                 "these options and load the weights into it"
             )
 
-    def _learned_initial_states(self, batch: int) -> States:
-        """Return the learned initial states, ``(K, B, H)`` each."""
-        parameters = self._initial_state_parameters()
-        memory.check_not_freed(tensors(parameters))
-        return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in parameters)
-
-    def _reset_states(self, reset_state: Any, resets: Any, sequence: SequenceBatch) -> States:
-        """Return the states after a reset, in the row order of ``sequence``. Empty: zeros."""
-        if resets is None:
-            raise ValueError(f"{self._label}: reset_state has no effect without resets: pass resets too")
-        if not isinstance(reset_state, str):
-            try:
-                return self._initial_states(reset_state, sequence)
-            except (TypeError, InputError) as error:
-                raise type(error)(f"reset_state: {error}") from None
-        if reset_state != "initial":
-            raise ValueError(
-                f"{self._label}: reset_state should be a state or 'initial', got {reset_state!r}"
-            )
-        return self._learned_initial_states(sequence.batch) if self.initial_state == "learned" else ()
-
-    def _initial_state_parameters(self) -> list[list[Tensor]]:
-        """Return the learned initial states: for each state, a parameter per layer and direction."""
-        names, suffixes = self._first.state, self._cells
-        return [[getattr(self, f"initial_{name}{suffix}") for suffix in suffixes] for name in names]
-
     def reset_parameters(self) -> None:
         """Initialize every parameter with its ``Param``, and set learned initial states to zeros."""
         super().reset_parameters()
         if getattr(self, "initial_state", "zeros") == "learned":  # unset when called by CellModule.__init__
-            for parts in self._initial_state_parameters():
+            for parts in initial_states.learned_parameters(self):
                 for part in parts:
                     nn.init.zeros_(part)
 
@@ -376,25 +359,3 @@ class Recurrent(CellModule):
         """Return the cell's options that differ from their defaults, for the repr."""
         defaults = self.cell.options()
         return {name: value for name, value in self.chosen_options().items() if value != defaults[name]}
-
-    def _initial_states(self, state: State, sequence: SequenceBatch) -> States:
-        """Check the user's state, and return its tensors in the row order of ``sequence``."""
-        states = self._state_tuple(state, self._label)
-        count, batch = len(self._cells), sequence.batch_of(states[0])
-        shapes = {name: (count, batch, size) for name, size in self._first.state_sizes().items()}
-        for (name, shape), part in zip(shapes.items(), states, strict=True):
-            expected = shape if sequence.batched else (shape[0], shape[2])
-            if part.dim() != len(expected):
-                kind = "batched 3-D" if sequence.batched else "unbatched 2-D"
-                all_names = " and ".join(f"{name}x" for name in shapes)
-                ranks = ", ".join(f"{part.dim()}-D" for part in states)
-                raise InputError(
-                    f"For {kind} input, {all_names} should also be {len(expected)}-D but got "
-                    + (f"{ranks} tensor" if len(states) == 1 else f"({ranks}) tensors")
-                )
-            if tuple(part.shape) != expected:
-                raise InputError(
-                    f"Expected hidden size {expected}, got {list(part.shape)} for the state {name}"
-                )
-            self._check_dtype_and_device(f"state {name}", part)
-        return tuple(sequence.state_in(part) for part in states)
