@@ -118,6 +118,9 @@ def run(
     slower: str | None = None
     if reason is not None:
         _check_tensors(name, cells, x, states)
+        if selected == "auto" and not (x.is_cpu or x.is_meta):
+            slower = f"{name} runs step by step on {x.device.type}, which is slower"
+            reason = "compiled loops run only on the CPU"
     else:
         try:
             results = run_compiled.run(cells, x, states, sizes, checkpoint, extra_inputs)

@@ -1,8 +1,8 @@
-"""The initial states of a recurrent layer: the user's, learned ones, and those after a reset."""
+"""The initial states of a ``Recurrent`` layer: the user's, learned ones, and those after a reset."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,8 @@ from unrolled.layers.module import State, States
 from unrolled.layers.sequence import InputError, SequenceBatch
 from unrolled.layers.tensors import tensors
 
-if TYPE_CHECKING:
-    from unrolled.layers.recurrent import Recurrent
 
-
-def given(layer: Recurrent, state: State, sequence: SequenceBatch) -> States:
+def given(layer: Any, state: State, sequence: SequenceBatch) -> States:
     """Check the user's state, and return its tensors in the row order of ``sequence``.
 
     Raises:
@@ -42,20 +39,20 @@ def given(layer: Recurrent, state: State, sequence: SequenceBatch) -> States:
     return tuple(sequence.state_in(part) for part in states)
 
 
-def learned(layer: Recurrent, batch: int) -> States:
+def learned(layer: Any, batch: int) -> States:
     """Return the learned initial states, ``(K, B, H)`` each."""
     parameters = learned_parameters(layer)
     memory.check_not_freed(tensors(parameters))
     return tuple(torch.stack(parts).unsqueeze(1).expand(-1, batch, -1) for parts in parameters)
 
 
-def learned_parameters(layer: Recurrent) -> list[list[Tensor]]:
+def learned_parameters(layer: Any) -> list[list[Tensor]]:
     """Return the parameters of learned initial states: for each state, one per layer and direction."""
     names, suffixes = layer._first.state, layer._cells
     return [[getattr(layer, f"initial_{name}{suffix}") for suffix in suffixes] for name in names]
 
 
-def after_reset(layer: Recurrent, reset_state: Any, resets: Any, sequence: SequenceBatch) -> States:
+def after_reset(layer: Any, reset_state: Any, resets: Any, sequence: SequenceBatch) -> States:
     """Return the states after a reset, in the row order of ``sequence``. Empty: zeros.
 
     Raises:

@@ -65,6 +65,8 @@ def take_input_size(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         )
     set_input_size(module, x.shape[-1])
     module.reset_parameters()
+    if isinstance(module, nn.RNNBase):
+        module.flatten_parameters()
 
 
 def set_input_size(module: Any, input_size: int) -> None:

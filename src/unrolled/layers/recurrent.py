@@ -242,6 +242,36 @@ class Recurrent(CellModule):
             The output and the final state.
         """
         sequence, initial = self._checked_input(x, state)
+        steps, states = self.run_stack(sequence, initial, run, drop, own_states=own_states)
+        return self._in_user_layout(sequence, steps, states)
+
+    def _in_user_layout(
+        self, sequence: SequenceBatch, steps: Tensor, states: States
+    ) -> tuple[Tensor | PackedSequence, State]:
+        states = tuple([sequence.state_out(part) for part in states])
+        return sequence.output(steps), states if len(states) > 1 else states[0]
+
+    def run_stack(
+        self,
+        sequence: SequenceBatch,
+        initial: States | None,
+        run: Run,
+        drop: Callable[[Tensor, float], Tensor] = drop,
+        *,
+        own_states: bool = False,
+    ) -> tuple[Tensor, States]:
+        """Run all layers, as :meth:`unroll` does, on a batch that was checked.
+
+        Args:
+            sequence: The input.
+            initial: The initial states in the row order of ``sequence``, ``(K, B, H)`` each. None: zeros.
+            run: See :meth:`unroll`.
+            drop: See :meth:`unroll`.
+            own_states: See :meth:`unroll`.
+
+        Returns:
+            The output in the layout of ``sequence.steps``, and the final states like the initial ones.
+        """
         steps = sequence.steps
         final: list[States] = []
         draws = CallDraws(sequence.sorted_indices)
@@ -258,10 +288,8 @@ class Recurrent(CellModule):
             final += [last for _, last in results]
             steps = results[0][0] if len(results) == 1 else torch.cat([output for output, _ in results], -1)
         if len(final) == 1:
-            states = tuple([sequence.state_out(add_axis(part, own_states)) for part in final[0]])
-        else:
-            states = tuple(sequence.state_out(torch.stack(parts)) for parts in zip(*final, strict=True))
-        return sequence.output(steps), states if len(states) > 1 else states[0]
+            return steps, tuple([add_axis(part, own_states) for part in final[0]])
+        return steps, tuple([torch.stack(parts) for parts in zip(*final, strict=True)])
 
     def _checked_input(
         self, x: Tensor | PackedSequence | SequenceBatch, state: State | None

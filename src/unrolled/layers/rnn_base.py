@@ -40,9 +40,14 @@ class RNNBaseAttributes(nn.RNNBase):
     def _update_flat_weights(self) -> None:
         """Do nothing, because there is no list to update."""
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        apply: Any = nn.Module._apply
+        result = apply(self, fn, recurse)
+        self.flatten_parameters()
+        return result
+
     # Those of torch.nn.RNNBase update the list, or store it.
     __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
     __getstate__ = nn.Module.__getstate__
     __setstate__ = nn.Module.__setstate__
-    _apply = nn.Module._apply
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel

@@ -88,9 +88,15 @@ class SingleStep(CellModule):
             )
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         initial = self._initial_states(state, rows, batched=x.dim() == 2)
-        [(_, final)] = self._run(_run_step, [""], rows.unsqueeze(0), [initial], None, CallDraws())
+        final = self._run_by_torch(rows, initial)
+        if final is None:
+            [(_, final)] = self._run(_run_step, [""], rows.unsqueeze(0), [initial], None, CallDraws())
         final = final if x.dim() == 2 else tuple(part.squeeze(0) for part in final)
         return final if len(final) > 1 else final[0]
+
+    def _run_by_torch(self, rows: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        """Run one step by torch's own function. None if torch has none for this cell or device."""
+        return None
 
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as torch.nn formats them."""

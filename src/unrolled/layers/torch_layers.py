@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch
+from unrolled.layers import torch_calls
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.rnn_base import RNNBaseAttributes
@@ -20,7 +23,8 @@ from unrolled.layers.single_step import SingleStep
 class DropInLayer(Recurrent, RNNBaseAttributes):
     """Base class of the drop-in replacements for torch.nn's recurrent layers, also a ``torch.nn.RNNBase``.
 
-    Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
+    Subclasses define ``torch_class``, the class they replace, ``torch_function``, which that class calls, and
+    ``cell_class``, the cell they run.
 
     Args:
         input_size: Number of input features. None: that of the first input.
@@ -43,6 +47,7 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
 
     cell_class: ClassVar[type[Cell]]
     torch_class: ClassVar[type[nn.RNNBase]]
+    torch_function: Any
 
     def __init__(
         self,
@@ -76,6 +81,15 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
             **options,
         )
         self.proj_size = proj_size
+        self.flatten_parameters()
+
+    def flatten_parameters(self) -> None:
+        """Put the weights into one buffer on a CUDA device, where cuDNN then needn't copy them in each call.
+
+        As in torch.nn, the constructor does this, and ``to()`` and other methods that replace the weights.
+        """
+        if self.input_size:
+            nn.RNNBase.flatten_parameters(self)
 
     @property
     def mode(self) -> str:  # type: ignore[override]
@@ -119,6 +133,17 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
             torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too
             return torch_forward(self, input, hx)
 
+    def unroll(
+        self, x: Any, state: State | None, run: Any, drop: Any = drop, *, own_states: bool = False
+    ) -> tuple[Any, Any]:
+        """Run the layer as :meth:`unrolled.Recurrent.unroll` does, or by torch's own function."""
+        if run is dispatch.run and self.plain and torch_calls.are_answered(x):
+            sequence, initial = self._checked_input(x, state)
+            result = torch_calls.run_layer(self, sequence, initial)
+            if result is not None:
+                return self._in_user_layout(sequence, *result)
+        return super().unroll(x, state, run, drop, own_states=own_states)
+
 
 class RNN(DropInLayer):
     """Simple recurrent layer: a drop-in replacement for :class:`torch.nn.RNN`.
@@ -156,6 +181,11 @@ class RNN(DropInLayer):
         """``"RNN_TANH"`` or ``"RNN_RELU"``, as in torch.nn."""
         return f"RNN_{self.nonlinearity.upper()}"
 
+    @property
+    def torch_function(self) -> Any:
+        """The function that torch.nn.RNN calls."""
+        return torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+
     def _special_options(self) -> dict[str, Any]:
         return {}  # torch.nn.RNN's repr doesn't show the nonlinearity
 
@@ -168,6 +198,7 @@ class LSTM(DropInLayer):
 
     cell_class = cells.LSTM
     torch_class = nn.LSTM
+    torch_function = staticmethod(torch.lstm)
     # torch.nn's states are pairs here, too.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -182,16 +213,19 @@ class GRU(DropInLayer):
 
     cell_class = cells.GRU
     torch_class = nn.GRU
+    torch_function = staticmethod(torch.gru)
 
 
 class DropInCell(SingleStep, nn.RNNCellBase):
     """Base class of the drop-in replacements for torch.nn's recurrent cells, also a ``torch.nn.RNNCellBase``.
 
-    Subclasses define ``torch_class``, the class they replace, and ``cell_class``, the cell they run.
+    Subclasses define ``torch_class``, the class they replace, ``torch_function``, which that class calls, and
+    ``cell_class``, the cell they run.
     """
 
     cell_class: ClassVar[type[Cell]]
     torch_class: ClassVar[type[nn.RNNCellBase]]
+    torch_function: Any
 
     def forward(self, input: Tensor, hx: State | None = None) -> Any:
         """Run one step.
@@ -204,6 +238,9 @@ class DropInCell(SingleStep, nn.RNNCellBase):
             The new state.
         """
         return super().forward(input, hx)
+
+    def _run_by_torch(self, rows: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        return torch_calls.run_cell(self, rows, initial) if torch_calls.are_answered(rows) else None
 
 
 class RNNCell(DropInCell):
@@ -232,12 +269,18 @@ class RNNCell(DropInCell):
         )
         self.nonlinearity = nonlinearity
 
+    @property
+    def torch_function(self) -> Any:
+        """The function that torch.nn.RNNCell calls."""
+        return torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
+
 
 class LSTMCell(DropInCell):
     """One step of :class:`LSTM`: a drop-in replacement for :class:`torch.nn.LSTMCell`."""
 
     cell_class = cells.LSTM
     torch_class = nn.LSTMCell
+    torch_function = staticmethod(torch.lstm_cell)
 
     def __init__(
         self,
@@ -255,6 +298,7 @@ class GRUCell(DropInCell):
 
     cell_class = cells.GRU
     torch_class = nn.GRUCell
+    torch_function = staticmethod(torch.gru_cell)
 
     def __init__(
         self,
