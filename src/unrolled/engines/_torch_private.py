@@ -67,10 +67,12 @@ __all__ = [
     "current_graph_task_id",
     "disable_current_modes",
     "dispatch_mode",
+    "dispatch_mode_count",
     "dynamo_imported",
     "enable_single_level_autograd_function",
     "fake_tensor_logger",
     "forward_mode_active",
+    "function_mode_count",
     "function_modes",
     "functional_assert_async",
     "functorch_interpreter",
@@ -104,6 +106,8 @@ any_autocast_enabled = torch._C._is_any_autocast_enabled
 dispatch_mode = torch._C._get_dispatch_mode  # by the following keys
 DispatchModeKey = torch._C._TorchDispatchModeKey
 pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+dispatch_mode_count = torch._C._len_torch_dispatch_stack  # also those that torch itself uses
+function_mode_count = torch._C._len_torch_function_stack
 function_modes: Callable[[], list[Any]] = _get_current_function_mode_stack  # those in with statements
 any_global_module_hook: Callable[[], bool] = _has_any_global_hook  # a hook that all modules call
 

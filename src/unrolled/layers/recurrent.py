@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch, memory
-from unrolled.layers import argument_checks
+from unrolled.layers import argument_checks, layer_plans
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, Run, State, States
@@ -184,16 +184,16 @@ class Recurrent(CellModule):
         plain = (
             lengths is None and resets is reset_state is None and not all_states and regularization is None
         )
-        if plain and self._frozen is not None and not torch.compiler.is_compiling():
-            result = self._frozen(x, state)
-            if result is not None:
-                return result
+        if plain and (result := layer_plans.run(self, x, state, checkpoint)) is not None:
+            return result
         run: Any = dispatch.run
         if checkpoint is not None:
             argument_checks.check_checkpoint(checkpoint, x, self._label)
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
-            return self.unroll(x, state, run)
+            result = self.unroll(x, state, run)
+            layer_plans.note(self, x, state, checkpoint)
+            return result
         memory.check_not_freed(tensors((x, state, lengths, resets, reset_state)))
         sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
         options = CallOptions(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
+from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.module import CellModule, State
 from unrolled.layers.sequence import InputError
@@ -66,6 +68,16 @@ class SingleStep(CellModule):
             TypeError: If ``x`` or ``state`` has the wrong type.
             InputError: If ``x`` or ``state`` has the wrong shape, dtype or device.
         """
+        if torch.compiler.is_compiling():
+            return self._run_step(x, state)
+        result = self._run_planned(x, state)
+        if result is None:
+            result = self._run_step(x, state)
+            self._note_call(x, state, _signature)
+        return result
+
+    def _run_step(self, x: Tensor, state: State | None) -> Any:
+        """Run one step without a plan; see :meth:`forward`."""
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
@@ -115,3 +127,20 @@ class SingleStep(CellModule):
                     f"Input batch size {len(rows)} doesn't match hidden{index} batch size {len(part)}"
                 )
         return states if batched else tuple(part.unsqueeze(0) for part in states)
+
+
+def _signature(module: SingleStep, x: Tensor, stateful: bool) -> CallSignature:
+    """Return the signature of a call."""
+    rows = x.shape[:-1]
+    return CallSignature(
+        cells=[module._first],
+        training=module.training,
+        names=[[full_name for _, full_name, _ in module._named[""]]],
+        dtype=x.dtype,
+        x=x.shape,
+        steps=1,
+        batch=rows.numel(),
+        states=tuple(torch.Size((*rows, size)) for size in module._first.state_sizes().values()),
+        stateful=stateful,
+        output=None,
+    )
