@@ -114,7 +114,9 @@ class Case:
 
     @property
     def hx(self) -> Any:
-        return self.state if len(self.state) > 1 else self.state[0]
+        if len(self.state) > 1:
+            return self.state
+        return self.state[0] if self.state else None
 
     def warm_up(self) -> Case:
         """Run the call until it has a plan."""
@@ -124,13 +126,13 @@ class Case:
 
 
 CELLS = "LSTMCell", "GRUCell", "RNNCell", "Leaky"
-LAYERS = "LSTM", "GRU", "RNN", "2 layers", "3 steps", "batch_first"
+LAYERS = "LSTM", "GRU", "RNN", "2 layers", "3 steps", "batch_first", "no state"
 MODULES = *CELLS, *LAYERS
 
 
 def new_case(name: str, rows: int = 3, width: int = 5, hidden: int = 4, dtype: Any = torch.float32) -> Case:
     """Return a case by its name in ``MODULES``."""
-    states = 2 if name in ("LSTMCell", "LSTM", "Leaky", "2 layers", "batch_first") else 1
+    states = 2 if name in ("LSTMCell", "LSTM", "Leaky", "2 layers", "batch_first") else name != "no state"
     layers, steps = 2 if name == "2 layers" else 1, 3 if name == "3 steps" else 1
     options: dict[str, Any] = {"dtype": dtype}
     if name == "Leaky":
@@ -140,7 +142,7 @@ def new_case(name: str, rows: int = 3, width: int = 5, hidden: int = 4, dtype: A
     elif name == "batch_first":
         module = ur.LSTM(width, hidden, batch_first=True, **options)
     else:
-        kind = {"2 layers": "LSTM", "3 steps": "GRU"}.get(name, name)
+        kind = {"2 layers": "LSTM", "3 steps": "GRU", "no state": "LSTM"}.get(name, name)
         module = getattr(ur, kind)(width, hidden, num_layers=layers, **options)
     first = () if name in CELLS else (layers,)
     x = torch.randn(*(() if name in CELLS else (steps,)), rows, width, dtype=dtype)

@@ -18,7 +18,7 @@ from helpers.planned import Case, PlanSpy, flat, new_case, outcome, plan_spy, sa
 
 __all__ = ["plan_spy"]  # a fixture
 
-MODULES = "LSTMCell", "GRUCell", "RNNCell", "LSTM", "GRU", "Leaky", "3 steps", "batch_first"
+MODULES = "LSTMCell", "GRUCell", "RNNCell", "LSTM", "GRU", "Leaky", "3 steps", "batch_first", "no state"
 
 
 def leaves(case: Case) -> list[Tensor]:

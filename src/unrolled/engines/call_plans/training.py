@@ -159,13 +159,14 @@ class TrainingPlan:
         given = [(grad, shape) for grad, shape in zip(grads, self._results, strict=True) if grad is not None]
         try:
             copies, addresses = self._addresses(tensors[0], tensors[1:])
+            if output is not None:
+                addresses.append(address_of(output, self._results[0], self._dtype))
             contiguous = [readable(grad, shape, self._dtype) for grad, shape in given]
         except RuntimeError:  # a gradient without memory
             return None
         grad_addresses = [address for _, address in contiguous]
         if not (all(addresses[1:]) and all(grad_addresses)):
             return None
-        addresses += [output.data_ptr()] if output is not None else []
         addresses.append(0 if kept is None else kept.data_ptr())
         results = plan.run(tensors, [*addresses, *grad_addresses])
         del copies
@@ -174,26 +175,31 @@ class TrainingPlan:
         return results
 
     def backward_as_usual(
-        self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]
+        self, tensors: Sequence[Tensor], output: Tensor | None, grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        """Run the backward pass without a plan: gradients of gradients, batches of gradients, and so on."""
+        """Run the backward pass without a plan: gradients of gradients, batches of gradients, and so on.
+
+        The arguments and the result are those of :meth:`backward`.
+
+        Raises:
+            RuntimeError: If the memory of a tensor was freed.
+        """
         specs, layout = self._specs, self._call.layout
         cell = self._call.cells[0]
         sizes = cell.state_sizes().values()
+        count = 1 + len(self._states)
         with torch.enable_grad():  # so that they require gradients like the tensors that they are views of
             x = tensors[0].reshape(layout.steps, layout.batch, cell.features)
-            states = [
-                part.reshape(layout.batch, size) for part, size in zip(tensors[1:], sizes, strict=False)
-            ]
-        inputs = [*states[: len(self._states)], *tensors[1 + len(self._states) :]]
+            pairs = zip(tensors[1:count], sizes, strict=False)
+            inputs = [*[part.reshape(layout.batch, size) for part, size in pairs], *tensors[count:]]
         widths = [*([next(iter(sizes))] if self.has_output else []), *sizes]
         flat = [
             None if grad is None else grad.reshape(-1, layout.batch, width)
             for grad, width in zip(grads, widths, strict=True)
         ]
-        output, *final = flat if self.has_output else [None, *flat]
-        flat = [output, *[None if grad is None else grad[0] for grad in final]]
-        flat = list(materialize_gradients(flat, [x, *inputs]))
+        grad_output, *final = flat if self.has_output else [None, *flat]
+        flat = [grad_output, *[None if grad is None else grad[0] for grad in final]]
+        flat = list(materialize_gradients(flat, [x, *inputs, *([] if output is None else [output])]))
         if by_reference(flat):
             results = reference_gradients(specs, None, x, inputs, flat)
         else:
@@ -203,8 +209,11 @@ class TrainingPlan:
                 results = reference_gradients(specs, None, x, inputs, flat)
             else:
                 results = existing_gradients(specs, layout.steps, None, flat, results)
-        pairs = zip(results, tensors, strict=True)
-        return [None if result is None else result.reshape(tensor.shape) for result, tensor in pairs]
+        shapes = [tensor.shape for tensor in tensors]
+        return [
+            None if result is None else result.reshape(shape)
+            for result, shape in zip(results, shapes, strict=True)
+        ]
 
     def _record_forward(self) -> tuple[LaunchList, int]:
         """Return the forward pass, and the number of elements that the backward pass reads besides."""
@@ -339,7 +348,7 @@ class _PlannedCall(Function):
         if output is None or output._version == version:  # else the output was changed in place
             results = plan.backward(tensors, output, kept, grads)
         if results is None:
-            results = plan.backward_as_usual(tensors, grads)
+            results = plan.backward_as_usual(tensors, output, grads)
         return None, None, *results
 
 
