@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 import unrolled as ur
-from unrolled.engines.call_plans.inference import InferencePlan
+from helpers.layer_pairs import COMPILER_ERROR
+from unrolled.engines.call_plans import native_replay
 from unrolled.engines.call_plans.training import TrainingPlan
+from unrolled.engines.native.toolchain import build, cpp_files
+from unrolled.layers.planned_calls import PlannedCalls
 from unrolled.layers.single_step import SingleStep
 
 FACTOR = 2.0  # a Python value that the step of Leaky reads
@@ -58,8 +61,13 @@ def outcome(call: Callable[[], Any]) -> Any:
         return error
 
 
-@pytest.fixture
-def plan_spy(monkeypatch: pytest.MonkeyPatch) -> PlanSpy:
+@pytest.fixture(autouse=True, params=["compiled", pytest.param("Python", marks=pytest.mark.slow)])
+def plan_spy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PlanSpy:
+    """Count what plans run, in compiled code or in Python, in all tests of a module that imports it."""
+    if request.param == "Python":
+        monkeypatch.setattr(native_replay, "library", lambda: None)
+    elif native_replay.interface() is not None and not COMPILER_ERROR:
+        build.load(cpp_files.read("call_plan.cpp"))
     spy = PlanSpy()
 
     def counted(method: Any, attribute: str) -> Any:
@@ -70,8 +78,7 @@ def plan_spy(monkeypatch: pytest.MonkeyPatch) -> PlanSpy:
 
         return run
 
-    for plan in (InferencePlan, TrainingPlan):
-        monkeypatch.setattr(plan, "run", counted(plan.run, "calls"))
+    monkeypatch.setattr(PlannedCalls, "run", counted(PlannedCalls.run, "calls"))
     monkeypatch.setattr(TrainingPlan, "backward", counted(TrainingPlan.backward, "backwards"))
     return spy
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import pickle
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,9 @@ from torch.nn.utils import parametrizations, prune
 import unrolled as ur
 from helpers import planned
 from helpers.forks import exit_code_of_child
+from helpers.layer_pairs import COMPILER_ERROR
 from helpers.planned import PlanSpy, flat, new_case, outcome, plan_spy, same
+from unrolled.engines.call_plans import native_replay
 from unrolled.layers import planned_calls
 
 __all__ = ["plan_spy"]  # a fixture
@@ -80,6 +83,18 @@ def test_changes_of_the_module(name: str, change: str) -> None:
             result = outcome(lambda: case.module(case.x, case.hx))
             expected = outcome(lambda: other.module(case.x, case.hx))
             assert same(result, expected), (result, expected)
+
+
+def test_compiled_code_runs_plans(request: pytest.FixtureRequest) -> None:
+    """It does wherever torch exports what it needs, as on Linux."""
+    with torch.no_grad():
+        case = new_case("LSTM").warm_up()
+        case.module(case.x, case.hx)
+    native = vars(case.module)["_planned_calls"]._native
+    in_python = "Python" in request.node.name or COMPILER_ERROR
+    assert (native is None) == bool(in_python or native_replay.interface() is None)
+    if sys.platform == "linux":
+        assert native_replay.interface() is not None
 
 
 def test_python_values_that_a_step_reads(monkeypatch: pytest.MonkeyPatch, plan_spy: PlanSpy) -> None:

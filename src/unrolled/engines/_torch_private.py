@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -70,7 +73,9 @@ __all__ = [
     "dispatch_mode_count",
     "dynamo_imported",
     "enable_single_level_autograd_function",
+    "exported_function",
     "fake_tensor_logger",
+    "forward_ad",
     "forward_mode_active",
     "function_mode_count",
     "function_modes",
@@ -89,6 +94,7 @@ __all__ = [
     "push_saved_tensors_hooks",
     "queue_callback",
     "renew_dynamo_lock",
+    "tensor_layout",
     "top_saved_tensors_hooks",
     "tree_flatten",
     "tree_leaves",
@@ -139,6 +145,63 @@ fake_tensor_logger = logging.getLogger("torch._subclasses.fake_tensor")
 # Tensors and their memory.
 has_storage = torch._C._has_storage
 is_functional_tensor = torch._is_functional_tensor
+
+
+def exported_function(name: str) -> int | None:
+    """Return the address of a function that torch's libraries export, or None if there is none."""
+    for library in _torch_libraries():
+        try:
+            return ctypes.cast(library[name], ctypes.c_void_p).value
+        except AttributeError:
+            continue
+    return None
+
+
+@functools.cache
+def _torch_libraries() -> list[ctypes.CDLL]:
+    """Return torch's libraries, which are loaded already."""
+    names = {"darwin": "lib{}.dylib", "win32": "{}.dll"}.get(sys.platform, "lib{}.so")
+    folder = Path(torch.__file__).parent / "lib"
+    paths = [folder / names.format(name) for name in ("torch_cpu", "torch_python")]
+    return [ctypes.CDLL(str(path)) for path in paths if path.exists()]
+
+
+def tensor_layout() -> tuple[int, int, int, int] | None:
+    """Return where a tensor lies in its Python object, and where its dispatch keys lie, both in bytes.
+
+    Returns:
+        The offset of the tensor in its Python object; the offset of the keys in the memory that the tensor
+        points to; and the keys of a tensor in the CPU's memory, outside and inside of inference mode. None if
+        they can't be found.
+    """
+    plain = torch.zeros(2, 3)
+    with torch.inference_mode():
+        inference = torch.zeros(2, 3)
+    examples = [plain, inference, torch._neg_view(plain), plain.to_sparse(), torch.nn.Parameter(plain)]
+    objects = [_words(id(tensor), object.__sizeof__(tensor)) for tensor in examples]
+    contents = [_words(tensor._cdata, _TENSOR_BYTES) for tensor in examples]
+    keys = [torch._C._dispatch_keys(tensor).raw_repr() for tensor in examples]
+    own = _common_index(objects, [tensor._cdata for tensor in examples])
+    of_keys = _common_index(contents, keys)
+    if own is None or of_keys is None or keys[4] != keys[0] or keys[0] in keys[2:4]:
+        return None
+    return 8 * own, 8 * of_keys, keys[0], keys[1]
+
+
+_TENSOR_BYTES = 192  # the size of a c10::TensorImpl on 64-bit systems
+
+
+def _words(address: int, size: int) -> list[int]:
+    """Return the memory at an address as 64-bit numbers."""
+    return list((ctypes.c_uint64 * (size // 8)).from_address(address))
+
+
+def _common_index(lists: list[list[int]], values: list[int]) -> int | None:
+    """Return the only index at which each list has its value, or None."""
+    columns = zip(*lists, strict=False)
+    indices = [index for index, column in enumerate(columns) if list(column) == values]
+    return indices[0] if len(indices) == 1 else None
+
 
 # Checks that also work in graphs.
 check = torch._check

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from unrolled.engines._torch_private import any_requires_grad
 from unrolled.engines.call_plans.conditions import runs_as_usual
 from unrolled.engines.call_plans.inference import InferencePlan
+from unrolled.engines.call_plans.native_replay import NativeInference
 from unrolled.engines.call_plans.recorder import NotRecordableError
 from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.engines.call_plans.training import TrainingPlan
@@ -36,19 +37,30 @@ class PlannedCalls:
         self._plans: dict[Any, InferencePlan | TrainingPlan | None] = {}
         self._counts: dict[Any, int] = {}
         self._threshold = 2
+        self._native: NativeInference | None = None  # of the plan that ran the last call
 
     def __reduce__(self) -> Any:
         return PlannedCalls, ()  # a copy of the module makes its own
 
     def run(self, module: Any, x: Any, state: Any) -> Any:
         """Run a call by its plan, and return what the module returns, or None if it must run as usual."""
+        native = self._native  # its object must stay alive during the call
+        if native is not None:
+            result = native.run(module.__dict__, x, state)
+            if result is not None:
+                return result
         if not self._plans or type(x) not in _TENSORS or not runs_as_usual():
             return None
         try:
             plan = self._plans.get(_key(module, x, state))
         except RuntimeError:  # a nested tensor has no shape
             return None
-        return None if plan is None else plan.run(module._parameters, x, state)
+        if plan is None:
+            return None
+        result = plan.run(module.__dict__, x, state)
+        if result is not None and isinstance(plan, InferencePlan):
+            self._native = plan.native
+        return result
 
     def note(self, module: Any, x: Any, state: Any, signature: Signature) -> None:
         """Take note of a call that ran as usual, and make a plan for its like if it came before.
@@ -67,6 +79,7 @@ class PlannedCalls:
             plan = self._plans[key]
             if plan is not None and not plan.is_current():
                 del self._plans[key]
+                self._native = None
             return
         count = self._counts[key] = self._counts.get(key, 0) + 1
         if count >= self._threshold:
@@ -78,6 +91,7 @@ class PlannedCalls:
     def _add(self, key: Any, plan: InferencePlan | TrainingPlan | None) -> None:
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
+            self._native = None
             self._threshold *= 2
         self._plans[key] = plan
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from unrolled.engines import log
 from unrolled.engines._torch_private import (
     any_autocast_enabled,
     dispatch_mode_count,
+    forward_ad,
     forward_mode_active,
     function_mode_count,
     functorch_interpreter,
     jit_tracing_state,
     pre_dispatch_modes,
 )
+from unrolled.engines.call_plans.native_replay import Condition, Item
 from unrolled.engines.dispatch import current_engine
 from unrolled.engines.memory import LOW_ADDRESS
 
@@ -42,6 +46,27 @@ def runs_as_usual() -> bool:
         or current_engine() == "reference"
         or log.engine.isEnabledFor(_INFO)
     )
+
+
+def native_conditions() -> tuple[list[Condition], list[Item]]:
+    """Return the conditions of :func:`runs_as_usual` for compiled code, which compares objects by identity.
+
+    They may also fail although it holds, such as after a change of the logging configuration.
+    """
+    functions: list[Condition] = [
+        (any_autocast_enabled, False),
+        (functorch_interpreter, None),
+        (function_mode_count, 0),
+        (dispatch_mode_count, 0),
+        (jit_tracing_state, None),
+        (functools.partial(pre_dispatch_modes.get, 0), None),
+        (current_engine, sys.intern("auto")),
+    ]
+    items: list[Item] = [
+        (vars(forward_ad), sys.intern("_current_level"), -1),
+        (log.engine._cache, _INFO, False),  # type: ignore[attr-defined]  # what isEnabledFor has returned
+    ]
+    return functions, items
 
 
 def address_of(tensor: Any, shape: torch.Size, dtype: torch.dtype) -> int:
@@ -69,16 +94,3 @@ def address_of(tensor: Any, shape: torch.Size, dtype: torch.dtype) -> int:
     if address > LOW_ADDRESS or address > tensor.storage_offset() * tensor.itemsize:
         return address
     return 0
-
-
-def readable(tensor: Any, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, int]:
-    """Return a tensor and its address as :func:`address_of` does, or a contiguous copy and its address.
-
-    Raises:
-        RuntimeError: By torch, if the tensor has no memory or no shape.
-    """
-    address = address_of(tensor, shape, dtype)
-    if not address and type(tensor) in (Tensor, Parameter) and not tensor.is_contiguous():
-        tensor = tensor.detach().contiguous()
-        address = address_of(tensor, shape, dtype)
-    return tensor, address

@@ -168,6 +168,23 @@ class LaunchList:
         _thread.scratch = scratch
 
 
+@dataclass(frozen=True)
+class RecordedFunction:
+    """Recorded launches as a function of tensors.
+
+    Attributes:
+        dtype: Dtype of all tensors.
+        inputs: Shapes of the inputs.
+        results: Shapes of the results.
+        launches: The launches. Their slots are null, the inputs, the results and scratch memory.
+    """
+
+    dtype: torch.dtype
+    inputs: Sequence[torch.Size]
+    results: Sequence[torch.Size]
+    launches: LaunchList
+
+
 class _Scratch:
     """Scratch memory of one thread.
 

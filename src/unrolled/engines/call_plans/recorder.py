@@ -88,7 +88,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._launches.append(BulkLaunch(function, tuple(operations), ()))
         self._pointers.append([])
 
-    def finish(self, slots: Sequence[Sequence[Tensor]]) -> tuple[LaunchList, list[int]]:
+    def finish(self, slots: Sequence[Sequence[Tensor]]) -> LaunchList:
         """Return the launches so far, and begin a new list.
 
         Args:
@@ -96,23 +96,19 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 another, each at a multiple of 64 bytes. All other tensors that the launches use become
                 scratch memory in another slot at the end.
 
-        Returns:
-            The launches, and the size of each slot in bytes.
-
         Raises:
             NotRecordableError: If two slots have the same memory, or a launch uses memory of another tensor.
         """
         places: dict[int, tuple[int, int]] = {}  # of storages, by their addresses
-        sizes = [0]
         for slot, tensors in enumerate(slots, 1):
-            sizes.append(0)
+            offset = 0
             for tensor in tensors:
                 start, end = _storage(tensor)
                 if start in places:
                     raise NotRecordableError("two of its tensors share their memory")
-                places[start] = slot, sizes[slot]
-                sizes[slot] += aligned(end - start)
-        scratch_slot, scratch = len(sizes), 0
+                places[start] = slot, offset
+                offset += aligned(end - start)
+        scratch_slot, scratch = 1 + len(slots), 0
 
         def place(index: int, address: int) -> Place:
             nonlocal scratch
@@ -139,7 +135,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 target, source, size = launch
                 launches.append(Copy(place(0, target), None if source is None else place(0, source), size))
         self.clear()
-        return LaunchList(launches, scratch), [*sizes, scratch]
+        return LaunchList(launches, scratch)
 
     def is_whole(self, tensor: Tensor) -> bool:
         """Return whether a tensor is all of the memory that the call has allocated for it."""
@@ -162,6 +158,11 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wanted = dict.fromkeys(_storage(value)[0] for value in values if isinstance(value, Tensor))
         allocated = {_storage(tensor)[0]: tensor for tensor in self._tensors}
         return [allocated[start] for start in wanted if start not in left_out and start in allocated]
+
+    @staticmethod
+    def slot_size(tensors: Sequence[Tensor]) -> int:
+        """Return the number of bytes of a slot with several tensors, see :meth:`finish`."""
+        return sum(aligned(end - start) for start, end in map(_storage, tensors))
 
     def _add(self, tensor: Tensor) -> None:
         self._tensors.append(tensor)

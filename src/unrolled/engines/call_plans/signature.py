@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.engines import registry
+from unrolled.engines.call_plans.native_replay import Condition
 from unrolled.engines.call_plans.recorder import CallRecorder, NotRecordableError
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.step_values import StepValues, step_values
@@ -49,6 +50,21 @@ class CallSignature:
     stateful: bool
     output: torch.Size | None
 
+    def result(self, results: Sequence[Tensor]) -> Any:
+        """Return the output, if any, and the final states as the module returns them."""
+        final = results if self.output is None else results[1:]
+        final_state = tuple(final) if len(self.states) > 1 else final[0]
+        return final_state if self.output is None else (results[0], final_state)
+
+
+def state_tensors(state: Any, signature: CallSignature) -> Sequence[Any] | None:
+    """Return the initial states that a user passes, or None if there are more or fewer."""
+    if not signature.stateful:
+        return ()
+    if len(signature.states) == 1:
+        return (state,)
+    return state if type(state) in (tuple, list) and len(state) == len(signature.states) else None
+
 
 class CompiledCall:
     """The compiled cells of a call, and what their results depend on apart from tensors.
@@ -62,7 +78,8 @@ class CompiledCall:
         cells: The cells, without parameters.
         compiled: The compiled cells.
         names: The names of all parameters in the module.
-        shapes: Their shapes.
+        input_shapes: Shapes of the input, the initial states and the parameters.
+        result_shapes: Shapes of the output, if it is returned, and of the final states.
         threads: Torch's number of threads.
 
     Raises:
@@ -76,8 +93,14 @@ class CompiledCall:
         self.layout = Layout(signature.steps, signature.batch)
         self.cells = [_bound(cell, signature.training) for cell in signature.cells]
         self.compiled = [_compiled(cell, signature.dtype) for cell in self.cells]
-        self.shapes = [torch.Size(shape) for cell in self.cells for shape in cell.shapes().values()]
+        params = [torch.Size(shape) for cell in self.cells for shape in cell.shapes().values()]
         self.names = [name for names in signature.names for name in names]
+        states = signature.states if signature.stateful else ()
+        self.input_shapes = [signature.x, *states, *params]
+        self.result_shapes = [
+            *([signature.output] if signature.output is not None else []),
+            *signature.states,
+        ]
         self._values: list[StepValues] = [step_values(cell) for cell in self.cells]
         if [each.digest for each in self._values] != [each.digest for each in self.compiled]:
             raise NotRecordableError("a Python value that its step reads is changing")
@@ -92,6 +115,14 @@ class CompiledCall:
             if not unchanged():
                 return False
         return True
+
+    def native_conditions(self) -> list[Condition]:
+        """Return the conditions of :meth:`is_current` for compiled code."""
+        return [
+            (torch.get_num_threads, self.threads),
+            (torch.get_default_dtype, self._default_dtype),
+            *((unchanged, True) for unchanged in self._unchanged),
+        ]
 
     def example(self) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
         """Return tensors as those of a call: the input, the states, and the parameters of each cell."""

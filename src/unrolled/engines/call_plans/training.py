@@ -22,10 +22,10 @@ from unrolled.engines.autograd import (
     materialize_gradients,
     reference_gradients,
 )
-from unrolled.engines.call_plans.conditions import address_of, readable
-from unrolled.engines.call_plans.launches import LaunchList
+from unrolled.engines.call_plans.launches import RecordedFunction
 from unrolled.engines.call_plans.recorder import CallRecorder, NotRecordableError
-from unrolled.engines.call_plans.signature import CallSignature, CompiledCall, check_recorded
+from unrolled.engines.call_plans.replay import Replay
+from unrolled.engines.call_plans.signature import CallSignature, CompiledCall, check_recorded, state_tensors
 from unrolled.engines.directions import DirectionSpec
 from unrolled.engines.missing_gradients import (
     all_complete,
@@ -33,8 +33,6 @@ from unrolled.engines.missing_gradients import (
     existing_gradients,
     unused_states_spread,
 )
-
-_Shapes = list[torch.Size]
 
 
 class TrainingPlan:
@@ -55,75 +53,35 @@ class TrainingPlan:
     def __init__(self, signature: CallSignature) -> None:
         if len(signature.cells) > 1:
             raise NotRecordableError("it has several layers")
-        self._call = call = CompiledCall(signature)
+        self._call, self._signature = (call := CompiledCall(signature)), signature
         call.compiled[0].prepare_training()
-        self._dtype = signature.dtype
-        self._has_several_states, self.has_output = len(signature.states) > 1, signature.output is not None
-        self._states = signature.states if signature.stateful else ()
-        self._inputs: _Shapes = [signature.x, *self._states, *call.shapes]
-        self._results = [*([signature.output] if signature.output is not None else []), *signature.states]
+        self.has_output = signature.output is not None
         self._specs = (DirectionSpec(call.compiled[0], call.cells[0], signature.stateful, reverse=False),)
         self._all_gradients_exist = all_complete(self._specs)
+        self._result_count = len(call.result_shapes)
+        self._forward = _record_forward(call, self._specs)
         self._backwards: dict[tuple[bool, ...], _Backward | None] = {}
-        self._forward, self._kept = self._record_forward()
 
     def is_current(self) -> bool:
         """Return whether the plan is for the present number of threads, default dtype and Python values."""
         return self._call.is_current()
 
-    def run(self, parameters: Mapping[str, Any], x: Any, state: Any) -> Any:
+    def run(self, attributes: Mapping[str, Any], x: Any, state: Any) -> Any:
         """Run the call; see :meth:`InferencePlan.run`."""
-        if not self._call.is_current() or top_saved_tensors_hooks(True) is not None:
+        call, signature = self._call, self._signature
+        states = state_tensors(state, signature)
+        if states is None or not call.is_current() or top_saved_tensors_hooks(True) is not None:
             return None
-        if not self._states:
-            states: Sequence[Any] = ()
-        elif not self._has_several_states:
-            states = (state,)
-        elif type(state) in (tuple, list) and len(state) == len(self._states):
-            states = state
-        else:
+        parameters = attributes["_parameters"]
+        tensors = [x, *states, *[parameters.get(name) for name in call.names]]
+        made = self._forward.run(tensors)
+        if made is None:
             return None
-        tensors = [*states, *[parameters.get(name) for name in self._call.names]]
-        try:
-            copies, addresses = self._addresses(x, tensors)
-        except RuntimeError:  # a tensor without memory
-            return None
-        if not all(addresses[1:]):
-            return None
-        results = _apply(self, addresses, x, *tensors)
-        del copies  # only now, after the kernels have read them
-        final = results[self.has_output :]
-        final_state = tuple(final) if self._has_several_states else final[0]
-        return (results[0], final_state) if self.has_output else final_state
+        return signature.result(_apply(self, made, *tensors))
 
-    def _addresses(self, x: Any, tensors: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """Return the addresses of the inputs after slot 0, and what keeps their memory alive."""
-        copies, addresses, shapes, dtype = [], [0], self._inputs, self._dtype
-        count = 1 + len(self._states)
-        for tensor, shape in zip((x, *tensors[: count - 1]), shapes):  # noqa: B905
-            tensor, address = readable(tensor, shape, dtype)
-            copies.append(tensor)
-            addresses.append(address)
-        for tensor, shape in zip(tensors[count - 1 :], shapes[count:]):  # noqa: B905
-            addresses.append(address_of(tensor, shape, dtype))
-        return copies, addresses
-
-    def forward(self, x: Tensor, addresses: list[int]) -> tuple[list[Tensor], Tensor | None]:
-        """Run the forward pass.
-
-        Args:
-            x: A tensor of the right dtype.
-            addresses: The addresses of the inputs, after slot 0.
-
-        Returns:
-            The results, and the memory with what the backward pass reads besides, if it reads anything.
-        """
-        results = [x.new_empty(shape) for shape in self._results]
-        addresses += [result.data_ptr() for result in results]
-        kept = x.new_empty(self._kept) if self._kept else None
-        addresses.append(0 if kept is None else kept.data_ptr())
-        self._forward.run(addresses)
-        return results, kept
+    def split(self, made: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Sequence[Tensor]]:
+        """Return what a call returns, and what the backward pass reads besides: one tensor, or none."""
+        return tuple(made[: self._result_count]), made[self._result_count :]
 
     def constants(self, needs_gradient: Sequence[bool], results: Sequence[Tensor]) -> list[Tensor]:
         """Return the results that no gradient flows through; see :func:`constant_results`."""
@@ -137,7 +95,7 @@ class TrainingPlan:
         self,
         tensors: Sequence[Tensor],
         output: Tensor | None,
-        kept: Tensor | None,
+        kept: Sequence[Tensor],
         grads: Sequence[Tensor | None],
     ) -> list[Tensor | None] | None:
         """Run the backward pass.
@@ -145,7 +103,7 @@ class TrainingPlan:
         Args:
             tensors: The inputs of the forward pass.
             output: Its output, if the call returns one.
-            kept: The memory that it filled.
+            kept: What it has saved besides.
             grads: The gradients of its results. None: there is none.
 
         Returns:
@@ -153,23 +111,16 @@ class TrainingPlan:
         """
         if torch.is_grad_enabled() or functorch_interpreter() is not None or dispatch_mode_count():
             return None
-        plan = self._backward_plan(tuple([grad is not None for grad in grads]))
+        given = tuple([grad is not None for grad in grads])
+        plan = self._backwards[given] if given in self._backwards else self._add_backward(given)
         if plan is None or torch.get_num_threads() != self._call.threads:
             return None
-        given = [(grad, shape) for grad, shape in zip(grads, self._results, strict=True) if grad is not None]
-        try:
-            copies, addresses = self._addresses(tensors[0], tensors[1:])
-            if output is not None:
-                addresses.append(address_of(output, self._results[0], self._dtype))
-            contiguous = [readable(grad, shape, self._dtype) for grad, shape in given]
-        except RuntimeError:  # a gradient without memory
+        outputs = [] if output is None else [output]
+        made = plan.replay.run([*tensors, *outputs, *kept, *[grad for grad in grads if grad is not None]])
+        if made is None:
             return None
-        grad_addresses = [address for _, address in contiguous]
-        if not (all(addresses[1:]) and all(grad_addresses)):
-            return None
-        addresses.append(0 if kept is None else kept.data_ptr())
-        results = plan.run(tensors, [*addresses, *grad_addresses])
-        del copies
+        existing = iter(made)
+        results = [next(existing) if exists else None for exists in plan.exists]
         if not self._all_gradients_exist and unused_states_spread(self._specs, grads, results):
             return None
         return results
@@ -187,7 +138,7 @@ class TrainingPlan:
         specs, layout = self._specs, self._call.layout
         cell = self._call.cells[0]
         sizes = cell.state_sizes().values()
-        count = 1 + len(self._states)
+        count = 1 + self._specs[0].state_count
         with torch.enable_grad():  # so that they require gradients like the tensors that they are views of
             x = tensors[0].reshape(layout.steps, layout.batch, cell.features)
             pairs = zip(tensors[1:count], sizes, strict=False)
@@ -215,23 +166,27 @@ class TrainingPlan:
             for result, shape in zip(results, shapes, strict=True)
         ]
 
-    def _record_forward(self) -> tuple[LaunchList, int]:
-        """Return the forward pass, and the number of elements that the backward pass reads besides."""
-        recorded = _Recorded(self._call, self._specs, self.has_output, ())
-        launches, sizes = recorded.recorder.finish(
-            [*([tensor] for tensor in (*recorded.inputs, *recorded.results)), recorded.kept]
-        )
-        return launches, sizes[1 + len(recorded.inputs) + len(recorded.results)] // self._dtype.itemsize
+    def _add_backward(self, given: tuple[bool, ...]) -> _Backward | None:
+        """Record the backward pass for the results that have a gradient; None if it isn't recordable."""
+        try:
+            backward = _Backward(_Recorded(self._call, self._specs, given))
+        except NotRecordableError:
+            backward = None
+        self._backwards[given] = backward
+        return backward
 
-    def _backward_plan(self, given: tuple[bool, ...]) -> _Backward | None:
-        """Return the backward pass for the results that have a gradient, or None if it isn't recordable."""
-        if given not in self._backwards:
-            try:
-                recorded = _Recorded(self._call, self._specs, self.has_output, given)
-                self._backwards[given] = _Backward(recorded, self._inputs)
-            except NotRecordableError:
-                self._backwards[given] = None
-        return self._backwards[given]
+
+def _record_forward(call: CompiledCall, specs: tuple[DirectionSpec, ...]) -> Replay:
+    """Return the forward pass. If the backward pass reads more than its results, that is the last result."""
+    recorded = _Recorded(call, specs, ())
+    dtype, kept = call.signature.dtype, [recorded.kept] if recorded.kept else []
+    slots = [*([tensor] for tensor in (*recorded.inputs, *recorded.results)), *kept]
+    outputs = [*call.result_shapes, *map(_shape_of_kept, kept)]
+    return Replay(RecordedFunction(dtype, call.input_shapes, outputs, recorded.recorder.finish(slots)))
+
+
+def _shape_of_kept(kept: Sequence[Tensor]) -> torch.Size:
+    return torch.Size((CallRecorder.slot_size(kept) // kept[0].itemsize,))
 
 
 class _Recorded:
@@ -240,7 +195,6 @@ class _Recorded:
     Args:
         call: The call.
         specs: Its direction.
-        has_output: Whether the call returns the output besides the final states.
         given: For each result whether it has a gradient; empty if the backward pass won't be recorded.
 
     Attributes:
@@ -251,11 +205,10 @@ class _Recorded:
         grads: Gradients of the results.
     """
 
-    def __init__(
-        self, call: CompiledCall, specs: tuple[DirectionSpec, ...], has_output: bool, given: Sequence[bool]
-    ) -> None:
-        self._call, self._specs, self.has_output = call, specs, has_output
+    def __init__(self, call: CompiledCall, specs: tuple[DirectionSpec, ...], given: Sequence[bool]) -> None:
+        self.call, self._specs = call, specs
         signature = call.signature
+        self._has_output = has_output = signature.output is not None
         x, states, [params] = call.example()
         self.inputs = [x, *states, *params]
         layout, sizes = call.layout, list(call.cells[0].state_sizes().values())
@@ -276,9 +229,9 @@ class _Recorded:
 
     def backward(self) -> list[Tensor | None]:
         """Record the backward pass, and return its results."""
-        call, x = self._call, self.inputs[0]
+        call, x = self.call, self.inputs[0]
         self.recorder.clear()
-        grads = self.grads if self.has_output else [None, *self.grads]
+        grads = self.grads if self._has_output else [None, *self.grads]
         with self.recorder.recording():
             results = gradients(self._specs, call.layout, x, self._tensors, [self._saved], grads)
         return existing_gradients(self._specs, call.layout.steps, None, grads, results)
@@ -289,53 +242,56 @@ class _Backward:
 
     Args:
         recorded: The recorded forward pass, with the gradients that are given.
-        shapes: Shapes of the inputs of the forward pass.
+
+    Attributes:
+        replay: Its launches. They take the inputs of the forward pass, the output if it is returned, what the
+             forward pass saved besides, and the given gradients.
+        exists: For each input of the forward pass whether it has a gradient.
     """
 
-    def __init__(self, recorded: _Recorded, shapes: _Shapes) -> None:
+    def __init__(self, recorded: _Recorded) -> None:
+        call = recorded.call
         grads = recorded.backward()
         check_recorded(recorded.recorder, grads)
-        self._shapes = [None if grad is None else shape for grad, shape in zip(grads, shapes, strict=True)]
-        self._strides = [torch.empty(shape, device="meta").stride() for shape in shapes]
-        output = recorded.results[:1] if recorded.has_output else []
-        slots = [[tensor] for tensor in (*recorded.inputs, *output)]
-        slots += [recorded.kept]
-        slots += [[grad] for grad in (*recorded.grads, *grads) if grad is not None]
-        self._launches, _ = recorded.recorder.finish(slots)
-
-    def run(self, tensors: Sequence[Tensor], addresses: list[int]) -> list[Tensor | None]:
-        """Return the gradients of the inputs.
-
-        Args:
-            tensors: The inputs of the forward pass.
-            addresses: The addresses of all that is read.
-        """
-        grads: list[Tensor | None] = []
-        for tensor, shape, stride in zip(tensors, self._shapes, self._strides):  # noqa: B905
-            if shape is None:
-                grads.append(None)
-                continue
-            grad = torch.empty_like(tensor) if tensor.stride() == stride else tensor.new_empty(shape)
-            grads.append(grad)
-            addresses.append(grad.data_ptr())
-        self._launches.run(addresses)
-        return grads
+        self.exists = [grad is not None for grad in grads]
+        output = call.signature.output
+        outputs = [] if output is None else recorded.results[:1]
+        kept = [recorded.kept] if recorded.kept else []
+        given = [grad for grad in recorded.grads if grad is not None]
+        inputs = [
+            *call.input_shapes,
+            *([] if output is None else [output]),
+            *map(_shape_of_kept, kept),
+            *(
+                shape
+                for shape, grad in zip(call.result_shapes, recorded.grads, strict=True)
+                if grad is not None
+            ),
+        ]
+        shapes = [shape for shape, exists in zip(call.input_shapes, self.exists, strict=True) if exists]
+        slots = [
+            *([tensor] for tensor in (*recorded.inputs, *outputs)),
+            *kept,
+            *([grad] for grad in (*given, *grads) if grad is not None),
+        ]
+        launches = recorded.recorder.finish(slots)
+        self.replay = Replay(RecordedFunction(call.signature.dtype, inputs, shapes, launches))
 
 
 class _PlannedCall(Function):
-    """A planned call as a function of its tensors."""
+    """A planned call, which has already run, as a function of its tensors."""
 
     @staticmethod
-    def forward(ctx: Any, plan: TrainingPlan, addresses: list[int], *tensors: Tensor) -> Any:
-        """Run the call, and return its results."""
-        results, kept = plan.forward(tensors[0], addresses)
+    def forward(ctx: Any, plan: TrainingPlan, made: Sequence[Tensor], *tensors: Tensor) -> Any:
+        """Return the results of the call."""
+        results, kept = plan.split(made)
         # The output refers to this node, so keeping it undetached would make a reference cycle.
         output = results[0].detach() if plan.has_output else None
         ctx.set_materialize_grads(False)  # gradients of unused results stay None
         ctx.mark_non_differentiable(*plan.constants(ctx.needs_input_grad[2:], results))
         ctx.save_for_backward(*tensors)
         ctx.kept = plan, output, kept, results[0]._version
-        return tuple(results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
