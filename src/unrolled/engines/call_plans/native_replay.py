@@ -39,6 +39,7 @@ _TORCH = (
 _DTYPES = {torch.float32: "aoti_torch_dtype_float32", torch.float64: "aoti_torch_dtype_float64"}
 _KERNEL, _BULK, _COPY, _ZEROS = range(4)
 _METH_FASTCALL = 0x80
+_failures: list[str] = []  # why the code couldn't be compiled
 _MAX_SLOTS, _MAX_NUMBERS = 120, 1000  # somewhat below the limits of call_plan.cpp
 
 
@@ -97,11 +98,13 @@ def new_replay(function: RecordedFunction) -> NativeReplay | None:
 
 def library() -> _Library | None:
     """Return the compiled code, or None if it isn't compiled yet, or can't be used here."""
-    if interface() is None:
+    if interface() is None or _failures:
         return None
     try:
         code = build.load_if_ready(cpp_files.read("call_plan.cpp"))
-    except UnavailableError:
+    except UnavailableError as error:
+        _failures.append(str(error))
+        log.build.info("call plans run in Python: %s", error)
         return None
     return None if code is None else _with_interface(code)
 
