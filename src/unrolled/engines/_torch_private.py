@@ -44,6 +44,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode as current_d
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "TENSOR_FUNCTIONS",
     "BelowAutograd",
     "DataDependentOutputException",
     "DeviceContext",
@@ -75,8 +76,8 @@ __all__ = [
     "enable_single_level_autograd_function",
     "exported_function",
     "fake_tensor_logger",
-    "forward_ad",
     "forward_mode_active",
+    "forward_mode_inactive",
     "function_mode_count",
     "function_modes",
     "functional_assert_async",
@@ -123,6 +124,9 @@ def forward_mode_active() -> bool:
     return forward_ad._current_level >= 0
 
 
+# The dictionary, the key and the value that say that no level of forward_ad is active, for compiled code.
+forward_mode_inactive = vars(forward_ad), "_current_level", -1
+
 # The backward pass.
 current_autograd_node = torch._C._current_autograd_node  # None outside of a backward pass
 current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a backward pass
@@ -145,6 +149,19 @@ fake_tensor_logger = logging.getLogger("torch._subclasses.fake_tensor")
 # Tensors and their memory.
 has_storage = torch._C._has_storage
 is_functional_tensor = torch._is_functional_tensor
+
+# The functions that ``call_plan.cpp`` reads and creates tensors with, see :func:`exported_function`.
+TENSOR_FUNCTIONS = (
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_empty_strided",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_grad_mode_is_enabled",
+    "_Z16THPVariable_WrapRKN2at10TensorBaseE",  # the C++ function THPVariable_Wrap
+)
 
 
 def exported_function(name: str) -> int | None:

@@ -49,7 +49,7 @@ class PlannedCalls:
             result = native.run(module.__dict__, x, state)
             if result is not None:
                 return result
-        if not self._plans or type(x) not in _TENSORS or not runs_as_usual():
+        if not self._plans or type(x) not in _TENSORS or not (x.is_cpu and runs_as_usual()):
             return None
         try:
             plan = self._plans.get(_key(module, x, state))
@@ -72,7 +72,7 @@ class PlannedCalls:
             signature: Returns the signature of a call, or None if calls like it can't have a plan. Its
                 arguments are the module, the input, and whether an initial state is given.
         """
-        if type(x) not in _TENSORS or not runs_as_usual():
+        if type(x) not in _TENSORS or not (x.is_cpu and runs_as_usual()):
             return
         key = _key(module, x, state)
         if key in self._plans:

@@ -15,8 +15,8 @@ from unrolled.engines import log
 from unrolled.engines._torch_private import (
     any_autocast_enabled,
     dispatch_mode_count,
-    forward_ad,
     forward_mode_active,
+    forward_mode_inactive,
     function_mode_count,
     functorch_interpreter,
     jit_tracing_state,
@@ -63,7 +63,7 @@ def native_conditions() -> tuple[list[Condition], list[Item]]:
         (current_engine, sys.intern("auto")),
     ]
     items: list[Item] = [
-        (vars(forward_ad), sys.intern("_current_level"), -1),
+        forward_mode_inactive,
         (log.engine._cache, _INFO, False),  # type: ignore[attr-defined]  # what isEnabledFor has returned
     ]
     return functions, items

@@ -19,22 +19,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.engines import log
-from unrolled.engines._torch_private import exported_function, tensor_layout
+from unrolled.engines._torch_private import TENSOR_FUNCTIONS, exported_function, tensor_layout
 from unrolled.engines.call_plans.launches import BulkLaunch, KernelLaunch, Place, RecordedFunction
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.memory import LOW_ADDRESS
 from unrolled.engines.native.toolchain import build, cpp_files
 from unrolled.engines.threads import thread_count
 
-_PYTHON = (
+PYTHON_FUNCTIONS = (
     "PyObject_CallNoArgs", "PyDict_GetItemWithError", "PyTuple_GetItem", "PyTuple_Size", "PyTuple_New",
     "PyTuple_SetItem", "Py_IncRef", "Py_DecRef", "PyErr_NoMemory", "PyErr_Clear", "PyEval_SaveThread",
     "PyEval_RestoreThread", "PyLong_AsVoidPtr",
-)  # fmt: skip
-_TORCH = (
-    "aoti_torch_get_sizes", "aoti_torch_get_strides", "aoti_torch_get_dim", "aoti_torch_get_dtype",
-    "aoti_torch_get_data_ptr", "aoti_torch_empty_strided", "aoti_torch_delete_tensor_object",
-    "aoti_torch_grad_mode_is_enabled", "_Z16THPVariable_WrapRKN2at10TensorBaseE",
 )  # fmt: skip
 _DTYPES = {torch.float32: "aoti_torch_dtype_float32", torch.float64: "aoti_torch_dtype_float64"}
 _KERNEL, _BULK, _COPY, _ZEROS = range(4)
@@ -127,15 +122,15 @@ def interface() -> list[int] | None:
     elif torch.zeros(1, device="cpu").data_ptr() < LOW_ADDRESS:
         reason = "memory has unusually low addresses"
     layout = None if reason else tensor_layout()
-    functions = [exported_function(name) for name in (*_TORCH, *_DTYPES.values())]
+    functions = [exported_function(name) for name in (*TENSOR_FUNCTIONS, *_DTYPES.values())]
     if not reason and (layout is None or None in functions):
         reason = "this version of torch doesn't export what they need"
     if reason or layout is None:
         log.build.info("call plans run in Python: %s", reason)
         return None
     return [
-        *(_address(ctypes.pythonapi[name]) for name in _PYTHON),
-        *(address or 0 for address in functions[: len(_TORCH)]),
+        *(_address(ctypes.pythonapi[name]) for name in PYTHON_FUNCTIONS),
+        *(address or 0 for address in functions[: len(TENSOR_FUNCTIONS)]),
         *map(id, (None, tuple, Tensor, Parameter)),
         *layout[:2],
         *(_signed(keys) for keys in layout[2:]),
