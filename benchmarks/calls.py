@@ -1,12 +1,12 @@
 """Compare single calls with torch.nn: cells, and layers on one time step, in inference and training.
 
-Both modules have the same weights. They are timed in turn in this process, in blocks of a few milliseconds; the
-figures are medians of the blocks, in microseconds, and the ratio of torch.nn's median to ours (above 1: ours is
-faster). Training is the forward pass, the backward pass from a gradient of the new hidden state to the
-parameters, and setting their gradients to None. Results are compared before they are timed. Run it on an
-otherwise idle machine: another process changes the ratios, above all with more than one thread.
+Both modules have the same weights. They are timed in turn in this process, in blocks of a few milliseconds.
+The figures are medians of the blocks, in microseconds, and the ratio of the medians: above 1, ours is faster.
+Training is the forward pass, the backward pass from a gradient of the new hidden state to the parameters, and
+setting their gradients to None. Results are compared before they are timed. Run it on an otherwise idle
+machine: another process changes the ratios, above all with more than one thread.
 
-python benchmarks/calls.py [--modules LSTMCell,GRU] [--hidden 16,128] [--batch 1,8] [--mode inference] [--threads 1]
+python benchmarks/calls.py [--modules LSTMCell,GRU] [--hidden 16,128] [--batch 1,8] [--mode inference]
 """
 
 from __future__ import annotations
