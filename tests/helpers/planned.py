@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,11 @@ class Case:
 CELLS = "LSTMCell", "GRUCell", "RNNCell", "Leaky"
 LAYERS = "LSTM", "GRU", "RNN", "2 layers", "3 steps", "batch_first", "no state"
 MODULES = *CELLS, *LAYERS
+
+
+def sampled(names: Sequence[str], fast: Sequence[str]) -> list[Any]:
+    """Return names as parameters of a test, those that aren't in ``fast`` marked as slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def new_case(name: str, rows: int = 3, width: int = 5, hidden: int = 4, dtype: Any = torch.float32) -> Case:

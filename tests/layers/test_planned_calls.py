@@ -97,6 +97,27 @@ def test_compiled_code_runs_plans(request: pytest.FixtureRequest) -> None:
         assert native_replay.interface() is not None
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRU"])
+def test_references_are_counted(name: str, grad: bool) -> None:
+    """Neither results nor arguments are kept alive, or freed too early, also by calls that have no plan."""
+    case = new_case(name)
+    with torch.set_grad_enabled(grad):
+        case.warm_up()
+        case.module(case.x, case.hx)
+        objects = [case.x, *case.state, *case.module.parameters(), case.hx, None, False, "_parameters", 0, -1]
+        before = list(map(sys.getrefcount, objects))
+        alive = []
+        for _ in range(200):
+            alive += [weakref.ref(result) for result in flat(case.module(case.x, case.hx))]
+            case.module(case.x)
+            with pytest.raises(TypeError):
+                case.module(case.x, 1.0)
+        after = list(map(sys.getrefcount, objects))
+    assert not any(reference() is not None for reference in alive)
+    assert all(abs(b - a) < 100 for a, b in zip(before, after, strict=True)), (before, after)
+
+
 def test_python_values_that_a_step_reads(monkeypatch: pytest.MonkeyPatch, plan_spy: PlanSpy) -> None:
     case = new_case("Leaky")
     with torch.no_grad():

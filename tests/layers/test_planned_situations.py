@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unrolled as ur
-from helpers.planned import MODULES, Case, PlanSpy, flat, new_case, plan_spy, same
+from helpers.planned import MODULES, Case, PlanSpy, flat, new_case, plan_spy, same, sampled
 
 __all__ = ["plan_spy"]  # a fixture
 
@@ -354,7 +354,7 @@ def other_default_dtype(module: Any, case: Case) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about nested and sparse tensors
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "no state"])
+@pytest.mark.parametrize("name", sampled([*MODULES[:-1]], ["LSTMCell", "Leaky", "2 layers", "batch_first"]))
 def test_situations(name: str, plan_spy: PlanSpy) -> None:
     """A plan that exists runs the calls that it was recorded for, and no other call."""
     wrong = []

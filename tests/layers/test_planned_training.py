@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import unrolled as ur
-from helpers.planned import Case, PlanSpy, flat, new_case, outcome, plan_spy, same
+from helpers.planned import Case, PlanSpy, flat, new_case, outcome, plan_spy, same, sampled
 
 __all__ = ["plan_spy"]  # a fixture
 
@@ -54,8 +54,11 @@ def test_gradients(name: str, plan_spy: PlanSpy) -> None:
                     assert torch.equal(grad, other)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 9])
-@pytest.mark.parametrize(("width", "hidden"), [(1, 1), (3, 16), (17, 8)])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize(
+    ("width", "hidden"),
+    [(3, 16), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1), (17, 8)))],
+)
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell", "LSTM", "GRU", "RNN"])
 def test_gradients_of_torch(name: str, width: int, hidden: int, rows: int, plan_spy: PlanSpy) -> None:
     case = new_case(name, rows, width, hidden, torch.float64)
@@ -299,7 +302,7 @@ WAYS = (
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about anomaly mode and checkpoints
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", sampled(MODULES, ["LSTMCell", "Leaky", "batch_first", "no state"]))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_ways_to_differentiate(way: Way, name: str, plan_spy: PlanSpy) -> None:
     case = new_case(name)
