@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from unrolled.engines._torch_private import jit_tracing_state
 from unrolled.engines.call_plans.signature import CallSignature
 
 MAX_STEPS = 16  # in longer sequences, what is around the loop hardly counts
@@ -42,7 +43,11 @@ def note(layer: Any, x: Any, state: Any, checkpoint: int | None) -> None:
 
 def _may_have_plan(layer: Any, x: Any, state: Any, checkpoint: int | None) -> bool:
     """Return whether a call has few steps, and depends on nothing but its arguments and parameters."""
-    if checkpoint is not None or (type(x) is not Tensor and type(x) is not Parameter):
+    if (
+        checkpoint is not None
+        or jit_tracing_state() is not None
+        or (type(x) is not Tensor and type(x) is not Parameter)
+    ):
         return False
     if layer.bidirectional or (state is None and layer.initial_state != "zeros"):
         return False

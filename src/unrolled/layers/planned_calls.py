@@ -76,14 +76,14 @@ class PlannedCalls:
             return
         key = _key(module, x, state)
         if key in self._plans:
-            plan = self._plans[key]
+            plan = self._plans.get(key)
             if plan is not None and not plan.is_current():
-                del self._plans[key]
+                self._plans.pop(key, None)  # another thread may have done so
                 self._native = None
             return
         count = self._counts[key] = self._counts.get(key, 0) + 1
         if count >= self._threshold:
-            del self._counts[key]
+            self._counts.pop(key, None)
             self._add(key, _create_plan(signature(module, x, state is not None), key[1]))
         elif len(self._counts) > MAX_COUNTED:
             self._counts.clear()
