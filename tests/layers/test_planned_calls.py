@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations, prune
 
 import unrolled as ur
@@ -214,6 +215,17 @@ def test_torch_compile_and_export(name: str) -> None:
         for model in (compiled, exported, traced):
             for result, other in zip(flat(model(*arguments)), expected, strict=True):
                 torch.testing.assert_close(result, other)
+
+
+def test_a_new_plan_does_not_invalidate_compiled_code() -> None:
+    counter = CompileCounter()
+    case = new_case("GRUCell")
+    compiled = torch.compile(case.module, backend=counter)
+    with torch.no_grad():
+        before = compiled(case.x, case.hx)
+        case.warm_up()
+        assert torch.equal(compiled(case.x, case.hx), before)
+    assert counter.frame_count == 1
 
 
 def test_copies_and_pickles() -> None:
