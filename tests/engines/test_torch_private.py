@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import operator
 import re
 import subprocess
@@ -161,6 +162,40 @@ def test_hooks_of_all_modules() -> None:
     assert private.any_global_module_hook()
     handle.remove()
     assert not private.any_global_module_hook()
+
+
+def test_modes_are_counted() -> None:
+    assert private.function_mode_count() == private.dispatch_mode_count() == 0
+    with torch.device("cpu"):
+        assert private.function_mode_count() == 1
+    with private.FakeTensorMode():
+        assert private.dispatch_mode_count() == 1
+    mapping, key, value = private.forward_mode_inactive
+    assert mapping[key] is value
+    with torch.autograd.forward_ad.dual_level():
+        assert mapping[key] is not value
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of C++ functions differ")
+def test_exported_functions_and_the_layout_of_tensors() -> None:
+    assert private.exported_function("no_such_function") is None
+    assert None not in map(private.exported_function, private.TENSOR_FUNCTIONS)
+    layout = private.tensor_layout()
+    assert layout is not None
+    in_object, of_keys, usual, in_inference_mode = layout
+
+    def keys(tensor: Tensor) -> int:
+        content = ctypes.c_uint64.from_address(id(tensor) + in_object).value
+        return ctypes.c_uint64.from_address(content + of_keys).value
+
+    weight = torch.nn.Parameter(torch.randn(4, 5, dtype=torch.float64))
+    for tensor in (torch.randn(3), weight, weight[1:], weight.t() @ weight, torch.zeros(0)):
+        assert keys(tensor) == usual
+    with torch.inference_mode():
+        assert keys(torch.randn(3)) == in_inference_mode
+    others = torch._neg_view(torch.randn(2)), torch.eye(2).to_sparse(), torch._efficientzerotensor((2,))
+    for tensor in (*others, torch.randn(2).to("meta"), torch.eye(2).to_mkldnn()):
+        assert keys(tensor) not in (usual, in_inference_mode)
 
 
 def test_recorded_graphs() -> None:

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +44,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode as current_d
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "TENSOR_FUNCTIONS",
     "BelowAutograd",
     "DataDependentOutputException",
     "DeviceContext",
@@ -68,10 +72,14 @@ __all__ = [
     "current_graph_task_id",
     "disable_current_modes",
     "dispatch_mode",
+    "dispatch_mode_count",
     "dynamo_imported",
     "enable_single_level_autograd_function",
+    "exported_function",
     "fake_tensor_logger",
     "forward_mode_active",
+    "forward_mode_inactive",
+    "function_mode_count",
     "function_modes",
     "functional_assert_async",
     "functorch_interpreter",
@@ -89,6 +97,7 @@ __all__ = [
     "push_saved_tensors_hooks",
     "queue_callback",
     "renew_dynamo_lock",
+    "tensor_layout",
     "top_saved_tensors_hooks",
     "tree_flatten",
     "tree_leaves",
@@ -106,6 +115,8 @@ any_autocast_enabled = torch._C._is_any_autocast_enabled
 dispatch_mode = torch._C._get_dispatch_mode  # by the following keys
 DispatchModeKey = torch._C._TorchDispatchModeKey
 pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+dispatch_mode_count = torch._C._len_torch_dispatch_stack  # also those that torch itself uses
+function_mode_count = torch._C._len_torch_function_stack
 function_modes: Callable[[], list[Any]] = _get_current_function_mode_stack  # those in with statements
 any_global_module_hook: Callable[[], bool] = _has_any_global_hook  # a hook that all modules call
 
@@ -114,6 +125,9 @@ def forward_mode_active() -> bool:
     """Return whether ``torch.autograd.forward_ad`` is active; torch.func has levels of its own."""
     return forward_ad._current_level >= 0
 
+
+# The dictionary, the key and the value that say that no level of forward_ad is active, for compiled code.
+forward_mode_inactive = vars(forward_ad), "_current_level", -1
 
 # The backward pass.
 current_autograd_node = torch._C._current_autograd_node  # None outside of a backward pass
@@ -137,6 +151,76 @@ fake_tensor_logger = logging.getLogger("torch._subclasses.fake_tensor")
 # Tensors and their memory.
 has_storage = torch._C._has_storage
 is_functional_tensor = torch._is_functional_tensor
+
+# The functions that ``call_plan.cpp`` reads and creates tensors with, see :func:`exported_function`.
+TENSOR_FUNCTIONS = (
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_empty_strided",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_grad_mode_is_enabled",
+    "_Z16THPVariable_WrapRKN2at10TensorBaseE",  # the C++ function THPVariable_Wrap
+)
+
+
+def exported_function(name: str) -> int | None:
+    """Return the address of a function that torch's libraries export, or None if there is none."""
+    for library in _torch_libraries():
+        try:
+            return ctypes.cast(library[name], ctypes.c_void_p).value
+        except AttributeError:
+            continue
+    return None
+
+
+@functools.cache
+def _torch_libraries() -> list[ctypes.CDLL]:
+    """Return torch's libraries, which are loaded already."""
+    names = {"darwin": "lib{}.dylib", "win32": "{}.dll"}.get(sys.platform, "lib{}.so")
+    folder = Path(torch.__file__).parent / "lib"
+    paths = [folder / names.format(name) for name in ("torch_cpu", "torch_python")]
+    return [ctypes.CDLL(str(path)) for path in paths if path.exists()]
+
+
+def tensor_layout() -> tuple[int, int, int, int] | None:
+    """Return where a tensor lies in its Python object, and where its dispatch keys lie, both in bytes.
+
+    Returns:
+        The offset of the tensor in its Python object; the offset of the keys in the memory that the tensor
+        points to; and the keys of a tensor in the CPU's memory, outside and inside of inference mode. None if
+        they can't be found.
+    """
+    plain = torch.zeros(2, 3)
+    with torch.inference_mode():
+        inference = torch.zeros(2, 3)
+    examples = [plain, inference, torch._neg_view(plain), plain.to_sparse(), torch.nn.Parameter(plain)]
+    objects = [_words(id(tensor), object.__sizeof__(tensor)) for tensor in examples]
+    contents = [_words(tensor._cdata, _TENSOR_BYTES) for tensor in examples]
+    keys = [torch._C._dispatch_keys(tensor).raw_repr() for tensor in examples]
+    own = _common_index(objects, [tensor._cdata for tensor in examples])
+    of_keys = _common_index(contents, keys)
+    if own is None or of_keys is None or keys[4] != keys[0] or keys[0] in keys[2:4]:
+        return None
+    return 8 * own, 8 * of_keys, keys[0], keys[1]
+
+
+_TENSOR_BYTES = 192  # the size of a c10::TensorImpl on 64-bit systems
+
+
+def _words(address: int, size: int) -> list[int]:
+    """Return the memory at an address as 64-bit numbers."""
+    return list((ctypes.c_uint64 * (size // 8)).from_address(address))
+
+
+def _common_index(lists: list[list[int]], values: list[int]) -> int | None:
+    """Return the only index at which each list has its value, or None."""
+    columns = zip(*lists, strict=False)
+    indices = [index for index, column in enumerate(columns) if list(column) == values]
+    return indices[0] if len(indices) == 1 else None
+
 
 # Checks that also work in graphs.
 check = torch._check

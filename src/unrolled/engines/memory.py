@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from unrolled.engines._torch_private import has_storage, is_functional_tensor
 
-_LOW_ADDRESS = 2**40  # more bytes than any tensor has, and lower than most addresses
+LOW_ADDRESS = 2**40  # more bytes than any tensor has, and lower than most addresses
 
 
 def all_readable(tensors: Sequence[Tensor]) -> bool:
@@ -20,7 +20,7 @@ def all_readable(tensors: Sequence[Tensor]) -> bool:
     Sparse tensors, tensors wrapped by a transform, and zeros as autograd represents them have none.
     """
     try:
-        if min([tensor.data_ptr() for tensor in tensors], default=_LOW_ADDRESS) > _LOW_ADDRESS:
+        if min([tensor.data_ptr() for tensor in tensors], default=LOW_ADDRESS) > LOW_ADDRESS:
             return True
     except RuntimeError:
         return False

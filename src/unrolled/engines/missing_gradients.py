@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from unrolled.engines.directions import DirectionSpec, group_by_direction
+
+_Result = TypeVar("_Result")
 
 
 def constant_results(
@@ -14,8 +17,8 @@ def constant_results(
     steps: int,
     sizes: list[int] | None,
     requires_grad: Sequence[bool],
-    results: Sequence[Tensor],
-) -> list[Tensor]:
+    results: Sequence[_Result],
+) -> list[_Result]:
     """Return the outputs and final states that no gradient flows through, because nothing before needs one.
 
     Args:

@@ -14,6 +14,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers import lazy
 from unrolled.layers.draws import CallDraws
+from unrolled.layers.planned_calls import PlannedCalls, Signature
 from unrolled.layers.sequence import InputError
 
 State = Tensor | tuple[Tensor, ...]
@@ -145,7 +146,20 @@ class CellModule(nn.Module):
         others = {name: value for name, value in self._parameters.items() if name not in parameters}
         vars(clone)["_parameters"] = parameters | others
         vars(clone).pop("_frozen", None)
+        vars(clone).pop("_planned_calls", None)
         return clone
+
+    def _run_planned(self, x: Any, state: Any) -> Any:
+        """Run a call by its plan, and return its result, or None if it must run as usual."""
+        plans: PlannedCalls | None = self.__dict__.get("_planned_calls")
+        return None if plans is None else plans.run(self, x, state)
+
+    def _note_call(self, x: Any, state: Any, signature: Signature) -> None:
+        """Take note of a call that ran as usual, and make a plan if it comes again."""
+        plans = self.__dict__.get("_planned_calls")
+        if plans is None:  # also of modules that were saved before there were plans
+            plans = self.__dict__["_planned_calls"] = PlannedCalls()
+        plans.note(self, x, state, signature)
 
     def _state_tuple(self, state: State | None, label: str) -> tuple[Tensor, ...]:
         """Return the user's state as a tuple with one tensor for each state of the cell.

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell, positive_int
 from unrolled.engines import dispatch, memory
-from unrolled.layers import argument_checks, initial_states, lazy
+from unrolled.layers import argument_checks, initial_states, layer_plans, lazy
 from unrolled.layers.call_options import CallOptions
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import OPTIONS, record_call
@@ -185,16 +185,16 @@ class Recurrent(CellModule):
         if regularization is not None and not regularization.is_active(self.training):
             regularization = None
         plain = lengths is mask is resets is reset_state is None and not all_states and regularization is None
-        if plain and self._frozen is not None and not torch.compiler.is_compiling():
-            result = self._frozen(x, state)
-            if result is not None:
-                return result
+        if plain and (result := layer_plans.run(self, x, state, checkpoint)) is not None:
+            return result
         run: Any = dispatch.run
         if checkpoint is not None:
             argument_checks.check_checkpoint(checkpoint, x, self._label)
             run = functools.partial(run, checkpoint=checkpoint)
         if plain:
-            return self.unroll(x, state, run, own_states=True)
+            result = self.unroll(x, state, run, own_states=True)
+            layer_plans.note(self, x, state, checkpoint)
+            return result
         memory.check_not_freed(tensors((x, state, lengths, mask, resets, reset_state)))
         sequence = SequenceBatch.from_input(x, self.batch_first, self._label)
         options = CallOptions(
@@ -242,8 +242,14 @@ class Recurrent(CellModule):
             The output and the final state.
         """
         sequence, initial = self._checked_input(x, state)
-        steps, states = self.run_stack(sequence, initial, run, drop, own_states=own_states)
-        return self._in_user_layout(sequence, steps, states)
+        result = self._run_by_torch(sequence, initial) if run is dispatch.run else None
+        if result is None:
+            result = self.run_stack(sequence, initial, run, drop, own_states=own_states)
+        return self._in_user_layout(sequence, *result)
+
+    def _run_by_torch(self, sequence: SequenceBatch, initial: States | None) -> tuple[Tensor, States] | None:
+        """Run all layers by torch's own function. None if torch has none for this layer or device."""
+        return None
 
     def _in_user_layout(
         self, sequence: SequenceBatch, steps: Tensor, states: States

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Proxy
 
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
+from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
@@ -75,6 +77,16 @@ class SingleStep(CellModule):
         """
         if isinstance(x, Proxy):
             return record_call(self, x, state, {})
+        if torch.compiler.is_compiling():
+            return self._run_unplanned(x, state)
+        result = self._run_planned(x, state)
+        if result is None:
+            result = self._run_unplanned(x, state)
+            self._note_call(x, state, _signature)
+        return result
+
+    def _run_unplanned(self, x: Tensor, state: State | None) -> Any:
+        """Run one step without a plan; see :meth:`forward`."""
         name = self._label
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: Expected input to be a Tensor, got {type(x).__name__}")
@@ -139,3 +151,20 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     except dispatch.OnnxExportError:
         with dispatch.engine("reference"):
             return dispatch.run(*args, **kwargs)
+
+
+def _signature(module: SingleStep, x: Tensor, stateful: bool) -> CallSignature:
+    """Return the signature of a call."""
+    rows = x.shape[:-1]
+    return CallSignature(
+        cells=[module._first],
+        training=module.training,
+        names=[[full_name for _, full_name, _ in module._named[""]]],
+        dtype=x.dtype,
+        x=x.shape,
+        steps=1,
+        batch=rows.numel(),
+        states=tuple(torch.Size((*rows, size)) for size in module._first.state_sizes().values()),
+        stateful=stateful,
+        output=None,
+    )

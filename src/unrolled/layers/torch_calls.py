@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.engines import dispatch, log
 from unrolled.engines._torch_private import any_requires_grad, keep_graph
@@ -27,16 +26,14 @@ DEVICES = frozenset({"cuda"})
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def are_answered(x: Any) -> bool:
+def are_answered(x: Tensor) -> bool:
     """Return whether calls with this input run torch's own functions, whatever else they are given.
 
     Not in a transform of torch, such as torch.compile, which torch's functions don't support, and not if an
     engine was selected.
     """
-    x = x.data if isinstance(x, PackedSequence) else x
     return (
-        isinstance(x, Tensor)
-        and x.device.type in DEVICES
+        x.device.type in DEVICES
         and x.dtype in _DTYPES
         and dispatch.current_engine() == "auto"
         and not transforms.active()

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch
 from unrolled.layers import torch_calls
-from unrolled.layers.module import State
+from unrolled.layers.module import State, States
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.rnn_base import RNNBaseAttributes
+from unrolled.layers.sequence import SequenceBatch
 from unrolled.layers.single_step import SingleStep
 
 
@@ -133,16 +133,10 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
             torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too
             return torch_forward(self, input, hx)
 
-    def unroll(
-        self, x: Any, state: State | None, run: Any, drop: Any = drop, *, own_states: bool = False
-    ) -> tuple[Any, Any]:
-        """Run the layer as :meth:`unrolled.Recurrent.unroll` does, or by torch's own function."""
-        if run is dispatch.run and self.plain and torch_calls.are_answered(x):
-            sequence, initial = self._checked_input(x, state)
-            result = torch_calls.run_layer(self, sequence, initial)
-            if result is not None:
-                return self._in_user_layout(sequence, *result)
-        return super().unroll(x, state, run, drop, own_states=own_states)
+    def _run_by_torch(self, sequence: SequenceBatch, initial: States | None) -> tuple[Tensor, States] | None:
+        if self.plain and torch_calls.are_answered(sequence.steps):
+            return torch_calls.run_layer(self, sequence, initial)
+        return None
 
 
 class RNN(DropInLayer):
@@ -239,7 +233,7 @@ class DropInCell(SingleStep, nn.RNNCellBase):
         """
         return super().forward(input, hx)
 
-    def _run_by_torch(self, rows: Tensor, initial: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    def _run_by_torch(self, rows: Tensor, initial: States | None) -> States | None:
         return torch_calls.run_cell(self, rows, initial) if torch_calls.are_answered(rows) else None
 
 

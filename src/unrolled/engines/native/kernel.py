@@ -19,6 +19,7 @@ from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.native.call_arguments import CallArguments, Strategy
 from unrolled.engines.native.kernel_spec import KernelSpec
+from unrolled.engines.native.launch_observer import current_observer
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
 from unrolled.engines.native.tuning import constants
@@ -57,6 +58,10 @@ def launch(calls: Sequence[KernelCall]) -> None:
     Raises:
         MemoryError: If there is not enough memory for a kernel's buffers.
     """
+    observer = current_observer.get()
+    if observer is not None:
+        observer.launch(calls)
+        return
     single = len(calls) == 2 and all(call.arguments.threads == 1 for call in calls)
     if single and thread_count() > 1:
         succeeded = launch_pair(calls[0].addresses(), calls[1].addresses())

@@ -9,6 +9,7 @@ import functools
 import torch
 
 from unrolled.engines.fork_safety import renew_after_fork
+from unrolled.engines.native.launch_observer import current_observer
 from unrolled.engines.native.toolchain import build, cpp_files
 from unrolled.engines.threads import thread_count
 
@@ -47,6 +48,10 @@ class Products:
         Raises:
             MemoryError: If there is not enough memory for packed matrices.
         """
+        observer = current_observer.get()
+        if observer is not None:
+            observer.run_bulk(ctypes.cast(self._run_bulk, ctypes.c_void_p).value or 0, operations)
+            return
         if self._run_bulk(operations.buffer_info()[0], len(operations) // 11, thread_count()):
             raise MemoryError("not enough memory for the packed matrices of a matrix product")
 

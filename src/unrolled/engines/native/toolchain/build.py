@@ -52,6 +52,20 @@ def load(source: str) -> ctypes.CDLL:
     return future.result()
 
 
+def load_if_ready(source: str) -> ctypes.CDLL | None:
+    """Return the library of a source, or None if it isn't loaded yet. The first call starts compiling it.
+
+    Raises:
+        NoCompilerError: As :func:`load`.
+    """
+    with _lock:
+        future = _libraries.get(source)
+    if future is None:
+        start(source)
+        return None
+    return load(source) if future.done() else None
+
+
 def start(*sources: str) -> None:
     """Start compiling libraries in background threads; :func:`load` then waits for them."""
     for source in sources:

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from unrolled.engines.native.toolchain import build, cache, kept_files, prebuilt
+from unrolled.engines.native.toolchain import build, cache, cpp_files, kept_files, prebuilt
 from unrolled.engines.threads import core_limit
 
 
 def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Path]:
-    """Compile sources for some instruction sets into a folder, along with the probe library.
+    """Compile sources for some instruction sets into a folder, with the probe library and that of call plans.
 
     The captured steps that this process has used are copied to the folder, too.
 
@@ -43,7 +43,8 @@ def save(sources: Iterable[str], folder: Path, archs: Iterable[str]) -> list[Pat
         return target
 
     with ThreadPoolExecutor(core_limit() or os.cpu_count()) as threads:
-        tasks = [(source, arch) for arch in archs for source in (*sources, build.PROBE)]
+        every = dict.fromkeys((*sources, cpp_files.read("call_plan.cpp"), build.PROBE))
+        tasks = [(source, arch) for arch in archs for source in every]
         libraries = list(threads.map(save_library, tasks))
     kept_files.copy_used(folder)
     return libraries
