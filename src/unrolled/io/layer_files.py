@@ -60,7 +60,8 @@ def load_layers(
         layers, notes = find_keras_layers(file, options)
         if layers or notes:
             return LayerFile(layers, notes, stores_cells=True, stores_options=file.config is not None)
-    layers, ambiguous = find_layers(file.tensors, cells, options), {}
+    layers = find_layers(file.tensors, cells, options)
+    ambiguous: dict[str, list[str]] = {}
     if not cells:
         others, ambiguous = find_other_cells(file.tensors, layers, options)
         layers |= others

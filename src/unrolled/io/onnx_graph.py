@@ -51,8 +51,8 @@ class Graph:
         self._inputs = {value.name for value in self.proto.input}
         self._producers = {name: node for node in self.proto.node for name in node.output if name}
 
-    def constant(self, name: str) -> numpy.ndarray[Any, Any]:
-        """Return the value with a name, computed from the constants of the model.
+    def constant(self, name: str) -> Any:
+        """Return the array with a name, computed from the constants of the model.
 
         Raises:
             NotConstantError: If it depends on an input of the model or of a loop, or on random numbers.

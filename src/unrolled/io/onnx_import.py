@@ -312,14 +312,9 @@ def _dequantize(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     for kind in ("W", "R"):
         parts = [weights.get(key) for key in (kind, f"{kind}_scale", f"{kind}_zero_point")]
         shapes = ", ".join("no such input" if part is None else str(tuple(part.shape)) for part in parts)
-        quantized, scale, zero = parts
-        if quantized is None or scale is None or zero is None or quantized.dim() != 3:
-            valid = False
-        else:
-            directions, _, columns = quantized.shape
-            allowed = ((directions,), (directions, columns))
-            valid = tuple(scale.shape) in allowed and scale.shape == zero.shape
-        if not valid:
+        quantized, scale, zero = (torch.empty(0) if part is None else part for part in parts)
+        sizes = tuple(quantized.shape[::2])  # directions and columns
+        if quantized.dim() != 3 or scale.shape != zero.shape or tuple(scale.shape) not in (sizes[:1], sizes):
             raise ValueError(
                 f"{name} ({QUANTIZED}): expected {kind} of shape (directions, features, 4 × hidden), its "
                 f"scale and its zero point of shape (directions,) or (directions, 4 × hidden), got {shapes}"
