@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unrolled as ur
-from helpers.layer_pairs import assert_close
+from helpers.layer_pairs import NEEDS_COMPILER, assert_close
 from unrolled.layers.cell_layers import layer_of_cell
 from unrolled.layers.single_step import SingleStep
 
@@ -36,10 +36,10 @@ class Decoder(nn.Module):
         self.change = change
         self.inputs: list[Tensor] = []
         self.states: list[Tensor] = []
+        self.outputs: list[Tensor] = []
 
     def forward(self, y: Tensor, steps: int, state: Any = None) -> Tensor:
-        outputs = []
-        self.inputs, self.states = [], []
+        self.inputs, self.states, self.outputs = [], [], []
         for _ in range(steps):
             x = self.embed(y)
             x.retain_grad() if x.requires_grad else None
@@ -49,8 +49,9 @@ class Decoder(nn.Module):
             h.retain_grad() if h.requires_grad else None
             self.states.append(h)
             y = self.head(h)
-            outputs.append(y)
-        return torch.stack(outputs)
+            y.retain_grad() if y.requires_grad else None
+            self.outputs.append(y)
+        return torch.stack(self.outputs)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,7 @@ def test_cells(make: Any, batch: tuple[int, ...], tmp_path: Path) -> None:
     assert_close(t.layers[0].input, rows(inputs.detach()), 1e-12)
     expected = torch.stack([state.grad for state in model.states])
     assert_close(t.gradient("h"), rows(expected), 1e-12)
+    recorded = {name: t.gradient(name).clone() for name in t.names}
     # The trace is that of a layer that ran the whole sequence.
     layer = layer_of_cell(model.decoder)
     whole = ur.trace(layer, inputs.detach())
@@ -87,6 +89,10 @@ def test_cells(make: Any, batch: tuple[int, ...], tmp_path: Path) -> None:
     assert_close(t.output, whole.output, 1e-12)
     assert t.explain("h", 3, 1) == whole.explain("h", 3, 1)
     assert str(t.health()) == str(whole.health()) or t.layers[0].gradients
+    direct = torch.stack([y.grad for y in model.outputs]) @ model.head.weight.detach()
+    whole.backward(lambda output: (output * direct).sum())
+    for name in t.names:
+        assert_close(recorded[name], whole.gradient(name), 1e-12)
     weight = torch.randn_like(whole.output)
     t.backward(lambda output: (output * weight).sum())
     whole.backward(lambda output: (output * weight).sum())
@@ -294,3 +300,20 @@ def test_subclasses_that_override_forward(tmp_path: Path) -> None:
     for name in "abc":
         assert rec[name].gradient("h").any()
     assert "d" not in rec
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("make", [ur.LSTMCell, lambda *sizes: SingleStep(ur.cells.SCRN, *sizes)])
+def test_gradients_on_the_native_engine(make: Any) -> None:
+    """There, all states come from one operation, and none is computed from another one outside of it."""
+    cell, x = make(3, 4), torch.randn(5, 2, 3)
+    traces = []
+    for engine in ("native", "reference"):
+        with ur.engine(engine), ur.record(cell, gradients=True) as rec:
+            state = None
+            for step in x:
+                state = cell(step, state)
+            sum(part.square().sum() for part in state).backward()
+        traces.append(rec[""])
+    for name in traces[0].names:
+        assert_close(traces[0].gradient(name), traces[1].gradient(name), 1e-5)

@@ -22,6 +22,7 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing.equivalent_layer import equivalent_layer, observe_inner_calls, overridden_base
 from unrolled.tracing.indexing import equal_up_to_rounding
+from unrolled.tracing.internal_uses import on_internal_gradient
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices
 
 _LAYERS = (Recurrent, nn.RNNBase)
@@ -129,11 +130,12 @@ class LayerCall:
         ).data
 
     def on_backward(
-        self, result: Any, callback: Callable[[Tensor | None, list[Tensor | None]], None]
+        self, inputs: Any, result: Any, callback: Callable[[Tensor | None, list[Tensor | None]], None]
     ) -> bool:
         """Call a function after each backward pass that reaches the result of the call.
 
         Args:
+            inputs: Arguments of the call.
             result: What the call returned.
             callback: Receives the gradient of the output, in the layout of the input or its data, and the
                 gradients of the final states. None means no gradient.
@@ -143,6 +145,7 @@ class LayerCall:
         """
         outputs = tensors(result if self.is_single_step else result[:2])
         count, gradients, graph_task = len(outputs), dict[int, Tensor](), -1
+        internal = dict[int, Tensor]()
 
         # torch's register_multi_grad_hook does the same, but its hook holds the graph that holds the hook, so
         # that neither is ever freed.
@@ -151,13 +154,21 @@ class LayerCall:
             if graph_task != current_graph_task_id():
                 graph_task = current_graph_task_id()
                 gradients.clear()
+                internal.clear()
                 queue_callback(finish)
             gradients[index] = gradient
+
+        def store_internal(index: int, gradient: Tensor) -> None:
+            internal[index] = internal[index] + gradient if index in internal else gradient
 
         def finish() -> None:
             output: Tensor | None = None
             states = [gradients.get(k) for k in range(count)]
+            for k, gradient in internal.items():
+                total = states[k]
+                states[k] = None if total is None else total - gradient
             gradients.clear()
+            internal.clear()
             if self.is_single_step:
                 states = [None if state is None else state.unsqueeze(0) for state in states]
             else:
@@ -167,6 +178,8 @@ class LayerCall:
         differentiable = [k for k, tensor in enumerate(outputs) if tensor.requires_grad]
         for k in differentiable:
             outputs[k].register_hook(functools.partial(store, k))  # type: ignore[no-untyped-call]
+        if self.is_single_step and len(differentiable) > 1:
+            on_internal_gradient(outputs, inputs, store_internal)
         return bool(differentiable)
 
 
@@ -268,7 +281,7 @@ class ModuleHook:
 
 def observe_calls(
     modules: Sequence[nn.Module],
-    should_observe: Callable[[nn.Module], bool],
+    should_observe: Callable[[nn.Module, Any, Any], bool],
     callback: Callable[[nn.Module, Any, dict[str, Any], RandomState, Any], None],
 ) -> Callable[[], None]:
     """Pass each call of some modules to a callback.
@@ -279,7 +292,8 @@ def observe_calls(
 
     Args:
         modules: The modules.
-        should_observe: Decides at the start of a call whether to pass it to the callback.
+        should_observe: Decides from module, args and kwargs at the start of a call whether to pass it to the
+            callback.
         callback: Receives the module, args, kwargs, random state before the call, and result. Its errors are
             raised in the call.
 
@@ -295,7 +309,7 @@ def observe_calls(
             return
         started = vars(local).setdefault("started", {})
         started.pop(id(module), None)
-        if current_graph_task_id() == -1 and should_observe(module):
+        if current_graph_task_id() == -1 and should_observe(module, args, kwargs):
             x = next(iter((*args, *kwargs.values())), None)
             started[id(module)] = capture_random_state(cuda_devices(x))
 

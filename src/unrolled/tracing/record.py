@@ -207,7 +207,7 @@ class Record(Mapping[str, Trace]):
         what = "not a module of this model" if module is None else f"a {type(module).__name__}"
         raise KeyError(f"{name!r} is {what}; {known}")
 
-    def _should_record(self, _: nn.Module) -> bool:
+    def _should_record(self, *_: Any) -> bool:
         return threading.get_ident() == self.thread
 
     def _on_call(self, module: nn.Module, *call_data: Any) -> None:
@@ -235,10 +235,10 @@ class Record(Mapping[str, Trace]):
                 layer.sequences[-1].end()
             return
         with layer.named_in_errors():
-            self._add_call(layer, call, result)
+            self._add_call(layer, call, call_data)
         layer.last_not_recorded = None
 
-    def _add_call(self, layer: RecordedLayer, call: LayerCall, returned: Any) -> None:
+    def _add_call(self, layer: RecordedLayer, call: LayerCall, call_data: Sequence[Any]) -> None:
         """Add a call to the sequence that it continues, or as the first of a new one."""
         model_call = self._order.model_calls
         sequence = layer.sequences[-1] if layer.sequences else None
@@ -250,7 +250,7 @@ class Record(Mapping[str, Trace]):
             del layer.sequences[0]  # free its memory before the next trace takes some
         trace = None
         if not self._runs_steps(call) or self._filter.selects_step(step):
-            trace = self._trace(layer, call, returned, earlier[0] if earlier else None)
+            trace = self._trace(layer, call, call_data, earlier[0] if earlier else None)
         if sequence is None or (trace is not None and not sequence.has_parameters_of(trace)):
             sequence = CallSequence(model_call)
             layer.sequences.append(sequence)
@@ -260,7 +260,9 @@ class Record(Mapping[str, Trace]):
         """Whether a call is one step, so that the numbers of the selected steps are those of a sequence."""
         return call.is_single_step or (is_one_step(call) and not self._filter.counts_from_end)
 
-    def _trace(self, layer: RecordedLayer, call: LayerCall, returned: Any, earlier: Trace | None) -> Trace:
+    def _trace(
+        self, layer: RecordedLayer, call: LayerCall, call_data: Sequence[Any], earlier: Trace | None
+    ) -> Trace:
         recurrent, x, state = call.recurrent, call.input, call.initial_state
         indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
         rows = None if indices is None else BatchRows.from_input(indices, x, recurrent.batch_first)
@@ -305,7 +307,7 @@ class Record(Mapping[str, Trace]):
             trace.backward(loss_from_gradients(output_gradient, state_gradients))
             trace.forget()
 
-        if not self._gradients or not call.on_backward(returned, store_gradients):
+        if not self._gradients or not call.on_backward(call_data[:2], call_data[-1], store_gradients):
             trace.forget()
         return trace
 
