@@ -9,6 +9,7 @@ import numbers
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,6 +49,7 @@ class _LayerStatus:
         groups: Decides which calls are steps of one sequence. Such calls count as one.
         sampled: Whether the sequence that runs is sampled.
         continues: Whether the call that runs continues it.
+        sample: The sample of the last training call. The graph of the call holds it.
         observed: The last call that was sampled, or that ran in eval mode or without gradients.
         not_observed: Why the last such call couldn't be kept.
         recurrent: The equivalent layer of this library at the last such call.
@@ -65,7 +67,7 @@ class _LayerStatus:
     seconds: float = 0.0
     warned: bool = False
     observed: ObservedSteps | None = None
-    sample: WatchSample | None = None
+    sample: weakref.ref[WatchSample] | None = None
     not_observed: str = ""
     recurrent: Recurrent | None = None
 
@@ -261,15 +263,17 @@ class Watch:
         if not is_training:
             return
         layer.last_sample = layer.training_calls
-        if layer.sample is None:
+        sample = None if layer.sample is None else layer.sample()
+        if sample is None:
             with parametrizations_in_eval_mode(module):
                 call.recurrent = call.recurrent.with_cells()
-            layer.sample = WatchSample(module, layer.training_calls, self._rows)
+            sample = WatchSample(module, layer.training_calls, self._rows)
+            layer.sample = weakref.ref(sample)
         else:
-            call.recurrent = layer.sample.calls[0].recurrent
-        layer.sample.add(call, observed, functools.partial(self._take_sample, layer))
-        layer.sample.seconds += time.perf_counter() - start
-        call.on_backward(call_data[:2], call_data[-1], layer.sample.stores(len(layer.sample.calls) - 1))
+            call.recurrent = sample.calls[0].recurrent
+        sample.add(call, observed, functools.partial(self._take_sample, layer))
+        sample.seconds += time.perf_counter() - start
+        call.on_backward(call_data[:2], call_data[-1], sample.stores(len(sample.calls) - 1))
 
     def _take_sample(self, layer: _LayerStatus, sample: WatchSample) -> None:
         """Compute the health of a call, or of a sequence of calls, that a backward pass has reached."""
@@ -277,7 +281,6 @@ class Watch:
         if self._closed or sample.is_taken:  # closed, or sampled in an earlier backward pass
             return
         sample.is_taken = True
-        layer.sample = None if layer.sample is sample else layer.sample
         reason = sample.reason_against()
         if reason is not None:
             self._warn(layer, reason)
