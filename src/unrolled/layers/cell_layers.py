@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -31,28 +32,33 @@ def layer_of_cell(module: nn.Module) -> Recurrent:
     Raises:
         TypeError: If ``module`` isn't such a cell.
     """
-    options: dict[str, Any] = {"bias": bool(module.bias), "device": "meta"}
+    template = _template(module)
+    with parametrizations_in_eval_mode(module):
+        weights = {name: getattr(module, name) for name in template._first.shapes()}
+    layer = template.with_cells([template._first.bind(weights)])
+    layer.training = module.training
+    return layer
+
+
+def _template(module: nn.Module) -> Recurrent:
+    """Return a layer without weights for a cell. It is kept, since creating one takes long."""
+    arguments: dict[str, Any] = {"bias": bool(module.bias)}
     if isinstance(module, SingleStep):
         cell = module.cell
-        options |= module.chosen_options()
+        arguments |= module.chosen_options()
     else:
         cell = _drop_in(module).cell_class
         if "nonlinearity" in cell.options():
-            options["nonlinearity"] = module.nonlinearity
-    layer: Any = Recurrent(cell, int(module.input_size), int(module.hidden_size), **options)  # type: ignore[arg-type]
-    with parametrizations_in_eval_mode(module):
-        for name in layer._first.shapes():
-            delattr(layer, f"{name}_l0")
-            setattr(layer, f"{name}_l0", getattr(module, name))
-    result: Recurrent = layer.train(module.training)
-    return result
+            arguments["nonlinearity"] = module.nonlinearity
+    sizes: Any = module.input_size, module.hidden_size
+    key = cell, sizes, arguments
+    kept = _templates.get(module)
+    if kept is None or kept[0] != key:
+        kept = _templates[module] = key, Recurrent(cell, *sizes, device="meta", **arguments)
+    return kept[1]
 
 
-def cell_forward(module: nn.Module) -> list[Any]:
-    """Return the forward methods of this library or torch.nn that a single-step cell can have."""
-    if isinstance(module, SingleStep):
-        return [DropInCell.forward, SingleStep.forward]
-    return [_drop_in(module).torch_class.forward]
+_templates: WeakKeyDictionary[nn.Module, tuple[Any, Recurrent]] = WeakKeyDictionary()
 
 
 def as_sequence(value: Any) -> Any:
