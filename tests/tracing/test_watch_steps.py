@@ -164,3 +164,21 @@ def test_steps_that_the_loss_does_not_depend_on() -> None:
     record = next(one for one in watched(model, x).records if one["quantity"] == "h")
     assert record["gradient_last"] == 0
     assert record["gradient_first"] > 0
+
+
+def test_subclasses_that_override_forward() -> None:
+    class Scaled(nn.GRU):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            output, state = super().forward(x * 3)
+            return output * 2, state
+
+    layer, x = Scaled(3, 4, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
+    forward = nn.GRU.forward
+    with ur.watch(layer, every=1, share=None) as watch:
+        layer(x)[0].sum().backward()
+    assert nn.GRU.forward is forward
+    plain = nn.GRU(3, 4, dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    with ur.watch(plain, every=1, share=None) as expected:
+        (plain(x * 3)[0] * 2).sum().backward()
+    assert watch.records == expected.records
