@@ -25,6 +25,7 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import InputError, check_values
 from unrolled.layers.single_step import SingleStep
 
+_WITHOUT_STREAM = ". If the model keeps or changes its state itself, call it without a stream, inside of unrolled.frozen(model)"
 _Layer = Recurrent | nn.RNNBase | SingleStep | nn.RNNCellBase
 _LAYERS = (Recurrent, nn.RNNBase, SingleStep, nn.RNNCellBase)
 
@@ -170,13 +171,12 @@ class Stream:
             )
             raise RuntimeError(
                 f"{_describe(name, layer)} is {problem}, so the stream can't tell which state belongs to "
-                "which call"
+                f"which call{'' if given is None else _WITHOUT_STREAM}"
             )
         if given is not None and (self._is_layer or not _is_zero(given, layer)):
             raise RuntimeError(
                 f"{_describe(name, layer)} is given a state by its caller, but the stream provides the "
-                "state: call the layer without one, or, if the model keeps its state itself, call the model "
-                "without a stream, inside of unrolled.frozen(model)"
+                f"state: call the layer without one{_WITHOUT_STREAM}"
             )
         if kwargs.get("resets") is not None and kwargs.get("reset_state") is None:
             # By default, resets would go back to the state given, which is the end of the previous chunk.

@@ -124,7 +124,7 @@ def join_traces(pieces: Sequence[Trace], steps: Sequence[int], length: int, inta
     first, last = pieces[0], pieces[-1]
     is_whole = intact and len(pieces) == length
     layers = [
-        _join_layers(parts, None if is_whole else tuple(steps), length)
+        _join_layers(parts, None if is_whole else tuple(steps), length, changed=len(pieces) == length)
         for parts in zip(*(piece.layers for piece in pieces), strict=True)
     ]
     x = output = None
@@ -154,7 +154,9 @@ def join_traces(pieces: Sequence[Trace], steps: Sequence[int], length: int, inta
     return trace
 
 
-def _join_layers(parts: tuple[LayerTrace, ...], steps: tuple[int, ...] | None, length: int) -> LayerTrace:
+def _join_layers(
+    parts: tuple[LayerTrace, ...], steps: tuple[int, ...] | None, length: int, changed: bool
+) -> LayerTrace:
     """Join one layer of the traces, and let these share the memory of the result."""
     first = parts[0]
     values = {name: torch.cat([part.values[name] for part in parts]) for name in first.values}
@@ -173,6 +175,7 @@ def _join_layers(parts: tuple[LayerTrace, ...], steps: tuple[int, ...] | None, l
         gradients={},
         steps=steps,
         before=before,
+        changed_states=changed and steps is not None,
     )
 
 

@@ -46,6 +46,7 @@ class LayerTrace:
         columns: For each quantity with only some of its units, the numbers of the recorded features.
         before: Each state before the recorded steps, by name, if only some steps were recorded or the model
             changed states between steps.
+        changed_states: Whether all steps are calls of their own, between which the model changed states.
         draws: The random numbers of all steps, if the steps draw any and everything was recorded.
     """
 
@@ -62,6 +63,7 @@ class LayerTrace:
     partial: bool = False
     columns: dict[str, tuple[int, ...]] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
+    changed_states: bool = False
     draws: RecordedDraws | None = None
 
     def __repr__(self) -> str:
@@ -160,16 +162,19 @@ class LayerTrace:
             )
         return self.steps.index(step)
 
-    def check_whole(self, what: str) -> None:
+    def check_whole(self, what: str, chained: bool = True) -> None:
         """Check that all steps, quantities and units were recorded.
 
         Args:
             what: What needs them, for the error message.
+            chained: Whether it also needs each step to begin with the states after the step before.
 
         Raises:
-            ValueError: If some were left out.
+            ValueError: If some were left out, or the model changed states between steps.
         """
-        if self.before and self.input.shape[0] == self.lengths.max():
+        if self.changed_states and not self.partial:
+            if not chained:
+                return
             raise ValueError(
                 f"{what} needs states that pass unchanged from step to step, but the model changed them in "
                 "between: use table, explain or to_pandas"
