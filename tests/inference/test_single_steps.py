@@ -134,7 +134,7 @@ def test_models_whose_states_a_stream_cannot_keep() -> None:
     model, x = Keeps(), torch.randn(5, 2, 3)
     stream = Stream(model)
     stream(x[0])
-    with pytest.raises(RuntimeError, match=r"If the model keeps .* inside of unrolled.frozen\(model\)"):
+    with pytest.raises(RuntimeError, match=r"If the model keeps .* in unrolled.frozen\(model\)"):
         stream(x[1])
     model.state = None
     with torch.no_grad(), ur.frozen(model):

@@ -183,6 +183,17 @@ def test_states_that_the_model_changes(make: Any, tmp_path: Path) -> None:
         t.backward(lambda output: output.sum())
 
 
+def test_other_modules_are_not_cells() -> None:
+    class Own(nn.RNNCellBase):
+        def __init__(self) -> None:
+            super().__init__(3, 4, bias=True, num_chunks=1)
+
+    with pytest.raises(ValueError, match="record needs a model with recurrent layers, but Own has none"):
+        ur.record(Own())
+    with pytest.raises(ValueError, match="Stream expects a recurrent layer or a model that contains one"):
+        ur.Stream(Own())
+
+
 def test_states_changed_in_place() -> None:
     cell, x = ur.GRUCell(3, 4), torch.randn(5, 2, 3)
 

@@ -18,16 +18,18 @@ from unrolled.inference.call_override import override_calls
 from unrolled.inference.custom_calls import has_custom_call
 from unrolled.inference.double_buffer import DoubleBuffer, state_tensors
 from unrolled.inference.frozen import FrozenCalls, FrozenCell
-from unrolled.layers.cell_layers import first_state, is_single_step
+from unrolled.layers.cell_layers import SingleStepModule, first_state, is_single_step
 from unrolled.layers.draws import DrawPosition, continue_draws
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import InputError, check_values
 from unrolled.layers.single_step import SingleStep
 
-_WITHOUT_STREAM = ". If the model keeps or changes its state itself, call it without a stream, inside of unrolled.frozen(model)"
-_Layer = Recurrent | nn.RNNBase | SingleStep | nn.RNNCellBase
-_LAYERS = (Recurrent, nn.RNNBase, SingleStep, nn.RNNCellBase)
+_WITHOUT_STREAM = (
+    ". If the model keeps or changes its state itself, call it without a stream, in unrolled.frozen(model)"
+)
+_Layer = Recurrent | nn.RNNBase | SingleStepModule
+_LAYERS = (Recurrent, nn.RNNBase)
 
 
 class Stream:
@@ -280,7 +282,9 @@ def _find_layers(module: nn.Module) -> dict[str, Any]:
         ValueError: If there is none, or one is bidirectional.
     """
     layers: dict[str, Any] = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _LAYERS) or is_single_step(layer)
     }
     if not layers:
         raise ValueError(

@@ -13,12 +13,12 @@ from unrolled.layers.single_step import SingleStep
 from unrolled.layers.tensors import map_tensors
 from unrolled.layers.torch_layers import CELLS, DropInCell
 
-SingleStepModule = SingleStep | nn.RNNCellBase
+SingleStepModule = SingleStep | nn.RNNCell | nn.LSTMCell | nn.GRUCell
 
 
 def is_single_step(module: Any) -> TypeGuard[SingleStepModule]:
     """Whether a module is a cell that its caller runs step by step."""
-    return isinstance(module, (SingleStep, nn.RNNCellBase))
+    return isinstance(module, SingleStepModule)
 
 
 def layer_of_cell(module: nn.Module) -> Recurrent:
