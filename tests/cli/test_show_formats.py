@@ -37,7 +37,7 @@ def check_output(out: str, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(json.loads(out)["output"]), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["model", "epoch=3.ckpt", "pytorch_model.bin", "best.th", "w.npz", "w.h5"])
+@pytest.mark.parametrize("name", ["model", "epoch=3.ckpt", "w.npz", "w.h5"])
 def test_weight_files(name: str, show: Any, tmp_path: Path) -> None:
     gru, path = nn.GRU(3, 4), tmp_path / name
     arrays = {f"enc.{key}": value.numpy() for key, value in gru.state_dict().items()}

@@ -117,7 +117,10 @@ def test_weights_that_several_cells_have(tmp_path: Path) -> None:
     assert "GRU" not in file.ambiguous["a"]
     file = load_layers(tmp_path / "w.pt", [ur.cells.MGU])
     assert {name: repr(layer) for name, layer in file.layers.items()} == {"a": "Recurrent(MGU, 3, 4)"}
-    # Every cell is either found or named.
+
+
+@pytest.mark.slow
+def test_every_cell_is_found_or_named(tmp_path: Path) -> None:
     for name in ur.cells.__all__:
         cell = getattr(ur.cells, name)
         torch.save(ur.Recurrent(cell, 4, 4).state_dict(), tmp_path / "w.pt")
