@@ -153,6 +153,14 @@ def test_bad_files(tmp_path: Path) -> None:
         file.create_dataset("a", (8,), "f8", external=[(str(tmp_path / "secret"), 0, 64)])
     with pytest.raises(ValueError, match="w.h5: refused, because a takes its numbers from another file"):
         read_weights(tmp_path / "w.h5")
+    program = torch.export.export(nn.Linear(2, 2), (torch.randn(1, 2),))
+    torch.export.save(program, tmp_path / "w.pt2")
+    with pytest.raises(ValueError, match="w.pt2: refused, because it is a program of torch.export; save"):
+        read_weights(tmp_path / "w.pt2")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match="w.zip: unknown format; expected a checkpoint of torch.save"):
+        read_weights(tmp_path / "w.zip")
     with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("model.weights.h5", "not HDF5")

@@ -42,7 +42,7 @@ class WeightFile:
 
 
 def detect_format(path: Path) -> str:
-    """Return the format of a file: safetensors, torch, onnx, npz, keras, hdf5, or empty if it isn't known.
+    """Return the format of a file: safetensors, torch, program, onnx, npz, keras, hdf5, or empty if unknown.
 
     Raises:
         OSError: If the file can't be read.
@@ -68,7 +68,11 @@ def _zip_format(path: Path, head: bytes) -> str:
         names = [head[30 : 30 + int.from_bytes(head[26:28], "little")].decode(errors="replace")]
     if _KERAS_WEIGHTS in names or names == ["metadata.json"]:
         return "keras"
-    return "npz" if all(name.endswith(".npy") for name in names) else "torch"
+    if all(name.endswith(".npy") for name in names):
+        return "npz"
+    if any(name.endswith("archive_format") for name in names):
+        return "program"  # of torch.export
+    return "torch" if any(name.endswith("data.pkl") for name in names) else ""
 
 
 def read_weights(path: Path) -> WeightFile:
@@ -88,6 +92,10 @@ def read_weights(path: Path) -> WeightFile:
             return WeightFile(safetensors.torch.load_file(path))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
+    if file_format == "program":
+        raise ValueError(
+            f"{path}: refused, because it is a program of torch.export; save module.state_dict() instead"
+        )
     if file_format == "npz":
         return WeightFile(_read_npz(path))
     if file_format in ("hdf5", "keras"):
