@@ -78,15 +78,6 @@ def test_unsupported_attributes(operator: str, attributes: dict[str, Any], messa
         RecurrentNode(operator, weights, attributes)
 
 
-def test_computed_weights_are_not_supported() -> None:
-    node = cases.helper.make_node("RNN", ["X", "W", "R"], ["Y"], "mine", hidden_size=2)
-    graph = cases.helper.make_graph([node], "model", [], [])
-    with pytest.raises(
-        ValueError, match=r"mine \(RNN\): expected constant weights, but the model computes W"
-    ):
-        ur.io.from_onnx(cases.helper.make_model(graph))
-
-
 def model_of(*nodes: Any, weights: Any = ()) -> Any:
     return cases.helper.make_model(cases.helper.make_graph(list(nodes), "model", [], [], list(weights)))
 
@@ -117,10 +108,6 @@ def test_finding_nodes_and_weights(tmp_path: Path) -> None:
     assert torch.equal(module.layer.weight_ih_l0, torch.ones(2, 3))
     with pytest.raises(ValueError, match="two nodes of the model are named mine"):
         ur.io.from_onnx(model_of(node, node, weights=[W, R]))
-    branch = helper.make_graph([node], "branch", [], [], [W, R])
-    both = {"then_branch": branch, "else_branch": branch}
-    with pytest.raises(ValueError, match=r"mine \(RNN\) is inside the If node 'choice'"):
-        ur.io.from_onnx(model_of(helper.make_node("If", ["c"], ["Y"], "choice", **both)))
     with pytest.raises(TypeError, match=r"a path or an onnx.ModelProto, got bytes"):
         ur.io.from_onnx(b"")
     (tmp_path / "bad.onnx").write_text("hello")

@@ -21,6 +21,7 @@ from torch import nn
 from helpers.layer_pairs import CELLS, LAYERS, assert_close
 from unrolled.io import files
 from unrolled.io.state_dicts import find_layers
+from unrolled.io.weight_files import read_weights
 
 
 class Model(nn.Module):
@@ -54,7 +55,7 @@ def test_finds_every_recurrent_layer(tmp_path: Path) -> None:
         tmp_path / "c.pth",
     )
     for name, prefix in (("w.safetensors", ""), ("w.pt", ""), ("c.pth", "model.")):
-        layers = find_layers(files.read_weights(tmp_path / name))
+        layers = find_layers(read_weights(tmp_path / name).tensors)
         assert {k: repr(v) for k, v in layers.items()} == {prefix + k: v for k, v in EXPECTED.items()}
         x = torch.randn(5, 2, 6)
         assert_close(layers[f"{prefix}encoder"](x), model.encoder(x), 1e-5)
@@ -114,7 +115,7 @@ class Evil:
 def test_bad_weight_files(tmp_path: Path) -> None:
     def check_error(name: str, error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message) as caught:
-            files.read_weights(tmp_path / name)
+            read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
 
     torch.save(Evil(tmp_path / "was-here"), tmp_path / "evil.pt")
@@ -155,7 +156,9 @@ def test_bad_weight_files(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello, world\n" * 30)
     check_error("text.pt", ValueError, "damaged")
     check_error("missing.pt", FileNotFoundError, "missing.pt")
-    check_error("weights.h5", ValueError, "expected a .safetensors, .pt or .pth file, got '.h5'")
+    check_error("weights.h5", FileNotFoundError, "weights.h5")
+    (tmp_path / "text").write_text("hello, world\n" * 30)
+    check_error("text", ValueError, "text: unknown format; expected a checkpoint of torch.save, a")
     (tmp_path / "folder.pt").mkdir()
     check_error("folder.pt", IsADirectoryError, "folder.pt")
 
@@ -175,12 +178,12 @@ def test_random_damage_raises_nothing_but_value_error(
         content[int(position * len(content))] = byte
     path.write_bytes(content)
     with contextlib.suppress(ValueError):
-        files.read_weights(path)
+        read_weights(path)
 
 
 def test_uppercase_suffixes(tmp_path: Path) -> None:
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "W.PT")
-    assert find_layers(files.read_weights(tmp_path / "W.PT"))
+    assert find_layers(read_weights(tmp_path / "W.PT").tensors)
     (tmp_path / "X.CSV").write_text("1,2\n")
     assert files.read_input(tmp_path / "X.CSV").tolist() == [[1, 2]]
 

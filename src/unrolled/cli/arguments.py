@@ -17,9 +17,8 @@ from rich.segment import Segment
 
 from unrolled import cells
 from unrolled.cells.base import Cell
-from unrolled.io import files
-from unrolled.io.state_dicts import accepts_option, find_layers, recurrent_keys
-from unrolled.layers.recurrent import Recurrent
+from unrolled.io.layer_files import LayerFile, load_layers
+from unrolled.io.state_dicts import accepts_option
 from unrolled.layers.torch_layers import LAYERS
 from unrolled.tracing.explain import MINUS
 
@@ -29,7 +28,12 @@ CELL_HELP = (
     f"{', '.join(TORCH_CELLS)}, another cell in unrolled.cells, or your own class as FILE.py:CLASS or "
     "MODULE:CLASS"
 )
-CELL_WITH_WEIGHTS_HELP = "With WEIGHTS, layers of this cell are found too, not only layers of torch.nn"
+CELL_WITH_WEIGHTS_HELP = (
+    "With WEIGHTS, layers of this cell are found too. Without it, they are if no other cell has such weights"
+)
+WEIGHTS_HELP = (
+    "file with weights (torch.save, safetensors, .npz) or with a model (ONNX, Keras), whatever its suffix"
+)
 OPTION_HELP = "cell option, such as nonlinearity=relu; can be repeated"
 
 
@@ -112,27 +116,42 @@ def check_options(options: dict[str, Any], cells: list[type[Cell]]) -> None:
             next(cell for cell in cells if name in cell.options()).check_options({name: value})
 
 
-def read_layers(path: Path, cells: list[type[Cell]], options: dict[str, Any]) -> dict[str, Recurrent]:
-    """Load the recurrent layers of a weights file, keyed by the prefix of their tensor names.
+def read_layers(path: Path, cells: list[type[Cell]], options: dict[str, Any]) -> LayerFile:
+    """Load the recurrent layers of a file, keyed by their names.
 
     Args:
-        path: The weights file.
+        path: The file, with weights or with a stored model.
         cells: Cell classes to look for in addition to those of torch.nn.
         options: Options of the cells.
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If the file holds no weights.
-        UsageError: If the file holds no recurrent layer.
+        ValueError: If the file has an unknown format or is damaged.
+        UsageError: If the file holds no recurrent layer, a package is missing, or the cells have no effect.
     """
-    weights = files.read_weights(path)
-    layers = find_layers(weights, cells, options)
-    if not layers:
-        keys = recurrent_keys(weights, cells)
-        parts = f"; found {', '.join(keys[:3])}, but other parameters are missing" if keys else ""
-        custom = "" if cells else "; for a custom cell, add --cell FILE.py:CLASS"
-        raise UsageError(f"{path}: no recurrent layer found{parts}{custom}")
-    return layers
+    try:
+        file = load_layers(path, cells, options)
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    if file.stores_cells and cells:
+        raise UsageError(f"--cell has no effect, because {path} says which cells its layers have")
+    notes = notes_about(file)
+    if file.layers:
+        return file
+    parts = f"; found {', '.join(file.keys[:3])}, but other parameters are missing" if file.keys else ""
+    if notes:
+        parts = f"; {'; '.join(notes)}"
+    custom = "" if cells or notes else "; for a custom cell, add --cell FILE.py:CLASS"
+    raise UsageError(f"{path}: no recurrent layer found{parts}{custom}")
+
+
+def notes_about(file: LayerFile) -> list[str]:
+    """Return what was assumed about the layers of a file, and which ones were left out and why."""
+    return file.notes + [
+        f"{prefix or 'its weights'}: several cells have such weights, choose one with --cell: "
+        f"{', '.join(names).lower()}"
+        for prefix, names in file.ambiguous.items()
+    ]
 
 
 def comma_separated(text: str) -> list[str]:

@@ -21,9 +21,11 @@ from unrolled.cli.arguments import (
     CELL_WITH_WEIGHTS_HELP,
     OPTION_HELP,
     TORCH_CELLS,
+    WEIGHTS_HELP,
     UsageError,
     check_options,
     new_console,
+    notes_about,
     parse_cell,
     parse_options,
     printable,
@@ -132,7 +134,7 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="WEIGHTS",
-        help="one or more state dicts (.safetensors, .pt or .pth files)",
+        help=f"one or more files: {WEIGHTS_HELP}",
     )
     parser.add_argument(
         "--cell",
@@ -184,9 +186,11 @@ def _select_layers(options: argparse.Namespace) -> dict[str, Recurrent]:
         }
     selected: dict[str, Recurrent] = {}
     for path in options.weights:
-        layers = read_layers(path, list(cells.values()), cell_options)
+        file = read_layers(path, list(cells.values()), cell_options)
+        for note in notes_about(file):
+            print(f"unrolled: {path}: {printable(note)}", file=sys.stderr)
         file_label = f"{path}: " if len(options.weights) > 1 else ""
-        selected |= {f"{file_label}{prefix or '(no prefix)'}": layer for prefix, layer in layers.items()}
+        selected |= {f"{file_label}{prefix or '(no prefix)'}": layer for prefix, layer in file.layers.items()}
     return selected
 
 

@@ -128,6 +128,7 @@ def _as_data(call: ModuleCall) -> dict[str, Any]:
         "module": call.module,
         "recurrent": call.is_recurrent,
         "call": call.number,
+        "steps": call.steps,
         "input": call.input,
         "input_from": call.input_from,
         "output": call.output,

@@ -21,9 +21,11 @@ from unrolled.cli.arguments import (
     CELL_WITH_WEIGHTS_HELP,
     OPTION_HELP,
     TORCH_CELLS,
+    WEIGHTS_HELP,
     UsageError,
     check_options,
     new_console,
+    notes_about,
     parse_cell,
     parse_options,
     read_layers,
@@ -51,7 +53,7 @@ def add(commands: Any) -> None:
         nargs="?",
         type=Path,
         metavar="WEIGHTS",
-        help=f"state dict (.safetensors, .pt or .pth file), or {model.HELP}",
+        help=f"{WEIGHTS_HELP}, or {model.HELP}",
     )
     parser.add_argument(
         "--input",
@@ -62,7 +64,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--layer",
         metavar="PREFIX",
-        help="layer of WEIGHTS to show: the prefix of its state dict keys, such as encoder",
+        help="layer of WEIGHTS to show: its name, or the prefix of its state dict keys, such as encoder",
     )
     parser.add_argument(
         "--cell",
@@ -156,9 +158,10 @@ def run(options: argparse.Namespace) -> None:
             x = _convert_dtype(x, torch.float32, options.input)
         layer, x = example.example(cell, x, options.seed, cell_options)
     else:
-        layers = read_layers(options.weights, [cell] if cell else [], cell_options)
+        file = read_layers(options.weights, [cell] if cell else [], cell_options)
+        layers, notes = file.layers, notes_about(file)
         if options.layer is not None or x is not None:
-            prefix, layer = _select_layer(layers, options.layer, options.weights)
+            prefix, layer = _select_layer(layers, notes, options.layer, options.weights)
             layers = {prefix: layer}
             title = title or ": ".join(filter(None, (options.weights.name, prefix)))
         check_options(cell_options, list(dict.fromkeys(layer.cell for layer in layers.values())))
@@ -166,7 +169,7 @@ def run(options: argparse.Namespace) -> None:
             if options.watch or options.html or options.plot:
                 option = "--watch" if options.watch else "--html" if options.html else "--plot"
                 raise UsageError(f"{option} needs an input sequence: add --input FILE")
-            _list_layers(console, layers, options.json)
+            _list_layers(console, layers, notes, options.json)
             return
         for name, value in layer.chosen_options().items():
             if cell_options.get(name, value) != value:
@@ -176,7 +179,9 @@ def run(options: argparse.Namespace) -> None:
         x = _prepare_input(x, layer, options.input)
         if not (options.json or options.html or options.plot):
             terminal.print_layers(console, layers)
-            _print_assumed_options(console, layer, cell_options)
+            _print_assumed_options(
+                console, layer, layer.chosen_options() if file.stores_options else cell_options
+            )
     _show_trace(options, console, _run_layer(layer, x), title, step_through)
 
 
@@ -286,11 +291,14 @@ def _run_layer(layer: Recurrent, x: torch.Tensor) -> Trace:
         ) from error
 
 
-def _list_layers(console: Console, layers: dict[str, Recurrent], as_json: bool) -> None:
+def _list_layers(console: Console, layers: dict[str, Recurrent], notes: list[str], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"layers": {prefix: repr(layer) for prefix, layer in layers.items()}}, indent=2))
+        listed = {prefix: repr(layer) for prefix, layer in layers.items()}
+        print(json.dumps({"layers": listed} | ({"notes": notes} if notes else {}), indent=2))
         return
     terminal.print_layers(console, layers)
+    for note in notes:
+        console.print(note)
     needed = "--layer PREFIX and --input FILE" if len(layers) > 1 else "--input FILE"
     console.print(f"\nTo show the values of a layer, add {needed}.")
 
@@ -306,7 +314,9 @@ def _print_assumed_options(console: Console, layer: Recurrent, cell_options: dic
     console.print()
 
 
-def _select_layer(layers: dict[str, Recurrent], prefix: str | None, path: Path) -> tuple[str, Recurrent]:
+def _select_layer(
+    layers: dict[str, Recurrent], notes: list[str], prefix: str | None, path: Path
+) -> tuple[str, Recurrent]:
     names = ", ".join(f"{name or '(no prefix)'}: {layer}" for name, layer in layers.items())
     if prefix is None:
         if len(layers) > 1:
@@ -314,7 +324,8 @@ def _select_layer(layers: dict[str, Recurrent], prefix: str | None, path: Path) 
         return next(iter(layers.items()))
     prefix = prefix.rstrip(".")
     if prefix not in layers:
-        raise UsageError(f"{path} has no recurrent layer {prefix!r} (available: {names})")
+        about = "".join(f"; {note}" for note in notes if note.startswith(f"{prefix}:"))
+        raise UsageError(f"{path} has no recurrent layer {prefix!r}{about} (available: {names})")
     return prefix, layers[prefix]
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module
+from torch import Tensor
 
 from unrolled.engines.memory import all_readable
 from unrolled.engines.native.prepacked import BoundKernel, PrepackedKernel
+from unrolled.inference.custom_calls import has_custom_call
 from unrolled.inference.plans import Plan, PlanCache
 from unrolled.inference.weight_snapshot import WeightSnapshot
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
-from unrolled.layers.torch_layers import DropInLayer
 
 _Buffers = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
-_FORWARD_METHODS = Recurrent.forward, DropInLayer.forward
 _SCRATCH_SIZE = 4096  # elements; longer outputs between layers are allocated in each call
 
 
@@ -140,15 +138,6 @@ class _StreamPlan(Plan):
                 kernel.run(source, source := targets[k % 2])
         top.run(source, output.data_ptr())
         return output.transpose(0, 1) if self._transposed else output
-
-
-def has_custom_call(layer: nn.Module) -> bool:
-    """Return whether a call of a layer runs hooks, or anything else than the forward method of our layers."""
-    if layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__:
-        return True
-    if type(layer).forward not in _FORWARD_METHODS:
-        return True
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
 def _create_buffers(snapshot: WeightSnapshot, batch: int) -> _Buffers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch.nn import Parameter
 
 from unrolled.engines.native.kernel import launch
 from unrolled.engines.native.prepacked import PrepackedKernel
+from unrolled.inference.call_override import override_calls
+from unrolled.inference.custom_calls import has_custom_call
 from unrolled.inference.plans import Plan, PlanCache, memoryless
 from unrolled.inference.weight_snapshot import WeightSnapshot, is_plain
+from unrolled.layers.cell_layers import as_sequence, layer_of_cell
 from unrolled.layers.recurrent import Recurrent
+from unrolled.layers.single_step import SingleStep
 
 
 class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
@@ -31,9 +36,11 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
     bit-identical. This pays off for short calls: single time steps and small layers.
 
     It applies to float32 and float64 on the native engine, to calls that record no gradients, and to inputs
-    that are not packed sequences. Other calls run as usual. A call raises an error if torch detects that a
-    weight was changed. A change that torch can't detect (``weight.data``, NumPy, another process) has no
-    effect before the end of the block. A change of a Python value that a step reads takes effect at once.
+    that are not packed sequences. Other calls run as usual. So do those of torch.nn's layers and cells, and
+    those of single-step cells in other threads than that of the block. A call raises an error if torch
+    detects that a weight was changed. A change that torch can't detect (``weight.data``, NumPy, another
+    process) has no effect before the end of the block. A change of a Python value that a step reads takes
+    effect at once.
 
     Args:
         module: A layer, or a model that contains layers.
@@ -47,12 +54,24 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
         if not isinstance(module, nn.Module):
             raise TypeError(f"frozen expects a torch.nn.Module, got {type(module).__name__}")
         self._layers = [layer for layer in module.modules() if isinstance(layer, Recurrent)]
+        self._cells = [cell for cell in module.modules() if isinstance(cell, SingleStep)]
         self._previous: list[Any] = []
+        self._overrides = contextlib.ExitStack()
 
     def __enter__(self) -> frozen:
         self._previous = [layer._frozen for layer in self._layers]
         for layer in self._layers:
             layer._frozen = FrozenCalls(layer)
+        if self._cells:
+            frozen_cells = {id(cell): FrozenCell(cell) for cell in self._cells}
+
+            def call_cell(cell: Any, call: Any, args: Any, kwargs: Any) -> Any:
+                result = None
+                if not kwargs and len(args) in (1, 2) and not has_custom_call(cell):
+                    result = frozen_cells[id(cell)](*args)
+                return call(*args, **kwargs) if result is None else result
+
+            self._overrides.enter_context(override_calls(self._cells, call_cell))
         return self
 
     def __exit__(
@@ -60,6 +79,7 @@ class frozen:  # noqa: N801  # used in a with statement, as unrolled.engine
     ) -> None:
         for layer, previous in zip(self._layers, self._previous, strict=True):
             layer._frozen = previous
+        self._overrides.close()
 
 
 class FrozenCalls(PlanCache["_FrozenPlan"]):
@@ -98,6 +118,49 @@ class FrozenCalls(PlanCache["_FrozenPlan"]):
         self, kernels: list[list[PrepackedKernel]], shape: torch.Size, snapshot: WeightSnapshot
     ) -> _FrozenPlan:
         return _FrozenPlan(kernels, shape, snapshot)
+
+
+class FrozenCell:
+    """The calls of a single-step cell with packed weights: sequences of one time step.
+
+    Args:
+        cell: The cell.
+        allow_changes: Pack the weights again if they have changed. If False, a change is an error.
+    """
+
+    def __init__(self, cell: SingleStep, allow_changes: bool = False) -> None:
+        self._cell, self._layer = cell, layer_of_cell(cell)
+        self._calls = FrozenCalls(self._layer, allow_changes)
+        self._calls.label = type(cell).__name__
+
+    def __call__(self, x: Any, state: Any = None) -> Any:
+        """Run a step, and return the new state, or None if the cell must run as usual.
+
+        Raises:
+            RuntimeError: If a weight has changed.
+        """
+        if type(x) is not Tensor or x.dim() != 2 or torch.compiler.is_compiling():
+            return None
+        if not self._update():
+            return None
+        result = self._calls(x.unsqueeze(0), None if state is None else as_sequence(state))
+        if result is None:
+            return None
+        final = result[1]
+        return tuple(part[0] for part in final) if isinstance(final, tuple) else final[0]
+
+    def _update(self) -> bool:
+        """Give the layer the parameters and the mode of the cell; return whether all are parameters."""
+        layer, own, parameters = self._layer, self._cell._parameters, self._layer._parameters
+        if self._cell.training is not layer.training:
+            layer.train(self._cell.training)
+        for name, full_name, _ in layer._named["_l0"]:
+            parameter = own.get(name)
+            if parameter is None:
+                return False  # computed in each call, by a parametrization
+            if parameters.get(full_name) is not parameter:
+                parameters[full_name] = parameter  # the calls notice that it is another one
+        return True
 
 
 class _FrozenPlan(Plan):

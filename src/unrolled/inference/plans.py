@@ -50,11 +50,15 @@ class PlanCache(abc.ABC, Generic[_Plan]):
     Args:
         layer: The layer.
         allow_changes: Pack the weights again if they have changed. If False, a change is an error.
+
+    Attributes:
+        label: Name of the layer, for error messages.
     """
 
     def __init__(self, layer: Recurrent, allow_changes: bool) -> None:
         self._layer, self._allow_changes = layer, allow_changes
         self._snapshot = WeightSnapshot(layer)
+        self.label = type(layer).__name__
 
     def find_plan(self, x: Any) -> _Plan | None:
         """Return the plan for an input, or None if the layer must run as usual.
@@ -78,8 +82,7 @@ class PlanCache(abc.ABC, Generic[_Plan]):
         changes = [] if self._allow_changes else self._snapshot.changes()
         if changes:
             raise RuntimeError(
-                f"{type(self._layer).__name__}: {changes[0]} inside unrolled.frozen(...). Change weights "
-                "outside of the block"
+                f"{self.label}: {changes[0]} inside unrolled.frozen(...). Change weights outside of the block"
             )
         self._snapshot = snapshot = WeightSnapshot(self._layer)
         return snapshot

@@ -15,16 +15,21 @@ from unrolled.engines import memory
 from unrolled.engines.fork_safety import renew_after_fork
 from unrolled.engines.torch_ops import transforms
 from unrolled.inference.call_override import override_calls
-from unrolled.inference.double_buffer import DoubleBuffer, has_custom_call, state_tensors
-from unrolled.inference.frozen import FrozenCalls
+from unrolled.inference.custom_calls import has_custom_call
+from unrolled.inference.double_buffer import DoubleBuffer, state_tensors
+from unrolled.inference.frozen import FrozenCalls, FrozenCell
 from unrolled.layers import initial_states
+from unrolled.layers.cell_layers import SingleStepModule, first_state, is_single_step
 from unrolled.layers.draws import DrawPosition, continue_draws
 from unrolled.layers.module import State
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import InputError, check_values
 from unrolled.layers.single_step import SingleStep
 
-_Layer = Recurrent | nn.RNNBase
+_WITHOUT_STREAM = (
+    ". If the model keeps or changes its state itself, call it without a stream, in unrolled.frozen(model)"
+)
+_Layer = Recurrent | nn.RNNBase | SingleStepModule
 _LAYERS = (Recurrent, nn.RNNBase)
 
 
@@ -47,8 +52,13 @@ class Stream:
     the first chunk draws the seed, and later chunks continue the numbers until :meth:`reset` is called for
     the whole batch.
 
-    Only recurrent layers carry a state. Other modules that look at several time steps, such as a convolution,
-    see one chunk. A cell that the model calls step by step gets its state from the model.
+    A single-step cell takes one time step per call, and its output is the new hidden state.
+
+    Only recurrent layers and cells carry a state. Other modules that look at several time steps, such as a
+    convolution, see one chunk. A model may call a cell, or a layer, step by step: its first call in a chunk,
+    without a state or with zeros, continues from the previous chunk. Each later call must be given the state
+    that the call before returned. A model that keeps its state itself, from one call of the model to the
+    next, needs no stream: call it inside of :class:`unrolled.frozen`.
 
     Weights are packed at the first call, and again after a weight has changed. A change that torch can't
     detect (``weight.data.add_(1)``, NumPy) has no effect.
@@ -57,7 +67,7 @@ class Stream:
     Calls of one stream from several threads run one after another.
 
     Args:
-        module: A layer of unrolled or torch.nn, or a model that contains layers.
+        module: A layer or single-step cell of unrolled or torch.nn, or a model that contains some.
 
     Raises:
         TypeError: If ``module`` is not a torch module.
@@ -70,7 +80,7 @@ class Stream:
         self._module, self._layers = module, _find_layers(module)
         self._is_layer = "" in self._layers
         self._names: dict[int, str] = {}  # of layers, by id
-        self._frozen_calls: dict[str, tuple[Recurrent, FrozenCalls]] = {}
+        self._frozen_calls: dict[str, tuple[nn.Module, FrozenCalls | FrozenCell]] = {}
         self._states: dict[str, State] = {}
         self._new_states: dict[str, State] = {}  # of the current call
         self._positions: dict[str, DrawPosition] = {}
@@ -83,7 +93,8 @@ class Stream:
 
         Raises:
             ValueError: If the chunk has another batch size or dtype than the states.
-            RuntimeError: If a layer is given a state or called twice, or no layer is called.
+            RuntimeError: If a layer is given a state that it didn't return in this call, or is called twice
+                without one, or no layer is called.
         """
         with self._lock:
             double_buffer = self._double_buffer
@@ -97,10 +108,7 @@ class Stream:
     def _run_module(self, x: Any, args: Any, kwargs: Any) -> Any:
         self._new_states.clear()
         if self._is_layer:
-            args, kwargs = self._add_state("", self._module, (x, *args), kwargs)
-            with self._continued_draws(""):
-                result = self._module(*args, **kwargs)
-            self._store_state("", result)
+            result = self._call_layer(self._module, self._module, (x, *args), kwargs)
         else:
             layers = _find_layers(self._module)
             removed = self._states.keys() - layers.keys()
@@ -123,23 +131,32 @@ class Stream:
         self._states.update(self._new_states)
         if not self._is_layer:
             return result
+        if is_single_step(self._module):
+            return first_state(result)
         return result[0] if len(result) == 2 else (result[0], *result[2:])  # with all_states=True, those too
 
     def _call_layer(self, layer: Any, call: Any, args: Any, kwargs: Any) -> Any:
         """Run a layer that the model calls, starting from its previous final state."""
-        name = self._names[id(layer)]
+        name = self._names.get(id(layer), "")
         args, kwargs = self._add_state(name, layer, args, kwargs)
-        result, cached = None, self._frozen_calls.get(name)
-        has_plain_arguments = len(args) == 1 and kwargs.keys() <= {"state"}
-        if has_plain_arguments and isinstance(layer, Recurrent) and not has_custom_call(layer):
-            if cached is None or cached[0] is not layer:
-                cached = self._frozen_calls[name] = layer, FrozenCalls(layer, allow_changes=True)
-            result = cached[1](args[0], kwargs.get("state"))
+        result = self._call_frozen(name, layer, args, kwargs)
         if result is None:
             with self._continued_draws(name):
                 result = call(*args, **kwargs)
-        self._store_state(name, result)
+        # A copy, because the model may change the original.
+        self._new_states[name] = _copy_state(result if is_single_step(layer) else result[1])
         return result
+
+    def _call_frozen(self, name: str, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Run a layer with packed weights; return None if it must run as usual."""
+        is_ours = isinstance(layer, (Recurrent, SingleStep))
+        if len(args) not in (1, 2) or not is_ours or kwargs.keys() - {"state"} or has_custom_call(layer):
+            return None
+        cached = self._frozen_calls.get(name)
+        if cached is None or cached[0] is not layer:
+            frozen_calls = FrozenCell if isinstance(layer, SingleStep) else FrozenCalls
+            cached = self._frozen_calls[name] = layer, frozen_calls(layer, allow_changes=True)
+        return cached[1](args[0], args[1] if len(args) == 2 else kwargs.get("state"))
 
     def _continued_draws(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Let a call of a layer continue the random numbers of its previous call."""
@@ -147,15 +164,22 @@ class Stream:
 
     def _add_state(self, name: str, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments of a layer's call with the stream's state added."""
+        states = (*args[1:2], kwargs.get("hx"), kwargs.get("state"))
+        given = next((state for state in states if state is not None), None)
         if name in self._new_states:
-            raise RuntimeError(
-                f"{_describe(name, layer)} is called twice for one chunk, so the stream can't tell which "
-                "state belongs to which call"
+            if given is not None and _same_states(given, self._new_states[name]):
+                return args, kwargs  # the next step of the chunk
+            problem = (
+                "called twice for one chunk" if given is None else "given another state than it returned"
             )
-        if any(state is not None for state in (*args[1:2], kwargs.get("hx"), kwargs.get("state"))):
+            raise RuntimeError(
+                f"{_describe(name, layer)} is {problem}, so the stream can't tell which state belongs to "
+                f"which call{'' if given is None else _WITHOUT_STREAM}"
+            )
+        if given is not None and (self._is_layer or not _is_zero(given, layer)):
             raise RuntimeError(
                 f"{_describe(name, layer)} is given a state by its caller, but the stream provides the "
-                "state: call the layer without one"
+                f"state: call the layer without one{_WITHOUT_STREAM}"
             )
         if kwargs.get("resets") is not None and kwargs.get("reset_state") is None:
             # By default, resets would go back to the state given, which is the end of the previous chunk.
@@ -165,12 +189,10 @@ class Stream:
             return args, kwargs
         x = args[0] if args else kwargs.get("input", kwargs.get("x"))
         _check_chunk(x, state_tensors(state)[0], layer, name)
+        if is_single_step(layer):
+            return (x, state), {}
         other_kwargs = {key: value for key, value in kwargs.items() if key not in ("hx", "state")}
         return args[:1], other_kwargs | {"state" if isinstance(layer, Recurrent) else "hx": state}
-
-    def _store_state(self, name: str, result: Any) -> None:
-        """Store a copy of the final state of a layer's result; the model may change the original."""
-        self._new_states[name] = _copy_state(result[1])
 
     def reset(self, rows: Any = None) -> None:
         """Start a new sequence: the next call starts from zeros, or from the layer's own initial state.
@@ -192,13 +214,13 @@ class Stream:
             mask = torch.as_tensor(rows, device="cpu")
             for name, state in self._states.items():
                 for tensor in state_tensors(state):
-                    batched = tensor.dim() == 3
-                    if batched and mask.dtype is torch.bool and mask.shape == tensor.shape[1:2]:
+                    row_count = _row_count(tensor, self._layers[name])
+                    if mask.dtype is torch.bool and mask.shape == (row_count,):
                         continue
                     expected = (
-                        f"{tensor.shape[1]} booleans, one per row"
-                        if batched
-                        else "no rows, since the state has no batch axis"
+                        "no rows, since the state has no batch axis"
+                        if row_count is None
+                        else f"{row_count} booleans, one per row"
                     )
                     raise InputError(
                         f"reset of {_describe(name, self._layers[name])}: expected {expected}, got a tensor "
@@ -208,13 +230,13 @@ class Stream:
                 self._states[name] = state = _copy_state(state)
                 initial_values = _initial_values(self._layers[name], state)
                 for tensor, initial in zip(state_tensors(state), initial_values, strict=True):
-                    tensor[:, mask.to(tensor.device)] = initial
+                    tensor[..., mask.to(tensor.device), :] = initial
 
     @property
     def state(self) -> Any:
         """The states after the last call. Set it to continue from these states later.
 
-        For a layer, the state as the layer returns it, or None before the first call. For a model, a
+        For a layer or cell, the state as it returns it, or None before the first call. For a model, a
         dictionary of states by layer name.
         """
         with self._lock:
@@ -261,21 +283,40 @@ def _find_layers(module: nn.Module) -> dict[str, Any]:
         ValueError: If there is none, or one is bidirectional.
     """
     layers: dict[str, Any] = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _LAYERS) or is_single_step(layer)
     }
     if not layers:
-        is_single_step = isinstance(module, (SingleStep, nn.RNNCellBase))
         raise ValueError(
             f"Stream expects a recurrent layer or a model that contains one, but {type(module).__name__} "
-            + ("is a single-step cell" if is_single_step else "contains none")
+            "contains none"
         )
     for name, layer in layers.items():
-        if layer.bidirectional:
+        if not is_single_step(layer) and layer.bidirectional:
             raise ValueError(
                 f"Stream can't run {_describe(name, layer)}: it is bidirectional, so it also reads the "
                 "sequence from its end, which hasn't arrived yet"
             )
     return layers
+
+
+def _row_count(state: Tensor, layer: _Layer) -> int | None:
+    """Return the batch size of a state; None if it has no batch axis."""
+    has_rows = state.dim() == (2 if is_single_step(layer) else 3)
+    return state.shape[-2] if has_rows else None
+
+
+def _same_states(given: Any, returned: Any) -> bool:
+    pairs = zip(state_tensors(given), state_tensors(returned), strict=False)
+    return all(isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+def _is_zero(state: Any, layer: _Layer) -> bool:
+    """Whether a state is the one that a layer begins with if it is given none."""
+    if getattr(layer, "initial_state", "zeros") != "zeros":
+        return False
+    return all(isinstance(part, Tensor) and not part.any() for part in state_tensors(state))
 
 
 def _initial_values(layer: _Layer, state: State) -> list[Any]:
@@ -301,13 +342,15 @@ def _check_chunk(x: Any, state: Any, layer: _Layer, name: str) -> None:
     rows: int | None
     if isinstance(x, PackedSequence) and x.batch_sizes.dim() == 1 and len(x.batch_sizes):
         rows = int(x.batch_sizes[0])
-    elif isinstance(x, Tensor) and x.dim() in (2, 3):
+    elif isinstance(x, Tensor) and is_single_step(layer) and x.dim() in (1, 2):
+        rows = x.shape[0] if x.dim() == 2 else None
+    elif isinstance(x, Tensor) and not is_single_step(layer) and x.dim() in (2, 3):
         rows = x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
     else:
         return  # the layer raises a better error
-    if state.dim() not in (2, 3):
+    if state.dim() - (not is_single_step(layer)) not in (1, 2):
         return
-    state_rows = state.shape[1] if state.dim() == 3 else None
+    state_rows = _row_count(state, layer)
     expected, got = ("no batch axis" if n is None else f"{n} rows" for n in (state_rows, rows))
     got = f"this chunk has {got}"
     weight = next(layer.parameters(), state)

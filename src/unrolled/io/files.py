@@ -1,72 +1,17 @@
-"""Read weights and sequences from files without running code in them, and write results atomically."""
+"""Read sequences and labels from files, and write results atomically."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a ``.safetensors`` file or a ``.pt``/``.pth`` checkpoint, by dotted key.
-
-    Checkpoints are loaded with ``weights_only=True``, so no code in them is run. Keys of nested dictionaries
-    are joined: ``{"model": {"lstm.weight_ih_l0": ...}}`` gives ``model.lstm.weight_ih_l0``.
-
-    Raises:
-        OSError: If the file can't be read.
-        ValueError: If the file has another format, is damaged, or contains code.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(
-            f"{path}: expected a .safetensors, .pt or .pth file, got {path.suffix or path.name!r}"
-        )
-    with path.open("rb") as file:  # report a missing or unreadable file before any problem with its format
-        is_pickle = file.read(4).startswith((b"\x80", b"PK\x03\x04"))  # plain or in a zip archive
-    if suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.load warns about files that it then rejects
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise ValueError(
-                f"{path}: refused, because loading it would run code ({code[1]}); save model.state_dict() "
-                "instead of the model"
-            ) from None
-        if is_pickle and "Unsupported operand" in str(error):
-            # torch.load can't tell what a pickle of a newer protocol would run
-            raise ValueError(
-                f"{path}: refused, because loading this pickle may run code; save model.state_dict() with "
-                "torch.save and its default pickle protocol"
-            ) from None
-        raise ValueError(f"{path}: not a torch.save checkpoint, or damaged") from None
-    except Exception as error:  # a damaged file can fail in any way
-        if "TorchScript" in str(error):
-            raise ValueError(
-                f"{path}: refused, because it is a TorchScript program; save module.state_dict() instead"
-            ) from None
-        first_line = (str(error).strip().splitlines() or ["empty file"])[0]
-        raise ValueError(f"{path}: not a torch.save checkpoint, or damaged ({first_line})") from None
-    return dict(_flatten_tensors(content))
 
 
 def read_input(path: Path) -> Tensor:
@@ -162,12 +107,3 @@ def _is_number(field: str) -> bool:
     except ValueError:
         return False
     return "_" not in field  # float accepts 1_000, which isn't a number in a CSV file
-
-
-def _flatten_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            if isinstance(key, str):
-                yield from _flatten_tensors(value, f"{prefix}.{key}" if prefix else key)

@@ -12,6 +12,13 @@ from torch import Tensor, nn
 
 from unrolled import cells
 from unrolled.cells.base import Cell
+from unrolled.io.onnx_graph import (
+    QUANTIZED,
+    FoundNode,
+    NotConstantError,
+    describe_operators,
+    recurrent_nodes,
+)
 from unrolled.io.onnx_packages import import_package
 from unrolled.layers.recurrent import Recurrent
 
@@ -20,7 +27,10 @@ from unrolled.layers.recurrent import Recurrent
 _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
 _PEEPHOLES = ("peep_i", "peep_o", "peep_f")
 _DEFAULT_ACTIVATIONS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
-_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+# A DynamicQuantizeLSTM has all of them, an LSTM those up to P, an RNN and a GRU those up to initial_h.
+_QUANTIZATION = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
+_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P", *_QUANTIZATION)
+_WEIGHTS = {"W", "R", "B", "P", *_QUANTIZATION}
 _ATTRIBUTES = (
     "activation_alpha",
     "activation_beta",
@@ -228,18 +238,25 @@ class RecurrentNode(nn.Module):
 def from_onnx(model: Any) -> dict[str, RecurrentNode]:
     """Import the recurrent nodes of an ONNX model, with their weights.
 
+    Nodes are also found in functions and in the bodies of If, Loop and Scan. Weights that the model computes
+    from constants, by Concat or Transpose for instance, are computed with onnx's reference evaluator.
+
+    A ``DynamicQuantizeLSTM`` of ONNX Runtime becomes an LSTM with the dequantized weights. Unlike ONNX
+    Runtime, the LSTM doesn't quantize its inputs and states.
+
     Args:
         model: A path or an ``onnx.ModelProto``.
 
     Returns:
         A module for every RNN, GRU and LSTM node, keyed by the name of the node. A node without a name is
-        keyed by its operator and its index in the graph, such as ``LSTM_3``.
+        keyed by its operator and its index in the graph, such as ``LSTM_3``. For a node inside of another
+        one, the name of the outer node and of the attribute come first: ``If_7.then_branch.LSTM_3``.
 
     Raises:
         ImportError: If the package onnx is missing.
         TypeError: If `model` is neither a path nor a model.
-        ValueError: If the file isn't an ONNX model. If a recurrent node has an unsupported attribute, weights
-            that the model computes, or the name of another node. If it is inside an If, Loop or Scan.
+        ValueError: If the file isn't an ONNX model, or the model has no recurrent node. If a recurrent node
+            has an unsupported attribute, weights that depend on the input, or the name of another node.
     """
     onnx = import_package("onnx", "from_onnx")
     if isinstance(model, (str, Path)):
@@ -252,50 +269,67 @@ def from_onnx(model: Any) -> dict[str, RecurrentNode]:
             raise ValueError(f"{path} is not an ONNX model: {error}") from error
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"from_onnx expects a path or an onnx.ModelProto, got {type(model).__name__}")
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                constants[node.output[0]] = attribute.t
-            for graph in (attribute.g, *attribute.graphs):
-                _check_subgraph(graph, node)
     modules: dict[str, RecurrentNode] = {}
-    for index, node in enumerate(model.graph.node):
-        if not _is_recurrent(node):
-            continue
-        name = node.name or f"{node.op_type}_{index}"
-        if name in modules:
-            raise ValueError(f"two nodes of the model are named {name}; give each node its own name")
-        inputs = {kind: value for kind, value in zip(_INPUTS, node.input, strict=False) if value}
-        weights: dict[str, Tensor] = {}
-        for kind in ("W", "R", "B", "P"):
-            if kind in inputs and inputs[kind] not in constants:
-                raise ValueError(
-                    f"{name} ({node.op_type}): expected constant weights, but the model computes {kind}"
-                )
-            if kind in inputs:
-                array = numpy.array(onnx.numpy_helper.to_array(constants[inputs[kind]]))
-                weights[kind] = torch.from_numpy(array)
-        attributes = {a.name: _decode(onnx.helper.get_attribute_value(a)) for a in node.attribute}
-        modules[name] = RecurrentNode(node.op_type, weights, attributes, name)
+    for found in recurrent_nodes(model):
+        if found.name in modules:
+            raise ValueError(f"two nodes of the model are named {found.name}; give each node its own name")
+        modules[found.name] = _import_node(found)
+    if not modules:
+        raise ValueError(
+            f"the model has no RNN, GRU or LSTM node: its operators are {describe_operators(model)}. "
+            "Recurrent layers that were exported as loops of other operators can't be imported"
+        )
     return modules
 
 
-def _is_recurrent(node: Any) -> bool:
-    return node.op_type in _GATES and node.domain in ("", "ai.onnx")
-
-
-def _check_subgraph(graph: Any, outer: Any) -> None:
-    """Raise an error if a graph inside a node contains a recurrent node."""
-    for node in graph.node:
-        if _is_recurrent(node):
+def _import_node(found: FoundNode) -> RecurrentNode:
+    """Create the module for a node."""
+    helper = import_package("onnx", "from_onnx").helper
+    node = found.proto
+    inputs = {kind: value for kind, value in zip(_INPUTS, node.input, strict=False) if value}
+    weights: dict[str, Tensor] = {}
+    for kind in inputs.keys() & _WEIGHTS:
+        try:
+            weights[kind] = _to_tensor(found.graph.constant(inputs[kind]))
+        except NotConstantError as error:
             raise ValueError(
-                f"{node.name or node.op_type} ({node.op_type}) is inside the {outer.op_type} node "
-                f"{outer.name!r}; only nodes of the main graph can be imported"
+                f"{found.name} ({node.op_type}): expected constant weights, but the model computes {kind} "
+                f"from {error}"
+            ) from error
+    attributes = {a.name: _decode(helper.get_attribute_value(a)) for a in node.attribute}
+    if node.op_type != QUANTIZED:
+        return RecurrentNode(node.op_type, weights, attributes, found.name)
+    return RecurrentNode("LSTM", _dequantize(weights, found.name), attributes, found.name)
+
+
+def _dequantize(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the weights of an LSTM node from those of a DynamicQuantizeLSTM.
+
+    Its ``W`` and ``R`` are 8-bit integers of shape ``(directions, features, 4 × hidden)``, with scales and
+    zero points of shape ``(directions,)`` or ``(directions, 4 × hidden)``.
+    """
+    dequantized = {kind: value for kind, value in weights.items() if kind in ("B", "P")}
+    for kind in ("W", "R"):
+        parts = [weights.get(key) for key in (kind, f"{kind}_scale", f"{kind}_zero_point")]
+        shapes = ", ".join("no such input" if part is None else str(tuple(part.shape)) for part in parts)
+        quantized, scale, zero = (torch.empty(0) if part is None else part for part in parts)
+        sizes = tuple(quantized.shape[::2])  # directions and columns
+        if quantized.dim() != 3 or scale.shape != zero.shape or tuple(scale.shape) not in (sizes[:1], sizes):
+            raise ValueError(
+                f"{name} ({QUANTIZED}): expected {kind} of shape (directions, features, 4 × hidden), its "
+                f"scale and its zero point of shape (directions,) or (directions, 4 × hidden), got {shapes}"
             )
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                _check_subgraph(inner, node)
+        scale, zero = (part.view(len(part), 1, -1) for part in (scale, zero))
+        difference = quantized.to(scale.dtype) - zero.to(scale.dtype)
+        dequantized[kind] = (difference * scale).transpose(1, 2)
+    return dequantized
+
+
+def _to_tensor(array: numpy.ndarray[Any, Any]) -> Tensor:
+    """Convert an array to a tensor; one of bfloat16, which NumPy doesn't have, too."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(numpy.float32)).bfloat16()
+    return torch.from_numpy(numpy.array(array))
 
 
 def _decode(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unrolled import cells as all_cells
 from unrolled.cells.base import Cell
 from unrolled.layers.convert import drop_in_layer
 from unrolled.layers.recurrent import Recurrent
@@ -48,6 +50,38 @@ def find_layers(
                 layers[prefix.rstrip(".")] = layer
                 break
     return layers
+
+
+def find_other_cells(
+    weights: Mapping[str, Tensor], found: Iterable[str] = (), options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Recurrent], dict[str, list[str]]]:
+    """Look for layers of the cells in `unrolled.cells` that torch.nn doesn't have.
+
+    Args:
+        weights: Tensors by dotted key.
+        found: Prefixes that belong to layers which were found already.
+        options: Cell options that can't be inferred from shapes, as for :func:`find_layers`.
+
+    Returns:
+        The layers whose tensors fit exactly one cell, by prefix; and for each other prefix whose tensors fit
+        several cells, the names of these.
+    """
+    layers: dict[str, Recurrent] = {}
+    ambiguous: dict[str, list[str]] = {}
+    for prefix, tensors in _group_by_prefix(weights).items():
+        name = prefix.rstrip(".")
+        if name in found:
+            continue
+        candidates = []
+        for cell in (getattr(all_cells, cell_name) for cell_name in all_cells.__all__):
+            with contextlib.suppress(ValueError):  # the shapes of the layers don't fit together
+                candidates.append(_build_layer(cell, prefix, tensors, dict(options or {})))
+        fitting = [layer for layer in candidates if layer is not None]
+        if len(fitting) == 1:
+            layers[name] = fitting[0]
+        elif fitting:
+            ambiguous[name] = [layer.cell.__name__ for layer in fitting]
+    return layers, ambiguous
 
 
 def recurrent_keys(weights: Mapping[str, Tensor], cells: Iterable[type[Cell]] = ()) -> list[str]:

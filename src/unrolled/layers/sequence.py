@@ -270,6 +270,8 @@ def _check_order(x: PackedSequence, batch: int | None, layer: str) -> Tensor | N
         return are_inverse.to(x.batch_sizes.device)
     if not (len(after) == len(before) == batch):
         raise InputError(message)
+    if after.is_cuda and before.is_cuda:  # reading them would wait for the device, where torch checks indices
+        return None
     after, before = after.cpu(), before.cpu()
     try:
         undone = after.index_select(0, before)

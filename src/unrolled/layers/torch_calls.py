@@ -18,6 +18,7 @@ from unrolled.engines import dispatch, log
 from unrolled.engines._torch_private import any_requires_grad, keep_graph
 from unrolled.engines.autograd import by_reference
 from unrolled.engines.torch_ops import transforms
+from unrolled.layers.module import States
 from unrolled.layers.sequence import SequenceBatch
 
 DEVICES = frozenset({"cuda"})
@@ -40,7 +41,7 @@ def are_answered(x: Tensor) -> bool:
     )
 
 
-def run_layer(layer: Any, sequence: SequenceBatch, initial: tuple[Tensor, ...] | None) -> Any:
+def run_layer(layer: Any, sequence: SequenceBatch, initial: States | None) -> tuple[Tensor, States] | None:
     """Run a layer by torch's own function.
 
     Args:
@@ -70,7 +71,7 @@ def run_layer(layer: Any, sequence: SequenceBatch, initial: tuple[Tensor, ...] |
     return output, tuple(final)
 
 
-def run_cell(cell: Any, rows: Tensor, initial: tuple[Tensor, ...] | None) -> Any:
+def run_cell(cell: Any, rows: Tensor, initial: States | None) -> States | None:
     """Run one step by torch's own function, which can be differentiated twice.
 
     Args:

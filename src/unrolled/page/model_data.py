@@ -110,7 +110,7 @@ def _call(
         "isRecurrent": call.is_recurrent,
         "number": call.number,
         "count": counts[call.name],
-        "input": call.input,
+        "input": call.input if call.steps == 1 else f"{call.steps} × {call.input}",
         "inputFrom": source(call.input_from),
         "output": call.output,
         "initialState": call.initial_state,

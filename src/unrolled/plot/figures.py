@@ -62,7 +62,7 @@ def select_layer(trace: Trace | LayerTrace) -> LayerTrace:
 def select_row(trace: Trace | LayerTrace, batch: int) -> tuple[LayerTrace, int, int]:
     """Return the layer to draw, the index of the row, and the length of its sequence."""
     part = select_layer(trace)
-    part.check_whole("a plot")
+    part.check_whole("a plot", chained=False)
     batch = normalize_index("row", batch, part.input.shape[1])
     return part, batch, int(part.lengths[batch])
 

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from unrolled.engines._torch_private import current_graph_task_id
 from unrolled.layers.tensors import tensors
+from unrolled.tracing.call_sequence import CallSequence
 from unrolled.tracing.hooks import ModuleHook
 from unrolled.tracing.trace import Trace
 
@@ -40,6 +41,8 @@ class ModuleCall:
         state_from: The layer whose final state the initial state is, or None.
         final_state: The shapes of the final state; None for other modules.
         not_recorded: Why a recurrent layer's call couldn't be recorded, or None.
+        steps: The number of calls, if several were joined: the steps of a sequence, and those of the other
+            modules in the same loop.
     """
 
     name: str
@@ -53,15 +56,22 @@ class ModuleCall:
     state_from: str | None = None
     final_state: str | None = None
     not_recorded: str | None = None
-    _trace: weakref.ref[Trace] | None = None
+    steps: int = 1
+    _sequence: weakref.ref[CallSequence] | None = None
 
     @property
     def trace(self) -> Trace | None:
         """The trace of the call; None if the record doesn't have it, or no longer."""
-        return None if self._trace is None else self._trace()
+        sequence = None if self._sequence is None else self._sequence()
+        return None if sequence is None else sequence.trace
 
     def __str__(self) -> str:
-        return f"{self.name or type(self).__name__}: {self.module}, {self.input} → {self.output}"
+        times = f"{self.steps} × " if self.steps > 1 else ""
+        return f"{self.name or type(self).__name__}: {self.module}, {times}{self.input} → {self.output}"
+
+    def is_repeated_by(self, other: ModuleCall) -> bool:
+        """Whether another call is one of the same module, with the same shapes."""
+        return (self.name, self.input, self.output) == (other.name, other.input, other.output)
 
 
 class CallOrder:
@@ -78,6 +88,8 @@ class CallOrder:
         self._numbers = Counter[str]()
         self._sources: Any = WeakTensorKeyDictionary()  # the call that returned a tensor, while it exists
         self._begins = False  # whether the model itself has been called since the last call
+        self._in_loop = False  # whether the last call of a recurrent module continued a sequence
+        self.model_calls = 0
         closed = [name for name, module in model.named_modules() if isinstance(module, _NOT_OBSERVED)]
         inside = tuple(f"{name}." if name else "" for name in (*recurrent, *closed))
         self._modules = {
@@ -104,6 +116,7 @@ class CallOrder:
         def before(module: nn.Module, _: Any) -> None:
             if module is self._model and is_observed():
                 self._begins = True
+                self.model_calls += 1
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             name = self._names.get(id(module))
@@ -130,7 +143,9 @@ class CallOrder:
             args: The inputs.
             output: What the call returned.
         """
-        self._append(name, module, args, output, is_recurrent=False)
+        call = self._new_call(name, module, args, output, is_recurrent=False)
+        if not (self._in_loop and self._merge(call)):
+            self.calls.append(call)
         self._set_source(name, output)
 
     def add_recurrent(
@@ -139,7 +154,7 @@ class CallOrder:
         module: nn.Module,
         call: tuple[Any, Any],
         result: tuple[Any, Any],
-        trace: Trace | None,
+        sequence: CallSequence | None,
         not_recorded: str | None,
     ) -> None:
         """Add a call of a recurrent layer.
@@ -149,11 +164,14 @@ class CallOrder:
             module: The module.
             call: The input, and the initial state or None.
             result: The output and the final state.
-            trace: The trace of the call, if it was recorded.
+            sequence: The call, and those that it continues, if it was recorded.
             not_recorded: Why it wasn't.
         """
         x, state = call
-        self._append(
+        self._in_loop = sequence is not None and sequence.length > 1
+        if self._in_loop:
+            self._numbers[name] -= 1  # the number of the sequence
+        entry = self._new_call(
             name,
             module,
             x,
@@ -163,26 +181,54 @@ class CallOrder:
             state_from=self._source(state),
             final_state=format_shape(result[1]),
             not_recorded=not_recorded,
-            _trace=None if trace is None else weakref.ref(trace),
+            steps=1 if sequence is None else sequence.length,
+            _sequence=None if sequence is None else weakref.ref(sequence),
         )
+        if not (self._in_loop and self._continue_sequence(entry)):
+            self.calls.append(entry)
         self._set_source(name, result)
 
-    def _append(self, name: str, module: nn.Module, x: Any, output: Any, **others: Any) -> None:
+    def _new_call(self, name: str, module: nn.Module, x: Any, output: Any, **others: Any) -> ModuleCall:
         if self._begins:
             self.calls.clear()
             self._begins = False
         self._numbers[name] += 1
-        self.calls.append(
-            ModuleCall(
-                name=name,
-                module=" ".join(repr(module).split()),
-                number=self._numbers[name],
-                input=format_shape(x),
-                output=format_shape(output),
-                input_from=self._source(x),
-                **others,
-            )
+        return ModuleCall(
+            name=name,
+            module=" ".join(repr(module).split()),
+            number=self._numbers[name],
+            input=format_shape(x),
+            output=format_shape(output),
+            input_from=self._source(x),
+            **others,
         )
+
+    def _continue_sequence(self, call: ModuleCall) -> bool:
+        """Join a step with those before it, and the other modules' calls since then with earlier ones.
+
+        Returns:
+            Whether the steps before are among the calls.
+        """
+        found = [
+            k for k, one in enumerate(self.calls) if one.is_recurrent and one._sequence == call._sequence
+        ]
+        if not found:
+            return False
+        start = found[-1]
+        self.calls[start] = replace(self.calls[start], steps=call.steps, final_state=call.final_state)
+        later = [self.calls.pop() for _ in range(len(self.calls) - start - 1)]
+        for one in reversed(later):
+            if one.is_recurrent or not self._merge(one):
+                self.calls.append(one)
+        return True
+
+    def _merge(self, call: ModuleCall) -> bool:
+        """Join a call with the last one of the same module and shapes; return whether there is one."""
+        for k in range(len(self.calls) - 1, -1, -1):
+            if not self.calls[k].is_recurrent and self.calls[k].is_repeated_by(call):
+                self.calls[k] = replace(self.calls[k], steps=self.calls[k].steps + call.steps)
+                return True
+        return False
 
     def _source(self, value: Any) -> str | None:
         """Return the call that returned all tensors of a value, or None."""

@@ -92,7 +92,7 @@ def _unchecked_extent(layers: Sequence[LayerTrace]) -> list[str]:
     """Say which parts of the call weren't recorded."""
     part = layers[0]
     texts = []
-    if part.steps is not None:
+    if part.steps is not None and not part.changed_states:
         texts.append(f"the other steps: only {len(part.steps)} of {int(part.lengths.max())} were recorded")
     if part.units is not None:
         texts.append(f"the other units: only {len(part.units)} of {part.cell.hidden} were recorded")

@@ -106,7 +106,7 @@ def gradient_flow(part: LayerTrace, name: str, batch: int = 0) -> GradientFlow:
         IndexError: If there is no such row.
         ValueError: If :meth:`unrolled.Trace.backward` wasn't called, or the quantity is the input.
     """
-    part.check_whole("the gradient flow")
+    part.check_whole("the gradient flow", chained=False)
     gradient = part.gradient(name)
     batch = normalize_index("row", batch, gradient.shape[1])
     length = int(part.lengths[batch])

@@ -180,6 +180,8 @@ def _vanishing(
 
 
 def _check_all_steps(values: LayerValues) -> None:
+    if values.part.changed_states:
+        raise CannotCheckError("the model changed the states between the steps")
     if values.part.steps is not None:
         raise CannotCheckError("only some steps were recorded")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ def compute_health(
     state_gradients: list[Tensor | None],
     rows: int,
     warn_mismatch: Callable[[], None],
+    steps: int = 1,
 ) -> list[HealthRecord]:
     """Compute the statistics that :class:`unrolled.Watch` records, after a backward pass reached a call.
 
@@ -72,10 +73,22 @@ def compute_health(
         rows: Maximum number of rows of the batch to use. All rows are used if the step draws random numbers
             or its rows depend on each other.
         warn_mismatch: Called if running the steps again gives other values than the call.
+        steps: If the call has the rows of several steps of a sequence as its rows, the number of steps.
     """
     some_rows = _rerun_some_rows(call, output_gradient, state_gradients, rows)
     layers = some_rows or _rerun_whole_batch(call, output_gradient, state_gradients, warn_mismatch)
+    layers = layers if steps == 1 else [_split_steps(layer, steps) for layer in layers]
     return [record for layer in layers for record in _health_records(layer)]
+
+
+def _split_steps(layer: _LayerData, steps: int) -> _LayerData:
+    """Give the states and gradients, whose rows are those of several steps, their axis of time."""
+    states, gradients = (
+        {name: value.view(steps, -1, *value.shape[2:]) for name, value in part.items()}
+        for part in (layer.states, layer.gradients)
+    )
+    lengths = torch.full_like(layer.lengths[: len(layer.lengths) // steps], steps)
+    return replace(layer, states=states, gradients=gradients, lengths=lengths)
 
 
 class _StepIORecorder:

@@ -16,20 +16,20 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from unrolled.engines import memory
 from unrolled.engines._torch_private import current_graph_task_id, queue_callback
 from unrolled.engines.torch_ops import transforms
+from unrolled.layers.cell_layers import as_sequence, first_state, is_single_step
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
-from unrolled.layers.single_step import SingleStep
 from unrolled.layers.tensors import map_tensors, tensors
+from unrolled.tracing.equivalent_layer import equivalent_layer, observe_inner_calls, overridden_base
 from unrolled.tracing.indexing import equal_up_to_rounding
+from unrolled.tracing.internal_uses import on_internal_gradient
 from unrolled.tracing.random_state import RandomState, capture_random_state, cuda_devices
 
 _LAYERS = (Recurrent, nn.RNNBase)
-_CELLS = (SingleStep, nn.RNNCellBase)
 MISMATCH = (
     "differs from what the call returned: a hook or parametrization changed the result, or rounding errors "
     "grow from step to step"
 )
-SINGLE_STEPS = "what the model does between two steps isn't known"
 
 _IN_A_MODEL = (
     "To trace a layer inside a model, run the model: with unrolled.record(model) as rec: model(...). "
@@ -55,6 +55,8 @@ class LayerCall:
         output: Output of the call, or its data if it is packed.
         final_state: Final state that the call returned.
         lengths: The sequence lengths that were passed with a padded input, or None.
+        is_single_step: Whether the module is a single-step cell. Its input and states have an axis of size 1
+            in front here: that of time, or of layers.
     """
 
     recurrent: Recurrent
@@ -64,6 +66,7 @@ class LayerCall:
     output: Tensor
     final_state: Any
     lengths: Tensor | None
+    is_single_step: bool = False
 
     @classmethod
     def from_forward(
@@ -91,8 +94,11 @@ class LayerCall:
         """
         if transforms.active():
             raise UnsupportedCallError("was inside a torch transform, such as torch.func.vmap")
-        recurrent = as_recurrent(module) if recurrent is None else recurrent
+        recurrent = equivalent_layer(module) if recurrent is None else recurrent
         x, state = input_and_state(args, kwargs)
+        if is_single_step(module):
+            x, state, final_state = map(as_sequence, map(_detached, (x, state, result)))
+            result = first_state(final_state), final_state
         for name in ("resets", "reset_state"):
             if kwargs.get(name) is not None:
                 raise UnsupportedCallError(f"used {name}=, which changes states between steps")
@@ -113,10 +119,9 @@ class LayerCall:
                 raise UnsupportedCallError("used lengths= with a row of length 0")
             x = pack_padded_sequence(x, lengths, recurrent.batch_first, enforce_sorted=False)
         output = result[0].data if isinstance(result[0], PackedSequence) else result[0]
-        x, state, output, final_state = (
-            map_tensors(part, Tensor.detach) for part in (x, state, output, result[1])
-        )
-        return cls(recurrent, x, state, random_state, output, final_state, lengths)
+        x, state, output, final_state = map(_detached, (x, state, output, result[1]))
+        single = is_single_step(module)
+        return cls(recurrent, x, state, random_state, output, final_state, lengths, single)
 
     def with_input_layout(self, output: Tensor) -> Tensor:
         """Convert an output or its gradient to the layout of the input, or of its data if it is packed."""
@@ -127,11 +132,12 @@ class LayerCall:
         ).data
 
     def on_backward(
-        self, result: Any, callback: Callable[[Tensor | None, list[Tensor | None]], None]
+        self, inputs: Any, result: Any, callback: Callable[[Tensor | None, list[Tensor | None]], None]
     ) -> bool:
         """Call a function after each backward pass that reaches the result of the call.
 
         Args:
+            inputs: Arguments of the call.
             result: What the call returned.
             callback: Receives the gradient of the output, in the layout of the input or its data, and the
                 gradients of the final states. None means no gradient.
@@ -139,8 +145,9 @@ class LayerCall:
         Returns:
             Whether a backward pass can reach the result.
         """
-        outputs = tensors(result[:2])
+        outputs = tensors(result if self.is_single_step else result[:2])
         count, gradients, graph_task = len(outputs), dict[int, Tensor](), -1
+        internal = dict[int, Tensor]()
 
         # torch's register_multi_grad_hook does the same, but its hook holds the graph that holds the hook, so
         # that neither is ever freed.
@@ -149,18 +156,37 @@ class LayerCall:
             if graph_task != current_graph_task_id():
                 graph_task = current_graph_task_id()
                 gradients.clear()
+                internal.clear()
                 queue_callback(finish)
             gradients[index] = gradient
 
+        def store_internal(index: int, gradient: Tensor) -> None:
+            internal[index] = internal[index] + gradient if index in internal else gradient
+
         def finish() -> None:
-            output, *states = (gradients.get(k) for k in range(count))
+            output: Tensor | None = None
+            states = [gradients.get(k) for k in range(count)]
+            for k, gradient in internal.items():
+                total = states[k]
+                states[k] = None if total is None else total - gradient
             gradients.clear()
+            internal.clear()
+            if self.is_single_step:
+                states = [None if state is None else state.unsqueeze(0) for state in states]
+            else:
+                output, *states = states
             callback(None if output is None else self.with_input_layout(output), states)
 
         differentiable = [k for k, tensor in enumerate(outputs) if tensor.requires_grad]
         for k in differentiable:
             outputs[k].register_hook(functools.partial(store, k))  # type: ignore[no-untyped-call]
+        if self.is_single_step and len(differentiable) > 1:
+            on_internal_gradient(outputs, inputs, store_internal)
         return bool(differentiable)
+
+
+def _detached(value: Any) -> Any:
+    return map_tensors(value, Tensor.detach)
 
 
 def input_and_state(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -171,7 +197,7 @@ def input_and_state(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, A
 
 
 def require_recurrent_layers(model: nn.Module, caller: str) -> dict[str, nn.Module]:
-    """Return the recurrent layers of a model by name. A shared layer appears under each of its names.
+    """Return the recurrent layers and cells of a model by name. A shared one has each of its names.
 
     Args:
         model: The model.
@@ -185,23 +211,17 @@ def require_recurrent_layers(model: nn.Module, caller: str) -> dict[str, nn.Modu
         raise TypeError(f"{caller} expects a torch.nn.Module, got {type(model).__name__}")
     layers = recurrent_layers(model)
     if not layers:
-        modules = model.named_modules(remove_duplicate=False)
-        cells = ", ".join(repr(name) for name, module in modules if isinstance(module, _CELLS))
-        only_cells = f", only single-step cells ({cells}), which aren't supported: {SINGLE_STEPS}"
-        raise ValueError(
-            f"{caller} needs a model with recurrent layers, but {type(model).__name__} has none"
-            + (only_cells if cells else "")
-        )
+        raise ValueError(f"{caller} needs a model with recurrent layers, but {type(model).__name__} has none")
     return layers
 
 
 def recurrent_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the recurrent layers of a model by name; empty if it isn't a module.
+    """Return the recurrent layers and single-step cells of a model by name; empty if it isn't a module.
 
     A shared layer appears under each of its names.
     """
     modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
-    return {name: module for name, module in modules if isinstance(module, _LAYERS)}
+    return {name: module for name, module in modules if isinstance(module, _LAYERS) or is_single_step(module)}
 
 
 def recurrent_for_input(module: nn.Module, x: Any) -> Recurrent:
@@ -237,11 +257,6 @@ def results_match(actual: Any, expected: Any) -> bool:
     return all(bool(equal_up_to_rounding(a.detach(), b.detach()).all()) for a, b in pairs)
 
 
-def is_single_step(module: nn.Module | None) -> bool:
-    """Whether a module is a cell that its caller runs step by step."""
-    return isinstance(module, _CELLS)
-
-
 class ModuleHook:
     """A forward hook that copies and pickles of the module replace with a function that does nothing.
 
@@ -268,18 +283,19 @@ class ModuleHook:
 
 def observe_calls(
     modules: Sequence[nn.Module],
-    should_observe: Callable[[nn.Module], bool],
+    should_observe: Callable[[nn.Module, Any, Any], bool],
     callback: Callable[[nn.Module, Any, dict[str, Any], RandomState, Any], None],
 ) -> Callable[[], None]:
     """Pass each call of some modules to a callback.
 
     The callback sees the arguments and the result of the module's forward method itself, without the changes
-    by other hooks. Calls that a backward pass recomputes are skipped, and so are calls inside of what
-    torch.compile compiled.
+    by other hooks. If a subclass overrides `forward`, it sees the call of `super().forward`. Calls that a
+    backward pass recomputes are skipped, and so are calls inside of what torch.compile compiled.
 
     Args:
         modules: The modules.
-        should_observe: Decides at the start of a call whether to pass it to the callback.
+        should_observe: Decides from module, args and kwargs at the start of a call whether to pass it to the
+            callback.
         callback: Receives the module, args, kwargs, random state before the call, and result. Its errors are
             raised in the call.
 
@@ -295,7 +311,7 @@ def observe_calls(
             return
         started = vars(local).setdefault("started", {})
         started.pop(id(module), None)
-        if current_graph_task_id() == -1 and should_observe(module):
+        if current_graph_task_id() == -1 and should_observe(module, args, kwargs):
             x = next(iter((*args, *kwargs.values())), None)
             started[id(module)] = capture_random_state(cuda_devices(x))
 
@@ -306,11 +322,16 @@ def observe_calls(
                 callback(module, args, kwargs, random_state, result)
 
     handles = []
+    inner = [module for module in modules if overridden_base(module) is not None]
+    end_inner = observe_inner_calls(inner, before, after)
     for module in modules:
+        if module in inner:
+            continue
         handles.append(module.register_forward_pre_hook(ModuleHook(before, 3), with_kwargs=True))
         handles.append(module.register_forward_hook(ModuleHook(after, 4), with_kwargs=True, prepend=True))
 
     def remove() -> None:
+        end_inner()
         for handle in handles:
             handle.remove()
 

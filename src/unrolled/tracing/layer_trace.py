@@ -44,7 +44,9 @@ class LayerTrace:
         units: The recorded units of the hidden size; None for all.
         partial: Whether quantities or units were left out. An ``input`` that was left out has no features.
         columns: For each quantity with only some of its units, the numbers of the recorded features.
-        before: If only some steps were recorded, each state before these steps, by name.
+        before: Each state before the recorded steps, by name, if only some steps were recorded or the model
+            changed states between steps.
+        changed_states: Whether all steps are calls of their own, between which the model changed states.
         draws: The random numbers of all steps, if the steps draw any and everything was recorded.
     """
 
@@ -61,6 +63,7 @@ class LayerTrace:
     partial: bool = False
     columns: dict[str, tuple[int, ...]] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
+    changed_states: bool = False
     draws: RecordedDraws | None = None
 
     def __repr__(self) -> str:
@@ -71,7 +74,8 @@ class LayerTrace:
     def extent(self) -> str:
         """The number of recorded steps, rows and units as text."""
         time, batch = self.input.shape[:2]
-        total = "" if self.steps is None or not batch else f" of {int(self.lengths.max())}"
+        length = int(self.lengths.max()) if batch else time
+        total = "" if self.steps is None or length == time else f" of {length}"
         units = "" if self.units is None else f", units {_format_indices(self.units)} of {self.cell.hidden}"
         return f"{time}{total} steps × {batch} rows{units}"
 
@@ -158,15 +162,23 @@ class LayerTrace:
             )
         return self.steps.index(step)
 
-    def check_whole(self, what: str) -> None:
+    def check_whole(self, what: str, chained: bool = True) -> None:
         """Check that all steps, quantities and units were recorded.
 
         Args:
             what: What needs them, for the error message.
+            chained: Whether it also needs each step to begin with the states after the step before.
 
         Raises:
-            ValueError: If some were left out.
+            ValueError: If some were left out, or the model changed states between steps.
         """
+        if self.changed_states and not self.partial:
+            if not chained:
+                return
+            raise ValueError(
+                f"{what} needs states that pass unchanged from step to step, but the model changed them in "
+                "between: use table, explain or to_pandas"
+            )
         if self.steps is not None or self.partial:
             raise ValueError(
                 f"{what} needs all steps, quantities and units, but this trace has only {self.extent}; "

@@ -12,16 +12,19 @@ from torch.nn.utils.rnn import PackedSequence
 from unrolled.layers.module import parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.sequence import SequenceBatch
-from unrolled.layers.tensors import map_tensors
+from unrolled.layers.tensors import map_tensors, tensors
 from unrolled.tracing.backward import loss_from_gradients
+from unrolled.tracing.call_sequence import join_gradients, join_traces
 from unrolled.tracing.diagnosis import diagnose
 from unrolled.tracing.findings import HealthReport
 from unrolled.tracing.hooks import LayerCall, results_match
+from unrolled.tracing.indexing import identical
 from unrolled.tracing.random_state import RandomState
 from unrolled.tracing.selection import BatchRows
 from unrolled.tracing.thresholds import RECORDED_NUMBERS
-from unrolled.tracing.trace import run_traced
+from unrolled.tracing.trace import Trace, run_traced
 
+_NO_GRADIENTS = "no backward pass reached the call"
 _NUMBERS_PER_UNIT = 16  # that a trace records of a step, as for an LSTM with its sums and states
 
 
@@ -47,16 +50,22 @@ class ObservedCall:
     gradients: tuple[Any, list[Any]] | None = None
 
     @classmethod
-    def from_call(cls, module: nn.Module, call: LayerCall, copy_parameters: bool) -> ObservedCall:
+    def from_call(
+        cls, module: nn.Module, call: LayerCall, copy_parameters: bool, recurrent: Recurrent | None = None
+    ) -> ObservedCall:
         """Copy a call.
 
         Args:
             module: The module that was called.
             call: The call.
             copy_parameters: Whether to copy the parameters, because an optimizer will change them.
+            recurrent: The layer of an earlier step of the same sequence, to share its parameters.
         """
         with torch.inference_mode(False), torch.no_grad(), parametrizations_in_eval_mode(module):
-            recurrent = call.recurrent.with_cells()
+            if recurrent is not None:
+                copy_parameters = False
+            else:
+                recurrent = call.recurrent.with_cells()
             if copy_parameters:
                 for name, parameter in recurrent._parameters.items():
                     recurrent._parameters[name] = None if parameter is None else parameter.detach().clone()  # type: ignore[assignment]
@@ -73,6 +82,35 @@ class ObservedCall:
         """Copy the gradients that a backward pass computed."""
         self.gradients = (_copied(output_gradient), [_copied(gradient) for gradient in state_gradients])
 
+    def run(self, rows: tuple[int, ...] | None, earlier: Trace | None) -> Trace:
+        """Run one step again, and compute its gradients.
+
+        Args:
+            rows: The rows to run; None for all.
+            earlier: The trace of an earlier step, with which to share the parameters.
+        """
+        x, state, gradients = self.input, self.initial_state, self.gradients
+        batch_rows = None
+        if rows is not None:
+            batch_rows = BatchRows.from_input(rows, x, self.recurrent.batch_first)
+            x, state = batch_rows.select_sequence(x), batch_rows.select_states(state)
+            if gradients is not None:
+                output = None if gradients[0] is None else batch_rows.select_sequence(gradients[0])
+                gradients = (output, [batch_rows.select_states(part) for part in gradients[1]])
+        cells = None if earlier is None else [part.cell for part in earlier.layers]
+        trace, _ = run_traced(
+            self.recurrent,
+            self.recurrent,
+            x,
+            state,
+            self.random_state,
+            rows=batch_rows,
+            earlier_cells=cells,
+        )
+        if gradients is not None and any(part is not None for part in (gradients[0], *gradients[1])):
+            trace.backward(loss_from_gradients(*gradients))
+        return trace
+
     def diagnose(self) -> HealthReport:
         """Run the call again and look for problems."""
         x, state, final_state, rows = self.input, self.initial_state, self.final_state, None
@@ -87,10 +125,9 @@ class ObservedCall:
                 output_gradient = None if gradients[0] is None else rows.select_sequence(gradients[0])
                 gradients = (output_gradient, [rows.select_states(gradient) for gradient in gradients[1]])
         trace, result = run_traced(self.recurrent, self.recurrent, x, state, self.random_state, rows=rows)
-        without_gradients = "no backward pass reached the call"
         if gradients is not None:
             trace.backward(loss_from_gradients(*gradients))
-        report = diagnose(trace.layers, without_gradients, self.rows)
+        report = diagnose(trace.layers, _NO_GRADIENTS, self.rows)
         notes = []
         if not results_match(result[1], final_state):
             notes.append(
@@ -101,6 +138,41 @@ class ObservedCall:
             notes.append(
                 f"the other rows: only {len(self.rows)} of {batch} rows were checked, to save memory"
             )
+        return HealthReport(report.findings, report.checked, [*notes, *report.not_checked])
+
+
+@dataclass(eq=False)
+class ObservedSteps:
+    """Consecutive calls of one step each, or a single call.
+
+    Attributes:
+        calls: The calls.
+    """
+
+    calls: list[ObservedCall]
+
+    def diagnose(self) -> HealthReport:
+        """Run the calls again and look for problems."""
+        if len(self.calls) == 1:
+            return self.calls[0].diagnose()
+        traces, notes = list[Trace](), list[str]()
+        first = self.calls[0]
+        batch = SequenceBatch.from_input(first.input, first.recurrent.batch_first, "").batch
+        row_numbers = _NUMBERS_PER_UNIT * first.recurrent.hidden_size * len(self.calls)
+        limit = max(1, RECORDED_NUMBERS // (row_numbers * first.recurrent.num_layers))
+        rows = None if batch <= limit else tuple(range(limit))
+        if rows is not None:
+            notes.append(f"the other rows: only {limit} of {batch} rows were checked, to save memory")
+        intact = True
+        for before, call in zip([None, *self.calls[:-1]], self.calls, strict=True):
+            traces.append(call.run(rows, traces[-1] if traces else None))
+            if before is not None:
+                pairs = zip(tensors(call.initial_state), tensors(before.final_state), strict=True)
+                intact &= all(identical(*pair) for pair in pairs)
+        steps = range(len(traces))
+        joined = join_traces(traces, steps, len(traces), intact)
+        join_gradients(joined, traces)
+        report = diagnose(joined.layers, _NO_GRADIENTS, rows)
         return HealthReport(report.findings, report.checked, [*notes, *report.not_checked])
 
 

@@ -16,11 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from unrolled.cells.base import positive_int
-from unrolled.layers.convert import as_recurrent
+from unrolled.layers.cell_layers import first_state, is_single_step
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing import display, eager_stance, hooks
 from unrolled.tracing.backward import loss_from_gradients
 from unrolled.tracing.call_order import CallOrder, ModuleCall
+from unrolled.tracing.call_sequence import CallSequence, is_one_step
+from unrolled.tracing.equivalent_layer import equivalent_layer
 from unrolled.tracing.hooks import LayerCall, UnsupportedCallError
 from unrolled.tracing.recorded_layer import RecordedLayer, format_bytes, total_bytes
 from unrolled.tracing.selection import BatchRows, TraceFilter
@@ -29,7 +31,7 @@ from unrolled.tracing.trace import Trace, run_traced
 
 
 class Record(Mapping[str, Trace]):
-    """The result of :func:`record`: traces of a model's recurrent layers, by the names of their modules.
+    """The result of :func:`record`: traces of a model's recurrent layers and cells, by their names.
 
     It is a mapping of the layers that have a trace. ``rec["encoder.lstm"]`` is the trace of the layer's last
     call. If the model itself is a recurrent layer, its name is ``""``.
@@ -57,7 +59,7 @@ class Record(Mapping[str, Trace]):
         errors: list[Exception] = []
         for layer in self._layers_by_id.values():
             try:
-                recurrent = as_recurrent(layer.module)
+                recurrent = equivalent_layer(layer.module)
             except TypeError as error:
                 layer.never_recorded = str(error)
                 continue
@@ -100,7 +102,7 @@ class Record(Mapping[str, Trace]):
             running.close()
 
     def __getitem__(self, name: str) -> Trace:
-        """Return the trace of a layer's last call.
+        """Return the trace of a layer's last call. Consecutive calls of one time step each are one trace.
 
         Raises:
             KeyError: If the model has no such layer, or the layer wasn't called.
@@ -111,11 +113,12 @@ class Record(Mapping[str, Trace]):
             raise ValueError(f"there is no trace of {layer}: {layer.not_recorded}")
         if not layer.traces:
             others = ", ".join(map(repr, self)) or "none"
-            raise KeyError(f"{layer} wasn't called in the block; recorded layers: {others}")
+            called = "ran none of the selected steps" if layer.call_count else "wasn't called in the block"
+            raise KeyError(f"{layer} {called}; recorded layers: {others}")
         return layer.traces[-1]
 
     def calls(self, name: str) -> list[Trace]:
-        """Return the recorded traces of a layer, the last call at the end.
+        """Return the recorded traces of a layer, the last call, or sequence of steps, at the end.
 
         Raises:
             KeyError: If the model has no such layer.
@@ -155,7 +158,8 @@ class Record(Mapping[str, Trace]):
     @property
     def nbytes(self) -> int:
         """The memory that all traces take in bytes, including their copies of the parameters."""
-        return total_bytes(trace for layer in self._layers_by_id.values() for trace in layer.traces)
+        layers = self._layers_by_id.values()
+        return total_bytes(trace for layer in layers for trace in (*layer.traces, *layer.pieces))
 
     def __repr__(self) -> str:
         lines = [f"<Record of {type(self.model).__name__}: {format_bytes(self.nbytes)}"]
@@ -200,14 +204,10 @@ class Record(Mapping[str, Trace]):
             return self._layers_by_name[name]
         module = dict(self.model.named_modules(remove_duplicate=False)).get(name)
         known = f"the recurrent layers are {', '.join(map(repr, self._layers_by_name))}"
-        if hooks.is_single_step(module):
-            raise KeyError(
-                f"{name!r} is a single-step cell, which can't be recorded: {hooks.SINGLE_STEPS}; {known}"
-            )
         what = "not a module of this model" if module is None else f"a {type(module).__name__}"
         raise KeyError(f"{name!r} is {what}; {known}")
 
-    def _should_record(self, _: nn.Module) -> bool:
+    def _should_record(self, *_: Any) -> bool:
         return threading.get_ident() == self.thread
 
     def _on_call(self, module: nn.Module, *call_data: Any) -> None:
@@ -216,9 +216,10 @@ class Record(Mapping[str, Trace]):
         self._record_call(layer, module, *call_data)
         args, kwargs, _, result = call_data
         reason = layer.last_not_recorded
-        trace = None if reason else layer.traces[-1]
+        sequence = None if reason else layer.sequences[-1]
+        result = (first_state(result), result) if is_single_step(module) else result[:2]
         self._order.add_recurrent(
-            layer.name, module, hooks.input_and_state(args, kwargs), result[:2], trace, reason
+            layer.name, module, hooks.input_and_state(args, kwargs), result, sequence, reason
         )
 
     def _record_call(self, layer: RecordedLayer, module: nn.Module, *call_data: Any) -> None:
@@ -226,26 +227,51 @@ class Record(Mapping[str, Trace]):
         result = call_data[-1]
         try:
             call = LayerCall.from_forward(module, *call_data)
-            if self._gradients and len(result) > 2:
+            if self._gradients and not call.is_single_step and len(result) > 2:
                 raise UnsupportedCallError("used all_states=True, which gradients=True doesn't support")
         except UnsupportedCallError as error:
             layer.last_not_recorded = f"its last call {error}"
+            if layer.sequences:
+                layer.sequences[-1].end()
             return
         with layer.named_in_errors():
-            layer.traces.append(self._trace(layer, call, result))
+            self._add_call(layer, call, call_data)
         layer.last_not_recorded = None
 
-    def _trace(self, layer: RecordedLayer, call: LayerCall, returned: Any) -> Trace:
+    def _add_call(self, layer: RecordedLayer, call: LayerCall, call_data: Sequence[Any]) -> None:
+        """Add a call to the sequence that it continues, or as the first of a new one."""
+        model_call = self._order.model_calls
+        sequence = layer.sequences[-1] if layer.sequences else None
+        if sequence is not None and not sequence.continues(call, model_call):
+            sequence = None
+        step = 0 if sequence is None else sequence.length
+        earlier = layer.pieces[-1:]
+        if sequence is None and len(layer.sequences) == layer.sequences.maxlen:
+            del layer.sequences[0]  # free its memory before the next trace takes some
+        trace = None
+        if not self._runs_steps(call) or self._filter.selects_step(step):
+            trace = self._trace(layer, call, call_data, earlier[0] if earlier else None)
+        if sequence is None or (trace is not None and not sequence.has_parameters_of(trace)):
+            sequence = CallSequence(model_call)
+            layer.sequences.append(sequence)
+        sequence.add(call, trace, model_call)
+
+    def _runs_steps(self, call: LayerCall) -> bool:
+        """Whether a call is one step, so that the numbers of the selected steps are those of a sequence."""
+        return call.is_single_step or (is_one_step(call) and not self._filter.counts_from_end)
+
+    def _trace(
+        self, layer: RecordedLayer, call: LayerCall, call_data: Sequence[Any], earlier: Trace | None
+    ) -> Trace:
         recurrent, x, state = call.recurrent, call.input, call.initial_state
         indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
         rows = None if indices is None else BatchRows.from_input(indices, x, recurrent.batch_first)
         if rows is not None:
             x, state = rows.select_sequence(x), rows.select_states(state)
         time = SequenceBatch.from_input(x, recurrent.batch_first, "").time
-        selection = self._filter.selection(time, recurrent.hidden_size)
-        earlier_cells = [part.cell for part in layer.traces[-1].layers] if layer.traces else None
-        if len(layer.traces) == layer.traces.maxlen:
-            del layer.traces[0]  # free its memory before the next trace takes some
+        trace_filter = replace(self._filter, steps=None) if self._runs_steps(call) else self._filter
+        selection = trace_filter.selection(time, recurrent.hidden_size)
+        earlier_cells = None if earlier is None else [part.cell for part in earlier.layers]
         trace, result = run_traced(
             layer.module, recurrent, x, state, call.random_state, selection, rows, earlier_cells
         )
@@ -281,7 +307,7 @@ class Record(Mapping[str, Trace]):
             trace.backward(loss_from_gradients(output_gradient, state_gradients))
             trace.forget()
 
-        if not self._gradients or not call.on_backward(returned, store_gradients):
+        if not self._gradients or not call.on_backward(call_data[:2], call_data[-1], store_gradients):
             trace.forget()
         return trace
 
@@ -296,7 +322,7 @@ def record(
     calls: int = 1,
     gradients: bool = False,
 ) -> Record:
-    """Trace every recurrent layer of a model while the model runs, including layers of torch.nn.
+    """Trace every recurrent layer and cell of a model while the model runs, including those of torch.nn.
 
     ::
 
@@ -309,9 +335,13 @@ def record(
     hooks, gradients and engines are the same. For the trace, each layer then runs again with the same input
     on the reference engine. If the result differs from that of the call, a warning says so.
 
+    Consecutive calls of one time step each, of a cell or of a layer, are joined into one trace, whose steps
+    are the calls. A call continues the one before if it begins with the state that this one returned, or if
+    the model changed this state in between, in the same call of the model. A call without a state, or with
+    zeros, starts a new sequence. If the model changed a state, the trace has no page, and can't run again.
+
     Only calls of the current thread are recorded. A model that was compiled with ``torch.compile`` runs
-    uncompiled in the block. Single steps (cells) aren't recorded, because what the model does between two
-    steps isn't known.
+    uncompiled in the block. If a subclass overrides ``forward``, its call of ``super().forward`` is recorded.
 
     The memory of each recorded call is that of:
 
@@ -334,7 +364,7 @@ def record(
         units: The units of the hidden size to record. If the size of a quantity is a multiple of the hidden
             size, such as for the pre-activations of all gates, they are taken from each part. If it isn't,
             the whole quantity is recorded. None for all. Traces use the original numbers of the units.
-        calls: The number of calls of each layer to keep, the last ones.
+        calls: The number of calls of each layer to keep, the last ones. Joined calls count as one.
         gradients: Whether to compute ``∂loss/∂quantity``. The first backward pass that reaches a recorded
             call, in the block or later, adds the gradients to its trace. The layer runs once more for this,
             with all steps of the selected rows.

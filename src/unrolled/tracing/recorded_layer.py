@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from unrolled.tracing.call_sequence import CallSequence
 from unrolled.tracing.trace import Trace
 
 
@@ -19,7 +20,7 @@ class RecordedLayer:
     Attributes:
         name: Name of the module.
         module: The module.
-        traces: Traces of the last calls.
+        sequences: The last recorded calls. Consecutive calls of one time step each are joined.
         call_count: Number of calls so far.
         never_recorded: Why no call can be recorded, or None.
         last_not_recorded: Why the last call couldn't be recorded, or None.
@@ -27,13 +28,24 @@ class RecordedLayer:
 
     name: str
     module: nn.Module
-    traces: deque[Trace]
+    sequences: deque[CallSequence]
     call_count: int = 0
     never_recorded: str | None = None
     last_not_recorded: str | None = None
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__} {self.name!r}"
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The traces of the last calls."""
+        traces = [sequence.trace for sequence in self.sequences]
+        return [trace for trace in traces if trace is not None]
+
+    @property
+    def pieces(self) -> list[Trace]:
+        """The traces before they were joined."""
+        return [piece for sequence in self.sequences for piece in sequence.pieces]
 
     @property
     def not_recorded(self) -> str | None:
@@ -45,12 +57,17 @@ class RecordedLayer:
         """The number of its calls, and what was recorded of the last one."""
         if self.not_recorded is not None:
             return f"not recorded: {self.not_recorded}"
-        if not self.traces:
+        traces = self.traces
+        if not traces:
             return "not called"
         calls = f"{self.call_count} call{'s' * (self.call_count != 1)}"
-        part = self.traces[-1].layers[0]
+        part = traces[-1].layers[0]
+        joined = sum(sequence.length for sequence in self.sequences) > len(traces)
+        sequences = (
+            f"{len(traces)} sequence{'s' * (len(traces) != 1)} of steps" if joined else f"{len(traces)}"
+        )
         return (
-            f"{calls}, {len(self.traces)} recorded, {format_bytes(total_bytes(self.traces))}; "
+            f"{calls}, {sequences} recorded, {format_bytes(total_bytes(traces))}; "
             f"{part.extent}; {', '.join(part.names)}"
         )
 

@@ -66,6 +66,25 @@ class TraceFilter:
         steps = _resolve("step", self.steps, time)
         return Selection(steps, self.selected_units(hidden), names, hidden=hidden)
 
+    @property
+    def counts_from_end(self) -> bool:
+        """Whether steps are counted from the end."""
+        steps = self.steps
+        numbers = (steps.start, steps.stop, steps.step) if isinstance(steps, slice) else steps or ()
+        return any(number is not None and number < 0 for number in numbers)
+
+    def selects_step(self, step: int) -> bool:
+        """Return whether to keep a step of a sequence whose length isn't known, because it runs step by step.
+
+        Raises:
+            ValueError: If steps are counted from the end.
+        """
+        if self.counts_from_end:
+            raise ValueError("steps can't be counted from the end if the model runs the steps one by one")
+        if isinstance(self.steps, slice):
+            return step in range(step + 1)[self.steps]
+        return self.steps is None or step in self.steps
+
     def selected_units(self, hidden: int) -> tuple[int, ...] | None:
         """Return the units to keep; None for all."""
         return _resolve("unit", self.units, hidden)

@@ -91,6 +91,12 @@ class Trace:
         """The names of the quantities, in the order in which the step computes them."""
         return self.layers[0].names
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The numbers of the recorded time steps."""
+        part = self.layers[0]
+        return tuple(range(len(part.input))) if part.steps is None else part.steps
+
     def __getitem__(self, name: str) -> Tensor:
         """Return a quantity of layer 0 in forward direction, ``(time, batch, size)``.
 
@@ -115,8 +121,7 @@ class Trace:
             contents += [] if part.draws is None else [part.draws.values]
             for by_name in (part.initial_state, part.values, part.gradients, part.before):
                 contents += by_name.values()
-        storages = (tensor.untyped_storage() for tensor in tensors(contents))
-        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors(contents))}
 
     def layer(self, index: int, direction: str = "forward") -> LayerTrace:
         """Return the trace of one layer in one direction. Layer 0 is the lowest, -1 the top layer.
@@ -165,13 +170,7 @@ class Trace:
         return self.layer(layer, direction).plot(kind, **options)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a DataFrame with one row for each number of all layers and directions.
-
-        The columns are layer, direction, step, batch, name, unit and value. Padding is left out.
-
-        Raises:
-            ImportError: If pandas isn't installed.
-        """
+        """Join the DataFrames of :meth:`.LayerTrace.to_pandas` of all layers and directions."""
         from unrolled.tracing.tables import import_pandas  # imports rich
 
         return import_pandas().concat([part.to_pandas() for part in self.layers], ignore_index=True)

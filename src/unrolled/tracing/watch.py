@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import numbers
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unrolled.cells.base import positive_int
+from unrolled.layers.cell_layers import is_single_step
 from unrolled.layers.module import parametrizations_in_eval_mode
 from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing import hooks
 from unrolled.tracing.findings import HealthReport, joined
-from unrolled.tracing.health import FIELDS, HealthRecord, compute_health
-from unrolled.tracing.hooks import MISMATCH, LayerCall, UnsupportedCallError
-from unrolled.tracing.observed_call import ObservedCall
+from unrolled.tracing.health import FIELDS, HealthRecord
+from unrolled.tracing.hooks import MISMATCH, LayerCall, ModuleHook, UnsupportedCallError
+from unrolled.tracing.observed_call import ObservedCall, ObservedSteps
+from unrolled.tracing.watch_sample import WatchSample
+from unrolled.tracing.watched_steps import MAX_STEPS, StepGroups
 
 _NOT_SCALARS = ("call", "module", "layer", "direction", "quantity", "function")
 
@@ -41,12 +46,19 @@ class _LayerStatus:
         paused_until: No samples are taken before this time of ``time.perf_counter``.
         seconds: Time spent on the layer's samples.
         warned: Whether a warning was given for this layer.
+        groups: Decides which calls are steps of one sequence. Such calls count as one.
+        sampled: Whether the sequence that runs is sampled.
+        continues: Whether the call that runs continues it.
+        sample: The sample of the last training call. The graph of the call holds it.
         observed: The last call that was sampled, or that ran in eval mode or without gradients.
         not_observed: Why the last such call couldn't be kept.
         recurrent: The equivalent layer of this library at the last such call.
     """
 
     name: str
+    groups: StepGroups
+    sampled: bool = False
+    continues: bool = False
     training_calls: int = 0
     other_calls: int = 0
     skipped: int = 0
@@ -54,7 +66,8 @@ class _LayerStatus:
     paused_until: float = 0.0
     seconds: float = 0.0
     warned: bool = False
-    observed: ObservedCall | None = None
+    observed: ObservedSteps | None = None
+    sample: weakref.ref[WatchSample] | None = None
     not_observed: str = ""
     recurrent: Recurrent | None = None
 
@@ -67,7 +80,7 @@ class _LayerStatus:
     def known_recurrent(self, module: nn.Module) -> Recurrent | None:
         """Return the equivalent layer of the last call, which saves time, if its parameters are the same."""
         known = self.recurrent
-        if known is None or known.dropout != module.dropout:
+        if known is None or is_single_step(module) or known.dropout != module.dropout:
             return None
         parameters = [dict(one.named_parameters()) for one in (known, module)]
         if parameters[0].keys() != parameters[1].keys():
@@ -97,13 +110,16 @@ class Watch:
         modules = {id(module): module for module in by_name.values()}
         self._layers: dict[int, _LayerStatus] = {}
         for name, module in by_name.items():
-            self._layers.setdefault(id(module), _LayerStatus(name))
+            self._layers.setdefault(id(module), _LayerStatus(name, StepGroups(model, module)))
         self.records: list[HealthRecord] = []
         self._records_yielded = self._scalars_yielded = 0
         self._start = time.perf_counter()
-        self._remove_hooks: Any = hooks.observe_calls(
-            list(modules.values()), self._should_sample, self._on_call
-        )
+        self._model_calls = 0
+        self._hooks = contextlib.ExitStack()
+        model_hook: Any = model.register_forward_pre_hook(ModuleHook(self._on_model_call, 2))
+        self._hooks.callback(model_hook.remove)
+        self._hooks.callback(hooks.observe_calls(list(modules.values()), self._should_sample, self._on_call))
+        self._closed = False
 
     @property
     def seconds(self) -> float:
@@ -112,9 +128,8 @@ class Watch:
 
     def close(self) -> None:
         """Stop monitoring. The records stay."""
-        if self._remove_hooks is not None:
-            self._remove_hooks()
-            self._remove_hooks = None
+        self._hooks.close()
+        self._closed = True
 
     def __enter__(self) -> Watch:
         return self
@@ -193,11 +208,21 @@ class Watch:
 
     def __repr__(self) -> str:
         calls = ", ".join(map(str, self._layers.values()))
-        state = "closed" if self._remove_hooks is None else f"every {self._every}"
+        state = "closed" if self._closed else f"every {self._every}"
         return f"<Watch, {state}; {calls}; {len(self.records)} records>"
 
-    def _should_sample(self, module: nn.Module) -> bool:
+    def _on_model_call(self, *_: Any) -> None:
+        self._model_calls += 1
+
+    def _should_sample(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
         layer = self._layers[id(module)]
+        layer.continues = layer.groups.continues(module, args, kwargs, self._model_calls)
+        if not layer.continues:
+            layer.sampled = self._should_sample_sequence(layer, module)
+        return layer.sampled
+
+    def _should_sample_sequence(self, layer: _LayerStatus, module: nn.Module) -> bool:
+        """Decide whether to sample a call, and the steps that continue it."""
         if not module.training or not torch.is_grad_enabled():
             layer.other_calls += 1
             return True
@@ -213,62 +238,68 @@ class Watch:
         """Prepare a sample of a call, to be taken when a backward pass reaches the call."""
         start = time.perf_counter()
         layer = self._layers[id(module)]
+        layer.groups.ended(call_data[-1])
         is_training = module.training and torch.is_grad_enabled()
-        layer.observed, layer.not_observed = None, ""
+        if not layer.continues:
+            layer.observed, layer.sample, layer.not_observed = None, None, ""
+        elif layer.observed is None or len(layer.observed.calls) == MAX_STEPS:
+            return
         try:
             call = LayerCall.from_forward(module, *call_data, recurrent=layer.known_recurrent(module))
             if not call.output.numel():
                 raise UnsupportedCallError("had a batch without rows")
         except (UnsupportedCallError, TypeError) as error:
+            layer.observed = layer.sample = None
             layer.not_observed = str(error) if isinstance(error, TypeError) else f"the call {error}"
             if is_training:
                 layer.last_sample = layer.training_calls
                 self._warn(layer, layer.not_observed)
             return
         layer.recurrent = call.recurrent
-        layer.observed = observed = ObservedCall.from_call(module, call, copy_parameters=is_training)
+        earlier = layer.observed.calls[0].recurrent if layer.observed else None
+        observed = ObservedCall.from_call(module, call, is_training, earlier)
+        layer.observed = layer.observed or ObservedSteps([])
+        layer.observed.calls.append(observed)
         if not is_training:
             return
-        layer.last_sample = call_number = layer.training_calls
-        with parametrizations_in_eval_mode(module):
-            call.recurrent = call.recurrent.with_cells()
-        versions = [parameter._version for parameter in module.parameters()]
-        costs = [time.perf_counter() - start]
+        layer.last_sample = layer.training_calls
+        sample = None if layer.sample is None else layer.sample()
+        if sample is None:
+            with parametrizations_in_eval_mode(module):
+                call.recurrent = call.recurrent.with_cells()
+            sample = WatchSample(module, layer.training_calls, self._rows)
+            layer.sample = weakref.ref(sample)
+        else:
+            call.recurrent = sample.calls[0].recurrent
+        sample.add(call, observed, functools.partial(self._take_sample, layer))
+        sample.seconds += time.perf_counter() - start
+        call.on_backward(call_data[:2], call_data[-1], sample.stores(len(sample.calls) - 1))
 
-        def sample(output_gradient: Tensor | None, state_gradients: list[Tensor | None]) -> None:
-            start = time.perf_counter()
-            if self._remove_hooks is None or len(costs) > 1:  # closed, or sampled in an earlier backward pass
-                return
-            costs.append(0.0)
-            observed.add_gradients(output_gradient, state_gradients)
-            parameters = (*module.parameters(), *call.recurrent.parameters())
-            if any(type(parameter) not in (Tensor, nn.Parameter) for parameter in parameters):
-                self._warn(
-                    layer, "its parameters are of a subclass of torch.Tensor, as in distributed training"
-                )
-                return
-            if versions != [parameter._version for parameter in module.parameters()]:
-                self._warn(layer, "its parameters change before the backward pass ends")
-                return
-            warn_mismatch = functools.partial(
-                self._warn, layer, f"the rerun of the call {MISMATCH}", "may be wrong about"
+    def _take_sample(self, layer: _LayerStatus, sample: WatchSample) -> None:
+        """Compute the health of a call, or of a sequence of calls, that a backward pass has reached."""
+        start = time.perf_counter()
+        if self._closed or sample.is_taken:  # closed, or sampled in an earlier backward pass
+            return
+        sample.is_taken = True
+        reason = sample.reason_against()
+        if reason is not None:
+            self._warn(layer, reason)
+            return
+        warn_mismatch = functools.partial(
+            self._warn, layer, f"the rerun of the call {MISMATCH}", "may be wrong about"
+        )
+        where = {"call": sample.call_number, "module": layer.name}
+        self.records += [record | where for record in sample.health(warn_mismatch)]
+        now = time.perf_counter()
+        cost = now - start + sample.seconds
+        layer.seconds += cost
+        if self._share is not None:
+            # Training time per second of samples; all layers share it.
+            ratio = len(self._layers) / self._share
+            layer.paused_until = max(
+                now + cost * ratio,
+                self._start + (layer.seconds + cost) * ratio,
             )
-            records = compute_health(call, output_gradient, state_gradients, self._rows, warn_mismatch)
-            where = {"call": call_number, "module": layer.name}
-            self.records += [record | where for record in records]
-            now = time.perf_counter()
-            cost = now - start + costs[0]
-            layer.seconds += cost
-            if self._share is not None:
-                ratio = (
-                    len(self._layers) / self._share
-                )  # training time per second of samples; all layers share it
-                layer.paused_until = max(
-                    now + cost * ratio,
-                    self._start + (layer.seconds + cost) * ratio,
-                )
-
-        call.on_backward(call_data[-1], sample)
 
     def _warn(self, layer: _LayerStatus, why: str, what: str = "can't compute the health of") -> None:
         """Warn about a layer, but only once."""
@@ -292,9 +323,11 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     Each layer is sampled every ``every`` training calls. A training call is one in training mode with
     gradients enabled. After a backward pass that reaches the call, some of its rows run once more, forward
     and backward. Training itself doesn't change: the weights are bit-identical, and so are the random draws.
-    Calls inside of what ``torch.compile`` compiled and single steps (cells) aren't sampled. A ``with`` block
-    that ends without any record gives a warning that says why, unless all calls were in eval mode or without
-    gradients.
+    Calls inside of what ``torch.compile`` compiled aren't sampled. A ``with`` block that ends without any
+    record gives a warning that says why, unless all calls were in eval mode or without gradients.
+
+    The calls of a single-step cell in one call of the model count as one, and so do those of a layer with one
+    time step each. A call without a state starts a new sequence.
 
     :meth:`Watch.health` reports problems of the last call in words, also in eval mode and without gradients.
     For this, the watch keeps a copy of the call's input and states; and of the parameters and gradients, if
