@@ -156,8 +156,8 @@ def test_options_of_a_layer(plan_spy: PlanSpy) -> None:
 
 def test_a_subclass_with_its_own_unroll(plan_spy: PlanSpy) -> None:
     class Doubled(ur.GRU):
-        def unroll(self, x: Any, *args: Any) -> Any:
-            return super().unroll(2 * x, *args)
+        def unroll(self, x: Any, *args: Any, **options: Any) -> Any:
+            return super().unroll(2 * x, *args, **options)
 
     layer, x = Doubled(5, 4), torch.randn(1, 3, 5)
     with torch.no_grad():
