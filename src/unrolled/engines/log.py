@@ -1,6 +1,7 @@
-"""Logging of the compiler's stages to stderr: ``UNROLLED_LOG=graph,kernel,emit,build,engine``, or ``all``.
+"""Logging of the compiler's stages to stderr, for ``UNROLLED_LOG=graph,kernel``, for example, or ``all``.
 
 * ``graph``: the captured step and its backward pass, and which parts run before, in and after the loop;
+* ``saved``: what a training call stores for the backward pass, and how many bytes that takes;
 * ``kernel``: the kernel IR of each loop: its levels, phases, products, operations and stores;
 * ``emit``: the generated C++ of each loop;
 * ``build``: compile commands, cache hits and misses, and their times;
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("graph", "kernel", "emit", "build", "engine")
-graph, kernel, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
+STAGES = ("graph", "saved", "kernel", "emit", "build", "engine")
+graph, saved, kernel, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
 
 _announced: dict[str, object] = {}  # a dict, because setdefault is atomic: threads may announce the same
 _INTERNAL_PATHS = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")

@@ -13,7 +13,7 @@ from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
 from unrolled.engines.compiler.capture import capture
-from unrolled.engines.compiler.dump import GraphDump, label_inputs
+from unrolled.engines.compiler.dump import GraphDump, SavedDump, label_inputs
 from unrolled.engines.compiler.ir import (
     BATCH_SYMBOL,
     UnsupportedError,
@@ -51,6 +51,7 @@ class CompiledCell:
 
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend) -> None:
         self.backend = backend
+        self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
@@ -234,7 +235,11 @@ class CompiledCell:
         computed = self._before_training.outputs
         nodes = [node for node in nodes if node in computed and not is_number(node)]
         # Of an operation that returns a list, such as split, the items are saved.
-        return [*self._forward.saved, *(node for node in nodes if isinstance(node.meta["val"], Tensor))]
+        saved = [*self._forward.saved, *(node for node in nodes if isinstance(node.meta["val"], Tensor))]
+        stored = zip(self.captured.states, self.saved_state_widths, strict=True)
+        states = [state for state, size in stored if size is not None]
+        log.saved.info("%s", SavedDump(self._name, self.dtype, states, saved))
+        return saved
 
     @property
     def saved_tensors(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
