@@ -27,6 +27,7 @@ from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
+from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -231,11 +232,12 @@ class CompiledCell:
     @lazy_property
     def saved_for_backward(self) -> list[fx.Node]:
         """Nodes whose values the forward saves for the backward, in addition to the states."""
-        nodes = _required(self._forward.prologue, self._read_by_backward)
-        computed = self._before_training.outputs
-        nodes = [node for node in nodes if node in computed and not is_number(node)]
-        # Of an operation that returns a list, such as split, the items are saved.
-        saved = [*self._forward.saved, *(node for node in nodes if isinstance(node.meta["val"], Tensor))]
+        needs = self.backward.needs
+        views = resolve_views(node for node in needs if not is_batched(node))
+        read = {views[node].base if node in views else node for node in needs}
+        read |= self._before_backward.inputs | self._after_backward.inputs
+        stored = read & self._before_training.outputs
+        saved = [*self._forward.saved, *(node for node in self._forward.prologue if node in stored)]
         stored = zip(self.captured.states, self.saved_state_widths, strict=True)
         states = [state for state, size in stored if size is not None]
         log.saved.info("%s", SavedDump(self._name, self.dtype, states, saved))
