@@ -236,8 +236,8 @@ class CompiledCell:
         views = resolve_views(node for node in needs if not is_batched(node))
         read = {views[node].base if node in views else node for node in needs}
         read |= self._before_backward.inputs | self._after_backward.inputs
-        stored = read & self._before_training.outputs
-        saved = [*self._forward.saved, *(node for node in self._forward.prologue if node in stored)]
+        read &= self._before_training.outputs
+        saved = [*self._forward.saved, *(node for node in self._forward.prologue if node in read)]
         stored = zip(self.captured.states, self.saved_state_widths, strict=True)
         states = [state for state, size in stored if size is not None]
         log.saved.info("%s", SavedDump(self._name, self.dtype, states, saved))
