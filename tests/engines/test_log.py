@@ -10,6 +10,7 @@ import pytest
 
 from helpers import processes
 from helpers.layer_pairs import NEEDS_COMPILER
+from unrolled.engines import log
 
 pytestmark = NEEDS_COMPILER
 CODE = """
@@ -38,6 +39,12 @@ with torch.autograd.graph.saved_tensors_hooks(lambda tensor: packed.append(tenso
     layer(x)
 print("all:", sum(t.nbytes for t in packed if t.data_ptr() not in given), file=sys.stderr)
 """
+
+
+def test_the_documentation_lists_the_stages() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    table = text.partition("### Log stages")[2].partition("\n#")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == log.STAGES
 
 
 def run_with_log(stages: str, cache: Path, code: str = CODE) -> tuple[str, dict[str, str]]:
