@@ -86,7 +86,7 @@ def show_layer(model: Classifier, t: ur.Trace, image: Tensor, label: int) -> Non
     gates = [name for name in t.names if t[name].shape == t[state].shape and "_" not in name]
     console.print(f"\nThe trained layer on a {label} of the test set: the pixels and the prediction at each")
     console.print(f"step, and the means of {', '.join(gates)} over the units.\n")
-    table = Table(box=None, padding=(0, 1))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for heading in ("step", "pixels", "digit", "probability", *gates):
         table.add_column(heading, justify="right" if heading in gates else "left", no_wrap=True)
     for step, row in enumerate(image):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_vector_math import BINARY, PROGRAM, UNARY
+from test_vector_math import BINARY, MACROS, PROGRAM, UNARY
 
 import unrolled as ur
 from helpers.layer_pairs import TOLERANCE, assert_close, use_threads
@@ -114,8 +114,8 @@ def test_products_and_thread_pool_compile_without_a_warning(zig: Any, tmp_path: 
 def test_functions_are_within_two_units(zig: Any, tmp_path: Path) -> None:
     """In float32. The C library's acosh, which is the reference here, is wrong below -2^21."""
     kernel, program = tmp_path / "kernel.o", tmp_path / "program"
-    zig("-DKERNEL=arm64", PROGRAM, "-c", "-o", kernel)
-    zig("-DKERNELS=X(arm64)", PROGRAM, kernel, "-static", "-o", program)
+    zig(*MACROS, "-DKERNEL=arm64", PROGRAM, "-c", "-o", kernel)
+    zig(*MACROS, "-DKERNELS=X(arm64)", PROGRAM, kernel, "-static", "-o", program)
     for function in (*UNARY, *BINARY):
         line = [str(QEMU), str(program), function, "0", "1", "4001", "100000"]
         done = subprocess.run(line, capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ import pytest
 
 from helpers import processes
 from helpers.layer_pairs import NEEDS_COMPILER
+from unrolled.engines import log
 
 pytestmark = NEEDS_COMPILER
 CODE = """
@@ -22,6 +23,28 @@ for layer in (ur.GRU(7, 5), ur.Recurrent(Branching, 5, 5)):
 with ur.engine("reference"):
     ur.GRU(7, 5)(torch.randn(2, 3, 7))
 """
+
+TRAINING = """
+import sys, torch, unrolled as ur
+class Mixed(ur.Cell):
+    state = {"h": 5, "unread": 3, "read": 2}
+    weight, scale = ur.Param("hidden", "hidden"), ur.Param("hidden")
+    def step(self, x, h, unread, read):
+        n = torch.tanh(h @ self.weight.softmax(-1)) * torch.sigmoid(self.scale)
+        return n + x * (h > 0), 0.5 * unread, torch.sigmoid(read)
+layer, x = ur.Recurrent(Mixed, 5, 5), torch.randn(4, 3, 5)
+given = {tensor.data_ptr() for tensor in (x, *layer.parameters())}
+packed = []
+with torch.autograd.graph.saved_tensors_hooks(lambda tensor: packed.append(tensor) or tensor, lambda t: t):
+    layer(x)
+print("all:", sum(t.nbytes for t in packed if t.data_ptr() not in given), file=sys.stderr)
+"""
+
+
+def test_the_documentation_lists_the_stages() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    table = text.partition("### Log stages")[2].partition("\n#")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == log.STAGES
 
 
 def run_with_log(stages: str, cache: Path, code: str = CODE) -> tuple[str, dict[str, str]]:
@@ -43,8 +66,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_all_stages_are_logged(cache: Path) -> None:
-    _, output = run_with_log("graph, kernel,emit,build,engine", cache)
-    assert set(output) == {"graph", "kernel", "emit", "build", "engine"}
+    _, output = run_with_log("graph, saved,kernel,emit,build,engine", cache)
+    assert set(output) == {"graph", "saved", "kernel", "emit", "build", "engine"}
 
     graph = output["graph"]
     assert graph.startswith("GRU, torch.float32\nforward, before the loop, once for all time steps:\n")
@@ -79,6 +102,20 @@ def test_all_stages_are_logged(cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_saved_values_are_those_that_autograd_stores(cache: Path) -> None:
+    _, output = run_with_log("saved", cache, TRAINING)
+    text = output["saved"]
+    assert text.startswith("Mixed, torch.float32\n")
+    assert re.search(r"^  h +\(B, 5\)$", text, re.MULTILINE)
+    assert re.search(r"^  read +\(B, 2\)$", text, re.MULTILINE)
+    assert re.search(r"^  tanh = tanh\(mm\) +\(B, 5\)$", text, re.MULTILINE)
+    assert not re.search(r"^  unread ", text, re.MULTILINE)
+    line = r"^  (\d+) bytes for each row of each time step, and (\d+) bytes once\nall: (\d+)$"
+    [(per_row, once, stored)] = re.findall(line, text, re.MULTILINE)
+    assert int(per_row) * 4 * 3 + int(once) == int(stored)
+
+
+@pytest.mark.slow
 def test_one_stage_with_cache_hits(cache: Path) -> None:
     run_with_log("", cache)  # fill the cache, even if this test runs alone
     _, output = run_with_log("build", cache)
@@ -97,7 +134,7 @@ def test_nothing_is_logged_by_default(cache: Path) -> None:
 def test_all_logs_each_line_once(cache: Path) -> None:
     code = f"import logging; logging.basicConfig(level=0)\n{CODE}"
     text, output = run_with_log("all", cache, code)
-    assert set(output) == {"graph", "kernel", "emit", "build", "engine"}
+    assert set(output) == {"graph", "saved", "kernel", "emit", "build", "engine"}
     assert text.count("GRU: reference engine (selected)") == 1
 
 
@@ -105,7 +142,7 @@ def test_all_logs_each_line_once(cache: Path) -> None:
 @pytest.mark.parametrize("code", ["import unrolled", CODE])
 def test_unknown_stages_give_one_warning(cache: Path, code: str) -> None:
     text, _ = run_with_log("graphs,engine,emitt", cache, code)
-    stages = "graph, kernel, emit, build, engine or all"
+    stages = "graph, saved, kernel, emit, build, engine or all"
     line = f"UserWarning: UNROLLED_LOG should name {stages}, got 'emitt', 'graphs'"
     assert text.count("UserWarning") == 1
     assert line in text

@@ -287,3 +287,56 @@ def test_a_layer_can_be_trained_after_a_first_call_in_inference_mode() -> None:
     with ur.engine("reference"):
         [gradient] = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
     assert_close(actual, gradient, TOLERANCE[x.dtype])
+
+
+class Encoder(ur.Cell):
+    """Reads its input through two layers, without the state."""
+
+    state = ("h",)
+    first, bias = ur.Param(24, "input"), ur.Param(24)
+    second, recurrent = ur.Param("hidden", 24), ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        encoded = torch.tanh(nn.functional.linear(x, self.first, self.bias))
+        return torch.tanh(encoded @ self.second.T + h @ self.recurrent.T)
+
+
+class NormalizedWeights(ur.Cell):
+    """Computes its weights from parameters."""
+
+    state = ("h",)
+    weight, recurrent = ur.Param("hidden", "input"), ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight.softmax(-1).T + h @ self.recurrent.softmax(-1).T)
+
+
+@pytest.mark.parametrize(
+    ("cell", "values_per_row", "values"),
+    [
+        # The states, and the tanh of the encoder and its derivative.
+        (Encoder, 3 + 24 + 24, 0),
+        # The states, and both matrices.
+        (NormalizedWeights, 3, 3 * 5 + 3 * 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_what_the_backward_reads_is_stored(
+    cell: type[ur.Cell], values_per_row: int, values: int, dtype: torch.dtype
+) -> None:
+    layer, x = ur.Recurrent(cell, 5, 3, dtype=dtype), torch.randn(7, 4, 5, dtype=dtype, requires_grad=True)
+    owned = {tensor.data_ptr() for tensor in (x, *layer.parameters())}
+    stored: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with ur.engine("native"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, _ = layer(x)
+    size = sum(nbytes for address, nbytes in stored.items() if address not in owned)
+    assert size <= (7 * 4 * values_per_row + values) * dtype.itemsize
+    actual = torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])
+    with ur.engine("reference"):
+        expected = torch.autograd.grad(layer(x)[0].square().sum(), [x, *layer.parameters()])
+    assert_close(actual, expected, TOLERANCE[dtype])

@@ -156,6 +156,10 @@ def in_a_helper(self, x, h):
     return helper(h + x)
 
 
+def without_rule(self, x, h):
+    return h + torch.linalg.matrix_exp(x[:, :4].unflatten(1, (2, 2))).flatten(1).repeat(1, 2)
+
+
 def helper(v):
     return v.lgamma()
 
@@ -191,7 +195,8 @@ UNSUPPORTED = [
     (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
     (integers, "torch.Tensor.mul", "whole numbers that may exceed 2\\^53; limit its operands with clamp"),
     (only_in_backward, "the backward of", "aten.lgamma"),
-    (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma"),
+    (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma.*: native/cpp_ops.py has no C"),
+    (without_rule, "torch.linalg.matrix_exp", "aten.linalg_matrix_exp.*: compiler/lowering/ has no rule"),
 ]
 
 

@@ -42,6 +42,8 @@ NUMBERS: Functions = {
     "where-parameter": lambda s, v: torch.where(s.p > 0, 0.1, -0.1) * v,
     "full": lambda s, v: torch.full((v.shape[0], 1), 0.1) * v + torch.ones(v.shape),
     "linspace": lambda s, v: torch.linspace(-1, 0.7, WIDTH) * 0.3 * v,
+    "ldexp": lambda s, v: torch.ldexp(s.p * v, v.sin()),
+    "ldexp-number": lambda s, v: torch.ldexp(v, torch.tensor(-2.0)),
 }
 CASTS: Functions = {
     "double": lambda s, v: ((v.double() * 0.1 + 1) - 1).to(v.dtype),

@@ -1,7 +1,8 @@
 // Compares the vector functions with libm in higher precision, over float bit patterns.
 //
 // Compiled once for each instruction set with -DKERNEL=name (only the vector functions), and once with
-// -DKERNELS="X(name) X(name) ..." (the comparison, linked with the others). Prints a line for each kernel: the
+// -DKERNELS="X(name) X(name) ..." (the comparison, linked with the others), both with the functions of one and two
+// vectors and their C++, -DUNARY="X(exp, exp(a)) ..." and -DBINARY="X(pow, pow(a, b)) ...". Prints a line for each kernel: the
 // function, the kernel, the largest error in units in the last place and its arguments, the number of signs of zero,
 // NaNs and infinities that differ from libm and the arguments of the first, and the number of results that depend on
 // the lane.
@@ -10,17 +11,8 @@
 #endif
 using T = TYPE;
 
-#define UNARY(X) \
-  X(exp) X(exp2) X(expm1) X(log) X(log2) X(log10) X(log1p) X(sqrt) X(sigmoid) X(tanh) X(relu) X(erf) X(erfc) X(sin) \
-  X(cos) X(tan) X(asin) X(acos) X(atan) X(sinh) X(cosh) X(asinh) X(acosh) X(atanh) X(sign) X(floor) X(ceil) \
-  X(round) X(trunc) X(rsqrt) X(reciprocal)
-#define BINARY(X) X(pow) X(atan2) X(hypot) X(fmod) X(remainder) X(maximum) X(minimum)
-
 #ifdef KERNEL
 #include "functions.h"
-
-static inline V rsqrt(V x) { return splat(1) / sqrt(x); }  // as in cpp_ops.py
-static inline V reciprocal(V x) { return splat(1) / x; }
 
 template <class F> static void all(T* to, const T* x, const T* y, long n, F f) {
   for (long i = 0; i < n; i += L) store(to + i, f(load(x + i, n - i), load(y + i, n - i)), n - i);
@@ -28,13 +20,9 @@ template <class F> static void all(T* to, const T* x, const T* y, long n, F f) {
 
 extern "C" void KERNEL(int function, T* to, const T* x, const T* y, long n) {
   int number = 0;
-#define X(name) \
-  if (function == number++) return all(to, x, y, n, [](V a, V) { return name(a); });
-  UNARY(X)
-#undef X
-#define X(name) \
-  if (function == number++) return all(to, x, y, n, [](V a, V b) { return name(a, b); });
-  BINARY(X)
+#define X(name, expression) \
+  if (function == number++) return all(to, x, y, n, [](V a, [[maybe_unused]] V b) { return expression; });
+  UNARY BINARY
 #undef X
 }
 
@@ -75,7 +63,7 @@ struct Function {
   void (*evaluate)(Exact* to, const T* x, const T* y, long n);
 };
 
-namespace libm {
+namespace libm {  // the exact values of the functions
 using std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10, std::log1p, std::sqrt, std::tanh, std::erf;
 using std::erfc, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::sinh, std::cosh, std::asinh;
 using std::acosh, std::atanh, std::floor, std::ceil, std::trunc, std::pow, std::atan2, std::hypot, std::fmod;
@@ -87,17 +75,20 @@ static Exact maximum(Exact x, Exact y) { return larger(x, y); }
 static Exact minimum(Exact x, Exact y) { return smaller(x, y); }
 }  // namespace libm
 
-#define X(name) \
+static const Function functions[] = {
+#define X(name, expression) \
   {#name, 1, [](Exact* to, const T* x, const T*, long n) { \
      for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i]); \
    }},
-#define Y(name) \
+    UNARY
+#undef X
+#define X(name, expression) \
   {#name, 2, [](Exact* to, const T* x, const T* y, long n) { \
      for (long i = 0; i < n; i++) to[i] = libm::name((Exact)x[i], (Exact)y[i]); \
    }},
-static const Function functions[] = {UNARY(X) BINARY(Y)};
+    BINARY
 #undef X
-#undef Y
+};
 
 struct Kernel {
   const char* name;

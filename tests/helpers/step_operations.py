@@ -108,6 +108,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "erfc": torch.erfc,
     "sinc": torch.sinc,
     "logit": lambda v: torch.logit(between(v, 0.1, 0.9)),
+    "entr": lambda v: torch.special.entr(between(v, 0.1, 2)),
     "abs": torch.abs,
     "negative": lambda v: -v,
     "power-2": lambda v: between(v) ** 2,

@@ -53,6 +53,7 @@ def test_digits_prints_accuracy_baseline_and_files(finished: tuple[Path, str]) -
     assert f"{result['baseline']['logistic regression']:.1%} for logistic regression" in out
     assert result["accuracy"] > 0.3
     assert "the trained layer" in out.lower()
+    assert "…" not in out, "a number doesn't fit into 80 columns"
     for name in ("digits_lstm.pt", "digits_lstm.json", "digits_lstm_sample.csv", "digits_lstm.html"):
         assert (runs / name).exists()
         assert str(runs / name) in out

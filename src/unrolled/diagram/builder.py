@@ -22,7 +22,7 @@ from unrolled.diagram.symbols import (
 )
 from unrolled.diagram.terms import TermDraft, Terms, bias_parameter, bias_rows
 
-_ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "log_sigmoid", "exp", "gelu"}
+_ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "exp", "gelu"}
 _ACTIVATIONS |= {"softmax", "cos", "sin", "elu", "leaky_relu", "hardtanh", "hardsigmoid", "softsign", "mish"}
 _RANGES = {"sigmoid": "gate", "softmax": "gate", "hardsigmoid": "gate", "tanh": "tanh", "softsign": "tanh"}
 _RANGES |= {"cos": "tanh", "sin": "tanh"}

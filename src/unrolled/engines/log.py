@@ -1,10 +1,4 @@
-"""Logging of the compiler's stages to stderr: ``UNROLLED_LOG=graph,kernel,emit,build,engine``, or ``all``.
-
-* ``graph``: the captured step and its backward pass, and which parts run before, in and after the loop;
-* ``kernel``: the kernel IR of each loop: its levels, phases, products, operations and stores;
-* ``emit``: the generated C++ of each loop;
-* ``build``: compile commands, cache hits and misses, and their times;
-* ``engine``: the engine of each call, and the reason.
+"""Logging of the compiler's stages to stderr, for ``UNROLLED_LOG=graph,kernel``, for example, or ``all``.
 
 Each stage is a logger of the standard library, ``unrolled.graph`` to ``unrolled.engine``.
 """
@@ -19,8 +13,15 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("graph", "kernel", "emit", "build", "engine")
-graph, kernel, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
+STAGES = {  # what each stage prints; docs/deploy.md has the same table
+    "graph": "the captured step and its backward pass, split into before, in and after the loop",
+    "saved": "the states and other values that a training call stores for the backward pass, and their bytes",
+    "kernel": "the kernel IR of each loop: what it computes, before C++",
+    "emit": "the C++ of each loop",
+    "build": "the compile command, cache hits and misses, and timings",
+    "engine": "which engine runs each call, and why",
+}
+graph, saved, kernel, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
 
 _announced: dict[str, object] = {}  # a dict, because setdefault is atomic: threads may announce the same
 _INTERNAL_PATHS = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -13,12 +14,19 @@ from unrolled.tracing.call_text import call_text, tensors_in
 from unrolled.tracing.element_moves import MOVES, trace_moves
 
 INFIX = {"add": " + ", "sub": " - ", "mul": "·", "div": " / "}
-_ALIASES = {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"}
+_ALIASES = {
+    **{"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "mm": "matmul"},
+    **{"mod": "remainder", "floordiv": "floor_divide", "rsub": "sub", "log_sigmoid": "logsigmoid"},
+    **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "invert": "bitwise_not"},
+    **{"special_expit": "sigmoid", "special_gammaln": "lgamma", "special_psi": "digamma"},
+}
+_MODULES = ("special", "linalg", "fft")  # torch.special.entr calls itself special_entr
 _READS = frozenset(  # functions that return numbers of a tensor to Python
     {"bool", "float", "int", "index", "complex", "item", "tolist", "numpy", "array", "contains", "format"}
     | {"equal", "allclose", "is_nonzero"}
 )
-_REVERSED = ("rsub", "rdiv", "rtruediv")
+_OPERATORS = (*INFIX, "truediv", "matmul", "pow", "mod", "floordiv", "and", "or", "xor")
+_REVERSED = ("rsub", "rdiv", "rtruediv", "rpow", "rmod", "rfloordiv")
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Call:
 
     Attributes:
         result: The tensor.
-        name: Canonical name of the function.
+        name: Canonical name of the function, such as ``add`` or ``special.entr``.
         function, args, kwargs: The call.
         output_index: Position of the tensor among the outputs; None if the function returned one tensor.
         versions: Version counters of the tensor and of all arguments after the call.
@@ -45,6 +53,10 @@ class Call:
     def arguments(self) -> list[Any]:
         """The positional arguments, followed by the keyword arguments."""
         return [*self.args, *self.kwargs.values()]
+
+    def operands(self) -> tuple[Any, ...]:
+        """Return the positional arguments, in the order in which the function of this name takes them."""
+        return self.args[::-1] if self.is_reversed else self.args
 
     def run(self, *tensors: Tensor) -> Tensor:
         """Call the function with other tensors instead of its tensor arguments, in order."""
@@ -93,7 +105,9 @@ class Call:
 
     def text(self, scalars: bool) -> str:
         """Return the call as Python code, as :func:`call_text` does. Empty if it returned several tensors."""
-        return "" if self.output_index is not None else call_text(self.name, self.args, self.kwargs, scalars)
+        if self.output_index is not None:
+            return ""
+        return call_text(self.name, self.operands(), self.kwargs, scalars)
 
 
 class CallRecorder(TorchFunctionMode):
@@ -183,11 +197,17 @@ def _version(tensor: Tensor) -> int:
 
 
 def _name(function: Any) -> str:
-    """Return a canonical name: ``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__."""
+    """Return a canonical name: ``add`` for torch.add, Tensor.add, Tensor.__add__ and Tensor.__radd__.
+
+    It is the name in torch, torch.nn.functional or torch.Tensor.
+    """
     name = str(function.__name__).strip("_")
     if name == "get":  # a property such as Tensor.T
         return str(function.__self__.__name__)
-    if function.__name__.startswith("__r") and name[1:] in (*INFIX, "truediv", "matmul"):
+    if function.__name__.startswith("__r") and name[1:] in _OPERATORS:
         name = name[1:]
-    name = {"rsub": "sub"}.get(name, name)
+    module, _, rest = name.partition("_")
+    if module in _MODULES and name not in _ALIASES:
+        is_alias = module == "special" and hasattr(torch, rest)  # such as torch.special.softmax
+        return rest if is_alias else f"{module}.{rest}"
     return _ALIASES.get(name, name)

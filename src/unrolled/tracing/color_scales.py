@@ -13,7 +13,7 @@ from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.layer_values import LayerValues
 from unrolled.tracing.trace import Trace
 
-_GATE_FUNCTIONS = {"sigmoid", "special_expit", "hardsigmoid"}
+_GATE_FUNCTIONS = {"sigmoid", "hardsigmoid"}
 _OUTLIER = 2.5  # times the median: on a scale for larger numbers, all other quantities would look pale
 
 

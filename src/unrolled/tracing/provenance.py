@@ -150,8 +150,7 @@ class _GraphBuilder:
         if call is None:
             return Node("value", tensor)
         if call.name in INFIX and len(call.args) == 2 and not call.kwargs:
-            arguments = call.args[::-1] if call.is_reversed else call.args
-            return self._elementwise("infix", call.name, tensor, arguments)
+            return self._elementwise("infix", call.name, tensor, call.operands())
         if call.name == "neg" and len(call.args) == 1:
             return self._elementwise("negated", "", tensor, call.args)
         if call.name in ("linear", "matmul") and _is_matrix_product(call):
@@ -159,7 +158,8 @@ class _GraphBuilder:
         if call.name in MOVES:
             return self._moved(call, tensor)
         if call.output_index is None and _is_elementwise(call, tensor):
-            node = self._elementwise("call", call.name, tensor, call.arguments, call.text(scalars=True))
+            arguments = [*call.operands(), *call.kwargs.values()]
+            node = self._elementwise("call", call.name, tensor, arguments, call.text(scalars=True))
             node.function = call.run
             return node
         whole = [

@@ -11,7 +11,7 @@ from unrolled.tracing.call_recorder import CallRecorder
 from unrolled.tracing.thresholds import DEAD_CHANGE, FLAT_SLOPE
 
 SATURATING_FUNCTIONS = {  # monotonically increasing functions of one tensor with flat parts
-    "sigmoid", "special_expit", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
+    "sigmoid", "tanh", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "softplus",
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "clamp", "clip", "clamp_min", "clamp_max",
 }  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import resolve_name
 
 from unrolled.tracing.call_recorder import Call
 
@@ -137,7 +140,10 @@ def bind(signature: str, call: Call) -> Any:
 
 def function_name(call: Call) -> str:
     """Return the name of a call's function for a message, such as ``torch.topk``."""
-    return f"torch.{call.name}"
+    with contextlib.suppress(AttributeError):
+        if callable(operator.attrgetter(call.name)(torch)):
+            return f"torch.{call.name}"
+    return str(resolve_name(call.function) or call.name).removesuffix(".__get__")
 
 
 def elementwise(builder: Builder, name: str, arguments: Sequence[Any], result: Tensor) -> Value:

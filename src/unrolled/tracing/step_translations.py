@@ -30,15 +30,11 @@ Translation = Callable[[Builder, Call, Any], Value]
 _SAME_AS = {
     **{"clip": "clamp", "absolute": "abs", "negative": "neg", "fix": "trunc", "true_divide": "div"},
     **{"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne"},
-    **{"mod": "remainder", "rmod": "remainder", "rpow": "pow", "arctan2": "atan2", "sgn": "sign"},
-    **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "invert": "bitwise_not"},
-    **{"floordiv": "floor_divide", "rfloordiv": "floor_divide", "expit": "sigmoid", "vdot": "dot"},
-    "log_sigmoid": "logsigmoid",
+    **{"arctan2": "atan2", "sgn": "sign", "vdot": "dot"},
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    **{"linalg_norm": "norm", "ger": "outer", "linalg_matmul": "matmul", "pos": "positive"},
+    **{"linalg.norm": "norm", "ger": "outer", "linalg.matmul": "matmul", "pos": "positive"},
     **{"alpha_dropout": "dropout", "feature_dropout": "dropout"},
 }
-_REVERSED = ("rpow", "rfloordiv", "rmod")
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "int", "long", "bool", "short"})
 _FILLED = frozenset({"pad", "tril", "triu", "diag", "diag_embed"})
 
@@ -56,15 +52,14 @@ def translate(builder: Builder, call: Call) -> Value:
     Raises:
         UnsupportedError: If programs don't have the function.
     """
-    name = call.name.removeprefix("special_")
-    name = _SAME_AS.get(name, name)
+    name = _SAME_AS.get(call.name, call.name)
     if name in _CASTS:
         return _emit(builder, call, "cast", [builder.value(call.args[0])])
     if name in MOVES or name in _FILLED:
         return _moved(builder, call, name)
     if name in ELEMENTWISE:
         arguments = list(vars(bind(ELEMENTWISE[name], call)).values())
-        if call.is_reversed or call.name in _REVERSED or call.function is Tensor.where:
+        if call.is_reversed or call.function is Tensor.where:
             arguments[:2] = arguments[1::-1]
         return elementwise(builder, name, arguments, call.result)
     if name not in _TRANSLATIONS:
@@ -157,7 +152,7 @@ def _order_of_norm(call: Call, order: Any) -> float:
 
 
 def _norm(builder: Builder, call: Call, a: Any) -> Value:
-    if call.name == "linalg_norm" and a.p is not None and len(dims_of(a.dim, a.input.dim())) != 1:
+    if call.name == "linalg.norm" and a.p is not None and len(dims_of(a.dim, a.input.dim())) != 1:
         raise UnsupportedError(f"it uses {function_name(call)} of a matrix")
     value, sizes = vectors(builder, builder.value(a.input), a.dim)
     return _emit(builder, call, "norm", [value, sizes, _order_of_norm(call, a.p)])
@@ -254,7 +249,7 @@ def _nan_to_num(builder: Builder, call: Call, a: Any) -> Value:
 
 
 def _floor_divide(builder: Builder, call: Call, a: Any) -> Value:
-    arguments = [a.input, a.other][:: -1 if call.name in _REVERSED else 1]
+    arguments = [a.input, a.other][:: -1 if call.is_reversed else 1]
     return elementwise(builder, "div", [*arguments, "floor"], call.result)
 
 
@@ -323,7 +318,7 @@ _TRANSLATIONS: dict[str, tuple[str, Translation]] = {
     "var_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("var")),
     "std_mean": ("input dim=None unbiased=None keepdim=False correction=None", _variance("std")),
     "norm": ("input p=None dim=None keepdim=False", _norm),
-    "linalg_vector_norm": ("input p=None dim=None keepdim=False", _norm),
+    "linalg.vector_norm": ("input p=None dim=None keepdim=False", _norm),
     **{name: ("input dim dtype=None", _along(name)) for name in ("cumsum", "cumprod", "logcumsumexp")},
     **{name: ("input dim=None", _along(name)) for name in ("softmax", "log_softmax")},
     "softmin": ("input dim=None", _along("softmin")),

@@ -14,7 +14,7 @@ from unrolled.tracing.saturation import dead_units, saturation_bounds
 from unrolled.tracing.step_causes import GateProduct, describe_cause, gate_products
 from unrolled.tracing.thresholds import DEAD_AT_ZERO, OPEN_GATE, SATURATED_UNIT, STUCK_GATE
 
-_GATE_FUNCTIONS = ("sigmoid", "special_expit", "hardsigmoid")
+_GATE_FUNCTIONS = ("sigmoid", "hardsigmoid")
 _LOW_PRECISION = 1e-6  # rounding error above that of float32
 _RELUS = ("relu", "relu6")
 

@@ -49,6 +49,7 @@ class BulkOps:
             None: torch computes them.
 
     Attributes:
+        inputs: Nodes whose values a call reads, or that are results and not computed here.
         outputs: Nodes whose values a call adds.
     """
 
@@ -86,6 +87,9 @@ class BulkOps:
         bases_of_nodes = [n for n in nodes if self._views.get(n, TensorView(n, 0, (), ())).base is n]
         separate = (n for n in bases_of_nodes if n not in self._concatenated)
         self.outputs = {*concatenations, *self._results, *separate}
+        read = {operand for node in bases_of_nodes for operand in node.all_input_nodes}
+        read = {self._views[n].base if n in self._views else n for n in (*read, *results)}
+        self.inputs = read.difference(nodes)
 
     def __call__(self, values: Values, rows: int) -> None:
         """Compute the nodes.

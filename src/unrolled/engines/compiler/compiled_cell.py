@@ -13,7 +13,7 @@ from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
 from unrolled.engines.compiler.capture import capture
-from unrolled.engines.compiler.dump import GraphDump, label_inputs
+from unrolled.engines.compiler.dump import GraphDump, SavedDump, label_inputs
 from unrolled.engines.compiler.ir import (
     BATCH_SYMBOL,
     UnsupportedError,
@@ -27,6 +27,7 @@ from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
+from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -51,6 +52,7 @@ class CompiledCell:
 
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend) -> None:
         self.backend = backend
+        self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
         for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
@@ -230,11 +232,16 @@ class CompiledCell:
     @lazy_property
     def saved_for_backward(self) -> list[fx.Node]:
         """Nodes whose values the forward saves for the backward, in addition to the states."""
-        nodes = _required(self._forward.prologue, self._read_by_backward)
-        computed = self._before_training.outputs
-        nodes = [node for node in nodes if node in computed and not is_number(node)]
-        # Of an operation that returns a list, such as split, the items are saved.
-        return [*self._forward.saved, *(node for node in nodes if isinstance(node.meta["val"], Tensor))]
+        needs = self.backward.needs
+        views = resolve_views(node for node in needs if not is_batched(node))
+        read = {views[node].base if node in views else node for node in needs}
+        read |= self._before_backward.inputs | self._after_backward.inputs
+        read &= self._before_training.outputs
+        saved = [*self._forward.saved, *(node for node in self._forward.prologue if node in read)]
+        stored = zip(self.captured.states, self.saved_state_widths, strict=True)
+        states = [state for state, size in stored if size is not None]
+        log.saved.info("%s", SavedDump(self._name, self.dtype, states, saved))
+        return saved
 
     @property
     def saved_tensors(self) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -31,7 +31,7 @@ _EXTRA_DECOMPOSITIONS = [  # operations that core ATen leaves whole
     aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
     aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
     aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.unbind,
-    aten.split, aten.native_batch_norm, aten.native_batch_norm_backward,
+    aten.split, aten.native_batch_norm, aten.native_batch_norm_backward, aten.ldexp,
 ]  # fmt: skip
 _NOT_DECOMPOSED = (
     aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default,

@@ -1,8 +1,9 @@
-"""Print a captured step and its partitions, for ``UNROLLED_LOG=graph``."""
+"""Print a captured step, its partitions and its saved values, for ``UNROLLED_LOG=graph,saved``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
 from unrolled.engines.compiler.capture import CapturedStep
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, label
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, is_batched, label
 from unrolled.engines.compiler.partition import LoopPartition
 
 _SHAPE_COLUMN = 72  # text column at which shapes begin
@@ -50,6 +51,40 @@ class GraphDump:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class SavedDump:
+    """Text form of what a training call stores for the backward pass, besides its input and parameters.
+
+    The text is built only by ``str()``. ``B`` is the number of rows of all time steps.
+
+    Attributes:
+        name: Name of the cell.
+        dtype: Dtype of the loop.
+        states: States whose values of all steps are stored.
+        values: All other stored values.
+    """
+
+    name: str
+    dtype: torch.dtype
+    states: Sequence[fx.Node]
+    values: Sequence[fx.Node]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}, {self.dtype}"]
+        lines += [f"  {_with_shape(label(state), state)}" for state in self.states]
+        lines += [f"  {_line(value)}" for value in self.values]
+        per_row = per_call = 0
+        for node in (*self.states, *self.values):
+            value = node.meta["val"]
+            if is_batched(node):  # bools are stored in the dtype of the loop
+                per_row += math.prod(value.shape) // BATCH_SYMBOL * self.dtype.itemsize
+            else:
+                per_call += value.numel() * value.dtype.itemsize
+        once = f", and {per_call} bytes once" if per_call else ""
+        lines.append(f"  {per_row} bytes for each row of each time step{once}")
+        return "\n".join(lines)
+
+
 def label_inputs(cell: Cell, captured: CapturedStep) -> None:
     """Label the inputs of a captured step with the names that the cell gives them."""
     states = list(cell.state)
@@ -64,7 +99,10 @@ def _line(node: fx.Node) -> str:
     function = str(node.target).removeprefix("aten.").removesuffix(".default")
     arguments = [_argument(value) for value in node.args]
     arguments += [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
-    text = f"{label(node)} = {function}({', '.join(arguments)})"
+    return _with_shape(f"{label(node)} = {function}({', '.join(arguments)})", node)
+
+
+def _with_shape(text: str, node: fx.Node) -> str:
     return f"{text:<{_SHAPE_COLUMN}} {_shape(node.meta['val'])}"
 
 

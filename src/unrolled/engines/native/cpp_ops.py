@@ -102,7 +102,9 @@ def check(node: fx.Node) -> None:
         row, matrix = node.args
         if is_batched(row) and not is_batched(matrix):  # type: ignore[arg-type]
             return
-    raise unsupported(f"{target} is not supported by the compiler", location_of(node))
+    is_elementwise = torch.Tag.pointwise in getattr(target, "tags", ())
+    missing = "native/cpp_ops.py has no C++" if is_elementwise else "compiler/lowering/ has no rule"
+    raise unsupported(f"{target} is not supported by the compiler: {missing} for it", location_of(node))
 
 
 def literal(value: object) -> str:

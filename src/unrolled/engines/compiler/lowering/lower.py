@@ -128,7 +128,9 @@ class _Lowering(LocationInterpreter):
             if target is aten.add.Tensor and dtypes == {torch.bool}:
                 target = aten.logical_or.default
             return self.columns.pointwise(target, *args, **kwargs)
-        raise UnsupportedError(f"{target} is not supported by the compiler")
+        raise UnsupportedError(
+            f"{target} is not supported by the compiler: compiler/lowering/ has no rule for it"
+        )
 
     def _in_loop_dtype(self, value: Any) -> Any:
         """Return an operand of an operation on parameters; a floating-point one in the loop's dtype."""
