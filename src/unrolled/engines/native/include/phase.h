@@ -100,8 +100,8 @@ template <int N, int M> struct PhasePlan {
     const int max_rows = rows_of(row_sums);
     const int64_t tiles = (row_count + max_rows - 1) / max_rows;
     V* const sums = sums_of(g, s, stored_rows);
-    alignas(64) T block[BLOCK * MAX_STRIP * L];
-    const int64_t step = range.pack_per_step ? BLOCK : g.depth;
+    alignas(64) T block[PACKED_TERMS * MAX_STRIP * L];
+    const int64_t step = range.pack_per_step ? PACKED_TERMS : g.depth;
     for (int64_t k = 0; k < g.depth; k += step) {
       const int64_t terms = std::min(step, g.depth - k);
       const T* w = block;
