@@ -122,6 +122,29 @@ def test_results_are_bit_identical(kind: str, dtype: torch.dtype) -> None:
                 assert torch.equal(layer(x[:, 7:9])[0], whole[:, 7:9])
 
 
+@pytest.mark.parametrize("dtype", sample([torch.float32, torch.float64]))
+@pytest.mark.parametrize("kind", sample([*LAYERS, "mgu"], ["lstm-proj", "gru"]))
+def test_bits_of_few_rows(kind: str, dtype: torch.dtype) -> None:
+    """Calls of one or two steps with few rows don't pack the weights, forward and backward."""
+    layer = make_layer(kind, 35, 41, dtype=dtype)
+    x = torch.randn(2, 9, 35, dtype=dtype)
+    with ur.engine("native"):
+        state = tuple(part.detach() for part in tensors(layer(x)[1]))
+        for steps in (1, 2):
+
+            def run(rows: slice, steps: int = steps) -> list[torch.Tensor]:
+                given = x[:steps, rows].clone().requires_grad_()
+                parts = [part[:, rows].clone().requires_grad_() for part in state]
+                results = tensors(layer(given, tuple(parts) if len(parts) > 1 else parts[0]))
+                loss = sum((result * (k + 1)).sum() for k, result in enumerate(results))
+                return [*results, *torch.autograd.grad(loss, [given, *parts])]
+
+            whole = run(slice(None))
+            for batch in (1, 2, 3, 4, 5):
+                for part, all_rows in zip(run(slice(2, 2 + batch)), whole, strict=True):
+                    assert torch.equal(part, all_rows[:, 2 : 2 + batch])
+
+
 @pytest.mark.slow
 def test_vector_functions_are_within_two_units() -> None:
     """exp, sigmoid and tanh of floats of every magnitude and sign, and of special values."""

@@ -107,16 +107,18 @@ def test_references_are_counted(name: str, grad: bool) -> None:
         case.warm_up()
         case.module(case.x, case.hx)
         objects = [case.x, *case.state, *case.module.parameters(), case.hx, None, False, "_parameters", 0, -1]
+        gc.collect()
         before = list(map(sys.getrefcount, objects))
         alive = []
-        for _ in range(200):
+        for _ in range(500):
             alive += [weakref.ref(result) for result in flat(case.module(case.x, case.hx))]
             case.module(case.x)
             with pytest.raises(TypeError):
                 case.module(case.x, 1.0)
         after = list(map(sys.getrefcount, objects))
     assert not any(reference() is not None for reference in alive)
-    assert all(abs(b - a) < 100 for a, b in zip(before, after, strict=True)), (before, after)
+    changes = [b - a for a, b in zip(after, before, strict=True)]
+    assert max(map(abs, changes)) < 400, changes  # other code uses some of the objects, too
 
 
 def test_python_values_that_a_step_reads(monkeypatch: pytest.MonkeyPatch, plan_spy: PlanSpy) -> None:

@@ -70,8 +70,8 @@ def find_other_cells(
     ambiguous: dict[str, list[str]] = {}
     for prefix, tensors in _group_by_prefix(weights).items():
         name = prefix.rstrip(".")
-        if name in found:
-            continue
+        if name in found or all(len(by_name) == 1 for by_name in tensors.values()):
+            continue  # a single parameter is more likely a part of a layer
         candidates = []
         for cell in (getattr(all_cells, cell_name) for cell_name in all_cells.__all__):
             with contextlib.suppress(ValueError):  # the shapes of the layers don't fit together

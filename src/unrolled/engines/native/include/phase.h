@@ -93,6 +93,20 @@ template <int N, int M> struct PhasePlan {
     return g.sums + (s - first) * strip * g.count * row_count;
   }
 
+  // Computes the sums of a strip for few rows without packing its matrices, if each has lines in memory.
+  bool sum_directly(const ThreadRange& range, const Group& g, int64_t s, const T* x, int64_t row_count, V* sums) const {
+    MatrixPanel read[MAX_STRIP];
+    const int count = panels_of(s) * g.count;
+    for (int p = 0; p < count; p++) {
+      const int64_t column = (s * strip + p / g.count) * L;
+      const Matrix& m = g.matrix[p % g.count];
+      if (m.k != 1 && m.n != 1) return false;
+      read[p] = {{m.data + column * m.n, m.k, m.n}, width - column};
+    }
+    if (row_count) range.products->direct[row_count - 1](x, g.depth, 1, read, count, g.depth, false, sums);
+    return true;
+  }
+
   // Computes the sums of a strip for `row_count` rows into the group's own memory, which has `stored_rows` per strip.
   void sum(const ThreadRange& range, const Group& g, int64_t s, const T* x, int64_t row_count,
            int64_t stored_rows) const {
@@ -100,6 +114,7 @@ template <int N, int M> struct PhasePlan {
     const int max_rows = rows_of(row_sums);
     const int64_t tiles = (row_count + max_rows - 1) / max_rows;
     V* const sums = sums_of(g, s, stored_rows);
+    if (range.pack_per_step && row_count <= MAX_DIRECT_ROWS && sum_directly(range, g, s, x, row_count, sums)) return;
     alignas(64) T block[PACKED_TERMS * MAX_STRIP * L];
     const int64_t step = range.pack_per_step ? PACKED_TERMS : g.depth;
     for (int64_t k = 0; k < g.depth; k += step) {

@@ -57,6 +57,105 @@ template <int D> inline void transpose(V* v) {
   }
 }
 
+// Adds the products of up to L terms from `from` on to the sums of a panel whose columns are lines in memory.
+template <int R>
+inline void add_transposed(const T* x, int64_t row, int64_t step, const MatrixPanel& panel, int64_t from, int64_t terms,
+                           V* g) {
+  V v[L];
+  const T* at = panel.matrix.data + from;
+  if (terms == L && panel.columns >= L) {
+#pragma GCC unroll 16
+    for (int j = 0; j < L; j++) v[j] = load(at + j * panel.matrix.n);
+  } else {
+    for (int j = 0; j < L; j++) v[j] = j < panel.columns ? load(at + j * panel.matrix.n, terms) : V{};
+  }
+  transpose<L / 2>(v);
+  if (terms == L) {
+#pragma GCC unroll 16
+    for (int j = 0; j < L; j++)
+      for (int r = 0; r < R; r++) g[r] = fma(v[j], splat(x[r * row + (from + j) * step]), g[r]);
+  } else {
+    for (int j = 0; j < terms; j++)
+      for (int r = 0; r < R; r++) g[r] = fma(v[j], splat(x[r * row + (from + j) * step]), g[r]);
+  }
+}
+
+// S panels whose columns are lines in memory: L terms of each at a time.
+template <int R, int S>
+void multiply_lines(const T* x, int64_t row, int64_t step, const MatrixPanel* panels, int64_t depth, bool add, V* sums,
+                    int stride) {
+  for (int64_t from = 0; from < depth; from += BLOCK) {
+    V g[S][R] = {};
+    const int64_t end = std::min<int64_t>(from + BLOCK, depth);
+    for (int64_t k = from; k < end; k += L)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; s++) add_transposed<R>(x, row, step, panels[s], k, std::min<int64_t>(L, end - k), g[s]);
+    for (int r = 0; r < R; r++)
+      for (int s = 0; s < S; s++) {
+        V& sum = sums[r * stride + s];
+        sum = add ? sum + g[s][r] : g[s][r];
+      }
+    add = true;
+  }
+}
+
+// S panels whose rows are lines in memory.
+template <int R, int S>
+void multiply_rows(const T* x, int64_t row, int64_t step, const MatrixPanel* panels, int64_t depth, bool add, V* sums,
+                   int stride) {
+  bool whole = true;
+  for (int s = 0; s < S; s++) whole &= panels[s].columns >= L;
+  for (int64_t from = 0; from < depth; from += BLOCK) {
+    V g[R][S] = {};
+    const int64_t end = std::min<int64_t>(from + BLOCK, depth);
+    for (int64_t k = from; k < end; k++) {
+      V m[S];
+#pragma GCC unroll 8
+      for (int s = 0; s < S; s++) {
+        const T* at = panels[s].matrix.data + k * panels[s].matrix.k;
+        m[s] = whole ? load(at) : load(at, panels[s].columns);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const V scale = splat(x[r * row + k * step]);
+#pragma GCC unroll 8
+        for (int s = 0; s < S; s++) g[r][s] = fma(m[s], scale, g[r][s]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int s = 0; s < S; s++) {
+        V& sum = sums[r * stride + s];
+        sum = add ? sum + g[r][s] : g[r][s];
+      }
+    add = true;
+  }
+}
+
+template <int R>
+void direct(const T* x, int64_t row, int64_t step, const MatrixPanel* panels, int count, int64_t depth, bool add,
+            V* sums) {
+  constexpr int LINES = R == 1 ? 2 : 1, ROWS = R == 1 ? 8 : R == 2 ? 4 : 2;
+  int s = 0;
+  while (s < count) {
+    int same = s + 1;  // panels that lie in memory in the same way
+    const bool lines = panels[s].matrix.k == 1;
+    while (same < count && (panels[same].matrix.k == 1) == lines) same++;
+    if (lines) {
+      for (; s + LINES <= same; s += LINES)
+        multiply_lines<R, LINES>(x, row, step, panels + s, depth, add, sums + s, count);
+      for (; s < same; s++) multiply_lines<R, 1>(x, row, step, panels + s, depth, add, sums + s, count);
+    } else {
+      for (; s + ROWS <= same; s += ROWS)
+        multiply_rows<R, ROWS>(x, row, step, panels + s, depth, add, sums + s, count);
+      for (; s < same; s++) multiply_rows<R, 1>(x, row, step, panels + s, depth, add, sums + s, count);
+    }
+  }
+}
+
+template <int... R> void fill_direct(Products& out, std::integer_sequence<int, R...>) {
+  ((out.direct[R] = direct<R + 1>), ...);
+}
+
 void pack(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width) {
   const int64_t columns = std::clamp<int64_t>(width - column, 0, L), line = (int64_t)strip * L;
   const T* from = matrix.data + column * matrix.n;
@@ -194,6 +293,7 @@ EXPORT int lanes() { return L; }
 EXPORT Products* products(RunParallel run, ScratchMemory scratch) {
   table.run = run, table.scratch = scratch, table.pack = pack;
   fill(table, std::make_integer_sequence<int, MAX_STRIP>());
+  fill_direct(table, std::make_integer_sequence<int, MAX_DIRECT_ROWS>());
   return &table;
 }
 

@@ -24,10 +24,21 @@ struct Matrix {
 // sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * w[k][s]
 using TileProduct = void (*)(const T* x, int64_t row, int64_t step, const T* w, int64_t depth, bool add, V* sums);
 
+// L columns of a matrix in memory, of which the first `columns` exist.
+struct MatrixPanel {
+  Matrix matrix;  // from its first column on; the stride of k or of n is 1
+  int64_t columns;
+};
+
+// sums[r][s] = (add ? sums[r][s] : 0) + sum over k of x[r * row + k * step] * panels[s][k], with the bits of a TileProduct.
+using DirectProduct = void (*)(const T* x, int64_t row, int64_t step, const MatrixPanel* panels, int count,
+                               int64_t depth, bool add, V* sums);
+
 struct Products {
   RunParallel run;
   ScratchMemory scratch;
   TileProduct tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
+  DirectProduct direct[MAX_DIRECT_ROWS];   // by rows, less one
   // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
   void (*pack)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
 };
