@@ -2,10 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from unrolled.engines.native.toolchain import cache
+import unrolled as ur
+from unrolled.engines import registry
+from unrolled.engines.compiler import compiled_cell
+from unrolled.engines.compiler.capture import capture
+from unrolled.engines.native.toolchain import cache, kept_files
 
 
 @pytest.fixture
@@ -29,3 +34,26 @@ def build_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         return messages
 
     return new_messages
+
+
+@pytest.fixture
+def capture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for captured steps. Compiled kernels are in the usual cache."""
+    monkeypatch.setenv(kept_files.VARIABLE, "1")
+    monkeypatch.setattr(kept_files, "_folder", lambda: tmp_path / "captures")
+    (tmp_path / "captures").mkdir()
+    return tmp_path / "captures"
+
+
+@pytest.fixture
+def captured_cells(capture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cells whose steps are captured during the test."""
+    names: list[str] = []
+
+    def counted(cell: ur.Cell, *arguments: Any, **options: Any) -> Any:
+        names.append(type(cell.innermost).__name__)
+        return capture(cell, *arguments, **options)
+
+    monkeypatch.setattr(compiled_cell, "capture", counted)
+    monkeypatch.setattr(registry, "_cells", {})
+    return names

@@ -16,6 +16,7 @@ import unrolled as ur
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unrolled"
 FILES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Which package imports which. cli and unrolled/__init__.py may import anything.
 PACKAGES = {
@@ -218,7 +219,7 @@ def test_no_cell_is_known_by_name() -> None:
                 assert not names.search(value), f"{path.name}:{node.lineno} names a cell: {value!r}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: path.name)
 def test_files_are_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
