@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unrolled.cells.base import positive_int
+from unrolled.cells.base import Cell, positive_int
 from unrolled.layers.cell_layers import first_state, is_single_step
 from unrolled.layers.sequence import SequenceBatch
 from unrolled.tracing import display, eager_stance, hooks
@@ -245,12 +245,12 @@ class Record(Mapping[str, Trace]):
         if sequence is not None and not sequence.continues(call, model_call):
             sequence = None
         step = 0 if sequence is None else sequence.length
-        earlier = layer.pieces[-1:]
+        earlier_cells = layer.last_cells()
         if sequence is None and len(layer.sequences) == layer.sequences.maxlen:
             del layer.sequences[0]  # free its memory before the next trace takes some
         trace = None
         if not self._runs_steps(call) or self._filter.selects_step(step):
-            trace = self._trace(layer, call, call_data, earlier[0] if earlier else None)
+            trace = self._trace(layer, call, call_data, earlier_cells)
         if sequence is None or (trace is not None and not sequence.has_parameters_of(trace)):
             sequence = CallSequence(model_call)
             layer.sequences.append(sequence)
@@ -261,7 +261,11 @@ class Record(Mapping[str, Trace]):
         return call.is_single_step or (is_one_step(call) and not self._filter.counts_from_end)
 
     def _trace(
-        self, layer: RecordedLayer, call: LayerCall, call_data: Sequence[Any], earlier: Trace | None
+        self,
+        layer: RecordedLayer,
+        call: LayerCall,
+        call_data: Sequence[Any],
+        earlier_cells: list[Cell] | None,
     ) -> Trace:
         recurrent, x, state = call.recurrent, call.input, call.initial_state
         indices = self._filter.selected_rows(SequenceBatch.from_input(x, recurrent.batch_first, "").batch)
@@ -271,7 +275,6 @@ class Record(Mapping[str, Trace]):
         time = SequenceBatch.from_input(x, recurrent.batch_first, "").time
         trace_filter = replace(self._filter, steps=None) if self._runs_steps(call) else self._filter
         selection = trace_filter.selection(time, recurrent.hidden_size)
-        earlier_cells = None if earlier is None else [part.cell for part in earlier.layers]
         trace, result = run_traced(
             layer.module, recurrent, x, state, call.random_state, selection, rows, earlier_cells
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from unrolled.cells.base import Cell
 from unrolled.tracing.call_sequence import CallSequence
 from unrolled.tracing.trace import Trace
 
@@ -46,6 +47,11 @@ class RecordedLayer:
     def pieces(self) -> list[Trace]:
         """The traces before they were joined."""
         return [piece for sequence in self.sequences for piece in sequence.pieces]
+
+    def last_cells(self) -> list[Cell] | None:
+        """Return the cells of the last trace, or None, without keeping the trace alive."""
+        pieces = self.pieces
+        return [part.cell for part in pieces[-1].layers] if pieces else None
 
     @property
     def not_recorded(self) -> str | None:
