@@ -119,7 +119,7 @@ def _load_checkpoint(path: Path, is_pickle: bool) -> Any:
                 "instead of the model"
             ) from None
         if is_pickle and "Unsupported operand" in str(error):
-            # torch.load can't tell what a pickle of a newer protocol would run
+            # torch.load reads only old pickle protocols, so it can't check that this file is safe.
             raise ValueError(
                 f"{path}: refused, because loading this pickle may run code; save model.state_dict() with "
                 "torch.save and its default pickle protocol"

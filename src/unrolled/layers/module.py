@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -66,9 +67,9 @@ class CellModule(nn.Module):
             for suffix, cell in cells.items()
         }
 
+    @abstractmethod
     def _new_cells(self, input_size: int) -> dict[str, Cell]:
         """Return cells by suffix for another number of input features."""
-        raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if self.input_size == 0:

@@ -290,7 +290,7 @@ def observe_calls(
 
     The callback sees the arguments and the result of the module's forward method itself, without the changes
     by other hooks. If a subclass overrides `forward`, it sees the call of `super().forward`. Calls that a
-    backward pass recomputes are skipped, and so are calls inside of what torch.compile compiled.
+    backward pass recomputes are skipped, and so are calls in code that torch.compile compiled.
 
     Args:
         modules: The modules.

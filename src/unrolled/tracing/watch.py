@@ -323,7 +323,7 @@ def watch(model: nn.Module, every: int = 100, *, rows: int = 4, share: float | N
     Each layer is sampled every ``every`` training calls. A training call is one in training mode with
     gradients enabled. After a backward pass that reaches the call, some of its rows run once more, forward
     and backward. Training itself doesn't change: the weights are bit-identical, and so are the random draws.
-    Calls inside of what ``torch.compile`` compiled aren't sampled. A ``with`` block that ends without any
+    Calls in code that ``torch.compile`` compiled aren't sampled. A ``with`` block that ends without any
     record gives a warning that says why, unless all calls were in eval mode or without gradients.
 
     The calls of a single-step cell in one call of the model count as one, and so do those of a layer with one

@@ -53,7 +53,7 @@ class GraphDump:
 
 @dataclass(frozen=True)
 class SavedDump:
-    """Text form of what a training call stores for the backward pass, besides its input and parameters.
+    """The values that a training call stores for its backward pass, as text, without input and parameters.
 
     The text is built only by ``str()``. ``B`` is the number of rows of all time steps.
 
