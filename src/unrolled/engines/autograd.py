@@ -233,7 +233,6 @@ def reference_gradients(
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Return the gradients of x and of the tensors, from the reference engine. They are differentiable."""
-    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because one tensor may depend on another: x on an initial state, or extra inputs on both.
         # Their gradients must not contain each other.
@@ -245,12 +244,36 @@ def reference_gradients(
             features = torch.cat((x, params[-1]), -1) if spec.extra_input_count else x
             output, final = reference.run(bound, features, states, sizes, spec.reverse)
             outputs += (output, *final)
-    inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
+    return gradients_of_graph(outputs, [x, *tensors], grads)
+
+
+def gradients_of_graph(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    retain_graph: bool | None = None,
+) -> list[Tensor | None]:
+    """Return the gradients of inputs, None for those that no gradient reaches.
+
+    Args:
+        outputs: Tensors with a graph.
+        inputs: Tensors of the graph, and others that require no gradient.
+        grads: The gradients of the outputs. None: no gradient.
+        retain_graph: Whether to keep the graph. None: if the gradients will be differentiable.
+    """
     used = [(o, grad) for o, grad in zip(outputs, grads, strict=True) if grad is not None and o.requires_grad]
-    if not used:
-        return [None] * (1 + len(tensors))
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not used or not wanted:
+        return [None] * len(inputs)
     used_outputs, used_grads = zip(*used, strict=True)
     results = iter(
-        torch.autograd.grad(used_outputs, inputs, used_grads, create_graph=create_graph, allow_unused=True)
+        torch.autograd.grad(
+            used_outputs,
+            wanted,
+            used_grads,
+            retain_graph=retain_graph,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
     )
-    return [next(results) if tensor.requires_grad else None for tensor in (x, *tensors)]
+    return [next(results) if tensor.requires_grad else None for tensor in inputs]

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from unrolled.engines import dispatch, log
 from unrolled.engines._torch_private import any_requires_grad, keep_graph
-from unrolled.engines.autograd import by_reference
+from unrolled.engines.autograd import by_reference, gradients_of_graph
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers.module import States
 from unrolled.layers.sequence import SequenceBatch
@@ -194,7 +194,6 @@ class _Differentiable(torch.autograd.Function):
         """Return the gradients of the tensors."""
         tensors = ctx.saved_tensors  # first, because it raises torch's error at a second backward pass
         inputs, outputs = ctx.graph
-        create_graph = torch.is_grad_enabled()
         keep = keep_graph()
         if not keep:
             ctx.graph = None  # free the memory even if the user keeps the loss
@@ -203,22 +202,7 @@ class _Differentiable(torch.autograd.Function):
                 # Views, because one tensor may depend on another: gradients must not contain each other.
                 inputs = [tensor.view_as(tensor) for tensor in tensors]
                 outputs = ctx.call.run_by_reference(inputs)
-        used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        if not used or not wanted:
-            return (None,) * (1 + len(tensors))
-        used_outputs, used_grads = zip(*used, strict=True)
-        results = iter(
-            torch.autograd.grad(
-                used_outputs,
-                wanted,
-                used_grads,
-                retain_graph=keep,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-        return None, *[next(results) if tensor.requires_grad else None for tensor in inputs]
+        return None, *gradients_of_graph(outputs, inputs, grads, keep or None)
 
 
 def _autocast_state(x: Tensor) -> dict[str, Any]:
