@@ -38,6 +38,7 @@ def test_libraries_that_were_unused_for_longest_are_deleted(
     assert len([*cache_folder.glob("*.so")]) == 2
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_a_loaded_library_works_after_its_deletion(cache_folder: Path) -> None:
     code = f"""

@@ -99,7 +99,7 @@ def test_compiled_code_runs_plans(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("name", ["LSTMCell", "GRU"])
+@pytest.mark.parametrize("name", ["LSTMCell", pytest.param("GRU", marks=pytest.mark.slow)])
 def test_references_are_counted(name: str, grad: bool) -> None:
     """Neither results nor arguments are kept alive, or freed too early, also by calls that have no plan."""
     case = new_case(name)
