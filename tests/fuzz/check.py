@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,10 +32,14 @@ class Outcome:
         status: ``passed``, ``refused`` by the compiler, ``wrong`` result, ``error`` of the native
             engine only, ``slow`` to compile, ``crashed``, or ``invalid`` if the reference engine fails, too.
         message: Why.
+        capture_seconds: Processor time of the first run on the native engine, apart from the C++ compiler's.
+        kernel_length: Number of characters of the longest kernel.
     """
 
     status: str
     message: str = ""
+    capture_seconds: float = field(default=0.0, compare=False)
+    kernel_length: int = field(default=0, compare=False)
 
     @property
     def failed(self) -> bool:
@@ -51,10 +55,14 @@ class Check:
 
     Args:
         program: The program.
+
+    Attributes:
+        capture_seconds: Processor time of :meth:`collect` on the native engine.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
+        self.capture_seconds = 0.0
 
     def collect(self) -> Outcome | None:
         """Run the program, whose kernels compute nothing yet. Return the outcome if it is decided already."""
@@ -76,7 +84,7 @@ class Check:
                 if isinstance(error, RuntimeError) and REFUSAL in message:
                     return Outcome("refused", message.split(REFUSAL)[1])
                 return Outcome("error", f"{type(error).__name__}: {message}")
-            seconds = time.process_time() - began
+            self.capture_seconds = seconds = time.process_time() - began
             return (
                 Outcome("slow", f"the step was captured in {seconds:.0f} s")
                 if seconds > MAX_SECONDS

@@ -90,6 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, number in Counter(record["commit"] for record in done.values()).items():
         print(f"commit {name}: {number}")
     print(_summary(done.values()))
+    for name, unit in {"capture_seconds": "s", "kernel_length": "characters"}.items():
+        record = max(done.values(), key=lambda record: record.get(name) or 0, default={})
+        if record.get(name):
+            print(f"largest {name}: {record[name]} {unit} (seed {record['seed']})")
     refusals = Counter(reason(record["message"]) for record in done.values() if record["status"] == "refused")
     for text, count in refusals.most_common():
         print(f"{count:6} refused: {text}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class Worker:
         while (message := self._read(current)) != "end":
             current = None if message["program"] is None else left[message["program"]]
             if current is not None and "status" in message:
-                outcomes[current] = Outcome(message["status"], message["message"])
+                del message["program"]
+                outcomes[current] = Outcome(**message)
         self._checked += len(left)
         if self._checked > LIFETIME:
             self.close()
@@ -162,10 +164,13 @@ def _serve(optimize: str) -> None:
         ]
         with BatchCompiler(optimize) as batch:
             checks: dict[int, Check] = {}
+            lengths: dict[int, int] = {}
             for k, program in enumerate(programs):
                 send({"program": k})
                 check = Check(program)
+                known = len(batch.sources)
                 outcome = check.collect()
+                lengths[k] = max(map(len, list(batch.sources)[known:]), default=0)
                 if outcome is None:
                     checks[k] = check
                 else:
@@ -181,7 +186,10 @@ def _serve(optimize: str) -> None:
                 outcome = check.compare()
                 if len(programs) == 1 and seconds > MAX_SECONDS:
                     outcome = Outcome("slow", f"the kernels were compiled in {seconds:.0f} s")
-                send({"program": k, **vars(outcome)})
+                measured = replace(
+                    outcome, capture_seconds=round(check.capture_seconds, 2), kernel_length=lengths[k]
+                )
+                send({"program": k, **vars(measured)})
         send("end")
 
 
