@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,8 +12,19 @@ from torch.func import functional_call, vjp
 from torch.nn.functional import linear
 
 import unrolled as ur
-from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, assert_close, pair, tensors
+from helpers.layer_pairs import (
+    LAYERS,
+    NEEDS_COMPILER,
+    TOLERANCE,
+    assert_close,
+    pair,
+    results_of_engines,
+    tensors,
+)
 from helpers.sampling import sample
+from helpers.step_batch import BatchCompiler
+from unrolled.engines.compiler.capture import capture
+from unrolled.engines.compiler.stored_graph import from_data, to_data
 
 pytestmark = NEEDS_COMPILER
 
@@ -150,3 +162,47 @@ def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list
                 by_name = torch.func.vmap(per_sample, (1, 1))(x, state)
                 gradients.append([by_name[name] for name in params])
         assert_close(*gradients, 1e-11)
+
+
+class MadeOfWeights(ur.Cell):
+    """What is made of parameters alone is computed once, before the loop."""
+
+    weight = ur.Param("hidden", "hidden")
+    bias = ur.Param("hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        w, eye = self.weight, torch.eye(3, dtype=x.dtype)
+        v = torch.addmv(self.bias, w, self.bias) * h + linear(x, w @ w)
+        v = v + linear(h, torch.linalg.matrix_power(0.5 * w, 3)) + linear(x, torch.linalg.inv(w + 3 * eye))
+        v = v + linear(h, torch.linalg.solve(eye + w - w.t(), eye - w + w.t()))
+        v = v + h * torch.fft.irfft(torch.fft.rfft(self.bias), n=3)  # of an odd length
+        return torch.tanh(v + torch.einsum("bi,oi,o->bo", x, w, self.bias))
+
+
+@pytest.mark.parametrize("dtype", sample([torch.float32, torch.float64], [torch.float64]), ids=str)
+def test_products_and_inverses_of_weights(dtype: torch.dtype) -> None:
+    with BatchCompiler() as batch:
+        layer = ur.Recurrent(MadeOfWeights, 3, 3, dtype=dtype)
+        cell = layer._first
+        batch.prepare(cell, dtype)
+        batch.finish()
+        _, expected, actual = results_of_engines(layer, torch.randn(4, 2, 3, dtype=dtype).requires_grad_())
+    assert_close(actual, expected, 20 * TOLERANCE[dtype])
+    data = json.loads(json.dumps(to_data(capture(cell, dtype))))
+    assert to_data(from_data(data, cell)) == data
+
+
+class Inverse(ur.Cell):
+    weight = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + linear(h, torch.linalg.inv(self.weight)))
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_the_inverse_of_a_singular_weight(engine: str) -> None:
+    layer = ur.Recurrent(Inverse, 3, 3)
+    for param in layer.parameters():
+        nn.init.ones_(param)
+    with ur.engine(engine), pytest.raises(torch.linalg.LinAlgError, match="matrix is singular"):
+        layer(torch.randn(4, 2, 3))

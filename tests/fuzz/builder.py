@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fuzz.functions import FUNCTIONS
+
 T = TypeVar("T")
 
 # The names that the text of a step uses. The step of a cell runs with the same ones.
-NAMES: dict[str, Any] = {"torch": torch, "F": F, "linear": F.linear, "math": math}
+NAMES: dict[str, Any] = {"torch": torch, "F": F, "linear": F.linear, "math": math, **FUNCTIONS}
 BATCH_SIZES = (2, 3)  # each expression is evaluated for both, so that the batch dimension can be recognized
 MAX_ELEMENTS = 24  # of a value, without its batch dimension
 NUMBERS = ("-1.5", "-1", "-0.5", "-0.1", "0", "0.0", "0.1", "0.3", "0.5", "1", "1.0", "2", "3")

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
-from fuzz import templates
+from fuzz import templates, wider_templates
 from fuzz.builder import Builder, Invalid, Value
 
 TABLES: dict[str, list[str]] = {
-    name.lower(): table.strip().splitlines() for name, table in vars(templates).items() if name.isupper()
+    name.lower(): table.strip().splitlines()
+    for module in (templates, wider_templates)
+    for name, table in vars(module).items()
+    if name.isupper()
 }
 
 
@@ -63,6 +66,10 @@ class Fields(dict[str, Any]):
             return builder.param(a.width)
         if key == "p_1w":
             return builder.param(1, a.width)
+        if key == "d":
+            return f"(({a}) + torch.linspace(0, 0.137, {a.width}, dtype=x.dtype))"
+        if key == "s":
+            return builder.param(a.width, a.width)
         raise KeyError(key)
 
 
@@ -171,23 +178,33 @@ PRODUCTIONS: dict[str, tuple[int, Callable[[Builder], str]]] = {  # weight and p
     "change": (3, lambda builder: fill(builder, "changes")),
     "product": (22, product),
 }
-WEIGHTED = [name for name, (weight, _) in PRODUCTIONS.items() for _ in range(weight)]
-NESTED = [name for name in WEIGHTED if name not in ("change", "mask")]
+WIDER: dict[str, tuple[int, Callable[[Builder], str]]] = {
+    **PRODUCTIONS,
+    "scan": (9, lambda builder: fill(builder, "scans")),
+    "sorted": (9, lambda builder: fill(builder, "sorted")),
+    "integer": (10, lambda builder: fill(builder, "integers")),
+    "dtype": (8, lambda builder: fill(builder, "casts")),
+    "rare": (24, lambda builder: fill(builder, "rare")),
+}
 
 
-def nested(builder: Builder) -> str:
-    """Return an expression that is used inside another one."""
-    return PRODUCTIONS[builder.pick(NESTED)][1](builder)
+def random_lines(builder: Builder, count: int, wider: bool) -> None:
+    """Add lines to a step.
 
-
-def random_lines(builder: Builder, count: int) -> None:
-    """Add lines to a step."""
-    builder.nested = nested
+    Args:
+        builder: Builds the step.
+        count: Number of lines.
+        wider: Whether to choose among all productions.
+    """
+    productions = WIDER if wider else PRODUCTIONS
+    names = [name for name, (weight, _) in productions.items() for _ in range(weight)]
+    names_inside = [name for name in names if name not in ("change", "mask")]
+    builder.nested = lambda builder: productions[builder.pick(names_inside)][1](builder)
     attempts = 0
     while len(builder.lines) < count and attempts < 10 * count:
         attempts += 1
         try:
-            text, *changes = PRODUCTIONS[builder.pick(WEIGHTED)][1](builder).split(";")
+            text, *changes = productions[builder.pick(names)][1](builder).split(";")
             value = builder.evaluate(text, *changes)
             if value.batched and value.shape:
                 builder.let(text, *changes)

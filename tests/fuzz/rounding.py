@@ -22,6 +22,7 @@ _EXACT = """
     copysign lift_fresh scalar_tensor nan_to_num detach sort _unsafe_view linspace new_empty empty_like
     empty threshold hardtanh heaviside median aminmax masked_fill_ fill_ zero_ index_put_
     new_empty_strided empty_strided value_selecting_reduction_backward
+    topk kthvalue cummax cummin scatter_ index_copy select_scatter slice_scatter index_copy_
 """
 EXACT = frozenset(_EXACT.split())
 # Operations that round like a less exact dtype: torch takes 1/6 in float32.

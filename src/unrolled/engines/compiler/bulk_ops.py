@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,9 +132,7 @@ class BulkOps:
         return len(view.shape) == 2 and view.shape[0] == BATCH_SYMBOL and view.strides[1] == 1
 
     def _product(self, node: fx.Node) -> _Step:
-        left, right = (self._views[operand] for operand in node.all_input_nodes[:2])
-        if len(node.all_input_nodes) == 1:
-            right = left
+        left, right = (self._views[operand] for operand in node.args)  # type: ignore[index]
         shape = tuple(node.meta["val"].shape)
         inner = left.shape[1]
         itemsize = self._dtype.itemsize
@@ -202,11 +202,13 @@ class BulkOps:
         assert callable(function)
         if function is aten.view.default:
             function = aten.reshape.default  # the operand has other strides than during the capture
-        in_loops_dtype = is_batched(node)
+        in_loops_dtype, checks = is_batched(node), _error_checks(node)
 
         def step(values: Values, rows: int, pending: _PendingOps) -> None:
             self._run(pending)
             result = function(*args(values, rows), **kwargs(values, rows))
+            for index, check in checks:
+                check(result[index])
             if in_loops_dtype:
                 values[node] = result.to(self._dtype).contiguous()
             elif isinstance(result, Tensor):
@@ -234,6 +236,27 @@ class BulkOps:
         if type(argument) is int and argument == BATCH_SYMBOL:
             return lambda values, rows: rows
         return lambda values, rows: argument
+
+
+def _error_checks(node: fx.Node) -> list[tuple[int, Callable[[Tensor], None]]]:
+    """Return what checks the results of a node, such as whether a matrix could be inverted.
+
+    No other node reads a check, so it isn't computed as a node of its own.
+
+    Returns:
+        The index of a result, and a function that raises an error if the result reports one.
+    """
+    return [
+        (item.args[1], functools.partial(_check_errors, arguments=check.args[1:], options=check.kwargs))
+        for item in node.users
+        if item.target is operator.getitem
+        for check in item.users
+        if check.target is aten._linalg_check_errors.default
+    ]
+
+
+def _check_errors(info: Tensor, arguments: Any, options: Any) -> None:
+    aten._linalg_check_errors.default(info, *arguments, **options)
 
 
 def _segments(a: Any, b: Any, rows: int) -> list[tuple[Tensor, Tensor, int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ _EXTRA_DECOMPOSITIONS = [  # operations that core ATen leaves whole
     aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu,
     aten.softplus, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink,
     aten.log_sigmoid_forward, aten.logit, aten.baddbmm, aten.dot, aten.mv, aten.unbind,
-    aten.split, aten.native_batch_norm, aten.native_batch_norm_backward, aten.ldexp,
+    aten.split, aten.native_batch_norm, aten.native_batch_norm_backward, aten.ldexp, aten.addmv,
 ]  # fmt: skip
 _NOT_DECOMPOSED = (
     aten.clamp.default, aten.addmm.default, aten.hardtanh.default, aten.stack.default,
@@ -52,13 +53,9 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
     table = _decompositions()
     module: fx.GraphModule = make_fx(function, decomposition_table=table)(*arguments)
     if any(map(_is_in_place, module.graph.nodes)):
-        try:
+        # An autograd.Function can't be functionalized, nor can the backward of some operations, like irfft.
+        with contextlib.suppress(RuntimeError):
             module = make_fx(torch.func.functionalize(function), decomposition_table=table)(*arguments)
-        except RuntimeError as error:
-            if "custom_function_call" not in str(
-                error
-            ):  # an autograd.Function can't be functionalized itself
-                raise
     if any(map(_is_in_place, module.graph.nodes)):  # some decompositions use in-place operations themselves
         functional = torch.func.functionalize(LocationInterpreter(module).run)
         module = make_fx(functional, decomposition_table=table)(*tree_leaves(arguments))

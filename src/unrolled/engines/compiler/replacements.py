@@ -129,6 +129,14 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = No
     return distances
 
 
+def _einsum(*args: Any) -> Tensor:
+    """Compute ``einsum`` from left to right; the order that opt_einsum chooses depends on the batch size."""
+    if not torch.backends.opt_einsum.enabled:
+        return torch.einsum(*args)
+    with torch.backends.opt_einsum.flags(enabled=False):
+        return torch.einsum(*args)
+
+
 def _getitem(x: Tensor, index: Any) -> Tensor:
     """Index a tensor; masks whose values are known become positions."""
 
@@ -148,6 +156,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.cumprod: _cumprod,
     Tensor.cumprod: _cumprod,
     torch.cdist: _cdist,
+    torch.einsum: _einsum,
     **dict.fromkeys(
         (torch.cummax, Tensor.cummax), _cumulative_extremum(torch.cummax, torch.return_types.cummax)
     ),

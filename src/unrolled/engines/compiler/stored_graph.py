@@ -219,17 +219,21 @@ def _argument(data: Any, nodes: list[fx.Node]) -> Any:
 
 
 def _value_data(value: Any) -> Any:
-    """Return the shape and dtype of a node's value, or those of its items."""
+    """Return the shape and dtype of a node's value, or those of its items, or None if there is no value."""
     if isinstance(value, Tensor):
         return {"dtype": _name(value.dtype), "shape": list(value.shape)}
     if isinstance(value, (list, tuple)):
         return [_value_data(item) for item in value]
+    if value is None:
+        return None
     raise NotStorableError(f"an operator returns a value of the type {type(value).__name__}")
 
 
 def _value(data: Any, shared: dict[tuple[torch.dtype, tuple[int, ...]], Tensor]) -> Any:
     if isinstance(data, list):
         return [_value(item, shared) for item in data]
+    if data is None:
+        return None
     dtype, shape = _named(torch.dtype, data["dtype"]), tuple(_checked(size, int) for size in data["shape"])
     if (dtype, shape) not in shared:
         shared[dtype, shape] = torch.empty(shape, dtype=dtype, device="meta")

@@ -62,6 +62,8 @@ def lower(
     lowered = make_fx(run)(*arguments)
     lowered.graph.eliminate_dead_code()
     eliminate_common(lowered.graph)
+    for node in lowered.graph.nodes:
+        node.meta.setdefault("val", None)  # of an operation without a result, such as a check
     return lowered
 
 
