@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
+from torch.nn import functional as F
 from torch.nn.functional import linear
 
 import unrolled as ur
@@ -179,17 +180,32 @@ class MadeOfWeights(ur.Cell):
         return torch.tanh(v + torch.einsum("bi,oi,o->bo", x, w, self.bias))
 
 
+class Rewritten(ur.Cell):
+    """Operations that can be captured only after they are rewritten."""
+
+    weight = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        v = linear(x, self.weight) + h
+        # A replaced function, statistics, and an operation that works in place.
+        u = F.layer_norm(torch.sigmoid(v).cumprod(-1), (3,), eps=0.1)
+        u = F.pad(u[:, None], (1, 1), mode="circular")[:, 0, :3]
+        keys = torch.stack([v, x], 1)
+        u = u + F.scaled_dot_product_attention(v[:, None], keys, keys)[:, 0]
+        return torch.tanh(u + torch.copysign(x, -0.0) - torch.copysign(v, 2))
+
+
+@pytest.mark.parametrize("cell", [MadeOfWeights, Rewritten])
 @pytest.mark.parametrize("dtype", sample([torch.float32, torch.float64], [torch.float64]), ids=str)
-def test_products_and_inverses_of_weights(dtype: torch.dtype) -> None:
+def test_what_is_computed_before_the_loop_or_rewritten(cell: type[ur.Cell], dtype: torch.dtype) -> None:
     with BatchCompiler() as batch:
-        layer = ur.Recurrent(MadeOfWeights, 3, 3, dtype=dtype)
-        cell = layer._first
-        batch.prepare(cell, dtype)
+        layer: Any = ur.Recurrent(cell, 3, 3, dtype=dtype)
+        batch.prepare(layer._first, dtype)
         batch.finish()
         _, expected, actual = results_of_engines(layer, torch.randn(4, 2, 3, dtype=dtype).requires_grad_())
     assert_close(actual, expected, 20 * TOLERANCE[dtype])
-    data = json.loads(json.dumps(to_data(capture(cell, dtype))))
-    assert to_data(from_data(data, cell)) == data
+    data = json.loads(json.dumps(to_data(capture(layer._first, dtype))))
+    assert to_data(from_data(data, layer._first)) == data
 
 
 class Inverse(ur.Cell):

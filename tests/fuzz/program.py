@@ -239,11 +239,24 @@ def random_program(seed: int) -> Program:
     program = Program(
         seed, inputs, hidden, states, builder.params, tuple(builder.lines), tuple(results), call
     )
-    program = without_unused(program)
+    program = without_unused(_with_float_factors(program))
     needs_normal = _WIDER_NEEDS_NORMAL_VALUES if seed >= WIDER_FROM else _NEEDS_NORMAL_VALUES
     if needs_normal.search(program.body):
         program = replace(program, call=replace(call, values="normal"))
+    if "cdist" in program.body and call.route == "second":  # torch has no second derivative
+        program = replace(program, call=replace(program.call, route="none"))
     return program
+
+
+def _with_float_factors(program: Program) -> Program:
+    """Convert the whole numbers in ``addcdiv`` and ``addcmul``, for which torch computes no gradient."""
+    lines = [
+        replace(line, text=re.sub(r"torch\.arange\((\d+)\)", r"torch.arange(\1, dtype=x.dtype)", line.text))
+        if "addc" in line.text
+        else line
+        for line in program.lines
+    ]
+    return replace(program, lines=tuple(lines))
 
 
 def without_unused(program: Program) -> Program:

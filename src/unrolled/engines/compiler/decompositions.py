@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         **core_aten_decompositions(),
         **get_decompositions(_EXTRA_DECOMPOSITIONS),
         aten._trilinear.default: _trilinear,
+        torch.ops.prims.broadcast_in_dim.default: _broadcast_in_dim,
         # The decomposition of lerp uses it.
         torch.ops.prims.copy_strided.default: lambda value, stride: value.clone(),
     }
@@ -102,6 +103,14 @@ def _trilinear(
     ]
     result = "".join(letter for d, letter in enumerate(letters) if d not in sumdim)
     return torch.einsum(f"{','.join(operands)}->{result}", first, second, third)
+
+
+def _broadcast_in_dim(x: Tensor, shape: Sequence[int], broadcast_dimensions: Sequence[int]) -> Tensor:
+    """Compute ``prims.broadcast_in_dim``, which can't be functionalized, as a view."""
+    sizes = [1] * len(shape)
+    for size, dim in zip(x.shape, broadcast_dimensions, strict=True):
+        sizes[dim] = size
+    return x.view(sizes).expand(*shape)
 
 
 def _check_graph(graph: fx.Graph) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm, one_hot
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import batch_norm, one_hot, scaled_dot_product_attention
 
 from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import UnsupportedError
@@ -137,6 +138,12 @@ def _einsum(*args: Any) -> Tensor:
         return torch.einsum(*args)
 
 
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Compute ``scaled_dot_product_attention`` from products and a softmax instead of as one operation."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return scaled_dot_product_attention(*args, **kwargs)
+
+
 def _getitem(x: Tensor, index: Any) -> Tensor:
     """Index a tensor; masks whose values are known become positions."""
 
@@ -157,6 +164,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     Tensor.cumprod: _cumprod,
     torch.cdist: _cdist,
     torch.einsum: _einsum,
+    scaled_dot_product_attention: _attention,
     **dict.fromkeys(
         (torch.cummax, Tensor.cummax), _cumulative_extremum(torch.cummax, torch.return_types.cummax)
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,6 @@ from unrolled.engines.compiler.lowering.reductions import sum_dims
 aten, prims = torch.ops.aten, torch.ops.prims
 
 _MAX_INTEGER_POWER = 16
-
-
-def _broadcast_in_dim(
-    columns: Columns, x: ColumnView, shape: Sequence[int], dims: Sequence[int]
-) -> ColumnView:
-    expanded = [1] * len(shape)
-    for size, d in zip(without_batch(x.shape), dims, strict=True):
-        expanded[d] = size
-    return ColumnView(np.broadcast_to(x.ids.reshape(expanded), without_batch(shape)), tuple(shape))
 
 
 def _mm(columns: Columns, left: Any, right: Any) -> Any:
@@ -212,7 +203,6 @@ def _round_decimals(columns: Columns, x: ColumnView, *, decimals: int) -> Column
 
 ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     prims.div.default: lambda columns, x, other: columns.pointwise(aten.div.Tensor, x, other),
-    prims.broadcast_in_dim.default: _broadcast_in_dim,
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,
@@ -242,6 +232,7 @@ ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     aten.clamp_min.Tensor: lambda columns, x, low: _clamp(columns, x, low),
     aten.clamp_max.Tensor: lambda columns, x, high: _clamp(columns, x, None, high),
     aten.hardtanh.default: lambda columns, x, low=-1.0, high=1.0: _clamp(columns, x, low, high),
+    aten.copysign.Scalar: lambda columns, x, sign: columns.pointwise(aten.copysign.Tensor, x, float(sign)),
     aten.div.Tensor_mode: _div_mode,
     aten.div.Scalar_mode: _div_mode,
     aten.round.decimals: _round_decimals,
