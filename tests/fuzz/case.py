@@ -99,6 +99,8 @@ class Case:
             layer: The layer to call, if it isn't the case's own.
         """
         call = self.call
+        if self.program.draws:
+            torch.manual_seed(self.program.seed)
         x = inputs["x"]
         if call.layout == "transposed":
             x = x.transpose(0, 1)

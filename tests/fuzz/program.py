@@ -33,6 +33,7 @@ _NEEDS_NORMAL_VALUES = re.compile("hardtanh|relu6")
 _WIDER_NEEDS_NORMAL_VALUES = re.compile(
     r"hardtanh|relu6|\.(long|int|short)\(\)|torch\.u?int8|topk|sort|kthvalue|cdist|pairwise_distance"
 )
+_DRAW = re.compile(r"rand|torch\.normal|dropout|bernoulli|gumbel|exponential_|uniform_")
 _INIT = f"""
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -129,6 +130,11 @@ class Program:
         return "\n        ".join([*text, f"return {', '.join(self.results)}"])
 
     @property
+    def draws(self) -> bool:
+        """Whether the step draws random numbers."""
+        return _DRAW.search(self.body) is not None
+
+    @property
     def source(self) -> str:
         """The source of the cell's class."""
         body = self.body
@@ -222,6 +228,7 @@ def random_program(seed: int) -> Program:
     for name, (_, default, _) in OPTIONS.items():
         builder.set_attribute(name, call.options.get(name, default))
     builder.set_attribute("scale", eval(SCALE, NAMES))
+    builder.set_attribute("training", call.training)
     if dice.chance(0.7):
         size = dice.integer(1, 8)
         bias = f", {builder.param(size, prefix='bias')}" if dice.chance(0.5) else ""
@@ -243,6 +250,8 @@ def random_program(seed: int) -> Program:
     needs_normal = _WIDER_NEEDS_NORMAL_VALUES if seed >= WIDER_FROM else _NEEDS_NORMAL_VALUES
     if needs_normal.search(program.body):
         program = replace(program, call=replace(call, values="normal"))
+    if program.draws and call.route in ("vmap", "make_fx"):  # vmap refuses, and a graph contains the seed
+        program = replace(program, call=replace(program.call, route="none"))
     if "cdist" in program.body and call.route == "second":  # torch has no second derivative
         program = replace(program, call=replace(program.call, route="none"))
     return program
