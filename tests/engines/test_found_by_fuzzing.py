@@ -192,6 +192,7 @@ class Rewritten(ur.Cell):
         u = F.pad(u[:, None], (1, 1), mode="circular")[:, 0, :3]
         keys = torch.stack([v, x], 1)
         u = u + F.scaled_dot_product_attention(v[:, None], keys, keys)[:, 0]
+        u = u + torch.linalg.multi_dot([v, self.weight, self.weight])  # the order mustn't depend on the batch
         return torch.tanh(u + torch.copysign(x, -0.0) - torch.copysign(v, 2))
 
 

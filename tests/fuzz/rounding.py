@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from helpers.layer_pairs import TOLERANCE
 
 SAMPLES = 12
+_MAX_SHORT = 2**14  # every float32 above is a multiple of 1/1024
 # Operations whose results are exact, apart from views and comparisons.
 _EXACT = """
     abs neg relu clamp clamp_min clamp_max maximum minimum amax amin max min where cat stack clone copy_
@@ -68,7 +69,8 @@ def add_noise(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         steps = torch.randint(-1, 2, value.shape, dtype=value.dtype)
         noisy = value * (1 + torch.finfo(dtype or value.dtype).eps * steps)
         scaled = value * 1024
-        return torch.where(scaled == scaled.round(), value, noisy)
+        is_short = (scaled == scaled.round()) & (value.abs() < _MAX_SHORT)
+        return torch.where(is_short, value, noisy)
 
 
 def largest(value: Tensor) -> Tensor:

@@ -193,7 +193,9 @@ def test_noise_is_a_rounding_error(dtype: torch.dtype) -> None:
     with Noise():
         change = (x.exp().log() - x).abs()
         assert torch.equal(x * 0 + 0.5, torch.full_like(x, 0.5))  # short numbers stay exact
+        large = x * 0.3e30
     assert 0 < change.max() < 8 * torch.finfo(dtype).eps
+    assert 0 < (large - x * 0.3e30).abs().max() < 0.3e30 * 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +139,11 @@ def _einsum(*args: Any) -> Tensor:
         return torch.einsum(*args)
 
 
+def _multi_dot(tensors: Sequence[Tensor], *, out: None = None) -> Tensor:
+    """Compute ``multi_dot`` from left to right; the order that torch chooses depends on the batch size."""
+    return functools.reduce(torch.matmul, tensors)
+
+
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
     """Compute ``scaled_dot_product_attention`` from products and a softmax instead of as one operation."""
     with sdpa_kernel(SDPBackend.MATH):
@@ -164,6 +170,8 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     Tensor.cumprod: _cumprod,
     torch.cdist: _cdist,
     torch.einsum: _einsum,
+    torch.linalg.multi_dot: _multi_dot,
+    torch.chain_matmul: lambda *matrices: _multi_dot(matrices),
     scaled_dot_product_attention: _attention,
     **dict.fromkeys(
         (torch.cummax, Tensor.cummax), _cumulative_extremum(torch.cummax, torch.return_types.cummax)
