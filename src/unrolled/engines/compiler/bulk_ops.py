@@ -238,7 +238,7 @@ class BulkOps:
         return lambda values, rows: argument
 
 
-def _error_checks(node: fx.Node) -> list[tuple[int, Callable[[Tensor], None]]]:
+def _error_checks(node: fx.Node) -> list[tuple[Any, Callable[[Tensor], None]]]:
     """Return what checks the results of a node, such as whether a matrix could be inverted.
 
     No other node reads a check, so it isn't computed as a node of its own.
