@@ -1,0 +1,310 @@
+"""Print a program as C: the header, and the source with the functions of ``runtime/`` that it needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+import numpy
+import torch
+from torch import Tensor
+
+from unrolled._version import __version__
+from unrolled.export.c_functions import step_functions
+from unrolled.export.layout import PADDING, Layout, PlacedStage
+from unrolled.export.program import Value
+
+FORMAT = 1  # of the weights, the memory and the functions; a change that old code can't read gets the next number
+_TOLERANCE = 1e-4  # of the self-test, relative to the largest output
+# The parts of the runtime in order, each with the parts that it needs.
+_RUNTIME = {
+    "vectors": (),
+    "reductions": (),
+    "roots": (),
+    "integers": (),
+    "exponential": (),
+    "logarithm": ("exponential",),
+    "wide": ("roots", "integers"),
+    "trigonometric": ("wide", "exponential"),
+}
+
+
+class CSource:
+    """The C of a program.
+
+    Args:
+        name: Prefix of all names.
+        layout: The program and its arrays.
+        example: An input for the self-test.
+        expected: Its output.
+        weights_in_file: Whether the weights are a file that the caller loads, instead of an array in the source.
+    """
+
+    def __init__(
+        self, name: str, layout: Layout, example: Tensor, expected: Tensor, weights_in_file: bool
+    ) -> None:
+        self.name, self.layout, self.in_file = name, layout, weights_in_file
+        self.program = layout.program
+        self.example, self.expected = example, expected
+        self.functions = self._functions()
+
+    def _functions(self) -> dict[int, str]:
+        """Return the name of the step function of each stage; equal ones share it."""
+        self.texts: dict[str, str] = {}
+        names = {}
+        for index, placed in enumerate(self.layout.stages):
+            text = step_functions("step", placed.step)
+            names[index] = self.texts.setdefault(text, f"step{len(self.texts)}")
+        return names
+
+    # --- the header ---
+
+    def header(self) -> str:
+        """Return the header."""
+        return _fill(
+            _template("model.h"),
+            name=self.name,
+            NAME=self.name.upper(),
+            version=__version__,
+            format=FORMAT,
+            input=self.program.input.width,
+            output=self.program.output.width,
+            memory=self.layout.memory,
+            bytes=4 * self.layout.weights.numel(),
+            x=self._x_type(),
+            pointer="  const float *weights; /* set by init */\n" if self.in_file else "",
+            init=self._init_declaration(),
+            step="" if self.program.bidirectional else _fill(_template("step.h"), name=self.name, x=self._x_type()),
+            run=self._run_declaration(),
+            run_comment=_BIDIRECTIONAL if self.program.bidirectional else _CAUSAL,
+            work=self._sequence_width(),
+        )
+
+    def _x_type(self) -> str:
+        return "float" if self.program.lookup is None else "int32_t"
+
+    def _init_declaration(self) -> str:
+        extra = ", const void *weights, size_t size" if self.in_file else ""
+        return f"int {self.name}_init({self.name}_state *state{extra})"
+
+    def _run_declaration(self) -> str:
+        extra = ", float *work" if self.program.bidirectional else ""
+        start = f"void {self.name}_run({self.name}_state *state, const {self._x_type()} *x, float *y"
+        return f"{start}, size_t steps{extra})"
+
+    # --- the source ---
+
+    def source(self) -> str:
+        """Return the source."""
+        parts = [
+            f'#include "{self.name}.h"\n',
+            "#include <stdint.h>\n",
+            *self._runtime(),
+            *(text.replace("step", name) for text, name in self.texts.items()),
+            self._weights(),
+            *self._api(),
+        ]
+        return "\n".join(parts)
+
+    def _runtime(self) -> Iterator[str]:
+        """Yield the parts of the runtime whose functions are used."""
+        used = set(re.findall(r"\bv_\w+", "".join(self.texts)))
+        texts = {part: (resources.files(__package__) / "runtime" / f"{part}.h").read_text() for part in _RUNTIME}
+        needed = {"vectors"}
+        for part in reversed(_RUNTIME):
+            if part in needed or not used.isdisjoint(re.findall(r"\b(v_\w+)\(", texts[part])):
+                defined = set(re.findall(r"^ALWAYS_INLINE \w+ (v_\w+)\(", texts[part], re.MULTILINE))
+                if part in needed or used & defined:
+                    needed |= {part, *_RUNTIME[part]}
+        yield from (texts[part] for part in _RUNTIME if part in needed)
+
+    def _weights(self) -> str:
+        if self.in_file:
+            return ""
+        numbers = torch.cat([self.layout.weights, torch.zeros(PADDING)])
+        return f"static const float WEIGHTS[] = {{\n{_numbers(numbers)}\n}};\n"
+
+    def _api(self) -> Iterator[str]:
+        name, layout = self.name, self.layout
+        weights = "state->weights" if self.in_file else "WEIGHTS"
+        check = _fill(_template("init_file.c"), NAME=name.upper()) if self.in_file else ""
+        yield (
+            f"{self._init_declaration()} {{\n{check}  CLEAR(state->values, 0, sizeof state->values);\n"
+            f"  {name}_reset(state);\n  return 0;\n}}\n"
+        )
+        yield f"void {name}_reset({name}_state *state) {{\n{self._reset(weights)}}}\n"
+        if self.program.bidirectional:
+            yield self._sequence(weights)
+        else:
+            yield (
+                f"void {name}_step({name}_state *state, const {self._x_type()} *x, float *y) {{\n"
+                f"  const float *const w = {weights};\n"
+                f"  float *const old = state->values + state->turn * {layout.states};\n"
+                f"  float *const next = state->values + (1 - state->turn) * {layout.states};\n"
+                f"  float *const work = state->values + {2 * layout.states};\n"
+                f"{_lines(self._step())}  state->turn = 1 - state->turn;\n}}\n"
+            )
+            yield (
+                f"{self._run_declaration()} {{\n  for (size_t t = 0; t < steps; t++)\n"
+                f"    {name}_step(state, x + t * {self.program.input.width}, y + t * {self.program.output.width});\n}}\n"
+            )
+        yield self._selftest()
+
+    def _reset(self, weights: str) -> str:
+        lines = [f"CLEAR(state->values, 0, {layout_bytes(2 * self.layout.states)});"]
+        for placed in self.layout.stages:
+            if placed.initial is not None:
+                size = layout_bytes(placed.step.state_size)
+                lines.append(f"COPY(state->values + {placed.states}, {weights} + {placed.initial}, {size});")
+        return _lines([*lines, "state->turn = 0;"])
+
+    def _step(self) -> Iterator[str]:
+        """Yield the statements of one step."""
+        places = {self.program.input: "x"}
+        if self.program.lookup is not None:
+            places[self.program.lookup.output] = self._row("x[0]")
+        for index, placed in enumerate(self.layout.stages):
+            stage = placed.stage
+            x = places[stage.inputs[0]]
+            if placed.gathered is not None:
+                x, at = f"work + {placed.gathered}", placed.gathered
+                for value in stage.inputs:
+                    yield f"COPY(work + {at}, {places[value]}, {layout_bytes(value.width)});"
+                    at += value.width
+            yield self._call(index, placed, x, "old", "next")
+            places[stage.output] = (
+                f"next + {placed.states + placed.step.state_offsets[0]}"
+                if stage.has_state
+                else f"work + {self.layout.values[stage.output]}"
+            )
+        yield f"COPY(y, {places[self.program.output]}, {layout_bytes(self.program.output.width)});"
+
+    def _call(self, index: int, placed: PlacedStage, x: str, old: str, new: str) -> str:
+        """Return the call of a stage's step function."""
+        states = f" + {placed.states}" if placed.states else ""
+        old, new = f"{old}{states}", f"{new}{states}"
+        if not placed.stage.has_state:
+            new = f"work + {self.layout.values[placed.stage.output]}"
+        return f"{self.functions[index]}(w + {placed.weights}, {x}, {old}, {new}, work);"
+
+    def _row(self, index: str) -> str:
+        """Return the row of the lookup's table, for an index that is clamped to the table."""
+        lookup = self.program.lookup
+        assert lookup is not None
+        last = len(lookup.table) - 1
+        row = f"({index} < 0 ? 0 : {index} > {last} ? {last} : {index})"
+        return f"w + {self.layout.table} + {row} * {lookup.output.width}"
+
+    # --- whole sequences, for models that also run from the last time step to the first ---
+
+    def _between(self) -> list[Value]:
+        """Return the values between input and output, which a sequence needs memory for."""
+        outputs = dict.fromkeys(stage.output for stage in self.program.stages)
+        lookup = [] if self.program.lookup is None else [self.program.lookup.output]
+        return [*lookup, *(value for value in outputs if value is not self.program.output)]
+
+    def _sequence_width(self) -> int:
+        return sum(value.width for value in self._between()) if self.program.bidirectional else 0
+
+    def _sequence(self, weights: str) -> str:
+        """Return the function that runs stage by stage over a sequence."""
+        program, layout = self.program, self.layout
+        places, at = {program.input: "x", program.output: "y"}, 0
+        for value in self._between():
+            places[value] = f"work_steps + {at} * steps" if at else "work_steps"
+            at += value.width
+        lines = [f"const float *const w = {weights};", f"float *const work = state->values + {2 * layout.states};"]
+        lines += [f"{self.name}_reset(state);", "(void)work_steps;"]
+        if program.lookup is not None:
+            width = program.lookup.output.width
+            lines += [
+                "for (size_t t = 0; t < steps; t++)",
+                f"  COPY({places[program.lookup.output]} + t * {width}, {self._row('x[t]')}, {layout_bytes(width)});",
+            ]
+        for index, placed in enumerate(layout.stages):
+            lines += self._pass_over_time(index, placed, places)
+        declaration = self._run_declaration().replace("float *work)", "float *work_steps)")
+        return f"{declaration} {{\n{_lines(lines)}}}\n"
+
+    def _pass_over_time(self, index: int, placed: PlacedStage, places: dict[Value, str]) -> Iterator[str]:
+        stage, states = placed.stage, self.layout.states
+        width = stage.cell.state_sizes()[next(iter(stage.cell.state_sizes()))]
+        yield "{"
+        yield f"  float *old = state->values, *next = state->values + {states};"
+        yield "  for (size_t k = 0; k < steps; k++) {"
+        yield f"    const size_t t = {'steps - 1 - k' if stage.reverse else 'k'};"
+        x = f"{places[stage.inputs[0]]} + t * {stage.inputs[0].width}"
+        if placed.gathered is not None:
+            x, at = f"work + {placed.gathered}", placed.gathered
+            for value in stage.inputs:
+                source = f"{places[value]} + t * {value.width}"
+                yield f"    COPY(work + {at}, {source}, {layout_bytes(value.width)});"
+                at += value.width
+        yield f"    {self._call(index, placed, x, 'old', 'next')}"
+        result = f"work + {self.layout.values[stage.output]}"
+        if stage.has_state:
+            result = f"next + {placed.states + placed.step.state_offsets[0]}"
+        target = f"{places[stage.output]} + t * {stage.output.width} + {stage.column}"
+        yield f"    COPY({target}, {result}, {layout_bytes(width)});"
+        yield "    float *const before = old;"
+        yield "    old = next;"
+        yield "    next = before;"
+        yield "  }"
+        yield "}"
+
+    # --- the self-test ---
+
+    def _selftest(self) -> str:
+        kind, values = self._x_type(), self.example
+        x = ", ".join(map(str, values.tolist())) if kind == "int32_t" else _numbers(values.reshape(-1))
+        scale = max(1.0, float(self.expected.abs().max()))
+        return _fill(
+            _template("selftest.c"),
+            name=self.name,
+            NAME=self.name.upper(),
+            kind=kind,
+            x=x,
+            y=_numbers(self.expected.reshape(-1)),
+            steps=len(self.expected),
+            output=self.program.output.width,
+            tolerance=f"{_TOLERANCE * scale:.9g}f",
+            work=f"  static float work[{max(1, self._sequence_width() * len(self.expected))}];\n"
+            if self.program.bidirectional
+            else "",
+            extra=", work" if self.program.bidirectional else "",
+        )
+
+
+_CAUSAL = "Runs several steps: x has steps * INPUT numbers, y steps * OUTPUT."
+_BIDIRECTIONAL = (
+    "Runs a whole sequence from its beginning: x has steps * INPUT numbers, y steps * OUTPUT, and work is memory\n"
+    " * for steps * WORK numbers. A layer of the model runs from the last step to the first, so there is no step."
+)
+
+
+def layout_bytes(numbers: int) -> str:
+    """Return the size of some numbers, as C."""
+    return f"{numbers} * sizeof(float)"
+
+
+def _lines(lines: Iterator[str] | Sequence[str]) -> str:
+    return "".join(f"  {line}\n" for line in lines)
+
+
+def _numbers(values: Tensor) -> str:
+    """Return float32 numbers as C, with all their bits."""
+    texts = [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in map(str, values.numpy())]
+    return "\n".join(", ".join(texts[k : k + 8]) + "," for k in range(0, len(texts), 8))
+
+
+def _template(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text()
+
+
+def _fill(text: str, **values: object) -> str:
+    """Replace each ``@name@`` in a text."""
+    return re.sub(r"@(\w+)@", lambda match: str(values[match[1]]), text)
+
+
+assert numpy.float32  # numbers are printed by numpy: the shortest decimal with the same bits
