@@ -16,6 +16,7 @@ from unrolled.export.layout import PADDING, Layout, PlacedStage
 from unrolled.export.program import Value
 
 FORMAT = 1  # of the weights, the memory and the functions; a change that old code can't read gets the next number
+_MAGIC = 0x57524E55  # "UNRW"
 _TOLERANCE = 1e-4  # of the self-test, relative to the largest output
 # The parts of the runtime in order, each with the parts that it needs.
 _RUNTIME = {
@@ -71,7 +72,7 @@ class CSource:
             input=self.program.input.width,
             output=self.program.output.width,
             memory=self.layout.memory,
-            bytes=4 * self.layout.weights.numel(),
+            bytes=4 * (self.layout.weights.numel() + PADDING),
             x=self._x_type(),
             pointer="  const float *weights; /* set by init */\n" if self.in_file else "",
             init=self._init_declaration(),
@@ -98,8 +99,7 @@ class CSource:
     def source(self) -> str:
         """Return the source."""
         parts = [
-            f'#include "{self.name}.h"\n',
-            "#include <stdint.h>\n",
+            _fill(_template("top.c"), name=self.name, NAME=self.name.upper(), version=__version__),
             *self._runtime(),
             *(text.replace("step", name) for text, name in self.texts.items()),
             self._weights(),
@@ -122,8 +122,15 @@ class CSource:
     def _weights(self) -> str:
         if self.in_file:
             return ""
-        numbers = torch.cat([self.layout.weights, torch.zeros(PADDING)])
-        return f"static const float WEIGHTS[] = {{\n{_numbers(numbers)}\n}};\n"
+        return f"static const float WEIGHTS[] = {{\n{_numbers(self._padded_weights())}\n}};\n"
+
+    def _padded_weights(self) -> Tensor:
+        return torch.cat([self.layout.weights, torch.zeros(PADDING)])
+
+    def weights_file(self) -> bytes:
+        """Return the content of the file with the weights: a header of four numbers, and the weights."""
+        weights = self._padded_weights().numpy().astype("<f4")
+        return numpy.array([_MAGIC, FORMAT, len(weights), 0], "<u4").tobytes() + weights.tobytes()
 
     def _api(self) -> Iterator[str]:
         name, layout = self.name, self.layout
@@ -173,19 +180,21 @@ class CSource:
                     yield f"COPY(work + {at}, {places[value]}, {layout_bytes(value.width)});"
                     at += value.width
             yield self._call(index, placed, x, "old", "next")
-            places[stage.output] = (
-                f"next + {placed.states + placed.step.state_offsets[0]}"
-                if stage.has_state
-                else f"work + {self.layout.values[stage.output]}"
-            )
+            places[stage.output] = self._result(placed)
         yield f"COPY(y, {places[self.program.output]}, {layout_bytes(self.program.output.width)});"
+
+    def _result(self, placed: PlacedStage) -> str:
+        """Return where a step of a stage leaves its output."""
+        if placed.stage.has_state:
+            return f"next + {placed.states + placed.step.state_offsets[0]}"
+        return f"work + {self.layout.values[placed.stage.output]}"
 
     def _call(self, index: int, placed: PlacedStage, x: str, old: str, new: str) -> str:
         """Return the call of a stage's step function."""
         states = f" + {placed.states}" if placed.states else ""
         old, new = f"{old}{states}", f"{new}{states}"
         if not placed.stage.has_state:
-            new = f"work + {self.layout.values[placed.stage.output]}"
+            new = self._result(placed)
         return f"{self.functions[index]}(w + {placed.weights}, {x}, {old}, {new}, work);"
 
     def _row(self, index: str) -> str:
@@ -242,9 +251,7 @@ class CSource:
                 yield f"    COPY(work + {at}, {source}, {layout_bytes(value.width)});"
                 at += value.width
         yield f"    {self._call(index, placed, x, 'old', 'next')}"
-        result = f"work + {self.layout.values[stage.output]}"
-        if stage.has_state:
-            result = f"next + {placed.states + placed.step.state_offsets[0]}"
+        result = self._result(placed)
         target = f"{places[stage.output]} + t * {stage.output.width} + {stage.column}"
         yield f"    COPY({target}, {result}, {layout_bytes(width)});"
         yield "    float *const before = old;"
@@ -253,28 +260,66 @@ class CSource:
         yield "  }"
         yield "}"
 
-    # --- the self-test ---
+    # --- the self-test, and files around the source ---
 
     def _selftest(self) -> str:
-        kind, values = self._x_type(), self.example
-        x = ", ".join(map(str, values.tolist())) if kind == "int32_t" else _numbers(values.reshape(-1))
+        kind = self._x_type()
+        x = self.example.reshape(-1)
         scale = max(1.0, float(self.expected.abs().max()))
         return _fill(
-            _template("selftest.c"),
+            _template("selftest_sequence.c" if self.program.bidirectional else "selftest.c"),
             name=self.name,
             NAME=self.name.upper(),
             kind=kind,
-            x=x,
+            x=", ".join(map(str, x.tolist())) if kind == "int32_t" else _numbers(x),
             y=_numbers(self.expected.reshape(-1)),
             steps=len(self.expected),
-            output=self.program.output.width,
             tolerance=f"{_TOLERANCE * scale:.9g}f",
-            work=f"  static float work[{max(1, self._sequence_width() * len(self.expected))}];\n"
-            if self.program.bidirectional
-            else "",
-            extra=", work" if self.program.bidirectional else "",
+            work=max(1, self._sequence_width() * len(self.expected)),
         )
 
+    def example_program(self) -> str:
+        """Return a program that uses the code."""
+        start = "load.c" if self.in_file else "place.c"
+        use = "use_run.c" if self.program.bidirectional else "use_step.c"
+        names = {"name": self.name, "NAME": self.name.upper(), "x": self._x_type()}
+        names["value"] = "t % 2" if self.program.lookup is not None else "(float)(t % 10) / 10"
+        parts = {"start": _fill(_template(start), **names), "use": _fill(_template(use), **names)}
+        return _fill(_template("example.c"), **names, **parts)
+
+    def dispatch(self) -> str:
+        """Return the source that chooses an instruction set of x86-64 at run time."""
+        declarations = {f"{self.name}_init": self._init_declaration(), f"{self.name}_reset": ""}
+        declarations[f"{self.name}_reset"] = f"void {self.name}_reset({self.name}_state *state)"
+        if not self.program.bidirectional:
+            start = f"void {self.name}_step({self.name}_state *state"
+            declarations[f"{self.name}_step"] = f"{start}, const {self._x_type()} *x, float *y)"
+        declarations[f"{self.name}_run"] = self._run_declaration()
+        test = f"int {self.name}_selftest({self.name}_state *state, float *difference)"
+        declarations[f"{self.name}_selftest"] = test
+        text = _template("dispatch.c").replace("@name@", self.name)
+        for function, declaration in declarations.items():
+            arguments = ", ".join(re.findall(r"(\w+)[,)]", declaration))
+            returns = "" if declaration.startswith("void") else "return "
+            for level in _LEVELS:
+                text += f"{declaration.replace(function, f'{function}_{level}')};\n"
+            text += f"{declaration} {{\n  switch (level()) {{\n"
+            for number, level in reversed(list(enumerate(_LEVELS))):
+                case = f"case {number}" if number else "default"
+                text += f"    {case}: {returns}{function}_{level}({arguments});{'' if returns else ' return;'}\n"
+            text += "  }\n}\n"
+        return text
+
+    def build_files(self) -> dict[str, str]:
+        """Return the files that build the code, by name."""
+        names = {"name": self.name, "NAME": self.name.upper(), "version": re.match(r"[\d.]*\d", __version__)[0]}  # type: ignore[index]
+        return {
+            "CMakeLists.txt": _fill(_template("CMakeLists.txt"), **names),
+            f"{self.name}.pc.in": _fill(_template("model.pc.in"), **names),
+        }
+
+
+_LEVELS = ("v2", "v3", "v4")  # of x86-64: baseline, AVX2 with FMA, AVX-512
 
 _CAUSAL = "Runs several steps: x has steps * INPUT numbers, y steps * OUTPUT."
 _BIDIRECTIONAL = (
@@ -294,6 +339,7 @@ def _lines(lines: Iterator[str] | Sequence[str]) -> str:
 
 def _numbers(values: Tensor) -> str:
     """Return float32 numbers as C, with all their bits."""
+    # numpy prints the shortest decimal with the same bits
     texts = [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in map(str, values.numpy())]
     return "\n".join(", ".join(texts[k : k + 8]) + "," for k in range(0, len(texts), 8))
 
@@ -303,8 +349,5 @@ def _template(name: str) -> str:
 
 
 def _fill(text: str, **values: object) -> str:
-    """Replace each ``@name@`` in a text."""
-    return re.sub(r"@(\w+)@", lambda match: str(values[match[1]]), text)
-
-
-assert numpy.float32  # numbers are printed by numpy: the shortest decimal with the same bits
+    """Replace each ``@name@`` in a text; names without a value stay, for CMake."""
+    return re.sub(r"@(\w+)@", lambda match: str(values.get(match[1], match[0])), text)

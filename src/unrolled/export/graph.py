@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from unrolled.export.builder import Builder
 from unrolled.export.errors import ExportError
 from unrolled.export.program import Value
-from unrolled.export.stateless import Call
+from unrolled.export.stateless import Call, weighted_sum
 from unrolled.export.supported import (
     DROPOUT_FUNCTIONS,
     ELEMENTWISE_FUNCTIONS,
@@ -250,8 +250,11 @@ class GraphReader:
             )
         self._assign(given, ("batch", "features", "time"))
         self._check_width(module, given)
+        if past == 0:
+            weights = [one.detach() for one in (module.weight, module.bias) if one is not None]
+            return self._call(lambda x, *tensors: weighted_sum([x], *tensors), [given], weights)
         value = self._builder.convolution(str(self._node.target), module, given.content)
-        return replace(given, content=value, padded=0, surplus=both if past else 0)
+        return replace(given, content=value, padded=0, surplus=both)
 
     # --- functions ---
 
@@ -269,7 +272,10 @@ class GraphReader:
         cut = [(axis, one) for axis, one in zip(given.axes, indices, strict=False) if one != slice(None)]
         if given.surplus and cut == [(self._axis("time"), slice(None, -given.surplus))]:
             return replace(given, surplus=0)
-        raise self._error("takes a part of a value; C code has all features of one time step")
+        raise self._error(
+            "takes a part of a value, and C code computes all features of every time step: return the output of "
+            "all time steps, and choose from it outside of the model"
+        )
 
     def _concatenate(self, node: fx.Node) -> Traced:
         parts: Any = node.args[0]

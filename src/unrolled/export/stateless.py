@@ -93,26 +93,36 @@ class Convolution(Cell):
     def step(self, x: Tensor, y: Tensor, past: Tensor) -> Any:
         """Compute one time step."""
         weight, offset = self.weight, self.offset  # type: ignore[attr-defined]
-        # weight: (output, input of a group, tap)
-        taps, channels = weight.shape[2], x.shape[1]
+        channels, taps = x.shape[1], weight.shape[2]
         window = torch.cat((past, x), 1)
         spacing = (window.shape[1] - channels) // (taps - 1)
         rows = [window[:, k * spacing : k * spacing + channels] for k in range(taps)]
-        inputs = weight.shape[1]
-        groups = channels // inputs
-        outputs = weight.shape[0] // groups
-        if inputs == outputs == 1:
-            y = rows[0] * weight[:, 0, 0]
-            for k in range(1, taps):
-                y = y + rows[k] * weight[:, 0, k]
-        else:
-            parts = []
-            for g in range(groups):
-                columns = torch.cat([row[:, g * inputs : (g + 1) * inputs] for row in rows], 1)
-                matrix = weight[g * outputs : (g + 1) * outputs].transpose(1, 2).reshape(outputs, -1)
-                parts.append(torch.nn.functional.linear(columns, matrix))
-            y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return (y if offset is None else y + offset), window[:, channels:]
+        return weighted_sum(rows, weight, offset), window[:, channels:]
+
+
+def weighted_sum(rows: list[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the output of a convolution for one time step.
+
+    Args:
+        rows: The input at each tap, ``(batch, channels)``, oldest first.
+        weight: ``(output, channels of a group, taps)``.
+        bias: ``(output,)``, or None.
+    """
+    inputs = weight.shape[1]
+    groups = rows[0].shape[1] // inputs
+    outputs = weight.shape[0] // groups
+    if inputs == outputs == 1:
+        y = rows[0] * weight[:, 0, 0]
+        for k in range(1, len(rows)):
+            y = y + rows[k] * weight[:, 0, k]
+    else:
+        parts = []
+        for g in range(groups):
+            columns = torch.cat([row[:, g * inputs : (g + 1) * inputs] for row in rows], 1)
+            matrix = weight[g * outputs : (g + 1) * outputs].transpose(1, 2).reshape(outputs, -1)
+            parts.append(torch.nn.functional.linear(columns, matrix))
+        y = torch.cat(parts, 1) if groups > 1 else parts[0]
+    return y if bias is None else y + bias
 
 
 def convolution(module: nn.Conv1d) -> Cell:

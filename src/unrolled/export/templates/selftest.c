@@ -5,12 +5,14 @@ int @name@_selftest(@name@_state *state, float *difference) {
   static const float expected[] = {
 @y@
 };
-@work@  float y[@NAME@_OUTPUT * @steps@], largest = 0;
+  float y[@NAME@_OUTPUT], largest = 0;
   @name@_reset(state);
-  @name@_run(state, x, y, @steps@@extra@);
-  for (int k = 0; k < @steps@ * @NAME@_OUTPUT; k++) {
-    const float distance = y[k] < expected[k] ? expected[k] - y[k] : y[k] - expected[k];
-    if (!(distance <= largest)) largest = distance;
+  for (int t = 0; t < @steps@; t++) {
+    @name@_step(state, x + t * @NAME@_INPUT, y);
+    for (int k = 0; k < @NAME@_OUTPUT; k++) {
+      const float right = expected[t * @NAME@_OUTPUT + k], distance = y[k] < right ? right - y[k] : y[k] - right;
+      if (!(distance <= largest)) largest = distance;
+    }
   }
   if (difference != NULL) *difference = largest;
   return largest <= @tolerance@ ? 0 : 1;
