@@ -1,4 +1,4 @@
-"""Print the step of a cell as C functions: one for each pass over columns, and one that calls them in order."""
+"""Print the step of a cell as C functions: one for each pass over columns, and one that calls them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _load(step: StepKernel, load: Load) -> str:
     pointer = _pointer(step, load.buffer, 0 if load.broadcast else load.offset)
     if load.broadcast:
         return f"splat(({pointer})[0])"
-    # Other memory may be read past the end of a buffer, because the arrays have room for a vector at their end.
+    # Other memory may be read past the end of a buffer: the arrays have room for a vector at their end.
     is_x = load.buffer.memory is Memory.INPUT and step.inputs[load.buffer.index] is None
     return f"v_load_first({pointer} + i, n)" if is_x else f"v_load({pointer} + i)"
 

@@ -1,4 +1,4 @@
-"""The C of the operations that a kernel applies: that of the C++ engine, with the functions of ``runtime/``."""
+"""The C of the operations of a kernel: the C++ of the engine, with the functions of ``runtime/``."""
 
 from __future__ import annotations
 

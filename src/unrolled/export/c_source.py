@@ -14,8 +14,11 @@ from unrolled._version import __version__
 from unrolled.export.c_functions import step_functions
 from unrolled.export.layout import PADDING, Layout, PlacedStage
 from unrolled.export.program import Value
+from unrolled.export.templates import fill, template
 
-FORMAT = 1  # of the weights, the memory and the functions; a change that old code can't read gets the next number
+FORMAT = (
+    1  # of the weights, the memory and the functions; a change that old code can't read gets the next number
+)
 _MAGIC = 0x57524E55  # "UNRW"
 _TOLERANCE = 1e-4  # of the self-test, relative to the largest output
 # The parts of the runtime in order, each with the parts that it needs.
@@ -39,7 +42,7 @@ class CSource:
         layout: The program and its arrays.
         example: An input for the self-test.
         expected: Its output.
-        weights_in_file: Whether the weights are a file that the caller loads, instead of an array in the source.
+        weights_in_file: Whether the weights are a file that the caller loads, not an array in the source.
     """
 
     def __init__(
@@ -63,8 +66,9 @@ class CSource:
 
     def header(self) -> str:
         """Return the header."""
-        return _fill(
-            _template("model.h"),
+        x = self.x_type()
+        return fill(
+            template("model.h"),
             name=self.name,
             NAME=self.name.upper(),
             version=__version__,
@@ -73,33 +77,52 @@ class CSource:
             output=self.program.output.width,
             memory=self.layout.memory,
             bytes=4 * (self.layout.weights.numel() + PADDING),
-            x=self._x_type(),
+            x=x,
             pointer="  const float *weights; /* set by init */\n" if self.in_file else "",
-            init=self._init_declaration(),
-            step="" if self.program.bidirectional else _fill(_template("step.h"), name=self.name, x=self._x_type()),
-            run=self._run_declaration(),
+            init=self.init_declaration(),
+            step=""
+            if self.program.bidirectional
+            else fill(template("step.h"), name=self.name, x=self.x_type()),
+            run=self.run_declaration(),
             run_comment=_BIDIRECTIONAL if self.program.bidirectional else _CAUSAL,
             work=self._sequence_width(),
         )
 
-    def _x_type(self) -> str:
+    def x_type(self) -> str:
+        """Return the type of the input."""
         return "float" if self.program.lookup is None else "int32_t"
 
-    def _init_declaration(self) -> str:
+    def init_declaration(self) -> str:
+        """Return the declaration of the function that prepares a state."""
         extra = ", const void *weights, size_t size" if self.in_file else ""
         return f"int {self.name}_init({self.name}_state *state{extra})"
 
-    def _run_declaration(self) -> str:
+    def run_declaration(self) -> str:
+        """Return the declaration of the function that runs several steps."""
         extra = ", float *work" if self.program.bidirectional else ""
-        start = f"void {self.name}_run({self.name}_state *state, const {self._x_type()} *x, float *y"
+        start = f"void {self.name}_run({self.name}_state *state, const {self.x_type()} *x, float *y"
         return f"{start}, size_t steps{extra})"
+
+    def declarations(self) -> dict[str, str]:
+        """Return the declarations of all functions by name."""
+        name, state = self.name, f"{self.name}_state *state"
+        declarations = {
+            f"{name}_init": self.init_declaration(),
+            f"{name}_reset": f"void {name}_reset({state})",
+            f"{name}_step": f"void {name}_step({state}, const {self.x_type()} *x, float *y)",
+            f"{name}_run": self.run_declaration(),
+            f"{name}_selftest": f"int {name}_selftest({state}, float *difference)",
+        }
+        if self.program.bidirectional:
+            del declarations[f"{name}_step"]
+        return declarations
 
     # --- the source ---
 
     def source(self) -> str:
         """Return the source."""
         parts = [
-            _fill(_template("top.c"), name=self.name, NAME=self.name.upper(), version=__version__),
+            fill(template("top.c"), name=self.name, NAME=self.name.upper(), version=__version__),
             *self._runtime(),
             *(text.replace("step", name) for text, name in self.texts.items()),
             self._weights(),
@@ -110,7 +133,9 @@ class CSource:
     def _runtime(self) -> Iterator[str]:
         """Yield the parts of the runtime whose functions are used."""
         used = set(re.findall(r"\bv_\w+", "".join(self.texts)))
-        texts = {part: (resources.files(__package__) / "runtime" / f"{part}.h").read_text() for part in _RUNTIME}
+        texts = {
+            part: (resources.files(__package__) / "runtime" / f"{part}.h").read_text(encoding="ascii") for part in _RUNTIME
+        }
         needed = {"vectors"}
         for part in reversed(_RUNTIME):
             if part in needed or not used.isdisjoint(re.findall(r"\b(v_\w+)\(", texts[part])):
@@ -122,30 +147,31 @@ class CSource:
     def _weights(self) -> str:
         if self.in_file:
             return ""
-        return f"static const float WEIGHTS[] = {{\n{_numbers(self._padded_weights())}\n}};\n"
+        return f"static const float WEIGHTS[] ALIGNED = {{\n{_numbers(self._padded_weights())}\n}};\n"
 
     def _padded_weights(self) -> Tensor:
         return torch.cat([self.layout.weights, torch.zeros(PADDING)])
 
     def weights_file(self) -> bytes:
-        """Return the content of the file with the weights: a header of four numbers, and the weights."""
+        """Return the content of the file with the weights: a header of 64 bytes, and the weights."""
         weights = self._padded_weights().numpy().astype("<f4")
-        return numpy.array([_MAGIC, FORMAT, len(weights), 0], "<u4").tobytes() + weights.tobytes()
+        return numpy.array([_MAGIC, FORMAT, len(weights), 0], "<u4").tobytes() + bytes(48) + weights.tobytes()
 
     def _api(self) -> Iterator[str]:
         name, layout = self.name, self.layout
         weights = "state->weights" if self.in_file else "WEIGHTS"
-        check = _fill(_template("init_file.c"), NAME=name.upper()) if self.in_file else ""
+        check = fill(template("init_file.c"), NAME=name.upper()) if self.in_file else ""
         yield (
-            f"{self._init_declaration()} {{\n{check}  CLEAR(state->values, 0, sizeof state->values);\n"
+            f"{self.init_declaration()} {{\n{check}  CLEAR(state->values, 0, sizeof state->values);\n"
             f"  {name}_reset(state);\n  return 0;\n}}\n"
         )
         yield f"void {name}_reset({name}_state *state) {{\n{self._reset(weights)}}}\n"
+        sizes = self.program.input.width, self.program.output.width
         if self.program.bidirectional:
             yield self._sequence(weights)
         else:
             yield (
-                f"void {name}_step({name}_state *state, const {self._x_type()} *x, float *y) {{\n"
+                f"void {name}_step({name}_state *state, const {self.x_type()} *x, float *y) {{\n"
                 f"  const float *const w = {weights};\n"
                 f"  float *const old = state->values + state->turn * {layout.states};\n"
                 f"  float *const next = state->values + (1 - state->turn) * {layout.states};\n"
@@ -153,16 +179,16 @@ class CSource:
                 f"{_lines(self._step())}  state->turn = 1 - state->turn;\n}}\n"
             )
             yield (
-                f"{self._run_declaration()} {{\n  for (size_t t = 0; t < steps; t++)\n"
-                f"    {name}_step(state, x + t * {self.program.input.width}, y + t * {self.program.output.width});\n}}\n"
+                f"{self.run_declaration()} {{\n  for (size_t t = 0; t < steps; t++)\n"
+                f"    {name}_step(state, x + t * {sizes[0]}, y + t * {sizes[1]});\n}}\n"
             )
         yield self._selftest()
 
     def _reset(self, weights: str) -> str:
-        lines = [f"CLEAR(state->values, 0, {layout_bytes(2 * self.layout.states)});"]
+        lines = [f"CLEAR(state->values, 0, {_bytes(2 * self.layout.states)});"]
         for placed in self.layout.stages:
             if placed.initial is not None:
-                size = layout_bytes(placed.step.state_size)
+                size = _bytes(placed.step.state_size)
                 lines.append(f"COPY(state->values + {placed.states}, {weights} + {placed.initial}, {size});")
         return _lines([*lines, "state->turn = 0;"])
 
@@ -177,11 +203,11 @@ class CSource:
             if placed.gathered is not None:
                 x, at = f"work + {placed.gathered}", placed.gathered
                 for value in stage.inputs:
-                    yield f"COPY(work + {at}, {places[value]}, {layout_bytes(value.width)});"
+                    yield f"COPY(work + {at}, {places[value]}, {_bytes(value.width)});"
                     at += value.width
             yield self._call(index, placed, x, "old", "next")
             places[stage.output] = self._result(placed)
-        yield f"COPY(y, {places[self.program.output]}, {layout_bytes(self.program.output.width)});"
+        yield f"COPY(y, {places[self.program.output]}, {_bytes(self.program.output.width)});"
 
     def _result(self, placed: PlacedStage) -> str:
         """Return where a step of a stage leaves its output."""
@@ -223,17 +249,18 @@ class CSource:
         for value in self._between():
             places[value] = f"work_steps + {at} * steps" if at else "work_steps"
             at += value.width
-        lines = [f"const float *const w = {weights};", f"float *const work = state->values + {2 * layout.states};"]
+        lines = [
+            f"const float *const w = {weights};",
+            f"float *const work = state->values + {2 * layout.states};",
+        ]
         lines += [f"{self.name}_reset(state);", "(void)work_steps;"]
         if program.lookup is not None:
             width = program.lookup.output.width
-            lines += [
-                "for (size_t t = 0; t < steps; t++)",
-                f"  COPY({places[program.lookup.output]} + t * {width}, {self._row('x[t]')}, {layout_bytes(width)});",
-            ]
+            target, row = f"{places[program.lookup.output]} + t * {width}", self._row("x[t]")
+            lines += ["for (size_t t = 0; t < steps; t++)", f"  COPY({target}, {row}, {_bytes(width)});"]
         for index, placed in enumerate(layout.stages):
             lines += self._pass_over_time(index, placed, places)
-        declaration = self._run_declaration().replace("float *work)", "float *work_steps)")
+        declaration = self.run_declaration().replace("float *work)", "float *work_steps)")
         return f"{declaration} {{\n{_lines(lines)}}}\n"
 
     def _pass_over_time(self, index: int, placed: PlacedStage, places: dict[Value, str]) -> Iterator[str]:
@@ -248,26 +275,26 @@ class CSource:
             x, at = f"work + {placed.gathered}", placed.gathered
             for value in stage.inputs:
                 source = f"{places[value]} + t * {value.width}"
-                yield f"    COPY(work + {at}, {source}, {layout_bytes(value.width)});"
+                yield f"    COPY(work + {at}, {source}, {_bytes(value.width)});"
                 at += value.width
         yield f"    {self._call(index, placed, x, 'old', 'next')}"
         result = self._result(placed)
         target = f"{places[stage.output]} + t * {stage.output.width} + {stage.column}"
-        yield f"    COPY({target}, {result}, {layout_bytes(width)});"
+        yield f"    COPY({target}, {result}, {_bytes(width)});"
         yield "    float *const before = old;"
         yield "    old = next;"
         yield "    next = before;"
         yield "  }"
         yield "}"
 
-    # --- the self-test, and files around the source ---
+    # --- the self-test ---
 
     def _selftest(self) -> str:
-        kind = self._x_type()
+        kind = self.x_type()
         x = self.example.reshape(-1)
         scale = max(1.0, float(self.expected.abs().max()))
-        return _fill(
-            _template("selftest_sequence.c" if self.program.bidirectional else "selftest.c"),
+        return fill(
+            template("selftest_sequence.c" if self.program.bidirectional else "selftest.c"),
             name=self.name,
             NAME=self.name.upper(),
             kind=kind,
@@ -278,57 +305,15 @@ class CSource:
             work=max(1, self._sequence_width() * len(self.expected)),
         )
 
-    def example_program(self) -> str:
-        """Return a program that uses the code."""
-        start = "load.c" if self.in_file else "place.c"
-        use = "use_run.c" if self.program.bidirectional else "use_step.c"
-        names = {"name": self.name, "NAME": self.name.upper(), "x": self._x_type()}
-        names["value"] = "t % 2" if self.program.lookup is not None else "(float)(t % 10) / 10"
-        parts = {"start": _fill(_template(start), **names), "use": _fill(_template(use), **names)}
-        return _fill(_template("example.c"), **names, **parts)
-
-    def dispatch(self) -> str:
-        """Return the source that chooses an instruction set of x86-64 at run time."""
-        declarations = {f"{self.name}_init": self._init_declaration(), f"{self.name}_reset": ""}
-        declarations[f"{self.name}_reset"] = f"void {self.name}_reset({self.name}_state *state)"
-        if not self.program.bidirectional:
-            start = f"void {self.name}_step({self.name}_state *state"
-            declarations[f"{self.name}_step"] = f"{start}, const {self._x_type()} *x, float *y)"
-        declarations[f"{self.name}_run"] = self._run_declaration()
-        test = f"int {self.name}_selftest({self.name}_state *state, float *difference)"
-        declarations[f"{self.name}_selftest"] = test
-        text = _template("dispatch.c").replace("@name@", self.name)
-        for function, declaration in declarations.items():
-            arguments = ", ".join(re.findall(r"(\w+)[,)]", declaration))
-            returns = "" if declaration.startswith("void") else "return "
-            for level in _LEVELS:
-                text += f"{declaration.replace(function, f'{function}_{level}')};\n"
-            text += f"{declaration} {{\n  switch (level()) {{\n"
-            for number, level in reversed(list(enumerate(_LEVELS))):
-                case = f"case {number}" if number else "default"
-                text += f"    {case}: {returns}{function}_{level}({arguments});{'' if returns else ' return;'}\n"
-            text += "  }\n}\n"
-        return text
-
-    def build_files(self) -> dict[str, str]:
-        """Return the files that build the code, by name."""
-        names = {"name": self.name, "NAME": self.name.upper(), "version": re.match(r"[\d.]*\d", __version__)[0]}  # type: ignore[index]
-        return {
-            "CMakeLists.txt": _fill(_template("CMakeLists.txt"), **names),
-            f"{self.name}.pc.in": _fill(_template("model.pc.in"), **names),
-        }
-
-
-_LEVELS = ("v2", "v3", "v4")  # of x86-64: baseline, AVX2 with FMA, AVX-512
 
 _CAUSAL = "Runs several steps: x has steps * INPUT numbers, y steps * OUTPUT."
 _BIDIRECTIONAL = (
-    "Runs a whole sequence from its beginning: x has steps * INPUT numbers, y steps * OUTPUT, and work is memory\n"
-    " * for steps * WORK numbers. A layer of the model runs from the last step to the first, so there is no step."
+    "Runs a whole sequence from its beginning: x has steps * INPUT numbers, y steps * OUTPUT, and work is\n"
+    " * memory for steps * WORK numbers. A layer runs from the last step to the first, so there is no step."
 )
 
 
-def layout_bytes(numbers: int) -> str:
+def _bytes(numbers: int) -> str:
     """Return the size of some numbers, as C."""
     return f"{numbers} * sizeof(float)"
 
@@ -342,12 +327,3 @@ def _numbers(values: Tensor) -> str:
     # numpy prints the shortest decimal with the same bits
     texts = [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in map(str, values.numpy())]
     return "\n".join(", ".join(texts[k : k + 8]) + "," for k in range(0, len(texts), 8))
-
-
-def _template(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text()
-
-
-def _fill(text: str, **values: object) -> str:
-    """Replace each ``@name@`` in a text; names without a value stay, for CMake."""
-    return re.sub(r"@(\w+)@", lambda match: str(values.get(match[1], match[0])), text)

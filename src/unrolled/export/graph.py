@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,39 +27,8 @@ from unrolled.export.supported import (
     function_of,
     input_features,
 )
+from unrolled.export.traced import FinalState, LayerResult, Traced, location
 from unrolled.layers.recurrent import Recurrent
-
-
-@dataclass
-class Traced:
-    """A value of the graph.
-
-    Attributes:
-        content: What it is in each time step.
-        axes: For each of its axes the axis of the model's input. An embedding adds axis 2.
-        padded: Number of zeros before the first time step.
-        surplus: Number of time steps after the last one.
-    """
-
-    content: Call | Value
-    axes: tuple[int, int, int]
-    padded: int = 0
-    surplus: int = 0
-
-
-@dataclass
-class LayerResult:
-    """What a layer returns: its output and its final state."""
-
-    name: str
-    output: Traced
-
-
-@dataclass
-class FinalState:
-    """The final state of a layer."""
-
-    name: str
 
 
 class GraphReader:
@@ -114,7 +81,8 @@ class GraphReader:
         positions = {self._roles[axis]: k for k, axis in enumerate(self._output.axes)}
         if result.dim() != 3:
             raise self._error(f"returns {result.dim()} axes, expected time, batch and features")
-        return result.permute([positions[role] for role in ("time", "batch", "features")])[:, 0].contiguous()
+        output: Tensor = result.permute([positions[role] for role in ("time", "batch", "features")])[:, 0]
+        return output.contiguous()
 
     def _input_width(self) -> int:
         """Return the number of features of the input, as the first module that reads it says."""
@@ -174,8 +142,8 @@ class GraphReader:
         elif isinstance(module, SOFTMAX_MODULES):
             self._require_features(given, -1 if module.dim is None else module.dim)
         elif isinstance(module, LAST_AXIS_MODULES):
-            if len(getattr(module, "normalized_shape", (1,))) != 1:
-                raise self._error(f"normalizes over {len(module.normalized_shape)} axes, expected the features only")  # type: ignore[arg-type]
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) != 1:
+                raise self._error("normalizes over several axes, expected the features only")
             self._require_features(given, -1)
         elif not isinstance(module, ELEMENTWISE_MODULES):
             raise self._error("is not among the modules that can be exported (see docs/deploy.md)")
@@ -190,7 +158,8 @@ class GraphReader:
         if target in (torch.cat, torch.concat, torch.concatenate):
             return self._concatenate(node)
         if target is F.pad:
-            return self._pad(self._operand(node.args[0]), *node.args[1:2], node.kwargs.get("value", 0), node.kwargs)
+            given = self._operand(node.args[0])
+            return self._pad(given, *_pad_arguments(*node.args[1:], **node.kwargs))  # type: ignore[arg-type]
         if target in (torch.transpose, torch.permute, torch.swapaxes):
             return self._moved(node, str(target.__name__))
         if target in DROPOUT_FUNCTIONS:
@@ -226,27 +195,33 @@ class GraphReader:
         if options:
             raise self._error(f"is called with {', '.join(options)}, which C code doesn't have")
         self._check_complete(given)
-        self._assign(given, ("batch", "time", "features") if layer.batch_first else ("time", "batch", "features"))
+        self._assign(
+            given, ("batch", "time", "features") if layer.batch_first else ("time", "batch", "features")
+        )
         self._check_width(layer, given)
         return LayerResult(name, replace(given, content=self._builder.layer(name, layer, given.content)))
 
     def _embedding(self, module: nn.Embedding, given: Traced) -> Traced:
-        is_input = isinstance(given.content, Value) and given.content is next(iter(self._traced.values())).content
+        is_input = (
+            isinstance(given.content, Value) and given.content is next(iter(self._traced.values())).content
+        )
         if not is_input or given.axes != (0, 1, 2) or module.max_norm is not None:
-            raise self._error("is not the first module, or has max_norm: only the input can be looked up in a table")
+            raise self._error(
+                "is not the first module, or has max_norm: only the input can be looked up in a table"
+            )
         self._assign(given, (None, None, "features"))
         return replace(given, content=self._builder.embedding(module))
 
     def _convolution(self, module: nn.Conv1d, given: Traced) -> Traced:
         past = (module.kernel_size[0] - 1) * module.dilation[0]
         padding = 0 if module.padding == "valid" or past == 0 else module.padding
-        both = padding[0] if isinstance(padding, tuple) else padding
+        both = padding[0] if isinstance(padding, tuple) else -1 if padding == "same" else 0
         if module.stride != (1,) or module.padding_mode != "zeros":
             raise self._error("has a stride or pads with other values than zeros")
         if (given.padded, both) not in ((past, 0), (0, past)) or given.surplus:
             raise self._error(
-                f"isn't causal: pad its input with {past} zeros at the beginning, F.pad(x, ({past}, 0))"
-                f"{'' if isinstance(both, str) else f', and not with {both} on both sides'}"
+                f"isn't causal (padding={module.padding!r}): give it padding=0, and pad its input with {past} "
+                f"zeros at the beginning, F.pad(x, ({past}, 0))"
             )
         self._assign(given, ("batch", "features", "time"))
         self._check_width(module, given)
@@ -273,8 +248,8 @@ class GraphReader:
         if given.surplus and cut == [(self._axis("time"), slice(None, -given.surplus))]:
             return replace(given, surplus=0)
         raise self._error(
-            "takes a part of a value, and C code computes all features of every time step: return the output of "
-            "all time steps, and choose from it outside of the model"
+            "takes a part of a value, and C code computes all features of every time step: return the output "
+            "of all time steps, and choose from it outside of the model"
         )
 
     def _concatenate(self, node: fx.Node) -> Traced:
@@ -284,12 +259,18 @@ class GraphReader:
         self._require_features(operands[0], dim)
         return self._call(lambda *tensors: torch.cat(tensors, 1), operands, [])
 
-    def _pad(self, given: Traced, padding: Any, value: Any, options: Any = None) -> Traced:
-        mode = (options or {}).get("mode", "constant")
+    def _pad(self, given: Traced, padding: Any, value: Any, mode: str = "constant") -> Traced:
         before = list(padding)[-2:] if len(padding) in (2, 4) else [0, 1]
         others = list(padding)[:-2]
         self._assign_axis(given.axes[-1 - len(others) // 2], "time")
-        if mode != "constant" or value not in (0, None) or any(others) or before[1] or given.padded or given.surplus:
+        if (
+            mode != "constant"
+            or value not in (0, None)
+            or any(others)
+            or before[1]
+            or given.padded
+            or given.surplus
+        ):
             raise self._error("pads with something else than zeros before the first time step")
         return replace(given, padded=before[0])
 
@@ -331,7 +312,9 @@ class GraphReader:
             if weight.dim() and operands and weight.numel() == weight.shape[-1]:
                 self._require_features(operands[0], -1)
             elif weight.numel() != 1:
-                raise self._error(f"reads a parameter of shape {tuple(weight.shape)}, expected one per feature")
+                raise self._error(
+                    f"reads a parameter of shape {tuple(weight.shape)}, expected one per feature"
+                )
         options = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
         count = len(operands)
 
@@ -385,7 +368,9 @@ class GraphReader:
         if known == role or (known is None and role not in self._roles.values()):
             self._roles[axis] = role
             return
-        raise self._error(f"takes an axis as {role} that was {known or 'another one'} before: transpose its input")
+        raise self._error(
+            f"takes an axis as {role} that was {known or 'another one'} before: transpose its input"
+        )
 
     def _axis(self, role: str) -> int | None:
         return next((axis for axis, one in self._roles.items() if one == role), None)
@@ -405,11 +390,9 @@ class GraphReader:
             name = getattr(node.target, "__name__", str(node.target))
         if node.op == "output":
             name = type(self._model).__name__
-        return ExportError(f"{name}{_location(node)} {problem}")
+        return ExportError(f"{name}{location(node)} {problem}")
 
 
-def _location(node: fx.Node) -> str:
-    """Return the line of the model's code that a node comes from, in parentheses."""
-    lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    own = [(path, line) for path, line in lines if "/torch/" not in path]
-    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+def _pad_arguments(pad: Any, mode: str = "constant", value: Any = None) -> tuple[Any, Any, str]:
+    """Return the arguments of ``F.pad`` after the first in the order in which they are needed here."""
+    return pad, value, mode

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.export.errors import ExportError
-from unrolled.export.kernels import StepKernel, step_kernel
+from unrolled.export.kernels import ALIGNMENT, StepKernel, step_kernel
 from unrolled.export.program import Program, Stage, Value
 
 PADDING = 15  # numbers after the last one of an array, because a vector of 16 may be loaded from any of them
@@ -39,8 +39,8 @@ class PlacedStage:
 class Layout:
     """The arrays of a program.
 
-    The memory of a model has two blocks of states, which take turns as the states before and after a step, and
-    the work memory: what passes from one part of a step to the next.
+    The memory of a model has two blocks of states, which take turns as the states before and after a step,
+    and the work memory: what passes from one part of a step to the next.
 
     Args:
         program: The program.
@@ -86,6 +86,9 @@ class Layout:
 
     def _add(self, part: Tensor) -> int:
         """Append numbers to the weights, and return the index of the first."""
+        if self._size % ALIGNMENT:
+            self._parts.append(torch.zeros(-self._size % ALIGNMENT))
+            self._size += len(self._parts[-1])
         self._parts.append(part.detach().reshape(-1))
         self._size += part.numel()
         return self._size - part.numel()
@@ -105,4 +108,6 @@ def _compile(stage: Stage) -> StepKernel:
     try:
         return step_kernel(stage.cell)
     except UnsupportedError as error:
-        raise ExportError(f"{stage.name}: {type(stage.cell.innermost).__name__} can't be exported: {error}") from None
+        raise ExportError(
+            f"{stage.name}: {type(stage.cell.innermost).__name__} can't be exported: {error}"
+        ) from None

@@ -15,11 +15,15 @@ from torch import nn
 from unrolled.export.c_source import CSource
 from unrolled.export.layout import Layout
 from unrolled.export.modules import read_module
+from unrolled.export.project import project_files
 
-_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long "
-    "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile "
-    "while example".split()
+_RESERVED = frozenset(
+    [
+        *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum"),
+        *("extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return"),
+        *("short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void"),
+        *("volatile", "while", "example"),
+    ]
 )
 
 
@@ -56,9 +60,9 @@ def c(
 ) -> CLibrary:
     """Export a layer, or a model that contains layers, as self-contained C11.
 
-    The folder contains ``name.h`` and ``name.c``, a ``CMakeLists.txt``, a template for pkg-config and a short
-    example. The code uses no heap, no locks, no threads and no system calls, and needs no library. It computes
-    one row, one time step per call::
+    The folder contains ``name.h`` and ``name.c``, a ``CMakeLists.txt``, a template for pkg-config and
+    a short example. The code uses no heap, no locks, no threads and no system calls, and needs no library. It
+    computes one row, one time step per call::
 
         static model_state state;
         model_init(&state);
@@ -66,8 +70,8 @@ def c(
 
     The module is exported in evaluation mode. Layers may have any cell, several layers, both directions (the
     code then runs whole sequences), learned initial states and zoneout. A model may also contain
-    ``nn.Linear``, causal ``nn.Conv1d``, ``nn.BatchNorm1d``, ``nn.LayerNorm``, an ``nn.Embedding`` of its input,
-    activations, and elementwise functions of values of the same time step.
+    ``nn.Linear``, causal ``nn.Conv1d``, ``nn.BatchNorm1d``, ``nn.LayerNorm``, an ``nn.Embedding`` of its
+    input, activations, and elementwise functions of values of the same time step.
 
     The output of a layer has the bits of :class:`unrolled.Stream` on the same instruction set.
 
@@ -87,7 +91,7 @@ def c(
         ValueError: If it can't be exported, or ``name`` or ``weights`` is invalid. The folder stays as it is.
         OSError: If the folder can't be written to.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _KEYWORDS:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED:
         raise ValueError(f"name should be a C identifier, such as 'model', got {name!r}")
     if weights not in ("array", "file"):
         raise ValueError(f"weights should be 'array' or 'file', got {weights!r}")
@@ -97,9 +101,7 @@ def c(
     contents: dict[str, str | bytes] = {
         f"{name}.h": code.header(),
         f"{name}.c": code.source(),
-        f"{name}_dispatch.c": code.dispatch(),
-        "example.c": code.example_program(),
-        **code.build_files(),
+        **project_files(code),
     }
     if weights == "file":
         contents[f"{name}_weights.bin"] = code.weights_file()

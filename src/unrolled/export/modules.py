@@ -1,7 +1,7 @@
 """Turn a layer, or a model that contains layers, into a program.
 
-A model is traced with torch.fx. Each of its values has three axes: time, batch and features. Which axis is which
-shows when a module needs it: a layer says where time and batch are, a convolution where the features are.
+A model is traced with torch.fx. Each of its values has three axes: time, batch and features. Which axis is
+which shows when a module needs it: a layer says where time and batch are, a convolution where features are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_module(module: nn.Module) -> tuple[Program, Tensor, Tensor]:
     source, result = reader.read()
     if not any(stage.has_state for stage in builder.stages):
         raise ExportError(
-            f"{type(module).__name__} contains no recurrent layer and no convolution, so it has no state to step"
+            f"{type(module).__name__} contains no recurrent layer and no convolution, so it has no state"
         )
     program = Program(source, builder.value("output", result), builder.stages, builder.lookup)
     x, expected = _example(program, reader)
@@ -91,15 +91,15 @@ def _trace(model: nn.Module) -> fx.Graph:
     required = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
     if len(required) != 1:
         raise ExportError(
-            f"{type(model).__name__}.forward takes {len(required)} inputs, and C code has one: x of each time step"
+            f"{type(model).__name__}.forward takes {len(required)} inputs, and C code has one: x of each step"
         )
     constants = {one.name: one.default for one in parameters if one is not required[0]}
     try:
         return _Tracer().trace(model, constants or None)
     except Exception as error:  # the forward of a model is arbitrary Python code
         raise ExportError(
-            f"torch.fx can't trace {type(model).__name__} ({' '.join(str(error).split())}); write its forward "
-            "without branches on values"
+            f"torch.fx can't trace {type(model).__name__} ({' '.join(str(error).split())}); write its "
+            "forward without branches on values"
         ) from error
 
 
@@ -112,7 +112,7 @@ def _check_tensors(module: nn.Module) -> None:
             continue
         if tensor.dtype is not torch.float32:
             raise ExportError(
-                f"{name} has dtype {tensor.dtype}, and C code is exported in float32: call module.float() first"
+                f"{name} has dtype {tensor.dtype}, and C code computes in float32: call module.float() first"
             )
         if not tensor.is_cpu:
             raise ExportError(f"{name} is on {tensor.device}: call module.cpu() first")
@@ -136,6 +136,6 @@ def _check_same(name: str, result: Tensor, expected: Tensor) -> None:
     scale = max(1.0, float(expected.abs().max()))
     if result.shape != expected.shape or not (result - expected).abs().max() <= _TOLERANCE * scale:
         raise ExportError(
-            f"{name} doesn't give the same numbers one time step at a time: does it mix time steps outside of its "
-            "layers and causal convolutions?"
+            f"{name} doesn't give the same numbers one time step at a time: does it mix "
+            "time steps outside of its layers and causal convolutions?"
         )

@@ -1,4 +1,4 @@
-"""Cells of the parts of a model that are not recurrent: functions of one time step, and causal convolutions."""
+"""Cells of the parts of a model without a layer: functions of one time step, and causal convolutions."""
 
 from __future__ import annotations
 

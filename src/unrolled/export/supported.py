@@ -20,21 +20,25 @@ IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.F
 LAST_AXIS_MODULES = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 SOFTMAX_MODULES = (nn.Softmax, nn.LogSoftmax, nn.GLU)
 
+_TENSOR_FUNCTIONS = (
+    "abs", "add", "clamp", "cos", "div", "exp", "log", "mul", "neg", "pow", "relu", "rsqrt", "sigmoid", "sin",
+    "sqrt", "square", "sub", "tanh",
+)  # fmt: skip
+_ACTIVATIONS = (
+    "celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid",
+    "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh",
+    "tanhshrink", "threshold",
+)  # fmt: skip
 ELEMENTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     getattr(owner, name)
     for owner, names in (
-        (operator, "add sub mul truediv neg abs pow"),
-        (torch, "add sub mul div neg abs relu tanh sigmoid exp log sqrt rsqrt square sin cos clamp maximum minimum"
-                " where erf log1p expm1 pow softmax"),
-        (F, "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu"
-            " silu sigmoid softplus softshrink softsign tanh tanhshrink threshold"),
+        (operator, ("add", "mul", "neg", "pow", "sub", "truediv")),
+        (torch, (*_TENSOR_FUNCTIONS, "erf", "expm1", "log1p", "maximum", "minimum")),
+        (F, _ACTIVATIONS),
     )
-    for name in names.split()
-    if name != "softmax"
-)  # fmt: skip
-ELEMENTWISE_METHODS = frozenset(
-    "add sub mul div neg abs relu tanh sigmoid exp log sqrt rsqrt square sin cos clamp pow".split()
+    for name in names
 )
+ELEMENTWISE_METHODS = frozenset(_TENSOR_FUNCTIONS)
 IDENTITY_METHODS = frozenset({"contiguous", "clone", "detach", "float"})
 DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.alpha_dropout)
 
@@ -42,8 +46,7 @@ DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.alpha_dropout)
 def function_of(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """Return a module in evaluation mode as a function of a tensor and its weights, and the weights."""
     module = copy.copy(module)
-    if hasattr(module, "inplace"):
-        module.inplace = False
+    module.__dict__["inplace"] = False  # of activations: their input is read by others, too
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
 

@@ -26,11 +26,13 @@
 #include <string.h>
 #pragma fp_contract(off)
 #define ALWAYS_INLINE static __forceinline
+#define ALIGNED
 #define UNROLL
 #define COPY memcpy
 #define CLEAR memset
 #else
 #define ALWAYS_INLINE static inline __attribute__((always_inline, unused))
+#define ALIGNED __attribute__((aligned(64))) /* to a cache line */
 #if defined(__clang__)
 #define UNROLL
 #else
