@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> None:
 def _summary(model: str, library: CLibrary) -> str:
     functions = "run" if library.bidirectional else "step and run"
     return (
-        f"Wrote {model} to {library.folder}: {library.input} inputs and {library.output} outputs per time step, "
+        f"Wrote {model} to {library.folder}: input size {library.input}, output size {library.output}, "
         f"{format_size(library.weights_bytes)} of weights, {library.state_bytes} bytes of state.\n"
         f"{library.name}.h declares {functions}. To build it:\n"
         f"  cmake -S {library.folder} -B {library.folder / 'build'}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import numpy
@@ -48,10 +47,12 @@ def reduction(target: object) -> tuple[str, str]:
 def literal(value: float) -> str:
     """Return a number as a C literal in float32."""
     with numpy.errstate(over="ignore"):
-        number = numpy.float32(value)
-    if numpy.isnan(number):
-        return "NAN"
-    if math.isinf(number):
-        return "-INFINITY" if number < 0 else "INFINITY"
-    text = str(number)
+        return in_c(str(numpy.float32(value)))
+
+
+def in_c(text: str) -> str:
+    """Return a float32, as numpy prints it with all its bits, as a C literal."""
+    special = {"nan": "NAN", "inf": "INFINITY", "-inf": "-INFINITY"}
+    if text in special:
+        return special[text]
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from unrolled._version import __version__
 from unrolled.export.c_functions import step_functions
+from unrolled.export.c_ops import in_c
 from unrolled.export.layout import PADDING, Layout, PlacedStage
-from unrolled.export.program import Value
+from unrolled.export.program import Value, largest
 from unrolled.export.templates import fill, template
 
 FORMAT = (
@@ -292,7 +293,6 @@ class CSource:
     def _selftest(self) -> str:
         kind = self.x_type()
         x = self.example.reshape(-1)
-        scale = max(1.0, float(self.expected.abs().max()))
         return fill(
             template("selftest_sequence.c" if self.program.bidirectional else "selftest.c"),
             name=self.name,
@@ -301,7 +301,7 @@ class CSource:
             x=", ".join(map(str, x.tolist())) if kind == "int32_t" else _numbers(x),
             y=_numbers(self.expected.reshape(-1)),
             steps=len(self.expected),
-            tolerance=f"{_TOLERANCE * scale:.9g}f",
+            tolerance=f"{_TOLERANCE * largest(self.expected):.9g}f",
             work=max(1, self._sequence_width() * len(self.expected)),
         )
 
@@ -324,6 +324,5 @@ def _lines(lines: Iterator[str] | Sequence[str]) -> str:
 
 def _numbers(values: Tensor) -> str:
     """Return float32 numbers as C, with all their bits."""
-    # numpy prints the shortest decimal with the same bits
-    texts = [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in map(str, values.numpy())]
+    texts = list(map(in_c, map(str, values.numpy())))
     return "\n".join(", ".join(texts[k : k + 8]) + "," for k in range(0, len(texts), 8))

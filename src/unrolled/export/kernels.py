@@ -14,6 +14,7 @@ from unrolled.engines.compiler.ir import UnsupportedError, ancestors, inputs_of,
 from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.kernel_ir import Buffer, Group, KernelIR, Memory
 from unrolled.engines.compiler.partition import LoopPartition
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.cpp_ops import check
 
@@ -144,10 +145,16 @@ def _constant_values(
     """Return the values of nodes that depend on parameters only, as the engine computes them."""
     params = [getattr(cell, name).detach().contiguous() for name in cell.shapes()]
     values = {**captured.constants, **dict(zip(captured.params, params, strict=False))}
-    compute = BulkOps(partition.prologue, needed, (), torch.float32, BACKEND.bulk_runner(torch.float32))
-    with torch.no_grad():
-        compute(values, 1)
-    return values
+    runners = (BACKEND.bulk_runner(torch.float32), None)  # the second one is torch
+    for runner in runners:
+        results = dict(values)
+        try:
+            with torch.no_grad():
+                BulkOps(partition.prologue, needed, (), torch.float32, runner)(results, 1)
+            return results
+        except UnavailableError:  # there is no C++ compiler, for products of parameters
+            continue
+    raise AssertionError("torch computes any product")
 
 
 def _offsets(sizes: list[int]) -> list[int]:

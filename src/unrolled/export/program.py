@@ -10,6 +10,11 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 
 
+def largest(values: Tensor) -> float:
+    """Return the largest magnitude of finite values, at least 1: what a difference is compared with."""
+    return max(1.0, float(torch.where(values.isfinite(), values, 0).abs().max()))
+
+
 @dataclass(eq=False)
 class Value:
     """Numbers of each time step.
