@@ -18,7 +18,7 @@ from helpers.layer_pairs import NEEDS_COMPILER
 from helpers.user_cell import MGU
 
 CELLS = sorted(name for name in ur.cells.__all__ if issubclass(getattr(ur.cells, name), ur.Cell))
-FAST = ("GRU", "LayerNormLSTM", "RGLRU", "RHN")
+FAST = ("GRU", "LayerNormLSTM")
 SAME_SIZES = ("NAS", "SRU", "UnICORNN")  # the input is as wide as the hidden state
 
 pytestmark = [NEEDS_CC, NEEDS_COMPILER]
@@ -47,12 +47,14 @@ def test_every_cell_has_the_bits_of_a_stream(name: str, tmp_path: Path) -> None:
         assert exported.selftest() == (0, 0.0)
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_user(tmp_path: Path) -> None:
     layer, x = ur.Recurrent(MGU, 3, 21), torch.randn(20, 3)
     assert torch.equal(Exported(layer, tmp_path).run(x), streamed(layer, x))
 
 
 @pytest.mark.skipif(not IS_X86, reason="names x86 instruction sets")
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("-march=x86-64",), ("-march=x86-64", "-DLANES=1"), ("-mavx",)])
 @pytest.mark.parametrize("kind", [ur.LSTM, ur.GRU])
 def test_other_instruction_sets_differ_by_rounding(kind: Any, flags: tuple[str, ...], tmp_path: Path) -> None:
@@ -61,6 +63,7 @@ def test_other_instruction_sets_differ_by_rounding(kind: Any, flags: tuple[str, 
 
 
 @pytest.mark.skipif(not IS_X86, reason="names x86 instruction sets")
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 4, 8])
 def test_the_width_of_vectors_does_not_matter(lanes: int, tmp_path: Path) -> None:
     """Where products are fused and no columns are summed up. The processor must have AVX2."""
@@ -72,10 +75,10 @@ def test_the_width_of_vectors_does_not_matter(lanes: int, tmp_path: Path) -> Non
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(torch, name)
     for name in (
-        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "exp2",
-        "expm1", "floor", "frac", "isinf", "isnan", "log", "log10", "log1p", "log2", "logical_not", "neg",
-        "reciprocal", "relu", "round", "rsqrt", "sgn", "sigmoid", "sign", "signbit", "sin", "sinh", "sqrt", "tan",
-        "tanh", "trunc",
+        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp",
+        "exp2", "expm1", "floor", "frac", "isinf", "isnan", "log", "log10", "log1p", "log2", "logical_not", "neg",
+        "reciprocal", "relu", "round", "rsqrt", "sgn", "sigmoid", "sign", "signbit", "sin", "sinh", "sqrt",
+        "tan", "tanh", "trunc",
     )
 } | {name: getattr(F, name) for name in ("elu", "gelu", "mish", "silu", "softplus")}  # fmt: skip
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -108,8 +111,8 @@ class Binary(ur.Cell):
         return torch.cat([function(a, b).to(x.dtype) for function in BINARY.values()], -1)
 
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 1e-40, -1e-40, 1e-30, 3e38, -3e38, float("inf"), -float("inf"),
-           float("nan"), 88.9, -104.2, 1e6, -7e4, 1.23e30, 4.0, 0.3]  # fmt: skip
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 1e-40, -1e-40, 1e-30, 3e38, -3e38, float("inf"),
+           -float("inf"), float("nan"), 88.9, -104.2, 1e6, -7e4, 1.23e30, 4.0, 0.3]  # fmt: skip
 
 
 def inputs() -> Tensor:
@@ -133,7 +136,11 @@ def test_functions_have_the_bits_of_the_engine(cell: Any, functions: Any, tmp_pa
     for name, expected in by_function(functions, streamed(layer, x)).items():
         result = results[name]
         same = (result.view(torch.int32) == expected.view(torch.int32)) | (result.isnan() & expected.isnan())
-        if name in ("cos", "sin", "tan"):  # of large numbers: the engine calls libm, whose last bit may differ
+        if name in (
+            "cos",
+            "sin",
+            "tan",
+        ):  # of large numbers: the engine calls libm, whose last bit may differ
             same |= (x.abs() > 12800) & ((result - expected).abs() <= 1.2e-7 * expected.abs())
         assert same.all(), (name, result[~same], expected[~same])
 
@@ -151,7 +158,14 @@ def test_functions_on_other_instruction_sets(
     with ur.engine("reference"):
         exact = layer.double()(x.double().unsqueeze(1))[0][:, 0].detach()
     for name, value in by_function(functions, exact).items():
-        if name in ("gelu", "mish", "frac", "silu", "softplus", "remainder"):  # several functions: errors add up
+        if name in (
+            "gelu",
+            "mish",
+            "frac",
+            "silu",
+            "softplus",
+            "remainder",
+        ):  # several functions: errors add up
             continue
         result, expected = results[name], value.float()
         unit = torch.nextafter(expected.abs(), torch.tensor(float("inf"))) - expected.abs()
@@ -161,7 +175,9 @@ def test_functions_on_other_instruction_sets(
 
 
 def test_learned_initial_states_and_zoneout(tmp_path: Path) -> None:
-    layer = ur.Recurrent(ur.cells.LSTM, 3, 9, num_layers=2, initial_state="learned", zoneout={"c": 0.3}).eval()
+    layer = ur.Recurrent(
+        ur.cells.LSTM, 3, 9, num_layers=2, initial_state="learned", zoneout={"c": 0.3}
+    ).eval()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             if name.startswith("initial"):

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "export",
         help="write a trained model as self-contained C",
         description="Write a layer, or a model that contains layers, as C11 into a folder, with a "
-        "CMakeLists.txt and an example. The code needs neither Python nor a library, and allocates no memory.",
+        "CMakeLists.txt and an example. The code needs no Python and no library, and allocates no memory.",
         allow_abbrev=False,
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=_HELP)

@@ -135,7 +135,8 @@ class CSource:
         """Yield the parts of the runtime whose functions are used."""
         used = set(re.findall(r"\bv_\w+", "".join(self.texts)))
         texts = {
-            part: (resources.files(__package__) / "runtime" / f"{part}.h").read_text(encoding="ascii") for part in _RUNTIME
+            part: (resources.files(__package__) / "runtime" / f"{part}.h").read_text(encoding="ascii")
+            for part in _RUNTIME
         }
         needed = {"vectors"}
         for part in reversed(_RUNTIME):

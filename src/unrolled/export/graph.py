@@ -22,7 +22,9 @@ from unrolled.export.supported import (
     ELEMENTWISE_MODULES,
     IDENTITY_METHODS,
     IDENTITY_MODULES,
+    KEEP_FEATURES,
     LAST_AXIS_MODULES,
+    PADDING_MODULES,
     SOFTMAX_MODULES,
     function_of,
     input_features,
@@ -96,6 +98,8 @@ class GraphReader:
                     return 1
                 if module is not None and (features := input_features(module)) is not None:
                     return features
+                if module is not None and not isinstance(module, KEEP_FEATURES):
+                    return 1  # the module can't be exported; the error names it
                 same.add(node)
         raise ExportError(f"no module of {type(self._model).__name__} tells how many input features it takes")
 
@@ -130,7 +134,7 @@ class GraphReader:
             return self._embedding(module, given)
         if isinstance(module, nn.Conv1d):
             return self._convolution(module, given)
-        if isinstance(module, (nn.ConstantPad1d, nn.ZeroPad1d)):
+        if isinstance(module, PADDING_MODULES):
             return self._pad(given, module.padding, module.value)
         if isinstance(module, IDENTITY_MODULES):
             return given
@@ -220,8 +224,8 @@ class GraphReader:
             raise self._error("has a stride or pads with other values than zeros")
         if (given.padded, both) not in ((past, 0), (0, past)) or given.surplus:
             raise self._error(
-                f"isn't causal (padding={module.padding!r}): give it padding=0, and pad its input with {past} "
-                f"zeros at the beginning, F.pad(x, ({past}, 0))"
+                f"isn't causal (padding={module.padding!r}): give it padding=0, and pad its input with "
+                f"{past} zeros at the beginning, F.pad(x, ({past}, 0))"
             )
         self._assign(given, ("batch", "features", "time"))
         self._check_width(module, given)

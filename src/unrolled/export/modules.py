@@ -98,9 +98,13 @@ def _trace(model: nn.Module) -> fx.Graph:
         return _Tracer().trace(model, constants or None)
     except Exception as error:  # the forward of a model is arbitrary Python code
         raise ExportError(
-            f"torch.fx can't trace {type(model).__name__} ({' '.join(str(error).split())}); write its "
+            f"torch.fx can't trace {type(model).__name__} ({_first_sentence(error)}); write its "
             "forward without branches on values"
         ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(". ")[0]
 
 
 def _check_tensors(module: nn.Module) -> None:

@@ -19,6 +19,9 @@ ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
 IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 LAST_AXIS_MODULES = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 SOFTMAX_MODULES = (nn.Softmax, nn.LogSoftmax, nn.GLU)
+PADDING_MODULES = (nn.ConstantPad1d, nn.ZeroPad1d)
+# Modules whose output has as many features as their input.
+KEEP_FEATURES = (*ELEMENTWISE_MODULES, *IDENTITY_MODULES, *PADDING_MODULES, nn.Softmax, nn.LogSoftmax)
 
 _TENSOR_FUNCTIONS = (
     "abs", "add", "clamp", "cos", "div", "exp", "log", "mul", "neg", "pow", "relu", "rsqrt", "sigmoid", "sin",
