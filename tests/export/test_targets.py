@@ -110,7 +110,10 @@ WebAssembly.instantiate(fs.readFileSync(process.argv[2]), {}).then(({ instance }
 """
 WITHOUT_LIBRARY = """
 #include <stddef.h>
-void *memset(void *to, int c, size_t n) { for (size_t k = 0; k < n; k++) ((volatile char *)to)[k] = (char)c; return to; }
+void *memset(void *to, int c, size_t n) {
+  for (size_t k = 0; k < n; k++) ((volatile char *)to)[k] = (char)c;
+  return to;
+}
 void *memcpy(void *to, const void *from, size_t n) {
   for (size_t k = 0; k < n; k++) ((volatile char *)to)[k] = ((const char *)from)[k];
   return to;

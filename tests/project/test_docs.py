@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import math
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from torch.testing import assert_close
 import unrolled as ur
 from helpers import processes
 from helpers.browser import NOT_FOUND, find_browser, running_browser
+from helpers.c_library import NEEDS_CC
 from helpers.layer_pairs import FALLBACK_FILTER, NEEDS_COMPILER
 from helpers.printed_output import assert_same_output
 from unrolled import diagram, plot
@@ -45,6 +48,10 @@ README_COMMANDS = set(COMMAND.findall((DOCS.parent / "README.md").read_text()))
 NEEDING_COMPILER = ("change", "compiler", "torch_nn")  # pages that use the native engine or torch.export
 THRESHOLDS = "unrolled.tracing.thresholds"  # constants, which the index doesn't list one by one
 LINKS_TO_WEB = {"a": "href"}  # the only references that may leave the site: links for the reader
+
+
+# Commands that build C code, which run in order.
+C_COMMANDS = COMMAND.findall(PAGES["deploy"].partition("## As a C library")[2].partition("\n## ")[0])
 
 
 def run(arguments: list[Any], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +86,7 @@ def commands() -> list[Any]:
     return [
         pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
         for command in sorted(in_pages - README_COMMANDS)
-        if "--watch" not in command
+        if "--watch" not in command and command not in C_COMMANDS
     ]
 
 
@@ -93,6 +100,24 @@ def test_command(command: str, tmp_path: Path) -> None:
     process = run([Path(sys.executable).parent / program, *arguments], tmp_path)
     assert process.returncode == 0, process.stderr
     assert "LSTM" in process.stdout or "RNN(" in process.stdout
+
+
+@pytest.mark.slow
+@NEEDS_CC
+def test_commands_that_build_a_c_library(tmp_path: Path) -> None:
+    [program] = [code for code, _ in CODE.findall(PAGES["deploy"]) if "def build" in code]
+    header = "import torch\nimport unrolled as ur\n"
+    (tmp_path / "effect.py").write_text(header + program.partition("\nlibrary = ")[0])
+    folder = Path(sys.executable).parent
+    assert len(C_COMMANDS) == 11
+    for command in C_COMMANDS:
+        name, *arguments = shlex.split(command)
+        missing = "ziglang" in arguments and importlib.util.find_spec("ziglang") is None
+        if missing or (name in ("cmake", "ctest") and shutil.which(name) is None):
+            continue
+        program = str(folder / name) if name in ("unrolled", "python") else name
+        done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
@@ -128,7 +153,7 @@ def test_modules_named_in_the_pages_exist() -> None:
 def public_names() -> list[str]:
     """Return the public names of the package and of its public modules, as the reference writes them."""
     objects = [name for name in ur.__all__ if not isinstance(getattr(ur, name), ModuleType)]
-    modules = {module.__name__: module.__all__ for module in (ur.cells, ur.io, diagram, plot)}
+    modules = {module.__name__: module.__all__ for module in (ur.cells, ur.export, ur.io, diagram, plot)}
     names = [f"{module}.{name}" for module, all_names in modules.items() for name in all_names]
     return [*(f"unrolled.{name}" for name in objects), *names]
 

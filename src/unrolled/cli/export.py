@@ -11,8 +11,7 @@ from torch import nn
 from unrolled.cli.arguments import UsageError, new_console
 from unrolled.cli.doctor import format_size
 from unrolled.cli.model import call_function
-from unrolled.export import c
-from unrolled.export.library import CLibrary
+from unrolled.export import CLibrary, c
 
 _HELP = "FILE.py:FUNCTION, a function that returns a model: return model"
 

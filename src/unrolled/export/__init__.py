@@ -1,5 +1,5 @@
-"""Export of trained modules to other languages: C."""
+"""Export trained modules to other languages: C."""
 
-from unrolled.export.library import c
+from unrolled.export.library import CLibrary, c
 
-__all__ = ["c"]
+__all__ = ["CLibrary", "c"]
