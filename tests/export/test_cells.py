@@ -75,10 +75,10 @@ def test_the_width_of_vectors_does_not_matter(lanes: int, tmp_path: Path) -> Non
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(torch, name)
     for name in (
-        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc",
-        "exp", "exp2", "expm1", "floor", "frac", "isinf", "isnan", "log", "log10", "log1p", "log2", "logical_not",
-        "neg", "reciprocal", "relu", "round", "rsqrt", "sgn", "sigmoid", "sign", "signbit", "sin", "sinh", "sqrt",
-        "tan", "tanh", "trunc",
+        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf",
+        "erfc", "exp", "exp2", "expm1", "floor", "frac", "isinf", "isnan", "log", "log10", "log1p",
+        "log2", "logical_not", "neg", "reciprocal", "relu", "round", "rsqrt", "sgn", "sigmoid",
+        "sign", "signbit", "sin", "sinh", "sqrt", "tan", "tanh", "trunc",
     )
 } | {name: getattr(F, name) for name in ("elu", "gelu", "mish", "silu", "softplus")}  # fmt: skip
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import math
 import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +29,6 @@ from torch.testing import assert_close
 import unrolled as ur
 from helpers import processes
 from helpers.browser import NOT_FOUND, find_browser, running_browser
-from helpers.c_library import NEEDS_CC
 from helpers.layer_pairs import FALLBACK_FILTER, NEEDS_COMPILER
 from helpers.printed_output import assert_same_output
 from unrolled import diagram, plot
@@ -48,10 +45,6 @@ README_COMMANDS = set(COMMAND.findall((DOCS.parent / "README.md").read_text()))
 NEEDING_COMPILER = ("change", "compiler", "torch_nn")  # pages that use the native engine or torch.export
 THRESHOLDS = "unrolled.tracing.thresholds"  # constants, which the index doesn't list one by one
 LINKS_TO_WEB = {"a": "href"}  # the only references that may leave the site: links for the reader
-
-
-# Commands that build C code, which run in order.
-C_COMMANDS = COMMAND.findall(PAGES["deploy"].partition("## As a C library")[2].partition("\n## ")[0])
 
 
 def run(arguments: list[Any], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -80,13 +73,13 @@ def test_code_prints_what_the_page_shows(page: str, tmp_path: Path) -> None:
 
 
 def commands() -> list[Any]:
-    """Return the commands in the pages that ``test_readme.py`` doesn't run. ``--watch`` needs a terminal."""
+    """Return the commands in the pages that other tests don't run. ``--watch`` needs a terminal."""
     in_pages = {command for text in PAGES.values() for command in COMMAND.findall(text)}
     assert in_pages
     return [
         pytest.param(command, marks=NEEDS_COMPILER if "build" in command.split() else ())
         for command in sorted(in_pages - README_COMMANDS)
-        if "--watch" not in command and command not in C_COMMANDS
+        if "--watch" not in command and command.startswith("unrolled ") and " export " not in command
     ]
 
 
@@ -100,24 +93,6 @@ def test_command(command: str, tmp_path: Path) -> None:
     process = run([Path(sys.executable).parent / program, *arguments], tmp_path)
     assert process.returncode == 0, process.stderr
     assert "LSTM" in process.stdout or "RNN(" in process.stdout
-
-
-@pytest.mark.slow
-@NEEDS_CC
-def test_commands_that_build_a_c_library(tmp_path: Path) -> None:
-    [program] = [code for code, _ in CODE.findall(PAGES["deploy"]) if "def build" in code]
-    header = "import torch\nimport unrolled as ur\n"
-    (tmp_path / "effect.py").write_text(header + program.partition("\nlibrary = ")[0])
-    folder = Path(sys.executable).parent
-    assert len(C_COMMANDS) == 11
-    for command in C_COMMANDS:
-        name, *arguments = shlex.split(command)
-        missing = "ziglang" in arguments and importlib.util.find_spec("ziglang") is None
-        if missing or (name in ("cmake", "ctest") and shutil.which(name) is None):
-            continue
-        program = str(folder / name) if name in ("unrolled", "python") else name
-        done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 @pytest.mark.slow

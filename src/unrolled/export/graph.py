@@ -22,14 +22,13 @@ from unrolled.export.supported import (
     ELEMENTWISE_MODULES,
     IDENTITY_METHODS,
     IDENTITY_MODULES,
-    KEEP_FEATURES,
     LAST_AXIS_MODULES,
     PADDING_MODULES,
     SOFTMAX_MODULES,
     function_of,
     input_features,
 )
-from unrolled.export.traced import FinalState, LayerResult, Traced, location
+from unrolled.export.traced import FinalState, LayerResult, Traced, input_width, location
 from unrolled.layers.recurrent import Recurrent
 
 
@@ -53,7 +52,7 @@ class GraphReader:
 
     def read(self) -> tuple[Value, Call | Value]:
         """Read all nodes, and return the input and the output."""
-        source = Value(self._input_width())
+        source = Value(input_width(self._model, self._graph))
         for node in self._graph.nodes:
             self._node = node
             if node.op == "placeholder":
@@ -85,23 +84,6 @@ class GraphReader:
             raise self._error(f"returns {result.dim()} axes, expected time, batch and features")
         output: Tensor = result.permute([positions[role] for role in ("time", "batch", "features")])[:, 0]
         return output.contiguous()
-
-    def _input_width(self) -> int:
-        """Return the number of features of the input, as the first module that reads it says."""
-        same: set[Any] = set()  # nodes with as many features
-        for node in self._graph.nodes:
-            if node.op == "placeholder":
-                same |= set() if same else {node}
-            elif node.args and node.args[0] in same:
-                module = self._model.get_submodule(str(node.target)) if node.op == "call_module" else None
-                if isinstance(module, nn.Embedding):
-                    return 1
-                if module is not None and (features := input_features(module)) is not None:
-                    return features
-                if module is not None and not isinstance(module, KEEP_FEATURES):
-                    return 1  # the module can't be exported; the error names it
-                same.add(node)
-        raise ExportError(f"no module of {type(self._model).__name__} tells how many input features it takes")
 
     def _result(self, value: Any) -> Traced:
         """Return the output of the model: the first of several, because states stay inside."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from unrolled.export.errors import ExportError
 from unrolled.export.program import Value
 from unrolled.export.stateless import Call
+from unrolled.export.supported import KEEP_FEATURES, input_features
 
 
 @dataclass
@@ -49,3 +52,25 @@ def location(node: fx.Node) -> str:
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
     own = [(path, line) for path, line in lines if "/torch/" not in path]
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+
+
+def input_width(model: nn.Module, graph: fx.Graph) -> int:
+    """Return the number of features of a model's input, as the first module that reads it says.
+
+    Raises:
+        ExportError: If no module says it.
+    """
+    same: set[Any] = set()  # nodes with as many features
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            same |= set() if same else {node}
+        elif node.args and node.args[0] in same:
+            module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, nn.Embedding):
+                return 1
+            if module is not None and (features := input_features(module)) is not None:
+                return features
+            if module is not None and not isinstance(module, KEEP_FEATURES):
+                return 1  # the module can't be exported; the error names it
+            same.add(node)
+    raise ExportError(f"no module of {type(model).__name__} tells how many input features it takes")
