@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,23 @@ import unrolled as ur
 from helpers.c_library import IS_X86, NEEDS_CC, Exported, streamed
 from helpers.layer_pairs import NEEDS_COMPILER
 from helpers.user_cell import MGU
+from unrolled.engines.native.cpp_ops import CPP_OPS, CPP_REDUCTIONS
+from unrolled.export.c_ops import reduction, template
 
 CELLS = sorted(name for name in ur.cells.__all__ if issubclass(getattr(ur.cells, name), ur.Cell))
 FAST = ("GRU", "LayerNormLSTM")
 SAME_SIZES = ("NAS", "SRU", "UnICORNN")  # the input is as wide as the hidden state
 
 pytestmark = [NEEDS_CC, NEEDS_COMPILER]
+
+
+def test_every_operation_of_the_engine_has_its_functions_in_c() -> None:
+    folder = Path(ur.export.__path__[0]) / "runtime"
+    runtime = "".join(path.read_text() for path in folder.glob("*.h"))
+    defined = set(re.findall(r"^ALWAYS_INLINE \w+ (v_\w+)\(", runtime, re.MULTILINE))
+    used = {name for cpp in CPP_OPS.values() for name in re.findall(r"\bv_\w+", template(cpp))}
+    used |= {reduction(target)[0] for target in CPP_REDUCTIONS}
+    assert used <= defined
 
 
 def example(name: str, hidden: int) -> tuple[ur.Recurrent, Tensor]:

@@ -243,6 +243,7 @@ def with_nan() -> nn.Module:
         (lambda: nn.Linear(2, 3), "Linear contains no recurrent layer"),
         (lambda: ur.LSTM(2, 3).double(), "weight_ih_l0 has dtype torch.float64.*call module.float"),
         (lambda: ur.LSTM(2, 3).bfloat16(), "has dtype torch.bfloat16"),
+        (lambda: nn.Sequential(nn.Linear(2, 3, dtype=torch.complex64)), "has dtype torch.complex64"),
         (lambda: ur.LSTM(2, 3, device="meta"), r"weight_ih_l0 is on meta: call module.cpu\(\)"),
         (lambda: ur.LSTMCell(2, 3), "LSTMCell '0' is not among the modules"),
         (

@@ -112,7 +112,7 @@ def _check_tensors(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ExportError(f"the size of {name} isn't known yet: call the module once before exporting it")
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not tensor.is_complex():
             continue
         if tensor.dtype is not torch.float32:
             raise ExportError(
