@@ -156,6 +156,7 @@ ALWAYS_INLINE V v_round_to_float(V x) { return x; }
  * (term, product, column). Sums run over the terms in order, in blocks of 32, like those of the library. */
 ALWAYS_INLINE void multiply(V *s, const float *x, const float *w, const int terms, const int products, const int width,
                             const int column, const int panels) {
+  UNROLL for (int j = 0; j < panels * products; j++) s[j] = splat(0); /* compilers don't see that it isn't read */
   for (int from = 0; from < terms; from += 32) {
     V sum[16];
     UNROLL for (int j = 0; j < panels * products; j++) sum[j] = splat(0);
