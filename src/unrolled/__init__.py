@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from unrolled import _moved_modules, cells, io
+from unrolled import _moved_modules, cells, export, io
 from unrolled._version import __version__ as __version__
 from unrolled.cells.base import Cell, Param
 from unrolled.engines.dispatch import engine
@@ -33,6 +33,7 @@ __all__ = [
     "cells",
     "convert",
     "engine",
+    "export",
     "frozen",
     "io",
     "record",

@@ -24,6 +24,7 @@ PACKAGES = {
     "engines": {"cells"},
     "layers": {"cells", "engines"},
     "equations": {"cells"},
+    "export": {"cells", "engines", "layers"},
     "inference": {"engines", "layers"},
     "io": {"cells", "layers"},
     "tracing": {"cells", "engines", "layers"},

@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 
 from unrolled._version import __version__
-from unrolled.cli import build, doctor, show
+from unrolled.cli import build, doctor, export, show
 from unrolled.cli.arguments import (
     CELL_HELP,
     CELL_WITH_WEIGHTS_HELP,
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build_parser.add_argument("--inference", action="store_true", help="compile no kernels for training")
     build_parser.set_defaults(run=_build)
+    export.add(commands)
     return parser
 
 

@@ -39,16 +39,7 @@ def run_model(argument: Path) -> Record:
     Raises:
         UsageError: If there is no such function, it returns something else, or its code raises an error.
     """
-    location, separator, name = str(argument).rpartition(":")
-    if not separator or not name:
-        raise UsageError(f"{argument}: expected {HELP}")
-    try:
-        function = getattr(import_file(Path(location)), name, None)
-        result = function() if callable(function) else None
-    except Exception as error:  # user code can raise anything
-        raise UsageError(f"{argument}: failed to run ({type(error).__name__}: {error})") from error
-    if not callable(function):
-        raise UsageError(f"{location} has no function named {name!r}")
+    result = call_function(argument, HELP)
     if not isinstance(result, tuple) or len(result) < 2 or not isinstance(result[0], nn.Module):
         raise UsageError(f"{argument} should return a model and its inputs, got {type(result).__name__}")
     model, *inputs = result
@@ -59,6 +50,29 @@ def run_model(argument: Path) -> Record:
     except Exception as error:
         raise UsageError(f"{argument}: the model failed to run ({type(error).__name__}: {error})") from error
     return recording
+
+
+def call_function(argument: Path, expected: str) -> Any:
+    """Call a function of a Python file, and return its result.
+
+    Args:
+        argument: The file and the name of the function, such as ``model.py:build``.
+        expected: What the argument should be, for the error.
+
+    Raises:
+        UsageError: If there is no such function, or its code raises an error.
+    """
+    location, separator, name = str(argument).rpartition(":")
+    if not separator or not name:
+        raise UsageError(f"{argument}: expected {expected}")
+    try:
+        function = getattr(import_file(Path(location)), name, None)
+        result = function() if callable(function) else None
+    except Exception as error:  # user code can raise anything
+        raise UsageError(f"{argument}: failed to run ({type(error).__name__}: {error})") from error
+    if not callable(function):
+        raise UsageError(f"{location} has no function named {name!r}")
+    return result
 
 
 def select_layer(recording: Record, name: str | None) -> tuple[str, Trace] | None:

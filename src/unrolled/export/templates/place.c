@@ -1,0 +1,1 @@
+  if (@name@_init(&state) != 0) return 1;

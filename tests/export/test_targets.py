@@ -1,0 +1,134 @@
+"""Exported C for other systems, compiled with the ziglang package, and run where an emulator is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unrolled as ur
+from unrolled.engines.native.toolchain import cache
+
+TARGETS = {  # zig's name of the target: flags, and the first bytes of an object file
+    "x86_64-linux-musl": (("-mcpu=x86_64_v3",), b"\x7fELF"),
+    "aarch64-linux-musl": ((), b"\x7fELF"),
+    "x86_64-windows-gnu": (("-mcpu=x86_64_v3",), b"d\x86"),
+    "aarch64-macos": ((), b"\xcf\xfa\xed\xfe"),
+    "wasm32-freestanding": ((), b"\0asm"),
+    "wasm32-freestanding simd": (("-mcpu=generic+simd128",), b"\0asm"),
+    "thumb-freestanding-eabihf": (("-mcpu=cortex_m4",), b"\x7fELF"),
+    "thumb-freestanding-eabihf M7": (("-mcpu=cortex_m7",), b"\x7fELF"),
+}
+EMULATORS = {  # programs that run a target's programs, by target
+    "x86_64-linux-musl": "env" if sys.platform == "linux" and os.uname().machine == "x86_64" else "none",
+    "aarch64-linux-musl": "qemu-aarch64",
+    "x86_64-windows-gnu": "wine64",
+}
+# What a compiler may call: copies of memory, and arithmetic in double on processors that have none.
+ALLOWED = re.compile(
+    r"_?(memcpy|memset|__stack_pointer|__linear_memory|__indirect_function_table|__aeabi_\w+)"
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package"),
+]
+
+
+@pytest.fixture(autouse=True)
+def keep_zig_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep zig's runtimes for the targets, which take minutes to build."""
+    folder = cache.user_folder()
+    assert folder is not None
+    for name in ("GLOBAL", "LOCAL"):
+        monkeypatch.setenv(f"ZIG_{name}_CACHE_DIR", str(folder / "zig"))
+
+
+def zig(command: str, *arguments: object) -> str:
+    line = [sys.executable, "-m", "ziglang", command, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def compile_for(target: str, *arguments: object) -> None:
+    flags = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-pass-failed", "-ffp-contract=off")
+    zig("cc", "-target", target.split()[0], *TARGETS[target][0], *flags, *arguments)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("cell", ["LSTM", "LayerNormGRU"])
+def test_it_compiles(cell: str, target: str, tmp_path: Path, record_property: Any) -> None:
+    ur.export.c(ur.Recurrent(getattr(ur.cells, cell), 1, 32), tmp_path, name="m")
+    for level in ("-Os", "-O3"):
+        compile_for(target, level, "-c", tmp_path / "m.c", "-o", tmp_path / "m.o")
+        content = (tmp_path / "m.o").read_bytes()
+        assert content.startswith(TARGETS[target][1])
+        record_property(f"bytes with {level}", len(content))
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+@pytest.mark.parametrize("target", ["aarch64-linux-musl", "thumb-freestanding-eabihf"])
+def test_it_calls_nothing(target: str, tmp_path: Path) -> None:
+    ur.export.c(ur.Recurrent(ur.cells.LayerNormLSTM, 3, 21), tmp_path, name="m")
+    compile_for(target, "-O2", "-c", tmp_path / "m.c", "-o", tmp_path / "m.o")
+    done = subprocess.run(["nm", "-u", tmp_path / "m.o"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this nm can't read files of other processors")
+    assert all(ALLOWED.fullmatch(line.split()[-1]) for line in done.stdout.splitlines()), done.stdout
+
+
+@pytest.mark.parametrize("target", EMULATORS)
+@pytest.mark.parametrize("cell", ["LSTM", "LayerNormGRU"])
+def test_it_runs(cell: str, target: str, tmp_path: Path) -> None:
+    emulator = shutil.which(EMULATORS[target])
+    if emulator is None:
+        pytest.skip(f"needs {EMULATORS[target]}")
+    ur.export.c(ur.Recurrent(getattr(ur.cells, cell), 1, 32), tmp_path, name="m")
+    program = tmp_path / "example.exe"
+    compile_for(target, "-O2", tmp_path / "example.c", tmp_path / "m.c", "-o", program)
+    done = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # it runs the self-test first
+    assert len(done.stdout.split()) == 32
+
+
+RUN_IN_NODE = """
+const fs = require("fs");
+WebAssembly.instantiate(fs.readFileSync(process.argv[2]), {}).then(({ instance }) => {
+  const c = instance.exports, memory = new DataView(c.memory.buffer), state = c.__heap_base.value;
+  c.m_init(state);
+  const result = c.m_selftest(state, 0);
+  console.log(result);
+});
+"""
+WITHOUT_LIBRARY = """
+#include <stddef.h>
+void *memset(void *to, int c, size_t n) {
+  for (size_t k = 0; k < n; k++) ((volatile char *)to)[k] = (char)c;
+  return to;
+}
+void *memcpy(void *to, const void *from, size_t n) {
+  for (size_t k = 0; k < n; k++) ((volatile char *)to)[k] = ((const char *)from)[k];
+  return to;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.parametrize("target", ["wasm32-freestanding", "wasm32-freestanding simd"])
+def test_webassembly_runs_in_node(target: str, tmp_path: Path) -> None:
+    ur.export.c(ur.LSTM(1, 32), tmp_path, name="m")
+    (tmp_path / "run.js").write_text(RUN_IN_NODE)
+    (tmp_path / "memory.c").write_text(WITHOUT_LIBRARY)
+    exports = [f"-Wl,--export={name}" for name in ("m_init", "m_step", "m_selftest", "__heap_base")]
+    linked = ("-nostdlib", "-Wl,--no-entry", *exports, tmp_path / "m.c", tmp_path / "memory.c")
+    compile_for(target, "-O2", *linked, "-o", tmp_path / "m.wasm")
+    done = subprocess.run(["node", tmp_path / "run.js", tmp_path / "m.wasm"], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr
