@@ -69,7 +69,8 @@ def _states(cell: type[ur.Cell]) -> dict[str, str]:
 
 def _with_links(text: str) -> str:
     link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1\2</a>'
-    return re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(text))
+    text = re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(text))
+    return re.sub(r"doi:(10\.\d+/[\w./-]*\w)", r'<a href="https://doi.org/\1">doi:\1</a>', text)
 
 
 def _count(cell: type[ur.Cell]) -> str:

@@ -1,10 +1,11 @@
 // The page: its state, its parts, the address and the keyboard.
 
 import { createArithmetic } from "./arithmetic.js";
-import { baselineData, createComparison, DifferenceModel, differenceLegend, signed, withoutEdits } from "./comparison.js";
+import { baselineData, createComparison, DifferenceModel, signed, withoutEdits } from "./comparison.js";
 import { given, shown } from "./digits.js";
 import { createElement, createSection } from "./dom.js";
 import { createDrawing } from "./drawing.js";
+import { createLegend } from "./legend.js";
 import { createEditor } from "./editor.js";
 import { Edits } from "./edits.js";
 import { createEquations } from "./equations.js";
@@ -14,7 +15,7 @@ import { createModels, idOf } from "./model.js";
 import { createRowPicker, rowData, rowNumbers } from "./rows.js";
 import { createSequence, isSmall } from "./sequence.js";
 import { createPlayer } from "./player.js";
-import { createStrip } from "./strip.js";
+import { createStrip, unitsShown, windowText } from "./strip.js";
 import { Symbols } from "./symbols.js";
 import { createTables } from "./tables.js";
 import { createText } from "./text.js";
@@ -22,6 +23,7 @@ import { createWeights } from "./weights.js";
 
 const WIDE_UNITS = 8; // a layer with more units or steps opens with its heat maps
 const WIDE_STEPS = 24;
+const MAX_UNITS_OF_BOTH = 4; // of a layer whose numbers and weights are shown together
 
 /** The state of the page: the layer, the chosen number, and the step and unit of the drawing. */
 class View {
@@ -431,10 +433,18 @@ export function mount(root, data, inModel = null) {
   }
 
   function openTab(isWeights) {
+    stepValues.classList.toggle("both", hasRoomForBoth(view.model));
     stepValues.classList.toggle("show-weights", isWeights);
     tabs.weights.setAttribute("aria-selected", isWeights);
     tabs.numbers.setAttribute("aria-selected", !isWeights);
     weights.update();
+  }
+
+  const isTabOfWeights = () => stepValues.matches(".show-weights:not(.both)");
+
+  function numbersTitle() {
+    const units = unitsShown(view);
+    return units.length < view.model.units ? `Step ${view.step}, ${windowText("units", units)} of ${view.model.units}` : `Every number of step ${view.step}`;
   }
 
   const changesText = createElement("span");
@@ -507,7 +517,8 @@ export function mount(root, data, inModel = null) {
     if (model.isParameter(view.number) !== stepValues.classList.contains("show-weights") && view.number !== lastNumber) openTab(model.isParameter(view.number));
     lastNumber = view.number;
     heads.cell.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
-    heads.step.textContent = stepValues.classList.contains("show-weights") ? "Weights, the same at every step" : `Every number of step ${view.step}`;
+    stepValues.classList.toggle("both", hasRoomForBoth(view.model));
+    heads.step.textContent = isTabOfWeights() ? "Weights, the same at every step" : numbersTitle();
     if (view.mode === "difference") heads.number.innerHTML = `<span>How much does ${symbols.of(view.number)} differ?</span>`;
     else heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;
     layerPicker.value = view.layerIndex;
@@ -561,6 +572,7 @@ export function mount(root, data, inModel = null) {
     } else if (key === "w") {
       openTab(!stepValues.classList.contains("show-weights"));
       updateHeads();
+      if (stepValues.classList.contains("both")) weights.element.scrollIntoView({ block: "nearest" });
     } else if (key === "d") {
       themeButton.click();
     } else if (key === "?") {
@@ -625,26 +637,26 @@ function readRange(text, length) {
   return first <= last && last < length ? [first, last] : null;
 }
 
-/** Create a paragraph in which identifiers of arXiv are links to the paper. */
+/** Whether the weights fit below the numbers of a step on the first screen, as for a simple recurrent layer. */
+function hasRoomForBoth(model) {
+  return model.nodes.filter((node) => node.kind === "layer").length === 1 && model.nodes.length < 3 && model.units <= MAX_UNITS_OF_BOTH && model.parameters.size > 0;
+}
+
+/** Create a paragraph in which identifiers of papers are links. */
 function createParagraph(text) {
-  const parts = text.split(/(arXiv:\d{4}\.\d{4,5})/);
-  return createElement("p", {}, parts.map((part) => (/^arXiv:/.test(part) ? createElement("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part)));
+  const parts = text.split(/(arXiv:\d{4}\.\d{4,5}|doi:10\.\d+\/[\w./-]*\w)/);
+  return createElement("p", {}, parts.map((part) => {
+    const [, site, id] = /^(arXiv|doi):(.*)/.exec(part) ?? [];
+    return site ? createLink(`https://${site === "doi" ? "doi.org" : "arxiv.org/abs"}/${id}`, part) : part;
+  }));
 }
 
-/** Say where in Python to read more: a page has no address of documentation to link to. */
-function createDocumentation({ documentation }) {
-  return createElement("p", { class: "quiet" }, "Documentation in Python: ", documentation.flatMap((name, k) => [k ? " and " : "", createElement("code", {}, `help(${name})`)]), ".");
-}
+const createLink = (href, text) => createElement("a", { href, rel: "noreferrer" }, text);
 
-function createLegend(view) {
-  const element = createElement("p", { class: "legend" });
-  const key = (className, text) => [createElement("span", { class: `k ${className}` }), text];
-  function update() {
-    const isDifference = view.mode === "difference";
-    const keys = [isDifference ? [] : key("gate", "gate, 0 to 1"), key("pos", "above zero"), key("neg", "below zero")];
-    element.replaceChildren(...keys.flat(), isDifference ? differenceLegend(view) : ". Thicker line: larger number. Gray: the whole vector.");
-  }
-  return { element, update };
+/** Say where to read more: this library has no address that a page could link to, torch has one. */
+function createDocumentation({ documentation, shortName }) {
+  const torch = /^nn\./.test(shortName) ? [" Online: ", createLink(`https://docs.pytorch.org/docs/stable/generated/torch.${shortName}.html`, `torch.${shortName}`), "."] : [];
+  return createElement("p", { class: "quiet" }, "Documentation in Python: ", documentation.flatMap((name, k) => [k ? " and " : "", createElement("code", {}, `help(${name})`)]), ".", torch);
 }
 
 function createFindings(view) {

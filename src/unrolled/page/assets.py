@@ -11,9 +11,9 @@ from typing import Any
 
 _SCRIPTS = (
     "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "model", "long_run",
-    "edits", "symbols", "words", "comparison", "cells", "strip", "tables", "drawing", "equations",
+    "edits", "symbols", "words", "comparison", "cells", "strip", "tables", "drawing", "legend", "equations",
     "arithmetic", "editor", "weights", "sequence", "passages", "text", "gradient", "player", "tour",
-    "guide", "app", "overview", "start",
+    "own_changes", "guide", "app", "overview", "start",
 )  # fmt: skip
 
 
