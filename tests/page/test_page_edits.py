@@ -157,8 +157,15 @@ def test_dragging_marks_and_experiments(open_page: OpenPage) -> None:
     (expected,) = run_changed(trace.layers, [hold])
     assert_page_shows(tab, trace.layers[0], expected)
     assert shut.get_attribute("aria-pressed") == "true"
+    guide = tab.locator(".guide")
+    assert guide.text_content().startswith(
+        "Your change: Forget gate f[1] stays shut: at most 0.0000 in all 4 steps, so unit 1 forgets c "
+        "at every step."
+    )
+    assert "alarm" not in guide.get_attribute("class")
     shut.click()
     assert tab.locator(".changed, .set").count() == 0
+    assert "Your change" not in guide.text_content()
 
 
 @pytest.mark.slow

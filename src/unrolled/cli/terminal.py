@@ -124,13 +124,19 @@ def print_trace(
 
 
 def _print_findings(console: Console, report: HealthReport, full: bool) -> None:
-    """Print the problems of the layer, the worst first, or only the worst one."""
+    """Print the problems of the layer, the worst first, or only the worst one, and what else was checked."""
     for finding in report.findings if full else report.findings[:1]:
         color = {"error": "bold red", "warning": "yellow"}.get(finding.severity, "cyan")
         label = (f"{finding.severity.capitalize()}: ", color)
         console.print(Text.assemble(label, where(finding), finding.message))
-    if len(report) > 1 and not full:
+    if full:
+        for label, sentences in (("Fine", report.checked), ("Not checked", report.not_checked)):
+            if sentences:
+                console.print(Text(f"{label}: {', '.join(sentences)}.", "dim"))
+    elif len(report) > 1:
         console.print(f"Use --full to see {_format_count(len(report) - 1, 'other finding')}.", style="dim")
+    elif not report:
+        console.print("No problem found. Use --full to see what was checked.", style="dim")
 
 
 def _print_omitted(lines: NumberLines, what: str) -> None:
@@ -186,7 +192,9 @@ def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorSc
     left = 2 + name_width + 2
     texts = (format_vector(values, 10**9, None, lines.digits) for values in _pieces(part, rows, step))
     room = lines.console.width - left - 2 - max((cell_len(text.plain) for text in texts), default=0)
-    words_width = min(room, max(cell_len(words.get(name, "")) for name in rows))
+    gate_gap = {name: 2 * part.row_names.is_split(name) for name in part.values}  # before the name of a gate
+    widths = (cell_len(words.get(name, "")) + gate_gap.get(name, 0) for name in rows)
+    words_width = min(room, max(widths))
     has_column = room >= _DESCRIPTION_WIDTH
     graph = functools.cache(lambda: part.derivations(step))
     for name, values in rows.items():
