@@ -52,7 +52,9 @@ def _drawing(cell: type[ur.Cell]) -> str:
     torch.manual_seed(0)
     layer = ur.Recurrent(cell, 3, 4)
     t = ur.trace(layer, torch.randn(4, 3))
-    return f"<figure>{t.plot('cell', unit=1).svg}</figure>"
+    # Sphinx highlights the words of a search, but can't do so in the titles of nodes, which aren't visible.
+    svg = t.plot("cell", unit=1).svg.replace("<title>", '<title class="nohighlight">')
+    return f"<figure>{svg}</figure>"
 
 
 @functools.cache

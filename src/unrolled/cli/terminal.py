@@ -130,9 +130,9 @@ def _print_findings(console: Console, report: HealthReport, full: bool) -> None:
         label = (f"{finding.severity.capitalize()}: ", color)
         console.print(Text.assemble(label, where(finding), finding.message))
     if full:
-        for label, sentences in (("Fine", report.checked), ("Not checked", report.not_checked)):
+        for heading, sentences in (("Fine", report.checked), ("Not checked", report.not_checked)):
             if sentences:
-                console.print(Text(f"{label}: {', '.join(sentences)}.", "dim"))
+                console.print(Text(f"{heading}: {', '.join(sentences)}.", "dim"))
     elif len(report) > 1:
         console.print(f"Use --full to see {_format_count(len(report) - 1, 'other finding')}.", style="dim")
     elif not report:
