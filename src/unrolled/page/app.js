@@ -618,11 +618,12 @@ export function mount(root, data, inModel = null) {
 
 const KEYS = [
   ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
-  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Shift ← →", "select a range of the text"], ["Backspace", "back"], ["?", "this list"],
+  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
 ];
 
-function createKeyList({ baseline }) {
-  const keys = baseline ? [...KEYS.slice(0, -1), ["b", "this trace, the baseline, the difference"], KEYS.at(-1)] : KEYS;
+function createKeyList({ baseline, labels }) {
+  const own = [...(labels ? [["Shift ← →", "select a range of the text"]] : []), ...(baseline ? [["b", "this trace, the baseline, the difference"]] : [])];
+  const keys = [...KEYS.slice(0, -2), ...own, ...KEYS.slice(-2)];
   return createElement("div", { class: "keys" }, keys.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
 }
 

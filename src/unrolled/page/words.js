@@ -73,7 +73,11 @@ function origin(view, node, state, t) {
   return isMixed ? ": what is left of the old one, plus what is new" : "";
 }
 
-const upper = (text) => (text.startsWith("<") ? text : text.charAt(0).toUpperCase() + text.slice(1));
+/** Begin a text with a capital letter, unless it begins with a symbol. */
+export function upper(text) {
+  const words = String(text);
+  return words.startsWith("<") ? words : words.charAt(0).toUpperCase() + words.slice(1);
+}
 
 function parameterSentence(view, { q, u, j }) {
   const { model } = view;
