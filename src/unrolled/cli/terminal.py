@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
 from unrolled.cells.descriptions import docstring_paragraphs, option_descriptions, quantity_descriptions
+from unrolled.cli.findings import print_findings
 from unrolled.cli.number_lines import NumberLines
 from unrolled.equations.source import step_source
 from unrolled.layers.convert import drop_in_layer
@@ -28,7 +29,6 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing.color_scales import ColorScales
 from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.explain import DIGITS
-from unrolled.tracing.findings import HealthReport, where
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.tables import format_vector
 from unrolled.tracing.trace import Trace
@@ -85,7 +85,7 @@ def print_trace(
     shown_steps = _resolve_steps(range(length) if full and steps is None else steps, length)
     lines = NumberLines(console, full, digits)
     console.print(Text(repr(trace.module), style="bold"))
-    _print_findings(console, trace.health(), full)
+    print_findings(console, trace.health(), full)
     for paragraph in docstring_paragraphs(cell):
         console.print(Text(paragraph, style="dim"))
     console.print()
@@ -121,22 +121,6 @@ def print_trace(
     _print_heading(console, "Output and final state")
     console.print(f"  shapes: output {_format_shape(trace.output)}, {_format_final_shapes(trace)}")
     console.print(f"  {_format_check(trace)}")
-
-
-def _print_findings(console: Console, report: HealthReport, full: bool) -> None:
-    """Print the problems of the layer, the worst first, or only the worst one, and what else was checked."""
-    for finding in report.findings if full else report.findings[:1]:
-        color = {"error": "bold red", "warning": "yellow"}.get(finding.severity, "cyan")
-        label = (f"{finding.severity.capitalize()}: ", color)
-        console.print(Text.assemble(label, where(finding), finding.message))
-    if full:
-        for heading, sentences in (("Fine", report.checked), ("Not checked", report.not_checked)):
-            if sentences:
-                console.print(Text(f"{heading}: {', '.join(sentences)}.", "dim"))
-    elif len(report) > 1:
-        console.print(f"Use --full to see {_format_count(len(report) - 1, 'other finding')}.", style="dim")
-    elif not report:
-        console.print("No problem found. Use --full to see what was checked.", style="dim")
 
 
 def _print_omitted(lines: NumberLines, what: str) -> None:
