@@ -62,6 +62,16 @@ def test_no_weight_is_cut_off(name: str, open_page: OpenPage) -> None:
                                 "(document.querySelector('.weights'))") <= 1  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["LSTM", pytest.param("SLSTM", marks=pytest.mark.slow)])
+def test_no_number_of_a_step_is_cut_off(name: str, open_page: OpenPage) -> None:
+    layer = ur.Recurrent(getattr(ur.cells, name), 2, 3)
+    tab = open_page(ur.trace(negative(layer), torch.rand(4, 2)))
+    for width in (768, 1366, 1839, 1840, 1920):
+        tab.set_viewport_size({"width": width, "height": 768})
+        tab.evaluate(SETTLED)
+        assert tab.evaluate(CUT, ".tables .n") == [], width
+
+
 def test_heads_and_rows_of_weights(open_page: OpenPage) -> None:
     """Columns are named by what they multiply, rows by their gate. Windows say of how many they are."""
     tab = open_page(

@@ -70,7 +70,7 @@ export function mount(root, data, inModel = null) {
     weights.update();
   }
 
-  const isTabOfWeights = () => stepValues.matches(".show-weights:not(.both)");
+  const isTabOfWeights = () => stepValues.classList.contains("show-weights") && getComputedStyle(tables.element).display === "none";
 
   function numbersTitle() {
     const units = unitsShown(view);
@@ -148,6 +148,7 @@ export function mount(root, data, inModel = null) {
     lastNumber = view.number;
     heads.cell.textContent = `The cell at step ${view.step}, unit ${view.unit}`;
     stepValues.classList.toggle("both", hasRoomForBoth(view.model));
+    stepValues.classList.toggle("crowded", tables.element.classList.contains("dense"));
     heads.step.textContent = isTabOfWeights() ? "Weights, the same at every step" : numbersTitle();
     if (view.mode === "difference") heads.number.innerHTML = `<span>How much does ${symbols.of(view.number)} differ?</span>`;
     else heads.number.innerHTML = model.derive(view.number) ? `<span>Where does ${symbols.of(view.number)} come from?</span>` : `<span>What is ${symbols.of(view.number)}?</span>`;

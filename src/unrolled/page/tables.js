@@ -39,6 +39,7 @@ export function createTables(view) {
   const columnHead = (markup, className = null) => {
     const head = createMarkup("span", markup, className);
     head.setAttribute("role", "columnheader");
+    head.title = Symbols.plain(markup.replace("<br>", " ")); // the head of a narrow column is cut off
     return head;
   };
 
