@@ -80,6 +80,7 @@ export function mount(root, data, inModel = null) {
   const changesText = createElement("span");
   const copyButton = createElement("button", { type: "button", class: "btn", onclick: copyLink }, "Copy link");
   const changes = createElement("span", { class: "changes", hidden: true }, changesText, copyButton,
+    createElement("button", { type: "button", class: "btn", onclick: () => view.undo() }, "Undo"),
     createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", { "aria-hidden": "true" }, "R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
@@ -166,6 +167,10 @@ export function mount(root, data, inModel = null) {
   }
 
   view.onKeyDown = (event) => {
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !event.target.matches("input[type=text], input[type=number]")) {
+      event.preventDefault();
+      view.undo();
+    }
     if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
     const handled = handleKey(event.key, event.target);
     if (!handled) return;

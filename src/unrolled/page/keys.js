@@ -4,7 +4,7 @@ import { createElement } from "./dom.js";
 
 const KEYS = [
   ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
-  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
+  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["Ctrl+Z", "undo the last change"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
 ];
 
 export function createKeyList({ baseline, labels }) {

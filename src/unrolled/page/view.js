@@ -21,6 +21,8 @@ export class View {
     this.layerIndex = 0;
     this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
+    this.past = []; // the changes before each one, as text
+    this.lastChanged = "";
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
     this.hovered = null;
@@ -160,6 +162,7 @@ export class View {
   holdSteps(number, steps) {
     const held = this.edits.find(this.layerIndex, number);
     if (!held) return;
+    this.remember("");
     this.edits.edits.delete(this.edits.key(held));
     this.setEdit({ ...held, steps }, held.value);
   }
@@ -169,6 +172,7 @@ export class View {
   }
 
   setEdits(pairs) {
+    this.remember(pairs.map(([edit]) => this.edits.key(edit)).join());
     for (const [edit, value] of pairs) this.edits.put(edit, value);
     this.edits.rerun();
     this.replaceAddress();
@@ -176,13 +180,30 @@ export class View {
   }
 
   removeEdit(edit) {
+    this.remember("");
     this.edits.remove(edit);
     this.replaceAddress();
     this.refresh();
   }
 
   reset() {
+    this.remember("");
     this.row.edits.clear();
+    this.replaceAddress();
+    this.refresh();
+  }
+
+  /** Remember the changes before the next one. A number that is dragged counts once. */
+  remember(what) {
+    if (!what || what !== this.lastChanged) this.past.push(this.row.edits.toText());
+    this.lastChanged = what;
+  }
+
+  /** Undo the last change. */
+  undo() {
+    if (!this.past.length) return;
+    this.row.edits.fromText(this.past.pop());
+    this.lastChanged = "";
     this.replaceAddress();
     this.refresh();
   }
