@@ -52,7 +52,9 @@ def _drawing(cell: type[ur.Cell]) -> str:
     torch.manual_seed(0)
     layer = ur.Recurrent(cell, 3, 4)
     t = ur.trace(layer, torch.randn(4, 3))
-    return f"<figure>{t.plot('cell', unit=1).svg}</figure>"
+    # Sphinx highlights the words of a search, but can't do so in the titles of nodes, which aren't visible.
+    svg = t.plot("cell", unit=1).svg.replace("<title>", '<title class="nohighlight">')
+    return f"<figure>{svg}</figure>"
 
 
 @functools.cache
@@ -69,7 +71,8 @@ def _states(cell: type[ur.Cell]) -> dict[str, str]:
 
 def _with_links(text: str) -> str:
     link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1\2</a>'
-    return re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(text))
+    text = re.sub(r"arXiv:(\d+\.\d+)(v\d+)?", link, escape(text))
+    return re.sub(r"doi:(10\.\d+/[\w./-]*\w)", r'<a href="https://doi.org/\1">doi:\1</a>', text)
 
 
 def _count(cell: type[ur.Cell]) -> str:

@@ -139,7 +139,11 @@ def test_saturated_and_missing_numbers() -> None:
 
 def test_the_worst_finding_comes_first() -> None:
     layer, x = example.example(ur.cells.LSTM, None, 0, {})
-    assert printed(ur.trace(layer, x)).splitlines()[1].startswith("Long short-term memory")
+    text = printed(ur.trace(layer, x))
+    assert text.splitlines()[1] == "No problem found. Use --full to see what was checked."
+    assert "Fine: all numbers are finite, " in printed(ur.trace(layer, x), full=True)
+    assert re.search(r" [a-z] \[", text)
+    assert not re.search(r"\w[ifgo] \[", text)  # a gate is apart from the description before it
     with torch.no_grad():
         layer.bias_ih_l0[4] = -12
         layer.bias_ih_l0[9] = 15

@@ -26,7 +26,9 @@ from unrolled.tracing.step_graph import LayerProgram, model_programs
 NODE = shutil.which("node") or shutil.which("nodejs")
 needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
 
-_SCRIPTS = ("numbers", "tensor_functions", "evaluator", "steps", "model", "long_run")
+_SCRIPTS = (
+    "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "model", "long_run",
+)  # fmt: skip
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
 const encode = (value) => {

@@ -251,6 +251,14 @@ def wall_time(run: Callable[[], object]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("features", [2, 16])
+def test_size_of_a_page_of_256_units(features: int, tmp_path: Path) -> None:
+    """Weighted sums of few features have small rounding errors, which must not be stored one by one."""
+    trace = ur.trace(ur.LSTM(features, 256), torch.randn(1000, features))
+    assert trace.to_html(tmp_path / "layer.html").stat().st_size <= 4_000_000
+
+
+@pytest.mark.slow
 @needs_browser
 def test_256_units_and_1000_steps(open_page: OpenPage, tmp_path: Path) -> None:
     trace = ur.trace(ur.LSTM(64, 256), torch.randn(1000, 64))

@@ -226,6 +226,12 @@ def test_the_documentation_that_a_page_names(open_page: OpenPage) -> None:
         ]
         assert eval(name, {"unrolled": ur}) is cell
         assert eval(trace, {"unrolled": ur}) is ur.Trace
+    tab = open_page(ur.trace(nn.LSTM(2, 3), torch.randn(2, 2)))
+    links = tab.get_by_role("region", name="About LSTM").locator("a")
+    assert [link.get_attribute("href") for link in links.all()] == [
+        "https://doi.org/10.1162/neco.1997.9.8.1735",
+        "https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html",
+    ]
     tab = open_page(ur.trace(ur.Recurrent(Own, 2, 3), torch.randn(2, 2)))
     text = tab.get_by_role("region", name="About Own").text_content()
     assert text.endswith("Documentation in Python: help(unrolled.Trace).")

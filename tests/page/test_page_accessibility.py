@@ -70,7 +70,7 @@ def test_accessibility_tree(open_page: OpenPage) -> None:
     value = f"{trace['h'][2, 0, 1].item():.4f}".replace("-", "−")
     for line in (
         '- heading "RNN(2, 3)" [level=1]', "- status:", '- navigation "The sequence"', '- button "step 1"',
-        '- tab "Weights"', '- heading "Every number of step 2',
+        '- heading "Weights, the same at every step"', '- heading "Every number of step 2',
         f"""- 'button "h, step 2, unit 1: {value}"'""",
         '- group "One step of the cell, with the numbers of one unit"', '- list "Equations of one step"',
         '- region "The cell"', '- region "The numbers of the step"', '- region "The chosen number"',

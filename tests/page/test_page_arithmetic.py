@@ -107,6 +107,20 @@ def test_long_sums_show_their_largest_terms(open_page: OpenPage) -> None:
 
 
 @pytest.mark.slow
+def test_tiny_factors_are_not_printed_as_zero(open_page: OpenPage) -> None:
+    layer = ur.LSTM(2, 3)
+    with torch.no_grad():
+        layer.bias_ih_l0[3:6] = -12
+    trace = ur.trace(layer, torch.randn(4, 2))
+    tab = open_page(trace, address="#step=2&unit=1&number=c")
+    first = tab.locator(".sum .r").first.text_content()
+    assert float(first) == pytest.approx(trace["f"][2, 0, 1].item(), rel=0.1)
+    lines, _, others = assert_arithmetic_is_right(tab)
+    assert lines > 100
+    assert others == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [Mixed, ur.cells.LayerNormLSTM, ur.cells.SLSTM])
 def test_arithmetic_of_layers_with_many_units(cell: type[ur.Cell], open_page: OpenPage) -> None:
     trace = ur.trace(ur.Recurrent(cell, 12, 20), torch.randn(5, 12))

@@ -157,8 +157,24 @@ def test_dragging_marks_and_experiments(open_page: OpenPage) -> None:
     (expected,) = run_changed(trace.layers, [hold])
     assert_page_shows(tab, trace.layers[0], expected)
     assert shut.get_attribute("aria-pressed") == "true"
+    guide = tab.locator(".guide")
+    assert guide.text_content().startswith(
+        "Your change: Forget gate f[1] stays shut: at most 0.0000 in all 4 steps, so unit 1 forgets c "
+        "at every step."
+    )
+    assert "alarm" not in guide.get_attribute("class")
     shut.click()
     assert tab.locator(".changed, .set").count() == 0
+    assert "Your change" not in guide.text_content()
+    tab.keyboard.press("Control+z")  # undoes the second click, and then the first one
+    assert shut.get_attribute("aria-pressed") == "true"
+    assert_page_shows(tab, trace.layers[0], expected)
+    choose(tab, "step=2&unit=1&number=h&edit=f[1]=0")
+    tab.get_by_role("button", name="No input at step 0").click()
+    assert tab.locator(".changes > span").text_content().startswith("3 values changed")
+    tab.get_by_role("button", name="Undo").click()
+    assert tab.locator(".changes > span").text_content().startswith("1 value changed")
+    assert_page_shows(tab, trace.layers[0], expected)
 
 
 @pytest.mark.slow

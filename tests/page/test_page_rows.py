@@ -176,7 +176,12 @@ def test_findings_of_rows(open_page: OpenPage) -> None:
     assert tab.locator(".strip .n.on").text_content() == "NaN"
     assert picker(tab).locator("option").last.text_content() == "4 more: not on this page"
     x[3, 2, 1], x[3, 10, 1] = 0, float("nan")
-    tab = open_page(ur.trace(ur.LSTM(2, 3), x))
+    trace = ur.trace(ur.LSTM(2, 3), x)
+    tab = open_page(trace)  # the row with NaN comes first
+    tab.locator(".guide").get_by_role("button", name="Show it").click()
+    assert tab.locator(".strip .n.on").text_content() == "NaN"
+    assert picker(tab).locator("option").first.text_content() == "row 10 of 12"
+    tab = open_page(trace, batch=range(8))
     for place in (".guide", ".findings"):
         assert (
             "Row 10 isn't on this page. Use to_html(batch=10) to see it." in tab.locator(place).text_content()
@@ -196,6 +201,14 @@ def test_the_first_rows_that_fit_are_on_the_page(monkeypatch: pytest.MonkeyPatch
     trace = ur.trace(ur.RNN(2, 3), torch.randn(5, 12, 2))
     data = data_of(trace)
     assert rows_of(data) == list(range(8))
+    x = torch.randn(5, 12, 2)
+    x[1, 9, 0] = torch.inf
+    bad = ur.trace(ur.RNN(2, 3), x)
+    assert rows_of(data_of(bad)) == [9, *range(7)]
+    assert rows_of(data_of(bad, labels=list("abcde"))) == [0]
+    assert rows_of(data_of(bad, [3])) == [3]
+    x[1, 2, 0] = torch.inf
+    assert rows_of(data_of(ur.trace(ur.RNN(2, 3), x))) == list(range(8))
     per_step = sum(data["layers"][0]["diagram"]["sizes"])
     weights = sum(parameter.numel() for parameter in trace.recurrent.parameters())
     assert rows_of(data_of(trace, limit=3 * (weights + 3 * 5 * per_step))) == [0, 1, 2]

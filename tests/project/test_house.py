@@ -229,7 +229,10 @@ def test_no_cell_is_known_by_name() -> None:
                 assert not names.search(value), f"{path.name}:{node.lineno} names a cell: {value!r}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: path.name)
+PAGE_FILES = sorted(path for path in (SOURCE / "page").iterdir() if path.suffix in (".js", ".css"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS, *PAGE_FILES], ids=lambda path: path.name)
 def test_files_are_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400

@@ -7,7 +7,7 @@ from unrolled.cells.base import Cell, Param
 
 
 class GRU(Cell):
-    """Gated recurrent unit (Cho et al., 2014), with the reset after the matrix product, as in torch.nn.GRU.
+    """Gated recurrent unit (Cho et al., 2014, arXiv:1406.1078): reset after the product, as in torch.nn.GRU.
 
     Quantities:
         input_sum: input pre-activations: r, z, n

@@ -7,7 +7,7 @@ from unrolled.cells.base import Cell, Param
 
 
 class LightRU(Cell):
-    """Light recurrent unit (Ye et al., 2024, Electronics 13(16) 3204): the candidate sees only the input.
+    """Light recurrent unit (Ye et al., 2024, doi:10.3390/electronics13163204): candidate of the input only.
 
     Quantities:
         f: forget gate: how much of the candidate is written

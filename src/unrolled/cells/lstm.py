@@ -7,7 +7,9 @@ from unrolled.cells.base import Cell, Param
 
 
 class LSTM(Cell):
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997; gates as in torch.nn.LSTM).
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997, doi:10.1162/neco.1997.9.8.1735).
+
+    Its gates are those of torch.nn.LSTM.
 
     Options:
         proj_size: number of features that the hidden state is projected to (Sak et al., 2014, Long short-term

@@ -7,7 +7,7 @@ from unrolled.cells.base import Cell, Param
 
 
 class PeepholeLSTM(Cell):
-    """LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, Recurrent nets that time and count).
+    """LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, doi:10.1109/IJCNN.2000.861302).
 
     Quantities:
         i: input gate: also depends on the old c

@@ -7,7 +7,7 @@ from unrolled.cells.gru import GRU
 
 
 class ResetBeforeGRU(GRU):
-    """Gated recurrent unit (Cho et al., 2014, equations 5 to 8), with the reset before the matrix product.
+    """Gated recurrent unit (Cho et al., 2014, arXiv:1406.1078, eq. 5 to 8): reset before the product.
 
     This is the form of the paper, the default of ONNX and ``reset_after=False`` in Keras. It has the state
     and the parameters of :class:`GRU`, which applies the reset after the product.

@@ -9,7 +9,7 @@ from unrolled.cells.base import Cell, Param
 
 
 class RNN(Cell):
-    """Simple recurrent network (Elman, 1990, Finding structure in time), as in torch.nn.RNN.
+    """Simple recurrent network (Elman, 1990, doi:10.1207/s15516709cog1402_1), as in torch.nn.RNN.
 
     Options:
         nonlinearity: activation: "tanh" or "relu"

@@ -166,7 +166,8 @@ class NumberLines:
         blocks = part.row_names.blocks[name] if is_split else ()
         gates = block_labels(blocks)
         start = _INDENT if line_break else left - max(map(len, gates), default=0) - 1
-        if line_break or cell_len(label.rstrip()) > start:
+        gap = 1 if is_split else 0
+        if line_break or cell_len(label.rstrip()) > start - gap:
             self.console.print(Text(label.rstrip()), overflow="fold")
             label = " " * _INDENT
         if not is_split:

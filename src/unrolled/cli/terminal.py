@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.cells.base import Cell
 from unrolled.cells.descriptions import docstring_paragraphs, option_descriptions, quantity_descriptions
+from unrolled.cli.findings import print_findings
 from unrolled.cli.number_lines import NumberLines
 from unrolled.equations.source import step_source
 from unrolled.layers.convert import drop_in_layer
@@ -28,7 +29,6 @@ from unrolled.layers.recurrent import Recurrent
 from unrolled.tracing.color_scales import ColorScales
 from unrolled.tracing.colors import ColorScale
 from unrolled.tracing.explain import DIGITS
-from unrolled.tracing.findings import HealthReport, where
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.tables import format_vector
 from unrolled.tracing.trace import Trace
@@ -85,7 +85,7 @@ def print_trace(
     shown_steps = _resolve_steps(range(length) if full and steps is None else steps, length)
     lines = NumberLines(console, full, digits)
     console.print(Text(repr(trace.module), style="bold"))
-    _print_findings(console, trace.health(), full)
+    print_findings(console, trace.health(), full)
     for paragraph in docstring_paragraphs(cell):
         console.print(Text(paragraph, style="dim"))
     console.print()
@@ -121,16 +121,6 @@ def print_trace(
     _print_heading(console, "Output and final state")
     console.print(f"  shapes: output {_format_shape(trace.output)}, {_format_final_shapes(trace)}")
     console.print(f"  {_format_check(trace)}")
-
-
-def _print_findings(console: Console, report: HealthReport, full: bool) -> None:
-    """Print the problems of the layer, the worst first, or only the worst one."""
-    for finding in report.findings if full else report.findings[:1]:
-        color = {"error": "bold red", "warning": "yellow"}.get(finding.severity, "cyan")
-        label = (f"{finding.severity.capitalize()}: ", color)
-        console.print(Text.assemble(label, where(finding), finding.message))
-    if len(report) > 1 and not full:
-        console.print(f"Use --full to see {_format_count(len(report) - 1, 'other finding')}.", style="dim")
 
 
 def _print_omitted(lines: NumberLines, what: str) -> None:
@@ -186,7 +176,9 @@ def _print_step(lines: NumberLines, part: LayerTrace, step: int, scales: ColorSc
     left = 2 + name_width + 2
     texts = (format_vector(values, 10**9, None, lines.digits) for values in _pieces(part, rows, step))
     room = lines.console.width - left - 2 - max((cell_len(text.plain) for text in texts), default=0)
-    words_width = min(room, max(cell_len(words.get(name, "")) for name in rows))
+    gate_gap = {name: 2 * part.row_names.is_split(name) for name in part.values}  # before the name of a gate
+    widths = (cell_len(words.get(name, "")) + gate_gap.get(name, 0) for name in rows)
+    words_width = min(room, max(widths))
     has_column = room >= _DESCRIPTION_WIDTH
     graph = functools.cache(lambda: part.derivations(step))
     for name, values in rows.items():

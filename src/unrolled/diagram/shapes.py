@@ -12,6 +12,7 @@ CORNER, HEAD = 9.0, 7.0  # radius of corners, and length of arrow heads
 CIRCLE, PILL_HEIGHT, BOX_WIDTH, BOX_HEIGHT, BOX_RADIUS = 30.0, 28.0, 60.0, 54.0, 8.0
 NORMALIZED = "norm"  # written in a box whose weighted sums are normalized
 _CIRCLE_GLYPH = 2  # a circle has room for so many characters
+_LONGEST_INDEX = 3  # of a matrix, in its box
 
 
 def is_circle(node: DiagramNode) -> bool:
@@ -22,6 +23,14 @@ def is_circle(node: DiagramNode) -> bool:
 def is_softmax(node: DiagramNode) -> bool:
     """Whether a node is filled with the shares of all units."""
     return node.glyph.startswith("softmax")
+
+
+def weight_index(node: DiagramNode) -> str:
+    """Return the index of the matrix in a box without a name: ``"hh"`` for ``weight_hh``, or ``""``."""
+    if node.glyph != "W" or node.name or len(node.terms) != 1:
+        return ""
+    name, _, index = node.terms[0].parameter.partition("_")
+    return index if name == "weight" and len(index) <= _LONGEST_INDEX else ""
 
 
 def is_fader(node: DiagramNode) -> bool:

@@ -39,6 +39,8 @@ _RULES = """
 {scope} .word {{ font-weight: 600; }}
 {scope} .digits {{ font-size: 12.5px; fill: var(--d-quiet); font-variant-numeric: tabular-nums; }}
 {scope} .layer .digits {{ fill: var(--d-ink); }}
+{scope} .layer text {{ paint-order: stroke; stroke: var(--d-raised); stroke-width: 2.6px;
+  stroke-linejoin: round; }}
 {scope} .alarm .digits, {scope} .digits.alarm {{ fill: var(--d-alarm); font-weight: 700; }}
 {scope} .small {{ font-size: 12px; fill: var(--d-quiet); }}
 {scope} .small .symbol {{ fill: var(--d-quiet); }}

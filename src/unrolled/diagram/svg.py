@@ -12,7 +12,15 @@ from unrolled.diagram.lanes import BEFORE, INPUT
 from unrolled.diagram.model import Diagram, DiagramNode
 from unrolled.diagram.numbers import Numbers, Shown, scales
 from unrolled.diagram.placed import Dot, Layout, PlacedNode, Port, Route
-from unrolled.diagram.shapes import NORMALIZED, is_circle, is_fader, is_normalized, is_softmax, name_size
+from unrolled.diagram.shapes import (
+    NORMALIZED,
+    is_circle,
+    is_fader,
+    is_normalized,
+    is_softmax,
+    name_size,
+    weight_index,
+)
 from unrolled.diagram.style import style_sheet
 from unrolled.diagram.text import digits, is_word, shortened, symbol, width
 
@@ -256,6 +264,8 @@ class _Painter:
                 place = f'x="{_number(w / 2 - 4)}" y="{_number(-h / 2 + 11)}"'
                 found += f'<text class="small end" {place}>{NORMALIZED}</text>'
             found += _name(node.name, name_size(node.name), 0.0, 5.0, "middle")
+        elif index := weight_index(node):
+            found += _name(f"W_{index}", 18.0, 0.0, 3.0, "middle")
         else:
             size = 18 if node.glyph == "W" else 15
             found += f'<text class="middle" y="3" font-size="{size}">{glyph}</text>'

@@ -2,7 +2,7 @@
 
 import { comparisonText, createComparedValue, createDifference } from "./comparison.js";
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
-import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, given, restValue, rowValue, shown, splitRows } from "./digits.js";
+import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, given, printedDecimals, restValue, rowValue, shown, splitRows } from "./digits.js";
 import { Symbols } from "./symbols.js";
 import { nameOf, sentence } from "./words.js";
 
@@ -90,7 +90,7 @@ class Ledger {
         this.addTotal(null, number, this.decimals.part);
         this.addRule();
       } else {
-        this.addTotal(null, number, this.decimals.factor);
+        this.addTotal(null, number, printedDecimals(this.valueOf(number), this.decimals.factor));
       }
     }
 
@@ -133,8 +133,8 @@ class Ledger {
   addLine(operator, label, factors, result, className = "", times = "×") {
     const operands = factors.length
       ? [createElement("span", { class: "r" }, factors.slice(0, -1).flatMap((one, k) => (k ? [` ${times} `, one] : [one]))), createSpan("o", times), createElement("span", { class: "r" }, factors.at(-1)), createSpan("o", "=")]
-      : [createSpan("r", ""), createSpan("o", ""), createSpan("r", ""), createSpan("o", className && className !== "rest" ? "=" : "")];
-    this.lines.push(createSpan("o", operator), createElement("span", { class: "lab" }, label), ...operands, createElement("span", { class: `r ${className}`.trim() }, result));
+      : [createSpan("none", ""), createSpan("none", ""), createSpan("none", ""), createSpan("o", className && className !== "rest" ? "=" : "")];
+    this.lines.push(createSpan("o", operator), createElement("span", { class: factors.length ? "lab" : "lab long" }, label), ...operands, createElement("span", { class: `r ${className}`.trim() }, result));
   }
 
   addRule(className = "") {
@@ -148,7 +148,8 @@ class Ledger {
   /** The digits of a factor: as few as it has, or as many as the sum needs. */
   print(one) {
     const value = this.valueOf(one);
-    return Number(value.toFixed(2)) === Number(value.toFixed(7)) ? fixed(value, 2) : fixed(value, Math.max(MIN_DECIMALS, this.decimals.factor));
+    if (value === 0 || (Math.abs(value) > 1e-3 && Number(value.toFixed(2)) === Number(value.toFixed(7)))) return fixed(value, 2);
+    return fixed(value, printedDecimals(value, Math.max(MIN_DECIMALS, this.decimals.factor)));
   }
 
   factor(one) {

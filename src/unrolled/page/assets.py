@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
-    "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "model", "long_run",
-    "edits", "symbols", "words", "comparison", "cells", "strip", "tables", "drawing", "equations",
-    "arithmetic", "editor", "weights", "sequence", "passages", "text", "gradient", "player", "tour",
-    "guide", "app", "overview", "start",
+    "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "labels", "weighted_rows",
+    "model", "long_run", "edits", "symbols", "words", "comparison", "scales", "view", "cells", "color_scale",
+    "strip", "tables", "drawing", "legend", "equations", "arithmetic", "editor", "weights", "sequence",
+    "passages", "text", "gradient", "player", "tour", "own_changes", "guide", "keys", "about", "dragging",
+    "app", "overview", "start",
 )  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def html(data: dict[str, Any]) -> str:
 
 def style() -> str:
     """Return the style sheet."""
-    return _read("page.css")
+    return _read("page.css") + _read("drawing.css")
 
 
 def script() -> str:

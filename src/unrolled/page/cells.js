@@ -5,6 +5,8 @@ import { comparisonText } from "./comparison.js";
 import { shown } from "./digits.js";
 import { Symbols } from "./symbols.js";
 
+const LONG = 8; // characters, from which on a number is in smaller print
+
 /** Create the cell of a number. `refer` returns the number, which may follow the chosen step and unit. */
 export function createCell(view, refer, className = "") {
   const digits = createElement("span");
@@ -24,6 +26,7 @@ export function createCell(view, refer, className = "") {
       const place = (one) => (isGate ? 100 * Math.max(0, Math.min(1, one)) : 50 + 50 * Math.max(-1, Math.min(1, one / view.scale(number) || 0)));
       const at = place(value);
       digits.textContent = view.textOf(number);
+      element.classList.toggle("long", digits.textContent.length > LONG);
       element.dataset.tone = tone(value, isGate);
       element.style.setProperty("--a", `${isGate ? 0 : Math.min(50, at)}%`);
       element.style.setProperty("--w", `${isGate ? at : Math.abs(at - 50)}%`);

@@ -152,7 +152,7 @@ export function createDifference(view) {
 }
 
 /** The legend of the drawing for differences. */
-export const differenceLegend = (view) => `. Differences from the baseline; full width: ${shown(view.scale({ q: view.model.states[0].name }))}. Gray: the whole vector.`;
+export const differenceLegend = (view) => `Differences from the baseline; full width: ${shown(view.scale({ q: view.model.states[0].name }))}. Gray: the whole vector.`;
 
 /** Create the line with the switch between the traces, and where they differ most. Returns {element, update, next}. */
 export function createComparison(view) {

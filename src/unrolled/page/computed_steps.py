@@ -29,7 +29,7 @@ from unrolled.tracing.program_runner import ProgramRunner
 from unrolled.tracing.step_graph import LayerProgram
 
 INTERVALS = (8, 16, 32, 64)  # steps from one stored state to the next
-MAX_BITS = 7  # per value for corrections; a quantity that needs more is only exact in the printed digits
+MAX_BITS = 7  # per unit for corrections; a quantity that needs more is only exact in the printed digits
 _WIDTHS = (0, 2, 4, 8)  # bits of a difference
 _EXCEPTION_BITS = 64
 _TRIAL_STEPS = 64  # to find the quantities with larger rounding errors
@@ -85,7 +85,9 @@ def computed_steps(
         NotComputableError: If the program doesn't compute what was recorded.
     """
     layer = _Layer(part, batch, length, program)
-    corrections = {name: _Corrections(name in part.cell.state) for name in layer.corrected}
+    corrections = {
+        name: _Corrections(name in part.cell.state, layer.values_per_unit(name)) for name in layer.corrected
+    }
     layer.choose_widths(corrections)
     largest = [_largest(value) for value in numbers.values]
     for steps in layer.chunks():
@@ -137,6 +139,10 @@ class _Layer:
             shifted = [start, values[:-1]] if part.direction == "forward" else [values[1:], start]
             self.before[name] = torch.cat(shifted)
 
+    def values_per_unit(self, name: str) -> float:
+        """Return the size of a quantity, relative to the hidden size: 4 for the stacked gates of an LSTM."""
+        return self._recorded[name].shape[1] / self._part.cell.hidden
+
     def chunks(self) -> Iterator[Tensor]:
         """Return all steps in parts that fit into memory."""
         return iter(torch.split(torch.arange(self._length), max(1, _CHUNK_VALUES // self._runner.step_size)))
@@ -179,10 +185,11 @@ class _Corrections:
 
     Args:
         is_state: Whether it is a state, from which the next step is computed.
+        per_unit: How many values it has for each unit of the layer.
     """
 
-    def __init__(self, is_state: bool) -> None:
-        self._is_state = is_state
+    def __init__(self, is_state: bool, per_unit: float) -> None:
+        self._is_state, self._per_unit = is_state, per_unit
         self._all_bits = True
         self._width = 0
         self._codes: list[np.ndarray[Any, Any]] = []
@@ -208,7 +215,7 @@ class _Corrections:
             for width in _WIDTHS
         }
         self._width = min(costs, key=lambda width: costs[width])
-        self._all_bits = self._is_state or costs[self._width] <= MAX_BITS
+        self._all_bits = self._is_state or costs[self._width] * self._per_unit <= MAX_BITS
         self._width *= self._all_bits
         return not self._all_bits
 

@@ -17,7 +17,7 @@ from unrolled.page.comparison import baseline_differences, check_comparable, com
 from unrolled.page.layer_data import layer_data, share_inputs
 from unrolled.page.rows import RowChoice, as_list, differences
 from unrolled.page.text_values import text_values
-from unrolled.tracing.findings import Finding, where
+from unrolled.tracing.findings import Finding, HealthReport, where
 from unrolled.tracing.layer_trace import LayerTrace
 from unrolled.tracing.trace import Trace
 
@@ -58,7 +58,8 @@ def page_data(
     lengths = first.lengths.tolist()
     label_list = None if labels is None else as_list("labels", labels)
     prediction_list = None if predictions is None else as_list("predictions", predictions)
-    choice = RowChoice.of(batch, lengths, (label_list, prediction_list))
+    report = trace.health()
+    choice = RowChoice.of(batch, lengths, (label_list, prediction_list), _row_with_error(trace, report))
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title should be a str, got {title!r}")
     if inputs not in INPUTS:
@@ -107,7 +108,6 @@ def page_data(
         }
         for row, other in zip(rows[1:], others, strict=True):
             other["baseline"] = differences(first_baseline, {"layers": layers(baseline, row, len(rows))})
-    report = trace.health()
     return {
         **data,
         "rows": others,
@@ -159,6 +159,17 @@ def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, A
         "row": row,
         "missing": missing,
     }
+
+
+def _row_with_error(trace: Trace, report: HealthReport) -> int | None:
+    """Return the row in which the worst finding is, such as the first NaN; None if it isn't an error."""
+    if not report or report[0].severity != "error" or not report[0].rows:
+        return None
+    finding: Finding = report[0]
+    places = [(part.layer, part.direction) for part in trace.layers]
+    part = trace.layers[places.index((finding.layer, finding.direction))]
+    is_at_place = finding.quantity in ("x", *part.values) and finding.steps
+    return (_rows_at_place(part, finding) if is_at_place else finding.rows)[0]
 
 
 def _rows_at_place(part: LayerTrace, finding: Finding) -> Sequence[int]:

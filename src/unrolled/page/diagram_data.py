@@ -10,7 +10,7 @@ from torch import Tensor
 from unrolled.diagram.groups import fold
 from unrolled.diagram.layout import layout
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramTrace, Normalization, Term
-from unrolled.diagram.shapes import is_fader, is_normalized
+from unrolled.diagram.shapes import is_fader, is_normalized, weight_index
 from unrolled.diagram.unfold import unfold
 from unrolled.page.sampling import encode_values
 
@@ -87,6 +87,7 @@ def _drawing(diagram: Diagram) -> dict[str, Any]:
                 **_drawn(node),
                 "normalized": is_normalized(node),
                 "isFader": is_fader(node),
+                "weight": weight_index(node),
                 "sources": [term.source for term in node.terms if term.source is not None],
             }
             for node in diagram.nodes

@@ -28,6 +28,9 @@ export function shown(value) {
   return size > 0 && size < 1e-11 ? minus(value.toExponential(1)) : fixed(value, decimalsOf(value));
 }
 
+/** The decimals of a number that is printed with at least some decimals: more if it is tiny. */
+export const printedDecimals = (value, decimals) => Math.max(decimals, decimalsOf(value));
+
 /** Format a given number with as few decimals as it has, at least two: 0.50, −1.2345. */
 export function given(value, decimals = DECIMALS) {
   const isShort = Math.abs(value) < 1e3 && Math.abs(value * 100 - Math.round(value * 100)) < 1e-4 && (value === 0 || Math.abs(value) > 1e-4);
@@ -91,12 +94,12 @@ export function chooseDecimals(derived, result, valueOf) {
     return splits.get(rows);
   };
   const isRight = ({ factor, product, part, sum }) => {
-    const printed = (one) => round(valueOf(one), factor);
+    const printed = (one) => round(valueOf(one), printedDecimals(valueOf(one), factor));
     const rowPrinted = (row) => rowValue(row, printed);
     const lineIsRight = (row, decimals) => row.factors.length < 2 || same(rowPrinted(row), rowValue(row, valueOf), decimals);
     const added = (rows) => {
       const [kept, rest] = split(rows);
-      return kept.reduce((s, row) => s + row.sign * round(rowValue(row, valueOf), row.factors.length < 2 ? factor : product), round(restValue(rest, valueOf), product));
+      return kept.reduce((s, row) => s + row.sign * (row.factors.length < 2 ? rowPrinted(row) : round(rowValue(row, valueOf), product)), round(restValue(rest, valueOf), product));
     };
     if (derived.parts) {
       let joined = 0;
@@ -111,7 +114,7 @@ export function chooseDecimals(derived, result, valueOf) {
     for (const line of derived.before ?? []) {
       const isRightLine = line.rows
         ? line.rows.every((row) => lineIsRight(row, product)) && same(added(line.rows), valueOf(line.number), part)
-        : !functionOf(line.call) || same(functionOf(line.call)(round(valueOf(line.of), part)), valueOf(line.number), factor);
+        : !functionOf(line.call) || same(functionOf(line.call)(round(valueOf(line.of), part)), valueOf(line.number), printedDecimals(valueOf(line.number), factor));
       if (!isRightLine) return false;
     }
     if (derived.rows.length === 1 && !derived.glyph) return lineIsRight(derived.rows[0], end);

@@ -8,7 +8,7 @@ import { splitName, Symbols } from "./symbols.js";
 const THIN = 1.3;
 const THICK = 4.4;
 const FAINT = 30; // percent of color in a line that carries zero
-const MAX_BARS = 6; // units that a box shows beside the chosen one
+export const MAX_BARS = 6; // units that a box shows beside the chosen one
 const BELT = 26;
 const MAX_CHARACTERS = 14; // of a glyph, as the layout has room for
 
@@ -122,7 +122,7 @@ export function createDrawing(view) {
     const value = place.value_y === null ? null : createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
     const width = value ? FRAME_WIDTH : INPUT_FRAME_WIDTH;
     const left = place.anchor === "start" ? place.text_x - 5 : place.text_x + 5 - width;
-    group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 13, width, height: (value ? place.value_y : place.name_y) - place.name_y + 17, rx: 5 }), name, ...(value ? [value] : []));
+    group.append(createSvg("rect", { class: "hit", x: left, y: place.name_y - 13, width, height: value ? place.value_y - place.name_y + 17 : 21, rx: 5 }), name, ...(value ? [value] : []));
     chooseOnClick(group, refer);
     painters.push(() => {
       const number = refer();
@@ -256,7 +256,7 @@ export function createDrawing(view) {
       return;
     }
     const glyph = createSvg("text", node.name ? { class: "small", x: -w / 2 + 5, y: -h / 2 + 12 } : { class: "glyph", y: 3, "font-size": node.glyph === "W" ? 18 : 15 },
-      createSvg("tspan", { class: node.glyph === "W" ? "symbol" : null }, text));
+      node.weight ? symbolSpans(`W_${node.weight}`, 18) : createSvg("tspan", { class: node.glyph === "W" ? "symbol" : null }, text));
     group.append(glyph);
     if (node.name) {
       if (node.normalized) group.append(createSvg("text", { "aria-hidden": "true", class: "small", x: w / 2 - 4, y: -h / 2 + 11, "text-anchor": "end" }, "norm"));

@@ -10,17 +10,24 @@ export function createEquations(view) {
 
   function update() {
     if (drawn !== view.model) {
-      const lines = view.model.equations.map((markup) => Object.assign(createMarkup("li", markup), { quantities: [], parameters: [] }));
+      const lines = view.model.equations.map((markup) => Object.assign(createMarkup("li", markup), { quantities: [], terms: [] }));
       element.replaceChildren(...(lines.length ? lines : view.model.nodes.filter(hasLine).map(line)));
       drawn = view.model;
     }
     const chosen = view.number.q;
-    for (const item of element.children) item.classList.toggle("on", item.quantities.includes(chosen) || item.parameters.includes(chosen));
+    for (const item of element.children) item.classList.toggle("on", item.quantities.includes(chosen) || item.terms.some(reads));
     for (const part of element.querySelectorAll("[data-q]")) {
       const isPart = chosen.startsWith("sum.") && part.dataset.q.startsWith(`${chosen.slice(4)}.`);
-      const isReader = (part.dataset.parameters ?? "").split(" ").includes(chosen);
-      part.classList.toggle("on", part.dataset.q === chosen || isPart || isReader);
+      const found = view.model.isParameter(view.number) && view.model.quantity(part.dataset.q);
+      part.classList.toggle("on", part.dataset.q === chosen || isPart || (found && found.kind === "term" && reads(found.term)));
     }
+  }
+
+  /** Whether a term has the chosen parameter, in its own rows. */
+  function reads(term) {
+    const { q, u, j } = view.number;
+    const isIn = (rows, row) => !rows || (row >= rows[0] && row < rows[1]);
+    return (term.parameter === q && isIn(term.rows, term.transposed ? j : u)) || (term.bias === q && isIn(term.biasRows, u));
   }
 
   const hasLine = (node) => view.model.labels.get(node.id) !== "";
@@ -33,7 +40,7 @@ export function createEquations(view) {
     const item = createElement("li", {});
     item.innerHTML = `${left} = ${right(node)}${output}`;
     item.quantities = [...model.quantitiesOf(node), ...inner(node)];
-    item.parameters = node.terms.flatMap((term) => [term.parameter, term.bias]);
+    item.terms = node.terms;
     item.addEventListener("click", (event) => {
       const chosen = event.target.closest("[data-q]");
       if (chosen) view.choose({ q: chosen.dataset.q, t: view.step, u: Math.min(view.unit, model.size(chosen.dataset.q) - 1) });
@@ -49,13 +56,13 @@ export function createEquations(view) {
     });
   }
 
-  const part = (q, markup, parameters = "") => `<span data-q="${escape(q)}"${parameters ? ` data-parameters="${escape(parameters)}"` : ""}>${markup}</span>`;
+  const part = (q, markup) => `<span data-q="${escape(q)}">${markup}</span>`;
 
   function right(node) {
     const { model, symbols } = view;
     const key = model.keys.get(node.id);
     const operands = node.terms.map((term, k) => {
-      if (model.isPart(node, term)) return part(`${key}.${k}`, symbols.term(term, "t"), [term.parameter, term.bias].filter(Boolean).join(" "));
+      if (model.isPart(node, term)) return part(`${key}.${k}`, symbols.term(term, "t"));
       const source = model.nodesById.get(term.source);
       if (source && !hasLine(source) && !term.weighted) {
         const loose = ["sum", "difference"].includes(source.operation) && !["sum", "activation"].includes(node.operation);

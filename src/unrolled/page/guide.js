@@ -1,6 +1,7 @@
-// The line below the title: an offer of the tour, a stop of the tour, or the worst finding.
+// The line below the title: an offer of the tour, a stop of the tour, the worst finding, or what the reader's changes do.
 
 import { createElement } from "./dom.js";
+import { effectOfChanges } from "./own_changes.js";
 import { tourStops } from "./tour.js";
 
 const STORED = "unrolled-tour";
@@ -67,15 +68,16 @@ export function createGuide(view) {
   function update() {
     for (const marked of view.root.querySelectorAll(".toured")) marked.classList.remove("toured");
     if (stop >= 0) framedBy(stops[stop]).classList.add("toured");
-    const state = [stop, isHidden, view.layerIndex, view.row.edits.size > 0].join();
+    const effect = effectOfChanges(view);
+    const state = [stop, isHidden, view.layerIndex, view.row.edits.size > 0, effect].join();
     if (state === shown) return; // screen readers read a status again when it is replaced
     shown = state;
     const hadFocus = element.contains(element.getRootNode().activeElement);
-    draw();
+    draw(effect);
     if (hadFocus) (element.querySelector(".go") ?? element.querySelector("button"))?.focus();
   }
 
-  function draw() {
+  function draw(effect) {
     element.className = "guide";
     element.hidden = false;
     const { findings, checked } = view.data.health;
@@ -93,6 +95,8 @@ export function createGuide(view) {
       element.replaceChildren(said, createElement("span", { class: "acts" },
         view.numberOf(worst) ? button("Show it", () => view.openFinding(worst)) : null,
         button(findings.length > 1 ? `${findings.length - 1} more` : "Diagnosis", () => view.root.querySelector(".health").scrollIntoView())));
+    } else if (effect) {
+      element.replaceChildren(text(`<b class="edited">Your change:</b> ${effect}`), createElement("span", { class: "acts" }, button(isHidden ? "Tour" : "Start the tour", () => go(0), "link", "T")));
     } else if (view.pageData.baseline) {
       element.hidden = true; // the line of the comparison is above
     } else if (!isHidden) {

@@ -1,7 +1,7 @@
 // The run of large layers with the reader's changes: in slices, so that the page stays usable.
 
 import { evaluatorsOf, withOverrides } from "./evaluator.js";
-import { joinArrays } from "./model.js";
+import { joinArrays } from "./numbers.js";
 import { ComputedSteps } from "./steps.js";
 
 const INTERVAL = 16; // steps from one state that is kept to the next

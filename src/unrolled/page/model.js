@@ -4,8 +4,10 @@
 // "x", the named quantities ("f"), the ids of nodes without a name ("n4"), the sum that an activation function is
 // applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1").
 
-import { decodeValues, largestMagnitude } from "./numbers.js";
+import { findLabels } from "./labels.js";
+import { decodeValues, joinArrays, largestMagnitude } from "./numbers.js";
 import { ComputedSteps, recordedRun, StoredSteps } from "./steps.js";
+import { weightedRows } from "./weighted_rows.js";
 
 /** Return the layers of a page, in the order in which they run. */
 export function createModels(layers) {
@@ -288,24 +290,9 @@ export class LayerModel {
     return this.sizes[this.nodesById.get(source).value];
   }
 
-  /** The rows of arithmetic of a weighted sum: a weight times an element each, and the bias. */
+  /** The rows of arithmetic of a weighted sum. */
   weightedRows(term, step, unit) {
-    const [firstRow, lastRow] = term.rows ?? [0, 0];
-    const parameter = this.parameters.get(term.parameter);
-    if (!parameter?.values || !term.rows) return null;
-    const sourceCount = term.elements?.length ?? this.sourceSize(term.source);
-    const perBlock = sourceCount / term.blocks;
-    const block = Math.floor(unit / ((lastRow - firstRow) / term.blocks));
-    const [firstColumn] = term.columns ?? [0];
-    const rows = Array.from({ length: perBlock }, (_, column) => {
-      const row = firstRow + unit;
-      const at = firstColumn + column;
-      const position = block * perBlock + column;
-      const weight = term.transposed ? { q: term.parameter, u: at, j: row } : { q: term.parameter, u: row, j: at };
-      return { sign: 1, factors: [weight, this.sourceNumber(term.source, step, term.elements ? term.elements[position] : position)] };
-    });
-    if (term.bias) rows.push({ sign: 1, factors: [{ q: term.bias, u: (term.biasRows?.[0] ?? 0) + unit }] });
-    return rows;
+    return weightedRows(this, term, step, unit);
   }
 
   /**
@@ -405,35 +392,6 @@ export class LayerModel {
     const factors = (derived.rows ?? []).flatMap((row) => row.factors).flatMap((one) => (one.constant === undefined ? [one] : one.source ? [one.source] : []));
     return derived.of ? [derived.of, ...factors] : factors;
   }
-}
-
-/** Join the outputs of the directions of a layer. */
-export function joinArrays(arrays) {
-  return arrays.length === 1 ? arrays[0] : Float64Array.from(arrays.flatMap((array) => [...array]));
-}
-
-const MAX_OPERANDS = 6; // of an expression that is written in one line
-
-/**
- * Return what each node is called in formulas, by id: its name, or empty for one that its readers write out.
- *
- * A node without a name is called v_1, v_2, … if its formula is long, or would be written out more than once.
- */
-function findLabels({ nodes, nodesById, readers, parameters, statesByName }) {
-  const isFree = (letter) => ![...nodes.map((node) => node.name), ...parameters.keys(), ...statesByName.keys()].some((name) => name.split("_")[0] === letter);
-  const letter = ["v", "u", "q", "w", "a"].find(isFree) ?? "node";
-  const labels = new Map();
-  const operands = new Map();
-  let count = 0;
-  for (const node of nodes) {
-    const sources = node.terms.map((term) => term.source).filter((source) => source !== null);
-    operands.set(node.id, sources.reduce((sum, source) => sum + (labels.get(source) === "" ? operands.get(source) : 1), 0));
-    const isRepeated = readers.get(node.id).length > 1 && (node.kind === "layer" || operands.get(node.id) > 1);
-    const isLong = operands.get(node.id) > MAX_OPERANDS || isRepeated;
-    if (!node.name && isLong) count += 1;
-    labels.set(node.id, node.name || (isLong ? `${letter}_${count}` : ""));
-  }
-  return labels;
 }
 
 export const idOf = (number) => [number.q, number.t ?? "", number.u, number.j ?? ""].join("|");

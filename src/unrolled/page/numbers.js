@@ -99,3 +99,8 @@ export function largestMagnitude(arrays) {
   }
   return largest;
 }
+
+/** Join the outputs of the directions of a layer. */
+export function joinArrays(arrays) {
+  return arrays.length === 1 ? arrays[0] : Float64Array.from(arrays.flatMap((array) => [...array]));
+}

@@ -31,7 +31,11 @@ class RowChoice:
 
     @classmethod
     def of(
-        cls, batch: int | Iterable[int] | None, lengths: Sequence[int], texts: Iterable[list[Any] | None]
+        cls,
+        batch: int | Iterable[int] | None,
+        lengths: Sequence[int],
+        texts: Iterable[list[Any] | None],
+        bad: int | None = None,
     ) -> RowChoice:
         """Choose rows.
 
@@ -39,6 +43,8 @@ class RowChoice:
             batch: The row, or several rows, or None for the first rows.
             lengths: The number of time steps of each row of the batch.
             texts: The labels and predictions. If they are for one row, and no row is chosen, it is row 0.
+            bad: A row with an error. If no rows are chosen, and it isn't one of the first, it comes before
+                them.
 
         Raises:
             IndexError: If there is no such row.
@@ -51,6 +57,8 @@ class RowChoice:
             rows = tuple(row for row in first if lengths[row])[:MAX_ROWS]
             if not rows:
                 raise ValueError("a page needs a row with time steps, but this trace has none")
+            if bad is not None and not is_single and bad not in rows:
+                rows = (bad, *rows[: MAX_ROWS - 1])
             return cls(rows, False, is_single)
         several = None if isinstance(batch, str) or not isinstance(batch, Iterable) else list(batch)
         numbers: list[Any] = [batch] if several is None else several

@@ -1,6 +1,7 @@
 // The whole sequence: every state and gate, as numbers of a small layer, else as colors.
 
 import { createCell } from "./cells.js";
+import { colorScale } from "./color_scale.js";
 import { createElement, createMarkup, visibleLabel } from "./dom.js";
 import { fixed, shown } from "./digits.js";
 import { decodeBytes, gateColor, valueColor } from "./numbers.js";
@@ -98,6 +99,7 @@ export function createSequence(view) {
     if (isImage) frame.style.maxWidth = `${(200 * width) / Math.max(width, height)}px`;
     const name = createMarkup("div", `<b>${symbol(q)} <span></span></b><span class="quiet now"></span>`, "map-name");
     name.querySelector("b span").textContent = (model.descriptions[q] ?? "").split(": ")[0];
+    if (!isImage) name.append(createElement("span", { class: "text-scale" }, colorScale(view, q)));
     const lines = statisticsLines(grid.statistics ?? statistics(grid.values), model.quantity(q).node?.range);
     const summary = createElement("div", { class: "map-summary quiet" }, lines.map(([label, text]) => [createElement("span", {}, label), createElement("span", {}, text)]));
     const bins = [[grid.binSteps, "steps"], [grid.binFeatures, "units"]].filter(([size]) => size > 1).map((bin) => bin.join(" ")).join(" × ");

@@ -1,8 +1,8 @@
 // The sequence: the states and the input of every step.
 
 import { createCell } from "./cells.js";
-import { createElement, visibleLabel } from "./dom.js";
-import { symbol } from "./symbols.js";
+import { createElement, createMarkup, visibleLabel } from "./dom.js";
+import { escape, symbol } from "./symbols.js";
 
 const MAX_COLUMNS = 24; // steps that are shown at once, if there is room
 const NUMBER_WIDTH = 58; // pixels
@@ -15,10 +15,12 @@ const MAX_UNITS = 8; // of a state; the chosen unit is always among them
 /** Create the strip. Returns {element, update}. */
 export function createStrip(view) {
   const table = createElement("div", { class: "tr", role: "table", "aria-label": "states and input of each step" });
-  const element = createElement("nav", { class: "strip", "aria-label": "The sequence" }, table);
+  const captions = createElement("p", { class: "captions" });
+  const element = createElement("nav", { class: "strip", "aria-label": "The sequence" }, table, captions);
   let drawn = "";
   let cells = [];
   let width = 0;
+  let isNarrow = false;
   let limit = MAX_UNITS;
   new ResizeObserver(() => { if (element.clientWidth !== width) requestAnimationFrame(update); }).observe(element);
 
@@ -26,7 +28,7 @@ export function createStrip(view) {
     if (!element.isConnected) return; // the page opens with heat maps instead
     const { model } = view;
     width = element.clientWidth;
-    const isNarrow = width < NARROW;
+    isNarrow = width < NARROW;
     const [gap, room] = isNarrow ? [NARROW_GAP, width - NARROW_NAMES] : [COLUMN_GAP, width - NAMES_WIDTH];
     limit = Math.max(1, Math.min(MAX_UNITS, Math.floor((room - gap) / NUMBER_WIDTH)));
     const widest = Math.max(units().length, units(model.features).length);
@@ -36,6 +38,7 @@ export function createStrip(view) {
     if (key !== drawn) {
       cells = [];
       table.replaceChildren(...draw(shown));
+      drawCaptions(shown);
       drawn = key;
     }
     for (const cell of cells) cell.update();
@@ -49,7 +52,7 @@ export function createStrip(view) {
 
   function draw(steps) {
     const { model } = view;
-    const rows = [...model.states.map((state) => state.name).reverse(), "x"];
+    const rows = rowNames(model);
     const { predictions } = view.data;
     element.style.setProperty("--rows", rows.length + (predictions ? 1 : 0));
     element.style.setProperty("--columns", steps.length);
@@ -62,6 +65,17 @@ export function createStrip(view) {
     if (predictions) names.push(createElement("div", { class: "rowname", role: "columnheader", style: `grid-row: ${rows.length + 2}` }, "prediction"));
     const corner = createElement("span", { class: "unseen", role: "columnheader" }, "step");
     return [createElement("div", { class: "tr", role: "row" }, corner, names), ...steps.map((step, position) => createColumn(rows, step, position, steps))];
+  }
+
+  /** What the letters mean, where there is no room beside them, and what of the sequence isn't shown. */
+  function drawCaptions(shown) {
+    const { model } = view;
+    const names = rowNames(model).map((name) => createMarkup("span", `${symbol(name)} ${escape(rowDescription(view, name))}`, "names"));
+    const steps = shown.filter((step) => step !== model.start);
+    const windows = [["steps", model.steps.length, steps], ["units", model.units, units()], ["features", model.features, units(model.features)]];
+    const omitted = windows.filter(([, size, some]) => size > some.length).map(([what, size, some]) => createElement("span", {}, `${windowText(what, some)} of ${size}`));
+    captions.replaceChildren(...names, ...omitted);
+    captions.hidden = !omitted.length && !isNarrow;
   }
 
   function createColumn(rows, step, position, steps) {
@@ -107,6 +121,13 @@ export function unitsShown(view, size = view.model.units, limit = MAX_UNITS) {
   const from = Math.max(0, Math.min(view.unit - Math.floor(count / 2), size - count));
   return Array.from({ length: count }, (_, k) => from + k);
 }
+
+/** Name a window of numbers: "units 0–7", or "unit 3". */
+export function windowText(what, shown) {
+  return shown.length > 1 ? `${what} ${shown[0]}–${shown.at(-1)}` : `${what.slice(0, -1)} ${shown[0]}`;
+}
+
+const rowNames = (model) => [...model.states.map((state) => state.name).reverse(), "x"];
 
 function rowDescription(view, name) {
   if (name === "x") return "input";

@@ -39,14 +39,16 @@ export function createTables(view) {
   const columnHead = (markup, className = null) => {
     const head = createMarkup("span", markup, className);
     head.setAttribute("role", "columnheader");
+    head.title = Symbols.plain(markup.replace("<br>", " ")); // the head of a narrow column is cut off
     return head;
   };
 
   function draw() {
     const { model } = view;
     const layers = model.nodes.filter((node) => node.kind === "layer");
-    const others = model.nodes.filter((node) => node.kind !== "layer");
     const columns = layers.map((node) => columnsOf(view, node));
+    const inColumns = new Set(columns.flat().map((column) => column.q));
+    const others = model.nodes.filter((node) => node.kind !== "layer" && !inColumns.has(model.keys.get(node.id)));
     const width = Math.max(...columns.map((one) => one.length));
     const groups = [];
     for (const { heads, members } of shareHeads(columns, width)) {

@@ -1,5 +1,6 @@
 // The text: the labels of the steps, colored by the chosen quantity and unit, and its passages.
 
+import { colorScale } from "./color_scale.js";
 import { createElement, visibleLabel } from "./dom.js";
 import { fixed, shown } from "./digits.js";
 import { decodeBytes, gateColor, textColor, valueColor } from "./numbers.js";
@@ -115,9 +116,7 @@ export function createText(view) {
     quantity.value = q;
     number.max = model.size(q) - 1;
     number.value = u;
-    const [low, high] = [model.isGate(q) ? 0 : -view.scale({ q }), model.isGate(q) ? 1 : view.scale({ q })];
-    const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => css(colorOf(q, low + share * (high - low))));
-    scale.replaceChildren(fixed(low, 1), createElement("i", { style: `background: linear-gradient(to right, ${stops.join(", ")})` }), fixed(high, 1));
+    scale.replaceChildren(...colorScale(view, q));
     note.textContent = noteFor(q);
     note.hidden = !note.textContent;
   }

@@ -1,6 +1,6 @@
 // The guided tour: six stops, each with a text, the number that is chosen, and what is framed.
 
-import { nameOf } from "./words.js";
+import { nameOf, upper } from "./words.js";
 import { symbol } from "./symbols.js";
 
 /** Return the stops of the tour of a layer: {title, text, number, target}. */
@@ -52,26 +52,35 @@ function lstmStops(view, { step, unit, at, after }) {
   ];
 }
 
+const COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
+
+/** A quantity with what it is: "the update gate z", or only "z". */
+function called(model, q) {
+  return model.descriptions[q] ? `the ${nameOf(model, q)} ${symbol(q)}` : symbol(q);
+}
+
 /** The tour of any other cell, from what its step computes. */
 function otherStops(view, { step, at, after }) {
   const { model } = view;
-  const states = model.states.map((state) => `${nameOf(model, state.name)} ${symbol(state.name)}`).join(", ");
+  const names = model.states.map((state) => called(model, state.name));
+  const states = names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names[0];
   const layers = model.nodes.filter((node) => node.kind === "layer");
   const gate = model.nodes.find((node) => node.range === "gate" && node.name);
   const output = model.states[0].name;
-  const memory = model.states[model.states.length - 1].name;
+  const memory = (model.states[1] ?? model.states[0]).name; // the cell state, if there is one
   const first = layers[0] && model.keys.get(layers[0].id);
   const stops = [
     { title: "What enters", number: at("x", { u: 0 }), target: `.strip [data-step="${step}"]`,
-      text: `At every step the cell reads one row of the input, and from the step before: ${states}.` },
+      text: `At every step the cell reads one row of the input, and ${states} from the step before.` },
   ];
   if (first) {
-    stops.push({ title: layers.length > 1 ? `${layers.length} weighted sums` : "A weighted sum", number: at(model.quantitiesOf(layers[0])[0]), target: `.gate[data-node="${first}"]`,
-      text: `${layers.length > 1 ? `The cell computes ${layers.length} weighted sums for each unit` : "The cell computes one weighted sum for each unit"}. Each has weights of its own. They are the same at every step.` });
+    const count = COUNTS[layers.length] ?? layers.length;
+    stops.push({ title: layers.length > 1 ? `${upper(count)} weighted sums` : "A weighted sum", number: at(model.quantitiesOf(layers[0])[0]), target: `.gate[data-node="${first}"]`,
+      text: `${layers.length > 1 ? `The cell computes ${count} weighted sums for each unit` : "The cell computes one weighted sum for each unit"}. Each has weights of its own. They are the same at every step.` });
   }
   if (gate) {
     stops.push({ title: "Gates", number: at(gate.name), target: `[data-node="${gate.name}"].node`,
-      text: `${nameOf(model, gate.name)} ${symbol(gate.name)} is a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number.` });
+      text: `${upper(called(model, gate.name))} is a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number.` });
   }
   stops.push({ title: "The state", number: at(memory), target: `[data-node="${memory}"].node`, text: `This is the new ${nameOf(model, memory)}. Click the numbers in the arithmetic to see what it is made of.` });
   stops.push({ title: "The output", number: at(output), target: `.strip [data-step="${step}"]`, text: `The ${nameOf(model, output)} is also the output of this step: output[${step}] holds these numbers.` });

@@ -41,16 +41,10 @@ export function sentence(view, number) {
     const next = model.next(t);
     const isOutput = model.states[0] === state;
     const role = isOutput ? `, and the output of step ${t}` : "";
-    return `The ${nameOf(model, state.name)} of unit ${u}${role}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
+    return `The ${nameOf(model, state.name)} of unit ${u}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
   }
-  if (node.operation === "product") {
-    const gate = node.terms.find((one) => model.nodesById.get(one.source)?.range === "gate");
-    const other = node.terms.find((one) => one !== gate);
-    if (gate && other?.source) {
-      const what = other.source.startsWith("before:") ? `the old ${nameOf(model, other.source.slice(7))}` : symbols.source(other.source, t);
-      return `What the ${nameOf(model, model.keys.get(gate.source))} lets through of ${what}.`;
-    }
-  }
+  const passed = letThrough(view, node, t);
+  if (passed) return `${upper(passed)}.`;
   if (node.operation === "activation" && squeezes && node.terms.length === 1 && node.terms[0].source) {
     return `${upper(symbols.source(node.terms[0].source, t))}, squeezed ${squeezes}.`;
   }
@@ -59,7 +53,31 @@ export function sentence(view, number) {
   return "A number on the way, without a name in the cell's code.";
 }
 
-const upper = (text) => (text.startsWith("<") ? text : text.charAt(0).toUpperCase() + text.slice(1));
+/** What a product with a gate is: "what the output gate lets through of tanh(c)". Empty for anything else. */
+function letThrough({ model, symbols }, node, t) {
+  if (node.operation !== "product") return "";
+  const gate = node.terms.find((one) => model.nodesById.get(one.source)?.range === "gate");
+  const other = node.terms.find((one) => one !== gate);
+  if (!gate || !other?.source || node.terms.length > 2) return "";
+  const what = other.source.startsWith("before:") ? `the old ${nameOf(model, other.source.slice(7))}` : symbols.source(other.source, t);
+  return `what the ${nameOf(model, model.keys.get(gate.source))} lets through of ${what}`;
+}
+
+/** What a new state is made of, if that can be said in a few words. */
+function origin(view, node, state, t) {
+  const { model } = view;
+  const passed = letThrough(view, node, t);
+  if (passed) return `: ${passed}`;
+  const keeps = (term) => model.nodesById.get(term.source)?.operation === "product" && model.nodesById.get(term.source).terms.some(({ source }) => source === `before:${state.name}`);
+  const isMixed = node.operation === "sum" && node.terms.length === 2 && node.terms.every(({ sign, source }) => sign > 0 && source) && node.terms.filter(keeps).length === 1;
+  return isMixed ? ": what is left of the old one, plus what is new" : "";
+}
+
+/** Begin a text with a capital letter, unless it begins with a symbol. */
+export function upper(text) {
+  const words = String(text);
+  return words.startsWith("<") ? words : words.charAt(0).toUpperCase() + words.slice(1);
+}
 
 function parameterSentence(view, { q, u, j }) {
   const { model } = view;
