@@ -49,6 +49,25 @@ class Layout:
         """Number of rows of all steps together."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
 
+    def on_device(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Return :attr:`starts`, and the number of steps of each row, on a device. None for a regular layout.
+
+        They are copied once, so that calls with the same layout needn't wait for the device.
+        """
+        if self.starts is None:
+            return None, None
+        cached = self._copies.get(device)
+        if cached is None:
+            counts = self.starts.diff().flip(0)
+            rows = torch.arange(self.batch, device="cpu")
+            lengths = self.steps - torch.searchsorted(counts, rows, right=True)
+            cached = self._copies[device] = self.starts.to(device), lengths.to(device)
+        return cached
+
+    @lazy_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
     def shift(self, state: Tensor, initial: Tensor | None, reverse: bool) -> ShiftedState:
         """Return the state before each step.
 
