@@ -52,7 +52,7 @@ def operator_arguments(cell: type[ur.Cell], packed: bool, directions: int) -> li
     for number, suffix in enumerate(layer._cells):
         bound = layer._bind(suffix)
         text, own, _, _ = operators.serialize_direction(
-            bound.unbound, (), False, torch.float32, stateful=True, reverse=number == 1
+            bound.unbound, (), False, torch.float32, torch.device("cpu"), stateful=True, reverse=number == 1
         )
         texts.append(text)
         tensors += [torch.randn(2, width) for width in bound.state_sizes().values()]

@@ -209,7 +209,7 @@ def test_operators_pass_torchs_opcheck(name: str) -> None:
     texts, tensors = [], []
     for k, (suffix, cell) in enumerate(list(layer._cells.items())[: 2 if layer.bidirectional else 1]):
         text, own_names, _, error = operators.serialize_direction(
-            cell, (), True, torch.float32, False, k == 1
+            cell, (), True, torch.float32, x.device, False, k == 1
         )
         assert not error
         texts.append(text)

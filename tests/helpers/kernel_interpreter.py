@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
-from unrolled.engines import dispatch, registry
+from unrolled.engines import backends
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import is_batched, width
@@ -38,7 +38,6 @@ from unrolled.engines.compiler.kernel_ir import (
 )
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
-from unrolled.engines.torch_ops import transforms
 
 aten = torch.ops.aten
 
@@ -284,7 +283,7 @@ class InterpreterBackend:
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         return None if dtype in self.dtypes else f"{dtype} is not supported"
 
-    def compile(self, cell: Cell, dtype: torch.dtype) -> CompiledCell:
+    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         return CompiledCell(cell, dtype, self)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> InterpretedLoop:
@@ -307,6 +306,5 @@ def interpreted() -> Iterator[InterpreterBackend]:
     """Run compiled loops with the interpreter."""
     BACKEND.kernels.clear()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (registry, dispatch, transforms):
-            patch.setattr(module, "BACKEND", BACKEND)
+        patch.setitem(backends._BY_DEVICE_TYPE, "cpu", BACKEND)
         yield BACKEND

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
-from unrolled.engines import log, memory, reference, registry, run_compiled
+from unrolled.engines import backends, log, memory, reference, registry, run_compiled
 from unrolled.engines._torch_private import constant_for_dynamo, counts_flops, in_onnx_export
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
-from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import transforms
 
 States = tuple[Tensor, ...]
@@ -183,7 +182,7 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
     reason = _why_not_native([cell], x, [state])
     if reason is None:
         try:
-            compiled = registry.compiled(cell, x.dtype)
+            compiled = registry.compiled(cell, x.dtype, x.device)
             if training:
                 compiled.prepare_training()
             else:
@@ -288,4 +287,4 @@ def _why_not_native(
     tensors = _tensors(cells, x, states)
     if extra_inputs is not None:
         tensors.append(extra_inputs)
-    return BACKEND.supports(tensors, x.dtype)
+    return backends.unsupported(tensors)

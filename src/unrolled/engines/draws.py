@@ -17,17 +17,18 @@ from unrolled.cells.base import Cell
 from unrolled.cells.draws import Draw, Draws, ReplaceDraws, draw_width
 from unrolled.engines import philox
 from unrolled.engines._torch_private import FakeTensorMode, TorchDispatchMode, constant_for_dynamo
+from unrolled.engines.backends import backend_for
 from unrolled.engines.compiler.checks import silence_fake_tensor_log, tensor_attributes
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.kept_captures import Entry
 from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import delay_forks
 from unrolled.engines.native import philox as compiled_philox
-from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 
 DTYPES = (torch.float32, torch.float64)
 
+_CPU = torch.device("cpu")  # the draws are the same on every device
 _BATCH_SIZES = (61, 2)
 _MAX_DRAWS = 1 << 16  # of a step, as each has a stream of numbers
 
@@ -52,7 +53,7 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
     key = ("draws", training, dtype)
     draws: Draws | None = cache.get(key)
     if draws is None:
-        entry = Entry("draws", cell, training, dtype, BACKEND.captures)
+        entry = Entry("draws", cell, training, dtype, backend_for(_CPU).captures)
         draws = _stored_draws(entry)
         if draws is None:
             # In a new thread, no mode or transform is active. The first fake tensors import packages.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.engines.backends import backend_for
 from unrolled.engines.compiler.checks import read_tensor_attributes
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import UnsupportedError
@@ -28,7 +29,6 @@ from unrolled.engines.compiler.step_values import (
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.fork_safety import delay_forks, renew_after_fork
 from unrolled.engines.memory import memory_of
-from unrolled.engines.native.backend import BACKEND
 
 # By the values that the step reads, and a key of :func:`compiled`; those used last are at the end. The cell
 # of a layer keeps what was compiled for it, so these are for new layers with the same sizes and options.
@@ -41,12 +41,18 @@ _MAX_ATTEMPTS = 3  # to capture a step during which no value changes
 _lock = threading.Lock()
 
 
-def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -> CompiledCell:
+_CPU = torch.device("cpu")
+
+
+def compiled(
+    cell: Cell, dtype: torch.dtype, device: torch.device = _CPU, values: StepValues | None = None
+) -> CompiledCell:
     """Return the compiled cell. The first call compiles it.
 
     Args:
         cell: The cell.
         dtype: Dtype of the input, the states and the parameters.
+        device: Their device.
         values: The values that the step reads. They may have changed since. If None, the current ones.
 
     Raises:
@@ -60,7 +66,8 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
         cell.training,
         torch.get_default_dtype(),
         dtype,
-        BACKEND.name,
+        device,
+        backend_for(device).name,
     )
     latest = step_values(cell) if values is None else values
     result, contents = latest.derived.get(key) or _cells.get((latest.digest, key)), ""
@@ -72,14 +79,16 @@ def compiled(cell: Cell, dtype: torch.dtype, values: StepValues | None = None) -
     if result is None:
         if values is not None:
             check_same_values(cell, values.digest, f"wasn't compiled for {dtype} before")
-        result = _find_or_compile(cell, dtype, key, contents)
+        result = _find_or_compile(cell, dtype, device, key, contents)
     latest.derived[key] = result
     if isinstance(result, Exception):
         raise type(result)(*result.args)
     return _with_tensor_attributes(result, cell, key) if result.captured.tensor_attributes else result
 
 
-def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) -> CompiledCell | Exception:
+def _find_or_compile(
+    cell: Cell, dtype: torch.dtype, device: torch.device, key: Any, contents: str
+) -> CompiledCell | Exception:
     """Return the compiled cell for the current values, or the error. Compile it if it isn't cached."""
     with _lock:
         for _ in range(_MAX_ATTEMPTS):
@@ -87,7 +96,7 @@ def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) ->
             result = _cells.pop((values.digest, key), None)
             if result is None:
                 count_version(cell, values, contents)
-                result = _compile(cell, dtype)
+                result = _compile(cell, dtype, device)
                 if not values.unchanged():
                     continue
             keys = [key]
@@ -101,10 +110,10 @@ def _find_or_compile(cell: Cell, dtype: torch.dtype, key: Any, contents: str) ->
         raise reject(cell, f"it changes a Python value that it reads: {step_values(cell).changed}")
 
 
-def _compile(cell: Cell, dtype: torch.dtype) -> CompiledCell | Exception:
+def _compile(cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell | Exception:
     try:
         with delay_forks(), torch.device("cpu"):  # whatever the default device is
-            return BACKEND.compile(cell, dtype)
+            return backend_for(device).compile(cell, dtype, device)
     except (UnsupportedError, UnavailableError) as error:
         return type(error)(*error.args)  # a copy without the traceback, which holds tensors
 

@@ -117,6 +117,6 @@ def run(
         params = [attributes[name] for name in cell.shapes()]
         params += [] if extra_inputs is None else [extra_inputs]
         params = [param if param.is_contiguous() else param.contiguous() for param in params]
-        compiled = registry.compiled(cell, x.dtype)
+        compiled = registry.compiled(cell, x.dtype, x.device)
         directions.append(DirectionCall(compiled, cell, params, state, reverse))
     return run_directions(directions, x, sizes, checkpoint)

@@ -36,8 +36,8 @@ class Backend(LoopBackend, Protocol):
             in_graph: Whether the call is recorded as an operator of a graph, so that the tensors may be fake.
         """
 
-    def compile(self, cell: Cell, dtype: torch.dtype) -> CompiledCell:
-        """Compile a cell.
+    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
+        """Compile a cell for a dtype and a device.
 
         Raises:
             UnsupportedError: If its step can't be compiled.

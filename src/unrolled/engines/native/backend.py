@@ -24,6 +24,8 @@ from unrolled.engines.native.kernel import Kernel, KernelCall, launch
 from unrolled.engines.native.kernel_spec import KernelSpec
 from unrolled.engines.native.toolchain import build, kept_files
 
+_CPU = torch.device("cpu")
+
 
 class NativeCell(CompiledCell):
     """A cell, compiled for CPUs.
@@ -112,7 +114,7 @@ class NativeBackend:
             return None
         return "an input or a parameter has no values in memory"
 
-    def compile(self, cell: Cell, dtype: torch.dtype) -> NativeCell:
+    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
         matmul.start(dtype)  # compile the products while the step is being captured
         return NativeCell(cell, dtype, self)

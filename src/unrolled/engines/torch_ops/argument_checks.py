@@ -78,7 +78,7 @@ def check_forward(directions: Sequence[Any], x: Tensor, sizes: Tensor | None, ba
         _check_tensors([x], [("the packed x", (None, features))], x)
         _check_sizes_tensor(sizes, x)
     for direction in directions:
-        captured = direction.compiled(x.dtype).captured
+        captured = direction.compiled(x).captured
         attributes: dict[str, Any] = {
             name: node.meta["val"] for name, node in captured.tensor_attributes.items()
         }
@@ -119,7 +119,7 @@ def check_backward(
     expected = [("an output", (*rows, direction.widths[0])) for direction in directions]
     dtypes = [x.dtype for _ in directions]
     for direction in directions:
-        for shape, dtype in direction.compiled(x.dtype).saved_tensors:
+        for shape, dtype in direction.compiled(x).saved_tensors:
             expected.append(("a saved value", (*rows, shape[-1]) if BATCH_SYMBOL in shape else shape))
             dtypes.append(dtype)
     check_count("outputs and saved values", outputs_and_saved, len(expected))

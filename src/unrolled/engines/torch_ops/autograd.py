@@ -99,7 +99,7 @@ def _apply(function: Any, *arguments: Any) -> list[Tensor]:
 def _insert_nones(gradients: Sequence[Any], x: Tensor, tensors: Sequence[Tensor], text: str) -> list[Any]:
     """Return the gradients in the order of x and the tensors, with None where there is no gradient."""
     remaining, directions = iter(gradients), deserialize_directions(text, tensors)
-    captured = [direction.compiled(x.dtype).captured for direction in directions]
+    captured = [direction.compiled(x).captured for direction in directions]
     results = [next(remaining) if any(step.grad_x for step in captured) else None]
     for direction, step in zip(directions, captured, strict=True):
         results += [next(remaining) for _ in direction.states]
@@ -162,7 +162,7 @@ def _grouped_backward_by_reference(
         ]
         group_x = x.chunk(groups, 1)[k]
         gradients_by_group.append(_backward_by_reference(group_grads, group_x, group_tensors, None, text, 1))
-    gradient_axes = gradient_batch_axes(directions, x.dtype)
+    gradient_axes = gradient_batch_axes(directions, x)
     return tuple(
         torch.stack(parts) if axis is None else torch.cat(parts, axis)
         for parts, axis in zip(zip(*gradients_by_group, strict=True), gradient_axes, strict=True)
@@ -177,7 +177,7 @@ def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text
         with BelowAutograd():
             return _ops.recurrence(x, tensors, sizes, text)
     directions = checked_directions(x, tensors, sizes, text)
-    if not all(_can_train(direction, x.dtype) for direction in directions):
+    if not all(_can_train(direction, x) for direction in directions):
         return list(_forward_by_reference(x, tensors, sizes, text))
     return _apply(_Forward, sizes, text, x, *tensors)[: len(result_batch_axes(directions))]
 
@@ -208,9 +208,9 @@ def _recurrence_back(
         return _ops.recurrence_back(grads, outputs_and_saved, x, tensors, sizes, text, groups)
 
 
-def _can_train(direction: SerializedDirection, dtype: torch.dtype) -> bool:
+def _can_train(direction: SerializedDirection, x: Tensor) -> bool:
     """Compile the backward pass of a direction, and return whether that was possible."""
-    compiled = direction.compiled(dtype)
+    compiled = direction.compiled(x)
 
     def prepare() -> list[tuple[tuple[int, ...], torch.dtype]]:
         compiled.prepare_training()

@@ -43,7 +43,13 @@ library.define(f"recurrence_back(Tensor[] grads, Tensor[] made, {_INPUTS}, int g
 
 @constant_for_dynamo
 def serialize_direction(
-    cell: Cell, wrapper_spec: WrapperSpec, training: bool, dtype: torch.dtype, stateful: bool, reverse: bool
+    cell: Cell,
+    wrapper_spec: WrapperSpec,
+    training: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    stateful: bool,
+    reverse: bool,
 ) -> tuple[str, tuple[str, ...], int, str]:
     """Serialize one direction as JSON text, after compiling its inference kernel.
 
@@ -52,6 +58,7 @@ def serialize_direction(
         wrapper_spec: Wrappers to apply to it.
         training: Whether the layer is in training mode.
         dtype: The dtype to compute in.
+        device: The device to compute on.
         stateful: Whether initial states are given.
         reverse: Whether it runs from the last time step to the first.
 
@@ -66,7 +73,7 @@ def serialize_direction(
         add_dynamo_guard(graph_cell.values.unchanged, "the values that the step of a cell reads are the same")
 
         def compile_cell() -> CompiledCell:
-            compiled = registry.compiled(graph_cell.cell, dtype, graph_cell.values)
+            compiled = registry.compiled(graph_cell.cell, dtype, device, graph_cell.values)
             # Compile now: without a compiler, the call must fall back before it becomes part of a graph.
             compiled.inference  # noqa: B018
             return compiled
@@ -127,19 +134,22 @@ class SerializedDirection:
         names = (*self.cell.shapes(), *self.tensor_attributes)
         return self.cell.bind(dict(zip(names, self.tensors[len(self.states) :], strict=True)))
 
-    def compiled(self, dtype: torch.dtype) -> CompiledCell:
-        """Return the compiled cell, with any values of the tensor attributes."""
-        argument_checks.check_dtype(dtype)
-        key, compiled = (torch.get_default_dtype(), dtype), self.graph_cell.compiled
+    def compiled(self, x: Tensor) -> CompiledCell:
+        """Return the compiled cell for x, with any values of the tensor attributes."""
+        argument_checks.check_dtype(x.dtype)
+        dtype, device = x.dtype, x.device
+        key, compiled = (torch.get_default_dtype(), dtype, device), self.graph_cell.compiled
         if key not in compiled:
             values = self.graph_cell.values
-            compiled[key] = run_outside_transforms(lambda: registry.compiled(self.cell, dtype, values))
+            compiled[key] = run_outside_transforms(
+                lambda: registry.compiled(self.cell, dtype, device, values)
+            )
         return compiled[key]
 
-    def spec(self, dtype: torch.dtype) -> DirectionSpec:
+    def spec(self, x: Tensor) -> DirectionSpec:
         """Return the direction as :mod:`engines.autograd` takes it, with the tensor attributes' values."""
         bound = self.bound()
-        compiled = registry.compiled(bound, dtype, self.graph_cell.values)
+        compiled = registry.compiled(bound, x.dtype, x.device, self.graph_cell.values)
         return DirectionSpec(compiled, bound, self.stateful, self.reverse)
 
 
@@ -191,18 +201,18 @@ def result_batch_axes(directions: Sequence[SerializedDirection]) -> list[int]:
     return [axis for direction in directions for axis in (1, *(0 for _ in direction.widths))]
 
 
-def saved_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
+def saved_batch_axes(directions: Sequence[SerializedDirection], x: Tensor) -> list[int | None]:
     """Return the batch axis of each value saved for the backward pass, None if it has none.
 
     Outputs and final states are not among them.
     """
-    saved = [tensor for direction in directions for tensor in direction.compiled(dtype).saved_tensors]
+    saved = [tensor for direction in directions for tensor in direction.compiled(x).saved_tensors]
     return [1 if BATCH_SYMBOL in shape else None for shape, _ in saved]
 
 
-def gradient_batch_axes(directions: Sequence[SerializedDirection], dtype: torch.dtype) -> list[int | None]:
+def gradient_batch_axes(directions: Sequence[SerializedDirection], x: Tensor) -> list[int | None]:
     """Return the batch axis of each gradient that is not None; None for those of parameters, without one."""
-    captured = [direction.compiled(dtype).captured for direction in directions]
+    captured = [direction.compiled(x).captured for direction in directions]
     axes: list[int | None] = [1] if any(step.grad_x for step in captured) else []
     for direction, step in zip(directions, captured, strict=True):
         axes += [0] * len(direction.states)
@@ -237,7 +247,7 @@ def _checked_call(
 
 def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
     (directions, layout), calls, dtype = _checked_call(x, tensors, sizes, text), [], x.dtype
-    specs = [direction.spec(dtype) for direction in directions]
+    specs = [direction.spec(x) for direction in directions]
     x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
     for direction, spec in zip(directions, specs, strict=True):
         contiguous = [*_contiguous_tensors(direction, x.dtype), *extra_inputs]
@@ -250,7 +260,8 @@ def _infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str
 
 def _forward_and_save(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
     (directions, layout), dtype = _checked_call(x, tensors, sizes, text), x.dtype
-    specs = [direction.spec(dtype) for direction in directions]
+    axes = saved_batch_axes(directions, x)
+    specs = [direction.spec(x) for direction in directions]
     x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
     flat = [t for direction in directions for t in (*_contiguous_tensors(direction, x.dtype), *extra_inputs)]
     results: list[Tensor] = []
@@ -261,7 +272,7 @@ def _forward_and_save(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None
         saved += [state for state in step_states[1:] if state is not None]
         saved += [values[node] for node in spec.compiled.saved_for_backward]
     storages = {tensor.untyped_storage().data_ptr() for tensor in (x, *tensors, *results) if tensor.numel()}
-    for k, (tensor, axis) in enumerate(zip(saved, saved_batch_axes(directions, dtype), strict=True)):
+    for k, (tensor, axis) in enumerate(zip(saved, axes, strict=True)):
         if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
             tensor = tensor.clone()  # results of an operator must not share memory
         storages.add(tensor.untyped_storage().data_ptr())
@@ -280,13 +291,12 @@ def _backward(
 ) -> list[Tensor]:
     directions, layout = _checked_call(x, tensors, sizes, text, *grads, *outputs_and_saved)
     argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups, layout.batch)
-    dtype = x.dtype
-    specs = [direction.spec(dtype) for direction in directions]
+    dtype, axes = x.dtype, saved_batch_axes(directions, x)
+    specs = [direction.spec(x) for direction in directions]
     x, *extra_inputs = _split_extra_inputs(x, directions, specs[0].compiled.dtype)
     flat = [t for direction in directions for t in (*_contiguous_tensors(direction, x.dtype), *extra_inputs)]
     grads = [grad.resolve_neg().to(x.dtype) for grad in grads]
     outputs, saved = outputs_and_saved[: len(directions)], outputs_and_saved[len(directions) :]
-    axes = saved_batch_axes(directions, dtype)
     remaining = iter(
         [tensor if axis is None else tensor.flatten(0, -2) for tensor, axis in zip(saved, axes, strict=True)]
     )
@@ -349,7 +359,7 @@ def _fake_forward_and_save(
     saved = [
         x.new_empty((*x.shape[:-1], shape[-1]) if BATCH_SYMBOL in shape else shape, dtype=dtype)
         for direction in deserialize_directions(text, tensors)
-        for shape, dtype in direction.compiled(x.dtype).saved_tensors
+        for shape, dtype in direction.compiled(x).saved_tensors
     ]
     return [*_fake_infer(x, tensors, sizes, text), *saved]
 
@@ -365,13 +375,13 @@ def _fake_backward(
 ) -> list[Tensor]:
     directions = checked_directions(x, tensors, sizes, text)
     argument_checks.check_backward(directions, grads, outputs_and_saved, x, sizes, groups)
-    has_grad_x = gradient_batch_axes(directions, x.dtype)[:1] == [1]
+    has_grad_x = gradient_batch_axes(directions, x)[:1] == [1]
     gradients = [x.new_empty(x.shape)] if has_grad_x else []
     group_axis = () if groups == 1 else (groups,)
     for direction in directions:
         gradients += [state.new_empty(state.shape) for state in direction.states]
         params = direction.differentiable[len(direction.states) :]
-        nodes = direction.compiled(x.dtype).captured.grad_params
+        nodes = direction.compiled(x).captured.grad_params
         for param, node in zip(params, nodes, strict=True):
             if node is not None:
                 gradients.append(param.new_empty((*group_axis, *param.shape)))

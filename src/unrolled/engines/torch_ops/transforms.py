@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec
+from unrolled.engines import backends
 from unrolled.engines._torch_private import (
     TransformType,
     any_autocast_enabled,
@@ -20,7 +21,6 @@ from unrolled.engines._torch_private import (
     functorch_interpreters,
     jit_tracing_state,
 )
-from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.torch_ops import operators
 from unrolled.engines.torch_ops.recording import in_pre_dispatch
 
@@ -103,16 +103,16 @@ def run(
     inputs = [x]
     for cell, state in zip(cells, states, strict=False):
         inputs += [*(state or ()), *[getattr(cell, name) for name in cell.shapes()]]
-    unsupported = BACKEND.supports(inputs, dtype, in_graph=True)
-    if unsupported is not None:
-        return unsupported
+    reason = backends.unsupported(inputs, in_graph=True)
+    if reason is not None:
+        return reason
     compute_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
     direction_texts: list[str] = []
     tensors: list[Tensor] = []
     result_counts: list[int] = []
     for cell, spec, state, reverse in zip(cells, wrapper_specs, states, (False, True), strict=False):
         text, own_names, state_count, reason = operators.serialize_direction(
-            cell.unbound, spec, cell.training, compute_dtype, state is not None, reverse
+            cell.unbound, spec, cell.training, compute_dtype, x.device, state is not None, reverse
         )
         if reason:
             return str(reason)

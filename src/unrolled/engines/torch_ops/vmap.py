@@ -27,7 +27,7 @@ def _recurrence(info: Any, in_dims: Any, x: Tensor, tensors: Any, sizes: Any, te
 
 def _recurrence_kept(info: Any, in_dims: Any, x: Tensor, tensors: Any, sizes: Any, text: str) -> Any:
     directions = deserialize_directions(text, tensors)
-    axes = [*result_batch_axes(directions), *saved_batch_axes(directions, x.dtype)]
+    axes = [*result_batch_axes(directions), *saved_batch_axes(directions, x)]
     return _forward(_ops.recurrence_kept, axes, info, in_dims, x, tensors, sizes, text)
 
 
@@ -64,7 +64,7 @@ def _recurrence_back(
     if sizes is not None or not _share_parameters(directions, in_dims[3]):
         arguments = (grads, outputs_and_saved, x, tensors, sizes, text, groups)
         return _call_one_by_one(_ops.recurrence_back, calls, [*in_dims[:6], None], *arguments)
-    saved_axes = [1 for _ in directions] + saved_batch_axes(directions, x.dtype)
+    saved_axes = [1 for _ in directions] + saved_batch_axes(directions, x)
     result_axes = result_batch_axes(directions)
     results = _ops.recurrence_back(
         [_merge(*item, calls) for item in zip(grads, in_dims[0], result_axes, strict=True)],
@@ -76,7 +76,7 @@ def _recurrence_back(
         calls * groups,
     )
     gradients = []
-    gradient_axes = gradient_batch_axes(directions, x.dtype)
+    gradient_axes = gradient_batch_axes(directions, x)
     for result, axis in zip(results, gradient_axes, strict=True):
         if axis is None and calls * groups == 1:
             gradients.append(result.unsqueeze(0))
