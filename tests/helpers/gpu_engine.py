@@ -1,4 +1,4 @@
-"""The GPU engine on a machine without a GPU: layers run on the CPU, with kernels on the stand-in for Triton."""
+"""The GPU engine without a GPU: layers run on the CPU, and kernels on the stand-in for Triton."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.triton_standin import StandIn
-from unrolled.engines import dispatch, registry
+from unrolled.engines import backends
 from unrolled.engines.gpu.backend import GpuBackend
-from unrolled.engines.torch_ops import transforms
 
 RUNTIME = StandIn()
 BACKEND = GpuBackend(RUNTIME)  # only one, because compiled cells are kept with their backend
@@ -22,6 +21,5 @@ def gpu_engine() -> Iterator[StandIn]:
     RUNTIME.sources.clear()
     RUNTIME.devices.clear()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (registry, dispatch, transforms):
-            patch.setattr(module, "BACKEND", BACKEND)
+        patch.setitem(backends._BY_DEVICE_TYPE, "cpu", BACKEND)
         yield RUNTIME

@@ -1,8 +1,8 @@
 """A stand-in for the part of Triton that kernels of the GPU engine use, on torch's CPU tensors.
 
-It runs the emitted source itself, one program after another. It checks what Triton or a GPU would not forgive:
-reads and writes out of bounds, sizes that are no powers of two, products of tiles that are too small, stores
-that broadcast their address, and tensors on more than one device.
+It runs the emitted source itself, one program after another. It checks what Triton or a GPU would not
+forgive: reads and writes out of bounds, sizes that are no powers of two, products of tiles that are too small,
+stores that broadcast their address, and tensors on more than one device.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _program = Program()
 
 
 def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
-    """Return the indices of a pointer and a mask of the same shape, after a check of those that aren't masked."""
+    """Return the indices of a pointer, and a mask of the same shape, after a check of the bounds."""
     index = torch.as_tensor(pointer.index)
     keep = torch.as_tensor(True if mask is None else mask)
     shape = index.shape
@@ -56,7 +56,7 @@ def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
     if what == "write" and index.shape != shape:
         raise AssertionError(f"a store broadcasts its address from {tuple(shape)} to {tuple(index.shape)}")
     used = index[keep]
-    if used.numel() and not (0 <= int(used.min()) and int(used.max()) < pointer.base.numel()):
+    if used.numel() and (int(used.min()) < 0 or int(used.max()) >= pointer.base.numel()):
         raise OutOfBoundsError(
             f"{what} of elements {int(used.min())} to {int(used.max())} of {pointer.base.numel()}"
         )
@@ -98,7 +98,8 @@ def arange(start: int, end: int) -> Tensor:
 
 
 def _check_size(size: int) -> None:
-    assert size > 0 and size & (size - 1) == 0, f"{size} is no power of two"
+    assert size > 0, f"a tile has {size} columns"
+    assert size & (size - 1) == 0, f"{size} is no power of two"
 
 
 def full(shape: tuple[int, ...], value: Any, dtype: torch.dtype) -> Tensor:
@@ -156,8 +157,8 @@ def _language() -> types.ModuleType:
     module = types.ModuleType("triton.language")
     functions = {
         "maximum": torch.fmax, "minimum": torch.fmin,
-        **{name: getattr(torch, name) for name in ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos", "erf")},
-        **{name: getattr(torch, name) for name in ("abs", "floor", "ceil")},
+        **{name: getattr(torch, name) for name in ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos")},
+        **{name: getattr(torch, name) for name in ("erf", "abs", "floor", "ceil")},
     }  # fmt: skip
     vars(module).update({name: _elementwise(function) for name, function in functions.items()})
     vars(module).update(

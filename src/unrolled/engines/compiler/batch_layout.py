@@ -152,7 +152,8 @@ class ShiftedState:
         """Copy the state before each step into one tensor ``(rows, width)``."""
         initial = self.initial_or_zeros()
         if self.row_indices is not None:
-            return torch.cat((initial, self.state)).index_select(0, self.row_indices)
+            indices = self.row_indices.to(self.state.device, non_blocking=True)
+            return torch.cat((initial, self.state)).index_select(0, indices)
         if self.reverse:
             return torch.cat((self.state[self.batch :], initial))
         return torch.cat((initial, self.state[: len(self.state) - self.batch]))

@@ -30,6 +30,8 @@ from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
+_CPU = torch.device("cpu")
+
 
 class CompiledCell:
     """A cell, compiled for one dtype and backend: its loops, and the operations around them.
@@ -38,6 +40,7 @@ class CompiledCell:
         cell: The cell.
         dtype: Dtype of the input, the states and the parameters.
         backend: The backend that runs its loops.
+        device: Their device.
 
     Raises:
         UnsupportedError: If the step can't be compiled.
@@ -45,13 +48,16 @@ class CompiledCell:
     Attributes:
         backend: The backend.
         captured: The captured step.
+        device: The device of all tensors.
         digest: Digest of the Python values that the step reads.
         dtype: Dtype of all values.
         widths: Widths of the states.
     """
 
-    def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend) -> None:
-        self.backend = backend
+    def __init__(
+        self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device = _CPU
+    ) -> None:
+        self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
@@ -259,9 +265,14 @@ class CompiledCell:
             *((tuple(v.shape), self.dtype if is_batched(node) else v.dtype) for v, node in outside),
         ]
 
+    @lazy_property
+    def _constants(self) -> Values:
+        """The constants of the step, on the device."""
+        return {node: value.to(self.device) for node, value in self.captured.constants.items()}
+
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
-        values: Values = {**captured.constants, **dict(zip(captured.params, params, strict=True))}
+        values: Values = {**self._constants, **dict(zip(captured.params, params, strict=True))}
         values[captured.x] = x.contiguous()
         return values
 
@@ -290,7 +301,8 @@ class CompiledCell:
         return self._bulk_ops(nodes, self._gradients)
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
-        return BulkOps(nodes, results, self._in_loops, self.dtype, self.backend.bulk_runner(self.dtype))
+        runner = self.backend.bulk_runner(self.dtype)
+        return BulkOps(nodes, results, self._in_loops, self.dtype, runner, self.device)
 
     @lazy_property
     def _stores_carry(self) -> list[bool]:

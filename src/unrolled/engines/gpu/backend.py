@@ -81,9 +81,9 @@ class GpuBackend:
             return None
         return "an input or a parameter has no values in memory"
 
-    def compile(self, cell: Cell, dtype: torch.dtype) -> CompiledCell:
+    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         """Compile a cell."""
-        return CompiledCell(cell, dtype, self)
+        return CompiledCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:
         """Generate the Triton of a loop."""

@@ -135,11 +135,13 @@ class _Emitter:
             self._scalar(scalar)
         stored: list[tuple[Buffer, int, int, Tile]] = []
         for phase in level.phases:
+            results = [store.value for store in phase.stores]
             for start, width in self.pieces.of_body(phase):
-                results = [store.value for store in phase.stores]
                 body = _Body(self, phase.instructions, results, start, width, phase)
-                for store in phase.stores:
-                    stored.append((store.buffer, store.offset + start, width, body.named(store.value)))
+                stored += [
+                    (store.buffer, store.offset + start, width, body.named(store.value))
+                    for store in phase.stores
+                ]
         for buffer, offset, width, tile in stored:  # only now: phases of a level don't read each other's
             self._store(buffer, offset, width, tile)
 
@@ -316,7 +318,10 @@ def _times(index: str, stride: int) -> str:
 
 
 class _Body:
-    """The registers of one piece of a phase or a scalar. One that is read once becomes part of an expression."""
+    """The registers of one piece of a phase or a scalar.
+
+    A register that is read once becomes a part of an expression.
+    """
 
     def __init__(
         self,

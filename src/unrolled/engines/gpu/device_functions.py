@@ -78,6 +78,16 @@ def minimum(x, y):
 
 
 @triton.jit
+def fmax(x, y):
+    return tl.where(x != x, y, tl.where(y != y, x, maximum(x, y)))
+
+
+@triton.jit
+def fmin(x, y):
+    return tl.where(x != x, y, tl.where(y != y, x, minimum(x, y)))
+
+
+@triton.jit
 def multiply(x, y):
     return x * y
 

@@ -1,4 +1,4 @@
-"""The parts of a kernel's source that all code generators share: arguments, ranges, constants and functions."""
+"""The source of a kernel while it is generated: its arguments, ranges, constants and functions."""
 
 from __future__ import annotations
 
@@ -215,8 +215,9 @@ _STEP = (
     "at = (t * stride if lengths is None else tl.load(starts + t)) + rows",
 )
 _RESERVED = {
-    "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "tl", "triton", "rows",
-    "stride", "in_batch", "length", "count", "step", "t", "live", "at", "inside", "float", "kernel", "range",
+    "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "tl", "triton",
+    "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "inside", "float", "kernel",
+    "range",
 }  # fmt: skip
 
 

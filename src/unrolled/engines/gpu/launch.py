@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, ShiftedState, materialize
-from unrolled.engines.compiler.ir import is_batched, width
+from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView
@@ -143,7 +143,8 @@ class GpuLoop:
                     shifted = isinstance(value, ShiftedState) and value.initial is not None
                     pointers.append(self._contiguous(value.initial) if shifted else None)
                 case "hoisted":
-                    pointers.append(self._product(*target, values, layout.rows))
+                    row, matrix = target
+                    pointers.append(self._product(row, matrix, values, layout.rows))
                 case "saved":
                     pointers.append(values[target])
                 case kind:

@@ -46,7 +46,8 @@ class Pieces:
     def __init__(self, kernel: KernelIR) -> None:
         self._borders: dict[_Key, set[int]] = {}
         self._cuts: dict[int, set[int]] = {}  # of phases and scalars, by id
-        bodies = [*kernel.phases(), *(scalar for level in kernel.levels for scalar in level.scalars)]
+        bodies: list[Phase | Scalar] = [*kernel.phases()]
+        bodies += [scalar for level in kernel.levels for scalar in level.scalars]
         links = [link for body in bodies for link in _links(body)]
         for body in bodies:
             self._cuts[id(body)] = {0, body.width}
@@ -60,7 +61,7 @@ class Pieces:
                 )
 
     def _propagate(self, links: list[tuple[Buffer, int, Phase | Scalar]]) -> bool:
-        """Give the buffer and the phase of each link the same cuts, and return whether there were new ones."""
+        """Give the buffer and the phase of each link the same cuts. Return whether there were new ones."""
         changed = False
         for buffer, offset, body in links:
             borders, cuts = self._borders[buffer_key(buffer)], self._cuts[id(body)]

@@ -64,8 +64,8 @@ TRITON_OPS: dict[object, TritonOp] = {
     aten.remainder.Tensor: _REMAINDER,
     aten.fmod.Scalar: _FMOD,
     aten.fmod.Tensor: _FMOD,
-    aten.fmax.default: TritonOp("tl.where({0} != {0}, {1}, tl.where({1} != {1}, {0}, tl.maximum({0}, {1})))"),
-    aten.fmin.default: TritonOp("tl.where({0} != {0}, {1}, tl.where({1} != {1}, {0}, tl.minimum({0}, {1})))"),
+    aten.fmax.default: _call("fmax", 2),
+    aten.fmin.default: _call("fmin", 2),
     aten.signbit.default: TritonOp("is_negative({0}).to(DT)", ("is_negative",)),
     aten.where.self: TritonOp("tl.where({0} != 0.0, {1}, {2})"),
     aten.isnan.default: TritonOp("({0} != {0}).to(DT)"),
@@ -83,8 +83,8 @@ TRITON_OPS: dict[object, TritonOp] = {
 for _name in ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos", "erf", "floor", "ceil"):
     TRITON_OPS[getattr(aten, _name).default] = TritonOp(f"tl.{_name}({{0}})")
 for _name in (
-    "sigmoid", "tanh", "relu", "expm1", "log1p", "log10", "erfc", "tan", "asin", "acos", "atan", "sinh", "cosh",
-    "asinh", "acosh", "atanh", "round", "trunc",
+    "sigmoid", "tanh", "relu", "expm1", "log1p", "log10", "erfc", "tan", "asin", "acos", "atan", "sinh",
+    "cosh", "asinh", "acosh", "atanh", "round", "trunc",
 ):  # fmt: skip
     TRITON_OPS[getattr(aten, _name).default] = _call({"round": "round_half_even"}.get(_name, _name))
 for _name in ("maximum", "minimum", "atan2", "hypot"):
