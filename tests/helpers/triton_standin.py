@@ -1,8 +1,8 @@
 """A stand-in for the part of Triton that kernels of the GPU engine use, on torch's CPU tensors.
 
 It runs the emitted source itself, one program after another. It checks what Triton or a GPU would not
-forgive: reads and writes out of bounds, sizes that are no powers of two, products of tiles that are too small,
-stores that broadcast their address, and tensors on more than one device.
+forgive: reads and writes out of bounds, sizes that are no powers of two, products of tiles that are too
+small, stores that broadcast their address, and tensors on more than one device.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class _Emitter:
             self._level(level)
         self._finish_step()
         if self.has_shifted:
-            self.source.step.insert(0, "inside = live & (t + SHIFT >= 0) & (t + SHIFT < steps)")
+            inside = "inside = live & (before >= 0) & (before < steps * stride)"
+            self.source.step[:0] = ["before = at + SHIFT * stride", inside]
         return self.source.render()
 
     # --- states ---
@@ -226,7 +227,7 @@ class _Emitter:
         pointer, live, row = source.value(one.node), "live", "at"
         if one.shifted:
             self.has_shifted = True
-            live, row = "inside", "(at + SHIFT * stride)"
+            live, row = "inside", "before"
         load = self._memory_load(pointer, row, buffer.width, offset, width, live)
         source.step.append(f"{name} = {load}")
         if one.shifted:

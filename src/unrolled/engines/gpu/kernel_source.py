@@ -216,8 +216,8 @@ _STEP = (
 )
 _RESERVED = {
     "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "tl", "triton",
-    "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "inside", "float", "kernel",
-    "range",
+    "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "before", "inside", "float",
+    "kernel", "range",
 }  # fmt: skip
 
 
