@@ -195,7 +195,8 @@ class Kernel:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         return functools.partial(self.launch, grid)
 
-    def launch(self, grid: tuple[int], *args: Any, num_warps: int, **constants: Any) -> None:
+    def launch(self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
+    ) -> None:
         """Run the programs of a grid. If tensors are on the meta device, only the last one."""
         tensors = [value for value in args if isinstance(value, Tensor)]
         devices = {tensor.device for tensor in tensors}

@@ -76,6 +76,7 @@ class GpuCall:
                 PRECISION=precision(loop.dtype),
                 ROWS=ROWS,
                 num_warps=WARPS,
+                enable_fp_fusion=True,  # the default of older versions of Triton; newer ones ask for a choice
             )
 
 
