@@ -121,7 +121,9 @@ def test_stacks_states_and_projections(kind: str) -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lengths": {"lengths": torch.tensor([5, 0, 3, 1])},
-    "resets": {"resets": torch.tensor([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]])},
+    "resets": {
+        "resets": torch.tensor([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]])
+    },
     "checkpoint": {"checkpoint": 2},
     "all_states": {"all_states": True},
 }

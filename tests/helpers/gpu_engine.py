@@ -18,8 +18,7 @@ BACKEND = GpuBackend(RUNTIME)  # only one, because compiled cells are kept with 
 @contextlib.contextmanager
 def gpu_engine() -> Iterator[StandIn]:
     """Run compiled loops with the GPU engine."""
-    RUNTIME.sources.clear()
-    RUNTIME.devices.clear()
+    RUNTIME.reset()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends._BY_DEVICE_TYPE, "cpu", BACKEND)
         yield RUNTIME

@@ -22,6 +22,10 @@ from torch import Tensor
 _SMALLEST_FACTOR = 16  # of a tl.dot
 
 
+class TooLargeError(Exception):
+    """A kernel is too large for a device."""
+
+
 class OutOfBoundsError(AssertionError):
     """A kernel reads or writes outside of a tensor."""
 
@@ -42,6 +46,7 @@ class Program:
     """The program that is running."""
 
     number: int = 0
+    runtime: StandIn | None = None
 
 
 _program = Program()
@@ -195,7 +200,8 @@ class Kernel:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         return functools.partial(self.launch, grid)
 
-    def launch(self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
+    def launch(
+        self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
     ) -> None:
         """Run the programs of a grid. If tensors are on the meta device, only the last one."""
         tensors = [value for value in args if isinstance(value, Tensor)]
@@ -217,6 +223,13 @@ def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = Non
     return Kernel if function is None else Kernel(function)
 
 
+def _range(*bounds: Any) -> range:
+    """Return a range, and record its length if it is that of the time steps."""
+    if len(bounds) == 1 and _program.runtime is not None:
+        _program.runtime.steps.append(int(bounds[0]))
+    return range(*(int(bound) for bound in bounds))
+
+
 @functools.cache
 def modules() -> dict[str, types.ModuleType]:
     """Return the modules that kernels import."""
@@ -228,7 +241,7 @@ def modules() -> dict[str, types.ModuleType]:
 @functools.cache
 def namespace(source: str) -> dict[str, Any]:
     """Run a source, and return its functions."""
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"range": _range}
     with mock.patch.dict(sys.modules, modules()):
         exec(compile(source, "<kernel>", "exec"), result)
     return result
@@ -241,16 +254,32 @@ class StandIn:
     Attributes:
         sources: The sources of the kernels that were launched.
         devices: The device of each launch.
+        steps: The number of time steps of each program.
+        refused: Sources that contain this text are too large for the device.
+        capturing: Whether a CUDA graph is being captured.
     """
 
     sources: list[str] = field(default_factory=list)
     devices: list[torch.device] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    refused: str = "nothing"
+    capturing: bool = False
+
+    def reset(self) -> None:
+        """Forget all launches."""
+        vars(self).update(vars(StandIn()))
 
     def unavailable(self, device: torch.device) -> str | None:
         return None
 
     def load(self, source: str) -> _Recorded:
         return _Recorded(self, source)
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+    def is_too_large(self, error: Exception) -> bool:
+        return isinstance(error, TooLargeError)
 
     @contextlib.contextmanager
     def guard(self, device: torch.device) -> Iterator[None]:
@@ -266,6 +295,9 @@ class _Recorded:
     source: str
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        if self.runtime.refused in self.source:
+            raise TooLargeError
         self.runtime.sources.append(self.source)
+        _program.runtime = self.runtime
         kernel: Kernel = namespace(self.source)["kernel"]
         return kernel[grid]

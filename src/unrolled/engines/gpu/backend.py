@@ -18,7 +18,7 @@ from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.fork_safety import lazy_property
 from unrolled.engines.gpu.codegen import emit
 from unrolled.engines.gpu.kernel_source import KernelSpec
-from unrolled.engines.gpu.launch import GpuCall, GpuLoop, Runtime, launch
+from unrolled.engines.gpu.launch import GpuCall, GpuLoop, Runtime
 from unrolled.engines.gpu.runtime import TritonRuntime
 
 
@@ -28,7 +28,7 @@ class _GeneratedKernel:
 
     partition: LoopPartition
     kernel: KernelIR
-    spec: KernelSpec
+    specs: list[KernelSpec]
     runtime: Runtime
 
     def start(self) -> None:
@@ -39,7 +39,7 @@ class _GeneratedKernel:
 
     @lazy_property
     def _loop(self) -> GpuLoop:
-        return GpuLoop(self.partition, self.kernel, self.spec, self.runtime)
+        return GpuLoop(self.partition, self.kernel, self.specs, self.runtime)
 
 
 class GpuBackend:
@@ -94,7 +94,8 @@ class GpuBackend:
 
     def launch(self, calls: Sequence[GpuCall]) -> None:
         """Run calls."""
-        launch(calls)
+        for call in calls:
+            call.launch()
 
 
 BACKEND = GpuBackend()

@@ -28,9 +28,10 @@ class Argument:
 
     Attributes:
         name: Its name in the source.
-        kind: What it points to: "value", "hoisted", "shifted_initial", "initial", "all_steps", "final" or
-            "saved".
-        target: The node, the product or the number of the state that it belongs to.
+        kind: What it points to: "value", "hoisted", "shifted_initial", "initial", "all_steps", "final",
+            "saved", or "workspace".
+        target: The node, the product or the number of the state that it belongs to; of a workspace its
+            name, and its numbers of rows for each row of the batch and of columns.
     """
 
     name: str
@@ -45,12 +46,10 @@ class KernelSpec:
     Attributes:
         source: Triton. Its function is ``kernel``.
         arguments: Its pointers, in order. ``launch.py`` lists the arguments that follow.
-        has_products: Whether it contains matrix products.
     """
 
     source: str
     arguments: list[Argument]
-    has_products: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Source:
         head: Statements before the loop.
         step: Statements of a step.
         tail: Statements after the loop.
+        depth: How many loops in a step the next statement is in.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -92,8 +92,13 @@ class Source:
         self.head: list[str] = []
         self.step: list[str] = []
         self.tail: list[str] = []
+        self.depth = 0
         self._names: dict[object, str] = {}
         self._functions: set[str] = set()
+
+    def line(self, text: str) -> None:
+        """Add a statement to the step, indented as deep as it is in loops over columns."""
+        self.step.append("    " * self.depth + text)
 
     def argument(self, kind: str, target: Any, name: str) -> str:
         """Return the name of a pointer, and add it to the arguments at its first use."""
@@ -194,8 +199,7 @@ class Source:
             *(f"    {line}" for line in self.tail),
         ]
         source = "import triton\nimport triton.language as tl\n\n" + "\n".join(lines) + "\n"
-        has_products = any("tl.dot(" in line for line in self.step)
-        return KernelSpec(source, self.arguments, has_products)
+        return KernelSpec(source, self.arguments)
 
 
 _PARAMETERS = (
@@ -217,14 +221,14 @@ _STEP = (
 _RESERVED = {
     "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "tl", "triton",
     "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "before", "inside", "float",
-    "kernel", "range",
+    "kernel", "range", "old", "new", "last", "first", "value", "initial", "c", "m", "d", "k",
 }  # fmt: skip
 
 
 def identifier(name: str) -> str:
     """Return a name that is no generated name: of a column range, a mask, a weight, a state or a value."""
     name = re.sub(r"\W", "_", name)
-    return f"{name}_" if re.fullmatch(r"[ckmnrsvw]\d+(_\d+)?|number\d+|scalar\d+|\d.*", name) else name
+    return f"{name}_" if re.fullmatch(r"[ackmnrsvw]\d+(_\d+)?|number\d+|scalar\d+|\d.*", name) else name
 
 
 def is_float32(value: float) -> bool:
@@ -283,3 +287,17 @@ def device_functions(names: Iterable[str]) -> list[str]:
             needed.add(name)
             pending += functions[name][1]
     return [text for name, (text, _) in functions.items() if name in needed]
+
+
+def full(tile: Tile, size: int) -> str:
+    """Return a tile with all rows and this number of columns."""
+    if tile.columns == 0:
+        return f"tl.full((ROWS, {size}), {tile.text}, DT)"
+    if tile.per_row and tile.columns == size:
+        return tile.text
+    return f"tl.broadcast_to({without_parentheses(tile.text)}, (ROWS, {size}))"
+
+
+def times(index: str, stride: int) -> str:
+    """Return an index times a stride."""
+    return index if stride == 1 else f"{index} * {stride}"

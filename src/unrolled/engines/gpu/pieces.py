@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.kernel_ir import (
     Buffer,
     Instruction,
@@ -20,8 +19,7 @@ from unrolled.engines.compiler.kernel_ir import (
     Phase,
     Scalar,
 )
-
-MAX_PIECES = 512  # of all phases together; each becomes a few lines of one kernel
+from unrolled.engines.gpu.kernel_source import padded
 
 Piece = tuple[int, int]  # the first column, and the number of columns
 _Key = tuple[Memory, int]
@@ -38,12 +36,14 @@ class Pieces:
 
     Args:
         kernel: The kernel.
+        limit: Number of pieces of all phases and scalars. Beyond it, cutting ends.
 
-    Raises:
-        UnsupportedError: If there are too many of them.
+    Attributes:
+        fit: Whether there are no more.
     """
 
-    def __init__(self, kernel: KernelIR) -> None:
+    def __init__(self, kernel: KernelIR, limit: int) -> None:
+        self._kernel = kernel
         self._borders: dict[_Key, set[int]] = {}
         self._cuts: dict[int, set[int]] = {}  # of phases and scalars, by id
         bodies: list[Phase | Scalar] = [*kernel.phases()]
@@ -53,12 +53,11 @@ class Pieces:
             self._cuts[id(body)] = {0, body.width}
         for buffer, _, _ in links:
             self._borders[buffer_key(buffer)] = {0, buffer.width}
-        while self._propagate(links):
+        count, changed = 0, True
+        while changed and count <= limit:
+            changed = self._propagate(links)
             count = sum(len(cuts) - 1 for cuts in self._cuts.values())
-            if count > MAX_PIECES:
-                raise UnsupportedError(
-                    f"it cuts features into more than {MAX_PIECES} pieces, too many for a GPU kernel"
-                )
+        self.fit = count <= limit
 
     def _propagate(self, links: list[tuple[Buffer, int, Phase | Scalar]]) -> bool:
         """Give the buffer and the phase of each link the same cuts. Return whether there were new ones."""
@@ -71,6 +70,28 @@ class Pieces:
             borders |= new_borders
             changed |= bool(new_cuts or new_borders)
         return changed
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the widest tile."""
+        rows = [group.buffer for phase in self._kernel.phases() for group in phase.groups]
+        depths = [width for buffer in rows if buffer is not None for _, width in self.of_buffer(buffer)]
+        widths = [width for cuts in self._cuts.values() for _, width in _pieces(cuts)]
+        return max([1, *map(padded, (*depths, *widths))])
+
+    @property
+    def matrix_bytes(self) -> int:
+        """The size of all blocks of matrices that products read in a step."""
+        blocks = {}
+        for phase in self._kernel.phases():
+            for group in phase.groups:
+                assert group.buffer is not None
+                for product in group.products:
+                    for first, depth in self.of_buffer(group.buffer):
+                        for start, width in self.of_body(phase):
+                            key = (product.matrix, first, depth, product.offset + start, width)
+                            blocks[key] = padded(depth) * padded(width)
+        return sum(blocks.values()) * self._kernel.dtype.itemsize
 
     def of_body(self, body: Phase | Scalar) -> list[Piece]:
         """Return the pieces of a phase, or of the columns that a scalar reads."""

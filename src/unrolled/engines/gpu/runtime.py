@@ -33,8 +33,12 @@ class TritonRuntime:
         return torch.cuda.device(device)
 
     def is_capturing(self) -> bool:
-        """Return whether a CUDA graph is being captured."""
+        """Return whether a CUDA graph is being captured in the current stream."""
         return torch.cuda.is_current_stream_capturing()
+
+    def is_too_large(self, error: Exception) -> bool:
+        """Return whether an error of a launch says that a device has too little memory for a kernel."""
+        return isinstance(error, import_module("triton.runtime.errors").OutOfResources)
 
 
 @functools.cache

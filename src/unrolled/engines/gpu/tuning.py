@@ -1,0 +1,25 @@
+"""The constants that affect speed, each with where it comes from."""
+
+# Rows of the batch that one program computes: the least that tl.dot takes.
+ROWS = 16
+
+# Warps of a program. Compiled for sm_90 with tf32 products, an LSTM of 64 units needs 190 registers a thread
+# and 8 bytes of stack with 4 warps.
+WARPS = 4
+
+# Bytes of all matrices of a loop, with padding, up to which they are kept on chip. Those of an LSTM of 64
+# units in float32 have 64 KiB. Compiled for sm_90, its kernels need 68 KiB (forward) and 132 KiB (backward) of
+# the 227 KiB of shared memory. With 128 units they would need 264 and 392 KiB.
+MAX_BYTES = 64 * 1024
+
+# Columns of a value, with padding, up to which it is kept in registers. At 128, a tile has 16 registers of
+# each thread. An LRU of 128 units needs 206 of 255 registers.
+MAX_COLUMNS = 128
+
+# Pieces of all phases up to which values are kept in registers: each becomes a few lines of one kernel.
+MAX_PIECES = 64
+
+# Columns and depth of the blocks of streamed matrices. Compiled for sm_90, blocks of 64 by 32 in float32 need
+# 68 KiB of shared memory and 150 registers.
+BLOCK_COLUMNS = 64
+BLOCK_DEPTH = 32
