@@ -15,17 +15,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import unrolled as ur
 from helpers.gpu_engine import gpu_engine
 from helpers.sampling import sample
+from helpers.triton_standin import TooLargeError
 from helpers.user_cell import MGU
-from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.gpu.backend import BACKEND
 
 CELLS: list[Any] = [*(getattr(ur.cells, name) for name in ur.cells.__all__), MGU]
 CELLS = [cell for cell in CELLS if isinstance(cell, type) and issubclass(cell, ur.Cell)]
-FAST = [ur.cells.LSTM, ur.cells.HGRN, ur.cells.LayerNormGRU, ur.cells.MinGRU, ur.cells.LRU]
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
+FAST = [ur.cells.LayerNormGRU, ur.cells.LRU]
 
 
 def leaves(value: Any) -> list[Tensor]:
     """Return the tensors of a result: of an output, a packed sequence, a state or several."""
+    value = list(value.values()) if isinstance(value, dict) else value
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
@@ -52,19 +54,20 @@ def check(
     call: Callable[[Any], Any],
     inputs: list[Tensor],
     launches: int | None = None,
-    tolerance: float = 1e-10,
+    streamed: bool = False,
 ) -> None:
     """Compare a call on the GPU engine with the reference engine."""
     for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, -0.7, 0.7)
     with ur.engine("reference"):
         expected = results(layer, call, inputs)
-    with gpu_engine() as runtime, ur.engine("native"):
+    with gpu_engine(streamed) as runtime, ur.engine("native"):
         actual = results(layer, call, inputs)
     assert runtime.sources
     assert launches is None or len(runtime.sources) == launches
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance / 100)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert not streamed or all("tl.debug_barrier()" in source for source in runtime.sources)
 
 
 def sequence(*shape: int) -> Tensor:
@@ -77,39 +80,50 @@ def test_every_cell(cell: Any) -> None:
     check(layer, lambda layer: layer(x), [x], launches=3)
 
 
+@pytest.mark.parametrize("cell", sample(CELLS, FAST[:1]), ids=lambda cell: cell.__name__)
+def test_every_cell_with_streamed_matrices(cell: Any) -> None:
+    layer, x = ur.Recurrent(cell, 5, 6).double(), sequence(4, 3, 5)
+    check(layer, lambda layer: layer(x), [x], launches=3, streamed=True)
+
+
+@STREAMED
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
-def test_every_cell_with_more_rows_and_units(cell: Any) -> None:
-    layer, x = ur.Recurrent(cell, 3, 20, bidirectional=True).double(), sequence(3, 37, 3)
-    check(layer, lambda layer: layer(x), [x], launches=6)
+def test_every_cell_with_more_rows_and_units(cell: Any, streamed: bool) -> None:
+    """Of 20 and 72 units: a tile with more columns, and several blocks of columns."""
+    layer = ur.Recurrent(cell, 3, 72 if streamed else 20, bidirectional=True).double()
+    x = sequence(3, 18, 3)
+    check(layer, lambda layer: layer(x), [x], launches=6, streamed=streamed)
 
 
-@pytest.mark.parametrize("name", sample(["LSTM", "HGRN", "LayerNormGRU", "LRU", "SLSTM"], ["HGRN"]))
-def test_packed_sequences_in_both_directions(name: str) -> None:
+@STREAMED
+@pytest.mark.parametrize("name", sample(["LSTM", "HGRN", "LayerNormGRU", "LRU", "SLSTM"], ["LSTM"]))
+def test_packed_sequences_in_both_directions(name: str, streamed: bool) -> None:
     layer = ur.Recurrent(getattr(ur.cells, name), 4, 6, bidirectional=True).double()
     lengths = torch.cat([torch.full((17,), 5), torch.tensor([4, 2, 2, 1])])
     data = sequence(5, 21, 4)
-    check(layer, lambda layer: layer(pack_padded_sequence(data, lengths)), [data])
+    check(layer, lambda layer: layer(pack_padded_sequence(data, lengths)), [data], streamed=streamed)
 
 
+@STREAMED
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
-def test_every_cell_with_packed_sequences(cell: Any) -> None:
+def test_every_cell_with_packed_sequences(cell: Any, streamed: bool) -> None:
     layer, data = ur.Recurrent(cell, 4, 6, bidirectional=True).double(), sequence(5, 4, 4)
     lengths = torch.tensor([5, 4, 2, 1])
-    check(layer, lambda layer: layer(pack_padded_sequence(data, lengths)), [data])
+    check(layer, lambda layer: layer(pack_padded_sequence(data, lengths)), [data], streamed=streamed)
 
 
 def test_a_program_skips_the_padding_of_its_rows() -> None:
     """The second tile of rows has one step, and the first one five."""
-    layer, data = ur.GRU(3, 4).double(), sequence(5, 20, 3)
+    layer, data = ur.GRU(3, 4), torch.randn(5, 20, 3)
     lengths = torch.cat([torch.full((16,), 5), torch.ones(4, dtype=torch.int64)])
     with gpu_engine() as runtime, ur.engine("native"), torch.no_grad():
         layer(pack_padded_sequence(data, lengths))
     assert runtime.steps == [5, 1]
 
 
-@pytest.mark.parametrize("kind", sample(["LSTM", "GRU", "RNN"], ["LSTM"]))
+@pytest.mark.parametrize("kind", sample(["GRU", "LSTM", "RNN"]))
 def test_stacks_states_and_projections(kind: str) -> None:
     options = {"proj_size": 3} if kind == "LSTM" else {}
     layer = getattr(ur, kind)(4, 6, 2, bidirectional=True, **options).double()
@@ -121,17 +135,14 @@ def test_stacks_states_and_projections(kind: str) -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lengths": {"lengths": torch.tensor([5, 0, 3, 1])},
-    "resets": {
-        "resets": torch.tensor([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]])
-    },
+    "resets": {"resets": torch.arange(20).view(5, 4) % 3 == 1},
     "checkpoint": {"checkpoint": 2},
     "all_states": {"all_states": True},
 }
-OPTIONS["resets"] = {"resets": OPTIONS["resets"]["resets"].bool()}
 OPTIONS["all"] = {**OPTIONS["lengths"], **OPTIONS["resets"], **OPTIONS["all_states"]}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", sample(OPTIONS, ["checkpoint", "all"]))
 def test_options_of_a_call(name: str) -> None:
     layer, x = ur.LSTM(3, 5, bidirectional=name != "all").double(), sequence(5, 4, 3)
     check(layer, lambda layer: layer(x, **OPTIONS[name]), [x])
@@ -143,7 +154,7 @@ def test_options_of_a_call(name: str) -> None:
         [
             {"zoneout": 0.3},
             {"recurrent_dropout": 0.4},
-            {"learn_initial_state": True},
+            {"initial_state": "learned"},
             {"num_layers": 2, "dropout": 0.5, "zoneout": 0.2},
         ]
     ),
@@ -218,20 +229,61 @@ class Moved(ur.Cell):
         return c.roll(2, -1) * 0.3 + n, h
 
 
-@pytest.mark.parametrize("cell", [Gated, OneColumn, Normalized, Moved])
-@pytest.mark.parametrize("lengths", [None, [6, 4, 1]], ids=["", "packed"])
-def test_columns_of_steps(cell: Any, lengths: list[int] | None) -> None:
+@STREAMED
+@pytest.mark.parametrize("cell", sample([Gated, OneColumn, Normalized, Moved], [OneColumn]))
+@pytest.mark.parametrize("lengths", sample([None, [6, 4, 1]], [[6, 4, 1]]), ids=str)
+def test_columns_of_steps(cell: Any, lengths: list[int] | None, streamed: bool) -> None:
     layer, data = ur.Recurrent(cell, 4, 5).double(), sequence(6, 3, 4)
 
     def call(layer: Any) -> Any:
         return layer(data if lengths is None else pack_padded_sequence(data, torch.tensor(lengths)))
 
-    check(layer, call, [data])
+    check(layer, call, [data], streamed=streamed)
 
 
-def test_a_step_that_is_cut_into_too_many_pieces() -> None:
-    with pytest.raises(UnsupportedError, match="it cuts features into more than 512 pieces"):
-        BACKEND.compile(Moved(4, 200), torch.float32, torch.device("cpu"))
+class Own(MGU):
+    """A cell of its own, so that no other test has compiled it."""
+
+
+@pytest.mark.parametrize(
+    ("cell", "size"), sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str
+)
+def test_what_is_too_large_for_registers_is_streamed(cell: Any, size: int) -> None:
+    """A step that is cut into many pieces, wide values, and large matrices."""
+    loop: Any = BACKEND.compile(cell(4, size), torch.float32, torch.device("cpu")).inference
+    assert len(loop.specs) == 1
+    assert "tl.debug_barrier()" in loop.specs[0].source
+
+
+def test_a_device_with_too_little_memory() -> None:
+    layer, x = ur.Recurrent(Own, 3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        with ur.engine("reference"):
+            expected = layer(x)[0]
+        with gpu_engine() as runtime, ur.engine("native"):
+            runtime.refused = "s0_0"  # a state in registers
+            for _ in range(2):
+                torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-6)
+            assert all("tl.debug_barrier()" in source for source in runtime.sources)
+            runtime.refused = "kernel"
+            with pytest.raises(TooLargeError):
+                layer(x)
+
+
+class Captured(MGU):
+    """A cell that no other test has run."""
+
+
+def test_capturing_a_graph_before_a_kernel_is_compiled() -> None:
+    layer, x = ur.Recurrent(Captured, 3, 4), torch.randn(5, 2, 3)
+    with gpu_engine() as runtime, ur.engine("native"), torch.no_grad():
+        runtime.capturing = True
+        with pytest.raises(RuntimeError, match="run the same call once before the capture"):
+            layer(x)
+        runtime.capturing = False
+        expected = layer(x)[0]
+        runtime.capturing = True
+        assert torch.equal(layer(x)[0], expected)
 
 
 class Unknown(ur.Cell):
@@ -254,13 +306,13 @@ def test_an_unsupported_operation_falls_back_with_one_warning() -> None:
     assert not runtime.sources
 
 
-class Own(MGU):
-    """A cell of its own, so that no other test has compiled it."""
+class Transformed(MGU):
+    """A cell that no other test has compiled."""
 
 
 def test_transforms() -> None:
     """The operators of torch.compile, vmap and torch.func run the same kernels."""
-    layer, x = ur.Recurrent(Own, 3, 5).double(), torch.randn(4, 6, 3, dtype=torch.float64)
+    layer, x = ur.Recurrent(Transformed, 3, 5).double(), torch.randn(4, 6, 3, dtype=torch.float64)
     params = dict(layer.named_parameters())
 
     def loss(params: dict[str, Tensor], row: Tensor) -> Tensor:

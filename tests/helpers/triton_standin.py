@@ -153,6 +153,10 @@ def _broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.broadcast_to(shape)
 
 
+def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return (x.double() * y.double() + z.double()).to(x.dtype)
+
+
 def _cast(x: Any, dtype: torch.dtype) -> Any:
     return x.to(dtype) if isinstance(x, Tensor) else x
 
@@ -176,6 +180,7 @@ def _language() -> types.ModuleType:
         zeros=lambda shape, dtype: full(shape, 0, dtype),
         broadcast_to=_broadcast_to,
         cast=_cast,
+        fma=_fma,
         sum=lambda x, axis, keep_dims=False: x.sum(axis, keepdim=keep_dims),
         max=_greatest,
         min=_least,

@@ -23,7 +23,7 @@ from unrolled.engines.gpu.runtime import TritonRuntime
 
 
 @dataclass
-class _GeneratedKernel:
+class GeneratedKernel:
     """A kernel in Triton, see :class:`~unrolled.engines.compiler.loops.GeneratedLoop`."""
 
     partition: LoopPartition
@@ -35,6 +35,7 @@ class _GeneratedKernel:
         """Do nothing: Triton compiles a kernel in its first call."""
 
     def load(self) -> GpuLoop:
+        """Return the loop."""
         return self._loop
 
     @lazy_property
@@ -85,9 +86,9 @@ class GpuBackend:
         """Compile a cell."""
         return CompiledCell(cell, dtype, self, device)
 
-    def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:
+    def generate(self, partition: LoopPartition, kernel: KernelIR) -> GeneratedKernel:
         """Generate the Triton of a loop."""
-        return _GeneratedKernel(partition, kernel, emit(partition, kernel), self.runtime)
+        return GeneratedKernel(partition, kernel, emit(partition, kernel), self.runtime)
 
     def bulk_runner(self, dtype: torch.dtype) -> None:
         """Return None: torch computes matrix products around loops."""

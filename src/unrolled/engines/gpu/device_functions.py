@@ -113,7 +113,7 @@ def trunc(x):
 def round_half_even(x):
     below = tl.floor(x)
     rest = x - below
-    is_odd = below - 2.0 * tl.floor(below * 0.5) != 0
+    is_odd = tl.floor(below * 0.5) != below * 0.5
     return tl.where((rest > 0.5) | ((rest == 0.5) & is_odd), below + 1.0, below)
 
 
@@ -121,7 +121,7 @@ def round_half_even(x):
 def fmod(x, y):
     a = tl.abs(x)
     b = tl.abs(y)
-    rest = a - b * tl.floor(a / b)
+    rest = tl.fma(-b, tl.floor(a / b), a)
     rest = tl.where(rest < 0, rest + b, tl.where(rest >= b, rest - b, rest))
     rest = tl.where((b == float("inf")) & (a < b), a, rest)
     return tl.where(x < 0, -rest, rest)
@@ -135,10 +135,12 @@ def remainder(x, y):
 
 @triton.jit
 def power(x, y):
-    size = tl.exp(y * tl.log(tl.abs(x)))
+    a = tl.abs(x)
+    size = tl.where(a == 1.0, 1.0, tl.exp(y * tl.log(a)))
     is_whole = tl.floor(y) == y
-    is_odd = is_whole & (y - 2.0 * tl.floor(y * 0.5) != 0)
-    result = tl.where(x < 0, tl.where(is_whole, tl.where(is_odd, -size, size), float("nan")), size)
+    is_odd = is_whole & (tl.floor(y * 0.5) != y * 0.5)
+    result = tl.where(is_odd & is_negative(x), -size, size)
+    result = tl.where((x < 0) & (a != float("inf")) & (is_whole == 0), float("nan"), result)
     return tl.where((y == 0) | (x == 1.0), 1.0, result)
 
 
@@ -162,13 +164,13 @@ def atan(x):
     is_large = a > 2.41421356237309504880
     is_medium = (a > 0.66) & (a <= 2.41421356237309504880)
     u = tl.where(is_large, -1.0 / a, tl.where(is_medium, (a - 1.0) / (a + 1.0), a))
-    base = tl.where(is_large, 1.57079632679489661923, tl.where(is_medium, 0.78539816339744830962, 0.0))
+    quarters = 2.0 * is_large.to(x.dtype) + is_medium.to(x.dtype)
     z = u * u
     p = (-8.750608600031904122785e-1 * z - 1.615753718733365076637e1) * z - 7.500855792314704667340e1
     p = (p * z - 1.228866684490136173410e2) * z - 6.485021904942025371773e1
     q = (z + 2.485846490142306297962e1) * z + 1.650270098316988542046e2
     q = ((q * z + 4.328810604912902668951e2) * z + 4.853903996359136964868e2) * z + 1.945506571482613964425e2
-    result = base + (u + u * z * (p / q))
+    result = quarters * 0.78539816339744830962 + (u + u * z * (p / q))
     return tl.where(x < 0, -result, result)
 
 
@@ -177,7 +179,7 @@ def atan2(y, x):
     a = tl.abs(y)
     b = tl.abs(x)
     are_equal = (a == b) & ((a == 0) | (a == float("inf")))
-    result = atan(tl.where(are_equal, tl.where(a == 0, 0.0, 1.0), a / b))
+    result = atan(tl.where(are_equal, (a != 0).to(y.dtype), a / b))
     result = tl.where(is_negative(x), 3.14159265358979323846 - result, result)
     return tl.where(is_negative(y), -result, result)
 
@@ -224,7 +226,8 @@ def acosh(x):
     is_large = x > 1.0e8
     u = tl.where(is_large, 1.0, t)
     result = log1p(u + tl.sqrt(2.0 * u + u * u))
-    return tl.where(is_large, tl.log(x) + 0.69314718055994530942, result)
+    result = tl.where(is_large, tl.log(x) + 0.69314718055994530942, result)
+    return tl.where(x < 1.0, float("nan"), result)
 
 
 @triton.jit

@@ -8,8 +8,8 @@ ROWS = 16
 WARPS = 4
 
 # Bytes of all matrices of a loop, with padding, up to which they are kept on chip. Those of an LSTM of 64
-# units in float32 have 64 KiB. Compiled for sm_90, its kernels need 68 KiB (forward) and 132 KiB (backward) of
-# the 227 KiB of shared memory. With 128 units they would need 264 and 392 KiB.
+# units in float32 have 64 KiB. Compiled for sm_90, its kernels need 68 KiB (forward) and 132 KiB (backward)
+# of the 227 KiB of shared memory. With 128 units they would need 264 and 392 KiB.
 MAX_BYTES = 64 * 1024
 
 # Columns of a value, with padding, up to which it is kept in registers. At 128, a tile has 16 registers of
