@@ -245,11 +245,10 @@ class Own(MGU):
     """A cell of its own, so that no other test has compiled it."""
 
 
-@pytest.mark.parametrize(
-    ("cell", "size"), sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str
-)
-def test_what_is_too_large_for_registers_is_streamed(cell: Any, size: int) -> None:
+@pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str)
+def test_what_is_too_large_for_registers_is_streamed(case: tuple[Any, int]) -> None:
     """A step that is cut into many pieces, wide values, and large matrices."""
+    cell, size = case
     loop: Any = BACKEND.compile(cell(4, size), torch.float32, torch.device("cpu")).inference
     assert len(loop.specs) == 1
     assert "tl.debug_barrier()" in loop.specs[0].source

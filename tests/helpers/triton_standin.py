@@ -185,7 +185,8 @@ def _language() -> types.ModuleType:
         max=_greatest,
         min=_least,
         reduce=_reduce,
-        program_id=lambda axis: torch.tensor(_program.number, dtype=torch.int32),
+        # With dimensions, because tensors without any don't count in torch's choice of a dtype.
+        program_id=lambda axis: torch.tensor([[_program.number]], dtype=torch.int32),
         debug_barrier=lambda: None,
         constexpr=lambda value: value,
         **{name: getattr(torch, name) for name in ("float32", "float64", "int32", "int64")},

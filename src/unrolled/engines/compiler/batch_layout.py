@@ -154,9 +154,10 @@ class ShiftedState:
         if self.row_indices is not None:
             indices = self.row_indices.to(self.state.device, non_blocking=True)
             return torch.cat((initial, self.state)).index_select(0, indices)
+        others = len(self.state) - self.batch
         if self.reverse:
-            return torch.cat((self.state[self.batch :], initial))
-        return torch.cat((initial, self.state[: len(self.state) - self.batch]))
+            return torch.cat((self.state.narrow(0, self.batch, others), initial))
+        return torch.cat((initial, self.state.narrow(0, 0, others)))
 
     def segments(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
         """Yield contiguous segments. An initial state of zeros is one of them, because 0 · NaN is NaN.

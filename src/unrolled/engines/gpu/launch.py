@@ -219,7 +219,8 @@ class GpuLoop:
                 return tensors.like.new_empty(copies * layout.batch, columns)
             case _:
                 states: Sequence[Tensor | None] = getattr(tensors, kind)
-                return states[target]
+                state: Tensor | None = states[target]
+                return state
 
     def _contiguous(self, value: Tensor) -> Tensor:
         if value.dtype is self.dtype and value.is_contiguous():
