@@ -36,7 +36,7 @@ from unrolled.engines.gpu.kernel_source import (
 )
 from unrolled.engines.gpu.pieces import Pieces
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
-from unrolled.engines.gpu.tuning import MAX_PIECES
+from unrolled.engines.gpu.tuning import MAX_PIECES, WARPS, WARPS_OF_WIDE_TILES, WIDE_TILE
 
 
 class RegisterKernel:
@@ -67,7 +67,8 @@ class RegisterKernel:
         if self.has_shifted:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             self.source.step[:0] = ["before = at + SHIFT * stride", inside]
-        return self.source.render()
+        warps = WARPS_OF_WIDE_TILES if self.pieces.columns > WIDE_TILE else WARPS
+        return self.source.render(warps)
 
     # --- states ---
 

@@ -46,10 +46,12 @@ class KernelSpec:
     Attributes:
         source: Triton. Its function is ``kernel``.
         arguments: Its pointers, in order. ``launch.py`` lists the arguments that follow.
+        warps: Number of warps of a program.
     """
 
     source: str
     arguments: list[Argument]
+    warps: int
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ class Source:
             texts = [without_parentheses(text) for text in texts]
         return op.template.format(*texts)
 
-    def render(self) -> KernelSpec:
-        """Return the source."""
+    def render(self, warps: int) -> KernelSpec:
+        """Return the source, for programs of a number of warps."""
         parameters = [argument.name for argument in self.arguments]
         functions = "".join(f"\n\n{text}\n" for text in device_functions(self._functions))
         lines = [
@@ -199,7 +201,7 @@ class Source:
             *(f"    {line}" for line in self.tail),
         ]
         source = "import triton\nimport triton.language as tl\n\n" + "\n".join(lines) + "\n"
-        return KernelSpec(source, self.arguments)
+        return KernelSpec(source, self.arguments, warps)
 
 
 _PARAMETERS = (

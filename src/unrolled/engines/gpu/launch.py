@@ -18,7 +18,7 @@ from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView
 from unrolled.engines.gpu.codegen import parameter_views
 from unrolled.engines.gpu.kernel_source import KernelSpec
-from unrolled.engines.gpu.tuning import ROWS, WARPS
+from unrolled.engines.gpu.tuning import ROWS
 
 
 class Runtime(Protocol):
@@ -102,7 +102,7 @@ class GpuCall:
             "SHIFT": self.shift,
             "PRECISION": precision(loop.dtype),
             "ROWS": ROWS,
-            "num_warps": WARPS,
+            "num_warps": loop.specs[chosen].warps,
             "enable_fp_fusion": True,  # the default of older versions of Triton; newer ones ask for a choice
         }
         pointers = (*self.pointers, self.starts, self.lengths)

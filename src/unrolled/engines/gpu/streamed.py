@@ -37,7 +37,7 @@ from unrolled.engines.gpu.kernel_source import (
     without_parentheses,
 )
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
-from unrolled.engines.gpu.tuning import BLOCK_COLUMNS, BLOCK_DEPTH
+from unrolled.engines.gpu.tuning import BLOCK_COLUMNS, BLOCK_DEPTH, WARPS
 
 _BARRIER = "tl.debug_barrier()"
 
@@ -72,7 +72,7 @@ class StreamedKernel:
         if self.has_shifted:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             source.step[:0] = ["before = at + SHIFT * stride", inside]
-        return source.render()
+        return source.render(WARPS)
 
     # --- states ---
 
