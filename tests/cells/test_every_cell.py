@@ -24,6 +24,7 @@ from helpers.layer_pairs import (
     tensors,
     values_and_gradients,
 )
+from helpers.sampling import sample
 from helpers.step_batch import BatchCompiler
 
 TIME, BATCH, INPUT, HIDDEN = 5, 3, 8, 4  # with two directions, all layers of a stack have the same input size
@@ -187,7 +188,7 @@ def test_trace_and_explain(case: str) -> None:
         assert f"{name}: " in docstring, f"the docstring doesn't describe {name}"
 
 
-@pytest.mark.parametrize("case", PLAIN)
+@pytest.mark.parametrize("case", sample(PLAIN, PLAIN[::6]))
 def test_page(case: str, tmp_path: Path) -> None:
     t = ur.trace(layer_of(case), torch.randn(3, 1, INPUT, dtype=torch.float64))
     t.to_html(tmp_path / "page.html")

@@ -17,7 +17,8 @@ from torch.nn.functional import linear
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER
 from unrolled.cli import main
-from unrolled.cli.bench import in_subprocess, limits, measure, report, results, runtimes, timing
+from unrolled.cli.bench import disturbance, in_subprocess, limits, measure, report, results, runtimes, timing
+from unrolled.cli.bench.disturbance import Probe
 from unrolled.cli.bench.rows import CELLS, MODES, STANDARD, Row, select_rows
 from unrolled.cli.bench.runtimes import RUNTIMES, Runtime, without_warnings
 from unrolled.cli.bench.workload import Workload, max_difference
@@ -33,6 +34,8 @@ def run_here(capsys: Any, monkeypatch: Any) -> Any:
         in_subprocess, "peak_memory", lambda row, name: 3 * 2**20 if name == "torch" else 2**20
     )
     monkeypatch.setattr(in_subprocess, "first_use", lambda row, name: 1.5)
+    for name in ("MAX_SLOWDOWN", "MAX_SPREAD", "MAX_SHARE"):  # the machine may be busy
+        monkeypatch.setattr(disturbance, name, float("inf"))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main.main(["bench", *map(str, arguments)])
@@ -147,7 +150,7 @@ def test_failures_are_reported_and_not_timed() -> None:
 
     selected = {"torch": RUNTIMES["torch"], "wrong": Runtime(wrong), "nan": Runtime(nan)}
     selected |= {"fails": Runtime(fails), "unrolled": Runtime(RUNTIMES["torch"].prepare)}
-    entry = measure.measure(Row("rnn", 2, 3, 8, "inference"), selected, 0.001, LIMITS)
+    entry = measure.measure(Row("rnn", 2, 3, 8, "inference"), selected, 0.001, LIMITS, Probe())
     assert [name for name, result in entry["runtimes"].items() if "seconds" in result] == [
         "torch",
         "unrolled",
@@ -164,7 +167,7 @@ def test_failures_are_reported_and_not_timed() -> None:
 def test_amplified_rounding_errors_are_accepted() -> None:
     """In this row, torch's float32 result differs from float64 by up to 2e-4, and so does ours."""
     selected = {name: RUNTIMES[name] for name in ("torch", "unrolled")}
-    entry = measure.measure(Row("layernormlstm", 32, 100, 128, "inference"), selected, 0.001, LIMITS)
+    entry = measure.measure(Row("layernormlstm", 32, 100, 128, "inference"), selected, 0.001, LIMITS, Probe())
     assert "seconds" in entry["runtimes"]["unrolled"]
 
 

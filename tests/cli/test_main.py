@@ -38,6 +38,7 @@ def run_here(capsys: Any) -> Any:
     return call
 
 
+@pytest.mark.slow
 def test_the_example() -> None:
     code, out, err = run("show")
     assert (code, err) == (0, "")

@@ -190,6 +190,7 @@ def test_refused_long_step() -> None:
         build_cell("RHN", depth=90)
 
 
+@pytest.mark.slow
 def test_refused_traces() -> None:
     model, x = torch.nn.Sequential(ur.LSTM(3, 4)), torch.randn(6, 2, 3)
     part = ur.trace(model[0], x).layers[0]

@@ -12,6 +12,7 @@ import unrolled as ur
 from helpers.changing_cells import CHANGES
 from helpers.kept_captures import Plain, assert_as_by_reference, compile_cell, define, fresh_layer
 from helpers.layer_pairs import NEEDS_COMPILER
+from helpers.sampling import sample
 from unrolled.cells.wrappers import wrap
 from unrolled.engines.compiler import kept_captures
 from unrolled.engines.compiler.capture import capture
@@ -28,10 +29,7 @@ def entry_name(cell: ur.Cell, dtype: torch.dtype = torch.float32, training: bool
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("code of a function", "option") else pytest.param(name, marks=pytest.mark.slow)
-        for name in CHANGES
-    ],
+    sample(CHANGES, ["option"]),
 )
 def test_a_change_is_captured_anew(name: str, captured_cells: list[str]) -> None:
     module = CHANGES[name].create_module()
@@ -47,6 +45,7 @@ def test_a_change_is_captured_anew(name: str, captured_cells: list[str]) -> None
     assert_as_by_reference(layer)
 
 
+@pytest.mark.slow
 def test_a_cell_without_source_is_known_by_its_code(captured_cells: list[str]) -> None:
     """A notebook may define a class again, in the same way or in another one."""
     for count, body in (

@@ -149,6 +149,7 @@ def test_a_broken_cxx_is_named_in_one_warning(tmp_path: Path, kind: str) -> None
     assert reason in done.stderr
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 @pytest.mark.parametrize("when", ["version", "compiling"])
 def test_a_compiler_that_does_not_end_is_killed(

@@ -32,6 +32,7 @@ def test_many_processes_compile_a_library_once(cache_folder: Path, tmp_path: Pat
     assert not list(cache_folder.glob("build-*"))
 
 
+@pytest.mark.slow
 @NEEDS_SYSTEM_COMPILER
 def test_threads_compile_a_library_once(tmp_path: Path) -> None:
     cxx, calls = counting_compiler(tmp_path, before="sleep 1")

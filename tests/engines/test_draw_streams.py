@@ -49,6 +49,7 @@ def test_records_of_a_stream() -> None:
         assert_close(recorded, whole if rows is None else whole[:, rows], 1e-12)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_traces_and_explanations() -> None:
     layer, x = layer_of(num_layers=2, bidirectional=True, dtype=torch.float64), torch.randn(5, 3, 3).double()

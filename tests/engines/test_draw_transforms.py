@@ -42,6 +42,7 @@ def test_torch_compile(backend: str) -> None:
     assert_close(loss_and_gradients(torch.compile(recomputing, backend=backend)), expected, 1e-5)
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
 def test_traced_layers_draw_at_each_call() -> None:
@@ -54,6 +55,7 @@ def test_traced_layers_draw_at_each_call() -> None:
         assert_close(actual, layer(x)[0], 1e-6)
 
 
+@pytest.mark.slow
 def test_export() -> None:
     model, x = NoisyModel(), torch.randn(5, 3, 3)
     dims = {"x": {0: torch.export.Dim("time"), 1: torch.export.Dim("batch")}}

@@ -120,6 +120,7 @@ def test_directions_and_layers_have_their_own_numbers() -> None:
     assert_close(rows.std(1), torch.ones(6), 0.05)
 
 
+@pytest.mark.slow
 def test_one_draw_of_torchs_generator_for_each_call() -> None:
     layer, x = layer_of(num_layers=3, bidirectional=True), torch.randn(4, 2, 3)
     torch.manual_seed(5)

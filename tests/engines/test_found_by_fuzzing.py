@@ -17,6 +17,7 @@ from helpers.sampling import sample
 pytestmark = NEEDS_COMPILER
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"checkpoint": 2}], ids=["", "checkpoint"])
 @pytest.mark.parametrize("kind", sample(LAYERS, ["gru"]))
 def test_first_and_second_gradients_if_states_and_weights_depend_on_the_input(
@@ -43,6 +44,7 @@ def test_first_and_second_gradients_if_states_and_weights_depend_on_the_input(
     assert_close(actual, gradients(theirs), 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset_state", sample([None, "initial"]))
 def test_gradients_of_a_state_that_resets_read(reset_state: str | None) -> None:
     layer = ur.GRU(3, 4).double()
@@ -114,6 +116,7 @@ class FlooredDivision(ur.Cell):
 CELLS = [ProductWithColumns, ConstantGradient, ScalarOfParameters, SavedComparison, FlooredDivision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", sample(CELLS, [SavedComparison]))
 @pytest.mark.parametrize("lengths", sample([None, [5, 3, 2]]))
 def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list[int] | None) -> None:

@@ -209,6 +209,7 @@ def test_other_default_device() -> None:
         torch.testing.assert_close((results[0][0].data, results[1]), (layer(packed)[0].data, layer(x)))
 
 
+@pytest.mark.slow
 def test_one_source_for_all_sizes() -> None:
     def source(*sizes: int) -> str:
         return registry.compiled(ur.cells.LSTM(*sizes), torch.float32).training.spec.source

@@ -158,6 +158,7 @@ class Overflowing(ur.Cell):
         return torch.tanh(z + h @ self.u.T), (v + 1) * z * 1e200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, {"lengths": [6, 4]}], ids=str)
 def test_an_unused_state_that_overflows(options: dict[str, Any]) -> None:
     layer = ur.Recurrent(Overflowing, 3, 4, bidirectional=True, dtype=torch.float64)
@@ -184,6 +185,7 @@ class Detached(ur.Cell):
         return (h + 1) * (x @ self.w.T) * 1e200, (v + x @ self.w.T).detach()
 
 
+@pytest.mark.slow
 def test_an_overflow_beside_a_state_without_gradient() -> None:
     layer = ur.Recurrent(Detached, 3, 4, dtype=torch.float64)
     x, params = torch.randn(6, 2, 3, dtype=torch.float64), dict(layer.named_parameters())
@@ -269,6 +271,7 @@ def test_the_first_call_of_a_cell_may_be_in_any_mode_of_autograd(context: Any) -
     assert_close(*gradients, TOLERANCE[x.dtype])
 
 
+@pytest.mark.slow
 def test_a_layer_can_be_trained_after_a_first_call_in_inference_mode() -> None:
     class New(ur.Cell):
         state = ("h",)
@@ -320,7 +323,7 @@ class NormalizedWeights(ur.Cell):
         (NormalizedWeights, 3, 3 * 5 + 3 * 3),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", sample([torch.float32, torch.float64]))
 def test_only_what_the_backward_reads_is_stored(
     cell: type[ur.Cell], values_per_row: int, values: int, dtype: torch.dtype
 ) -> None:

@@ -120,7 +120,10 @@ def with_gradients(argument: Any) -> Any:
 
 
 @pytest.mark.parametrize("gradients", sample([True, False]))
-@pytest.mark.parametrize(("cell", "packed", "directions"), [(ur.cells.GRU, True, 2), (Scaled, False, 1)])
+@pytest.mark.parametrize(
+    ("cell", "packed", "directions"),
+    [(ur.cells.GRU, True, 2), pytest.param(Scaled, False, 1, marks=pytest.mark.slow)],
+)
 def test_wrong_tensors(cell: type[ur.Cell], packed: bool, directions: int, gradients: bool) -> None:
     for operator, arguments in calls(cell, packed, directions).values():
         assert operator(*arguments)
@@ -282,6 +285,7 @@ class WithLengths(nn.Module):
         return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sample(["jit.trace", "make_fx", "export"], ["make_fx"]))
 def test_graphs_check_lengths_of_padded_inputs(method: str) -> None:
     model, x = WithLengths(ur.GRU(3, 4)), torch.randn(5, 2, 3)

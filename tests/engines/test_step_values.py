@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import unrolled as ur
 from helpers.changing_cells import CHANGES
 from helpers.layer_pairs import NEEDS_COMPILER
+from helpers.sampling import sample
 from unrolled.engines import registry
 from unrolled.engines.compiler import capture
 from unrolled.engines.compiler.step_values import MAX_VERSIONS, StepValues
@@ -215,7 +216,7 @@ def array_with(value: float) -> np.ndarray:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("option", [Same, Shown, array_with, lambda value: lambda: value])
+@pytest.mark.parametrize("option", sample([array_with, Same, Shown, lambda value: lambda: value]))
 def test_options_that_look_the_same_are_told_apart(option: Callable[[float], Any]) -> None:
     layers = [create_layer(Looks, option=option(value)) for value in (0.25, 0.75)]
     with torch.no_grad():
@@ -264,6 +265,7 @@ def test_a_step_that_changes_a_value_that_it_reads_runs_by_reference() -> None:
     assert layer._first.calls["n"] == before + len(X)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_gradients_of_gradients_refuse_a_value_that_has_changed() -> None:
     layer = create_layer(Looks, option=0.5)

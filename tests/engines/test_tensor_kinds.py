@@ -128,7 +128,7 @@ def values(result: Any) -> list[Tensor]:
     return [torch._from_functional_tensor(result) if torch._is_functional_tensor(result) else result]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", sample(CALLS, list(CALLS)[:5]))
 @pytest.mark.parametrize("role", sample(["state", "x", "parameter"]))
 def test_tensors_without_memory_of_their_own(role: str, call: str) -> None:
     for make, make_expected in READABLE.values():

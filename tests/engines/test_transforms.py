@@ -132,6 +132,7 @@ def test_compiled_layer_with_packed_sequences() -> None:
         assert torch.equal(actual[1], expected[1])
 
 
+@pytest.mark.slow
 def test_compiled_layer_that_falls_back_to_the_reference_engine() -> None:
     layer, x = ur.Recurrent(Bessel, INPUT, HIDDEN), torch.randn(3, 2, INPUT)
     torch._dynamo.reset()
@@ -329,6 +330,7 @@ def test_forward_mode_and_hessians(case: Any) -> None:
         assert_close(forward_ad.unpack_dual(value).tangent, first.sum(), 1e-10)
 
 
+@pytest.mark.slow
 def test_second_and_third_gradients(case: Any) -> None:
     layer, loss, parameters, x = case
     x = x.clone().requires_grad_()
@@ -369,6 +371,7 @@ def test_autocast(name: str) -> None:
         assert layer(x)[0].dtype is torch.bfloat16
 
 
+@pytest.mark.slow
 @EACH_LAYER
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_by_torch(name: str, reentrant: bool) -> None:

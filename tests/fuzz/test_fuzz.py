@@ -26,7 +26,7 @@ from helpers.layer_pairs import NEEDS_COMPILER, NEEDS_SYSTEM_COMPILER
 from helpers.sanitizers import MEMORY, UnavailableError, archs, environment
 from unrolled.engines.native.cpp_ops import CPP_OPS
 
-FAST, ALL, SANITIZED = range(5), range(5, 185), range(170, 190)
+FAST, ALL, SANITIZED = range(20), range(20, 200), range(170, 190)
 BATCH = 25
 
 

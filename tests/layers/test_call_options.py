@@ -63,6 +63,7 @@ def test_all_states_have_the_layout_of_the_input(engine: str, kind: str) -> None
         assert unbatched.shape[:2] == (2, 5)
 
 
+@pytest.mark.slow
 def test_results_with_all_states_may_be_changed_in_place() -> None:
     layer, x, gradients = ur.LSTM(INPUT, HIDDEN), torch.randn(4, 2, INPUT), []
     for all_states in (True, False):

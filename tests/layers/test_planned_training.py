@@ -318,6 +318,7 @@ def test_ways_to_differentiate(way: Way, name: str, plan_spy: PlanSpy) -> None:
     assert plan_spy.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LSTMCell", "GRU", "Leaky"])
 def test_gradcheck(name: str, plan_spy: PlanSpy) -> None:
     case = new_case(name, rows=2, width=2, hidden=2, dtype=torch.float64)
@@ -332,6 +333,7 @@ def test_gradcheck(name: str, plan_spy: PlanSpy) -> None:
     assert plan_spy.backwards
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch, about gradients of tensors that aren't leaves
 def test_compiled_autograd(plan_spy: PlanSpy) -> None:
     case = new_case("LSTMCell")

@@ -171,6 +171,7 @@ FOCUS = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_choices_are_announced_and_keep_the_focus(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace, address="#step=1&unit=0&number=f")

@@ -24,6 +24,7 @@ def entries(tab: Any) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_choices_are_entries_of_the_history(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace)
@@ -185,6 +186,7 @@ def test_tour_scrolls_to_what_it_frames(width: int, open_page: OpenPage) -> None
         assert tab.locator(".guide .count").count() == 0
 
 
+@pytest.mark.slow
 def test_tour_of_a_relu_layer_and_one_step(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.RNN(2, 3, nonlinearity="relu"), torch.ones(1, 2)), width=360)
     tab.keyboard.press("t")
@@ -211,6 +213,7 @@ def test_tour_of_short_sequences_and_single_units(open_page: OpenPage) -> None:
                 tab.keyboard.press("n")
 
 
+@pytest.mark.slow
 def test_a_page_of_some_steps(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unrolled.page.layer_data.INTERVALS", ())  # too large to compute
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(100, 2))

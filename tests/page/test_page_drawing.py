@@ -102,6 +102,7 @@ def test_a_folded_node_shows_that_it_has_the_chosen_number(open_page: OpenPage) 
     assert tab.locator("svg.cell .node.on").count() == 1
 
 
+@pytest.mark.slow
 def test_softmax_has_shares_and_lerp_a_slider(open_page: OpenPage) -> None:
     trace = small_trace(Attention)
     tab = open_page(trace, address="#step=1&unit=2&number=h")
@@ -131,6 +132,7 @@ def test_long_equations_are_not_cut_off(width: int, open_page: OpenPage) -> None
     assert lines.evaluate_all(outside) == 0
 
 
+@pytest.mark.slow
 def test_rows_of_a_parameter_are_not_part_of_its_subscript(open_page: OpenPage) -> None:
     tab = open_page(small_trace(OneLetter))
     lines = tab.locator(".equations li").evaluate_all("(all) => all.map((one) => one.innerHTML)")
@@ -142,6 +144,7 @@ def test_rows_of_a_parameter_are_not_part_of_its_subscript(open_page: OpenPage) 
         assert name == f'<var>W</var>{symbol}<span class="ix">[1,0]</span>'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_initial_state_is_only_before_the_first_step(backward: bool, open_page: OpenPage) -> None:
     layer = ur.LSTM(2, 3, bidirectional=backward)

@@ -101,6 +101,7 @@ def address(tab: Any) -> str:
     return str(tab.evaluate("location.href"))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_layers_open_and_have_an_address(open_model: OpenModel) -> None:
     rec = recorded(calls=2)

@@ -154,6 +154,7 @@ def names(units: list[tuple[int, int]]) -> list[str]:
     return [f"{'−' if sign < 0 else ''}h[{unit}]" for sign, unit in units]
 
 
+@pytest.mark.slow
 def test_similar_units_and_passages(open_page: OpenPage) -> None:
     t = text_trace(hidden=24)
     values = t["h"][:, 0].double().numpy()

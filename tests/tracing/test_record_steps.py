@@ -194,6 +194,31 @@ def test_other_modules_are_not_cells() -> None:
         ur.Stream(Own())
 
 
+@pytest.mark.parametrize("kind", [ur.GRU, ur.LSTM, ur.LSTMCell])
+def test_policies_restart_rows_between_their_calls(kind: Any) -> None:
+    """Each call of the model is a step, and the states of some rows are set to zeros before it."""
+    layer, masks = kind(2, 3), torch.ones(5, 4, 1)
+    masks[1, 2] = masks[3, 0] = masks[3, 3] = 0
+    xs, state, states = torch.randn(5, 4, 2), None, []
+    with ur.record(layer) as rec, torch.no_grad():
+        for x, mask in zip(xs, masks, strict=True):
+            if state is not None:
+                state = tuple(part * mask for part in state) if isinstance(state, tuple) else state * mask
+            states.append(state)
+            result = layer(x if kind is ur.LSTMCell else x.unsqueeze(0), state)
+            state = result if kind is ur.LSTMCell else result[1]
+    t = rec[""]
+    assert t.steps == tuple(range(5))
+    for step in range(1, 5):
+        h = states[step][0] if isinstance(states[step], tuple) else states[step]
+        assert torch.equal(t.layers[0].state_before(step, 2)["h"], h.view(-1, 3)[2])
+    with torch.no_grad(), ur.record(layer) as rec:  # all rows are new: another sequence
+        for x in xs[:2]:
+            zeros = tuple(torch.zeros_like(part) for part in state) if isinstance(state, tuple) else state * 0
+            layer(x if kind is ur.LSTMCell else x.unsqueeze(0), zeros)
+    assert rec[""].steps == (0,)
+
+
 def test_states_changed_in_place() -> None:
     cell, x = ur.GRUCell(3, 4), torch.randn(5, 2, 3)
 

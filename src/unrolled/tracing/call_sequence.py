@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from unrolled.layers.sequence import SequenceBatch
@@ -54,9 +55,10 @@ class CallSequence:
     def continues(self, call: LayerCall, model_call: int) -> bool:
         """Whether a call is the next step of the sequence.
 
-        It is if it begins with the state that the last call returned. In the same call of the model, it is as
-        well if it begins with another state, which isn't zero and isn't that of the first step: then the
-        model changed the state between two steps.
+        It is if it begins with the state that the last call returned, in which some rows may be zeros, as a
+        policy does where an episode ended. In the same call of the model, it is as well if it begins with
+        another state, which isn't zero and isn't that of the first step: then the model changed the state
+        between two steps.
         """
         if self._final_state is None or call.initial_state is None or not is_one_step(call):
             return False
@@ -65,7 +67,7 @@ class CallSequence:
             return False
         if call.recurrent.training is not self._training:
             return False
-        if all(map(identical, given, last)):
+        if all(map(identical, given, last)) or _some_rows_restart(given, last):
             return True
         first = tensors(self._first_state)
         is_new = not any(bool(t.any()) for t in given) or (bool(first) and all(map(identical, given, first)))
@@ -102,6 +104,14 @@ class CallSequence:
             for part, earlier in pairs
             for name in part.cell.shapes()
         )
+
+
+def _some_rows_restart(given: Sequence[Tensor], last: Sequence[Tensor]) -> bool:
+    """Whether some rows of the states are zeros, and the others, at least one of them, are unchanged."""
+    rows = [((one == 0).all(-1), (one == other).all(-1)) for one, other in zip(given, last, strict=True)]
+    return all(bool((zero | same).all()) for zero, same in rows) and not all(
+        bool(zero.all()) for zero, _ in rows
+    )
 
 
 def is_one_step(call: LayerCall) -> bool:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import unrolled
 from unrolled.cli.arguments import check_output_files, comma_separated, positive_float, positive_int
 from unrolled.cli.bench import chart, in_subprocess, report, results
+from unrolled.cli.bench.disturbance import Probe
 from unrolled.cli.bench.limits import Limits
 from unrolled.cli.bench.measure import measure
 from unrolled.cli.bench.rows import CELLS, MODES, STANDARD, Row, default_cells, select_rows
@@ -126,7 +127,7 @@ def _run_benchmark(
 ) -> None:
     seconds = options.seconds or _SECONDS[options.full]
     console = Console(highlight=False, markup=False, emoji=False)
-    limits = Limits.measure(min(seconds, 0.3))
+    limits, probe = Limits.measure(min(seconds, 0.3)), Probe()
     document = results.new_document(limits.as_data(), missing)
     document["rows"] = saved_rows
     console.print(report.format_limits(document["limits"]))
@@ -137,7 +138,7 @@ def _run_benchmark(
             files.write_json(document, options.json)
 
     def measure_row(row: Row) -> None:
-        document["rows"].append(measure(row, runtimes, seconds, limits))
+        document["rows"].append(measure(row, runtimes, seconds, limits, probe))
 
     save()
     tasks: list[Task] = []
@@ -158,6 +159,8 @@ def _run_benchmark(
             task()
             save()
             progress.advance(bar)
+    document["limits"] = limits.as_data()
+    save()
     report.print_report(console, document)
     if options.plot:
         chart.draw(document, options.plot)

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from unrolled.cli.bench.results import is_disturbed
 from unrolled.cli.bench.rows import MODES
 from unrolled.cli.bench.runtimes import CHECKPOINT, FROZEN, OURS, TORCH
 
@@ -29,12 +30,13 @@ def print_report(console: Console, document: dict[str, Any]) -> None:
         if any(row["mode"] == mode for row in document["rows"]):
             _print_table(console, _rows_table(document, mode))
     console.print(_CAPTION)
-    _print_table(console, _means_table(document["means"]))
+    if document["means"]:
+        _print_table(console, _means_table(document["means"]))
     if document["memory"]:
         _print_table(console, _memory_table(document["memory"]))
     if document["first_use"]:
         _print_table(console, _first_use_table(document["first_use"]))
-    for line in format_failures(document["rows"]):
+    for line in (*format_failures(document["rows"]), *format_disturbances(document["rows"])):
         console.print(line)
     if document["missing"]:
         console.print(format_missing(document["missing"]))
@@ -74,6 +76,23 @@ def format_failures(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def format_disturbances(rows: list[dict[str, Any]]) -> list[str]:
+    """Format the rows that are not to be trusted, a line for each, with the reasons."""
+    disturbed = [row for row in rows if is_disturbed(row)]
+    if not disturbed:
+        return []
+    count = f"{len(disturbed)} of {len(rows)} rows" if len(rows) > 1 else "The row"
+    return [
+        f"{count} marked with ? can't be trusted, and the means leave them out. Stop other programs, and run "
+        "the benchmark again:",
+        *(
+            f"  {row['cell']} {row['batch']}×{row['time']}×{row['hidden']}, {row['mode']}: "
+            f"{'; '.join(row['disturbances'])}"
+            for row in disturbed
+        ),
+    ]
+
+
 def _rows_table(document: dict[str, Any], mode: str) -> Table:
     table = _new_table(mode.capitalize())
     table.add_column("cell", no_wrap=True)
@@ -84,7 +103,7 @@ def _rows_table(document: dict[str, Any], mode: str) -> Table:
         if row["mode"] != mode:
             continue
         times = {name: entry.get("seconds") for name, entry in row["runtimes"].items()}
-        best = row["best_other"]
+        best, mark = row["best_other"], "?" if is_disturbed(row) else ""
         table.add_row(
             row["cell"],
             "×".join(str(row[name]) for name in ("batch", "time", "hidden")),
@@ -93,8 +112,8 @@ def _rows_table(document: dict[str, Any], mode: str) -> Table:
             _format_time(times[TORCH]),
             best or "–",
             _format_time(times[best]) if best else "",
-            _format_ratio(row["ratio_to_torch"]),
-            _format_ratio(row["ratio_to_best_other"]),
+            _format_ratio(row["ratio_to_torch"], mark),
+            _format_ratio(row["ratio_to_best_other"], mark),
             _format_percent(row["share_of_limit"]),
         )
     return table
@@ -159,8 +178,8 @@ def _format_time(seconds: float | None) -> str:
     raise AssertionError(seconds)
 
 
-def _format_ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+def _format_ratio(value: float | None, mark: str = "") -> str:
+    return "–" if value is None else f"{value:.2f}{mark}" if value < 10 else f"{value:.0f}{mark}"
 
 
 def _format_percent(value: float | None) -> str:

@@ -84,9 +84,14 @@ def contains(rows: Iterable[dict[str, Any]], row: Row) -> bool:
     return any(asdict(row).items() <= entry.items() for entry in rows)
 
 
+def is_disturbed(row: dict[str, Any]) -> bool:
+    """Whether something disturbed a row, so that its times are not to be trusted."""
+    return bool(row.get("disturbances"))
+
+
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compute the geometric means of the ratios over the rows of each cell and mode."""
-    entries = []
+    """Compute the geometric means of the ratios over the undisturbed rows of each cell and mode."""
+    entries, rows = [], [row for row in rows if not is_disturbed(row)]
     for cell in dict.fromkeys(row["cell"] for row in rows):
         for mode in MODES:
             matching = [row for row in rows if (row["cell"], row["mode"]) == (cell, mode)]
