@@ -287,6 +287,9 @@ class StandIn:
     def is_too_large(self, error: Exception) -> bool:
         return isinstance(error, TooLargeError)
 
+    def compilation_error(self, error: Exception) -> str | None:
+        return "Triton can't compile its kernel" if isinstance(error, TooLargeError) else None
+
     @contextlib.contextmanager
     def guard(self, device: torch.device) -> Iterator[None]:
         self.devices.append(device)

@@ -46,7 +46,7 @@ ENGINES = {
     "compiler": {"_torch_private", "fork_safety", "log", "memory", "reference"},
     "native/toolchain": {"errors", "fork_safety", "log", "threads"},
     "native": {"compiler", "fork_safety", "log", "memory", "native/toolchain", "threads"},
-    "gpu": {"compiler", "fork_safety", "log", "memory"},
+    "gpu": {"compiler", "errors", "fork_safety", "log", "memory"},
     "backends": {"compiler", "gpu", "native"},
     "draws": {
         "_torch_private",

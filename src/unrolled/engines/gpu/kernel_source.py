@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import keyword
 import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Source:
         """Return the name of a pointer, and add it to the arguments at its first use."""
         key = ("argument", kind, target)
         if key not in self._names:
-            used = {argument.name for argument in self.arguments} | _RESERVED
+            used = {argument.name for argument in self.arguments} | _RESERVED | _device_functions().keys()
             number, unique = 1, name
             while unique in used:
                 number, unique = number + 1, f"{name}_{number}"
@@ -230,7 +231,8 @@ _RESERVED = {
 def identifier(name: str) -> str:
     """Return a name that is no generated name: of a column range, a mask, a weight, a state or a value."""
     name = re.sub(r"\W", "_", name)
-    return f"{name}_" if re.fullmatch(r"[ackmnrsvw]\d+(_\d+)?|number\d+|scalar\d+|\d.*", name) else name
+    generated = r"[ackmnrsvw]\d+(_\d+)?|(number|scalar|product|scratch|saved|initial|steps|final)\d+|\d.*"
+    return f"{name}_" if re.fullmatch(generated, name) or keyword.iskeyword(name) else name
 
 
 def is_float32(value: float) -> bool:
@@ -267,7 +269,7 @@ def wrapped(start: str, items: Iterable[str], end: str) -> list[str]:
 @functools.cache
 def _device_functions() -> dict[str, tuple[str, set[str]]]:
     """Return the source of each function of ``device_functions.py``, and the functions that it calls."""
-    text = Path(__file__).with_name("device_functions.py").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("device_functions.py").read_text(encoding="utf-8")
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     names = {node.name for node in functions}
     lines = text.splitlines()

@@ -16,6 +16,7 @@ from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.errors import UnavailableError
 from unrolled.engines.gpu.codegen import parameter_views
 from unrolled.engines.gpu.kernel_source import KernelSpec
 from unrolled.engines.gpu.tuning import ROWS
@@ -38,6 +39,9 @@ class Runtime(Protocol):
 
     def is_too_large(self, error: Exception) -> bool:
         """Return whether an error of a launch says that a device has too little memory for a kernel."""
+
+    def compilation_error(self, error: Exception) -> str | None:
+        """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""
 
 
 @dataclass
@@ -82,8 +86,11 @@ class GpuCall:
 
         Raises:
             RuntimeError: If a CUDA graph is being captured, and the kernel hasn't run before.
+            UnavailableError: If Triton can't compile the kernel.
         """
         loop = self.loop
+        if loop.error is not None:
+            raise UnavailableError(loop.error)
         with loop.runtime.guard(self.device):
             while True:
                 chosen = loop.chosen
@@ -92,7 +99,10 @@ class GpuCall:
                     return
                 except Exception as error:
                     if not (loop.runtime.is_too_large(error) and loop.choose_next(chosen)):
-                        raise
+                        loop.error = loop.runtime.compilation_error(error)
+                        if loop.error is None:
+                            raise
+                        raise UnavailableError(loop.error) from error
                 self.pointers = loop.pointers(self.tensors, self.layout)
 
     def _launch(self, chosen: int) -> None:
@@ -139,6 +149,7 @@ class GpuLoop:
         dtype: Dtype of all tensors.
         chosen: The number of the kernel that runs it: the first one for which the device has enough memory.
         launched: The kernels, with their options, that have run before.
+        error: Why it can't run: Triton can't compile it. None if it can.
         needs: Values that the loop reads.
     """
 
@@ -148,6 +159,7 @@ class GpuLoop:
         self.specs, self.runtime, self.dtype = specs, runtime, kernel.dtype
         self.chosen = 0
         self.launched: set[tuple[Any, ...]] = set()
+        self.error: str | None = None
         self._functions: dict[int, Any] = {}
         self._saved = [(node, width(node)) for node in partition.saved]
         groups = [group for phase in kernel.phases() for group in (*phase.groups, *phase.hoisted)]

@@ -40,6 +40,14 @@ class TritonRuntime:
         """Return whether an error of a launch says that a device has too little memory for a kernel."""
         return isinstance(error, import_module("triton.runtime.errors").OutOfResources)
 
+    def compilation_error(self, error: Exception) -> str | None:
+        """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""
+        errors = import_module("triton.runtime.errors")
+        kinds = (errors.TritonError, import_module("triton.compiler.errors").CompilationError)
+        if not isinstance(error, kinds):
+            return None
+        return f"Triton can't compile its kernel: {type(error).__name__}: {str(error).strip()[:500]}"
+
 
 @functools.cache
 def _unavailable(kind: str, index: int | None) -> str | None:
