@@ -84,7 +84,7 @@ class Recurrence(torch.autograd.Function):
         if any(states[0]._version != version for (states, _), version in zip(saved, versions, strict=True)):
             # The output was changed in place: compute it again.
             saved = [(step_states, values) for step_states, _, values in forward(specs, layout, x, tensors)]
-        results = gradients(specs, layout, x, tensors, saved, grads)
+        results = gradients(specs, layout, x, tensors, saved, grads, ctx.needs_input_grad[2:])
         if unused_states_spread(specs, grads, results):
             return None, None, *reference_gradients(specs, sizes, x, tensors, grads)
         return None, None, *existing_gradients(specs, len(x), sizes, grads, results)
@@ -147,6 +147,7 @@ def gradients(
     tensors: Sequence[Tensor],
     saved: Sequence[tuple[list[Tensor | None], Values]],
     grads: Sequence[Tensor | None],
+    needed: Sequence[bool] | None = None,
     groups: int = 1,
 ) -> list[Tensor | None]:
     """Run the backward pass and return the gradients of x and of the tensors.
@@ -158,6 +159,8 @@ def gradients(
         tensors: Initial states, parameters and extra inputs of each direction.
         saved: For each direction the states after every time step, and the values saved for the backward.
         grads: Gradients of the output and of the final states of each direction. Zeros if None.
+        needed: Whether the gradients of x and of each of the tensors are needed; others may be None. None:
+            all are needed.
         groups: If above 1, split the batch into this many groups, and return the gradients of parameters for
             each group, along a new first axis.
     """
@@ -180,19 +183,40 @@ def gradients(
     calls.clear()  # frees tensors that the rest doesn't read
     total_grad_x: Tensor | None = None
     results: list[Tensor | None] = []
-    for spec, (grad_initial, backward_values) in zip(specs, results_by_direction, strict=True):
+    needed_by_direction = needed_gradients(specs, needed)
+    for spec, (grad_initial, backward_values), flags in zip(
+        specs, results_by_direction, needed_by_direction, strict=True
+    ):
         if groups == 1:
-            grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)
+            grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows, flags)
         else:
-            grad_params, grad_x = _gradients_by_group(spec.compiled, backward_values, layout, groups)
+            grad_params, grad_x = _gradients_by_group(spec.compiled, backward_values, layout, groups, flags)
         results += (*(grad_initial if spec.stateful else ()), *grad_params, *[None] * spec.extra_input_count)
         if grad_x is not None:
             total_grad_x = grad_x if total_grad_x is None else total_grad_x.add_(grad_x)
     return [None if total_grad_x is None else total_grad_x.view(x.shape), *results]
 
 
+def needed_gradients(specs: Sequence[DirectionSpec], needed: Sequence[bool] | None) -> list[tuple[bool, ...]]:
+    """Return for each direction which gradients are needed: of its parameters, and of x.
+
+    Args:
+        specs: The directions.
+        needed: The same for x and the tensors of all directions, see :func:`gradients`.
+    """
+    if needed is None:
+        return [(True,) * (len(spec.compiled.captured.grad_params) + 1) for spec in specs]
+    by_direction, offset = [], 1
+    for spec in specs:
+        count = len(spec.compiled.captured.grad_params)
+        first = offset + (spec.state_count if spec.stateful else 0)
+        by_direction.append((*needed[first : first + count], needed[0]))
+        offset += spec.tensor_count
+    return by_direction
+
+
 def _gradients_by_group(
-    compiled: CompiledCell, values: Values, layout: Layout, groups: int
+    compiled: CompiledCell, values: Values, layout: Layout, groups: int, needed: tuple[bool, ...]
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """As :meth:`CompiledCell.gradients`, with the gradients of parameters for each group of the batch."""
     size = layout.batch // groups
@@ -204,7 +228,7 @@ def _gradients_by_group(
             node: _select_rows(value, layout, rows) if is_batched(node) else value
             for node, value in values.items()
         }
-        grad_params, grad_x = compiled.gradients(group_values, layout.steps * size)
+        grad_params, grad_x = compiled.gradients(group_values, layout.steps * size, needed)
         params_by_group.append(grad_params)
         if grad_x is not None:
             grad_x_parts.append(grad_x.view(layout.steps, size, -1))

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from unrolled.engines._torch_private import keep_graph
-from unrolled.engines.autograd import by_reference, materialize_gradients, reference_gradients
+from unrolled.engines.autograd import (
+    by_reference,
+    materialize_gradients,
+    needed_gradients,
+    reference_gradients,
+)
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.directions import DirectionSpec, States, group_by_direction, split_by_direction
 from unrolled.engines.missing_gradients import constant_results, existing_gradients, unused_states_spread
@@ -62,8 +67,9 @@ class CheckpointedRecurrence(torch.autograd.Function):
             return None, None, *reference_gradients(specs, None, x, tensors, grads)
         grad_x: Tensor | None = None
         results: list[Tensor | None] = []
-        for spec, (_, params), segment_states, (grad_output, grad_final) in zip(
+        for spec, needed, (_, params), segment_states, (grad_output, grad_final) in zip(
             specs,
+            needed_gradients(specs, ctx.needs_input_grad[2:]),
             split_by_direction(specs, tensors),
             states_by_direction,
             group_by_direction(grads, specs),
@@ -82,6 +88,7 @@ class CheckpointedRecurrence(torch.autograd.Function):
                     state,
                     grad_output[begin:end],
                     grad_state,
+                    needed,
                 )
                 grad_params = [_add(a, b) for a, b in zip(grad_params, segment_grad_params, strict=True)]
                 if segment_grad_x is not None:
@@ -114,6 +121,7 @@ def _segment_gradients(
     state: States | None,
     grad_output: Tensor,
     grad_final: Sequence[Tensor | None],
+    needed: tuple[bool, ...],
 ) -> tuple[Sequence[Tensor], list[Tensor | None], Tensor | None]:
     """Return the gradients of a segment's initial states, of the parameters and of its x."""
     layout, threads = Layout.of(x, None), thread_count()
@@ -127,7 +135,7 @@ def _segment_gradients(
         values, params, x, state, step_states, grad_output, grads, layout, spec.reverse, threads
     )
     spec.compiled.backend.launch([call])
-    grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows)
+    grad_params, grad_x = spec.compiled.gradients(backward_values, layout.rows, needed)
     return grad_initial, grad_params, grad_x
 
 

@@ -60,7 +60,7 @@ class TrainingPlan:
         self._all_gradients_exist = all_complete(self._specs)
         self._result_count = len(call.result_shapes)
         self._forward = _record_forward(call, self._specs)
-        self._backwards: dict[tuple[bool, ...], _Backward | None] = {}
+        self._backwards: dict[tuple[tuple[bool, ...], tuple[bool, ...]], _Backward | None] = {}
 
     def is_current(self) -> bool:
         """Return whether the plan is for the present number of threads, default dtype and Python values."""
@@ -97,6 +97,7 @@ class TrainingPlan:
         output: Tensor | None,
         kept: Sequence[Tensor],
         grads: Sequence[Tensor | None],
+        needed: tuple[bool, ...],
     ) -> list[Tensor | None] | None:
         """Run the backward pass.
 
@@ -105,6 +106,7 @@ class TrainingPlan:
             output: Its output, if the call returns one.
             kept: What it has saved besides.
             grads: The gradients of its results. None: there is none.
+            needed: Whether the gradient of each input is needed.
 
         Returns:
             The gradients of the inputs, or None if it must run as usual.
@@ -112,7 +114,8 @@ class TrainingPlan:
         if torch.is_grad_enabled() or functorch_interpreter() is not None or dispatch_mode_count():
             return None
         given = tuple([grad is not None for grad in grads])
-        plan = self._backwards[given] if given in self._backwards else self._add_backward(given)
+        key = given, needed
+        plan = self._backwards[key] if key in self._backwards else self._add_backward(given, needed)
         if plan is None or torch.get_num_threads() != self._call.threads:
             return None
         outputs = [] if output is None else [output]
@@ -126,7 +129,11 @@ class TrainingPlan:
         return results
 
     def backward_as_usual(
-        self, tensors: Sequence[Tensor], output: Tensor | None, grads: Sequence[Tensor | None]
+        self,
+        tensors: Sequence[Tensor],
+        output: Tensor | None,
+        grads: Sequence[Tensor | None],
+        needed: tuple[bool, ...],
     ) -> list[Tensor | None]:
         """Run the backward pass without a plan: gradients of gradients, batches of gradients, and so on.
 
@@ -155,7 +162,7 @@ class TrainingPlan:
             results = reference_gradients(specs, None, x, inputs, flat)
         else:
             saved = [(states, values) for states, _, values in forward(specs, layout, x, inputs)]
-            results = gradients(specs, layout, x, inputs, saved, flat)
+            results = gradients(specs, layout, x, inputs, saved, flat, needed)
             if unused_states_spread(specs, flat, results):
                 results = reference_gradients(specs, None, x, inputs, flat)
             else:
@@ -166,13 +173,13 @@ class TrainingPlan:
             for result, shape in zip(results, shapes, strict=True)
         ]
 
-    def _add_backward(self, given: tuple[bool, ...]) -> _Backward | None:
+    def _add_backward(self, given: tuple[bool, ...], needed: tuple[bool, ...]) -> _Backward | None:
         """Record the backward pass for the results that have a gradient; None if it isn't recordable."""
         try:
-            backward = _Backward(_Recorded(self._call, self._specs, given))
+            backward = _Backward(_Recorded(self._call, self._specs, given), needed)
         except NotRecordableError:
             backward = None
-        self._backwards[given] = backward
+        self._backwards[given, needed] = backward
         return backward
 
 
@@ -227,13 +234,13 @@ class _Recorded:
         check_recorded(self.recorder, self.results)
         self.kept = self.recorder.other_allocations([*step_states, *values.values()], self.results)
 
-    def backward(self) -> list[Tensor | None]:
-        """Record the backward pass, and return its results."""
+    def backward(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
+        """Record the backward pass with the gradients that are needed, and return its results."""
         call, x = self.call, self.inputs[0]
         self.recorder.clear()
         grads = self.grads if self._has_output else [None, *self.grads]
         with self.recorder.recording():
-            results = gradients(self._specs, call.layout, x, self._tensors, [self._saved], grads)
+            results = gradients(self._specs, call.layout, x, self._tensors, [self._saved], grads, needed)
         return existing_gradients(self._specs, call.layout.steps, None, grads, results)
 
 
@@ -242,6 +249,7 @@ class _Backward:
 
     Args:
         recorded: The recorded forward pass, with the gradients that are given.
+        needed: Whether the gradient of each input is needed.
 
     Attributes:
         replay: Its launches. They take the inputs of the forward pass, the output if it is returned, what the
@@ -249,9 +257,9 @@ class _Backward:
         exists: For each input of the forward pass whether it has a gradient.
     """
 
-    def __init__(self, recorded: _Recorded) -> None:
+    def __init__(self, recorded: _Recorded, needed: tuple[bool, ...]) -> None:
         call = recorded.call
-        grads = recorded.backward()
+        grads = recorded.backward(needed)
         check_recorded(recorded.recorder, grads)
         self.exists = [grad is not None for grad in grads]
         output = call.signature.output
@@ -300,11 +308,11 @@ class _PlannedCall(Function):
         plan, output, kept, version = ctx.kept
         if not keep_graph():
             ctx.kept = None  # free the memory even if the user keeps the loss
-        results = None
+        needed, results = ctx.needs_input_grad[2:], None
         if output is None or output._version == version:  # else the output was changed in place
-            results = plan.backward(tensors, output, kept, grads)
+            results = plan.backward(tensors, output, kept, grads, needed)
         if results is None:
-            results = plan.backward_as_usual(tensors, output, grads)
+            results = plan.backward_as_usual(tensors, output, grads, needed)
         return None, None, *results
 
 

@@ -78,6 +78,7 @@ class CompiledCell:
         self.widths = list(cell.state_sizes().values())
         self._no_states: list[None] = [None] * len(self.widths)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
+        self._ops_by_need: dict[tuple[bool, ...], BulkOps] = {}
         self._states_only = self._forward.states_only()
         if stored is None:
             self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
@@ -295,10 +296,18 @@ class CompiledCell:
 
     @lazy_property
     def _after_backward(self) -> BulkOps:
-        computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
-        nodes = _required(list(self.captured.graph.nodes), [*self._backward.epilogue, *self._gradients])
-        nodes = [n for n in nodes if n.op == "call_function" and n not in computed]
-        return self._bulk_ops(nodes, self._gradients)
+        return self._ops_for_gradients((True,) * (len(self.captured.grad_params) + 1))
+
+    def _ops_for_gradients(self, needed: tuple[bool, ...]) -> BulkOps:
+        """Return the operations after the backward loop; ``needed`` as in :meth:`gradients`."""
+        if needed not in self._ops_by_need:
+            nodes = zip((*self.captured.grad_params, self.captured.grad_x), needed, strict=True)
+            gradients = [node for node, flag in nodes if flag and node is not None]
+            computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
+            required = _required(list(self.captured.graph.nodes), gradients)
+            required = [n for n in required if n.op == "call_function" and n not in computed]
+            self._ops_by_need[needed] = self._bulk_ops(required, gradients)
+        return self._ops_by_need[needed]
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
         runner = self.backend.bulk_runner(self.dtype)
@@ -367,25 +376,32 @@ class CompiledCell:
         call = self.backward.call(values, grad_final, carries, final, x, layout, not reverse, threads)
         return call, final, values
 
-    def gradients(self, values: Values, rows: int) -> tuple[list[Tensor | None], Tensor | None]:
+    def gradients(
+        self, values: Values, rows: int, needed: tuple[bool, ...]
+    ) -> tuple[list[Tensor | None], Tensor | None]:
         """Return the gradients of the parameters, and of x as ``(rows, input)``.
 
         Args:
             values: Values from :meth:`backward_call`, after its call has run.
             rows: Number of rows of all time steps.
+            needed: For each parameter, and then for x, whether its gradient is needed; if not, it is None.
         """
         captured = self.captured
         if captured.grad_output not in self._read_after_loop:
             del values[captured.grad_output]  # frees its copy, if there is one
-        self._after_backward(values, rows)
+        self._ops_for_gradients(needed)(values, rows)
+        *nodes, grad_x = [
+            node if flag else None
+            for node, flag in zip((*captured.grad_params, captured.grad_x), needed, strict=True)
+        ]
         grad_params: list[Tensor | None] = []
         seen: set[fx.Node] = set()
-        for node in captured.grad_params:
+        for node in nodes:
             is_duplicate = node in seen  # parameters with the same gradient need separate tensors
             grad = None if node is None else values[node].clone() if is_duplicate else values[node]
             grad_params.append(grad)
             seen |= {node} if node is not None else set()
-        return grad_params, None if captured.grad_x is None else materialize(values[captured.grad_x])
+        return grad_params, None if grad_x is None else materialize(values[grad_x])
 
 
 def _required(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:

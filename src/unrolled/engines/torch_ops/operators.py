@@ -309,7 +309,7 @@ def _backward(
         ]
         values = {node: next(remaining).contiguous() for node in spec.compiled.saved_for_backward}
         saved_by_direction.append((step_states, values))
-    gradients = autograd.gradients(specs, layout, x, flat, saved_by_direction, grads, groups)
+    gradients = autograd.gradients(specs, layout, x, flat, saved_by_direction, grads, groups=groups)
     size_list = None if sizes is None else sizes.tolist()
     gradients = exclude_unused_states(specs, size_list, x, flat, grads, gradients, groups)
     if extra_inputs and gradients[0] is not None:

@@ -186,38 +186,64 @@ struct BulkProduct {
   SpinBarrier barrier;
 };
 
-// Computes a tile of C.
+// Computes a tile of C from a packed block of B, or from B itself.
 void compute_tile(const BulkProduct& w, const T* x, int64_t row, int64_t step, int64_t at, int rows, int64_t column,
-                  int strip, const T* packed, bool add, int64_t terms, V* sums) {
+                  int strip, const T* packed, bool add, int64_t terms, V* sums, const Matrix* unpacked = nullptr) {
   const int64_t n = w.width - column;
   if (add)
     for (int r = 0; r < rows; r++)
       for (int s = 0; s < strip; s++)
         sums[r * strip + s] = load(w.to + (at + r) * w.width + column + s * L, n - s * L);
-  table.tiles[rows - 1][strip - 1](x, row, step, packed, terms, add, sums);
+  if (unpacked) {
+    MatrixPanel panels[MAX_STRIP];
+    for (int s = 0; s < strip; s++)
+      panels[s] = {{unpacked->data + (column + s * L) * unpacked->n, unpacked->k, unpacked->n}, n - s * L};
+    table.direct[rows - 1](x, row, step, panels, strip, terms, add, sums);
+  } else {
+    table.tiles[rows - 1][strip - 1](x, row, step, packed, terms, add, sums);
+  }
   for (int r = 0; r < rows; r++)
     for (int s = 0; s < strip; s++)
       store(w.to + (at + r) * w.width + column + s * L, sums[r * strip + s], n - s * L);
 }
 
-// For few rows: each thread packs its own columns, a block of BLOCK terms at a time.
+// For few rows: each thread computes its own columns, for a block of BLOCK terms at a time, so that it reads lines of B
+// one after another. Very few rows read B from memory, others pack it first.
 void multiply_few_rows(BulkProduct& w, int id, int count) {
-  const int64_t strips = (w.width + STRIP * L - 1) / (STRIP * L);
+  const bool reads_directly = w.rows <= MAX_DIRECT_ROWS && w.right.n == 1;
+  const int strip = reads_directly ? MAX_STRIP : STRIP, max_rows = reads_directly ? MAX_DIRECT_ROWS : rows_of(STRIP);
+  const int64_t strips = (w.width + strip * L - 1) / (strip * L);
   alignas(64) T packed[BLOCK * STRIP * L];
-  V sums[MAX_ROWS * STRIP];
-  for (int64_t strip = strips * id / count; strip < strips * (id + 1) / count; strip++) {
-    const int64_t column = strip * STRIP * L;
-    const int panels = (int)std::min<int64_t>(STRIP, (w.width - column + L - 1) / L);
-    for (int64_t from = 0; from < w.depth; from += BLOCK) {
-      const int64_t terms = std::min<int64_t>(BLOCK, w.depth - from);
-      const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
-      for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, terms, column + s * L, w.width);
-      const int max_rows = rows_of(STRIP);
+  V sums[std::max(MAX_ROWS * STRIP, MAX_DIRECT_ROWS * MAX_STRIP)];
+  for (int64_t from = 0; from < w.depth; from += BLOCK) {
+    const int64_t terms = std::min<int64_t>(BLOCK, w.depth - from);
+    const Matrix block{w.right.data + from * w.right.k, w.right.k, w.right.n};
+    for (int64_t k = strips * id / count; k < strips * (id + 1) / count; k++) {
+      const int64_t column = k * strip * L;
+      const int panels = (int)std::min<int64_t>(strip, (w.width - column + L - 1) / L);
+      if (!reads_directly)
+        for (int s = 0; s < panels; s++) pack(packed + s * L, panels, block, terms, column + s * L, w.width);
       for (int64_t at = 0; at < w.rows; at += max_rows) {
         const int rows = (int)std::min<int64_t>(max_rows, w.rows - at);
         const T* x = w.left.data + at * w.left.n + from * w.left.k;
-        compute_tile(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.add, terms, sums);
+        compute_tile(w, x, w.left.n, w.left.k, at, rows, column, panels, packed, from || w.add, terms, sums,
+                     reads_directly ? &block : nullptr);
       }
+    }
+  }
+}
+
+// For many rows and very few terms, as in the gradient of a weight in a short call: each thread writes its own rows.
+void multiply_few_terms(BulkProduct& w, int id, int count) {
+  for (int64_t r = w.rows * id / count; r < w.rows * (id + 1) / count; r++) {
+    V scale[MAX_DIRECT_TERMS];
+    for (int64_t k = 0; k < w.depth; k++) scale[k] = splat(w.left.data[r * w.left.n + k * w.left.k]);
+    T* const to = w.to + r * w.width;
+    for (int64_t column = 0; column < w.width; column += L) {
+      const int64_t n = w.width - column;
+      V sum{};
+      for (int64_t k = 0; k < w.depth; k++) sum = fma(load(w.right.data + k * w.right.k + column, n), scale[k], sum);
+      store(to + column, w.add ? load(to + column, n) + sum : sum, n);
     }
   }
 }
@@ -320,7 +346,9 @@ EXPORT int run_bulk(const int64_t* operations, int64_t count, int threads) {
       continue;
     }
     void (*run)(void*, int, int) = [](void* p, int id, int n) { multiply_few_rows(*(BulkProduct*)p, id, n); };
-    if (rows > 2 * MAX_ROWS) {
+    if (rows > 2 * MAX_ROWS && depth <= MAX_DIRECT_TERMS && w.right.n == 1) {
+      run = [](void* p, int id, int n) { multiply_few_terms(*(BulkProduct*)p, id, n); };
+    } else if (rows > 2 * MAX_ROWS) {
       const int64_t columns = (std::min(width, MAX_COLUMNS) + STRIP * L - 1) / (STRIP * L) * STRIP * L;
       w.packed = (T*)table.scratch(std::min(depth, MAX_DEPTH) * columns * sizeof(T));
       if (!w.packed) return 1;
