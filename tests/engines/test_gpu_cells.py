@@ -228,6 +228,27 @@ class Moved(ur.Cell):
         return c.roll(2, -1) * 0.3 + n, h
 
 
+class Scaled(ur.Cell):
+    """A step that reads a tensor attribute."""
+
+    weight = ur.Param("hidden", "input")
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.scale = torch.linspace(0.1, 1, self.hidden, dtype=torch.float64)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.weight) + h * self.scale)
+
+
+def test_a_tensor_attribute_that_changes() -> None:
+    layer, x = ur.Recurrent(Scaled, 4, 5).double(), sequence(6, 3, 4)
+    for _ in range(3):
+        check(layer, lambda layer: layer(x), [x], launches=3)
+        layer.cell.scale.mul_(0.5)
+        layer.cell.scale = layer.cell.scale + 0.25
+
+
 class Named(ur.Cell):
     """Parameters, states and values with the names of what kernels contain."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.sampling import sample
@@ -72,16 +73,25 @@ def train(compiled: CompiledCell, layout: Layout, rows: tuple[int, ...], device:
         saved, params, x, None, every, output, grads, layout, False, 1
     )
     compiled.backend.launch([call])
-    grad_params, grad_x = compiled.gradients(values, layout.rows)
+    grad_params, grad_x = compiled.gradients(values, layout.rows, (True,) * (len(params) + 1))
     results = [*final, *initial, *grad_params, grad_x]
     assert {part.device for part in results if part is not None} == {device}
 
 
-@pytest.mark.parametrize("name", sample(["CoRNN", "LSTM", "LayerNormGRU"]))
-def test_launches_on_their_own_device_without_synchronization(name: str) -> None:
+class Constant(ur.Cell):
+    """A step with a tensor of its own."""
+
+    weight = ur.Param("hidden", "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.weight) + h * torch.tensor([1.0, 2.0, 0.5, -1.0, 0.3, 0.1]))
+
+
+@pytest.mark.parametrize("cell", sample([Constant, ur.cells.CoRNN, ur.cells.LSTM, ur.cells.LayerNormGRU]))
+def test_launches_on_their_own_device_without_synchronization(cell: Any) -> None:
     """Fake tensors know their device, and raise an error if a value is read."""
     fake = FakeDevice()
-    compiled = GpuBackend(fake).compile(getattr(ur.cells, name)(5, 6), torch.float32, DEVICE)
+    compiled = GpuBackend(fake).compile(cell(5, 6), torch.float32, DEVICE)
     packed = Layout.of(torch.empty(9, 5), [3, 3, 2, 1])
     packed.rows, packed._indices_before, packed._indices_before_reverse  # noqa: B018  # on the CPU
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -93,7 +103,7 @@ def test_launches_on_their_own_device_without_synchronization(name: str) -> None
 
 
 def test_precision_follows_that_of_recurrent_layers_on_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     for dtype in (torch.float32, torch.float64):
         fake = FakeDevice()
         compiled = GpuBackend(fake).compile(ur.cells.MGU(5, 6), dtype, DEVICE)

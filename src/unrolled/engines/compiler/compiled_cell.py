@@ -30,8 +30,6 @@ from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
-_CPU = torch.device("cpu")
-
 
 class CompiledCell:
     """A cell, compiled for one dtype and backend: its loops, and the operations around them.
@@ -54,9 +52,7 @@ class CompiledCell:
         widths: Widths of the states.
     """
 
-    def __init__(
-        self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device = _CPU
-    ) -> None:
+    def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
         self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
@@ -208,8 +204,7 @@ class CompiledCell:
         all_steps: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
         all_steps += [None if size is None else x.new_empty(layout.rows, size) for size in widths[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        initial = states or self._no_states
-        call = loop.call(values, initial, all_steps, final, x, layout, reverse, threads)
+        call = loop.call(values, states or self._no_states, all_steps, final, x, layout, reverse, threads)
         return call, all_steps, final, values
 
     def inference_call(
@@ -266,14 +261,9 @@ class CompiledCell:
             *((tuple(v.shape), self.dtype if is_batched(node) else v.dtype) for v, node in outside),
         ]
 
-    @lazy_property
-    def _constants(self) -> Values:
-        """The constants of the step, on the device."""
-        return {node: value.to(self.device) for node, value in self.captured.constants.items()}
-
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         captured = self.captured
-        values: Values = {**self._constants, **dict(zip(captured.params, params, strict=True))}
+        values: Values = {**captured.constants, **dict(zip(captured.params, params, strict=True))}
         values[captured.x] = x.contiguous()
         return values
 

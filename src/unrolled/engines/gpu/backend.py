@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.engines import memory
+from unrolled.engines.compiler.bulk_ops import Values
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.kept_captures import Store
 from unrolled.engines.compiler.kernel_ir import KernelIR
@@ -20,6 +21,22 @@ from unrolled.engines.gpu.codegen import emit
 from unrolled.engines.gpu.kernel_source import KernelSpec
 from unrolled.engines.gpu.launch import GpuCall, GpuLoop, Runtime
 from unrolled.engines.gpu.runtime import TritonRuntime
+
+
+class GpuCell(CompiledCell):
+    """A cell, compiled for a GPU."""
+
+    _on_device: tuple[Values, Values] = {}, {}  # constants of a captured step, and their copies on the device
+
+    def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
+        values = super()._input_values(params, x)
+        constants = self.captured.constants
+        if constants:  # those of a copy of this cell may be others
+            if self._on_device[0] is not constants:
+                copies = {node: value.to(self.device) for node, value in constants.items()}
+                self._on_device = constants, copies
+            values |= self._on_device[1]
+        return values
 
 
 @dataclass
@@ -82,9 +99,9 @@ class GpuBackend:
             return None
         return "an input or a parameter has no values in memory"
 
-    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
+    def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> GpuCell:
         """Compile a cell."""
-        return CompiledCell(cell, dtype, self, device)
+        return GpuCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> GeneratedKernel:
         """Generate the Triton of a loop."""

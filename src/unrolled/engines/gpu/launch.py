@@ -131,7 +131,8 @@ def precision(dtype: torch.dtype) -> str:
     """Return the precision of products in a loop: that of torch's recurrent layers on cuDNN."""
     if dtype is torch.float64:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    setting: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if setting == "tf32" else "ieee"
 
 
 class GpuLoop:
