@@ -245,8 +245,9 @@ def test_a_tensor_attribute_that_changes() -> None:
     layer, x = ur.Recurrent(Scaled, 4, 5).double(), sequence(6, 3, 4)
     for _ in range(3):
         check(layer, lambda layer: layer(x), [x], launches=3)
-        layer.cell.scale.mul_(0.5)
-        layer.cell.scale = layer.cell.scale + 0.25
+        [cell] = layer._cells.values()
+        cell.scale.mul_(0.5)
+        cell.scale = cell.scale + 0.25
 
 
 class Named(ur.Cell):
