@@ -284,7 +284,7 @@ class InterpreterBackend:
         return None if dtype in self.dtypes else f"{dtype} is not supported"
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
-        return CompiledCell(cell, dtype, self)
+        return CompiledCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> InterpretedLoop:
         return InterpretedLoop(partition, kernel)

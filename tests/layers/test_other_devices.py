@@ -65,7 +65,8 @@ def test_one_warning_and_the_same_results(
         close(there(OnOtherDevice(x))[0], layer(x)[0])
         close(there(OnOtherDevice(x), resets=OnOtherDevice(resets))[0], layer(x, resets=resets)[0])
     [warning] = [str(each.message) for each in recwarn]
-    assert warning == "MGU runs step by step on lazy, which is slower: compiled loops run only on the CPU"
+    reason = "compiled loops run only on CPUs and CUDA devices"
+    assert warning == f"MGU runs step by step on lazy, which is slower: {reason}"
     with ur.engine("native"), pytest.raises(RuntimeError, match="MGU can't run on the native engine"):
         there(OnOtherDevice(x))
 

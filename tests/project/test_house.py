@@ -47,7 +47,8 @@ ENGINES = {
     "compiler": {"_torch_private", "fork_safety", "log", "memory", "reference"},
     "native/toolchain": {"errors", "fork_safety", "log", "threads"},
     "native": {"compiler", "fork_safety", "log", "memory", "native/toolchain", "threads"},
-    "backends": {"compiler", "native"},
+    "gpu": {"compiler", "errors", "fork_safety", "log", "memory"},
+    "backends": {"compiler", "gpu", "native"},
     "draws": {
         "_torch_private",
         "backends",

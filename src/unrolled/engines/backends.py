@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from unrolled.engines.compiler.backend import Backend
+from unrolled.engines.gpu.backend import BACKEND as GPU_BACKEND
 from unrolled.engines.native.backend import BACKEND
 
-_BY_DEVICE_TYPE: dict[str, Backend] = {"cpu": BACKEND}
+_BY_DEVICE_TYPE: dict[str, Backend] = {"cpu": BACKEND, "cuda": GPU_BACKEND}
 
 
 def backend_for(device: torch.device) -> Backend:

@@ -119,7 +119,8 @@ def run(
         _check_tensors(name, cells, x, states)
         if selected == "auto" and not (x.is_cpu or x.is_meta):
             slower = f"{name} runs step by step on {x.device.type}, which is slower"
-            reason = "compiled loops run only on the CPU"
+            if not x.is_cuda:
+                reason = "compiled loops run only on CPUs and CUDA devices"
     else:
         try:
             results = run_compiled.run(cells, x, states, sizes, checkpoint, extra_inputs)

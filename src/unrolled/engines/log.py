@@ -17,7 +17,7 @@ STAGES = {  # what each stage prints; docs/deploy.md has the same table
     "graph": "the captured step and its backward pass, split into before, in and after the loop",
     "saved": "the states and other values that a training call stores for the backward pass, and their bytes",
     "kernel": "the kernel IR of each loop: what it computes, before C++",
-    "emit": "the C++ of each loop",
+    "emit": "the C++ of each loop, or its Triton on a GPU",
     "build": "the compile command, cache hits and misses, and timings",
     "engine": "which engine runs each call, and why",
 }

@@ -39,8 +39,6 @@ _MAX_CELLS = 128  # a captured cell needs up to 1 MB
 _MAX_CELLS_WITH_TENSORS, _MAX_BYTES = 1000, 2**26  # bytes of the tensors
 _MAX_ATTEMPTS = 3  # to capture a step during which no value changes
 _lock = threading.Lock()
-
-
 _CPU = torch.device("cpu")
 
 
@@ -120,7 +118,8 @@ def _compile(cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCe
 
 def _with_tensor_attributes(compiled_cell: CompiledCell, cell: Cell, key: object) -> CompiledCell:
     """Return a compiled cell with a copy of the current values of the cell's tensor attributes."""
-    tensors = read_tensor_attributes(cell, compiled_cell.captured.tensor_attributes)
+    attributes = compiled_cell.captured.tensor_attributes
+    tensors = read_tensor_attributes(cell, attributes, compiled_cell.device)
     contents = list(map(_snapshot, tensors))
     tensors_key = (compiled_cell.digest, key, *map(id, tensors))
     with _lock:

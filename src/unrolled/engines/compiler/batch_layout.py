@@ -49,6 +49,25 @@ class Layout:
         """Number of rows of all steps together."""
         return self.steps * self.batch if self.starts is None else int(self.starts[-1])
 
+    def on_device(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Return :attr:`starts`, and the number of steps of each row, on a device. None for a regular layout.
+
+        They are copied once, so that calls with the same layout needn't wait for the device.
+        """
+        if self.starts is None:
+            return None, None
+        cached = self._copies.get(device)
+        if cached is None:
+            counts = self.starts.diff().flip(0)
+            rows = torch.arange(self.batch, device="cpu")
+            lengths = self.steps - torch.searchsorted(counts, rows, right=True)
+            cached = self._copies[device] = self.starts.to(device), lengths.to(device)
+        return cached
+
+    @lazy_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
     def shift(self, state: Tensor, initial: Tensor | None, reverse: bool) -> ShiftedState:
         """Return the state before each step.
 
@@ -133,10 +152,12 @@ class ShiftedState:
         """Copy the state before each step into one tensor ``(rows, width)``."""
         initial = self.initial_or_zeros()
         if self.row_indices is not None:
-            return torch.cat((initial, self.state)).index_select(0, self.row_indices)
+            indices = self.row_indices.to(self.state.device, non_blocking=True)
+            return torch.cat((initial, self.state)).index_select(0, indices)
+        others = len(self.state) - self.batch
         if self.reverse:
-            return torch.cat((self.state[self.batch :], initial))
-        return torch.cat((initial, self.state[: len(self.state) - self.batch]))
+            return torch.cat((self.state.narrow(0, self.batch, others), initial))
+        return torch.cat((initial, self.state.narrow(0, 0, others)))
 
     def segments(self, rows: int) -> Iterator[tuple[Tensor, int, int, int]]:
         """Yield contiguous segments. An initial state of zeros is one of them, because 0 · NaN is NaN.

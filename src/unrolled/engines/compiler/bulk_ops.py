@@ -49,6 +49,7 @@ class BulkOps:
         runner: Runs matrix products and sums of columns, given eleven numbers for each: the address of the
             result, the kind, the addresses and strides of both operands, and the height, width and depth.
             None: torch computes them.
+        device: Device of all tensors.
 
     Attributes:
         inputs: Nodes whose values a call reads, or that are results and not computed here.
@@ -62,8 +63,9 @@ class BulkOps:
         opaque: Collection[fx.Node],
         dtype: torch.dtype,
         runner: Callable[[array.array[int]], None] | None,
+        device: torch.device,
     ) -> None:
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         self._runner = runner
         self._views = resolve_views([*nodes, *results], opaque)
         bases = dict.fromkeys(view.base for view in self._views.values())
@@ -198,7 +200,9 @@ class BulkOps:
         return {part: (node, offset) for part, offset in zip(parts, [0, *ends], strict=False)}
 
     def _torch_op(self, node: fx.Node) -> _Step:
-        function, args, kwargs = node.target, self._argument(node.args), self._argument(node.kwargs)
+        own_device = {"device": self._device} if "device" in node.kwargs else {}  # captured on the CPU
+        args, kwargs = self._argument(node.args), self._argument({**node.kwargs, **own_device})
+        function = node.target
         assert callable(function)
         if function is aten.view.default:
             function = aten.reshape.default  # the operand has other strides than during the capture

@@ -66,15 +66,16 @@ def tensor_attributes(cell: Cell) -> dict[str, Tensor]:
     return {name: value for name, value in static.items() if isinstance(value, Tensor)}
 
 
-def read_tensor_attributes(cell: Cell, nodes: dict[str, fx.Node]) -> list[Tensor]:
+def read_tensor_attributes(cell: Cell, nodes: dict[str, fx.Node], device: torch.device) -> list[Tensor]:
     """Return the current values of the tensor attributes that a compiled step uses.
 
     Args:
         cell: The cell.
         nodes: Placeholders of the attributes in the captured graph, by name.
+        device: Where they should be.
 
     Raises:
-        UnsupportedError: If an attribute requires a gradient, isn't on the CPU, or no longer has the shape
+        UnsupportedError: If an attribute requires a gradient, isn't on the device, or no longer has the shape
             and dtype that the step was compiled for.
     """
     values = []
@@ -85,8 +86,9 @@ def read_tensor_attributes(cell: Cell, nodes: dict[str, fx.Node]) -> list[Tensor
             raise UnsupportedError(f"its attribute {name} must be {kind}, as when the step was compiled")
         if value.requires_grad:
             raise UnsupportedError(f"its attribute {name} requires a gradient; declare it as a Param")
-        if not value.is_cpu:
-            raise UnsupportedError(f"its attribute {name} is not on the CPU")
+        if value.device != device:
+            place = "the CPU" if device.type == "cpu" else device
+            raise UnsupportedError(f"its attribute {name} is not on {place}")
         values.append(value)
     return values
 

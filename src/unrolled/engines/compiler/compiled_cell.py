@@ -38,6 +38,7 @@ class CompiledCell:
         cell: The cell.
         dtype: Dtype of the input, the states and the parameters.
         backend: The backend that runs its loops.
+        device: Their device.
 
     Raises:
         UnsupportedError: If the step can't be compiled.
@@ -45,13 +46,14 @@ class CompiledCell:
     Attributes:
         backend: The backend.
         captured: The captured step.
+        device: The device of all tensors.
         digest: Digest of the Python values that the step reads.
         dtype: Dtype of all values.
         widths: Widths of the states.
     """
 
-    def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend) -> None:
-        self.backend = backend
+    def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
+        self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
@@ -202,8 +204,7 @@ class CompiledCell:
         all_steps: list[Tensor | None] = [x.new_empty(*x.shape[:-1], self.widths[0])]
         all_steps += [None if size is None else x.new_empty(layout.rows, size) for size in widths[1:]]
         final = [x.new_empty(layout.batch, size) for size in self.widths]
-        initial = states or self._no_states
-        call = loop.call(values, initial, all_steps, final, x, layout, reverse, threads)
+        call = loop.call(values, states or self._no_states, all_steps, final, x, layout, reverse, threads)
         return call, all_steps, final, values
 
     def inference_call(
@@ -299,7 +300,8 @@ class CompiledCell:
         return self._ops_by_need[needed]
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
-        return BulkOps(nodes, results, self._in_loops, self.dtype, self.backend.bulk_runner(self.dtype))
+        runner = self.backend.bulk_runner(self.dtype)
+        return BulkOps(nodes, results, self._in_loops, self.dtype, runner, self.device)
 
     @lazy_property
     def _stores_carry(self) -> list[bool]:

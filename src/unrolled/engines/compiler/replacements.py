@@ -57,7 +57,8 @@ def _linear_recurrence(factors: Tensor, x: Tensor, dim: int) -> Tensor:
     return torch.cat(parts, dim)
 
 
-_library.impl("linear_recurrence", _linear_recurrence, "CPU")
+for _device_type in ("CPU", "CUDA"):
+    _library.impl("linear_recurrence", _linear_recurrence, _device_type)
 torch.library.register_fake(
     "unrolled::linear_recurrence", lambda factors, x, dim: torch.empty_like(x), lib=_library
 )

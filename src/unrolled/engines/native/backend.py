@@ -117,7 +117,7 @@ class NativeBackend:
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
         matmul.start(dtype)  # compile the products while the step is being captured
-        return NativeCell(cell, dtype, self)
+        return NativeCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:
         """Generate the C++ of a loop."""

@@ -232,7 +232,7 @@ def checked_directions(
     return directions
 
 
-# --- CPU kernels ---
+# --- kernels ---
 
 
 def _checked_call(
@@ -331,9 +331,10 @@ def _contiguous_tensors(direction: SerializedDirection, dtype: torch.dtype) -> l
     return [tensor.resolve_neg().to(dtype).contiguous() for tensor in direction.differentiable]
 
 
-library.impl("recurrence", _infer, "CPU")
-library.impl("recurrence_kept", _forward_and_save, "CPU")
-library.impl("recurrence_back", _backward, "CPU")
+for _device_type in ("CPU", "CUDA"):
+    library.impl("recurrence", _infer, _device_type)
+    library.impl("recurrence_kept", _forward_and_save, _device_type)
+    library.impl("recurrence_back", _backward, _device_type)
 
 
 # --- fake kernels: shapes only ---

@@ -26,7 +26,8 @@ _UNKNOWN_INTEGER = 2**24  # assumed bound of a number that is cast to an integer
 
 _library: Any = torch.library.Library("unrolled", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("round_to_float32(Tensor x) -> Tensor", tags=(torch.Tag.pointwise,))
-_library.impl("round_to_float32", lambda x: x.float().to(x.dtype), "CPU")
+for _device_type in ("CPU", "CUDA"):
+    _library.impl("round_to_float32", lambda x: x.float().to(x.dtype), _device_type)
 torch.library.register_fake("unrolled::round_to_float32", torch.empty_like, lib=_library)
 round_to_float32 = torch.ops.unrolled.round_to_float32.default
 

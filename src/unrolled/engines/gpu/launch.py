@@ -1,0 +1,247 @@
+"""A loop as a GPU kernel, and how it is called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from unrolled.engines import log
+from unrolled.engines.compiler.batch_layout import Layout, ShiftedState, materialize
+from unrolled.engines.compiler.ir import width
+from unrolled.engines.compiler.kernel_ir import KernelIR
+from unrolled.engines.compiler.partition import LoopPartition
+from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.errors import UnavailableError
+from unrolled.engines.gpu.codegen import parameter_views
+from unrolled.engines.gpu.kernel_source import KernelSpec
+from unrolled.engines.gpu.tuning import ROWS
+
+
+class Runtime(Protocol):
+    """What compiles and launches kernels."""
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return why kernels can't run on a device, or None if they can."""
+
+    def load(self, source: str) -> Any:
+        """Return the kernel with a source: ``kernel[grid](*arguments)`` launches it."""
+
+    def guard(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which kernels run on a device, in its current stream."""
+
+    def is_capturing(self) -> bool:
+        """Return whether a CUDA graph is being captured in the current stream."""
+
+    def is_too_large(self, error: Exception) -> bool:
+        """Return whether an error of a launch says that a device has too little memory for a kernel."""
+
+    def compilation_error(self, error: Exception) -> str | None:
+        """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""
+
+
+@dataclass
+class CallTensors:
+    """The tensors of a call, see :meth:`unrolled.engines.compiler.loops.Loop.call`."""
+
+    values: dict[fx.Node, Any]
+    initial: Sequence[Tensor | None]
+    all_steps: Sequence[Tensor | None]
+    final: Sequence[Tensor | None]
+    like: Tensor
+
+
+@dataclass
+class GpuCall:
+    """A kernel with its arguments.
+
+    Attributes:
+        loop: The loop.
+        tensors: The tensors of the call.
+        pointers: A tensor for each pointer of the kernel, or None.
+        starts: The first row of each step, int64. None if all steps have the same rows.
+        lengths: The number of steps of each row, int64, likewise.
+        layout: Memory layout of the rows.
+        reverse: Whether it runs from the last time step to the first.
+        shift: Distance of shifted states, in time steps: -1, 0 or 1.
+        device: Where it runs.
+    """
+
+    loop: GpuLoop
+    tensors: CallTensors
+    pointers: list[Tensor | None]
+    starts: Tensor | None
+    lengths: Tensor | None
+    layout: Layout
+    reverse: bool
+    shift: int
+    device: torch.device
+
+    def launch(self) -> None:
+        """Launch the kernel in the current stream of its device.
+
+        Raises:
+            RuntimeError: If a CUDA graph is being captured, and the kernel hasn't run before.
+            UnavailableError: If Triton can't compile the kernel.
+        """
+        loop = self.loop
+        if loop.error is not None:
+            raise UnavailableError(loop.error)
+        with loop.runtime.guard(self.device):
+            while True:
+                chosen = loop.chosen
+                try:
+                    self._launch(chosen)
+                    return
+                except Exception as error:
+                    if not (loop.runtime.is_too_large(error) and loop.choose_next(chosen)):
+                        loop.error = loop.runtime.compilation_error(error)
+                        if loop.error is None:
+                            raise
+                        raise UnavailableError(loop.error) from error
+                self.pointers = loop.pointers(self.tensors, self.layout)
+
+    def _launch(self, chosen: int) -> None:
+        loop, layout = self.loop, self.layout
+        options = {
+            "REVERSE": self.reverse,
+            "SHIFT": self.shift,
+            "PRECISION": precision(loop.dtype),
+            "ROWS": ROWS,
+            "num_warps": loop.specs[chosen].warps,
+            "enable_fp_fusion": True,  # the default of older versions of Triton; newer ones ask for a choice
+        }
+        pointers = (*self.pointers, self.starts, self.lengths)
+        key = (chosen, self.device, *(pointer is None for pointer in pointers), *options.values())
+        if key not in loop.launched and loop.runtime.is_capturing():
+            raise RuntimeError(
+                "a recurrent layer can't be captured in a CUDA graph before its kernels are compiled: run "
+                "the same call once before the capture"
+            )
+        programs = -(-layout.batch // ROWS)
+        loop.function(chosen)[(programs,)](*pointers, layout.steps, layout.batch, **options)
+        loop.launched.add(key)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return the precision of products in a loop: that of torch's recurrent layers on cuDNN."""
+    if dtype is torch.float64:
+        return "ieee"
+    setting: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if setting == "tf32" else "ieee"
+
+
+class GpuLoop:
+    """A loop, see :class:`~unrolled.engines.compiler.loops.Loop`.
+
+    Args:
+        partition: The partition that contains the loop.
+        kernel: Its kernel IR.
+        specs: The kernels that can run it, the fastest first.
+        runtime: What compiles and launches them.
+
+    Attributes:
+        specs: The kernels.
+        runtime: What compiles and launches them.
+        dtype: Dtype of all tensors.
+        chosen: The number of the kernel that runs it: the first one for which the device has enough memory.
+        launched: The kernels, with their options, that have run before.
+        error: Why it can't run: Triton can't compile it. None if it can.
+        needs: Values that the loop reads.
+    """
+
+    def __init__(
+        self, partition: LoopPartition, kernel: KernelIR, specs: list[KernelSpec], runtime: Runtime
+    ) -> None:
+        self.specs, self.runtime, self.dtype = specs, runtime, kernel.dtype
+        self.chosen = 0
+        self.launched: set[tuple[Any, ...]] = set()
+        self.error: str | None = None
+        self._functions: dict[int, Any] = {}
+        self._saved = [(node, width(node)) for node in partition.saved]
+        groups = [group for phase in kernel.phases() for group in (*phase.groups, *phase.hoisted)]
+        matrices = [product.matrix for group in groups for product in group.products]
+        hoisted = [group.products[0].row for phase in kernel.phases() for group in phase.hoisted]
+        inputs = [one.node for one in kernel.inputs]
+        self.needs: list[fx.Node] = list(dict.fromkeys([*inputs, *matrices, *hoisted]))
+        self._shifted = [one.node for one in kernel.inputs if one.shifted]
+        self._views = parameter_views(kernel)
+
+    def function(self, number: int) -> Any:
+        """Return a kernel. Triton compiles it when it is launched."""
+        if number not in self._functions:
+            log.emit.info("a loop in %s\n%s", self.dtype, self.specs[number].source)
+            self._functions[number] = self.runtime.load(self.specs[number].source)
+        return self._functions[number]
+
+    def choose_next(self, number: int) -> bool:
+        """Choose the next kernel, because the device has too little memory for one. False: there is none."""
+        if number + 1 == len(self.specs):
+            return False
+        self.chosen = max(self.chosen, number + 1)
+        return True
+
+    def call(
+        self,
+        values: dict[fx.Node, Any],
+        initial: Sequence[Tensor | None],
+        all_steps: Sequence[Tensor | None],
+        final: Sequence[Tensor | None],
+        like: Tensor,
+        layout: Layout,
+        reverse: bool,
+        threads: int,
+    ) -> GpuCall:
+        """Prepare a call, see :meth:`unrolled.engines.compiler.loops.Loop.call`."""
+        for node, columns in self._saved:
+            values[node] = like.new_empty(layout.rows, columns)
+        shifted = [values[node] for node in self._shifted if isinstance(values[node], ShiftedState)]
+        shift = 0 if not shifted else 1 if shifted[0].reverse else -1
+        tensors = CallTensors(values, initial, all_steps, final, like)
+        starts, lengths = layout.on_device(like.device)
+        pointers = self.pointers(tensors, layout)
+        return GpuCall(self, tensors, pointers, starts, lengths, layout, reverse, shift, like.device)
+
+    def pointers(self, tensors: CallTensors, layout: Layout) -> list[Tensor | None]:
+        """Return a tensor for each pointer of the chosen kernel, or None."""
+        arguments = self.specs[self.chosen].arguments
+        return [self._pointer(one.kind, one.target, tensors, layout) for one in arguments]
+
+    def _pointer(self, kind: str, target: Any, tensors: CallTensors, layout: Layout) -> Tensor | None:
+        values = tensors.values
+        match kind:
+            case "value":
+                value = values[target]
+                return self._contiguous(value.state if isinstance(value, ShiftedState) else value)
+            case "shifted_initial":
+                value = values[target]
+                initial = value.initial if isinstance(value, ShiftedState) else None
+                return None if initial is None else self._contiguous(initial)
+            case "hoisted":
+                row, matrix = target
+                return self._product(row, matrix, values, layout.rows)
+            case "saved":
+                saved: Tensor = values[target]
+                return saved
+            case "workspace":
+                _, copies, columns = target
+                return tensors.like.new_empty(copies * layout.batch, columns)
+            case _:
+                states: Sequence[Tensor | None] = getattr(tensors, kind)
+                state: Tensor | None = states[target]
+                return state
+
+    def _contiguous(self, value: Tensor) -> Tensor:
+        if value.dtype is self.dtype and value.is_contiguous():
+            return value
+        return value.to(self.dtype).contiguous()
+
+    def _product(self, row: fx.Node, matrix: fx.Node, values: dict[fx.Node, Any], rows: int) -> Tensor:
+        """Compute a product for all rows of all time steps."""
+        left = self._contiguous(materialize(values[row])).view(rows, width(row))
+        view: TensorView = self._views[matrix]
+        return torch.mm(left, view.apply_to(self._contiguous(materialize(values[view.base])), rows))

@@ -1,0 +1,312 @@
+"""A stand-in for the part of Triton that kernels of the GPU engine use, on torch's CPU tensors.
+
+It runs the emitted source itself, one program after another. It checks what Triton or a GPU would not
+forgive: reads and writes out of bounds, sizes that are no powers of two, products of tiles that are too
+small, stores that broadcast their address, and tensors on more than one device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+_SMALLEST_FACTOR = 16  # of a tl.dot
+
+
+class TooLargeError(Exception):
+    """A kernel is too large for a device."""
+
+
+class OutOfBoundsError(AssertionError):
+    """A kernel reads or writes outside of a tensor."""
+
+
+@dataclass
+class Pointer:
+    """The address of elements of a tensor, given by their index."""
+
+    base: Tensor  # flat
+    index: Any = 0
+
+    def __add__(self, other: Any) -> Pointer:
+        return Pointer(self.base, self.index + other)
+
+
+@dataclass
+class Program:
+    """The program that is running."""
+
+    number: int = 0
+    runtime: StandIn | None = None
+
+
+_program = Program()
+
+
+def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Return the indices of a pointer, and a mask of the same shape, after a check of the bounds."""
+    index = torch.as_tensor(pointer.index)
+    keep = torch.as_tensor(True if mask is None else mask)
+    shape = index.shape
+    index, keep = torch.broadcast_tensors(index, keep)
+    if what == "write" and index.shape != shape:
+        raise AssertionError(f"a store broadcasts its address from {tuple(shape)} to {tuple(index.shape)}")
+    used = index[keep]
+    if used.numel() and (int(used.min()) < 0 or int(used.max()) >= pointer.base.numel()):
+        raise OutOfBoundsError(
+            f"{what} of elements {int(used.min())} to {int(used.max())} of {pointer.base.numel()}"
+        )
+    return index, keep
+
+
+def load(pointer: Pointer, mask: Any = None, other: Any = None) -> Tensor:
+    index, keep = _indices(pointer, mask, "read")
+    filled = torch.full((), torch.nan if other is None else other).to(pointer.base.dtype)
+    if pointer.base.is_meta:
+        return filled.expand(index.shape).clone()
+    return torch.where(keep, pointer.base[torch.where(keep, index, 0)], filled)
+
+
+def store(pointer: Pointer, value: Any, mask: Any = None) -> None:
+    index, keep = _indices(pointer, mask, "write")
+    value = torch.as_tensor(value, dtype=pointer.base.dtype).broadcast_to(index.shape)
+    if not pointer.base.is_meta:
+        pointer.base[index[keep]] = value[keep]
+
+
+def dot(
+    a: Tensor, b: Tensor, acc: Tensor | None = None, input_precision: str | None = None, out_dtype: Any = None
+) -> Tensor:
+    assert a.dim() == b.dim() == 2, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
+    assert min(*a.shape, *b.shape) >= _SMALLEST_FACTOR, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
+    assert a.dtype == b.dtype == out_dtype
+    assert input_precision in ("tf32", "tf32x3", "ieee")
+    product = a @ b
+    if acc is None:
+        return product
+    assert acc.shape == product.shape
+    return acc + product
+
+
+def arange(start: int, end: int) -> Tensor:
+    _check_size(end - start)
+    return torch.arange(start, end, dtype=torch.int32)
+
+
+def _check_size(size: int) -> None:
+    assert size > 0, f"a tile has {size} columns"
+    assert size & (size - 1) == 0, f"{size} is no power of two"
+
+
+def full(shape: tuple[int, ...], value: Any, dtype: torch.dtype) -> Tensor:
+    for size in shape:
+        _check_size(size)
+    return torch.full(shape, value, dtype=dtype)
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    dtypes = {value.dtype for value in (a, b) if isinstance(value, Tensor)} or {torch.float32}
+    assert len(dtypes) == 1, f"a choice between {dtypes}"
+    dtype = dtypes.pop()
+    return torch.where(condition, torch.as_tensor(a, dtype=dtype), torch.as_tensor(b, dtype=dtype))
+
+
+def _reduce(x: Tensor, axis: int, combine: Callable[[Tensor, Tensor], Tensor], keep_dims: bool) -> Tensor:
+    result = functools.reduce(combine, x.unbind(axis))
+    return result.unsqueeze(axis) if keep_dims else result
+
+
+def _greatest(x: Tensor, axis: int, keep_dims: bool = False) -> Tensor:
+    return _of_numbers(x, -1).amax(axis, keepdim=keep_dims)
+
+
+def _least(x: Tensor, axis: int, keep_dims: bool = False) -> Tensor:
+    return _of_numbers(x, 1).amin(axis, keepdim=keep_dims)
+
+
+def _of_numbers(x: Tensor, sign: int) -> Tensor:
+    """Return a tensor without NaN, which a GPU's maximum and minimum ignore."""
+    return torch.where(x != x, sign * torch.inf, x) if x.is_floating_point() else x
+
+
+def _elementwise(function: Any) -> Callable[..., Tensor]:
+    def apply(*operands: Any) -> Tensor:
+        dtype = next(one.dtype for one in operands if isinstance(one, Tensor))
+        result: Tensor = function(*(torch.as_tensor(one, dtype=dtype) for one in operands))
+        return result
+
+    return apply
+
+
+def _broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    for size in shape:
+        _check_size(size)
+    return x.broadcast_to(shape)
+
+
+def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return (x.double() * y.double() + z.double()).to(x.dtype)
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) else x
+
+
+def _language() -> types.ModuleType:
+    """Return what stands for ``triton.language``."""
+    module = types.ModuleType("triton.language")
+    functions = {
+        "maximum": torch.fmax, "minimum": torch.fmin,
+        **{name: getattr(torch, name) for name in ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos")},
+        **{name: getattr(torch, name) for name in ("erf", "abs", "floor", "ceil")},
+    }  # fmt: skip
+    vars(module).update({name: _elementwise(function) for name, function in functions.items()})
+    vars(module).update(
+        load=load,
+        store=store,
+        dot=dot,
+        arange=arange,
+        full=full,
+        where=where,
+        zeros=lambda shape, dtype: full(shape, 0, dtype),
+        broadcast_to=_broadcast_to,
+        cast=_cast,
+        fma=_fma,
+        sum=lambda x, axis, keep_dims=False: x.sum(axis, keepdim=keep_dims),
+        max=_greatest,
+        min=_least,
+        reduce=_reduce,
+        # With dimensions, because tensors without any don't count in torch's choice of a dtype.
+        program_id=lambda axis: torch.tensor([[_program.number]], dtype=torch.int32),
+        debug_barrier=lambda: None,
+        constexpr=lambda value: value,
+        **{name: getattr(torch, name) for name in ("float32", "float64", "int32", "int64")},
+    )
+    return module
+
+
+class Kernel:
+    """A function with ``triton.jit``."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        return functools.partial(self.launch, grid)
+
+    def launch(
+        self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
+    ) -> None:
+        """Run the programs of a grid. If tensors are on the meta device, only the last one."""
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        devices = {tensor.device for tensor in tensors}
+        assert len(devices) == 1, f"a launch with tensors on {devices}"
+        pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in args]
+        is_meta = any(tensor.is_meta for tensor in tensors)
+        for number in range(grid[0] - 1 if is_meta else 0, grid[0]):
+            _program.number = number
+            self.function(*pointers, **constants)
+
+
+def _pointer(tensor: Tensor) -> Pointer:
+    assert tensor.is_contiguous(), f"a tensor with strides {tensor.stride()}"
+    return Pointer(tensor.detach().view(-1))
+
+
+def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = None) -> Any:
+    return Kernel if function is None else Kernel(function)
+
+
+def _range(*bounds: Any) -> range:
+    """Return a range, and record its length if it is that of the time steps."""
+    if len(bounds) == 1 and _program.runtime is not None:
+        _program.runtime.steps.append(int(bounds[0]))
+    return range(*(int(bound) for bound in bounds))
+
+
+@functools.cache
+def modules() -> dict[str, types.ModuleType]:
+    """Return the modules that kernels import."""
+    triton, language = types.ModuleType("triton"), _language()
+    vars(triton).update(jit=jit, language=language)
+    return {"triton": triton, "triton.language": language}
+
+
+@functools.cache
+def namespace(source: str) -> dict[str, Any]:
+    """Run a source, and return its functions."""
+    result: dict[str, Any] = {"range": _range}
+    with mock.patch.dict(sys.modules, modules()):
+        exec(compile(source, "<kernel>", "exec"), result)
+    return result
+
+
+@dataclass
+class StandIn:
+    """A runtime, see :class:`unrolled.engines.gpu.launch.Runtime`.
+
+    Attributes:
+        sources: The sources of the kernels that were launched.
+        devices: The device of each launch.
+        steps: The number of time steps of each program.
+        refused: Sources that contain this text are too large for the device.
+        capturing: Whether a CUDA graph is being captured.
+    """
+
+    sources: list[str] = field(default_factory=list)
+    devices: list[torch.device] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    refused: str = "nothing"
+    capturing: bool = False
+
+    def reset(self) -> None:
+        """Forget all launches."""
+        vars(self).update(vars(StandIn()))
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return None
+
+    def load(self, source: str) -> _Recorded:
+        return _Recorded(self, source)
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+    def is_too_large(self, error: Exception) -> bool:
+        return isinstance(error, TooLargeError)
+
+    def compilation_error(self, error: Exception) -> str | None:
+        return "Triton can't compile its kernel" if isinstance(error, TooLargeError) else None
+
+    @contextlib.contextmanager
+    def guard(self, device: torch.device) -> Iterator[None]:
+        self.devices.append(device)
+        yield
+
+
+@dataclass
+class _Recorded:
+    """A kernel whose launches are recorded."""
+
+    runtime: StandIn
+    source: str
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        if self.runtime.refused in self.source:
+            raise TooLargeError
+        self.runtime.sources.append(self.source)
+        _program.runtime = self.runtime
+        kernel: Kernel = namespace(self.source)["kernel"]
+        return kernel[grid]
