@@ -150,7 +150,7 @@ def _constant_values(
         results = dict(values)
         try:
             with torch.no_grad():
-                BulkOps(partition.prologue, needed, (), torch.float32, runner)(results, 1)
+                BulkOps(partition.prologue, needed, (), torch.float32, runner, _CPU)(results, 1)
             return results
         except UnavailableError:  # there is no C++ compiler, for products of parameters
             continue
