@@ -189,3 +189,8 @@ def test_the_guard_selects_the_device_of_a_tensor() -> None:
     guard = TritonRuntime().guard(DEVICE)
     assert isinstance(guard, torch.cuda.device)
     assert guard.idx == DEVICE.index
+
+
+@pytest.mark.parametrize("name", ["recurrence", "recurrence_kept", "recurrence_back"])
+def test_operators_of_graphs_have_kernels_for_cuda(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"unrolled::{name}", "CUDA")

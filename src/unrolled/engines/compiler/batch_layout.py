@@ -52,7 +52,7 @@ class Layout:
     def on_device(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """Return :attr:`starts`, and the number of steps of each row, on a device. None for a regular layout.
 
-        They are copied once, so that calls with the same layout needn't wait for the device.
+        They are copied once, without waiting for the device.
         """
         if self.starts is None:
             return None, None
@@ -61,7 +61,8 @@ class Layout:
             counts = self.starts.diff().flip(0)
             rows = torch.arange(self.batch, device="cpu")
             lengths = self.steps - torch.searchsorted(counts, rows, right=True)
-            cached = self._copies[device] = self.starts.to(device), lengths.to(device)
+            copies = [values.to(device, non_blocking=True) for values in (self.starts, lengths)]
+            cached = self._copies[device] = copies[0], copies[1]
         return cached
 
     @lazy_property

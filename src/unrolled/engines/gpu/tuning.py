@@ -4,25 +4,25 @@
 ROWS = 16
 
 # Warps of a program, and of one whose tiles are wider than this. Compiled for sm_90 with tf32 products, the
-# backward kernel of 64 units with four normalized gates has 328 bytes in local memory with 4 warps, and 16 with
-# 8 warps.
+# backward kernel of 64 units with four normalized gates has 328 bytes in local memory with 4 warps, and 16
+# with 8 warps.
 WARPS = 4
 WARPS_OF_WIDE_TILES = 8
 WIDE_TILE = 32
 
-# Bytes of all matrices of a loop, with padding, up to which they are kept on chip. Those of 64 units with four
-# gates in float32 have 64 KiB. Compiled for sm_90, such kernels need 68 KiB (forward) and 132 KiB (backward) of
-# the 227 KiB of shared memory. With 128 units they would need 264 and 392 KiB.
+# Bytes of all matrices of a loop, with padding, up to which they are kept on chip. Those of 64 units with
+# four gates in float32 have 64 KiB. Compiled for sm_90, such kernels need 68 KiB (forward) and 132 KiB
+# (backward) of the 227 KiB of shared memory. With 128 units they would need 264 and 392 KiB.
 MAX_BYTES = 64 * 1024
 
-# Columns of a value, with padding, up to which it is kept in registers. At 128, a tile has 16 registers of each
-# thread of 4 warps. A linear recurrence of 128 complex units needs 206 of 255 registers.
+# Columns of a value, with padding, up to which it is kept in registers. At 128, a tile has 16 registers of
+# each thread of 4 warps. A linear recurrence of 128 complex units needs 206 of 255 registers.
 MAX_COLUMNS = 128
 
 # Pieces of all phases up to which values are kept in registers: each becomes a few lines of one kernel.
 MAX_PIECES = 64
 
-# Columns and depth of the blocks of streamed matrices. Compiled for sm_90, blocks of 64 by 32 in float32 need
-# 68 KiB of shared memory and 150 registers.
+# Columns and depth of the blocks of streamed matrices. Compiled for sm_90, blocks of 64 by 32 in float32
+# need 68 KiB of shared memory and 150 registers.
 BLOCK_COLUMNS = 64
 BLOCK_DEPTH = 32
