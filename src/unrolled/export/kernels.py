@@ -18,6 +18,7 @@ from unrolled.engines.errors import UnavailableError
 from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.cpp_ops import check
 
+_CPU = torch.device("cpu")
 ALIGNMENT = 16  # numbers in a cache line
 
 
