@@ -52,8 +52,9 @@ def _drawing(cell: type[ur.Cell]) -> str:
     torch.manual_seed(0)
     layer = ur.Recurrent(cell, 3, 4)
     t = ur.trace(layer, torch.randn(4, 3))
-    # Sphinx highlights the words of a search, but can't do so in the titles of nodes, which aren't visible.
-    svg = t.plot("cell", unit=1).svg.replace("<title>", '<title class="nohighlight">')
+    svg = t.plot("cell", unit=1).svg
+    for hidden in ("title", "style"):  # Sphinx tries to highlight the words of a search in their texts, too
+        svg = svg.replace(f"<{hidden}>", f'<{hidden} class="nohighlight">')
     return f"<figure>{svg}</figure>"
 
 
