@@ -122,6 +122,7 @@ def test_a_program_skips_the_padding_of_its_rows() -> None:
     assert runtime.steps == [5, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sample(["GRU", "LSTM", "RNN"]))
 def test_stacks_states_and_projections(kind: str) -> None:
     options = {"proj_size": 3} if kind == "LSTM" else {}

@@ -21,7 +21,7 @@ from unrolled.engines.native.cpp_ops import CPP_OPS, CPP_REDUCTIONS
 from unrolled.export.c_ops import reduction, template
 
 CELLS = sorted(name for name in ur.cells.__all__ if issubclass(getattr(ur.cells, name), ur.Cell))
-FAST = ("GRU", "LayerNormLSTM")
+FAST = ("GRU",)
 SAME_SIZES = ("NAS", "SRU", "UnICORNN")  # the input is as wide as the hidden state
 
 pytestmark = [NEEDS_CC, NEEDS_COMPILER]
@@ -186,6 +186,7 @@ def test_functions_on_other_instruction_sets(
         assert same.all(), (name, result[~same], expected[~same])
 
 
+@pytest.mark.slow
 def test_learned_initial_states_and_zoneout(tmp_path: Path) -> None:
     layer = ur.Recurrent(
         ur.cells.LSTM, 3, 9, num_layers=2, initial_state="learned", zoneout={"c": 0.3}

@@ -42,6 +42,7 @@ def test_the_example_builds_and_runs(weights: Any, tmp_path: Path) -> None:
     assert len((tmp_path / "example.c").read_text().splitlines()) <= 28
 
 
+@pytest.mark.slow
 @NEEDS_CC
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_the_code_needs_no_library(tmp_path: Path) -> None:
@@ -74,6 +75,7 @@ def test_steps_make_no_system_calls(tmp_path: Path) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 @NEEDS_CC
 @pytest.mark.skipif(not IS_X86, reason="names x86 instruction sets")
 def test_the_instruction_set_is_chosen_at_run_time(tmp_path: Path) -> None:
@@ -111,6 +113,7 @@ def test_cmake_builds_tests_and_installs_it(bidirectional: bool, weights: Any, t
         run(program, cwd=source)
 
 
+@pytest.mark.slow
 @NEEDS_CC
 def test_the_weights_file_is_checked(tmp_path: Path) -> None:
     layer = ur.LSTM(2, 5)

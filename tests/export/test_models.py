@@ -100,7 +100,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, Callable[..., Tensor], 
     "stack of both": (lambda: ur.GRU(3, 7, 2, bidirectional=True), torch.randn(17, 1, 3), only, only),
     "projection": (lambda: ur.LSTM(3, 7, proj_size=4, num_layers=2), torch.randn(17, 1, 3), only, only),
 }
-FAST = ("tagger", "filter", "both directions")
+FAST = ("tagger", "both directions")
 
 
 @NEEDS_CC
@@ -127,6 +127,7 @@ def test_models(name: str, weights: str, tmp_path: Path) -> None:
     assert exported.selftest()[0] == 0
 
 
+@pytest.mark.slow
 @NEEDS_CC
 @NEEDS_COMPILER
 def test_a_stack_has_the_bits_of_the_layers(tmp_path: Path) -> None:
