@@ -60,7 +60,17 @@ def test_random_cells_under_sanitizers(tmp_path: Path) -> None:
         variables = environment(MEMORY, tmp_path, archs()[-1])
     except UnavailableError as error:
         pytest.skip(str(error))
+    overflowing = program_of(  # exponents of infinity, and of numbers below -1
+        "linear((x.abs() + 0.1) ** 2.5 + torch.log1p(x), self.weight)",
+        result="torch.tanh(v0 + s)",
+        dtype="float32",
+        time=7,
+        batch=17,
+        values="special",
+    )
     with Worker(environment=variables) as worker:
+        [outcome] = worker.check_all([overflowing])
+        assert not outcome.failed, outcome
         assert_cells_pass(SANITIZED, worker)
 
 

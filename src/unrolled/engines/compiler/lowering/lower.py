@@ -226,6 +226,7 @@ _FILL_VALUES: dict[Any, float | list[int]] = {  # the number, or [index] of the 
     aten.full_like.default: [1],
     aten.new_full.default: [2],
     aten.zeros.default: 0.0,
+    aten._efficientzerotensor.default: 0.0,
     aten.new_zeros.default: 0.0,
     aten.zeros_like.default: 0.0,
     aten.ones.default: 1.0,

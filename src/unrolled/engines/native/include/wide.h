@@ -42,20 +42,23 @@ static inline Wide wide_small_log1p(Wide f) {
   return fma(s * z, fma(z2, high, low), s + s);
 }
 
+typedef uint64_t WideBits __attribute__((vector_size(BYTES)));  // may overflow, for infinity and invalid arguments
+
 // Returns k of y = 2^k m with 2/3 <= m < 4/3, in the exponent's bits.
-static inline WideI wide_exponent(Wide y) { return ((WideI)y - 0x3fe5555555555555) & ~0xfffffffffffff; }
+static inline WideI wide_exponent(Wide y) {
+  return (WideI)((WideBits)y - (uint64_t)0x3fe5555555555555) & ~0xfffffffffffff;
+}
 
 // Returns an exponent, given in the exponent's bits, as a number: the last bits of 2^52 + k are those of the integer k.
 static inline Wide wide_number(WideI exponent) {
-  typedef uint64_t Bits __attribute__((vector_size(BYTES)));
-  const WideI biased = (WideI)((Bits)(exponent + (1024LL << 52)) >> 52);
+  const WideI biased = (WideI)(((WideBits)exponent + ((uint64_t)1024 << 52)) >> 52);
   return (Wide)(biased | 0x4330000000000000) - as<Wide>(4503599627370496 + 1024);
 }
 
 // Returns log(1 + x) for x > -1.
 static inline Wide wide_log1p(Wide x) {
   const WideI exponent = wide_exponent(x + as<Wide>(1));
-  const Wide one = (Wide)(0x3ff0000000000000 - exponent), f = fma(x, one, one - as<Wide>(1));
+  const Wide one = (Wide)((uint64_t)0x3ff0000000000000 - (WideBits)exponent), f = fma(x, one, one - as<Wide>(1));
   return fma(wide_number(exponent), 0.69314718055994531, wide_small_log1p(f));
 }
 
