@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 
+import unrolled as ur
 from unrolled.cli.bench import disturbance, limits, measure, report, results
 from unrolled.cli.bench.disturbance import Probe
 from unrolled.cli.bench.rows import Row
 from unrolled.cli.bench.runtimes import RUNTIMES
 
 LIMITS = limits.Limits(1e11, 2**20, 1e11, 2**28, 1e10)
+
+
+@pytest.fixture(autouse=True)
+def _restored_engine() -> Any:
+    """The benchmark selects an engine."""
+    with ur.engine("auto"):
+        yield
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ MAX_LSTM_LINES = 120
 
 def training_sources(cell: ur.Cell) -> list[str]:
     """Return the sources of the forward and the backward loop for training, without compiling them."""
-    compiled = NativeCell(cell, torch.float32, BACKEND)
+    compiled = NativeCell(cell, torch.float32, BACKEND, torch.device("cpu"))
     forward = build_kernel(compiled._forward, compiled.dtype, whole=compiled._read_by_backward)
     backward = build_kernel(compiled._backward, compiled.dtype, shifted=compiled.captured.states)
     return [emit(compiled._forward, forward).source, emit(compiled._backward, backward).source]

@@ -268,8 +268,8 @@ def wrapped(start: str, items: Iterable[str], end: str) -> list[str]:
 
 @functools.cache
 def _device_functions() -> dict[str, tuple[str, set[str]]]:
-    """Return the source of each function of ``device_functions.py``, and the functions that it calls."""
-    text = files(__package__).joinpath("device_functions.py").read_text(encoding="utf-8")
+    """Return the source of each function of ``device_functions.triton``, and the functions that it calls."""
+    text = files(__package__).joinpath("device_functions.triton").read_text(encoding="utf-8")
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     names = {node.name for node in functions}
     lines = text.splitlines()
@@ -283,7 +283,7 @@ def _device_functions() -> dict[str, tuple[str, set[str]]]:
 
 
 def device_functions(names: Iterable[str]) -> list[str]:
-    """Return the sources of functions of ``device_functions.py``, and of those that they call."""
+    """Return the sources of functions of ``device_functions.triton``, and of those that they call."""
     functions, needed, pending = _device_functions(), set[str](), list(names)
     while pending:
         name = pending.pop()

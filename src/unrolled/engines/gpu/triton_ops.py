@@ -1,7 +1,7 @@
 """The operations that GPU kernels support, each with its Triton expression on tiles.
 
 Booleans are 1 or 0 in the dtype of the loop, written as ``DT``. The functions that expressions call are in
-``device_functions.py``.
+``device_functions.triton``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TritonOp:
 
     Attributes:
         template: Its expression, with a replacement field for each operand.
-        functions: Functions of ``device_functions.py`` that the expression calls.
+        functions: Functions of ``device_functions.triton`` that the expression calls.
     """
 
     template: str
@@ -34,7 +34,7 @@ class TritonOp:
 
 
 def _call(name: str, operands: int = 1) -> TritonOp:
-    """Return the call of a function of ``device_functions.py``."""
+    """Return the call of a function of ``device_functions.triton``."""
     fields = ", ".join(f"{{{k}}}" for k in range(operands))
     return TritonOp(f"{name}({fields})", (name,))
 
