@@ -15,6 +15,7 @@ from unrolled.engines.call_plans.inference import InferencePlan
 from unrolled.engines.call_plans.native_replay import NativeInference
 from unrolled.engines.call_plans.recorder import NotRecordableError
 from unrolled.engines.call_plans.signature import CallSignature
+from unrolled.engines.call_plans.stacked_training import StackedTrainingPlan
 from unrolled.engines.call_plans.training import TrainingPlan
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
@@ -23,6 +24,7 @@ MAX_PLANS = 64  # per module
 MAX_COUNTED = 1000  # shapes that are counted, but have no plan yet
 _TENSORS = Tensor, Parameter
 
+Plan = InferencePlan | TrainingPlan | StackedTrainingPlan
 Signature = Callable[[Any, Tensor, bool], CallSignature | None]
 
 
@@ -34,7 +36,7 @@ class PlannedCalls:
     """
 
     def __init__(self) -> None:
-        self._plans: dict[Any, InferencePlan | TrainingPlan | None] = {}
+        self._plans: dict[Any, Plan | None] = {}
         self._counts: dict[Any, int] = {}
         self._threshold = 2
         self._native: NativeInference | None = None  # of the plan that ran the last call
@@ -88,7 +90,7 @@ class PlannedCalls:
         elif len(self._counts) > MAX_COUNTED:
             self._counts.clear()
 
-    def _add(self, key: Any, plan: InferencePlan | TrainingPlan | None) -> None:
+    def _add(self, key: Any, plan: Plan | None) -> None:
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
             self._native = None
@@ -105,13 +107,13 @@ def _key(module: Any, x: Tensor, state: Any) -> Any:
     return x.shape, records, x.dtype, state is None, attributes["training"], attributes.get("batch_first")
 
 
-def _create_plan(
-    signature: CallSignature | None, records_gradients: bool
-) -> InferencePlan | TrainingPlan | None:
+def _create_plan(signature: CallSignature | None, records_gradients: bool) -> Plan | None:
     """Return a plan, or None if calls with this signature must run as usual."""
     if signature is None:
         return None
     try:
-        return TrainingPlan(signature) if records_gradients else InferencePlan(signature)
+        if not records_gradients:
+            return InferencePlan(signature)
+        return TrainingPlan(signature) if len(signature.cells) == 1 else StackedTrainingPlan(signature)
     except (NotRecordableError, UnsupportedError, UnavailableError):
         return None
