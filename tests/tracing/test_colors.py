@@ -99,7 +99,7 @@ def test_colors_match_the_numbers(trace: ur.Trace) -> None:
     # The console is wide enough for all numbers.
     ansi = print_to_text(trace, 200, force_terminal=True, color_system="truecolor", full=True)
     parameters, steps = (
-        ansi.split("One step")[0],
+        ansi.split("Parameters", 1)[1].split("One step")[0],  # the text before has numbers, too
         "Step 0" + ansi.split("Step 0", 1)[1].split("How the numbers")[0],
     )
     largest = {
