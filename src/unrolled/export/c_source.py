@@ -187,7 +187,8 @@ class CSource:
         yield self._selftest()
 
     def _reset(self, weights: str) -> str:
-        lines = [f"CLEAR(state->values, 0, {_bytes(2 * self.layout.states)});"]
+        # not with memset: gcc warns if the number of bytes happens to be that of the elements
+        lines = [f"for (int i = 0; i < {2 * self.layout.states}; i++) state->values[i] = 0.0f;"]
         for placed in self.layout.stages:
             if placed.initial is not None:
                 size = _bytes(placed.step.state_size)

@@ -1,6 +1,6 @@
 // The constants that affect speed, with the measurements that they come from. Constants without a figure have none on
-// record. Python reads this file, too (tuning.py). Sizes are batch x time x hidden. "Zen 3" is an AMD EPYC with AVX2:
-// one thread, the best of many calls in turn.
+// record. Python reads this file, too (tuning.py). Sizes are batch x time x hidden. "Zen 3" is an AMD EPYC with AVX2,
+// "Zen 4" one with AVX-512: one thread, the best of many calls in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -48,16 +48,16 @@ constexpr int BLOCK = 32;
 
 // Terms of a strip that are packed at a time if the packed matrix isn't kept: rows of a matrix are then read in long runs.
 // 256 instead of 32, one thread: RNN 1x1x1024 from 597 to 417 us, LSTM 1x1x1024 from 8.0 to 3.2 ms, LSTM 64x1x512 from
-// 4.8 to 3.4 ms (Zen 3).
+// 4.8 to 3.4 ms (Zen 4).
 constexpr int PACKED_TERMS = 256;
 
 // Up to this many rows, products read a matrix that isn't kept from memory, without packing it. One thread, in turn: RNN
-// 1x1x512 from 99 to 57 us, RNN 1x1x1024 from 417 to 237 us, LSTM 1x1x512 from 331 to 218 us (Zen 3). Prefetching the
+// 1x1x512 from 99 to 57 us, RNN 1x1x1024 from 417 to 237 us, LSTM 1x1x512 from 331 to 218 us (Zen 4). Prefetching the
 // lines: RNN 1x1x1024 in 343 us; lanes of 16 bytes put in place by loads: 510 us.
 constexpr int MAX_DIRECT_ROWS = 4;
 
 // Up to this many terms, products with many rows are written row by row, without packing: gradients of weights in short
-// calls. 4096 x 1 x 1024: from 714 to 538 us, 2048 x 1 x 512: from 134 to 95 us (Zen 3).
+// calls. 4096 x 1 x 1024: from 714 to 538 us, 2048 x 1 x 512: from 134 to 95 us (Zen 4).
 constexpr int MAX_DIRECT_TERMS = 4;
 
 // Vectors that a tile accumulates, with 16 or 32 vector registers. The others hold the panels and the factor. A tile of
