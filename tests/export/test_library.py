@@ -32,7 +32,7 @@ def last_outputs(layer: ur.Recurrent) -> list[float]:
 
 
 @NEEDS_CC
-@pytest.mark.parametrize("weights", ["array", "file"])
+@pytest.mark.parametrize("weights", ["file", pytest.param("array", marks=pytest.mark.slow)])
 def test_the_example_builds_and_runs(weights: Any, tmp_path: Path) -> None:
     layer = ur.GRU(2, 5)
     ur.export.c(layer, tmp_path, name="tone", weights=weights)

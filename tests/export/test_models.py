@@ -100,7 +100,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, Callable[..., Tensor], 
     "stack of both": (lambda: ur.GRU(3, 7, 2, bidirectional=True), torch.randn(17, 1, 3), only, only),
     "projection": (lambda: ur.LSTM(3, 7, proj_size=4, num_layers=2), torch.randn(17, 1, 3), only, only),
 }
-FAST = ("tagger", "both directions")
+FAST = ("tagger",)
 
 
 @NEEDS_CC
