@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 import unrolled as ur
+from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.native.backend import BACKEND, NativeCell
 from unrolled.engines.native.codegen import emit
-from unrolled.engines.native.cpp_functions import without_parentheses, wrapped
+from unrolled.engines.native.cpp_functions import wrapped
 
 MAX_LSTM_LINES = 120
 

@@ -252,7 +252,7 @@ def test_a_tensor_attribute_that_changes() -> None:
 
 
 class Named(ur.Cell):
-    """Parameters, states and values with the names of what kernels contain."""
+    """Its names are also names in the generated kernels."""
 
     state = ("c", "s0")
     rows = ur.Param("hidden", "input")

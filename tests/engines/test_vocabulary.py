@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, linear, one_hot, pad
 
 import unrolled as ur
+from fuzz.functions import Spike
 from helpers.layer_pairs import (
     NEEDS_COMPILER,
     TOLERANCE,
@@ -76,26 +77,6 @@ INTEGERS: Functions = {
     "maximum": lambda s, v: torch.maximum((v * 3).long(), (v * -2).int()) * v,
     "large": lambda s, v: ((v * 1000).long() * 100003 - (v * 1000).long() * 100002) * v * 0.001,
 }
-
-
-class Spike(torch.autograd.Function):
-    """A spike with a surrogate gradient, as torch.func needs it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(v: Tensor, slope: float) -> Tensor:
-        return torch.heaviside(v, torch.zeros_like(v))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.slope = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        [v] = ctx.saved_tensors
-        return grad / (1 + ctx.slope * v.abs()) ** 2, None
 
 
 class OldSpike(torch.autograd.Function):

@@ -249,7 +249,7 @@ def with_nan() -> nn.Module:
         (lambda: ur.LSTMCell(2, 3), "LSTMCell '0' is not among the modules"),
         (
             lambda: nn.Sequential(nn.Tanh(), nn.Tanh()),
-            "no module of Sequential tells how many input features",
+            "none of the modules of Sequential has a fixed number of input features",
         ),
         (lambda: ur.LSTM(None, 3), "the size of weight_ih_l0 isn't known yet"),
         (with_nan, "weight_hh_l0 contains NaN"),

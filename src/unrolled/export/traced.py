@@ -73,4 +73,4 @@ def input_width(model: nn.Module, graph: fx.Graph) -> int:
             if module is not None and not isinstance(module, KEEP_FEATURES):
                 return 1  # the module can't be exported; the error names it
             same.add(node)
-    raise ExportError(f"no module of {type(model).__name__} tells how many input features it takes")
+    raise ExportError(f"none of the modules of {type(model).__name__} has a fixed number of input features")

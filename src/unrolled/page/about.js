@@ -3,7 +3,7 @@
 import { createElement } from "./dom.js";
 import { findingText } from "./guide.js";
 
-/** Create the list of all findings, and of what was checked. */
+/** List all findings, and what was checked. */
 export function createFindings(view) {
   const { findings, checked } = view.data.health;
   return createElement("ol", { class: "findings" },

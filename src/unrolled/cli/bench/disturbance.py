@@ -20,8 +20,8 @@ _SECONDS = 0.02  # longer than a time slice of the operating system
 class Probe:
     """A fixed amount of work on all threads, which takes longer while other programs use the processors.
 
-    Even on a busy machine, a few of its runs are not interrupted, so the shortest one tells what an idle
-    machine would take.
+    Even on a busy machine, a few of its runs are not interrupted. The shortest one is the time on an idle
+    machine.
     """
 
     def __init__(self) -> None:

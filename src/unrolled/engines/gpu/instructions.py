@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.kernel_ir import Apply, Instruction, Load, Operand, ReadScalar, Register, Sum
-from unrolled.engines.gpu.kernel_source import Source, Tile, without_parentheses
+from unrolled.engines.gpu.kernel_source import Source, Tile
 from unrolled.engines.gpu.triton_ops import literal, operation
 
 _MAX_EXPRESSION = 80  # characters; longer expressions get a name

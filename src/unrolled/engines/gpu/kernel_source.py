@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.ir import label
 from unrolled.engines.gpu.triton_ops import TritonOp, literal
 
@@ -243,16 +244,6 @@ def is_float32(value: float) -> bool:
         return bool(struct.unpack("f", struct.pack("f", value))[0] == value)
     except OverflowError:
         return False
-
-
-def without_parentheses(text: str) -> str:
-    """Return an expression without parentheses around all of it."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return text[1:-1] if position == len(text) - 1 and text.startswith("(") else text
-    return text
 
 
 def wrapped(start: str, items: Iterable[str], end: str) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.kernel_ir import (
     Buffer,
     Group,
@@ -34,7 +35,6 @@ from unrolled.engines.gpu.kernel_source import (
     full,
     padded,
     times,
-    without_parentheses,
 )
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
 from unrolled.engines.gpu.tuning import BLOCK_COLUMNS, BLOCK_DEPTH, WARPS

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from unrolled.engines.compiler.ir import is_batched, is_number
+from unrolled.engines.compiler.generated_code import check_supported
 from unrolled.engines.compiler.kernel_ir import Apply
 from unrolled.engines.compiler.lowering.dtypes import round_to_float32
-from unrolled.engines.compiler.source_location import location_of, unsupported
 
 aten = torch.ops.aten
 
@@ -121,26 +120,16 @@ REDUCTIONS: dict[object, Reduction] = {
 }
 
 
+_SUPPORTED = {*TRITON_OPS, *ADDITIVE_OPS, *_COPIES}
+
+
 def check(node: fx.Node) -> None:
     """Check that GPU kernels support a node of the loop.
 
     Raises:
         UnsupportedError: If they don't. The message names the operation and its line in the step.
     """
-    target = node.target
-    if target in TRITON_OPS or target in ADDITIVE_OPS or target in _COPIES or is_number(node):
-        return
-    if target in (aten.slice.Tensor, aten.cat.default) and node.args[1] in (1, -1):
-        return
-    if target in REDUCTIONS and node.args[1] in (1, [1]):
-        return
-    if target is aten.mm.default:
-        row, matrix = node.args
-        if is_batched(row) and not is_batched(matrix):  # type: ignore[arg-type]
-            return
-    is_elementwise = torch.Tag.pointwise in getattr(target, "tags", ())
-    missing = "gpu/triton_ops.py has no Triton" if is_elementwise else "compiler/lowering/ has no rule"
-    raise unsupported(f"{target} is not supported on a GPU: {missing} for it", location_of(node))
+    check_supported(node, _SUPPORTED, REDUCTIONS, "on a GPU", "gpu/triton_ops.py has no Triton")
 
 
 def operation(instruction: Apply) -> TritonOp:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.kernel_ir import (
     Apply,
     Buffer,
@@ -237,16 +238,6 @@ class _Body:
             return False
         self._name(index)
         return True
-
-
-def without_parentheses(text: str) -> str:
-    """Return an expression without parentheses around all of it."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return text[1:-1] if position == len(text) - 1 and text.startswith("(") else text
-    return text
 
 
 def wrapped(start: str, items: Iterable[str], end: str) -> Iterator[str]:

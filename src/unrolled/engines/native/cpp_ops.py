@@ -10,10 +10,9 @@ import math
 import torch
 from torch import fx
 
-from unrolled.engines.compiler.ir import is_batched, is_number
+from unrolled.engines.compiler.generated_code import check_supported
 from unrolled.engines.compiler.kernel_ir import Apply
 from unrolled.engines.compiler.lowering.dtypes import round_to_float32
-from unrolled.engines.compiler.source_location import location_of, unsupported
 
 aten = torch.ops.aten
 
@@ -85,26 +84,16 @@ def apply_template(instruction: Apply) -> str:
     return f"({{0}} {ADDITIVE_OPS[instruction.target]} {right})"
 
 
+_SUPPORTED = {*CPP_OPS, *ADDITIVE_OPS}
+
+
 def check(node: fx.Node) -> None:
     """Check that the compiler supports a node of the loop.
 
     Raises:
         UnsupportedError: If it doesn't. The message names the operation and its line in the step.
     """
-    target = node.target
-    if target in CPP_OPS or target in ADDITIVE_OPS or is_number(node):
-        return
-    if target in (aten.slice.Tensor, aten.cat.default) and node.args[1] in (1, -1):
-        return
-    if target in CPP_REDUCTIONS and node.args[1] in (1, [1]):
-        return
-    if target is aten.mm.default:
-        row, matrix = node.args
-        if is_batched(row) and not is_batched(matrix):  # type: ignore[arg-type]
-            return
-    is_elementwise = torch.Tag.pointwise in getattr(target, "tags", ())
-    missing = "native/cpp_ops.py has no C++" if is_elementwise else "compiler/lowering/ has no rule"
-    raise unsupported(f"{target} is not supported by the compiler: {missing} for it", location_of(node))
+    check_supported(node, _SUPPORTED, CPP_REDUCTIONS, "by the compiler", "native/cpp_ops.py has no C++")
 
 
 def literal(value: object) -> str:
