@@ -137,7 +137,8 @@ class SerializedDirection:
     def compiled(self, x: Tensor) -> CompiledCell:
         """Return the compiled cell for x, with any values of the tensor attributes."""
         argument_checks.check_dtype(x.dtype)
-        dtype, device = x.dtype, x.device
+        # A meta tensor only asks for shapes. The cell's own attributes are on the CPU then.
+        dtype, device = x.dtype, torch.device("cpu") if x.is_meta else x.device
         key, compiled = (torch.get_default_dtype(), dtype, device), self.graph_cell.compiled
         if key not in compiled:
             values = self.graph_cell.values
