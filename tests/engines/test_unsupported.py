@@ -132,6 +132,26 @@ def integers(self, x, h):
     return (h + x) * (((h * 1e6).long() * 1103515245 + 12345) % 2**31)
 
 
+def differences_of_rows(self, x, h):
+    return torch.tanh((h[:, None] - x[None]).abs().sum(1))
+
+
+def weights_of_the_batch(self, x, h):
+    return torch.tanh(h @ (x.t() @ h))
+
+
+def negative_shift(self, x, h):
+    return torch.tanh(h + x * ((3 * x).long() >> -1))
+
+
+def divisor_may_be_zero(self, x, h):
+    return torch.tanh(h + x + (3 * x).long() % (1 + (3 * h).long().abs()))
+
+
+def number_out_of_range(self, x, h):
+    return torch.tanh(h + x + (x > 0).to(torch.uint8).clamp(min=-1))
+
+
 class Lgamma(torch.autograd.Function):
     """A function whose backward isn't supported."""
 
@@ -194,6 +214,11 @@ UNSUPPORTED = [
     (complex_dtype, "torch.fft.rfft", "converts to torch.complex64"),
     (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
     (integers, "torch.Tensor.mul", "whole numbers that may exceed 2\\^53; limit its operands with clamp"),
+    (differences_of_rows, "torch.Tensor.sub", "mixes rows of the batch"),
+    (weights_of_the_batch, "torch.Tensor.matmul", "mixes rows of the batch"),
+    (negative_shift, "torch.Tensor.__rshift__", "a number of bits of at least 0, got -1"),
+    (divisor_may_be_zero, "torch.Tensor.remainder", "whole numbers needs a constant divisor other than 0"),
+    (number_out_of_range, "torch.Tensor.clamp", "uses -1, which is outside the range of torch.uint8"),
     (only_in_backward, "the backward of", "aten.lgamma"),
     (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma.*: native/cpp_ops.py has no C"),
     (without_rule, "torch.linalg.matrix_exp", "aten.linalg_matrix_exp.*: compiler/lowering/ has no rule"),

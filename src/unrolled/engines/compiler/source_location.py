@@ -27,6 +27,7 @@ from unrolled.engines.compiler.replacements import REPLACEMENTS
 
 _INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
+COMPILER_FAULT = "the compiler has a fault"  # begins the message of an error that is no limit of the compiler
 _MATMULS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
