@@ -152,6 +152,30 @@ def number_out_of_range(self, x, h):
     return torch.tanh(h + x + (x > 0).to(torch.uint8).clamp(min=-1))
 
 
+def loop_over_rows(self, x, h):
+    return torch.tanh(torch.stack([row + h[0] for row in x]))
+
+
+def list_of_values(self, x, h):
+    return torch.tanh(h + x * len(x.tolist()[0]))
+
+
+def single_rows(self, x, h):
+    return torch.tanh(h + torch.cat(x.split(1)))
+
+
+def new_parameter(self, x, h):
+    return torch.tanh(h + x * torch.nn.Parameter(torch.ones(8)))
+
+
+def sparse(self, x, h):
+    return torch.tanh(h + x * torch.eye(8).to_sparse().to_dense()[0])
+
+
+def sparse_values(self, x, h):
+    return torch.tanh(h + x.to_sparse().to_dense())
+
+
 class Lgamma(torch.autograd.Function):
     """A function whose backward isn't supported."""
 
@@ -216,6 +240,12 @@ UNSUPPORTED = [
     (integers, "torch.Tensor.mul", "whole numbers that may exceed 2\\^53; limit its operands with clamp"),
     (differences_of_rows, "torch.Tensor.sub", "mixes rows of the batch"),
     (weights_of_the_batch, "torch.Tensor.matmul", "mixes rows of the batch"),
+    (loop_over_rows, "torch.Tensor.unbind", "splits the batch into rows, .* compute all rows at once"),
+    (list_of_values, "torch.Tensor.unbind", "splits the batch into rows, as .* tolist\\(\\) does"),
+    (single_rows, "torch.Tensor.split", "splits the batch into rows"),
+    (new_parameter, "torch.Tensor.mul", "makes a tensor in a way that can't be captured, as nn.Parameter"),
+    (sparse, "torch.Tensor.to_sparse", "a tensor whose layout is torch.sparse_coo"),
+    (sparse_values, "torch.Tensor.to_sparse", "a tensor whose layout is torch.sparse_coo"),
     (negative_shift, "torch.Tensor.__rshift__", "a number of bits of at least 0, got -1"),
     (divisor_may_be_zero, "torch.Tensor.remainder", "whole numbers needs a constant divisor other than 0"),
     (number_out_of_range, "torch.Tensor.clamp", "uses -1, which is outside the range of torch.uint8"),
