@@ -99,6 +99,11 @@ INTEGERS: Functions = {
     "uint8-times": lambda s, v: (v > 0).to(torch.uint8) * -1 * v * 0.01,
     "matrix-product": lambda s, v: ((v * 30).long() @ torch.full((WIDTH, WIDTH), 100001) % 7) * v,
     "running-product": lambda s, v: ((v * 20).long().clamp(-15, 15).cumprod(-1) % 7) * v,
+    "written": lambda s, v: (
+        torch.zeros_like(v, dtype=torch.int32).slice_scatter((v * 3).int()[:, 2:], 1, 2) * v
+    ),
+    "sorted-indices": lambda s, v: (v > 0).to(torch.int8).sort(-1, stable=True)[1].to(torch.int8) * 100 * v,
+    "first-index": lambda s, v: (v > 0).long().argmax(-1, keepdim=True).to(torch.int8) * 100 * v,
     "scattered": lambda s, v: (
         torch.zeros_like(v, dtype=torch.int64).scatter_add(
             -1, (v > 0).long(), (v * 3).long().clamp(-3, 3) * 4000037

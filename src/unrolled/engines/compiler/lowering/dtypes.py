@@ -8,6 +8,7 @@ loop can represent them. A float32 step with float64 values or larger whole numb
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView
+from unrolled.engines.compiler.lowering.movement import MOVEMENT_OPS
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -105,6 +107,11 @@ class IntegerBounds:
         target, args = node.target, node.args
         if target in _BOUNDS:
             return _BOUNDS[target](self.of, node)
+        if target is operator.getitem:  # values or indices
+            [source] = node.all_input_nodes
+            return max(self._bound_of_result(source), *map(_row_size, source.all_input_nodes))
+        if target in MOVEMENT_OPS and target is not aten.constant_pad_nd.default:  # its numbers are positions
+            return self.of(node.all_input_nodes)
         value = node.meta["val"]
         operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
         if any(n.meta["val"].dtype.is_floating_point for n in operands):
@@ -121,7 +128,12 @@ class IntegerBounds:
 def _reduced_count(node: fx.Node) -> int:
     """Return how many numbers of a row an operation may combine to one result."""
     [operand] = node.all_input_nodes
-    return math.prod(size for size in operand.meta["val"].shape if size % BATCH_SYMBOL)
+    return _row_size(operand)
+
+
+def _row_size(node: fx.Node) -> int:
+    """Return the number of elements of a value in each row."""
+    return math.prod(size for size in node.meta["val"].shape if size % BATCH_SYMBOL)
 
 
 def _raised(bound: int, exponent: int) -> int:
@@ -168,8 +180,7 @@ def _addmm(bound_of: Callable[[Any], int], node: fx.Node) -> int:
 
 
 def _scatter_add(bound_of: Callable[[Any], int], node: fx.Node) -> int:
-    index = node.args[2]
-    count = math.prod(size for size in index.meta["val"].shape if size % BATCH_SYMBOL)  # type: ignore[union-attr]
+    count = _row_size(node.args[2])  # type: ignore[arg-type]
     return bound_of(node.args[0]) + count * bound_of(node.args[3])
 
 
@@ -183,6 +194,7 @@ _BOUNDS: Mapping[Any, _Bound] = {
     **dict.fromkeys((aten.prod.dim_int, aten.cumprod.default), _prod),
     **dict.fromkeys((aten.mm.default, aten.bmm.default), _matmul),
     aten.addmm.default: _addmm,
+    **dict.fromkeys((aten.argmax.default, aten.argmin.default), lambda bound_of, node: _reduced_count(node)),
     aten.scatter_add.default: _scatter_add,
     **dict.fromkeys(
         (aten.remainder.Scalar, aten.remainder.Tensor, aten.fmod.Scalar, aten.fmod.Tensor),
