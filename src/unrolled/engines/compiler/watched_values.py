@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,19 @@ class WatchedValues:
         copy = [*values]
         self.size(values)
         self._watch("all(map({}, {}, {}))", operator.is_, values, copy)
+
+    def result(self, read: Callable[[], Any]) -> Any:
+        """Watch the object that a function returns, and return it."""
+        value = read()
+        self._watch("{}() is {}", read, value)
+        return value
+
+    def environment(self) -> dict[Any, Any]:
+        """Watch the environment variables, and return them."""
+        variables: Any = getattr(os.environ, "_data", os.environ)  # comparing the encoded ones is fast
+        copy = dict(variables)
+        self._watch("{} == {}", variables, copy)
+        return copy
 
     def content(self, read: Callable[[], Any]) -> Any:
         """Watch a value that a function computes, compared with ``==``, and return it."""
