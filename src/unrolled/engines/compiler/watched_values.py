@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -58,13 +57,6 @@ class WatchedValues:
         value = read()
         self._watch("{}() is {}", read, value)
         return value
-
-    def environment(self) -> dict[Any, Any]:
-        """Watch the environment variables, and return them."""
-        variables: Any = getattr(os.environ, "_data", os.environ)  # comparing the encoded ones is fast
-        copy = dict(variables)
-        self._watch("{} == {}", variables, copy)
-        return copy
 
     def content(self, read: Callable[[], Any]) -> Any:
         """Watch a value that a function computes, compared with ``==``, and return it."""
