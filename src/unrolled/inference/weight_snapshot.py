@@ -21,6 +21,7 @@ from unrolled.engines.memory import all_readable
 from unrolled.engines.native.kernel import run_at_once
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
 from unrolled.engines.packed_weights import packed_weights
+from unrolled.engines.selection import current_engine
 from unrolled.layers.recurrent import Recurrent
 
 _UNROLL = Recurrent.unroll
@@ -111,7 +112,7 @@ class WeightSnapshot:
         layer = self.layer
         if (layer.training and layer.dropout > 0) or not layer.plain or "unroll" in layer.__dict__:
             return False
-        return dispatch.current_engine() != "reference" and not dispatch.in_transform()
+        return current_engine() != "reference" and not dispatch.in_transform()
 
     def prepacked_kernels(self, shape: torch.Size, threads: int) -> list[list[PrepackedKernel]] | None:
         """Return the kernels for an input shape, by layer and direction.

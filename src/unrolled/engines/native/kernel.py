@@ -123,8 +123,8 @@ class Kernel:
         self.partition = partition
         self.spec = spec
         log.emit.info("a loop in %s\n%s", dtype, spec.source)
-        self._products = products(dtype)
         self._library = library = build.load(spec.source)  # keep it loaded for as long as the kernel exists
+        self._products = products(dtype)  # after the loop: both may have to be compiled, at the same time
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
         self._saved = [(node, width(node)) for node in partition.saved]
