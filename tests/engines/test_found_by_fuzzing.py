@@ -203,6 +203,41 @@ def test_gradients_share_no_memory(options: dict[str, Any], route: str) -> None:
         assert_close(gradients(3), expected, 1e-12)
 
 
+class UsedAfterTheLastStep(ur.Cell):
+    """The state t is a result, but no later step reads it."""
+
+    state = ("h", "t")
+    scale = ur.Param("hidden")
+    weight = ur.Param("hidden", "hidden")
+
+    def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(linear(x[:, :3], self.weight) + h), x[:, 3:] * self.scale
+
+
+@pytest.mark.parametrize("route", sample(["grad", "checkpoint", "vjp"], ["grad", "vjp"]))
+def test_infinity_in_steps_whose_state_is_not_used(route: str) -> None:
+    layer = ur.Recurrent(UsedAfterTheLastStep, 6, 3, dtype=torch.float64)
+    params = dict(layer.named_parameters())
+    x = torch.randn(5, 2, 6, dtype=torch.float64)
+    x[1, 0, 4], x[2, 1, 5] = float("inf"), float("nan")
+    options = {"checkpoint": 2} if route == "checkpoint" else {}
+
+    def loss(params: dict[str, Tensor]) -> Tensor:
+        output, states = functional_call(layer, params, (x,), options)
+        return sum(value.sum() for value in (output, *states))
+
+    def gradients() -> list[Tensor]:
+        if route == "vjp":
+            return [*torch.func.grad(loss)({name: param.detach() for name, param in params.items()}).values()]
+        return [*torch.autograd.grad(loss(params), [*params.values()])]
+
+    with ur.engine("reference"):
+        expected = gradients()
+    assert all(grad.isfinite().all() for grad in expected)
+    with ur.engine("native"):
+        assert_close(gradients(), expected, 1e-12)
+
+
 class MadeOfWeights(ur.Cell):
     """What is made of parameters alone is computed once, before the loop."""
 

@@ -79,11 +79,20 @@ def unused_states_spread(
 ) -> bool:
     """Return whether infinity may have spread from a state that nothing uses, because 0 · infinity is NaN.
 
-    autograd doesn't visit such a state.
+    autograd doesn't visit such a state. It may be unused before the last step only.
     """
-    if all_complete(specs) or all(grad is not None for grad in grads):
+    if all_complete(specs) or not (any(grad is None for grad in grads) or states_are_skipped(specs, grads)):
         return False
     return not all(bool(result.isfinite().all()) for result in results if result is not None)
+
+
+def states_are_skipped(specs: Sequence[DirectionSpec], grads: Sequence[Tensor | None]) -> bool:
+    """Return whether a state has a gradient after the last step, but perhaps none before an earlier one."""
+    for spec, (grad_output, _) in zip(specs, group_by_direction(grads, specs), strict=True):
+        paths = spec.compiled.captured.paths
+        if paths is None or paths.skips_states(grad_output is not None):
+            return True
+    return False
 
 
 def all_complete(specs: Sequence[DirectionSpec]) -> bool:

@@ -36,6 +36,16 @@ class GradientPaths:
         """The number of states."""
         return len(self.reached)
 
+    def skips_states(self, output: bool) -> bool:
+        """Return whether a state has a gradient after the last step, but perhaps none before an earlier one.
+
+        Args:
+            output: Whether a gradient arrives at the output of each step, which is the first state.
+        """
+        union = functools.reduce(int.__or__, self.reached, int(output))
+        all_states = (1 << self.states) - 1
+        return union & all_states != all_states
+
     def of_x_and_params(self) -> list[bool]:
         """Return for x and each parameter whether any state reaches it."""
         union = functools.reduce(int.__or__, self.reached, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unrolled.engines import autograd
 from unrolled.engines.directions import DirectionSpec
-from unrolled.engines.missing_gradients import all_complete
+from unrolled.engines.missing_gradients import all_complete, states_are_skipped
 from unrolled.engines.torch_ops.outside_transforms import run_outside_transforms
 
 
@@ -41,7 +41,7 @@ def exclude_unused_states(
     if all_complete(specs) or all(r is None or bool(r.isfinite().all()) for r in results):
         return results
     used = [grad if bool(grad.any()) else None for grad in grads]
-    if all(grad is not None for grad in used):
+    if all(grad is not None for grad in used) and not states_are_skipped(specs, used):
         return results
     axes: list[int | None] = [1]
     for spec in specs:
