@@ -27,7 +27,7 @@ from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
-from unrolled.engines.compiler.views import resolve_views
+from unrolled.engines.compiler.views import needs_copy, resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -299,6 +299,11 @@ class CompiledCell:
             self._ops_by_need[needed] = self._bulk_ops(required, gradients)
         return self._ops_by_need[needed]
 
+    @lazy_property
+    def _copied_gradients(self) -> list[bool]:
+        """For each parameter, whether its gradient would share elements with itself or another gradient."""
+        return needs_copy(self.captured.grad_params, self._in_loops)
+
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
         runner = self.backend.bulk_runner(self.dtype)
         return BulkOps(nodes, results, self._in_loops, self.dtype, runner, self.device)
@@ -380,18 +385,13 @@ class CompiledCell:
         if captured.grad_output not in self._read_after_loop:
             del values[captured.grad_output]  # frees its copy, if there is one
         self._ops_for_gradients(needed)(values, rows)
-        *nodes, grad_x = [
-            node if flag else None
-            for node, flag in zip((*captured.grad_params, captured.grad_x), needed, strict=True)
+        roles = zip((*captured.grad_params, captured.grad_x), needed, strict=True)
+        *gradients, grad_x = [values[node] if node is not None and flag else None for node, flag in roles]
+        grad_params = [
+            grad.clone(memory_format=torch.contiguous_format) if grad is not None and copied else grad
+            for grad, copied in zip(gradients, self._copied_gradients, strict=True)
         ]
-        grad_params: list[Tensor | None] = []
-        seen: set[fx.Node] = set()
-        for node in nodes:
-            is_duplicate = node in seen  # parameters with the same gradient need separate tensors
-            grad = None if node is None else values[node].clone() if is_duplicate else values[node]
-            grad_params.append(grad)
-            seen |= {node} if node is not None else set()
-        return grad_params, None if grad_x is None else materialize(values[grad_x])
+        return grad_params, materialize(grad_x)
 
 
 def _required(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
