@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
@@ -62,8 +63,11 @@ class CompiledCell:
                 raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
+        quantized = any(name == QuantizedWrapper.stored_name for name, _ in cell._wrapper_spec)
+        if quantized:
+            self._training_error = "weights in fewer bits are for inference"
         try:
-            self.captured = stored or capture(cell, dtype)
+            self.captured = stored or capture(cell, dtype, training=not quantized)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)

@@ -18,7 +18,7 @@ from unrolled.engines.compiler.ir import is_batched, width
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.native.call_arguments import CallArguments, Strategy
-from unrolled.engines.native.kernel_spec import KernelSpec
+from unrolled.engines.native.kernel_spec import WEIGHT_FORMATS, KernelSpec
 from unrolled.engines.native.launch_observer import current_observer
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
@@ -103,6 +103,10 @@ class Kernel:
         self.spec = spec
         log.emit.info("a loop in %s\n%s", dtype, spec.source)
         self._products = products(dtype)
+        formats = {WEIGHT_FORMATS[pack.dtype] for pack in spec.packs if pack.dtype in WEIGHT_FORMATS}
+        for number in formats:
+            self._products.load_format(number)
+        self._has_formats = bool(formats)
         self._library = library = build.load(spec.source)  # keep it loaded for as long as the kernel exists
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
@@ -111,7 +115,8 @@ class Kernel:
         sums = [len(pack.products) * pack.width for pack in spec.packs]
         weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
         self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)
-        self._weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
+        sizes = [count * pack.lines * dtype.itemsize for pack, count in zip(spec.packs, sums, strict=True)]
+        self._weight_bytes = sum(n for n, hoisted in zip(sizes, is_hoisted, strict=True) if not hoisted)
         elements = sum(width(node) for node in partition.loop if is_batched(node))
         self._work = sum(weights) + 5 * elements  # per row; computing an element counts as five multiply-adds
         self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
@@ -250,7 +255,7 @@ class Kernel:
         """Return for each group of packed matrices the index of its pointer, and its number of elements."""
         lanes = self._products.lanes
         return [
-            (index, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
+            (index, -(-pack.width // lanes) * lanes * len(pack.products) * pack.lines)
             for index, (kind, pack) in enumerate(self.spec.pointers)
             if kind == "pack"
         ]
@@ -260,13 +265,14 @@ class Kernel:
     ) -> CallArguments:
         """Return the arguments of a call, and choose how its threads share the work."""
         steps, rows, tuning = layout.steps, layout.batch, constants()
-        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
+        # A scale of a column depends on all of its terms, but a matrix that isn't kept is packed in blocks of terms.
+        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed and not self._has_formats
         work = self._work * rows
         enough_without_sync = layout.starts is None and work * steps > tuning["MIN_WORK_WITHOUT_SYNC"]
         by_rows = (
             enough_without_sync
             and threads > 1
-            and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]
+            and self._weight_bytes <= tuning["MAX_SHARED_WEIGHTS"]
             and rows >= threads * (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1)
         )
         columnwise = enough_without_sync and self.spec.columnwise
