@@ -387,7 +387,10 @@ class Recurrent(CellModule):
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [self.cell.__name__] if type(self) is Recurrent else []
-        return ", ".join(parts + argument_checks.changed_arguments(self, self._special_options()))
+        parts += argument_checks.changed_arguments(self, self._special_options())
+        if self.weight_storage is not None:
+            parts.append(f"weights={self.weight_storage.weights!r}")
+        return ", ".join(parts)
 
     def _special_options(self) -> dict[str, Any]:
         """Return the cell's options that differ from their defaults, for the repr."""
