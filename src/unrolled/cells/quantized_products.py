@@ -83,19 +83,20 @@ def quantized_mm(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tenso
     NaN gives NaN. In bfloat16 or float16, only the matrix is rounded, and the product is that of float32.
 
     Args:
-        x: The values, ``(batch, k)``, in float32.
-        matrix: The matrix, ``(k, n)``, in float32.
+        x: The values, ``(batch, k)``. They are computed in float32, and so is the matrix.
+        matrix: The matrix, ``(k, n)``.
         weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
         scale: A fixed scale of the values, for int8. 0: each row has its own.
     """
+    dtype, x, matrix = x.dtype, x.float(), matrix.float()
     if weights != "int8":
-        return x @ round_weights(matrix, FORMATS[weights])
+        return (x @ round_weights(matrix, FORMATS[weights])).to(dtype)
     x_scales, inverse = row_scales(x, scale)
     rows = torch.nan_to_num(x * inverse).round().clamp(-_LARGEST, _LARGEST)
     scales = weight_scales(matrix, 0)
     # Sums of whole numbers are exact in float64.
     sums = rows.double() @ quantize_weights(matrix, scales).double()
-    return sums.float() * scales * x_scales
+    return (sums.float() * scales * x_scales).to(dtype)
 
 
 @quantized_mm.register_fake

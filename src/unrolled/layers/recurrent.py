@@ -325,12 +325,19 @@ class Recurrent(CellModule):
         """Whether the layer has no regularization and starts from zeros."""
         return self._noise is None and self.initial_state == "zeros"
 
-    def check_no_regularization(self, what: str) -> None:
-        """Raise ValueError if dropout over time or zoneout is active.
+    def check_only_step(self, what: str) -> None:
+        """Raise ValueError if a time step isn't just the cell's step: if dropout over time or zoneout is active.
+
+        The products of quantized weights differ from those of the step, too.
 
         Args:
             what: The operation that doesn't support them, for the error message.
         """
+        if self.weight_storage is not None:
+            raise ValueError(
+                f"{self._label}: {what} doesn't support weights in {self.weight_storage.weights}. Pass the float "
+                "layer instead"
+            )
         if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
                 f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "
