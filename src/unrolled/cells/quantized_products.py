@@ -1,4 +1,4 @@
-"""Matrix products with weights in fewer bits: their definition in torch, and the mode that puts them into a step."""
+"""Matrix products with weights in fewer bits: their definition, and the mode that puts them into a step."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quantize_weights(weights: Tensor, scales: Tensor) -> Tensor:
 
 
 def round_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights in float32, rounded to bfloat16 or float16. Those too large for float16 become ±65504."""
+    """Return weights in float32, rounded to bfloat16 or float16, where values beyond ±65504 become ±65504."""
     if dtype is torch.float16:
         weights = weights.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16)
     return weights.to(dtype).to(torch.float32)
@@ -104,7 +104,7 @@ def _(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tensor:
     return x.new_empty(x.shape[0], matrix.shape[1])
 
 
-class ProductMode(TorchDispatchMode):
+class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Call :meth:`product` for each matrix product of values of the batch by weights.
 
     A product counts if its first factor depends on the input or a state, and its second one doesn't.
@@ -117,7 +117,7 @@ class ProductMode(TorchDispatchMode):
     _INPUT, _STATE = 1, 2
 
     def __init__(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sources = {id(x): self._INPUT, **{id(state): self._STATE for state in states}}
         self._alive: list[Any] = [x, states]  # as long as the tensors exist, Python can't reuse their ids
 
@@ -168,14 +168,14 @@ class ProductMode(TorchDispatchMode):
         if len(args) < 3:
             return product
         alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
-        added = args[0] if beta == 1 else args[0] * beta
+        added: Tensor = args[0] if beta == 1 else args[0] * beta
         return added + (product if alpha == 1 else product * alpha)
 
 
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
 
-class QuantizedProducts(ProductMode):
+class QuantizedProducts(ProductMode):  # type: ignore[no-untyped-call]
     """Compute the products of a step with weights in fewer bits.
 
     Args:
@@ -202,4 +202,5 @@ class QuantizedProducts(ProductMode):
         scale = next(self._scales, 0.0)
         if not from_state and not self._quantize_input:
             return x @ matrix
-        return quantized_mm(x, matrix, self._weights, scale)
+        product: Tensor = quantized_mm(x, matrix, self._weights, scale)
+        return product

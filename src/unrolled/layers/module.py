@@ -136,8 +136,8 @@ class CellModule(nn.Module):
         cell, parameters = self._cells[suffix], self._parameters
         if self.training and self.weight_storage is not None:
             raise InputError(
-                f"{self._label} has weights in {self.weight_storage.weights}, which are for inference, but is in "
-                "training mode: call .eval(), or train the float model and quantize it again"
+                f"{self._label} has weights in {self.weight_storage.weights}, which are for inference, but "
+                "it is in training mode: call .eval(), or train the float model and quantize it again"
             )
         tensors = {}
         for name, full_name, shape in self._named[suffix]:
@@ -246,13 +246,29 @@ class CellModule(nn.Module):
                 + (f", or convert model: model.to({tensor.dtype})" if convertible else "")
             )
 
+    def check_float(self, what: str) -> None:
+        """Raise ValueError if the module is quantized.
+
+        Args:
+            what: The operation that doesn't support it, for the error message.
+        """
+        if self.weight_storage is not None:
+            raise ValueError(
+                f"{self._label}: {what} doesn't support weights in {self.weight_storage.weights}. Pass the "
+                "float module instead"
+            )
+
+    def _storage_arguments(self) -> list[str]:
+        """Return the format of the weights of a quantized module, for its repr."""
+        return [] if self.weight_storage is None else [f"weights={self.weight_storage.weights!r}"]
+
     def _check_no_gradients(self, *tensors: Tensor) -> None:
         """Raise InputError if a call of a quantized module should record gradients."""
         if torch.is_grad_enabled() and any(v.requires_grad for v in (*tensors, *self.parameters())):
             assert self.weight_storage is not None
             raise InputError(
-                f"{self._label} has weights in {self.weight_storage.weights}, which have no gradients: call it in "
-                "torch.no_grad()"
+                f"{self._label} has weights in {self.weight_storage.weights}, which have no gradients: "
+                "call it in torch.no_grad()"
             )
 
     def _run(

@@ -326,18 +326,14 @@ class Recurrent(CellModule):
         return self._noise is None and self.initial_state == "zeros"
 
     def check_only_step(self, what: str) -> None:
-        """Raise ValueError if a time step isn't just the cell's step: if dropout over time or zoneout is active.
+        """Raise ValueError if a time step isn't just the step of the cell, as written.
 
-        The products of quantized weights differ from those of the step, too.
+        Dropout over time, zoneout and quantized weights change it.
 
         Args:
             what: The operation that doesn't support them, for the error message.
         """
-        if self.weight_storage is not None:
-            raise ValueError(
-                f"{self._label}: {what} doesn't support weights in {self.weight_storage.weights}. Pass the float "
-                "layer instead"
-            )
+        self.check_float(what)
         if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
                 f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "
@@ -395,9 +391,7 @@ class Recurrent(CellModule):
         """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [self.cell.__name__] if type(self) is Recurrent else []
         parts += argument_checks.changed_arguments(self, self._special_options())
-        if self.weight_storage is not None:
-            parts.append(f"weights={self.weight_storage.weights!r}")
-        return ", ".join(parts)
+        return ", ".join(parts + self._storage_arguments())
 
     def _special_options(self) -> dict[str, Any]:
         """Return the cell's options that differ from their defaults, for the repr."""

@@ -124,9 +124,7 @@ class SingleStep(CellModule):
             parts.append("bias=False")
         defaults, options = self.cell.options(), self.chosen_options()
         parts += [f"{name}={options[name]}" for name in defaults if options[name] != defaults[name]]
-        if self.weight_storage is not None:
-            parts.append(f"weights={self.weight_storage.weights!r}")
-        return ", ".join(parts)
+        return ", ".join(parts + self._storage_arguments())
 
     def _initial_states(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _LARGEST = 127
 
 
 def calibrate(
-    module: nn.Module, layers: dict[str, CellModule], batches: Iterable[Any]
+    module: nn.Module, layers: Mapping[str, CellModule], batches: Iterable[Any]
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """Return fixed scales of the values that enter the products of each layer.
 
@@ -42,15 +42,18 @@ def calibrate(
         )
     with _observed(layers) as maxima, torch.no_grad(), engine("reference"):
         count = 0
-        for count, batch in enumerate(batches, 1):  # noqa: B007  # the number of batches is needed
-            _run(module, batch, f"calibration batch {count - 1}")
+        for batch in batches:
+            _run(module, batch, f"calibration batch {count}")
+            count += 1
     if not count:
         raise ValueError("calibration has no batches: pass at least one input of the module")
     for name, cells in maxima.items():
         if not all(torch.isfinite(torch.tensor(values)).all() for values in cells.values()):
             raise ValueError(f"{name or 'the layer'} computes infinite values or NaN in calibration")
         if not all(cells.values()):
-            raise ValueError(f"no calibration batch runs {name or 'the layer'}: add it to keep, or add batches")
+            raise ValueError(
+                f"no calibration batch runs {name or 'the layer'}: add it to keep, or add batches"
+            )
     return {
         name: {suffix: tuple(value / _LARGEST for value in values) for suffix, values in cells.items()}
         for name, cells in maxima.items()
@@ -70,7 +73,7 @@ def _run(module: nn.Module, batch: Any, label: str) -> None:
 
 
 @contextmanager
-def _observed(layers: dict[str, CellModule]) -> Iterator[dict[str, dict[str, list[float]]]]:
+def _observed(layers: Mapping[str, CellModule]) -> Iterator[dict[str, dict[str, list[float]]]]:
     """Record the largest value of each product of each cell."""
     maxima: dict[str, dict[str, list[float]]] = {}
     own_cells = {name: layer._cells for name, layer in layers.items()}
@@ -104,7 +107,7 @@ class _ObservedCell(CellWrapper):
             return self.inner_step(x, *states)
 
 
-class _Maxima(ProductMode):
+class _Maxima(ProductMode):  # type: ignore[no-untyped-call]
     def __init__(self, x: Tensor, states: tuple[Tensor, ...], maxima: list[float]) -> None:
         super().__init__(x, states)
         self._maxima, self._position = maxima, 0

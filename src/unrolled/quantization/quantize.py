@@ -51,8 +51,8 @@ def quantize(
 
     Weights that other operations read, too, such as those that multiply a state element by element, stay in
     float32. The copy is used like the original: in :class:`unrolled.Stream` and :class:`unrolled.frozen`, for
-    instance. Its weights stay packed between calls. Its state dict contains the weights in fewer bits, in int8
-    together with their scales, and loads those of the original, too.
+    instance. Its weights stay packed between calls. Its state dict contains the weights in fewer bits, and
+    their scales. It can also load the state dict of the original.
 
     Args:
         module: A layer or a model in eval mode, in float32. It isn't changed.
@@ -81,7 +81,9 @@ def quantize(
     for name in kept:
         if not any(_is_inside(layer, name) for layer in layers):
             known = ", ".join(map(repr, layers)) or "none"
-            raise ValueError(f"keep names {name!r}, which is no recurrent layer; the recurrent layers are {known}")
+            raise ValueError(
+                f"keep names {name!r}, which is no recurrent layer; the recurrent layers are {known}"
+            )
     layers = {name: one for name, one in layers.items() if not any(_is_inside(name, k) for k in kept)}
     storages = {}
     for name, layer in layers.items():
@@ -130,7 +132,9 @@ def _is_inside(layer: str, name: str) -> bool:
 def _check_layer(name: str, layer: CellModule) -> None:
     """Raise ValueError if a layer can't be quantized."""
     if layer.weight_storage is not None:
-        raise ValueError(f"{name} has weights in {layer.weight_storage.weights} already: quantize the float model")
+        raise ValueError(
+            f"{name} has weights in {layer.weight_storage.weights} already: quantize the float model"
+        )
     if layer.training:
         raise ValueError(f"{name} is in training mode: call .eval() on the model before quantize")
     if layer.input_size == 0:
@@ -140,11 +144,13 @@ def _check_layer(name: str, layer: CellModule) -> None:
             parameter = layer._parameters.get(full_name)
             if parameter is None:
                 raise ValueError(
-                    f"{name}.{full_name} is computed in each call: remove the parametrization or pruning first, or "
-                    "add the layer to keep"
+                    f"{name}.{full_name} is computed in each call: remove the parametrization or pruning "
+                    "first, or add the layer to keep"
                 )
             if parameter.dtype is not torch.float32:
-                raise ValueError(f"{name}.{full_name} is in {parameter.dtype}: convert the model with .float()")
+                raise ValueError(
+                    f"{name}.{full_name} is in {parameter.dtype}: convert the model with .float()"
+                )
             if not parameter.is_cpu:
                 raise ValueError(f"{name}.{full_name} is on {parameter.device}: move the model with .cpu()")
             if not torch.isfinite(parameter).all():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.single_step import SingleStep
 
@@ -38,9 +39,9 @@ class QuantizationReport:
     """The cost of quantization for batches of data.
 
     Attributes:
-        layers: For each quantized layer its states by name. Each layer gets the input that it has in the float
-            model, so its error is its own. Single-step cells and packed inputs have only the output, ``"h"``
-            or what the first state is called.
+        layers: For each quantized layer its states by name, such as ``"h"``, or ``"h_l1_reverse"`` if it is
+            stacked or bidirectional. Each layer gets the input that it has in the float model, so its
+            error is its own. Of packed inputs, it has only the output.
         output: The error of the module's first output, with all layers quantized. Its time axis is that of
             the calls, since the module's own isn't known.
         limit: The relative error from which a layer suffers.
@@ -74,7 +75,9 @@ class QuantizationReport:
             lines.append(f"score: {before:.6g} in float32, {after:.6g} quantized{change}")
         if self.suffering:
             names = ", ".join(map(repr, self.suffering))
-            lines.append(f"relative error above {self.limit:.0%}: {names}. To keep them in float32: keep=[{names}]")
+            lines.append(
+                f"relative error above {self.limit:.0%}: {names}. To keep them in float32: keep=[{names}]"
+            )
         return "\n".join(lines)
 
 
@@ -126,7 +129,9 @@ class ReportFunction:
         """
         reference = self._reference if reference is None else reference
         if reference is None:
-            raise ValueError("a copy of a quantized module doesn't know the float model: pass reference=model")
+            raise ValueError(
+                "a copy of a quantized module doesn't know the float model: pass reference=model"
+            )
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             raise TypeError(
                 f"batches should be a list of inputs of the module, got {type(batches).__name__}: write [x]"
@@ -164,7 +169,9 @@ class ReportFunction:
         steps = dict.fromkeys(self._layers, 0)
         for name, (args, kwargs), result in calls:
             layer = self._module.get_submodule(name)
-            for state, (found, right) in _states(layer, args, kwargs, result, reference.get_submodule(name)).items():
+            for state, (found, right) in _states(
+                layer, args, kwargs, result, reference.get_submodule(name)
+            ).items():
                 errors = layers[name].setdefault(state, _Errors())
                 errors.add(found, right, first_step=steps[name])
             if isinstance(layer, SingleStep):
@@ -200,28 +207,32 @@ def _unpacked(value: Any) -> Any:
 def _states(
     layer: nn.Module, args: Any, kwargs: Any, result: Any, reference: nn.Module
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the states of a quantized layer and of the float one for the same call, with time as first axis."""
+    """Return the states of a quantized layer and of the float one in a call, with time as first axis."""
     assert isinstance(layer, (Recurrent, SingleStep))
     names = list(layer._first.state)
     if isinstance(layer, SingleStep):
         found, right = layer(*args, **kwargs), result
-        pairs = zip(*(value if isinstance(value, tuple) else (value,) for value in (found, right)), strict=True)
+        pairs = zip(
+            *(value if isinstance(value, tuple) else (value,) for value in (found, right)), strict=True
+        )
         return {name: (a.unsqueeze(0), b.unsqueeze(0)) for name, (a, b) in zip(names, pairs, strict=True)}
-    x = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
-    if isinstance(x, nn.utils.rnn.PackedSequence) or not isinstance(reference, Recurrent):
-        return {names[0]: (_in_time(layer, x, layer(*args, **kwargs)), _in_time(layer, x, result))}
-    kwargs = {**kwargs, "all_states": True}
-    found, right = layer(*args, **kwargs)[2], reference(*args, **kwargs)[2]
-    axis = 2 if layer.batch_first and x.dim() == 3 else 1
-    return {name: (found[name].movedim(axis, 0), right[name].movedim(axis, 0)) for name in names}
-
-
-def _in_time(layer: Recurrent, x: Any, result: Any) -> Tensor:
-    """Return the output of a layer with time as first axis. That of a packed input counts as one step."""
-    output = result[0]
-    if isinstance(output, nn.utils.rnn.PackedSequence):
-        return output.data.unsqueeze(0)
-    return output.transpose(0, 1) if layer.batch_first and x.dim() == 3 else output  # type: ignore[no-any-return]
+    named = {**dict(zip(("x", "state"), args, strict=False)), **kwargs, "all_states": True}
+    x, state = named.pop("input", named.get("x")), named.pop("hx", named.get("state"))
+    options = {name: value for name, value in named.items() if name not in ("x", "state")}
+    if isinstance(
+        x, nn.utils.rnn.PackedSequence
+    ):  # its rows at each time aren't separated: they count as one step
+        found, right = layer(*args, **kwargs)[0], result[0]
+        return {names[0]: (found.data.unsqueeze(0), right.data.unsqueeze(0))}
+    found = Recurrent.forward(layer, x, state, **options)[2]
+    right = Recurrent.forward(as_recurrent(reference), x, state, **options)[2]
+    axis = 1 if layer.batch_first and x.dim() == 3 else 0
+    suffixes = list(layer._cells) if len(layer._cells) > 1 else [""]
+    return {
+        f"{name}{suffix}": (found[name][k].movedim(axis, 0), right[name][k].movedim(axis, 0))
+        for k, suffix in enumerate(suffixes)
+        for name in names
+    }
 
 
 @dataclass

@@ -20,7 +20,7 @@ from unrolled.cells.quantized_products import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Storage:
     """How the weights of a module are stored.
 
@@ -87,7 +87,7 @@ def stored_dims(cell: Cell, quantize_input: bool) -> tuple[dict[str, int], int]:
     return {name: dim for name, dim in uses.dims.items() if name not in uses.others}, uses.products
 
 
-class _WeightUses(ProductMode):
+class _WeightUses(ProductMode):  # type: ignore[no-untyped-call]
     """Record how a step uses its parameters.
 
     Args:
@@ -133,7 +133,10 @@ class _WeightUses(ProductMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._read = set()
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        read, results = self._read, [_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        read, results = (
+            self._read,
+            [_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)],
+        )
         for leaf in tree_leaves((args, kwargs or {})):
             name = self._names.get(_memory(leaf)) if isinstance(leaf, Tensor) else None
             is_view = bool(results) and all(self._names.get(memory) == name for memory in results)

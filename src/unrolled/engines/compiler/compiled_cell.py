@@ -58,16 +58,12 @@ class CompiledCell:
         self._name = type(cell.innermost).__name__
         self._training_error: str | None = None
         self.digest = step_values(cell).digest
-        for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
-            if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
-                raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
-        quantized = any(name == QuantizedWrapper.stored_name for name, _ in cell._wrapper_spec)
-        if quantized:
+        if QuantizedWrapper.stored_name in dict(cell._wrapper_spec):
             self._training_error = "weights in fewer bits are for inference"
         try:
-            self.captured = stored or capture(cell, dtype, training=not quantized)
+            self.captured = stored or capture(cell, dtype, training=self._training_error is None)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)

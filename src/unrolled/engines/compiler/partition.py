@@ -9,7 +9,14 @@ import torch
 from torch import fx
 
 from unrolled.engines.compiler.capture import CapturedStep
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents, inputs_of, is_batched, is_product
+from unrolled.engines.compiler.ir import (
+    BATCH_SYMBOL,
+    ancestors,
+    dependents,
+    inputs_of,
+    is_batched,
+    is_product,
+)
 
 aten = torch.ops.aten
 

@@ -265,7 +265,7 @@ class Kernel:
     ) -> CallArguments:
         """Return the arguments of a call, and choose how its threads share the work."""
         steps, rows, tuning = layout.steps, layout.batch, constants()
-        # A scale of a column depends on all of its terms, but a matrix that isn't kept is packed in blocks of terms.
+        # Scales of columns depend on all of their terms, but in each step blocks of terms are packed.
         pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed and not self._has_formats
         work = self._work * rows
         enough_without_sync = layout.starts is None and work * steps > tuning["MIN_WORK_WITHOUT_SYNC"]

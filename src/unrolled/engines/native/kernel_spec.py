@@ -11,7 +11,6 @@ from torch import fx
 from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import Product
 
-
 WEIGHT_FORMATS = {torch.int8: 1, torch.bfloat16: 2, torch.float16: 3}
 """The numbers of formats with fewer bits than the kernel's dtype, as ``WeightFormat`` in products.h."""
 
@@ -37,7 +36,7 @@ class Pack:
 
     @property
     def lines(self) -> int:
-        """Number of elements of the kernel's dtype that a packed column takes; ``packed_lines`` in products.h."""
+        """Number of elements that a packed column takes, see ``packed_lines`` in products.h."""
         match self.dtype:
             case torch.int8:
                 return 2 + -(-self.depth // 4)
