@@ -4,9 +4,9 @@
     python benchmarks/quantized.py --hidden 512 --batch 1 --threads 1
 
 Each row times blocks of calls in turn, with a pause before each block, because the threads of other runtimes
-wait actively for some time after a call. Ratios above 1 mean that our int8 is faster. The reading limit is one
-pass over as many bytes as the recurrent weights have in int8, for each step: no loop that reads its weights in
-each step is faster on one thread.
+wait actively for some time after a call. Ratios above 1 mean that our int8 is faster. The reading limit is a
+pass over as many bytes as the recurrent weights have in int8, for each step: no loop that reads its weights
+in each step is faster on one thread.
 """
 
 from __future__ import annotations

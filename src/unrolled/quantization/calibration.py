@@ -62,7 +62,7 @@ def calibrate(
 
 def _run(module: nn.Module, batch: Any, label: str) -> None:
     """Run the module on a batch."""
-    arguments = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    arguments = tuple(batch) if type(batch) in (tuple, list) else (batch,)
     for tensor in tree_leaves(arguments):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{label} contains NaN or infinity")

@@ -140,7 +140,7 @@ class ReportFunction:
         layers: dict[str, dict[str, _Errors]] = {name: {} for name in self._layers}
         with torch.no_grad():
             for batch in batches:
-                arguments = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+                arguments = tuple(batch) if type(batch) in (tuple, list) else (batch,)
                 self._compare(reference, arguments, output, layers)
         if not output.count:
             raise ValueError("there are no batches: pass at least one input of the module")
