@@ -116,6 +116,10 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     _INPUT, _STATE = 1, 2
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler, which takes more than a second
+
     def __init__(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sources = {id(x): self._INPUT, **{id(state): self._STATE for state in states}}

@@ -170,10 +170,10 @@ def _storage(layer: CellModule, weights: str, quantize_input: bool) -> Storage |
         assert parameter is not None
         if weights == "int8" and parameter.shape[dim] > MAX_TERMS:
             raise ValueError(f"{name} has sums of {parameter.shape[dim]} products, int8 supports {MAX_TERMS}")
-        if weights == "float16" and float(parameter.abs().max()) > _LARGEST_FLOAT16:
+        largest = float(parameter.detach().abs().max())
+        if weights == "float16" and largest > _LARGEST_FLOAT16:
             raise ValueError(
-                f"{name} has values up to {float(parameter.abs().max()):.3g}, but float16 ends at "
-                f"{_LARGEST_FLOAT16}: use bfloat16"
+                f"{name} has values up to {largest:.3g}, but float16 ends at {_LARGEST_FLOAT16}: use bfloat16"
             )
     return Storage(weights, dims) if count else None
 
