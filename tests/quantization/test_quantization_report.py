@@ -28,6 +28,7 @@ class Tagger(nn.Module):
         return h
 
 
+@pytest.mark.slow
 def test_errors_of_layers_are_their_own() -> None:
     """The numbers are those of the definition, and each layer gets the input of the float model."""
     model, batches = Tagger().eval(), [torch.randn(3, 7, 6), torch.randn(2, 4, 6)]
@@ -85,6 +86,7 @@ def test_score() -> None:
     assert "in float32" in str(report)
 
 
+@pytest.mark.slow
 def test_stacked_layers_of_torch_and_packed_inputs() -> None:
     model = nn.LSTM(5, 6, num_layers=2, bidirectional=True).eval()
     quantized, x = ur.quantize(model), torch.randn(8, 3, 5)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER
+from helpers.sampling import sample
 
 FORMATS = ["int8", "bfloat16", "float16"]
+SAMPLED = sample(FORMATS, fast=["int8"])
 LIMITS = {"int8": 0.03, "bfloat16": 0.01, "float16": 0.002}  # relative error of an output
 
 
@@ -49,7 +51,7 @@ def relative(found: Tensor, right: Tensor) -> float:
     return float((found - right).detach().norm() / right.detach().norm())
 
 
-@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("weights", SAMPLED)
 def test_a_whole_model(weights: str) -> None:
     original, x = model(), tokens()
     before = copy.deepcopy(original.state_dict())
@@ -65,7 +67,7 @@ def test_a_whole_model(weights: str) -> None:
     assert isinstance(quantized.rnn, ur.GRU)
 
 
-@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("weights", SAMPLED)
 def test_state_dicts_are_small_and_load(weights: str) -> None:
     quantized, other, x = ur.quantize(model(), weights), ur.quantize(model(), weights), tokens()
     state = quantized.state_dict()
@@ -80,6 +82,7 @@ def test_state_dicts_are_small_and_load(weights: str) -> None:
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_the_original_loads() -> None:
     original, x = model(), tokens()
     quantized = ur.quantize(model())
@@ -107,7 +110,7 @@ def test_copies(duplicate: Callable[[Any], Any]) -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("weights", SAMPLED)
 def test_streams_frozen_blocks_and_steps_have_the_same_bits(weights: str) -> None:
     quantized = ur.quantize(ur.LSTM(9, 14, num_layers=2).eval(), weights)
     x = torch.randn(11, 3, 9)
@@ -142,6 +145,7 @@ def test_weights_stay_packed_between_calls() -> None:
         assert a.shape == b.shape
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_other_calls() -> None:
     """Options, packed sequences, learned states, projections and zoneout."""
@@ -162,6 +166,7 @@ def test_other_calls() -> None:
                 assert relative(call(quantized), call(layer)) < 0.03
 
 
+@pytest.mark.slow
 def test_layers_that_are_kept() -> None:
     original, x = model(), tokens()
     quantized = ur.quantize(original, keep=["rnn"])
@@ -174,6 +179,7 @@ def test_layers_that_are_kept() -> None:
     assert ur.quantize(nested, keep="a")["a"].rnn.weight_storage is None
 
 
+@pytest.mark.slow
 def test_products_of_the_input_stay_in_float32() -> None:
     original = ur.GRU(40, 30).eval()
     x = torch.randn(20, 3, 40)
@@ -184,6 +190,7 @@ def test_products_of_the_input_stay_in_float32() -> None:
     assert relative(quantized(x)[0], expected) < relative(ur.quantize(original)(x)[0], expected)
 
 
+@pytest.mark.slow
 def test_calibration_fixes_the_scales() -> None:
     """The scales are those of the largest values, and values beyond them are clipped."""
     layer = ur.LSTM(12, 16).eval()
@@ -202,6 +209,7 @@ def test_calibration_fixes_the_scales() -> None:
     assert torch.allclose(clipped, inside, atol=0.02)  # values beyond the range count as its ends
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_calibrated_layers_run_on_the_native_engine() -> None:
     layer, x = ur.GRU(7, 20, num_layers=2).eval(), torch.randn(9, 3, 7)
@@ -212,6 +220,7 @@ def test_calibrated_layers_run_on_the_native_engine() -> None:
         assert relative(quantized(x)[0], expected) < 0.005
 
 
+@pytest.mark.slow
 def test_compiled_and_exported_models() -> None:
     quantized, x = ur.quantize(ur.LSTM(4, 6).eval()), torch.randn(5, 2, 4)
     expected = quantized(x)[0]
@@ -219,6 +228,7 @@ def test_compiled_and_exported_models() -> None:
     assert torch.equal(torch.export.export(quantized, (x,)).module()(x)[0], expected)
 
 
+@pytest.mark.slow
 def test_other_dtypes() -> None:
     layer, x = ur.GRU(4, 6).eval(), torch.randn(5, 2, 4)
     quantized, expected = ur.quantize(layer), layer(x)[0]
