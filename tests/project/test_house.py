@@ -27,6 +27,7 @@ PACKAGES = {
     "export": {"cells", "engines", "layers"},
     "inference": {"engines", "layers"},
     "io": {"cells", "layers"},
+    "quantization": {"cells", "engines", "inference", "layers"},
     "tracing": {"cells", "engines", "layers"},
     "diagram": {"cells", "equations", "tracing"},
     "plot": {"cells", "tracing"},

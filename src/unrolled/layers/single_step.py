@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class SingleStep(CellModule):
         TypeError: If an argument has the wrong type or an option is unknown.
         ValueError: If an argument or option has an invalid value.
     """
+
+    _packed: Callable[[Any, Any], Any] | None = None  # set by unrolled.quantize
 
     def __init__(
         self,
@@ -80,6 +83,10 @@ class SingleStep(CellModule):
             return record_call(self, x, state, {})
         if torch.compiler.is_compiling():
             return self._run_unplanned(x, state)
+        if self._packed is not None:
+            result = self._packed(x, state)
+            if result is not None:
+                return result
         result = self._run_planned(x, state)
         if result is None:
             result = self._run_unplanned(x, state)
@@ -118,7 +125,7 @@ class SingleStep(CellModule):
             parts.append("bias=False")
         defaults, options = self.cell.options(), self.chosen_options()
         parts += [f"{name}={options[name]}" for name in defaults if options[name] != defaults[name]]
-        return ", ".join(parts)
+        return ", ".join(parts + self._storage_arguments())
 
     def _initial_states(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:

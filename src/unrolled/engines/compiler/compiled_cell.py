@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
@@ -55,15 +56,13 @@ class CompiledCell:
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
         self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
-        self._training_error: str | None = None
+        quantized = QuantizedWrapper.stored_name in dict(cell._wrapper_spec)
+        self._training_error = "weights in fewer bits are for inference" if quantized else None
         self.digest = step_values(cell).digest
-        for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
-            if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
-                raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
         try:
-            self.captured = stored or capture(cell, dtype)
+            self.captured = stored or capture(cell, dtype, training=not quantized)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
@@ -78,16 +77,16 @@ class CompiledCell:
         self._states_only = self._forward.states_only()
         if stored is None:
             self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
-            if self._training_error is None and entry.is_storable:
-                self._save(entry)
+            if entry.is_storable and (quantized or self._training_error is None):
+                self._save(entry, quantized)
 
-    def _save(self, entry: CaptureEntry) -> None:
+    def _save(self, entry: CaptureEntry, inference_only: bool) -> None:
         """Store the captured step for other processes, if all loops can be generated.
 
         If not, each process captures the step, so that the error can name the line of an operation.
         """
         try:
-            self._generated_for_training  # noqa: B018
+            inference_only or self._generated_for_training  # noqa: B018
         except UnsupportedError:
             return
         entry.save(self.captured)

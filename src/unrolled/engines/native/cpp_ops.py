@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from unrolled.engines.compiler.generated_code import check_supported
+from unrolled.engines.compiler.ir import is_quantized
 from unrolled.engines.compiler.kernel_ir import Apply
 from unrolled.engines.compiler.lowering.dtypes import round_to_float32
 
@@ -93,6 +94,8 @@ def check(node: fx.Node) -> None:
     Raises:
         UnsupportedError: If it doesn't. The message names the operation and its line in the step.
     """
+    if is_quantized(node):
+        return
     check_supported(node, _SUPPORTED, CPP_REDUCTIONS, "by the compiler", "native/cpp_ops.py has no C++")
 
 

@@ -34,8 +34,20 @@ class Products:
             *(ctypes.cast(f, ctypes.c_void_p) for f in (pool.thread_pool_run, pool.thread_pool_scratch))
         )
         self.lanes: int = library.lanes()
+        self._library, self._formats = library, set[int]()
         self._run_bulk = library.run_bulk
         self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+
+    def load_format(self, number: int) -> None:
+        """Load the products with matrices in a format with fewer bits, ``WeightFormat`` in products.h."""
+        if number in self._formats:
+            return
+        library = build.load(
+            f"using T = float;\nconstexpr int FORMAT = {number};\n{cpp_files.read('quantized_products.cpp')}"
+        )
+        library.quantized_products.restype = ctypes.c_void_p
+        self._library.set_format(number, ctypes.c_void_p(library.quantized_products()))
+        self._formats.add(number)
 
     def run_bulk(self, operations: array.array[int]) -> None:
         """Run matrix products and sums of columns, one after another.
