@@ -280,6 +280,9 @@ class InterpreterBackend:
     def __init__(self) -> None:
         self.kernels: list[KernelIR] = []
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         return None if dtype in self.dtypes else f"{dtype} is not supported"
 

@@ -88,9 +88,10 @@ def dot(
 ) -> Tensor:
     assert a.dim() == b.dim() == 2, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
     assert min(*a.shape, *b.shape) >= _SMALLEST_FACTOR, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
-    assert a.dtype == b.dtype == out_dtype
+    assert a.dtype == b.dtype
+    assert out_dtype == (torch.float32 if a.dtype in (torch.float16, torch.bfloat16) else a.dtype)
     assert input_precision in ("tf32", "tf32x3", "ieee")
-    product = a @ b
+    product = a.to(out_dtype) @ b.to(out_dtype)
     if acc is None:
         return product
     assert acc.shape == product.shape
@@ -189,7 +190,8 @@ def _language() -> types.ModuleType:
         program_id=lambda axis: torch.tensor([[_program.number]], dtype=torch.int32),
         debug_barrier=lambda: None,
         constexpr=lambda value: value,
-        **{name: getattr(torch, name) for name in ("float32", "float64", "int32", "int64")},
+        **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
+        **{name: getattr(torch, name) for name in ("int32", "int64")},
     )
     return module
 

@@ -27,6 +27,9 @@ class Backend(LoopBackend, Protocol):
     name: str
     dtypes: Sequence[torch.dtype]
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype to which the tensors of a call of this dtype are converted."""
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can.
 
@@ -37,7 +40,7 @@ class Backend(LoopBackend, Protocol):
         """
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
-        """Compile a cell for a dtype and a device.
+        """Compile a cell for a device and a dtype to which tensors are converted.
 
         Raises:
             UnsupportedError: If its step can't be compiled.

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
 from unrolled.engines import memory
-from unrolled.engines.compiler.bulk_ops import Values
+from unrolled.engines.compiler.bulk_ops import HALF_DTYPES, Values
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.kept_captures import Store
 from unrolled.engines.compiler.kernel_ir import KernelIR
@@ -24,9 +24,14 @@ from unrolled.engines.gpu.runtime import TritonRuntime
 
 
 class GpuCell(CompiledCell):
-    """A cell, compiled for a GPU."""
+    """A cell, compiled for a GPU. Loops on half-precision tensors compute in float32."""
 
     _on_device: tuple[Values, Values] = {}, {}  # constants of a captured step, and their copies on the device
+
+    def __init__(self, cell: Cell, dtype: torch.dtype, backend: GpuBackend, device: torch.device) -> None:
+        if dtype in HALF_DTYPES:
+            dtype, self.storage = torch.float32, dtype
+        super().__init__(cell, dtype, backend, device)
 
     def _input_values(self, params: Iterable[Tensor], x: Tensor) -> Values:
         values = super()._input_values(params, x)
@@ -68,7 +73,7 @@ class GpuBackend:
     """
 
     name = "gpu"
-    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16)
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     def __init__(self, runtime: Runtime | None = None) -> None:
         self.runtime: Runtime = TritonRuntime() if runtime is None else runtime
@@ -78,10 +83,14 @@ class GpuBackend:
         """Where captured steps are stored for other processes: nowhere."""
         return None
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype itself: kernels read and write all dtypes that they support."""
+        return dtype
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""
         if dtype not in self.dtypes:
-            return f"GPU kernels support float32, float64 and bfloat16, not {dtype}"
+            return f"GPU kernels support float32, float64, bfloat16 and float16, not {dtype}"
         device = tensors[0].device
         reason = self.runtime.unavailable(device)
         if reason is not None:

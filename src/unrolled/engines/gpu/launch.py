@@ -147,7 +147,8 @@ class GpuLoop:
     Attributes:
         specs: The kernels.
         runtime: What compiles and launches them.
-        dtype: Dtype of all tensors.
+        dtype: Dtype that it computes in, and that of its workspaces.
+        storage: Dtype of all other tensors. Values of parameters may have either.
         chosen: The number of the kernel that runs it: the first one for which the device has enough memory.
         launched: The kernels, with their options, that have run before.
         error: Why it can't run: Triton can't compile it. None if it can.
@@ -157,7 +158,8 @@ class GpuLoop:
     def __init__(
         self, partition: LoopPartition, kernel: KernelIR, specs: list[KernelSpec], runtime: Runtime
     ) -> None:
-        self.specs, self.runtime, self.dtype = specs, runtime, kernel.dtype
+        self.specs, self.runtime = specs, runtime
+        self.dtype, self.storage = kernel.dtype, kernel.storage
         self.chosen = 0
         self.launched: set[tuple[Any, ...]] = set()
         self.error: str | None = None
@@ -174,8 +176,12 @@ class GpuLoop:
     def function(self, number: int) -> Any:
         """Return a kernel. Triton compiles it when it is launched."""
         if number not in self._functions:
-            log.emit.info("a loop in %s\n%s", self.dtype, self.specs[number].source)
-            self._functions[number] = self.runtime.load(self.specs[number].source)
+            spec = self.specs[number]
+            log.engine.info(
+                "GPU kernel in %s: %s, because %s", self.storage, spec.choice.strategy, spec.choice.reason
+            )
+            log.emit.info("a loop in %s\n%s", self.storage, spec.source)
+            self._functions[number] = self.runtime.load(spec.source)
         return self._functions[number]
 
     def choose_next(self, number: int) -> bool:
@@ -229,19 +235,20 @@ class GpuLoop:
                 return saved
             case "workspace":
                 _, copies, columns = target
-                return tensors.like.new_empty(copies * layout.batch, columns)
+                return tensors.like.new_empty(copies * layout.batch, columns, dtype=self.dtype)
             case _:
                 states: Sequence[Tensor | None] = getattr(tensors, kind)
                 state: Tensor | None = states[target]
                 return state
 
     def _contiguous(self, value: Tensor) -> Tensor:
-        if value.dtype is self.dtype and value.is_contiguous():
-            return value
-        return value.to(self.dtype).contiguous()
+        if value.dtype not in (self.dtype, self.storage):
+            value = value.to(self.dtype)
+        return value.contiguous()
 
     def _product(self, row: fx.Node, matrix: fx.Node, values: dict[fx.Node, Any], rows: int) -> Tensor:
         """Compute a product for all rows of all time steps."""
         left = self._contiguous(materialize(values[row])).view(rows, width(row))
         view: TensorView = self._views[matrix]
-        return torch.mm(left, view.apply_to(self._contiguous(materialize(values[view.base])), rows))
+        right = view.apply_to(self._contiguous(materialize(values[view.base])), rows)
+        return torch.mm(left.to(self.storage), right.to(self.storage))

@@ -27,15 +27,16 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.gpu.choice import Choice
 from unrolled.engines.gpu.instructions import Body
 from unrolled.engines.gpu.kernel_source import (
     KernelSpec,
     Source,
     Tile,
     full,
-    padded,
     times,
 )
+from unrolled.engines.gpu.pieces import padded
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
 from unrolled.engines.gpu.tuning import BLOCK_COLUMNS, BLOCK_DEPTH, WARPS
 
@@ -53,10 +54,10 @@ class StreamedKernel:
     def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView]) -> None:
         self.kernel = kernel
         self.views = views
-        self.source = Source(kernel.dtype)
+        self.source = Source(kernel.dtype, kernel.storage)
         self.has_shifted = False
 
-    def emit(self) -> KernelSpec:
+    def emit(self, choice: Choice) -> KernelSpec:
         """Return the source."""
         source = self.source
         self._load_states()
@@ -72,7 +73,7 @@ class StreamedKernel:
         if self.has_shifted:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             source.step[:0] = ["before = at + SHIFT * stride", inside]
-        return source.render(WARPS)
+        return source.render(WARPS, choice)
 
     # --- states ---
 
@@ -84,7 +85,8 @@ class StreamedKernel:
             with self._blocks(state.width, "in_batch") as size:
                 source.line(f"value = tl.zeros((ROWS, {size}), DT)")
                 source.line(f"if {initial} is not None:")
-                source.line(f"    value = tl.load({initial} + {times('rows', state.width)} + c, m, 0.0)")
+                load = source.load(f"{initial} + {times('rows', state.width)} + c", "m")
+                source.line(f"    value = {load}")
                 source.line(f"tl.store({self._state(k)} + {times('rows', state.width)} + c, value, m)")
         source.head += [*source.step, _BARRIER]
         source.step = []
@@ -209,21 +211,21 @@ class StreamedKernel:
         if buffer.memory is Memory.INPUT and not buffer.per_row:
             view = self.views[self.kernel.inputs[buffer.index].node]
             offset = f" + {view.offset}" if view.offset else ""
-            masked = f", {mask}, 0.0" if mask else ""
-            source.line(f"{name} = tl.load({source.value(view.base)}{offset}{columns}{masked})")
+            source.line(f"{name} = {source.load(f'{source.value(view.base)}{offset}{columns}', mask)}")
             return Tile(name, size, False)
         is_shifted = buffer.memory is Memory.INPUT and self.kernel.inputs[buffer.index].shifted
         self.has_shifted |= is_shifted
         masked = f" & ({mask})" if mask else ""
         pointer, row = self._place(buffer)
         row, live = ("before", "inside") if is_shifted else (row, "live")
-        source.line(f"{name} = tl.load({pointer} + {times(row, buffer.width)}{columns}, {live}{masked}, 0.0)")
+        load = source.load(f"{pointer} + {times(row, buffer.width)}{columns}", f"{live}{masked}")
+        source.line(f"{name} = {load}")
         if is_shifted:
             node = self.kernel.inputs[buffer.index].node
             initial = source.argument("shifted_initial", node, f"{pointer}_initial")
             address = f"{initial} + {times('rows', buffer.width)}{columns}"
             source.line(f"if {initial} is not None:")
-            source.line(f"    initial = tl.load({address}, live & (inside == 0){masked}, 0.0)")
+            source.line(f"    initial = {source.load(address, f'live & (inside == 0){masked}')}")
             source.line(f"    {name} = tl.where(inside, {name}, initial)")
         return Tile(name, size, True)
 
@@ -249,9 +251,9 @@ class StreamedKernel:
             address = (
                 f"{source.value(view.base)}{offset} + {times('d[:, None]', down)} + {times('c', across)}"
             )
-            weight = f"tl.load({address}, (d[:, None] < {depth}) & (c < {width}), 0.0)"
+            weight = source.factor(source.load(address, f"(d[:, None] < {depth}) & (c < {width})"))
             options = "input_precision=PRECISION, out_dtype=DT"
-            source.line(f"{name} = tl.dot({row}, {weight}, {name}, {options})")
+            source.line(f"{name} = tl.dot({source.factor(row)}, {weight}, {name}, {options})")
         source.depth -= 1
         return [Tile(name, size, True) for name in names]
 
@@ -262,7 +264,8 @@ class StreamedKernel:
         pointer = self.source.argument("hoisted", key, f"product{len(self.source.arguments)}")
         columns = int(product.matrix.meta["val"].shape[1])
         offset = f" + {product.offset}" if product.offset else ""
-        self.source.line(f"{name} = tl.load({pointer} + {times('at', columns)}{offset} + c, m, 0.0)")
+        load = self.source.load(f"{pointer} + {times('at', columns)}{offset} + c", "m")
+        self.source.line(f"{name} = {load}")
         return Tile(name, size, True)
 
 

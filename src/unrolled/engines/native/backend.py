@@ -97,6 +97,10 @@ class NativeBackend:
         """Where captured steps are stored, unless that is turned off."""
         return kept_files.enabled_store()
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a call computes in."""
+        return torch.float32 if dtype is torch.bfloat16 else dtype
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""
         if dtype not in self.dtypes:
