@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command-line arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit code: 0 for success, 2 for bad usage or bad input, 130 after Ctrl-C.
+        The exit code: 0 for success, 1 for a failed check, 2 for bad usage or bad input, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -13,10 +13,12 @@ from unrolled.cells.base import Cell
 from unrolled.engines import memory
 from unrolled.engines.compiler.bulk_ops import HALF_DTYPES, Values
 from unrolled.engines.compiler.compiled_cell import CompiledCell
+from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.kept_captures import Store
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.fork_safety import lazy_property
+from unrolled.engines.gpu.choice import STRATEGIES
 from unrolled.engines.gpu.codegen import emit
 from unrolled.engines.gpu.kernel_source import KernelSpec
 from unrolled.engines.gpu.launch import GpuCall, GpuLoop, Runtime
@@ -70,13 +72,20 @@ class GpuBackend:
 
     Args:
         runtime: What compiles and launches kernels. Triton by default.
+        strategy: The only strategy that kernels may have, one of ``choice.STRATEGIES``. None: all of them.
+
+    Raises:
+        ValueError: If there is no such strategy.
     """
 
-    name = "gpu"
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-    def __init__(self, runtime: Runtime | None = None) -> None:
+    def __init__(self, runtime: Runtime | None = None, strategy: str | None = None) -> None:
+        if strategy not in (None, *STRATEGIES):
+            raise ValueError(f"the strategy should be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+        self.name = f"gpu, {strategy}" if strategy else "gpu"
         self.runtime: Runtime = TritonRuntime() if runtime is None else runtime
+        self._strategy = strategy
 
     @property
     def captures(self) -> Store | None:
@@ -114,7 +123,12 @@ class GpuBackend:
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> GeneratedKernel:
         """Generate the Triton of a loop."""
-        return GeneratedKernel(partition, kernel, emit(partition, kernel), self.runtime)
+        specs = emit(partition, kernel)
+        if self._strategy is not None:
+            specs = [spec for spec in specs if spec.choice.strategy == self._strategy]
+            if not specs:
+                raise UnsupportedError(f"none of its kernels has the strategy {self._strategy}")
+        return GeneratedKernel(partition, kernel, specs, self.runtime)
 
     def bulk_runner(self, dtype: torch.dtype) -> None:
         """Return None: torch computes matrix products around loops."""
