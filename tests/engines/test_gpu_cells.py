@@ -282,12 +282,11 @@ class Own(MGU):
 
 
 @pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str)
-def test_what_is_too_large_for_registers_is_streamed(case: tuple[Any, int]) -> None:
+def test_what_is_too_large_for_registers(case: tuple[Any, int]) -> None:
     """A step that is cut into many pieces, wide values, and large matrices."""
     cell, size = case
     loop: Any = BACKEND.compile(cell(4, size), torch.float32, torch.device("cpu")).inference
-    assert len(loop.specs) == 1
-    assert "tl.debug_barrier()" in loop.specs[0].source
+    assert {spec.choice.strategy for spec in loop.specs} == {"persistent", "streamed"}
 
 
 def test_a_device_with_too_little_memory() -> None:

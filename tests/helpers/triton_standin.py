@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,15 +46,17 @@ class Pointer:
         return Pointer(self.base, self.index + other)
 
 
-@dataclass
-class Program:
-    """The program that is running."""
+class Program(threading.local):
+    """The program that this thread runs."""
 
     number: int = 0
+    part: int = 0
     runtime: StandIn | None = None
 
 
 _program = Program()
+_arrivals = multiprocessing.Condition()  # programs that share columns wait for each other
+_MAX_WAIT = 60  # seconds without an arrival of another program
 
 
 def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
@@ -68,7 +75,8 @@ def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
     return index, keep
 
 
-def load(pointer: Pointer, mask: Any = None, other: Any = None) -> Tensor:
+def load(pointer: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "") -> Tensor:
+    assert cache_modifier in ("", ".cg")
     index, keep = _indices(pointer, mask, "read")
     filled = torch.full((), torch.nan if other is None else other).to(pointer.base.dtype)
     if pointer.base.is_meta:
@@ -81,6 +89,26 @@ def store(pointer: Pointer, value: Any, mask: Any = None) -> None:
     value = torch.as_tensor(value, dtype=pointer.base.dtype).broadcast_to(index.shape)
     if not pointer.base.is_meta:
         pointer.base[index[keep]] = value[keep]
+
+
+def atomic_add(pointer: Pointer, value: int, sem: str) -> Tensor:
+    """Add a number to one element, and return what it was. Adding 0 waits until it changes."""
+    assert sem in ("acquire", "acq_rel")
+    index, _ = _indices(pointer, None, "write")
+    with _arrivals:
+        if value:
+            old = pointer.base[index].clone()
+            pointer.base[index] += value
+            _arrivals.notify_all()
+            return old
+        seen = pointer.base[index].clone()
+        assert _arrivals.wait_for(lambda: bool(pointer.base[index] != seen), 0.01) or not _too_late()
+        return pointer.base[index].clone()
+
+
+def _too_late() -> bool:
+    _program.waits = getattr(_program, "waits", 0) + 1
+    return bool(_program.waits > _MAX_WAIT * 100)
 
 
 def dot(
@@ -187,7 +215,10 @@ def _language() -> types.ModuleType:
         min=_least,
         reduce=_reduce,
         # With dimensions, because tensors without any don't count in torch's choice of a dtype.
-        program_id=lambda axis: torch.tensor([[_program.number]], dtype=torch.int32),
+        program_id=lambda axis: torch.tensor(
+            [[_program.part if axis else _program.number]], dtype=torch.int32
+        ),
+        atomic_add=atomic_add,
         debug_barrier=lambda: None,
         constexpr=lambda value: value,
         **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
@@ -205,21 +236,82 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self.launch, grid)
 
     def launch(
-        self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
+        self,
+        grid: tuple[int, ...],
+        *args: Any,
+        num_warps: int,
+        enable_fp_fusion: bool,
+        launch_cooperative_grid: bool = False,
+        **constants: Any,
     ) -> None:
-        """Run the programs of a grid. If tensors are on the meta device, only the last one."""
+        """Run the programs of a grid. If tensors are on the meta device, only the last one.
+
+        Programs that share columns run in threads, at the same time.
+        """
+        assert launch_cooperative_grid is (len(grid) == 2)
         tensors = [value for value in args if isinstance(value, Tensor)]
         devices = {tensor.device for tensor in tensors}
         assert len(devices) == 1, f"a launch with tensors on {devices}"
         pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in args]
         is_meta = any(tensor.is_meta for tensor in tensors)
+        if _program.runtime is not None and _program.runtime.processes and len(grid) == 2:
+            _run_in_processes(self.function, grid, args, constants)
+            return
         for number in range(grid[0] - 1 if is_meta else 0, grid[0]):
-            _program.number = number
-            self.function(*pointers, **constants)
+            if len(grid) == 1:
+                _program.number = number
+                self.function(*pointers, **constants)
+            else:
+                self._run_together(number, grid[1], pointers, constants)
+
+    def _run_together(self, number: int, parts: int, pointers: list[Any], constants: dict[str, Any]) -> None:
+        runtime, errors = _program.runtime, list[BaseException]()
+
+        def run(part: int) -> None:
+            _program.number, _program.part, _program.runtime = number, part, runtime
+            try:
+                self.function(*pointers, **constants)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=(part,)) for part in range(parts)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+
+def _run_in_processes(
+    function: Callable[..., Any], grid: tuple[int, ...], args: Any, constants: dict[str, Any]
+) -> None:
+    """Run each program of a grid in a process of its own, all at the same time, on shared memory."""
+    shared = [v.detach().clone().share_memory_() if isinstance(v, Tensor) else v for v in args]
+    pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in shared]
+    children = []
+    for number, part in itertools.product(*map(range, grid)):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(_MAX_WAIT)
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                _program.number, _program.part, _program.runtime = number, part, None
+                function(*pointers, **constants)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(codes), f"programs ended with the codes {codes}"
+    for value, copy in zip(args, shared, strict=True):
+        if isinstance(value, Tensor):
+            value.copy_(copy)
 
 
 def _pointer(tensor: Tensor) -> Pointer:
@@ -265,6 +357,8 @@ class StandIn:
         steps: The number of time steps of each program.
         refused: Sources that contain this text are too large for the device.
         capturing: Whether a CUDA graph is being captured.
+        programs: The number of multiprocessors of the device.
+        processes: Whether programs that share columns run in processes of their own. Otherwise in threads.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -272,6 +366,8 @@ class StandIn:
     steps: list[int] = field(default_factory=list)
     refused: str = "nothing"
     capturing: bool = False
+    programs: int = 3
+    processes: bool = False
 
     def reset(self) -> None:
         """Forget all launches."""
@@ -285,6 +381,9 @@ class StandIn:
 
     def is_capturing(self) -> bool:
         return self.capturing
+
+    def multiprocessors(self, device: torch.device) -> int:
+        return self.programs
 
     def is_too_large(self, error: Exception) -> bool:
         return isinstance(error, TooLargeError)
@@ -305,7 +404,7 @@ class _Recorded:
     runtime: StandIn
     source: str
 
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         if self.runtime.refused in self.source:
             raise TooLargeError
         self.runtime.sources.append(self.source)

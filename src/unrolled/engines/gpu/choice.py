@@ -8,11 +8,12 @@ from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.gpu.pieces import Pieces
 from unrolled.engines.gpu.tuning import MAX_BYTES, MAX_COLUMNS, MAX_PIECES
 
-REGISTERS, STREAMED = "registers", "streamed"
+REGISTERS, PERSISTENT, STREAMED = "registers", "persistent", "streamed"
 
 STRATEGIES = {
     REGISTERS: "all values of a step are in registers, and all matrices on chip",
-    STREAMED: "matrices are read in each step, block by block",
+    PERSISTENT: "programs share the columns of a row, read matrices in each step, and meet after each level",
+    STREAMED: "one program computes all columns of a row, and reads matrices in each step, block by block",
 }
 """What each strategy does, in the order of preference."""
 
@@ -33,18 +34,22 @@ class Choice:
 def choose(kernel: KernelIR) -> list[Choice]:
     """Return the strategies that can run a loop, the fastest first.
 
-    A device with less memory than the rule expects runs the next one.
+    A device with less memory than the rule expects runs the next one. So does a batch with as many tiles of
+    rows as there are multiprocessors, of which one program each is left.
     """
     pieces = Pieces(kernel, MAX_PIECES)
     obstacle = _too_large_for_registers(pieces)
-    if obstacle:
-        return [Choice(STREAMED, obstacle)]
-    size = pieces.matrix_bytes
-    fits = f"its matrices of {_kib(size)} fit on chip" if size else "it has no matrices"
-    return [
-        Choice(REGISTERS, f"{fits}, and its values fit in registers"),
-        Choice(STREAMED, "the device has too little memory on chip for the kernel in registers"),
-    ]
+    choices = []
+    if not obstacle:
+        size = pieces.matrix_bytes
+        fits = f"its matrices of {_kib(size)} fit on chip" if size else "it has no matrices"
+        choices.append(Choice(REGISTERS, f"{fits}, and its values fit in registers"))
+        obstacle = "the device has too little memory on chip for the kernel in registers"
+    if not any(phase.groups for phase in kernel.phases()):
+        reason = f"{obstacle}, and no product needs columns of other programs"
+        return [*choices, Choice(STREAMED, reason), Choice(PERSISTENT, reason)]
+    busy = "rows of the batch occupy all multiprocessors"
+    return [*choices, Choice(PERSISTENT, obstacle), Choice(STREAMED, f"{obstacle}, and {busy}")]
 
 
 def _too_large_for_registers(pieces: Pieces) -> str:

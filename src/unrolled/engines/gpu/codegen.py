@@ -8,7 +8,7 @@ from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView, resolve_views
-from unrolled.engines.gpu.choice import REGISTERS, STREAMED, choose
+from unrolled.engines.gpu.choice import PERSISTENT, REGISTERS, choose
 from unrolled.engines.gpu.in_registers import RegisterKernel
 from unrolled.engines.gpu.kernel_source import KernelSpec
 from unrolled.engines.gpu.streamed import StreamedKernel
@@ -31,9 +31,12 @@ def emit(partition: LoopPartition, kernel: KernelIR) -> list[KernelSpec]:
     for node in partition.loop:
         check(node)
     views = parameter_views(kernel)
-    generators: dict[str, type[RegisterKernel | StreamedKernel]]
-    generators = {REGISTERS: RegisterKernel, STREAMED: StreamedKernel}
-    return [generators[choice.strategy](kernel, views).emit(choice) for choice in choose(kernel)]
+    return [
+        RegisterKernel(kernel, views).emit(choice)
+        if choice.strategy == REGISTERS
+        else StreamedKernel(kernel, views, shared=choice.strategy == PERSISTENT).emit(choice)
+        for choice in choose(kernel)
+    ]
 
 
 def parameter_views(kernel: KernelIR) -> dict[fx.Node, TensorView]:

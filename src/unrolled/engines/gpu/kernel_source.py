@@ -37,9 +37,10 @@ class Argument:
     Attributes:
         name: Its name in the source.
         kind: What it points to: "value", "hoisted", "shifted_initial", "initial", "all_steps", "final",
-            "saved", or "workspace".
+            "saved", "workspace", or "arrived".
         target: The node, the product or the number of the state that it belongs to; of a workspace its
-            name, and its numbers of rows for each row of the batch and of columns.
+            name, and its numbers of rows for each row of the batch and of columns. "arrived" counts, for each
+            tile of rows, how often its programs have arrived where they meet.
     """
 
     name: str
@@ -56,12 +57,16 @@ class KernelSpec:
         arguments: Its pointers, in order. ``launch.py`` lists the arguments that follow.
         warps: Number of warps of a program.
         choice: The strategy of the kernel, and why it was chosen.
+        blocks: If programs share the columns of a row, the largest number of blocks of columns. Otherwise 0.
+        meetings: How often these programs wait for each other in a step.
     """
 
     source: str
     arguments: list[Argument]
     warps: int
     choice: Choice
+    blocks: int = 0
+    meetings: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,14 @@ class Source:
             self.arguments.append(Argument(unique, kind, target))
         return self._names[key]
 
-    def load(self, address: str, mask: str = "") -> str:
+    def call(self, name: str, *arguments: str) -> str:
+        """Return the call of a function of ``device_functions.triton``."""
+        self._functions.add(name)
+        return f"{name}({', '.join(arguments)})"
+
+    def load(self, address: str, mask: str = "", options: str = "") -> str:
         """Return a load in the dtype of the loop. Where the mask is false, it is 0."""
-        text = f"tl.load({address}, {mask}, 0.0)" if mask else f"tl.load({address})"
+        text = f"tl.load({address}, {mask}, 0.0{options})" if mask else f"tl.load({address})"
         return text if self.storage is self.dtype else f"{text}.to(DT)"
 
     def factor(self, text: str) -> str:
@@ -199,9 +209,11 @@ class Source:
             texts = [without_parentheses(text) for text in texts]
         return op.template.format(*texts)
 
-    def render(self, warps: int, choice: Choice) -> KernelSpec:
-        """Return the source, for programs of a number of warps, and the reason for its strategy."""
+    def render(self, warps: int, choice: Choice, blocks: int = 0, meetings: int = 0) -> KernelSpec:
+        """Return the source, for programs of a number of warps. The arguments are those of the spec."""
         parameters = [argument.name for argument in self.arguments]
+        numbers = ["steps", "batch", "parts"] if blocks else ["steps", "batch"]
+        named = ", ".join(f'"{name}"' for name in numbers)
         functions = "".join(f"\n\n{text}\n" for text in device_functions(self._functions))
         lines = [
             f"DT = tl.constexpr({_DTYPES[self.dtype]})",
@@ -209,21 +221,18 @@ class Source:
             *functions.splitlines(),
             "",
             "",
-            '@triton.jit(do_not_specialize=["steps", "batch"])',
-            *wrapped("def kernel(", [*parameters, *_PARAMETERS], "):"),
+            f"@triton.jit(do_not_specialize=[{named}])",
+            *wrapped("def kernel(", [*parameters, "starts", "lengths", *numbers, *_CONSTANTS], "):"),
             *(f"    {line}" for line in (*_ROWS, *self.head)),
             "    for step in range(count):",
             *(f"        {line}" for line in (*_STEP, *self.step)),
             *(f"    {line}" for line in self.tail),
         ]
         source = "import triton\nimport triton.language as tl\n\n" + "\n".join(lines) + "\n"
-        return KernelSpec(source, self.arguments, warps, choice)
+        return KernelSpec(source, self.arguments, warps, choice, blocks, meetings)
 
 
-_PARAMETERS = (
-    "starts", "lengths", "steps", "batch",
-    "REVERSE: tl.constexpr", "SHIFT: tl.constexpr", "PRECISION: tl.constexpr", "ROWS: tl.constexpr",
-)  # fmt: skip
+_CONSTANTS = ("REVERSE: tl.constexpr", "SHIFT: tl.constexpr", "PRECISION: tl.constexpr", "ROWS: tl.constexpr")
 _ROWS = (
     "rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
     "stride = tl.cast(batch, tl.int64)",
@@ -240,6 +249,7 @@ _RESERVED = {
     "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "ST", "tl",
     "triton", "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "before", "inside",
     "float", "kernel", "range", "old", "new", "last", "first", "value", "initial", "c", "m", "d", "k",
+    "parts", "part", "goal",
 }  # fmt: skip
 
 

@@ -149,7 +149,8 @@ def drop_in_layers(device: torch.device) -> str | None:
     for layer_class in LAYERS:
         torch.manual_seed(2)
         layer = layer_class(features, hidden, 2, bidirectional=True).to(device)
-        theirs = layer.torch_class(features, hidden, 2, bidirectional=True).to(device)
+        torch_class: Any = layer.torch_class
+        theirs = torch_class(features, hidden, 2, bidirectional=True).to(device)
         theirs.load_state_dict(layer.state_dict())
         x = torch.randn(steps, batch, features).to(device)
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
