@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +18,16 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+
+from helpers.triton_grid import (
+    Pointer,
+    arrivals,
+    pointer_to,
+    program,
+    run_in_processes,
+    run_in_threads,
+    wait_for_change,
+)
 
 _SMALLEST_FACTOR = 16  # of a tl.dot
 
@@ -33,30 +38,6 @@ class TooLargeError(Exception):
 
 class OutOfBoundsError(AssertionError):
     """A kernel reads or writes outside of a tensor."""
-
-
-@dataclass
-class Pointer:
-    """The address of elements of a tensor, given by their index."""
-
-    base: Tensor  # flat
-    index: Any = 0
-
-    def __add__(self, other: Any) -> Pointer:
-        return Pointer(self.base, self.index + other)
-
-
-class Program(threading.local):
-    """The program that this thread runs."""
-
-    number: int = 0
-    part: int = 0
-    runtime: StandIn | None = None
-
-
-_program = Program()
-_arrivals = multiprocessing.Condition()  # programs that share columns wait for each other
-_MAX_WAIT = 60  # seconds without an arrival of another program
 
 
 def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
@@ -94,21 +75,14 @@ def store(pointer: Pointer, value: Any, mask: Any = None) -> None:
 def atomic_add(pointer: Pointer, value: int, sem: str) -> Tensor:
     """Add a number to one element, and return what it was. Adding 0 waits until it changes."""
     assert sem in ("acquire", "acq_rel")
-    index, _ = _indices(pointer, None, "write")
-    with _arrivals:
-        if value:
-            old = pointer.base[index].clone()
-            pointer.base[index] += value
-            _arrivals.notify_all()
-            return old
-        seen = pointer.base[index].clone()
-        assert _arrivals.wait_for(lambda: bool(pointer.base[index] != seen), 0.01) or not _too_late()
-        return pointer.base[index].clone()
-
-
-def _too_late() -> bool:
-    _program.waits = getattr(_program, "waits", 0) + 1
-    return bool(_program.waits > _MAX_WAIT * 100)
+    _indices(pointer, None, "write")
+    with arrivals:
+        if not value:
+            return wait_for_change(pointer)
+        old = pointer.base[pointer.index].clone()
+        pointer.base[pointer.index] += value
+        arrivals.notify_all()
+        return old
 
 
 def dot(
@@ -215,9 +189,7 @@ def _language() -> types.ModuleType:
         min=_least,
         reduce=_reduce,
         # With dimensions, because tensors without any don't count in torch's choice of a dtype.
-        program_id=lambda axis: torch.tensor(
-            [[_program.part if axis else _program.number]], dtype=torch.int32
-        ),
+        program_id=lambda axis: torch.tensor([[program.part if axis else program.number]], dtype=torch.int32),
         atomic_add=atomic_add,
         debug_barrier=lambda: None,
         constexpr=lambda value: value,
@@ -256,67 +228,17 @@ class Kernel:
         tensors = [value for value in args if isinstance(value, Tensor)]
         devices = {tensor.device for tensor in tensors}
         assert len(devices) == 1, f"a launch with tensors on {devices}"
-        pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in args]
+        pointers = [pointer_to(value) if isinstance(value, Tensor) else value for value in args]
         is_meta = any(tensor.is_meta for tensor in tensors)
-        if _program.runtime is not None and _program.runtime.processes and len(grid) == 2:
-            _run_in_processes(self.function, grid, args, constants)
+        if program.runtime is not None and program.runtime.processes and len(grid) == 2:
+            run_in_processes(self.function, grid, args, constants)
             return
         for number in range(grid[0] - 1 if is_meta else 0, grid[0]):
             if len(grid) == 1:
-                _program.number = number
+                program.number = number
                 self.function(*pointers, **constants)
             else:
-                self._run_together(number, grid[1], pointers, constants)
-
-    def _run_together(self, number: int, parts: int, pointers: list[Any], constants: dict[str, Any]) -> None:
-        runtime, errors = _program.runtime, list[BaseException]()
-
-        def run(part: int) -> None:
-            _program.number, _program.part, _program.runtime = number, part, runtime
-            try:
-                self.function(*pointers, **constants)
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=run, args=(part,)) for part in range(parts)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-
-
-def _run_in_processes(
-    function: Callable[..., Any], grid: tuple[int, ...], args: Any, constants: dict[str, Any]
-) -> None:
-    """Run each program of a grid in a process of its own, all at the same time, on shared memory."""
-    shared = [v.detach().clone().share_memory_() if isinstance(v, Tensor) else v for v in args]
-    pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in shared]
-    children = []
-    for number, part in itertools.product(*map(range, grid)):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(_MAX_WAIT)
-            code = 1
-            try:
-                torch.set_num_threads(1)
-                _program.number, _program.part, _program.runtime = number, part, None
-                function(*pointers, **constants)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert not any(codes), f"programs ended with the codes {codes}"
-    for value, copy in zip(args, shared, strict=True):
-        if isinstance(value, Tensor):
-            value.copy_(copy)
-
-
-def _pointer(tensor: Tensor) -> Pointer:
-    assert tensor.is_contiguous(), f"a tensor with strides {tensor.stride()}"
-    return Pointer(tensor.detach().view(-1))
+                run_in_threads(self.function, number, grid[1], pointers, constants)
 
 
 def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = None) -> Any:
@@ -325,8 +247,8 @@ def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = Non
 
 def _range(*bounds: Any) -> range:
     """Return a range, and record its length if it is that of the time steps."""
-    if len(bounds) == 1 and _program.runtime is not None:
-        _program.runtime.steps.append(int(bounds[0]))
+    if len(bounds) == 1 and program.runtime is not None:
+        program.runtime.steps.append(int(bounds[0]))
     return range(*(int(bound) for bound in bounds))
 
 
@@ -408,6 +330,6 @@ class _Recorded:
         if self.runtime.refused in self.source:
             raise TooLargeError
         self.runtime.sources.append(self.source)
-        _program.runtime = self.runtime
+        program.runtime = self.runtime
         kernel: Kernel = namespace(self.source)["kernel"]
         return kernel[grid]

@@ -27,6 +27,7 @@ from unrolled.cli.arguments import (
     new_console,
     notes_about,
     parse_cell,
+    parse_device,
     parse_options,
     printable,
     read_layers,
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_layer_arguments(doctor_parser)
+    doctor_parser.add_argument(
+        "--device",
+        type=parse_device,
+        default="cpu",
+        metavar="D",
+        help="device that the layers run on: cpu (default), cuda or cuda:N, which needn't be there",
+    )
     doctor_parser.add_argument("--json", action="store_true", help="print JSON")
     doctor_parser.set_defaults(run=_doctor)
     build_parser = commands.add_parser(
@@ -159,7 +167,7 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    data = doctor.collect_report(_select_layers(options))
+    data = doctor.collect_report(_select_layers(options), options.device)
     if options.json:
         print(json.dumps(data, indent=2))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,21 @@ class GpuBackend:
         if in_graph or memory.all_readable(tensors):
             return None
         return "an input or a parameter has no values in memory"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return why kernels can't run on a device, or None if they can."""
+        return self.runtime.unavailable(device)
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return the strategy of each loop, and why. A device with too little memory may run another one."""
+        loops: dict[str, Any] = {"inference": compiled.inference}
+        if training:
+            loops = {"forward": compiled.training, "backward": compiled.backward}
+        choices = {name: loop.specs[0].choice for name, loop in loops.items()}
+        texts = {name: f"{choice.strategy}, because {choice.reason}" for name, choice in choices.items()}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> GpuCell:
         """Compile a cell."""

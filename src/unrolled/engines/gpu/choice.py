@@ -46,8 +46,7 @@ def choose(kernel: KernelIR) -> list[Choice]:
         choices.append(Choice(REGISTERS, f"{fits}, and its values fit in registers"))
         obstacle = "the device has too little memory on chip for the kernel in registers"
     if not any(phase.groups for phase in kernel.phases()):
-        reason = f"{obstacle}, and no product needs columns of other programs"
-        return [*choices, Choice(STREAMED, reason), Choice(PERSISTENT, reason)]
+        return [*choices, Choice(STREAMED, obstacle), Choice(PERSISTENT, obstacle)]
     busy = "rows of the batch occupy all multiprocessors"
     return [*choices, Choice(PERSISTENT, obstacle), Choice(STREAMED, f"{obstacle}, and {busy}")]
 

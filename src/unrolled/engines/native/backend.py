@@ -86,6 +86,9 @@ class _GeneratedKernel:
         return Kernel(self.partition, self.spec, self.dtype)
 
 
+COMPILED = "its step is compiled"
+
+
 class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
@@ -117,6 +120,13 @@ class NativeBackend:
         if in_graph or memory.all_readable(tensors):
             return None
         return "an input or a parameter has no values in memory"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return None: a missing compiler shows only when it is needed."""
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return why the loops of a cell run here."""
+        return COMPILED
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
