@@ -125,7 +125,9 @@ def _with_extra_inputs(x: Tensor, extra_inputs: Tensor | None) -> Tensor:
     return x if extra_inputs is None else torch.cat((x, extra_inputs), -1)
 
 
-def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:
+def which(
+    cell: Cell, x: Tensor, state: States, training: bool, device: torch.device | None = None
+) -> tuple[str, str]:
     """Return the engine that ``"auto"`` selects for a call, and the reason.
 
     This compiles the kernels that the native engine needs for the call.
@@ -135,21 +137,32 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
         x: Input of shape ``(time, batch, input)``.
         state: Initial states, each of shape ``(batch, size)``.
         training: Whether the call is differentiated.
+        device: The device of the call, if the tensors are on another one. It needn't be there.
 
     Returns:
         ``"native"`` or ``"reference"``, and the reason.
     """
-    reason = _why_not_native([cell], x, [state])
+    backend, missing = backends.backend_for(device or x.device), None
+    if device is None or device == x.device:
+        reason = _why_not_native([cell], x, [state])
+    else:
+        supported = x.dtype in backend.dtypes
+        reason = None if supported else f"compiled loops on {device.type} don't support {x.dtype}"
+        missing = backend.unavailable(device)
     if reason is None:
         try:
-            compiled = registry.compiled(cell, x.dtype, x.device)
+            compiled = registry.compiled(cell, x.dtype, device or x.device)
             if training:
                 compiled.prepare_training()
             else:
                 compiled.inference  # noqa: B018  # the first access compiles it
+            explanation = backend.explain(compiled, training)
+            if missing is None:
+                return "native", explanation
+            reason = f"{missing}; there, {explanation}"
         except (UnsupportedError, UnavailableError) as error:
             reason = str(error)
-    return ("native", "its step is compiled") if reason is None else ("reference", reason)
+    return "reference", reason
 
 
 def in_transform() -> bool:

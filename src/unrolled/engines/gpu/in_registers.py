@@ -25,16 +25,16 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.gpu.choice import Choice
 from unrolled.engines.gpu.instructions import Body
 from unrolled.engines.gpu.kernel_source import (
     KernelSpec,
     Source,
     Tile,
     full,
-    padded,
     times,
 )
-from unrolled.engines.gpu.pieces import Pieces
+from unrolled.engines.gpu.pieces import Pieces, padded
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
 from unrolled.engines.gpu.tuning import MAX_PIECES, WARPS, WARPS_OF_WIDE_TILES, WIDE_TILE
 
@@ -49,7 +49,7 @@ class RegisterKernel:
 
     def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView]) -> None:
         self.kernel = kernel
-        self.source = Source(kernel.dtype)
+        self.source = Source(kernel.dtype, kernel.storage)
         self.pieces = Pieces(kernel, MAX_PIECES)
         self.views = views
         self.tiles: dict[tuple[Memory, int, int], Tile] = {}  # by buffer and first column
@@ -58,7 +58,7 @@ class RegisterKernel:
         self.scalars: dict[int, Tile] = {}
         self.has_shifted = False
 
-    def emit(self) -> KernelSpec:
+    def emit(self, choice: Choice) -> KernelSpec:
         """Return the source."""
         self._load_states()
         for level in self.kernel.levels:
@@ -68,7 +68,7 @@ class RegisterKernel:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             self.source.step[:0] = ["before = at + SHIFT * stride", inside]
         warps = WARPS_OF_WIDE_TILES if self.pieces.columns > WIDE_TILE else WARPS
-        return self.source.render(warps)
+        return self.source.render(warps, choice)
 
     # --- states ---
 
@@ -179,7 +179,7 @@ class RegisterKernel:
         self, pointer: str, row: str, stride: int, offset: int, width: int, live: str = "live"
     ) -> str:
         address = self._address(pointer, row, stride, offset, width)
-        return f"tl.load({address}, {self._mask(width, live)}, 0.0)"
+        return self.source.load(address, self._mask(width, live))
 
     def _memory_store(
         self, pointer: str, row: str, stride: int, offset: int, width: int, value: str, live: str = "live"
@@ -203,9 +203,7 @@ class RegisterKernel:
             view = self.views[one.node]
             parts = [source.value(view.base), str(view.offset + offset), source.columns(width)]
             address = " + ".join(part for part in parts if part not in ("", "0"))
-            mask = source.column_mask(width)
-            load = f"tl.load({address}, {mask}, 0.0)" if mask else f"tl.load({address})"
-            source.head.append(f"{name} = {load}")
+            source.head.append(f"{name} = {source.load(address, source.column_mask(width))}")
             return Tile(name, padded(width), False)
         pointer, live, row = source.value(one.node), "live", "at"
         if one.shifted:
@@ -247,7 +245,7 @@ class RegisterKernel:
                     text = f"tl.sum({self._without_padding(row, depth, 0.0)} * {weight}, 1, keep_dims=True)"
                 total = f"({total} + {text})" if total else f"({text})"
                 continue
-            factors = f"{self._without_padding(row, depth, 0.0)}, {weight}"
+            factors = f"{source.factor(self._without_padding(row, depth, 0.0))}, {weight}"
             added = ""
             if total:
                 added = f", {source.numbered('v')}"
@@ -272,8 +270,8 @@ class RegisterKernel:
             masks = [source.depth_mask(depth), source.column_mask(width)]
         parts = [source.value(view.base), str(start), index]
         address = " + ".join(part for part in parts if part not in ("", "0"))
-        mask = " & ".join(mask for mask in masks if mask)
-        load = f"tl.load({address}, {mask}, 0.0)" if mask else f"tl.load({address})"
+        load = source.load(address, " & ".join(mask for mask in masks if mask))
+        load = load if 1 in (width, depth) else source.factor(load)
         return source.in_head(("weight", matrix, first, depth, column, width), "w", load)
 
     def _without_padding(self, tile: Tile, width: int, neutral: float) -> str:

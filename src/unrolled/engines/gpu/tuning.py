@@ -26,3 +26,14 @@ MAX_PIECES = 64
 # need 68 KiB of shared memory and 150 registers.
 BLOCK_COLUMNS = 64
 BLOCK_DEPTH = 32
+
+# The same if programs share the columns of a row, each with one or a few blocks. Small blocks occupy more
+# multiprocessors: 64 for 1024 columns. 16 is the least that tl.dot takes.
+SHARED_BLOCK_COLUMNS = 16
+SHARED_BLOCK_DEPTH = 128
+
+# Rows of a program of such a kernel, up to a batch size, and beyond it: each tile of rows reads all matrices
+# in each step. 1024 units with four gates have 16 MiB, which an H200 reads in about 3 µs (an estimate).
+SHARED_ROWS = 16
+SHARED_ROWS_OF_LARGE_BATCHES = 64
+LARGE_BATCH = 64

@@ -86,6 +86,9 @@ class _GeneratedKernel:
         return Kernel(self.partition, self.spec, self.dtype)
 
 
+COMPILED = "its step is compiled"
+
+
 class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
@@ -96,6 +99,10 @@ class NativeBackend:
     def captures(self) -> Store | None:
         """Where captured steps are stored, unless that is turned off."""
         return kept_files.enabled_store()
+
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a call computes in."""
+        return torch.float32 if dtype is torch.bfloat16 else dtype
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""
@@ -117,6 +124,13 @@ class NativeBackend:
     def prepare(self, dtype: torch.dtype) -> None:
         """Start to compile the matrix products and the thread pool."""
         matmul.start(dtype)
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return None: a missing compiler shows only when it is needed."""
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return why the loops of a cell run here."""
+        return COMPILED
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
