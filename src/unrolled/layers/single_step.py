@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
+from unrolled.engines.torch_ops.onnx import OnnxExportError
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
@@ -148,7 +149,7 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     """Run a single step on the selected engine, but for ONNX in torch's own operations."""
     try:
         return dispatch.run(*args, **kwargs)
-    except dispatch.OnnxExportError:
+    except OnnxExportError:
         with dispatch.engine("reference"):
             return dispatch.run(*args, **kwargs)
 

@@ -251,7 +251,12 @@ for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "
     for _kind in ("Scalar", "Tensor"):
         OPERATIONS[getattr(getattr(aten, _name), _kind)] = Truth(_sign, _A, _B)
 
-ADDITIVE = {aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.add.Scalar: "+", aten.sub.Scalar: "-"}
+ADDITIVE: dict[object, str] = {
+    aten.add.Tensor: "+",
+    aten.sub.Tensor: "-",
+    aten.add.Scalar: "+",
+    aten.sub.Scalar: "-",
+}
 
 REDUCTIONS: dict[object, Reduction] = {
     aten.sum.dim_IntList: Reduction("Sum", "add", Splat("0")),
