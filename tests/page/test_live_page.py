@@ -18,11 +18,15 @@ pytestmark = [NEEDS_WASM, needs_browser, chromium_only, pytest.mark.slow]
 
 # The picture's numbers: the pointer reads them.
 READ = """async ([columns, units]) => {
-  const canvas = document.querySelector('.live canvas[aria-label^="the outputs"]'), box = canvas.getBoundingClientRect();
-  const numbers = [];
-  for (let k = 0; k < columns; k += 1) for (let u = 0; u < units; u += 1) {
-    canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + (k + 0.5) * box.width / columns, clientY: box.top + (u + 0.5) * box.height / units }));
-    numbers.push(Number(document.querySelector(".live output").textContent.split(": ")[1]));
+  const canvas = document.querySelector('.live canvas[aria-label^="the outputs"]');
+  const box = canvas.getBoundingClientRect(), numbers = [];
+  for (let k = 0; k < columns; k += 1) {
+    for (let u = 0; u < units; u += 1) {
+      const [x, y] = [(k + 0.5) * box.width / columns, (u + 0.5) * box.height / units];
+      const at = { clientX: box.left + x, clientY: box.top + y };
+      canvas.dispatchEvent(new PointerEvent("pointermove", at));
+      numbers.push(Number(document.querySelector(".live output").textContent.split(": ")[1]));
+    }
   }
   return numbers;
 }"""

@@ -5,7 +5,7 @@ import { count, LiveModel, parseRows } from "./live_model.js";
 import { decodeBytes, formatNumber, largestMagnitude, valueColor } from "./numbers.js";
 
 const DRAWN_STEPS = 240;
-const MAX_COLUMNS = 2000; // of the picture; of longer sequences, it shows every so many steps
+const MAX_LIVE_COLUMNS = 2000; // of the picture; of longer sequences, it shows every so many steps
 const TYPED_STEPS = 40; // of the recorded input that stand in the field at first
 const MICROPHONE_BLOCK = 1024;
 const MICROPHONE_EVERY = 64; // steps of the microphone for one column
@@ -194,7 +194,7 @@ function createPicture(view) {
   let shown = null;
   function show(values, units) {
     const steps = values.length / units;
-    const every = Math.ceil(steps / MAX_COLUMNS);
+    const every = Math.ceil(steps / MAX_LIVE_COLUMNS);
     shown = { values, units, steps, every, columns: Math.ceil(steps / every) };
     paint();
   }

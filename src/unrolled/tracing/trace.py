@@ -239,7 +239,7 @@ class Trace:
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
             limit: Approximate maximum of numbers to store; three million make 16 MB. If what the page can't
-                compute itself is more, there is a warning: it gets 1000 evenly spaced steps, and means over all.
+                compute itself is more, there is a warning: it has 1000 evenly spaced steps, and means.
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
             baseline: A trace of the same cell, sizes and input shape to compare, as from before training.
             live: Whether the page also runs the layer, as WebAssembly, on new input: typed, drawn, or audio.
