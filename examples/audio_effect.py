@@ -25,6 +25,9 @@ WARM_UP = 512  # steps at the beginning of a sequence that don't count: the stat
 FILES = Path(__file__).with_name("audio")
 
 
+Sound = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
 class Effect(nn.Module):
     """An LSTM whose output, mixed to one number per sample, is added to the dry sound."""
 
@@ -36,10 +39,11 @@ class Effect(nn.Module):
     def forward(self, sound: Tensor) -> Tensor:
         """Return the sound with the effect, ``(batch, time, 1)``, as the dry one."""
         output, _ = self.lstm(sound)
-        return sound + self.mix(output)
+        wet: Tensor = sound + self.mix(output)
+        return wet
 
 
-def pluck(frequency: float, seconds: float, random: np.random.Generator) -> np.ndarray:
+def pluck(frequency: float, seconds: float, random: np.random.Generator) -> Sound:
     """Return a plucked string (Karplus & Strong, 1983)."""
     period = round(RATE / frequency)
     string = random.uniform(-1, 1, period)
@@ -50,7 +54,7 @@ def pluck(frequency: float, seconds: float, random: np.random.Generator) -> np.n
     return np.concatenate(parts)[: int(seconds * RATE)]
 
 
-def melody(seconds: float, seed: int) -> np.ndarray:
+def melody(seconds: float, seed: int) -> Sound:
     """Return plucked strings of random pitch and loudness, up to 1."""
     random = np.random.default_rng(seed)
     sound = np.zeros(int(seconds * RATE))
@@ -58,17 +62,19 @@ def melody(seconds: float, seed: int) -> np.ndarray:
         note = random.uniform(0.2, 1) * pluck(80 * 2 ** (random.integers(0, 30) / 12), 0.9, random)
         first = int(start_time * RATE)
         sound[first : first + len(note)] += note[: len(sound) - first]
-    return sound / np.abs(sound).max()
+    loudest: float = np.abs(sound).max()
+    return sound / loudest
 
 
-def amplifier(sound: np.ndarray) -> np.ndarray:
+def amplifier(sound: Sound) -> Sound:
     """Return a sound through an amplifier: it clips on one side first, and sags while the sound is loud."""
     loudness = lfilter([1e-3], [1, 1e-3 - 1], np.abs(sound))
     driven = np.tanh(6 * sound / (1 + 4 * loudness) + 0.3) - np.tanh(0.3)
-    return 0.7 * lfilter([0.4], [1, -0.6], driven)
+    wet: Sound = 0.7 * lfilter([0.4], [1, -0.6], driven)
+    return wet
 
 
-def cut(sound: np.ndarray) -> Tensor:
+def cut(sound: Sound) -> Tensor:
     """Return a sound as sequences, ``(sequences, STEPS, 1)``."""
     count = len(sound) // STEPS
     return torch.tensor(sound[: count * STEPS], dtype=torch.float32).view(count, STEPS, 1)
@@ -80,7 +86,7 @@ def error_to_signal(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().sum() / target.square().sum()
 
 
-def write_wav(path: Path, sound: np.ndarray) -> None:
+def write_wav(path: Path, sound: Sound) -> None:
     """Write a sound as a WAV file with 16 bits."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
