@@ -12,6 +12,7 @@ import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
 import { createKeyList, createKeys } from "./keys.js";
 import { createLegend } from "./legend.js";
+import { createLive } from "./live.js";
 import { createPlayer } from "./player.js";
 import { createRowPicker, rowData } from "./rows.js";
 import { createSequence, isSmall } from "./sequence.js";
@@ -49,6 +50,7 @@ export function mount(root, data, inModel = null) {
   const sequence = createSequence(view);
   const gradient = createGradient(view);
   const text = data.labels && createText(view);
+  view.live = createLive(view);
   const player = createPlayer(view);
   const keys = createKeys(data);
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
@@ -87,7 +89,7 @@ export function mount(root, data, inModel = null) {
   const rowPicker = createRowPicker(view);
   const legend = createLegend(view);
   const summary = createElement("span", { class: "what" });
-  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
+  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), ...(view.live ? [view.live.picture] : []), { update: updateHeads }];
   const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
   const isWide = (view.model.units > WIDE_UNITS || longest > WIDE_STEPS) && !(isSmall(view.model) && longest === view.model.length);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
@@ -103,6 +105,7 @@ export function mount(root, data, inModel = null) {
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
       overview === textSection ? null : textSection, overview === wholeSequence ? null : wholeSequence,
+      view.live && createSection("wide", "New input", view.live.element),
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text), createDocumentation(data)),

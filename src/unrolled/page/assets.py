@@ -11,10 +11,10 @@ from typing import Any
 
 _SCRIPTS = (
     "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "labels", "weighted_rows",
-    "model", "long_run", "edits", "symbols", "words", "comparison", "scales", "view", "cells", "color_scale",
-    "strip", "tables", "drawing", "legend", "equations", "arithmetic", "editor", "weights", "sequence",
-    "passages", "text", "gradient", "player", "tour", "own_changes", "guide", "keys", "about", "dragging",
-    "app", "overview", "start",
+    "model", "long_run", "edits", "symbols", "words", "comparison", "scales", "view", "cells",
+    "color_scale", "strip", "tables", "drawing", "legend", "equations", "arithmetic", "editor", "weights",
+    "sequence", "passages", "text", "live_model", "live", "gradient", "player", "tour", "own_changes",
+    "guide", "keys", "about", "dragging", "app", "overview", "start",
 )  # fmt: skip
 
 
@@ -22,6 +22,7 @@ def html(data: dict[str, Any]) -> str:
     """Return the page with the given data as HTML."""
     json_text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     values = {
+        "wasm": " 'wasm-unsafe-eval'" if data.get("live") else "",
         "title": escape(data["title"]),
         "style": style(),
         "script": script() + "\nstart();",

@@ -29,7 +29,7 @@ _INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent
 _METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
 COMPILER_FAULT = "the compiler has a fault"  # begins the message of an error that is no limit of the compiler
 # Functions that split a dimension, with the position of the argument that has it.
-_SPLITS = {
+_SPLITS: dict[Any, int] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), 1),
     **dict.fromkeys((torch.split, Tensor.split, torch.chunk, Tensor.chunk), 2),
     **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), 2),
