@@ -52,7 +52,7 @@ export class DifferenceModel extends LayerModel {
   constructor(data, ours, baseline) {
     const unranged = (nodes) => nodes.map((node) => ({ ...node, range: "" }));
     const withoutRanges = (drawing) => drawing && { ...drawing, nodes: unranged(drawing.nodes), ...(drawing.open && { open: withoutRanges(drawing.open) }) };
-    super({ ...data, gradient: null, maps: null, diagram: { ...data.diagram, nodes: unranged(data.diagram.nodes) }, drawing: withoutRanges(data.drawing) }, []);
+    super({ ...data, gradient: null, weightGradient: null, maps: null, diagram: { ...data.diagram, nodes: unranged(data.diagram.nodes) }, drawing: withoutRanges(data.drawing) }, []);
     Object.assign(this, { ours, baseline, from: null });
     this.recordedMaps = subtractMaps(ours.recordedMaps, baseline.recordedMaps);
     this.update();

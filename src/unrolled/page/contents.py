@@ -71,10 +71,11 @@ def page_data(
         check_comparable(trace, baseline)
     layer_limit = limit // len(trace.layers) // (1 if baseline is None else 2)
     notes: list[str] = []
+    first_row = choice.rows[0]
 
     def layers(of: Trace, row: int, count: int) -> list[dict[str, Any]]:
         data = [
-            layer_data(of, part, row, lengths[row], layer_limit, notes, count, first)
+            layer_data(of, part, row, lengths[row], layer_limit, notes, count, first, row == first_row)
             for part, first in zip(of.layers, trace.layers, strict=True)
         ]
         share_inputs(of, data, row, lengths[row])
@@ -93,7 +94,6 @@ def page_data(
             "layers": layers(trace, row, count),
         }
 
-    first_row, *_ = choice.rows
     data = row_data(first_row, len(choice.rows) if choice.is_chosen else 1)
     sizes = [
         (sum(math.prod(shape) for shape in part.cell.shapes().values()), sum(layer["diagram"]["sizes"]))

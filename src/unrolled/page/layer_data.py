@@ -32,6 +32,7 @@ from unrolled.page.sampling import (
     unit_order,
 )
 from unrolled.page.step_programs import program_data
+from unrolled.page.weight_gradients import weight_gradient_data
 from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
 from unrolled.tracing.indexing import identical
@@ -73,6 +74,7 @@ def layer_data(
     notes: list[str],
     rows: int = 1,
     order: LayerTrace | None = None,
+    is_first: bool = True,
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
 
@@ -85,6 +87,8 @@ def layer_data(
         notes: Sentences about omissions are appended to it.
         rows: The number of rows that share the limit.
         order: The layer whose similar units are together in the heat maps. By default, it is this one.
+        is_first: Whether it is the first row of the page. Only that one has the gradients of the parameters,
+            which are those of all rows.
 
     Raises:
         ValueError: If a state is complex.
@@ -95,7 +99,7 @@ def layer_data(
     sample = numbers.sample
     notes += _omission_notes(part, sample, length)
     has_maps = numbers.computed is not None or not sample.complete
-    return {
+    data = {
         "layer": part.layer,
         "direction": part.direction,
         "length": length,
@@ -111,6 +115,9 @@ def layer_data(
         "valueSources": numbers.sources,
         "computed": numbers.computed,
     }
+    if is_first:
+        data["weightGradient"] = weight_gradient_data(part, numbers.traced, numbers.program, numbers.sources)
+    return data
 
 
 def share_inputs(trace: Trace, layers: list[dict[str, Any]], batch: int, length: int) -> None:
