@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,6 +100,7 @@ def layer_data(
     sample = numbers.sample
     notes += _omission_notes(part, sample, length)
     has_maps = numbers.computed is not None or not sample.complete
+    order_of_units = _unit_order(order or part, batch, length)
     data = {
         "layer": part.layer,
         "direction": part.direction,
@@ -109,7 +111,8 @@ def layer_data(
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": _maps(part, numbers.traced.diagram, batch, length, order or part) if has_maps else None,
+        "maps": _maps(part, numbers.traced.diagram, batch, length, order_of_units) if has_maps else None,
+        "unitOrder": order_of_units,
         "gradient": _gradient(part, batch),
         "program": program_data(numbers.program),
         "valueSources": numbers.sources,
@@ -201,22 +204,34 @@ def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, l
     return _Numbers(one_step, sample, program, sources=sources, computed=computed)
 
 
-def _maps(part: LayerTrace, diagram: Diagram, batch: int, length: int, ordered: LayerTrace) -> dict[str, Any]:
+def _unit_order(part: LayerTrace, batch: int, length: int) -> list[int]:
+    """Return the order that brings units together whose output is similar."""
+    return unit_order(part.values[next(iter(part.cell.state))][:length, batch].reshape(length, -1))
+
+
+def _maps(
+    part: LayerTrace, diagram: Diagram, batch: int, length: int, order: Sequence[int]
+) -> dict[str, Any]:
     """Return the heat maps of the input and of the quantities in a diagram.
 
-    The units are in the order that brings similar ones of the layer ``ordered`` together.
+    The units are in the given order. If a row of a map is the mean of several units, there is another map
+    ``byIndex`` of the units as they are in the weights.
     """
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
-    order = unit_order(ordered.values[next(iter(ordered.cell.state))][:length, batch].reshape(length, -1))
     names = [node.name for node in diagram.nodes if node.name in values and node.name != "x"]
     maps = {name: (values[name], feature_order(order, values[name].shape[1])) for name in names}
     x = part.input[:length, batch].reshape(length, -1)
     maps["x"] = (x, list(range(x.shape[1])))
-    return {
+    encoded = {
         name: encode_map(v, features)
         for name, (v, features) in maps.items()
         if not v.is_complex() and v.shape[1]
     }
+    for name, one in encoded.items():
+        in_order = list(range(len(one["featureOrder"])))
+        if one["binFeatures"] > 1 and one["featureOrder"] != in_order:
+            one["byIndex"] = encode_map(maps[name][0], in_order)
+    return encoded
 
 
 def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:

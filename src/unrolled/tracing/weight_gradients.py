@@ -81,7 +81,7 @@ class _Samples:
     def __init__(self, part: LayerTrace, program: LayerProgram, steps: Tensor, rows: Tensor) -> None:
         self._part, self._steps, self._rows = part, steps, rows
         self._program = program.programs[0]
-        self._quantities: Mapping[str, int] = self._program["quantities"]
+        self._quantities: dict[str, int] = self._program["quantities"]
         shapes = part.cell.shapes()
         self._runner = ProgramRunner(self._program, {}, program.constants, free=shapes)
         self._parameters = {
