@@ -15,7 +15,7 @@ const DRAG_DISTANCE = 4; // pixels; a shorter movement is a click
 /** Create the maps of some quantities. Returns {element, update}. */
 export function createHeatMaps(view, quantities) {
   const controls = createMapControls(view);
-  const readout = createElement("output", { class: "quiet readout" }, "Hover to read a value; click to jump to it.");
+  const readout = createElement("p", { class: "quiet readout" }, "Hover to read a value; click to jump to it.");
   const container = createElement("div");
   const element = createElement("div", {}, createElement("div", { class: "map-head" }, readout, controls.element), container);
   let drawn = "";

@@ -30,7 +30,6 @@ from unrolled.page.sampling import (
     encode_map,
     encode_values,
     feature_order,
-    unit_order,
 )
 from unrolled.page.step_programs import program_data
 from unrolled.page.weight_gradients import weight_gradient_data
@@ -73,8 +72,8 @@ def layer_data(
     length: int,
     limit: int,
     notes: list[str],
-    rows: int = 1,
-    order: LayerTrace | None = None,
+    rows: int,
+    order: list[int],
     is_first: bool = True,
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
@@ -87,7 +86,7 @@ def layer_data(
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
         rows: The number of rows that share the limit.
-        order: The layer whose similar units are together in the heat maps. By default, it is this one.
+        order: The units in an order that brings similar ones together, for the heat maps.
         is_first: Whether it is the first row of the page. Only that one has the gradients of the parameters,
             which are those of all rows.
 
@@ -100,7 +99,6 @@ def layer_data(
     sample = numbers.sample
     notes += _omission_notes(part, sample, length)
     has_maps = numbers.computed is not None or not sample.complete
-    order_of_units = _unit_order(order or part, batch, length)
     data = {
         "layer": part.layer,
         "direction": part.direction,
@@ -111,8 +109,8 @@ def layer_data(
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": _maps(part, numbers.traced.diagram, batch, length, order_of_units) if has_maps else None,
-        "unitOrder": order_of_units,
+        "maps": _maps(part, numbers.traced.diagram, batch, length, order) if has_maps else None,
+        "unitOrder": order,
         "gradient": _gradient(part, batch),
         "program": program_data(numbers.program),
         "valueSources": numbers.sources,
@@ -202,11 +200,6 @@ def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, l
     sample = PageSample(list(range(length)), parameters=True, complete=True)
     program = replace(program, program_of_step=[])  # of all steps the first one
     return _Numbers(one_step, sample, program, sources=sources, computed=computed)
-
-
-def _unit_order(part: LayerTrace, batch: int, length: int) -> list[int]:
-    """Return the order that brings units together whose output is similar."""
-    return unit_order(part.values[next(iter(part.cell.state))][:length, batch].reshape(length, -1))
 
 
 def _maps(

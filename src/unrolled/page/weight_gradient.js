@@ -147,7 +147,7 @@ export function createWeightGradientTable(view) {
     return createElement("tr", {}, createElement("th", { scope: "row" }, name), createElement("td", {}, shown(Math.hypot(...gradients))),
       createElement("td", {}, button), createElement("td", {}, shown(gradients[largest])));
   });
-  const heads = ["parameter", "norm of its gradient", "largest", "∂loss/∂it"].map((text) => createElement("th", { scope: "col" }, text));
+  const heads = ["parameter", "norm of its gradient", "largest element", "its gradient"].map((text) => createElement("th", { scope: "col" }, text));
   return createElement("div", { class: "scroll" }, createElement("table", { class: "weight-gradients" }, createElement("caption", {}, "Gradients of the parameters. Choose one to see the sum that it is."),
     createElement("thead", {}, createElement("tr", {}, heads)), createElement("tbody", {}, rows)));
 }
