@@ -16,7 +16,8 @@ pytestmark = needs_browser
 
 # Returns the lines of the arithmetic.
 READ_LINES = """() => {
-  const spans = [...document.querySelector('.arithmetic .sum').children];
+  const spans = [...document.querySelector('.arithmetic .sum').children]
+    .flatMap((one) => (one.matches('.line') ? [...one.children] : [one]));
   const lines = [];
   for (let k = 0; k < spans.length;) {
     const name = spans[k].className;

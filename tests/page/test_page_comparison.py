@@ -71,16 +71,16 @@ def assert_numbers_in_every_mode(
     values = {"this": ours.value, "baseline": theirs.value, "difference": difference}
     for name, text in texts.items():
         mode(tab, name)
-        tab.get_by_role("tab", name="Numbers").click()
+        tab.get_by_role("button", name="Numbers").click()
         assert_cells(tab, ".strip .n, .tables .n", text, 20)
         for number, spoken, digits in tab.evaluate(READ_DRAWING):
             value = values[name](number)
             if abs(value) > 5e-5:
                 assert spoken == rounded(value, 4), (name, number)
             assert digits in ([], [rounded(value, 2)]), (name, number)
-        tab.get_by_role("tab", name="Weights").click()
+        tab.get_by_role("button", name="Weights", exact=True).click()
         assert_cells(tab, ".weights .n", text, 9)
-    tab.get_by_role("tab", name="Numbers").click()
+    tab.get_by_role("button", name="Numbers").click()
 
 
 @needs_browser

@@ -57,17 +57,17 @@ export function mount(root, data, inModel = null) {
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
   const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", { "aria-hidden": "true" }, "?"));
   const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" },
-    createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs))), tables.element, weights.element);
+    createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "group", "aria-label": "numbers or weights" }, Object.values(tabs))), tables.element, weights.element);
 
   function createTab(text) {
-    return createElement("button", { type: "button", role: "tab", onclick: () => openTab(text === "Weights") }, text);
+    return createElement("button", { type: "button", onclick: () => openTab(text === "Weights") }, text);
   }
 
   function openTab(isWeights) {
     stepValues.classList.toggle("both", hasRoomForBoth(view.model));
     stepValues.classList.toggle("show-weights", isWeights);
-    tabs.weights.setAttribute("aria-selected", isWeights);
-    tabs.numbers.setAttribute("aria-selected", !isWeights);
+    tabs.weights.setAttribute("aria-pressed", isWeights);
+    tabs.numbers.setAttribute("aria-pressed", !isWeights);
     weights.update();
   }
 

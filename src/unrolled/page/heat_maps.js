@@ -64,11 +64,11 @@ function createMap(view, q, readout) {
   if (isImage) frame.style.maxWidth = `${(200 * width) / Math.max(width, height)}px`;
   const name = createMarkup("div", `<b>${symbol(q)} <span></span></b><span class="quiet now"></span>`, "map-name");
   name.querySelector("b span").textContent = (model.descriptions[q] ?? "").split(": ")[0];
-  if (!isImage) name.append(createElement("span", { class: "text-scale" }, colorScale(view, q)));
+  if (!isImage) name.append(createElement("span", { class: "text-scale", "aria-hidden": "true" }, colorScale(view, q)));
   const lines = statisticsLines(grid.statistics, model.quantity(q).node?.range);
   const [first, stop] = view.mapWindow;
   const part = grid.isWindow ? createElement("span", { class: "of" }, `in steps ${first}–${stop - 1}`) : null;
-  const summary = createElement("div", { class: "map-summary quiet" }, part, lines.map(([label, text]) => [createElement("span", {}, label), createElement("span", {}, text)]));
+  const summary = createElement("div", { class: "map-summary quiet", "aria-hidden": "true" }, part, lines.map(([label, text]) => [createElement("span", {}, label), createElement("span", {}, text)]));
   const bins = [[grid.binSteps, "steps"], [grid.binFeatures, "units"]].filter(([size]) => size > 1).map((bin) => bin.join(" ")).join(" × ");
   canvas.setAttribute("aria-label", describe(view, q, lines, grid, bins));
 

@@ -25,7 +25,7 @@ export class Ledger {
       this.addBefore();
       this.addRows(derived.rows);
     }
-    this.element = createElement("div", { class: "sum" }, this.lines);
+    this.element = createElement("div", { class: "sum", role: "list", "aria-label": "the sum, line by line" }, this.lines);
   }
 
   addParts(parts) {
@@ -33,12 +33,12 @@ export class Ledger {
     const glyph = this.derived.glyph?.replace(/\(·.*\)$/, ""); // σ(·−1) is σ of a sum with −1
     parts.forEach((part, k) => {
       const isTotal = part.total && part.rows.length > 1;
-      if (isTotal && k && this.lines.at(-1).className !== "gap") this.lines.push(createSpan("gap", "")); // its total is only of its own rows
+      if (isTotal && k && this.lines.at(-1).className !== "gap") this.lines.push(createRule("gap")); // its total is only of its own rows
       this.addSum(isTotal ? part.rows : part.rows.map((row) => ({ ...row, sign: part.sign })), k === 0);
       if (isTotal) {
         this.addRule("part");
         this.addTotal(this.partName(part), part.total, this.decimals.part, part.sign < 0 ? "−" : "");
-        this.lines.push(createSpan("gap", ""));
+        this.lines.push(createRule("gap"));
       }
     });
     this.addRule();
@@ -100,11 +100,11 @@ export class Ledger {
     const operands = factors.length
       ? [createElement("span", { class: "r" }, factors.slice(0, -1).flatMap((one, k) => (k ? [` ${times} `, one] : [one]))), createSpan("o", times), createElement("span", { class: "r" }, factors.at(-1)), createSpan("o", "=")]
       : [createSpan("none", ""), createSpan("none", ""), createSpan("none", ""), createSpan("o", className && className !== "rest" ? "=" : "")];
-    this.lines.push(createSpan("o", operator), createElement("span", { class: factors.length ? "lab" : "lab long" }, label), ...operands, createElement("span", { class: `r ${className}`.trim() }, result));
+    this.lines.push(createLine(createSpan("o", operator), createElement("span", { class: factors.length ? "lab" : "lab long" }, label), ...operands, createElement("span", { class: `r ${className}`.trim() }, result)));
   }
 
   addRule(className = "") {
-    this.lines.push(createSpan(`rule ${className}`.trim(), ""));
+    this.lines.push(createRule(`rule ${className}`.trim()));
   }
 
   result() {
@@ -141,8 +141,11 @@ export class Ledger {
     return "part";
   }
 
+  /** The digits of a number as a button. It is named in words, since screen readers also list buttons on their own. */
   createButton(number, markup) {
-    return createNumberButton(this.view, number, markup);
+    const button = createNumberButton(this.view, number, markup);
+    if (!markup.includes("<")) button.setAttribute("aria-label", `${this.view.symbols.spoken(number)}: ${markup}`);
+    return button;
   }
 }
 
@@ -153,6 +156,11 @@ export function createNumberButton(view, number, markup) {
   button.addEventListener("click", () => view.choose(number));
   return button;
 }
+
+/** A line of a sum, whose parts are in the columns of the sum. */
+export const createLine = (...parts) => createElement("div", { class: "line", role: "listitem" }, parts);
+
+const createRule = (className) => createElement("span", { class: className, "aria-hidden": "true" });
 
 export const createSpan = (className, text) => createElement("span", { class: className || null }, text);
 

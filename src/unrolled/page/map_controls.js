@@ -52,7 +52,7 @@ export function createMapControls(view) {
     const isAll = stop - first === model.length;
     order.hidden = model.units < FEWEST_UNITS;
     orders.forEach((one, k) => one.setAttribute("aria-pressed", view.mapOrder === ORDERS[k][0]));
-    const text = isAll ? "Drag across a map to zoom" : `Steps ${first}–${stop - 1} of ${model.length}`;
+    const text = isAll ? `${model.length} steps. Drag across a map to zoom` : `Steps ${first}–${stop - 1} of ${model.length}`;
     if (steps.textContent !== text) steps.textContent = text;
     zoomIn.disabled = stop - first <= fewestSteps(model);
     zoomOut.disabled = isAll;

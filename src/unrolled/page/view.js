@@ -22,6 +22,7 @@ export class View {
     this.layerIndex = 0;
     this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
+    this.isPlaying = false;
     this.past = []; // the changes before each one, as text
     this.lastChanged = "";
     this.chosenId = "";
