@@ -42,8 +42,8 @@ class QuantizationReport:
         layers: For each quantized layer its states by name, such as ``"h"``, or ``"h_l1_reverse"`` if it is
             stacked or bidirectional. Each layer gets the input that it has in the float model, so its
             error is its own. Of packed inputs, it has only the output.
-        output: The error of the module's first output, with all layers quantized. Its time axis is that of
-            the calls, since the module's own isn't known.
+        output: The error of the module's first output, with all layers quantized. Its ``over_time`` has one
+            number, since the axis of time isn't known.
         limit: The relative error from which a layer suffers.
         score: The score of the float module and of the quantized one, if a scoring function was given.
     """
