@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from unrolled.cells.base import Cell
 from unrolled.cells.quantized_products import LARGEST, SMALLEST, ProductMode
 from unrolled.cells.wrappers import CellWrapper
-from unrolled.engines.dispatch import engine
+from unrolled.engines.selection import engine
 from unrolled.layers.module import CellModule
 
 
