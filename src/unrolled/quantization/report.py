@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from unrolled.layers.convert import as_recurrent
@@ -201,7 +202,7 @@ def _first(result: Any) -> Tensor:
 
 
 def _unpacked(value: Any) -> Any:
-    return value.data if isinstance(value, nn.utils.rnn.PackedSequence) else value
+    return value.data if isinstance(value, PackedSequence) else value
 
 
 def _states(
@@ -219,9 +220,7 @@ def _states(
     named = {**dict(zip(("x", "state"), args, strict=False)), **kwargs, "all_states": True}
     x, state = named.pop("input", named.get("x")), named.pop("hx", named.get("state"))
     options = {name: value for name, value in named.items() if name not in ("x", "state")}
-    if isinstance(
-        x, nn.utils.rnn.PackedSequence
-    ):  # its rows at each time aren't separated: they count as one step
+    if isinstance(x, PackedSequence):  # its rows at each time aren't separated: they count as one step
         found, right = layer(*args, **kwargs)[0], result[0]
         return {names[0]: (found.data.unsqueeze(0), right.data.unsqueeze(0))}
     found = Recurrent.forward(layer, x, state, **options)[2]
