@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 import unrolled as ur
 from helpers.layer_pairs import NEEDS_COMPILER, use_threads
+from helpers.sampling import sample
 from helpers.toolchain import X86_ONLY, run_python
 from unrolled.cells.quantized_products import (
     quantize_weights,
@@ -144,7 +145,7 @@ def test_large_products_have_the_same_bits_for_two_threads() -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("weights", ["int8", "bfloat16", "float16"])
+@pytest.mark.parametrize("weights", sample(["int8", "bfloat16", "float16"]))
 def test_heads_slices_and_computed_matrices(weights: str) -> None:
     layer = ur.Recurrent(Heads, 6, 9).eval()
     quantized = ur.quantize(layer, weights)
@@ -159,8 +160,8 @@ def test_heads_slices_and_computed_matrices(weights: str) -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("weights", ["bfloat16", "float16"])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (7, 33, 4), (40, 130, 9)])
+@pytest.mark.parametrize("weights", sample(["bfloat16", "float16"], fast=["float16"]))
+@pytest.mark.parametrize("sizes", sample([(1, 1, 1), (7, 33, 4), (40, 130, 9)], fast=[(7, 33, 4)]))
 def test_16_bits_have_the_bits_of_rounded_weights(sizes: tuple[int, int, int], weights: str) -> None:
     """Also of weights that are subnormal in float16."""
     input_size, hidden, batch = sizes

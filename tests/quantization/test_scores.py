@@ -120,17 +120,17 @@ def test_characters(layer: type[Any]) -> None:
     model = Reader(layer, len(characters))
 
     def loss(step: int) -> Tensor:
-        starts = torch.randint(600_000, (32,)).tolist()
+        starts = torch.randint(600_000, (16,)).tolist()
         parts = torch.stack([codes[start : start + 101] for start in starts], 1)
         return cross_entropy(model(parts[:-1]).flatten(0, 1), parts[1:].flatten())
 
-    train(model, loss, 300)
-    held_out = codes[-6001:]
+    train(model, loss, 200)
+    held_out = codes[-4001:]
 
     def bits(one: Any) -> float:
         with torch.no_grad():
             scores = one(held_out[:-1, None])[:, 0]
         return cross_entropy(scores, held_out[1:]).item() / math.log(2)
 
-    assert bits(model) < 2.8
+    assert bits(model) < 3.2  # 6.3 for characters of equal probability
     assert_same_score(model, held_out[:-1, None], bits)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,9 +14,9 @@ aten = torch.ops.aten
 
 FORMATS = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_TERMS = 133_000  # of a sum: more products of 127 by 127 could overflow int32
-_LARGEST = 127
-_SMALLEST = 2.0**-100  # rows with smaller values count as zeros, so that the inverse of a scale is finite
-_LARGEST_FLOAT16 = 65504.0
+LARGEST = 127
+SMALLEST = 2.0**-100  # rows with smaller values count as zeros, so that the inverse of a scale is finite
+LARGEST_FLOAT16 = 65504.0
 _SPARE_BITS = 0x7F  # of the float32 of a scale
 
 
@@ -34,9 +35,9 @@ def row_scales(x: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
         scales = torch.full_like(largest, scale)
         inverse = 1 / scales
     else:
-        is_zero = largest < _SMALLEST
-        scales = torch.where(is_zero, 0.0, largest / _LARGEST)
-        inverse = torch.where(is_zero, 0.0, _LARGEST / largest)
+        is_zero = largest < SMALLEST
+        scales = torch.where(is_zero, 0.0, largest / LARGEST)
+        inverse = torch.where(is_zero, 0.0, LARGEST / largest)
     finite = largest < torch.inf
     return torch.where(finite, scales, torch.nan), torch.where(finite, inverse, 0.0)
 
@@ -55,22 +56,22 @@ def weight_scales(weights: Tensor, dim: int) -> Tensor:
         A tensor with size 1 in this dimension. NaN where a weight is not finite.
     """
     largest = weights.abs().amax(dim, keepdim=True)
-    bits = (largest / _LARGEST).contiguous().view(torch.int32)
+    bits = (largest / LARGEST).contiguous().view(torch.int32)
     rounded = ((bits + _SPARE_BITS) & ~_SPARE_BITS).view(torch.float32)
-    scales = torch.where(largest < _SMALLEST, 0.0, rounded)
+    scales = torch.where(largest < SMALLEST, 0.0, rounded)
     return torch.where(largest < torch.inf, scales, torch.nan)
 
 
 def quantize_weights(weights: Tensor, scales: Tensor) -> Tensor:
     """Return weights divided by their scales, as int8 from -127 to 127."""
     quotients = torch.where(scales > 0, weights / scales, 0.0)
-    return quotients.round().clamp(-_LARGEST, _LARGEST).to(torch.int8)
+    return quotients.round().clamp(-LARGEST, LARGEST).to(torch.int8)
 
 
 def round_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
     """Return weights in float32, rounded to bfloat16 or float16, where values beyond ±65504 become ±65504."""
     if dtype is torch.float16:
-        weights = weights.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16)
+        weights = weights.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
     return weights.to(dtype).to(torch.float32)
 
 
@@ -92,7 +93,7 @@ def quantized_mm(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tenso
     if weights != "int8":
         return (x @ round_weights(matrix, FORMATS[weights])).to(dtype)
     x_scales, inverse = row_scales(x, scale)
-    rows = torch.nan_to_num(x * inverse).round().clamp(-_LARGEST, _LARGEST)
+    rows = torch.nan_to_num(x * inverse).round().clamp(-LARGEST, LARGEST)
     scales = weight_scales(matrix, 0)
     # Sums of whole numbers are exact in float64.
     sums = rows.double() @ quantize_weights(matrix, scales).double()
@@ -143,7 +144,7 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and func._can_decompose():
+        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and func._can_decompose():
             with self:  # such as linear, which torch doesn't decompose before this mode in inference mode
                 return func.decompose(*args, **kwargs)
         result = self._multiply(func, args, kwargs)

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
-from unrolled.cells.quantized_products import ProductMode
+from unrolled.cells.quantized_products import LARGEST, SMALLEST, ProductMode
 from unrolled.cells.wrappers import CellWrapper
 from unrolled.engines.selection import engine
 from unrolled.layers.module import CellModule
-
-_LARGEST = 127
 
 
 def calibrate(
@@ -55,9 +53,14 @@ def calibrate(
                 f"no calibration batch runs {name or 'the layer'}: add it to keep, or add batches"
             )
     return {
-        name: {suffix: tuple(value / _LARGEST for value in values) for suffix, values in cells.items()}
+        name: {suffix: tuple(map(_scale, values)) for suffix, values in cells.items()}
         for name, cells in maxima.items()
     }
+
+
+def _scale(largest: float) -> float:
+    """Return a fixed scale. 0, each row has its own, if all values count as zeros."""
+    return largest / LARGEST if largest >= SMALLEST else 0.0
 
 
 def _run(module: nn.Module, batch: Any, label: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unrolled.cells.quantized_products import FORMATS, MAX_TERMS
+from unrolled.cells.quantized_products import FORMATS, LARGEST_FLOAT16, MAX_TERMS
 from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.layers.convert import convert
 from unrolled.layers.module import CellModule
@@ -21,7 +21,6 @@ from unrolled.quantization.report import ReportFunction
 from unrolled.quantization.storage import Storage, stored_dims
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_LARGEST_FLOAT16 = 65504
 
 
 def quantize(
@@ -171,9 +170,9 @@ def _storage(layer: CellModule, weights: str, quantize_input: bool) -> Storage |
         if weights == "int8" and parameter.shape[dim] > MAX_TERMS:
             raise ValueError(f"{name} has sums of {parameter.shape[dim]} products, int8 supports {MAX_TERMS}")
         largest = float(parameter.detach().abs().max())
-        if weights == "float16" and largest > _LARGEST_FLOAT16:
+        if weights == "float16" and largest > LARGEST_FLOAT16:
             raise ValueError(
-                f"{name} has values up to {largest:.3g}, but float16 ends at {_LARGEST_FLOAT16}: use bfloat16"
+                f"{name} has values up to {largest:.3g}, but float16 ends at 65504: use bfloat16"
             )
     return Storage(weights, dims) if count else None
 

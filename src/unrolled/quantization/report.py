@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from unrolled.layers.convert import as_recurrent
@@ -42,8 +43,8 @@ class QuantizationReport:
         layers: For each quantized layer its states by name, such as ``"h"``, or ``"h_l1_reverse"`` if it is
             stacked or bidirectional. Each layer gets the input that it has in the float model, so its
             error is its own. Of packed inputs, it has only the output.
-        output: The error of the module's first output, with all layers quantized. Its time axis is that of
-            the calls, since the module's own isn't known.
+        output: The error of the module's first output, with all layers quantized. Its ``over_time`` has one
+            number, since the axis of time isn't known.
         limit: The relative error from which a layer suffers.
         score: The score of the float module and of the quantized one, if a scoring function was given.
     """
@@ -201,7 +202,7 @@ def _first(result: Any) -> Tensor:
 
 
 def _unpacked(value: Any) -> Any:
-    return value.data if isinstance(value, nn.utils.rnn.PackedSequence) else value
+    return value.data if isinstance(value, PackedSequence) else value
 
 
 def _states(
@@ -219,9 +220,7 @@ def _states(
     named = {**dict(zip(("x", "state"), args, strict=False)), **kwargs, "all_states": True}
     x, state = named.pop("input", named.get("x")), named.pop("hx", named.get("state"))
     options = {name: value for name, value in named.items() if name not in ("x", "state")}
-    if isinstance(
-        x, nn.utils.rnn.PackedSequence
-    ):  # its rows at each time aren't separated: they count as one step
+    if isinstance(x, PackedSequence):  # its rows at each time aren't separated: they count as one step
         found, right = layer(*args, **kwargs)[0], result[0]
         return {names[0]: (found.data.unsqueeze(0), right.data.unsqueeze(0))}
     found = Recurrent.forward(layer, x, state, **options)[2]

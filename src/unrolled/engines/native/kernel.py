@@ -134,15 +134,15 @@ class Kernel:
         self._saved = [(node, width(node)) for node in partition.saved]
         is_hoisted = [pack.products[0].row in spec.hoisted_rows for pack in spec.packs]
         sums = [len(pack.products) * pack.width for pack in spec.packs]
-        weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
+        weights = [count * pack.work for pack, count in zip(spec.packs, sums, strict=True)]
         self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)
-        loop_work = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
         sizes = [count * pack.lines * dtype.itemsize for pack, count in zip(spec.packs, sums, strict=True)]
         self._weight_bytes = sum(n for n, hoisted in zip(sizes, is_hoisted, strict=True) if not hoisted)
         # Multiply-adds per row and step, with and without input products that are computed before. An element
         # counts as five.
         elements = 5 * sum(width(node) for node in partition.loop if is_batched(node))
-        self._work, self._step_work = sum(weights) + elements, loop_work + elements
+        step_weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
+        self._work, self._step_work = sum(weights) + elements, step_weights + elements
         self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
         arrays = [target for kind, target in spec.pointers if kind == "array"]
         matrices = [target.matrix for kind, target in spec.pointers if kind == "matrix"]

@@ -35,6 +35,11 @@ class Pack:
         return width(self.products[0].row)
 
     @property
+    def work(self) -> int:
+        """Number of multiply-adds of floats that take as long as a sum."""
+        return self.lines if self.dtype is torch.int8 else self.depth
+
+    @property
     def lines(self) -> int:
         """Number of elements that a packed column takes, see ``packed_lines`` in products.h."""
         match self.dtype:

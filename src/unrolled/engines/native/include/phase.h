@@ -18,7 +18,8 @@ struct Group {
   // Returns the rows as tiles read them: quantizes them first if that is the format.
   const T* prepare(const Products& products, const T* x, int64_t rows) const {
     if (format != INT8) return x;
-    for (int64_t r = 0; r < rows; r++) products.formats[INT8]->quantize(x + r * depth, depth, scale, quantized + r * stride);
+    const auto quantize = products.formats[INT8]->quantize;
+    for (int64_t r = 0; r < rows; r++) quantize(x + r * depth, depth, scale, quantized + r * stride);
     return quantized;
   }
 
@@ -89,7 +90,8 @@ template <int N, int M> struct PhasePlan {
     for (int g = 0; g < ALL; g++) {
       const int64_t row_count = g >= N ? hoisted_rows : pack_per_step ? batch : 0;
       groups[g].sums = own.take<V>((last - first) * strip * groups[g].count * row_count);
-      groups[g].quantized = own.take<T>(groups[g].format == INT8 ? (g >= N ? hoisted_rows : batch) * groups[g].stride : 0);
+      const int64_t quantized_rows = groups[g].format != INT8 ? 0 : g >= N ? hoisted_rows : batch;
+      groups[g].quantized = own.take<T>(quantized_rows * groups[g].stride);
     }
   }
 

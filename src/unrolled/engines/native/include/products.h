@@ -37,7 +37,7 @@ using DirectProduct = void (*)(const T* x, int64_t row, int64_t step, const Matr
 // How a matrix is packed. Formats with fewer bits are those of a float kernel, see quantized_products.cpp.
 enum WeightFormat : int64_t { PLAIN, INT8, BFLOAT16, FLOAT16, FORMATS };
 
-// Returns how many elements a packed column has, for each 32 bits. In int8, the first two are its scale and its offset.
+// Returns how many elements of 32 bits a packed column has. In int8, the first two are its scale and its offset.
 static inline int64_t packed_lines(WeightFormat format, int64_t depth) {
   return format == PLAIN ? depth : format == INT8 ? 2 + (depth + 3) / 4 : (depth + 1) / 2;
 }
