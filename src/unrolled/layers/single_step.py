@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
+from unrolled.engines.selection import engine
 from unrolled.engines.torch_ops.onnx import OnnxExportError
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
@@ -150,7 +151,7 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     try:
         return dispatch.run(*args, **kwargs)
     except OnnxExportError:
-        with dispatch.engine("reference"):
+        with engine("reference"):
             return dispatch.run(*args, **kwargs)
 
 
