@@ -128,20 +128,24 @@ def bytes_in_flash(program: Path) -> int:
     return sum(in_file for kind, _, _, _, in_file, *_ in headers if kind == 1)
 
 
-def test_it_runs_on_a_cortex_m4(tmp_path: Path, record_property: Any) -> None:
+@pytest.mark.parametrize(
+    ("target", "board"),
+    [("thumb-freestanding-eabihf", "mps2-an386"), ("thumb-freestanding-eabihf M7", "mps2-an500")],
+)
+def test_it_runs_on_a_microcontroller(target: str, board: str, tmp_path: Path, record_property: Any) -> None:
     """With the bits of a stream, in 24 KB of flash and 1 KB of memory."""
     layer = ur.LSTM(1, 32)
     exported = ur.export.c(layer, tmp_path, name="m")
-    for name in ("cortex_m4.c", "cortex_m4.ld"):
+    for name in ("cortex_m.c", "cortex_m.ld"):
         shutil.copy(Path(__file__).parents[1] / "helpers" / name, tmp_path)
     (tmp_path / "memory.c").write_text(WITHOUT_LIBRARY)
-    sources = [tmp_path / name for name in ("cortex_m4.c", "m.c", "memory.c")]
-    script = ("-nostdlib", "-Wl,--gc-sections", f"-Wl,-T,{tmp_path / 'cortex_m4.ld'}")
-    compile_for("thumb-freestanding-eabihf", "-Os", *script, *sources, "-o", tmp_path / "m.elf")
+    sources = [tmp_path / name for name in ("cortex_m.c", "m.c", "memory.c")]
+    script = ("-nostdlib", "-Wl,--gc-sections", f"-Wl,-T,{tmp_path / 'cortex_m.ld'}")
+    compile_for(target, "-Os", *script, *sources, "-o", tmp_path / "m.elf")
     flash = bytes_in_flash(tmp_path / "m.elf")
     record_property("bytes of flash", flash)
     assert flash <= 24 * 1024
-    command = ["-M", "mps2-an386", "-nographic", "-semihosting", "-kernel", tmp_path / "m.elf"]
+    command = ["-M", board, "-nographic", "-semihosting", "-kernel", tmp_path / "m.elf"]
     emulator = find_emulator("qemu-system-arm")
     done = subprocess.run([emulator, *command], capture_output=True, text=True, timeout=60)
     failed, stack, *bits = [int(line, 16) for line in (done.stderr + done.stdout).split()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from torch import nn
 
 import unrolled as ur
 from helpers.wasm import NEEDS_WASM
-from unrolled.export import wasm as module
+from unrolled.cli.main import main
 
 RUN = """
 const fs = require("fs");
@@ -73,11 +74,29 @@ def test_its_numbers(create: Any, x: torch.Tensor, simd: bool, tmp_path: Path) -
     torch.testing.assert_close(outputs, expected.reshape(len(x), -1), atol=5e-7, rtol=0)
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+@pytest.mark.slow
+def test_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"neither zig \(pip install ziglang\) nor clang with wasm-ld"):
         ur.export.wasm(ur.LSTM(1, 2), tmp_path / "model.wasm")
     with pytest.raises(ValueError, match=r"to_html\(live=True\): WebAssembly needs a compiler"):
         ur.trace(ur.LSTM(1, 2), torch.randn(3, 1)).to_html(tmp_path / "page.html", live=True)
-    assert not list(tmp_path.iterdir())
+    code = tmp_path / "model.py"
+    code.write_text("import unrolled as ur\n\ndef build():\n    return ur.LSTM(1, 2)\n")
+    line = ["export", f"{code}:build", "--out", str(tmp_path / "out")]
+    assert main([*line, "--wasm", str(tmp_path / "m.wasm")]) == 2
+    assert "neither zig" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [code]
+
+
+@NEEDS_WASM
+@pytest.mark.slow
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, path = tmp_path / "model.py", tmp_path / "m.wasm"
+    code.write_text("import unrolled as ur\n\ndef build():\n    return ur.LSTM(1, 2)\n")
+    assert main(["export", f"{code}:build", "--out", str(tmp_path / "out"), "--wasm", str(path)]) == 0
+    assert f"Wrote it as WebAssembly to {path}: " in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\0asm")

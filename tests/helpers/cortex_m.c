@@ -1,4 +1,4 @@
-/* Runs an exported model on a Cortex-M4F without a C library: input and output are in semihosting calls. Prints the
+/* Runs an exported model on a Cortex-M without a C library: input and output are in semihosting calls. Prints the
  * result of the self-test, the bytes of stack that a step used, and the outputs of some steps, all in hexadecimal. */
 #include "m.h"
 
