@@ -16,7 +16,7 @@ _SCRIPTS = (
     "strip", "tables", "drawing", "legend", "equations", "ledger", "weight_gradient", "arithmetic",
     "editor", "weights", "sequence", "passages", "text",
     "gradient", "player", "tour", "own_changes", "guide", "keys", "about", "dragging",
-    "app", "overview", "start",
+    "inline_arithmetic", "app", "overview", "start",
 )  # fmt: skip
 
 
