@@ -27,6 +27,7 @@ from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import dispatch, reference
 from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.selection import current_engine
 from unrolled.engines.threads import core_limit
 from unrolled.layers.recurrent import Recurrent
 
@@ -65,7 +66,7 @@ def collect_report(layers: Mapping[str, Recurrent]) -> dict[str, Any]:
             "cache": _cache(),
             "shipped": _prebuilt_kernels(),
             "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-            "engine": dispatch.current_engine(),
+            "engine": current_engine(),
             "layers": layer_engines(layers),
         }
 

@@ -36,6 +36,9 @@ class Backend(LoopBackend, Protocol):
             in_graph: Whether the call is recorded as an operator of a graph, so that the tensors may be fake.
         """
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Start to compile in the background what all cells need, before a step is captured."""
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         """Compile a cell for a dtype and a device.
 

@@ -99,6 +99,9 @@ class GpuBackend:
             return None
         return "an input or a parameter has no values in memory"
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Do nothing: cells share no compiled code."""
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> GpuCell:
         """Compile a cell."""
         return GpuCell(cell, dtype, self, device)
