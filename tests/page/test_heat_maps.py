@@ -98,6 +98,7 @@ def test_zoom(open_page: OpenPage) -> None:
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "zoom in"
 
 
+@pytest.mark.slow
 def test_zoom_with_the_keyboard(open_page: OpenPage) -> None:
     trace = ur.trace(ur.GRU(2, 12), wave(64))
     tab = open_page(trace, address="#step=50&unit=3&number=h")
@@ -161,6 +162,7 @@ def test_means_of_a_large_layer(open_page: OpenPage, monkeypatch: pytest.MonkeyP
     assert read(tab, 3, 42) == f"f, step 43, unit {order[42]}: {printed(forget[43, order[42]].item())}"
 
 
+@pytest.mark.slow
 def test_maps_in_words(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 12), wave(30))
     tab = open_page(trace, address="#step=12&unit=3&number=h&zoom=10-19")

@@ -72,6 +72,7 @@ def test_a_small_lstm(open_page: OpenPage) -> None:
     assert lines[-1].endswith(f"= {printed(trace['f'][2, 0, 1].item())}")
 
 
+@pytest.mark.slow
 def test_a_wide_layer(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 20), torch.randn(40, 2)).backward(torch.sum)
     tab = open_page(trace, address="#step=7&unit=5&number=weight_hh&column=3")

@@ -98,6 +98,7 @@ def test_gradients_of_an_own_cell(tmp_path: Path) -> None:
     assert_gradients_are_those_of_autograd(layer, torch.randn(4, 2, 2), lambda y: y.square().sum(), tmp_path)
 
 
+@pytest.mark.slow
 @needs_javascript
 def test_gradients_of_a_layer_whose_steps_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +154,7 @@ def test_a_weight_shows_its_gradient(open_page: OpenPage) -> None:
     assert "number=h" in tab.evaluate("location.hash")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_largest_gradients_are_listed(open_page: OpenPage) -> None:
     layer = nn.GRU(2, 3)

@@ -10,6 +10,7 @@ import { createEditor } from "./editor.js";
 import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
+import { createInlineArithmetic } from "./inline_arithmetic.js";
 import { createKeyList, createKeys } from "./keys.js";
 import { createLegend } from "./legend.js";
 import { createLive } from "./live.js";
@@ -45,6 +46,7 @@ export function mount(root, data, inModel = null) {
   const tables = createTables(view);
   const equations = createEquations(view);
   const arithmetic = createArithmetic(view);
+  const inline = createInlineArithmetic(view, arithmetic, drawing);
   const editor = createEditor(view);
   const weights = createWeights(view);
   const sequence = createSequence(view);
@@ -90,7 +92,7 @@ export function mount(root, data, inModel = null) {
   const rowPicker = createRowPicker(view);
   const legend = createLegend(view);
   const summary = createElement("span", { class: "what" });
-  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), ...(view.live ? [view.live.picture] : []), { update: updateHeads }];
+  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), ...(view.live ? [view.live.picture] : []), { update: updateHeads }, inline];
   const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
   const isWide = (view.model.units > WIDE_UNITS || longest > WIDE_STEPS) && !(isSmall(view.model) && longest === view.model.length);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
@@ -243,6 +245,7 @@ export function mount(root, data, inModel = null) {
   drawing.narrow.addEventListener("change", () => view.refresh(), { signal: listeners.signal });
   view.close = () => {
     listeners.abort();
+    inline.close();
     player.stop();
   };
   view.render = () => parts.forEach((part) => part.update());

@@ -15,7 +15,7 @@ _SCRIPTS = (
     "scales", "view", "cells", "color_scale", "heat_maps", "strip", "tables", "drawing", "legend",
     "equations", "ledger", "weight_gradient", "arithmetic", "editor", "weights", "sequence", "passages",
     "text", "live_model", "live", "gradient", "player", "tour", "own_changes", "guide", "keys", "about",
-    "dragging", "app", "overview", "start",
+    "dragging", "inline_arithmetic", "app", "overview", "start",
 )  # fmt: skip
 
 
