@@ -29,7 +29,7 @@ import unrolled as ur
 from unrolled.engines.gpu.backend import BACKEND
 from unrolled.engines.gpu.kernel_source import Argument, KernelSpec
 from unrolled.engines.gpu.runtime import TritonRuntime
-from unrolled.engines.gpu.tuning import ROWS, SHARED_ROWS
+from unrolled.engines.gpu.tuning import COLUMN_ROWS, ROWS, SHARED_ROWS
 
 CELLS = ("RNN", "GRU", "LSTM", "LayerNormLSTM", "MinGRU", "SLSTM")
 HIDDEN = (32, 64, 128, 256, 512, 1024)
@@ -58,7 +58,7 @@ def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[s
 
     function = TritonRuntime().load(spec.source)
     precision = "ieee" if dtype is torch.float64 else "tf32"
-    rows = SHARED_ROWS if spec.blocks else ROWS
+    rows = SHARED_ROWS if spec.meetings else COLUMN_ROWS if spec.blocks else ROWS
     constants = {"REVERSE": False, "SHIFT": 0, "PRECISION": precision, "ROWS": rows}
     constants |= {"starts": None, "lengths": None}
     types = {one.name: _TYPES[_dtype_of(one, dtype)] for one in spec.arguments}
@@ -70,7 +70,7 @@ def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[s
     values = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": spec.warps, "enable_fp_fusion": True}
-    if spec.blocks:
+    if spec.meetings:
         options["launch_cooperative_grid"] = True
     start = time.perf_counter()
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -212,7 +212,7 @@ def test_a_device_that_is_not_there(capsys: Any) -> None:
     for cell, sizes, strategy in (
         ("mgu", "4,20", "registers, because its matrices of 8 KiB fit on chip"),
         ("mgu", "4,200", "persistent, because a value has 256 columns, with padding"),
-        ("mingru", "4,300", "streamed, because a value has 512 columns"),
+        ("mingru", "4,300", "scan, because no column of a step depends on other columns"),
     ):
         arguments = ["doctor", "--cell", cell, "--sizes", sizes, "--device", "cuda"]
         assert main.main(arguments) == 0
