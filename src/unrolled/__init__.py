@@ -5,7 +5,7 @@ from types import ModuleType
 from unrolled import _moved_modules, cells, export, io
 from unrolled._version import __version__ as __version__
 from unrolled.cells.base import Cell, Param
-from unrolled.engines.dispatch import engine
+from unrolled.engines.selection import engine
 from unrolled.inference.frozen import frozen
 from unrolled.inference.stream import Stream
 from unrolled.layers.convert import convert, revert

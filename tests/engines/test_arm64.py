@@ -166,7 +166,7 @@ def record_calls(kind: str, threads: int, patch: pytest.MonkeyPatch) -> list[Rec
     """Run a layer on this machine, for inference and for training, and return the calls of its loops."""
     calls: list[RecordedCall] = []
     patch.setattr(BACKEND, "launch", lambda new: calls.extend(map(RecordedCall, new)))
-    patch.setitem(constants(), "MIN_WORK_FOR_THREADS", 0)
+    patch.setitem(constants(), "STEP_WORK_FOR_TWO_THREADS", 1)
     cell, options = CELLS[kind]
     layer, x = ur.Recurrent(cell, 5, 12, **options), torch.randn(7, 3, 5, requires_grad=True)
     with use_threads(threads), ur.engine("native"):

@@ -41,7 +41,7 @@ OWN_THREADS = """
 import sys, torch
 from unrolled.engines.native import matmul
 from unrolled.engines.native.tuning import constants
-constants()["MIN_WORK_FOR_THREADS"] = 0
+constants().update(STEP_WORK_FOR_TWO_THREADS=1, CALL_WORK_FOR_TWO_THREADS=1)
 torch.set_num_threads(3)
 matmul._thread_pool().thread_pool_use_openmp(None, None, None)
 """

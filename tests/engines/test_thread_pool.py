@@ -61,7 +61,7 @@ def test_own_threads_give_the_same_bits_as_openmp(tmp_path: Path) -> None:
         "import ctypes, sys, torch, unrolled as ur\n"
         "from unrolled.engines.native import matmul\n"
         "from unrolled.engines.native.tuning import constants\n"
-        "constants()['MIN_WORK_FOR_THREADS'] = 0\n"
+        "constants().update(STEP_WORK_FOR_TWO_THREADS=1, CALL_WORK_FOR_TWO_THREADS=1)\n"
         "torch.set_num_threads(3)\n"
         "if sys.argv[1] == 'own':\n"
         "    matmul._thread_pool().thread_pool_use_openmp(None, None, None)\n"

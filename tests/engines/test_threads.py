@@ -84,16 +84,53 @@ def test_a_system_without_control_groups_has_no_limit(
 @NEEDS_COMPILER
 def test_loops_use_no_more_threads_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x, counts = ur.LSTM(8, 32), torch.randn(9, 16, 8), []
-    original = kernel.Kernel._arguments
+    original = kernel.Kernel.arguments
 
     def record(self: kernel.Kernel, layout: object, reverse: bool, count: int, *rest: object) -> object:
         counts.append(count)
         return original(self, layout, reverse, count, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernel.Kernel, "_arguments", record)
+    monkeypatch.setattr(kernel.Kernel, "arguments", record)
     set_up_machine(monkeypatch, tmp_path, "0::/\n", {"cpu.max": "300000 100000\n"})
     for requested, expected in ((8, 3), (2, 2)):
         with use_threads(requested), torch.no_grad(), ur.engine("native"):
             layer(x)
         assert set(counts) == {expected}
         counts.clear()
+
+
+@pytest.mark.parametrize("work_for_two", [100, 16000, 80000])
+def test_the_number_of_threads_grows_with_the_work(work_for_two: int) -> None:
+    for factor in (0, 0.01, 0.99, 1, 1.5, 2, 3.9, 4, 10, 64, 1000):
+        work = int(factor * work_for_two)
+        # How long n threads take: their share of the work, and a time in proportion to n.
+        times = {n: work / n + work_for_two * n / 4 for n in range(1, 100)}
+        times[1] = work  # a single thread isn't started
+        count = kernel._useful_threads(99, work, work_for_two)
+        assert times[count] <= 1.1 * min(times.values())
+        assert kernel._useful_threads(3, work, work_for_two) == min(count, 3)
+        assert (count > 1) == (factor >= 1)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize(("threads", "hidden", "at_once"), [(2, 64, 1), (3, 8, 1), (8, 64, 1), (8, 320, 0)])
+def test_small_directions_run_at_the_same_time(
+    threads: int, hidden: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = ur.GRU(3, hidden, bidirectional=True), torch.randn(9, 1, 3)
+    pairs: list[object] = []
+    launch_pair = kernel.launch_pair
+    monkeypatch.setattr(kernel, "launch_pair", lambda *calls: pairs.append(calls) or launch_pair(*calls))
+    with torch.no_grad(), ur.engine("native"):
+        previous = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            expected = layer(x)[0]
+            assert not pairs
+            torch.set_num_threads(threads)
+            assert layer(x)[0].equal(expected)
+            with ur.frozen(layer):
+                assert layer(x)[0].equal(expected)
+        finally:
+            torch.set_num_threads(previous)
+    assert len(pairs) == 2 * at_once

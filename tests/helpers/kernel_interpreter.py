@@ -292,6 +292,9 @@ class InterpreterBackend:
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         return None if dtype in self.dtypes else f"{dtype} is not supported"
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Nothing is compiled."""
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         return CompiledCell(cell, dtype, self, device)
 

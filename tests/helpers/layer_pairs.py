@@ -185,8 +185,8 @@ def use_threads(threads: int) -> Iterator[None]:
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(constants(), "MIN_WORK_FOR_THREADS", 0)
-        patch.setitem(constants(), "MIN_WORK_WITHOUT_SYNC", 0)
+        patch.setitem(constants(), "STEP_WORK_FOR_TWO_THREADS", 1)
+        patch.setitem(constants(), "CALL_WORK_FOR_TWO_THREADS", 1)
         try:
             yield
         finally:

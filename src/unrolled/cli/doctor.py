@@ -29,6 +29,7 @@ from unrolled.engines.gpu import backend as gpu
 from unrolled.engines.native.backend import COMPILED
 from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.selection import current_engine
 from unrolled.engines.threads import core_limit
 from unrolled.layers.recurrent import Recurrent
 
@@ -68,7 +69,7 @@ def collect_report(layers: Mapping[str, Recurrent], device: str = "cpu") -> dict
             "cache": _cache(),
             "shipped": _prebuilt_kernels(),
             "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-            "engine": dispatch.current_engine(),
+            "engine": current_engine(),
             "device": device,
             "gpu": _gpu(),
             "layers": layer_engines(layers, device=torch.device(device)),

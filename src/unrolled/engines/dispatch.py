@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextvars import ContextVar
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -17,58 +15,19 @@ from unrolled.engines._torch_private import constant_for_dynamo, counts_flops, i
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
+from unrolled.engines.selection import current_engine
 from unrolled.engines.torch_ops import transforms
 
 States = tuple[Tensor, ...]
 
-_ENGINES = ("auto", "native", "reference")
 _ONNX_ADVICE = (
     "torch.onnx.export doesn't know the compiled loop of {}: export the layer with unrolled.io.to_onnx, or, "
     "if torch.nn has the same layer, export the model after unrolled.revert(model)"
 )
-_current: ContextVar[str] = ContextVar("engine", default="auto")
 
 
 class OnnxExportError(RuntimeError):
     """``torch.onnx.export`` doesn't know the compiled loops."""
-
-
-class engine:  # noqa: N801  # used as a function, and in a with statement
-    """Select the engine that runs cells, from this call on or inside a ``with`` statement.
-
-    ::
-
-        unrolled.engine("reference")          # from here on, in this thread
-        with unrolled.engine("native"):       # in this block
-            output, state = layer(x)
-
-    Args:
-        name: ``"auto"`` (default) runs compiled loops where possible and falls back to the reference engine.
-            ``"native"`` runs compiled loops and raises an error where that is not possible.
-            ``"reference"`` runs the step as written in Python, one time step after another.
-
-    Raises:
-        ValueError: If ``name`` is not one of these.
-    """
-
-    def __init__(self, name: str) -> None:
-        if name not in _ENGINES:
-            raise ValueError(f"the engine should be {', '.join(map(repr, _ENGINES))}, got {name!r}")
-        self._previous = _current.get()
-        _current.set(name)
-
-    def __enter__(self) -> engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _current.set(self._previous)
-
-
-def current_engine() -> str:
-    """Return the selected engine: ``"auto"``, ``"native"`` or ``"reference"``."""
-    return _current.get()
 
 
 def run(
@@ -111,7 +70,7 @@ def run(
     assert not isinstance(sizes, Tensor)  # only while torch records a graph
     if wrapper_specs[0]:
         cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
-    selected = _current.get()
+    selected = current_engine()
     name = type(cells[0].innermost).__name__
     reason = "selected" if selected == "reference" else _why_not_native(cells, x, states, extra_inputs)
     slower: str | None = None
@@ -250,7 +209,7 @@ def _run_in_transform(
 @constant_for_dynamo
 def _conditions() -> tuple[str, bool, bool]:
     """Return the selected engine, and whether forward-mode differentiation and an ONNX export are active."""
-    return _current.get(), transforms.in_forward_mode(), in_onnx_export()
+    return current_engine(), transforms.in_forward_mode(), in_onnx_export()
 
 
 def _run_by_reference(

@@ -25,6 +25,7 @@ from unrolled.engines.compiler.step_values import step_values
 from unrolled.engines.fork_safety import delay_forks
 from unrolled.engines.native import philox as compiled_philox
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
+from unrolled.engines.selection import current_engine
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -56,6 +57,8 @@ def planned_draws(cell: Cell, training: bool, dtype: torch.dtype) -> Draws:
         entry = Entry("draws", cell, training, dtype, backend_for(_CPU).captures)
         draws = _stored_draws(entry)
         if draws is None:
+            if dtype in DTYPES and current_engine() != "reference":
+                backend_for(_CPU).prepare(dtype)
             # In a new thread, no mode or transform is active. The first fake tensors import packages.
             with delay_forks(), ThreadPoolExecutor(1) as pool:
                 draws = pool.submit(_plan, cell, training, dtype).result()

@@ -14,11 +14,14 @@ from torch.nn import Parameter
 from torch.optim import optimizer
 
 from unrolled.engines import dispatch
+from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import StepValues, step_values
 from unrolled.engines.memory import all_readable
+from unrolled.engines.native.kernel import run_at_once
 from unrolled.engines.native.prepacked import PrepackedKernel, Weights
 from unrolled.engines.packed_weights import packed_weights
+from unrolled.engines.selection import current_engine
 from unrolled.layers.recurrent import Recurrent
 
 _UNROLL = Recurrent.unroll
@@ -109,7 +112,7 @@ class WeightSnapshot:
         layer = self.layer
         if (layer.training and layer.dropout > 0) or not layer.plain or "unroll" in layer.__dict__:
             return False
-        return dispatch.current_engine() != "reference" and not dispatch.in_transform()
+        return current_engine() != "reference" and not dispatch.in_transform()
 
     def prepacked_kernels(self, shape: torch.Size, threads: int) -> list[list[PrepackedKernel]] | None:
         """Return the kernels for an input shape, by layer and direction.
@@ -132,15 +135,18 @@ class WeightSnapshot:
             self._weights = [[packed_weights(cell) for cell in directions] for directions in cells]
         kernels_by_layer = []
         for layer_weights in self._weights:
-            # Two directions run at the same time; with two threads, each gets one.
-            direction_threads = 1 if len(layer_weights) == 2 == threads else threads
-            kernels = [
-                PrepackedKernel(weights, time, batch, reverse, direction_threads)
-                for weights, reverse in zip(layer_weights, (False, True), strict=False)
-                if weights is not None
-            ]
-            if len(kernels) < len(layer_weights):
+            weights = [part for part in layer_weights if part is not None]
+            if len(weights) < len(layer_weights):
                 return None
+            layout = Layout(time, batch)
+            arguments = [
+                part.compiled.inference.arguments(layout, False, threads, 0, packed=True) for part in weights
+            ]
+            kernel_threads = 1 if run_at_once(arguments, threads) else threads
+            kernels = [
+                PrepackedKernel(part, time, batch, reverse, kernel_threads)
+                for part, reverse in zip(weights, (False, True), strict=False)
+            ]
             kernels_by_layer.append(kernels)
         return kernels_by_layer
 

@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
+from unrolled.engines.selection import engine
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
@@ -149,7 +150,7 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     try:
         return dispatch.run(*args, **kwargs)
     except dispatch.OnnxExportError:
-        with dispatch.engine("reference"):
+        with engine("reference"):
             return dispatch.run(*args, **kwargs)
 
 

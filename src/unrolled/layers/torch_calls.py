@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from unrolled.engines import dispatch, log
 from unrolled.engines._torch_private import any_requires_grad, keep_graph
 from unrolled.engines.autograd import by_reference, gradients_of_graph
+from unrolled.engines.selection import current_engine, engine
 from unrolled.engines.torch_ops import transforms
 from unrolled.layers.module import States
 from unrolled.layers.sequence import SequenceBatch
@@ -36,7 +37,7 @@ def are_answered(x: Tensor) -> bool:
     return (
         x.device.type in DEVICES
         and x.dtype in _DTYPES
-        and dispatch.current_engine() == "auto"
+        and current_engine() == "auto"
         and not transforms.active()
     )
 
@@ -161,7 +162,7 @@ class _LayerCall:
         cells = self.layer._cells.values()
         bound = [cell.bind({name: next(weights) for name in cell.shapes()}) for cell in cells]
         layer = self.layer.with_cells(bound)
-        with dispatch.engine("reference"):
+        with engine("reference"):
             output, final = layer.run_stack(
                 SequenceBatch(steps, self.batch_sizes), tuple(initial), dispatch.run
             )

@@ -23,8 +23,8 @@ from unrolled.engines._torch_private import (
     pre_dispatch_modes,
 )
 from unrolled.engines.call_plans.native_replay import Condition, Item
-from unrolled.engines.dispatch import current_engine
 from unrolled.engines.memory import LOW_ADDRESS
+from unrolled.engines.selection import current_engine
 
 _INFO = logging.INFO
 

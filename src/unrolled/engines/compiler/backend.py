@@ -45,6 +45,9 @@ class Backend(LoopBackend, Protocol):
     def explain(self, compiled: CompiledCell, training: bool) -> str:
         """Return how it runs the loops of a cell, and why, after generating their code."""
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Start to compile in the background what all cells need, before a step is captured."""
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         """Compile a cell for a device and a dtype to which tensors are converted.
 

@@ -133,6 +133,9 @@ class GpuBackend:
             return next(iter(texts.values()))
         return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Do nothing: cells share no compiled code."""
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> GpuCell:
         """Compile a cell."""
         return GpuCell(cell, dtype, self, device)

@@ -128,9 +128,13 @@ class NativeBackend:
         """Return why the loops of a cell run here."""
         return COMPILED
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Start to compile the matrix products and the thread pool."""
+        matmul.start(dtype)
+
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
-        matmul.start(dtype)  # compile the products while the step is being captured
+        self.prepare(dtype)
         return NativeCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,20 @@ class KernelCall:
         """Return the addresses of the kernel, its arguments and its pointers."""
         return self.run, ctypes.addressof(self.arguments), self.pointers.buffer_info()[0]
 
+    def on_one_thread(self) -> KernelCall:
+        """Return the same call on one thread."""
+        if self.arguments.threads == 1:
+            return self
+        arguments = CallArguments.from_buffer_copy(self.arguments)
+        arguments.threads, arguments.strategy = 1, Strategy.SHARE_COLUMNS
+        return KernelCall(self.run, arguments, self.pointers, self.alive)
+
 
 _kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def launch(calls: Sequence[KernelCall]) -> None:
-    """Run independent kernels: two of them at the same time if each has one thread, else one after another.
+    """Run independent kernels: two of them at the same time if each needs few threads, else in turn.
 
     Raises:
         MemoryError: If there is not enough memory for a kernel's buffers.
@@ -62,9 +71,9 @@ def launch(calls: Sequence[KernelCall]) -> None:
     if observer is not None:
         observer.launch(calls)
         return
-    single = len(calls) == 2 and all(call.arguments.threads == 1 for call in calls)
-    if single and thread_count() > 1:
-        succeeded = launch_pair(calls[0].addresses(), calls[1].addresses())
+    if run_at_once([call.arguments for call in calls], thread_count()):
+        first, second = (call.on_one_thread() for call in calls)
+        succeeded = launch_pair(first.addresses(), second.addresses())
     else:
         succeeded = True
         for call in calls:
@@ -72,6 +81,18 @@ def launch(calls: Sequence[KernelCall]) -> None:
             succeeded = function(run)(arguments, pointers) and succeeded
     if not succeeded:
         raise MemoryError(NO_MEMORY)
+
+
+def run_at_once(arguments: Sequence[CallArguments], threads: int) -> bool:
+    """Return whether calls should run at the same time, on one thread each, instead of one after another.
+
+    Args:
+        arguments: Their arguments.
+        threads: The number of threads that there are.
+    """
+    # In the model of _useful_threads, both take as long if each is worth four threads.
+    most = max(2, min(threads - 1, 3))
+    return len(arguments) == 2 and threads > 1 and all(call.threads <= most for call in arguments)
 
 
 @functools.cache
@@ -102,8 +123,8 @@ class Kernel:
         self.partition = partition
         self.spec = spec
         log.emit.info("a loop in %s\n%s", dtype, spec.source)
-        self._products = products(dtype)
         self._library = library = build.load(spec.source)  # keep it loaded for as long as the kernel exists
+        self._products = products(dtype)  # after the loop: both may have to be compiled, at the same time
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
         self._saved = [(node, width(node)) for node in partition.saved]
@@ -112,8 +133,10 @@ class Kernel:
         weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
         self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)
         self._weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
-        elements = sum(width(node) for node in partition.loop if is_batched(node))
-        self._work = sum(weights) + 5 * elements  # per row; computing an element counts as five multiply-adds
+        # Multiply-adds per row and step, with and without input products that are computed before. An element
+        # counts as five.
+        elements = 5 * sum(width(node) for node in partition.loop if is_batched(node))
+        self._work, self._step_work = sum(weights) + elements, self._weights + elements
         self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
         arrays = [target for kind, target in spec.pointers if kind == "array"]
         matrices = [target.matrix for kind, target in spec.pointers if kind == "matrix"]
@@ -234,7 +257,7 @@ class Kernel:
         if arguments is None:
             if len(self._arguments_cache) > 1000:  # sequence lengths that keep changing
                 self._arguments_cache.clear()
-            arguments = self._arguments(layout, reverse, threads, shift, packed)
+            arguments = self.arguments(layout, reverse, threads, shift, packed)
             self._arguments_cache[key] = arguments
         starts = 0 if layout.starts is None else layout.starts.data_ptr()
         sources = [0, starts, *addresses]
@@ -255,23 +278,16 @@ class Kernel:
             if kind == "pack"
         ]
 
-    def _arguments(
+    def arguments(
         self, layout: Layout, reverse: bool, threads: int, shift: int, packed: bool
     ) -> CallArguments:
         """Return the arguments of a call, and choose how its threads share the work."""
         steps, rows, tuning = layout.steps, layout.batch, constants()
         pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
-        work = self._work * rows
-        enough_without_sync = layout.starts is None and work * steps > tuning["MIN_WORK_WITHOUT_SYNC"]
-        by_rows = (
-            enough_without_sync
-            and threads > 1
-            and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]
-            and rows >= threads * (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1)
-        )
-        columnwise = enough_without_sync and self.spec.columnwise
-        if not by_rows and not columnwise and work < tuning["MIN_WORK_FOR_THREADS"]:
-            threads = 1
+        threads = _useful_threads(threads, self._work * rows * steps, tuning["CALL_WORK_FOR_TWO_THREADS"])
+        synchronized = _useful_threads(threads, self._step_work * rows, tuning["STEP_WORK_FOR_TWO_THREADS"])
+        columnwise = layout.starts is None and self.spec.columnwise
+        by_rows, threads = self._share(layout, threads, threads if columnwise else synchronized)
         panels = -(-max(map(width, self.partition.new_states)) // self._products.lanes)
         turns = (
             columnwise
@@ -298,3 +314,30 @@ class Kernel:
             sizes=self._sizes.buffer_info()[0],
             products=self._products.table,
         )
+
+    def _share(self, layout: Layout, threads: int, by_columns: int) -> tuple[bool, int]:
+        """Return whether threads share the rows, and the number of threads.
+
+        Args:
+            layout: Memory layout of the rows.
+            threads: The number of threads that pay off if they don't synchronize.
+            by_columns: The number of threads that pay off if they share the columns.
+        """
+        tuning, most = constants(), 0
+        if layout.starts is None and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]:
+            most = min(threads, layout.batch // (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1))
+        return (True, most) if most > 1 and most >= by_columns else (False, by_columns)
+
+
+def _useful_threads(threads: int, work: int, work_for_two: int) -> int:
+    """Return how many of the threads pay off.
+
+    With ``n`` threads the work takes ``work / n``, and starting or synchronizing them a time in proportion to
+    ``n``. The sum is lowest for an ``n`` that grows with the square root of the work.
+
+    Args:
+        threads: The number of threads that there are.
+        work: The number of multiply-adds.
+        work_for_two: The number of multiply-adds from which two threads pay off.
+    """
+    return max(1, min(threads, math.isqrt(4 * work // work_for_two)))

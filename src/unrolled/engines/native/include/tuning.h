@@ -7,11 +7,16 @@
 
 // --- how threads share a loop (kernel.py) ---
 
-// Multiply-adds of a step from which threads pay off, if they synchronize in each step.
-constexpr int64_t MIN_WORK_FOR_THREADS = 60000;
+// Multiply-adds of a step from which two threads pay off if they synchronize in each step. Input products that are
+// computed before the loop aren't counted. One thread / two threads, 100 and 1000 steps: RNN 1x...x64 (5,700
+// multiply-adds) 0.85 and 0.78, RNN 8x...x32 (14,600) 0.98 at 100, RNN 1x...x128 (19,600) 1.36 and 1.61, GRU 1x...x64
+// (20,600) 1.28 and 1.45, LSTM 1x...x128 (84,000) 1.53 and 1.85 (Zen 4, two cores).
+constexpr int64_t STEP_WORK_FOR_TWO_THREADS = 16000;
 
-// Multiply-adds of a call from which threads pay off, if each has its own rows or columns.
-constexpr int64_t MIN_WORK_WITHOUT_SYNC = 500000;
+// Multiply-adds of a call from which two threads pay off. RNN 1x1x128 (36,000) 1.00, RNN 8x1x64 (78,000) 0.95, RNN 1x1x192
+// (79,000) 1.14, LSTM 1x1x96 (88,000) 1.06, GRU 1x1x128 (115,000) 1.24, RNN 32x5x16 (146,000) 0.96, RNN 32x50x16
+// (1,500,000) 1.17 (Zen 4, two cores).
+constexpr int64_t CALL_WORK_FOR_TWO_THREADS = 80000;
 
 // Threads split the rows only if each can read all weights in every step: up to this many bytes of packed weights.
 // RNN 32x100x32 from 316 to 117 us (two cores).

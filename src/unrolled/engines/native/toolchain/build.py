@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from unrolled.engines import log
 from unrolled.engines.fork_safety import renew_after_fork
-from unrolled.engines.native.toolchain import cache, cpp_files, cpu, eviction, prebuilt
+from unrolled.engines.native.toolchain import cache, cpp_files, cpu, eviction, prebuilt, precompiled
 from unrolled.engines.native.toolchain.compiler import (
     NATIVE,
     Compiler,
@@ -258,7 +258,7 @@ def _ensure_compiled(compiler: Compiler, source: str, arch: str, library: Path) 
         with cache.build_folder(library.parent) as folder:
             metadata = prebuilt.library_metadata(compiler, arch, compiler.requires(arch, folder))
             try:
-                cache.publish(compiler.build(source, arch, folder), metadata, library)
+                cache.publish(_compile(compiler, source, arch, folder), metadata, library)
             except PermissionError:
                 # On Windows, a library that another process has loaded can't be replaced.
                 published = cache.read_metadata(library)
@@ -268,6 +268,18 @@ def _ensure_compiled(compiler: Compiler, source: str, arch: str, library: Path) 
         log.build.info("compiled: %s (%.2f s)", library, time.perf_counter() - began)
         eviction.enforce_limit(library.parent, keep=library)
         return metadata
+
+
+def _compile(compiler: Compiler, source: str, arch: str, folder: Path) -> Path:
+    """Compile a source in an empty folder, with a precompiled header if there is one."""
+    header = precompiled.find(compiler, source, arch, folder.parent)
+    if header is not None:
+        try:
+            return compiler.build(source, arch, folder, header)
+        except NoCompilerError as error:
+            log.build.info("%s; compiling it without the precompiled header", error)
+            precompiled.remove(header)
+    return compiler.build(source, arch, folder)
 
 
 def _folders(problems: list[str]) -> Iterator[Path]:

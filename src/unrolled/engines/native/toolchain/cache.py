@@ -161,11 +161,25 @@ def read_private(path: Path) -> bytes:
         PermissionError: If it is another kind of file, or another user may have written it.
     """
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        shared = hasattr(os, "geteuid") and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
-        if shared or not stat.S_ISREG(status.st_mode):
-            raise PermissionError(f"{path} may have been written by another user")
+        check_private(path, file.fileno())
         return file.read()
+
+
+def check_private(path: Path, descriptor: int | None = None) -> None:
+    """Check that no other user may have written a file.
+
+    Args:
+        path: The file.
+        descriptor: A descriptor of the file if it is open.
+
+    Raises:
+        PermissionError: If another user may have written it, or it isn't a regular file.
+        OSError: If there is no such file.
+    """
+    status = path.stat() if descriptor is None else os.fstat(descriptor)
+    shared = hasattr(os, "geteuid") and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022)
+    if shared or not stat.S_ISREG(status.st_mode):
+        raise PermissionError(f"{path} may have been written by another user")
 
 
 def publish(built: Path, metadata: dict[str, Any], library: Path, mode: int = 0o600) -> None:

@@ -73,6 +73,11 @@ class Compiler:
         return _is_zig(self.command)
 
     @property
+    def is_gcc(self) -> bool:
+        """Whether the compiler is g++."""
+        return _is_gcc(self.version)
+
+    @property
     def title(self) -> str:
         """The first line of its version."""
         return self.version.splitlines()[0]
@@ -83,7 +88,7 @@ class Compiler:
         if self.system != _WINDOWS:
             return FLAGS
         flags = tuple(flag for flag in FLAGS if flag not in _NOT_ON_WINDOWS)
-        return (*flags, *_GCC_ON_WINDOWS) if _is_gcc(self.version) else flags
+        return (*flags, *_GCC_ON_WINDOWS) if self.is_gcc else flags
 
     def arch_flag(self, arch: str) -> str:
         """Return the argument that selects an instruction set."""
@@ -116,13 +121,36 @@ class Compiler:
             _required[self, arch] = cpu.required(self._run(line, folder, arch, _MACROS_TIMEOUT))
         return _required[self, arch]
 
-    def build(self, source: str, arch: str, folder: Path) -> Path:
+    def precompile(self, text: str, arch: str, header: Path) -> Path:
+        """Precompile a header with g++.
+
+        Args:
+            text: The text of the header.
+            arch: The instruction set.
+            header: Where to write the text, in an empty folder.
+
+        Returns:
+            The path of the precompiled header.
+
+        Raises:
+            NoCompilerError: If compiling fails.
+            OSError: If the folder can't be written to, or the disk is full.
+        """
+        header.write_text(text, encoding="utf-8")
+        precompiled = header.with_suffix(".h.gch")
+        include = ["-I", str(cpp_files.include_folder(header.parent))]
+        line = [*self.flags, *include, "-x", "c++-header", str(header), "-o", str(precompiled)]
+        self._run(line, header.parent, arch)
+        return precompiled
+
+    def build(self, source: str, arch: str, folder: Path, header: Path | None = None) -> Path:
         """Compile a source to a shared library.
 
         Args:
             source: C++.
             arch: The instruction set, ``"native"`` for that of this machine.
             folder: An empty folder for the library and temporary files.
+            header: A precompiled header with what the source begins with.
 
         Returns:
             The path of the library.
@@ -135,6 +163,8 @@ class Compiler:
         library = folder / ("loop.dll" if self.system == _WINDOWS else "loop.so")
         code.write_text(source, encoding="utf-8")
         arguments = [*self.flags, "-I", str(cpp_files.include_folder(folder)), str(code)]
+        if header is not None:
+            arguments = ["-include", str(header), *arguments]
         if not self.is_zig:
             self._run([*arguments, "-shared", "-o", str(library)], folder, arch)
             return library

@@ -1,4 +1,4 @@
-"""The size limit of the kernel cache: the libraries and texts that were unused for longest are deleted."""
+"""The size limit of the kernel cache: the files that were unused for longest are deleted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from unrolled.engines import log
 from unrolled.engines.native.toolchain.cache import KEPT_SUFFIX, SUFFIX, metadata_path
 
 VARIABLE = "UNROLLED_CACHE_SIZE"
+PRECOMPILED_SUFFIX = ".h.gch"  # of precompiled headers, see precompiled.py
 
 _DEFAULT = "1G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -37,20 +38,24 @@ def record_use(path: Path) -> None:
 
 
 def enforce_limit(folder: Path, keep: Path) -> None:
-    """Delete libraries and texts until a folder is within the limit, first those unused for longest.
+    """Delete libraries, texts and precompiled headers until a folder is within the limit.
+
+    Those that were unused for longest are deleted first.
 
     A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
     On Windows, which doesn't, a library in use isn't deleted.
 
     Args:
         folder: The folder.
-        keep: A library or a text that isn't deleted.
+        keep: One that isn't deleted.
     """
     limit = size_limit()
     if not limit:
         return
-    entries = []  # last use, size and path of each library and text
-    for path in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*{KEPT_SUFFIX}")):
+    entries = []  # last use, size and path of each of them
+    for path in (
+        path for suffix in (SUFFIX, KEPT_SUFFIX, PRECOMPILED_SUFFIX) for path in folder.glob(f"*{suffix}")
+    ):
         files = _files(path)
         statuses = [file.stat() for file in files[:2] if file.exists()]
         if statuses:
@@ -72,8 +77,13 @@ def enforce_limit(folder: Path, keep: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a text, or of a library: the library, its metadata and its lock."""
-    return [path] if path.suffix == KEPT_SUFFIX else [path, metadata_path(path), path.with_suffix(".lock")]
+    """Return the files that belong together; the last of the first two has the time of the last use."""
+    if path.suffix == KEPT_SUFFIX:
+        return [path]
+    if path.name.endswith(PRECOMPILED_SUFFIX):
+        header = path.with_suffix("")
+        return [header, path, header.with_suffix(".lock")]
+    return [path, metadata_path(path), path.with_suffix(".lock")]
 
 
 def _match(text: str) -> re.Match[str] | None:
