@@ -206,6 +206,7 @@ def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "--sizes INPUT,HIDDEN" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(capsys: Any) -> None:
     """The strategies of kernels don't depend on a device."""
