@@ -29,7 +29,7 @@ import unrolled as ur
 from unrolled.engines.gpu.backend import BACKEND
 from unrolled.engines.gpu.kernel_source import Argument, KernelSpec
 from unrolled.engines.gpu.runtime import TritonRuntime
-from unrolled.engines.gpu.tuning import ROWS, SHARED_ROWS
+from unrolled.engines.gpu.tuning import COLUMN_ROWS, ROWS, SHARED_ROWS
 
 CELLS = ("RNN", "GRU", "LSTM", "LayerNormLSTM", "MinGRU", "SLSTM")
 HIDDEN = (32, 64, 128, 256, 512, 1024)
@@ -58,7 +58,7 @@ def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[s
 
     function = TritonRuntime().load(spec.source)
     precision = "ieee" if dtype is torch.float64 else "tf32"
-    rows = SHARED_ROWS if spec.blocks else ROWS
+    rows = SHARED_ROWS if spec.meetings else COLUMN_ROWS if spec.blocks else ROWS
     constants = {"REVERSE": False, "SHIFT": 0, "PRECISION": precision, "ROWS": rows}
     constants |= {"starts": None, "lengths": None}
     types = {one.name: _TYPES[_dtype_of(one, dtype)] for one in spec.arguments}
@@ -70,7 +70,7 @@ def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[s
     values = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": spec.warps, "enable_fp_fusion": True}
-    if spec.blocks:
+    if spec.meetings:
         options["launch_cooperative_grid"] = True
     start = time.perf_counter()
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -109,23 +109,28 @@ def specs_of(cell: str, hidden: int, dtype: torch.dtype) -> dict[str, KernelSpec
 
 
 def format_table(entries: list[dict[str, Any]]) -> str:
-    """Return the results as a table in Markdown, a row for each cell, size and loop."""
+    """Return the results as a table in Markdown, a row for each cell and size."""
     capabilities = sorted({entry["capability"] for entry in entries})
     devices = " | ".join(f"sm_{capability}" for capability in capabilities)
-    lines = [f"| cell | hidden | dtype | loop | strategy | {devices} |"]
-    lines.append("|---" * (5 + len(capabilities)) + "|")
-    key = ("cell", "hidden", "dtype", "loop", "strategy")
-    for values, group in itertools.groupby(entries, lambda entry: tuple(entry[name] for name in key)):
-        by_capability = {entry["capability"]: entry for entry in group}
-        cells = [_format_entry(by_capability.get(capability)) for capability in capabilities]
-        lines.append("| " + " | ".join([*map(str, values), *cells]) + " |")
+    lines = [f"| cell | hidden | dtype | strategy | {devices} |", "|---" * (4 + len(capabilities)) + "|"]
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in entries:
+        rows.setdefault((entry["cell"], entry["hidden"], entry["dtype"]), []).append(entry)
+    for key in sorted(rows, key=lambda key: (CELLS.index(key[0]) if key[0] in CELLS else len(CELLS), key)):
+        strategies = dict.fromkeys(entry["strategy"] for entry in rows[key])
+        cells = [_format_device(rows[key], capability) for capability in capabilities]
+        lines.append("| " + " | ".join([*map(str, key), ", ".join(strategies), *cells]) + " |")
     return "\n".join(lines)
 
 
-def _format_entry(entry: dict[str, Any] | None) -> str:
-    if entry is None:
+def _format_device(entries: list[dict[str, Any]], capability: int) -> str:
+    """Return the KiB of shared memory of each loop, and the most registers and spilled bytes of a thread."""
+    loops = {entry["loop"]: entry for entry in entries if entry["capability"] == capability}
+    if loops.keys() != {*LOOPS}:
         return "–"
-    return f"{entry['shared'] / 1024:.0f} KiB, {entry['registers']}, {entry['spilled']}"
+    shared = " / ".join(f"{loops[loop]['shared'] / 1024:.0f}" for loop in LOOPS)
+    registers, spilled = (max(one[name] for one in loops.values()) for name in ("registers", "spilled"))
+    return f"{shared}; {registers}; {spilled}"
 
 
 def main() -> int:
@@ -152,7 +157,7 @@ def main() -> int:
             entry |= {"strategy": specs[loop].choice.strategy, "capability": capability}
             entries.append(entry | compile_for(specs[loop], dtype, capability))
             options.json.write_text(json.dumps(entries, indent=1))
-    print("Shared memory of a program, registers of a thread, and bytes of a thread that are spilled.\n")
+    print("KiB of shared memory in inference / training / backward; registers; bytes that a thread spills\n")
     print(format_table(entries))
     wrong = [one for one in entries if one["shared"] > SHARED_MEMORY[one["capability"]]]
     for entry in wrong:

@@ -14,15 +14,17 @@ import torch
 from rich.console import Console
 
 from helpers.gpu_engine import RUNTIME, gpu_engine
-from helpers.sampling import sample
 from helpers.triton_standin import modules
+from unrolled import cells
 from unrolled.cli import main
 from unrolled.cli.bench.gpu import checks, clock, command, contenders, parity, report, worker, workers
-from unrolled.cli.bench.gpu.custom import COMPARED, TIMED
+from unrolled.cli.bench.gpu.custom import COMPARED, COMPARED_BY_STRATEGY, TIMED
 from unrolled.cli.bench.gpu.parity import ParityTask
 from unrolled.cli.bench.gpu.rows import select_rows
 from unrolled.cli.bench.rows import Row
 from unrolled.cli.bench.runtimes import Runtime
+from unrolled.engines.gpu.backend import GpuBackend
+from unrolled.engines.gpu.choice import STRATEGIES
 
 CPU = torch.device("cpu")
 
@@ -64,16 +66,27 @@ def test_the_tasks_of_the_comparison() -> None:
     assert len(tasks) == len({*tasks})
 
 
+@pytest.mark.slow
+def test_cells_have_kernels_of_the_strategies_that_are_compared() -> None:
+    assert {*COMPARED_BY_STRATEGY} == {*STRATEGIES}
+    device = torch.device("cuda", 0)
+    for strategy, names in COMPARED_BY_STRATEGY.items():
+        for name in names:
+            cell = getattr(cells, name)(parity.SHAPE[-1], parity.HIDDEN)
+            compiled: Any = GpuBackend(RUNTIME, strategy).compile(cell, torch.float32, device)
+            assert compiled.inference.specs
+            assert compiled.backward.specs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
-    sample(
-        [
-            ParityTask("MGU", "float64", "streamed", hidden=4),
-            ParityTask("MGU", "float32"),
-            ParityTask("LSTM", "bfloat16", hidden=8),
-            ParityTask("MGU", "tf32", hidden=8),
-        ]
-    ),
+    [
+        ParityTask("MGU", "float64", "streamed", hidden=4),
+        ParityTask("MGU", "float32"),
+        ParityTask("LSTM", "bfloat16", hidden=8),
+        ParityTask("MGU", "tf32", hidden=8),
+    ],
     ids=str,
 )
 def test_kernels_agree(task: ParityTask) -> None:

@@ -206,13 +206,14 @@ def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "--sizes INPUT,HIDDEN" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(capsys: Any) -> None:
     """The strategies of kernels don't depend on a device."""
     for cell, sizes, strategy in (
         ("mgu", "4,20", "registers, because its matrices of 8 KiB fit on chip"),
         ("mgu", "4,200", "persistent, because a value has 256 columns, with padding"),
-        ("mingru", "4,300", "streamed, because a value has 512 columns"),
+        ("mingru", "4,300", "scan, because no column of a step depends on other columns"),
     ):
         arguments = ["doctor", "--cell", cell, "--sizes", sizes, "--device", "cuda"]
         assert main.main(arguments) == 0

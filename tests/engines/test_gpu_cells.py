@@ -281,7 +281,7 @@ class Own(MGU):
     """A cell of its own, so that no other test has compiled it."""
 
 
-@pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str)
+@pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.LRU, 300), (ur.cells.LSTM, 100)]), ids=str)
 def test_what_is_too_large_for_registers(case: tuple[Any, int]) -> None:
     """A step that is cut into many pieces, wide values, and large matrices."""
     cell, size = case

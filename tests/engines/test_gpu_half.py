@@ -55,13 +55,14 @@ def check(layer: Any, call: Any, inputs: list[Tensor], dtype: torch.dtype, strea
         assert float(error) < 0.5 * ROUNDINGS * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("streamed", sample([False, True]), ids=["", "streamed"])
+@pytest.mark.parametrize("dtype", sample(DTYPES), ids=str)
 @pytest.mark.parametrize("cell", sample(CELLS, [ur.cells.LSTM]), ids=lambda cell: cell.__name__)
 def test_every_cell(cell: Any, dtype: torch.dtype, streamed: bool) -> None:
     check(ur.Recurrent(cell, 5, 6), lambda layer, x: layer(x), [torch.randn(6, 3, 5)], dtype, streamed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["packed", "lengths", "checkpoint"])
 def test_states_and_options(kind: str, dtype: torch.dtype) -> None:
@@ -86,7 +87,7 @@ class Slow(ur.Cell):
         return h + linear(x, self.weight)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", sample(DTYPES), ids=str)
 def test_states_are_float32_between_steps(dtype: torch.dtype) -> None:
     """Each of 64 steps adds an eighth of the distance of numbers near 1."""
     layer, start = ur.Recurrent(Slow, 1, 3, dtype=dtype), torch.ones(1, 2, 3, dtype=dtype)
@@ -110,6 +111,7 @@ class Decay(ur.Cell):
         return torch.exp(-torch.exp(self.nu)) * h + linear(x, self.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_of_parameters_are_not_rounded(dtype: torch.dtype) -> None:
     """The factor is 1 - 2⁻¹³, which both types would round to 1."""
@@ -125,6 +127,7 @@ def test_values_of_parameters_are_not_rounded(dtype: torch.dtype) -> None:
     assert float(final[0, 0, 0]) == pytest.approx(expected, rel=2 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 def test_matrices_of_half_the_size_fit_in_registers() -> None:
     """Two matrices of 90 units, padded to 128, have 64 KiB in half precision, and twice that in float32."""
     device = torch.device("cuda", 0)
@@ -134,6 +137,7 @@ def test_matrices_of_half_the_size_fit_in_registers() -> None:
         assert loop.specs[0].choice.strategy == strategy
 
 
+@pytest.mark.slow
 def test_autocast_and_graphs() -> None:
     """Autocast runs kernels on half-precision tensors; operators of graphs convert them to float32."""
     layer, x = ur.Recurrent(ur.cells.MGU, 3, 5), torch.randn(4, 2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from typing import Any
@@ -72,6 +73,7 @@ def test_one_process_for_each_program(cell: Any) -> None:
     compare(layer, x, programs=6, processes=True)
 
 
+@pytest.mark.slow
 def test_without_waiting_the_results_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above would find a barrier that is missing."""
     load, old = type(RUNTIME).load, "meet(arrived + tl.program_id(0), goal)"
@@ -90,6 +92,11 @@ def test_without_waiting_the_results_are_wrong(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.allclose(output, expected, atol=1e-3)
 
 
+@functools.cache
+def inference_loop(hidden: int) -> Any:
+    return GpuBackend(RUNTIME).compile(ur.cells.CIFG(4, hidden), torch.float32, DEVICE).inference
+
+
 @pytest.mark.parametrize(
     ("hidden", "batch", "strategy", "rows", "shape"),
     [
@@ -106,7 +113,7 @@ def test_the_grid(hidden: int, batch: int, strategy: str, rows: int, shape: tupl
     """On a device with 132 multiprocessors, such as an H200, all programs run at the same time."""
     RUNTIME.reset()
     RUNTIME.programs = 132
-    loop: Any = GpuBackend(RUNTIME).compile(ur.cells.CIFG(4, hidden), torch.float32, DEVICE).inference
+    loop = inference_loop(hidden)
     grid = loop.choose(Layout(100, batch), DEVICE)
     assert loop.specs[grid.chosen].choice.strategy == strategy
     assert (grid.rows, grid.shape) == (rows, shape)
@@ -117,7 +124,7 @@ def test_the_grid(hidden: int, batch: int, strategy: str, rows: int, shape: tupl
 def test_more_steps_than_a_counter_holds() -> None:
     """A 32-bit number counts the programs that have arrived."""
     RUNTIME.reset()
-    loop: Any = GpuBackend(RUNTIME).compile(ur.cells.CIFG(4, 256), torch.float32, DEVICE).inference
+    loop = inference_loop(256)
     for steps, strategy in ((2**31 // 3 // loop.specs[0].meetings - 1, PERSISTENT), (2**31 // 3, STREAMED)):
         assert loop.specs[loop.choose(Layout(steps, 1), DEVICE).chosen].choice.strategy == strategy
 
@@ -126,6 +133,7 @@ class TooSmall(MGU):
     """A cell whose kernels no other test has loaded."""
 
 
+@pytest.mark.slow
 def test_a_device_on_which_programs_do_not_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = ur.Recurrent(TooSmall, 3, 100), torch.randn(5, 2, 3)
     with torch.no_grad():

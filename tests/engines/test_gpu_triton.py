@@ -32,11 +32,13 @@ def run(*request: Any, interpret: bool = False) -> Any:
     return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize("strategy", sample(STRATEGIES))
+@pytest.mark.parametrize("strategy", sample(STRATEGIES, ["registers"]))
 @pytest.mark.parametrize("names", sample([CELLS[:1], CELLS[1:]]), ids=len)
 def test_the_interpreter_of_triton(names: list[str], strategy: str) -> None:
     """It runs one program after another, so no programs share the columns of a row."""
-    for name, difference in run("interpret", names, strategy, interpret=True).items():
+    differences = run("interpret", names, strategy, interpret=True)
+    assert differences or (names, strategy) == (CELLS[:1], "scan")
+    for name, difference in differences.items():
         assert difference < 1e-12, name
 
 

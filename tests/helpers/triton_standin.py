@@ -192,6 +192,7 @@ def _language() -> types.ModuleType:
         program_id=lambda axis: torch.tensor([[program.part if axis else program.number]], dtype=torch.int32),
         atomic_add=atomic_add,
         debug_barrier=lambda: None,
+        range=lambda end, num_stages: _range(end),
         constexpr=lambda value: value,
         **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
         **{name: getattr(torch, name) for name in ("int32", "int64")},
@@ -224,21 +225,21 @@ class Kernel:
 
         Programs that share columns run in threads, at the same time.
         """
-        assert launch_cooperative_grid is (len(grid) == 2)
         tensors = [value for value in args if isinstance(value, Tensor)]
         devices = {tensor.device for tensor in tensors}
         assert len(devices) == 1, f"a launch with tensors on {devices}"
         pointers = [pointer_to(value) if isinstance(value, Tensor) else value for value in args]
         is_meta = any(tensor.is_meta for tensor in tensors)
-        if program.runtime is not None and program.runtime.processes and len(grid) == 2:
+        if program.runtime is not None and program.runtime.processes and launch_cooperative_grid:
             run_in_processes(self.function, grid, args, constants)
             return
         for number in range(grid[0] - 1 if is_meta else 0, grid[0]):
-            if len(grid) == 1:
-                program.number = number
-                self.function(*pointers, **constants)
-            else:
+            if launch_cooperative_grid:
                 run_in_threads(self.function, number, grid[1], pointers, constants)
+                continue
+            for part in range(*grid[1:] or (1,)):
+                program.number, program.part = number, part
+                self.function(*pointers, **constants)
 
 
 def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = None) -> Any:

@@ -118,9 +118,6 @@ class GpuBackend:
             return None
         return "an input or a parameter has no values in memory"
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Do nothing: cells share no compiled code."""
-
     def unavailable(self, device: torch.device) -> str | None:
         """Return why kernels can't run on a device, or None if they can."""
         return self.runtime.unavailable(device)
@@ -135,6 +132,9 @@ class GpuBackend:
         if len(set(texts.values())) == 1:
             return next(iter(texts.values()))
         return "; ".join(f"{name}: {text}" for name, text in texts.items())
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Do nothing: cells share no compiled code."""
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> GpuCell:
         """Compile a cell."""

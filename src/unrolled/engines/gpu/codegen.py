@@ -8,11 +8,12 @@ from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView, resolve_views
-from unrolled.engines.gpu.choice import PERSISTENT, REGISTERS, choose
+from unrolled.engines.gpu.choice import PERSISTENT, REGISTERS, SCAN, choose
 from unrolled.engines.gpu.in_registers import RegisterKernel
 from unrolled.engines.gpu.kernel_source import KernelSpec
 from unrolled.engines.gpu.streamed import StreamedKernel
 from unrolled.engines.gpu.triton_ops import check
+from unrolled.engines.gpu.tuning import COLUMN_BLOCK
 
 
 def emit(partition: LoopPartition, kernel: KernelIR) -> list[KernelSpec]:
@@ -34,6 +35,8 @@ def emit(partition: LoopPartition, kernel: KernelIR) -> list[KernelSpec]:
     return [
         RegisterKernel(kernel, views).emit(choice)
         if choice.strategy == REGISTERS
+        else RegisterKernel(kernel, views, COLUMN_BLOCK).emit(choice)
+        if choice.strategy == SCAN
         else StreamedKernel(kernel, views, shared=choice.strategy == PERSISTENT).emit(choice)
         for choice in choose(kernel)
     ]

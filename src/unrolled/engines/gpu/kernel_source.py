@@ -20,6 +20,7 @@ from unrolled.engines.compiler.ir import label
 from unrolled.engines.gpu.choice import Choice
 from unrolled.engines.gpu.pieces import padded
 from unrolled.engines.gpu.triton_ops import TritonOp, literal
+from unrolled.engines.gpu.tuning import STAGES
 
 _DTYPES = {
     torch.float32: "tl.float32",
@@ -58,7 +59,7 @@ class KernelSpec:
         warps: Number of warps of a program.
         choice: The strategy of the kernel, and why it was chosen.
         blocks: If programs share the columns of a row, the largest number of blocks of columns. Otherwise 0.
-        meetings: How often these programs wait for each other in a step.
+        meetings: How often these programs wait for each other in a step. 0: never.
     """
 
     source: str
@@ -90,6 +91,7 @@ class Source:
     Args:
         dtype: Dtype of the loop.
         storage: Dtype of tensors, see :class:`~unrolled.engines.compiler.kernel_ir.KernelIR`.
+        block: Number of columns of a program, if there is one for each block of columns. 0: all of them.
 
     Attributes:
         arguments: The pointers that it takes.
@@ -99,8 +101,8 @@ class Source:
         depth: How many loops in a step the next statement is in.
     """
 
-    def __init__(self, dtype: torch.dtype, storage: torch.dtype) -> None:
-        self.dtype, self.storage = dtype, storage
+    def __init__(self, dtype: torch.dtype, storage: torch.dtype, block: int = 0) -> None:
+        self.dtype, self.storage, self.block = dtype, storage, block
         self.arguments: list[Argument] = []
         self.head: list[str] = []
         self.step: list[str] = []
@@ -163,8 +165,13 @@ class Source:
         """Return the column numbers of a tile."""
         if width == 1:
             return ""
-        size = padded(width)
-        return self.in_head(("columns", size), f"c{size}", f"tl.arange(0, {size})[None, :]")
+        size = self.padded(width)
+        first = f"tl.program_id(1) * {size} + " if self.block else ""
+        return self.in_head(("columns", size), f"c{size}", f"{first}tl.arange(0, {size})[None, :]")
+
+    def padded(self, width: int) -> int:
+        """Return the number of columns of a tile."""
+        return self.block if self.block and width > 1 else padded(width)
 
     def depths(self, width: int) -> str:
         """Return the same numbers as rows: those of a matrix."""
@@ -173,7 +180,7 @@ class Source:
 
     def column_mask(self, width: int) -> str:
         """Return which columns of a tile are no padding. Empty if all are."""
-        if padded(width) == width:
+        if width % self.padded(width) == 0:
             return ""
         return self.in_head(("mask", width), f"m{width}", f"{self.columns(width)} < {width}")
 
@@ -212,7 +219,8 @@ class Source:
     def render(self, warps: int, choice: Choice, blocks: int = 0, meetings: int = 0) -> KernelSpec:
         """Return the source, for programs of a number of warps. The arguments are those of the spec."""
         parameters = [argument.name for argument in self.arguments]
-        numbers = ["steps", "batch", "parts"] if blocks else ["steps", "batch"]
+        numbers = ["steps", "batch", "parts"] if meetings else ["steps", "batch"]
+        steps = f"tl.range(count, num_stages={STAGES})" if self.block else "range(count)"
         named = ", ".join(f'"{name}"' for name in numbers)
         functions = "".join(f"\n\n{text}\n" for text in device_functions(self._functions))
         lines = [
@@ -224,7 +232,7 @@ class Source:
             f"@triton.jit(do_not_specialize=[{named}])",
             *wrapped("def kernel(", [*parameters, "starts", "lengths", *numbers, *_CONSTANTS], "):"),
             *(f"    {line}" for line in (*_ROWS, *self.head)),
-            "    for step in range(count):",
+            f"    for step in {steps}:",
             *(f"        {line}" for line in (*_STEP, *self.step)),
             *(f"    {line}" for line in self.tail),
         ]

@@ -19,7 +19,13 @@ from unrolled.engines.compiler.views import TensorView
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.gpu.codegen import parameter_views
 from unrolled.engines.gpu.kernel_source import KernelSpec
-from unrolled.engines.gpu.tuning import LARGE_BATCH, ROWS, SHARED_ROWS, SHARED_ROWS_OF_LARGE_BATCHES
+from unrolled.engines.gpu.tuning import (
+    COLUMN_ROWS,
+    LARGE_BATCH,
+    ROWS,
+    SHARED_ROWS,
+    SHARED_ROWS_OF_LARGE_BATCHES,
+)
 
 
 class Runtime(Protocol):
@@ -115,7 +121,7 @@ class GpuCall:
             "num_warps": loop.specs[chosen].warps,
             "enable_fp_fusion": True,  # the default of older versions of Triton; newer ones ask for a choice
         }
-        if grid.parts:  # all programs must run at the same time, because they wait for each other
+        if grid.meet:  # all programs must run at the same time, because they wait for each other
             options["launch_cooperative_grid"] = True
         pointers = (*loop.pointers(self.tensors, layout, grid), self.starts, self.lengths)
         key = (chosen, self.device, *(pointer is None for pointer in pointers), *options.values())
@@ -124,7 +130,7 @@ class GpuCall:
                 "a recurrent layer can't be captured in a CUDA graph before its kernels are compiled: run "
                 "the same call once before the capture"
             )
-        numbers = (layout.steps, layout.batch, *([grid.parts] if grid.parts else []))
+        numbers = (layout.steps, layout.batch, *([grid.parts] if grid.meet else []))
         loop.function(chosen)[grid.shape](*pointers, *numbers, **options)
         loop.launched.add(key)
 
@@ -138,12 +144,14 @@ class Grid:
         rows: Rows of a program.
         tiles: Number of tiles of rows.
         parts: Number of programs that share the columns of a tile. 0 if no programs share them.
+        meet: Whether these programs wait for each other.
     """
 
     chosen: int
     rows: int
     tiles: int
     parts: int = 0
+    meet: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -239,15 +247,16 @@ class GpuLoop:
         """Return how to launch the first kernel that suits the number of rows."""
         for number in range(self.chosen, len(self.specs)):
             spec = self.specs[number]
-            if not spec.blocks:
-                return Grid(number, ROWS, -(-layout.batch // ROWS))
+            if not spec.meetings:
+                rows = COLUMN_ROWS if spec.blocks else ROWS
+                return Grid(number, rows, -(-layout.batch // rows), spec.blocks)
             rows = SHARED_ROWS if layout.batch <= LARGE_BATCH else SHARED_ROWS_OF_LARGE_BATCHES
             tiles = -(-layout.batch // rows)
             parts = min(spec.blocks, self.runtime.multiprocessors(device) // max(tiles, 1))
             is_last = number + 1 == len(self.specs)
             # Each meeting adds the number of programs to a number with 32 bits.
             if is_last or (parts > 1 and (spec.meetings * layout.steps + 1) * parts < 2**31):
-                return Grid(number, rows, tiles, max(parts, 1))
+                return Grid(number, rows, tiles, max(parts, 1), meet=True)
         raise AssertionError("a loop has a kernel")
 
     def pointers(self, tensors: CallTensors, layout: Layout, grid: Grid) -> list[Tensor | None]:

@@ -22,6 +22,12 @@ MAX_COLUMNS = 128
 # Pieces of all phases up to which values are kept in registers: each becomes a few lines of one kernel.
 MAX_PIECES = 64
 
+# Columns and rows of a program of a loop whose columns don't depend on each other: a number for each thread
+# of 4 warps. The loads of so many steps are under way at the same time. These are estimates.
+COLUMN_BLOCK = 128
+COLUMN_ROWS = 1
+STAGES = 4
+
 # Columns and depth of the blocks of streamed matrices. Compiled for sm_90, blocks of 64 by 32 in float32
 # need 68 KiB of shared memory and 150 registers.
 BLOCK_COLUMNS = 64

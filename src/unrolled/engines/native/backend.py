@@ -123,16 +123,16 @@ class NativeBackend:
             return None
         return "an input or a parameter has no values in memory"
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Start to compile the matrix products and the thread pool."""
-        matmul.start(dtype)
-
     def unavailable(self, device: torch.device) -> str | None:
         """Return None: a missing compiler shows only when it is needed."""
 
     def explain(self, compiled: CompiledCell, training: bool) -> str:
         """Return why the loops of a cell run here."""
         return COMPILED
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Start to compile the matrix products and the thread pool."""
+        matmul.start(dtype)
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""

@@ -22,6 +22,7 @@ from unrolled.cli.bench.gpu.rows import select_rows
 from unrolled.cli.bench.gpu.workers import run_tasks
 from unrolled.cli.bench.rows import Row
 from unrolled.engines.gpu.backend import BACKEND
+from unrolled.engines.gpu.tuning import LARGE_BATCH
 from unrolled.io import files
 
 VERSION = 1
@@ -86,7 +87,9 @@ def _run_checks(document: dict[str, Any], device: torch.device, rows: list[Row],
     """Compare kernels, run the checks, and compile the kernels of all rows, in several processes."""
     compared = parity.tasks()
     names = list(checks.CHECKS) if device.type == "cuda" else []
-    first_calls = {(row.cell, row.hidden, row.mode): row for row in rows}.values()
+    # Large batches may use other kernels.
+    kernels = {(row.cell, row.hidden, row.mode, row.batch > LARGE_BATCH): row for row in rows}
+    first_calls = kernels.values()
     tasks: list[dict[str, Any]] = [
         *({"parity": asdict(task)} for task in compared),
         *({"check": name} for name in names),

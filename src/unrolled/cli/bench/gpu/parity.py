@@ -13,10 +13,9 @@ from torch import Tensor
 import unrolled
 from unrolled import cells
 from unrolled.cells.base import Cell
-from unrolled.cli.bench.gpu.custom import COMPARED
+from unrolled.cli.bench.gpu.custom import COMPARED, COMPARED_BY_STRATEGY
 from unrolled.engines import backends
 from unrolled.engines.gpu.backend import GpuBackend
-from unrolled.engines.gpu.choice import STRATEGIES
 from unrolled.layers.recurrent import Recurrent
 
 SHAPE = (6, 19, 5)  # steps, batch (two tiles of rows), input size
@@ -67,7 +66,11 @@ class ParityTask:
 def tasks() -> list[ParityTask]:
     """Return all tasks: every cell in float32, and some in the other dtypes and strategies."""
     chosen = [ParityTask(cell, kind) for kind in ("tf32", *_DTYPES) for cell in COMPARED]
-    strategies = [ParityTask(cell, "float32", one) for one in STRATEGIES for cell in COMPARED]
+    strategies = [
+        ParityTask(cell, "float32", strategy)
+        for strategy, names in COMPARED_BY_STRATEGY.items()
+        for cell in names
+    ]
     wide = [ParityTask(cell, kind, hidden=200) for kind in ("float32", "bfloat16") for cell in COMPARED]
     return [*(ParityTask(cell, "float32") for cell in CELLS), *strategies, *chosen, *wide]
 
