@@ -102,7 +102,9 @@ INTEGERS: Functions = {
     "written": lambda s, v: (
         torch.zeros_like(v, dtype=torch.int32).slice_scatter((v * 3).int()[:, 2:], 1, 2) * v
     ),
-    "sorted-indices": lambda s, v: (v > 0).to(torch.int8).sort(-1, stable=True)[1].to(torch.int8) * 100 * v,
+    "sorted-indices": lambda s, v: (
+        torch.sort((v > 0).to(torch.int8), stable=True, dim=-1)[1].to(torch.int8) * 100 * v
+    ),
     "first-index": lambda s, v: (v > 0).long().argmax(-1, keepdim=True).to(torch.int8) * 100 * v,
     "scattered": lambda s, v: (
         torch.zeros_like(v, dtype=torch.int64).scatter_add(
