@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
@@ -17,9 +18,9 @@ from unrolled.engines.compiler.dump import GraphDump, SavedDump, label_inputs
 from unrolled.engines.compiler.ir import (
     BATCH_SYMBOL,
     UnsupportedError,
-    ancestors,
     is_batched,
     is_number,
+    select_ancestors,
     width,
 )
 from unrolled.engines.compiler.kept_captures import CaptureEntry
@@ -48,29 +49,31 @@ class CompiledCell:
         captured: The captured step.
         device: The device of all tensors.
         digest: Digest of the Python values that the step reads.
-        dtype: Dtype of all values.
+        dtype: Dtype of the tensors of a call.
+        loop_dtype: Dtype that the loops compute in.
         widths: Widths of the states.
     """
+
+    storage: torch.dtype | None = None  # a half-precision dtype of the tensors, if loops compute in float32
 
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
         self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
-        self._training_error: str | None = None
+        quantized = QuantizedWrapper.stored_name in dict(cell._wrapper_spec)
+        self._training_error = "weights in fewer bits are for inference" if quantized else None
         self.digest = step_values(cell).digest
-        for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
-            if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
-                raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
         try:
-            self.captured = stored or capture(cell, dtype)
+            self.captured = stored or capture(cell, dtype, training=not quantized)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
         self._forward, self._backward = split(self.captured)
         label_inputs(cell, self.captured)
         log.graph.info("%s", GraphDump(cell, dtype, self.captured, self._forward, self._backward))
-        self.dtype = dtype = self.captured.dtype
+        self.loop_dtype = self.captured.dtype  # perhaps float64
+        self.dtype = self.storage if self.storage and self.loop_dtype is dtype else self.loop_dtype
         self.widths = list(cell.state_sizes().values())
         self._no_states: list[None] = [None] * len(self.widths)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
@@ -78,16 +81,16 @@ class CompiledCell:
         self._states_only = self._forward.states_only()
         if stored is None:
             self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
-            if self._training_error is None and entry.is_storable:
-                self._save(entry)
+            if entry.is_storable and (quantized or self._training_error is None):
+                self._save(entry, quantized)
 
-    def _save(self, entry: CaptureEntry) -> None:
+    def _save(self, entry: CaptureEntry, inference_only: bool) -> None:
         """Store the captured step for other processes, if all loops can be generated.
 
         If not, each process captures the step, so that the error can name the line of an operation.
         """
         try:
-            self._generated_for_training  # noqa: B018
+            inference_only or self._generated_for_training  # noqa: B018
         except UnsupportedError:
             return
         entry.save(self.captured)
@@ -118,15 +121,17 @@ class CompiledCell:
     @lazy_property
     def _generated_for_inference(self) -> GeneratedLoop:
         """The code of the forward loop without saved values."""
-        return self.backend.generate(self._states_only, build_kernel(self._states_only, self.dtype))
+        return self._generate(self._states_only)
 
     @lazy_property
     def _generated_for_training(self) -> tuple[GeneratedLoop, GeneratedLoop]:
         """The code of both loops for training."""
-        kernel = build_kernel(self._forward, self.dtype, whole=self._read_by_backward)
-        forward = self.backend.generate(self._forward, kernel)
-        kernel = build_kernel(self._backward, self.dtype, shifted=self.captured.states)
-        return forward, self.backend.generate(self._backward, kernel)
+        forward = self._generate(self._forward, whole=self._read_by_backward)
+        return forward, self._generate(self._backward, shifted=self.captured.states)
+
+    def _generate(self, partition: LoopPartition, **options: Any) -> GeneratedLoop:
+        kernel = build_kernel(partition, self.loop_dtype, storage=self.dtype, **options)
+        return self.backend.generate(partition, kernel)
 
     def prepare_training(self) -> None:
         """Compile both loops for training.
@@ -175,7 +180,7 @@ class CompiledCell:
         """Return the operations before a loop that the loop needs, or that are in ``read_later``."""
         later = (node for node in partition.prologue if node in read_later and not is_number(node))
         needed = [*loop.needs, *later]
-        nodes = _required(partition.prologue, needed)
+        nodes = select_ancestors(partition.prologue, needed)
         # Transposes, which only products after a loop read, are views of these.
         arrays = {node for node in needed if is_batched(node) and node.meta["val"].shape[0] == BATCH_SYMBOL}
         return self._bulk_ops(nodes, [node for node in nodes if node in arrays])
@@ -294,7 +299,7 @@ class CompiledCell:
             nodes = zip((*self.captured.grad_params, self.captured.grad_x), needed, strict=True)
             gradients = [node for node, flag in nodes if flag and node is not None]
             computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
-            required = _required(list(self.captured.graph.nodes), gradients)
+            required = select_ancestors(list(self.captured.graph.nodes), gradients)
             required = [n for n in required if n.op == "call_function" and n not in computed]
             self._ops_by_need[needed] = self._bulk_ops(required, gradients)
         return self._ops_by_need[needed]
@@ -387,14 +392,8 @@ class CompiledCell:
         self._ops_for_gradients(needed)(values, rows)
         roles = zip((*captured.grad_params, captured.grad_x), needed, strict=True)
         *gradients, grad_x = [values[node] if node is not None and flag else None for node, flag in roles]
-        grad_params = [
-            grad.clone(memory_format=torch.contiguous_format) if grad is not None and copied else grad
-            for grad, copied in zip(gradients, self._copied_gradients, strict=True)
-        ]
+        grad_params = []
+        for grad, copied in zip(gradients, self._copied_gradients, strict=True):
+            grad = grad.clone(memory_format=torch.contiguous_format) if grad is not None and copied else grad
+            grad_params.append(None if grad is None else grad.to(self.dtype))
         return grad_params, materialize(grad_x)
-
-
-def _required(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
-    """Return those of ``nodes`` that ``results`` are computed from."""
-    required = ancestors(results)
-    return [node for node in nodes if node in required]

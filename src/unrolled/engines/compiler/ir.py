@@ -67,6 +67,12 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return reached
 
 
+def select_ancestors(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return those of ``nodes`` that ``results`` are computed from."""
+    required = ancestors(results)
+    return [node for node in nodes if node in required]
+
+
 def inputs_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the direct inputs of ``nodes``."""
     return {operand for node in nodes for operand in node.all_input_nodes}
@@ -75,6 +81,16 @@ def inputs_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def is_reduction(node: fx.Node) -> bool:
     """Return whether a node reduces each row of a value to one number."""
     return node.target in _REDUCTIONS
+
+
+def is_product(node: fx.Node) -> bool:
+    """Return whether a node is a matrix product."""
+    return node.target is aten.mm.default or is_quantized(node)
+
+
+def is_quantized(node: fx.Node) -> bool:
+    """Return whether a node is a matrix product with weights in fewer bits."""
+    return node.target is torch.ops.unrolled.quantized_mm.default
 
 
 def is_number(node: fx.Node) -> bool:

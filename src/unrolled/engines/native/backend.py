@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
+from unrolled.cells.quantized_products import FORMATS
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import memory
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.compiled_cell import CompiledCell
@@ -21,7 +23,7 @@ from unrolled.engines.fork_safety import lazy_property
 from unrolled.engines.native import matmul
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
-from unrolled.engines.native.kernel_spec import KernelSpec
+from unrolled.engines.native.kernel_spec import WEIGHT_FORMATS, KernelSpec
 from unrolled.engines.native.toolchain import build, kept_files
 
 _CPU = torch.device("cpu")
@@ -86,6 +88,9 @@ class _GeneratedKernel:
         return Kernel(self.partition, self.spec, self.dtype)
 
 
+COMPILED = "its step is compiled"
+
+
 class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
@@ -96,6 +101,10 @@ class NativeBackend:
     def captures(self) -> Store | None:
         """Where captured steps are stored, unless that is turned off."""
         return kept_files.enabled_store()
+
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a call computes in."""
+        return torch.float32 if dtype is torch.bfloat16 else dtype
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""
@@ -114,6 +123,13 @@ class NativeBackend:
             return None
         return "an input or a parameter has no values in memory"
 
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return None: a missing compiler shows only when it is needed."""
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return why the loops of a cell run here."""
+        return COMPILED
+
     def prepare(self, dtype: torch.dtype) -> None:
         """Start to compile the matrix products and the thread pool."""
         matmul.start(dtype)
@@ -121,6 +137,9 @@ class NativeBackend:
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
         self.prepare(dtype)
+        for name, arguments in cell._wrapper_spec:
+            if name == QuantizedWrapper.stored_name:
+                matmul.start_format(WEIGHT_FORMATS[FORMATS[arguments[0]]])
         return NativeCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.cells.quantized_products import quantized_mm
 from unrolled.engines._torch_private import FakeTensor
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, without_batch
@@ -53,6 +54,22 @@ def _matmul(columns: Columns, left: Any, right: Any, shape: tuple[int, ...]) -> 
         product = columns.matmul(right.ids.flatten(), left.t())
         return ColumnView(product.ids.reshape(without_batch(shape)), shape)
     raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
+
+
+def _quantized_mm(columns: Columns, left: Any, right: Any, weights: str, scale: float) -> ColumnView:
+    """Lower a product with weights in fewer bits. It is never split, because a row has one scale."""
+    if columns.dtype is not torch.float32:
+        raise UnsupportedError(
+            f"its products have weights in {weights}, which needs float32 throughout the step"
+        )
+    if not (isinstance(left, ColumnView) and left.batch_axis == 0 and isinstance(right, Tensor)):
+        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
+    shape = tuple(columns.node.meta["val"].shape)
+    products = []
+    for ids in left.ids.reshape(-1, left.shape[1]):
+        product = quantized_mm(columns.to_tensor(ids), right, weights, scale)
+        products.append(columns.add(product, columns.is_recurrent(ids)).ids.flatten())
+    return ColumnView(np.concatenate(products).reshape(without_batch(shape)), shape)
 
 
 def _addmm(columns: Columns, bias: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -251,6 +268,7 @@ def _round_decimals(columns: Columns, x: ColumnView, *, decimals: int) -> Column
 ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     prims.div.default: lambda columns, x, other: columns.pointwise(aten.div.Tensor, x, other),
     aten.mm.default: _mm,
+    torch.ops.unrolled.quantized_mm.default: _quantized_mm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,
     operator.getitem: lambda columns, values, index: values[index],
