@@ -34,6 +34,7 @@ _WIDER_NEEDS_NORMAL_VALUES = re.compile(
     r"hardtanh|relu6|\.(long|int|short)\(\)|torch\.u?int8|topk|sort|kthvalue|cdist|pairwise_distance"
 )
 _DRAW = re.compile(r"rand|torch\.normal|dropout|bernoulli|gumbel|exponential_|uniform_")
+_FACTOR = re.compile(r"torch\.arange\((\d+)\)(?!\.flip| // )")  # the others are indices
 _INIT = f"""
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -260,7 +261,7 @@ def random_program(seed: int) -> Program:
 def _with_float_factors(program: Program) -> Program:
     """Convert the whole numbers in ``addcdiv`` and ``addcmul``, for which torch computes no gradient."""
     lines = [
-        replace(line, text=re.sub(r"torch\.arange\((\d+)\)", r"torch.arange(\1, dtype=x.dtype)", line.text))
+        replace(line, text=_FACTOR.sub(r"torch.arange(\1, dtype=x.dtype)", line.text))
         if "addc" in line.text
         else line
         for line in program.lines
