@@ -41,7 +41,7 @@ export function createLive(view) {
       return;
     }
     picture.show(model.run(inputs), model.outputSize);
-    say(describe(model, seconds));
+    say(describeTiming(model, seconds));
   }
 
   function start(model) {
@@ -53,7 +53,7 @@ export function createLive(view) {
 }
 
 /** How long the layer took, and its share of real time. */
-export function describe({ steps, milliseconds }, seconds = null) {
+export function describeTiming({ steps, milliseconds }, seconds = null) {
   const each = ((milliseconds * 1000) / steps).toPrecision(2);
   const load = seconds === null ? "" : `, ${((milliseconds / 10) / seconds).toPrecision(2)} % of real time`;
   return `${count(steps, "step")} in ${milliseconds.toPrecision(3)} ms: ${each} µs per step${load}.`;
@@ -175,7 +175,7 @@ function createMicrophone(view, model, { say, start }) {
     const shown = new Float32Array(columns.length * model.outputSize);
     columns.forEach((column, k) => shown.set(column, k * model.outputSize));
     view.live.picture.show(shown, model.outputSize);
-    say(describe(model, model.steps / rate));
+    say(describeTiming(model, model.steps / rate));
   }
   function stop() {
     audio?.stop();
