@@ -11,6 +11,7 @@ from unrolled.inference.stream import Stream
 from unrolled.layers.convert import convert, revert
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.torch_layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from unrolled.quantization.quantize import quantize
 from unrolled.tracing import display
 from unrolled.tracing.record import Record, record
 from unrolled.tracing.trace import Trace, trace
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "frozen",
     "io",
+    "quantize",
     "record",
     "revert",
     "trace",

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unrolled.cells.base import Cell
 from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
+from unrolled.cells.quantized_products import QuantizedProducts
 
 States = tuple[Tensor, ...]
 WrapperSpec = tuple[tuple[str, tuple[Any, ...]], ...]  # stored names and arguments, innermost wrapper first
@@ -229,6 +230,27 @@ class DrawsWrapper(CellWrapper):
             return self.inner_step(x, *states)
 
 
+class QuantizedWrapper(CellWrapper):
+    """Compute the matrix products of the step with weights in fewer bits, for inference.
+
+    Args:
+        inner: The wrapped cell.
+        weights: The format of the weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
+        quantize_input: Whether products that depend only on the input are included.
+        scales: For int8: fixed scales of the values that enter the products. Empty: none.
+    """
+
+    stored_name = "Quantized"
+
+    def __init__(self, inner: Cell, weights: str, quantize_input: bool, scales: tuple[float, ...]) -> None:
+        super().__init__(inner, arguments=(weights, quantize_input, scales))
+
+    def step(self, x: Tensor, *states: Tensor) -> Any:
+        """Run the inner step with quantized products."""
+        with QuantizedProducts(x, states, *self.arguments):
+            return self.inner_step(x, *states)
+
+
 _PRODUCTS = {
     torch.nn.functional.linear, torch.nn.functional.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv,
     torch.addmm, torch.baddbmm, torch.einsum, torch.tensordot, Tensor.matmul, Tensor.mm, Tensor.bmm,
@@ -267,6 +289,7 @@ class _MaskedInProducts(TorchFunctionMode):
 _WRAPPERS: dict[str, Callable[..., CellWrapper]] = {
     wrapper.stored_name: wrapper
     for wrapper in (
+        QuantizedWrapper,
         DrawsWrapper,
         ZoneoutWrapper,
         RecurrentDropoutWrapper,

@@ -37,6 +37,9 @@ def layer_of_cell(module: nn.Module) -> Recurrent:
         weights = {name: getattr(module, name) for name in template._first.shapes()}
     layer = template.with_cells([template._first.bind(weights)])
     layer.training = module.training
+    if isinstance(module, SingleStep) and module.weight_storage is not None:
+        layer.weight_storage = module.weight_storage
+        vars(layer)["_cells"] = dict.fromkeys(layer._cells, module._first)
     return layer
 
 

@@ -161,6 +161,8 @@ def _reason_not_to_revert(module: Recurrent | SingleStep, base: Any) -> str | No
         return "it is a subclass, which may compute something else"
     if base is None:
         return f"torch.nn has no {module.cell.__name__}"
+    if module.weight_storage is not None:
+        return f"it has weights in {module.weight_storage.weights}"
     if module.input_size == 0:
         return "its input_size isn't known before its first call"
     if isinstance(module, SingleStep) and module.chosen_options().get("proj_size"):

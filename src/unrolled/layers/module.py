@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,22 @@ from unrolled.layers.sequence import InputError
 State = Tensor | tuple[Tensor, ...]
 States = tuple[Tensor, ...]
 Run = Callable[..., list[tuple[Tensor, States]]]
+
+
+class WeightStorage(Protocol):
+    """How the weights of a quantized module are stored in a state dict.
+
+    Attributes:
+        weights: The format of the weights, such as ``"int8"``.
+    """
+
+    weights: str
+
+    def save(self, state_dict: Any, prefix: str) -> None:
+        """Convert the weights of a state dict to their format."""
+
+    def load(self, state_dict: Any, prefix: str) -> None:
+        """Convert the weights of a state dict to float32."""
 
 
 class CellModule(nn.Module):
@@ -40,6 +56,7 @@ class CellModule(nn.Module):
     """
 
     input_size: int  # 0 until it is known
+    weight_storage: WeightStorage | None = None  # set by unrolled.quantize
 
     def __init__(self, cells: dict[str, Cell], device: Any, dtype: Any, has_input_size: bool = True) -> None:
         nn.Module.__init__(self)  # not super(), because torch.nn's classes may follow
@@ -76,11 +93,15 @@ class CellModule(nn.Module):
             input_size = lazy.find_input_size(self, state_dict, prefix)
             if input_size is not None:
                 lazy.set_input_size(self, input_size)
+        if self.weight_storage is not None:
+            self.weight_storage.load(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Parameters that aren't created yet can't be detached.
         super()._save_to_state_dict(destination, prefix, keep_vars or self.input_size == 0)
+        if self.weight_storage is not None:
+            self.weight_storage.save(destination, prefix)
 
     @property
     def _label(self) -> str:
@@ -94,7 +115,7 @@ class CellModule(nn.Module):
 
     def chosen_options(self) -> dict[str, Any]:
         """Return the value of every option of the cell."""
-        return self._first.chosen_options()
+        return self._first.innermost.chosen_options()
 
     def reset_parameters(self) -> None:
         """Initialize every parameter with its ``Param``, in the order of registration."""
@@ -113,6 +134,11 @@ class CellModule(nn.Module):
     def _bind(self, suffix: str) -> Cell:
         """Return the cell with this suffix, bound to its current parameters, in the mode of the module."""
         cell, parameters = self._cells[suffix], self._parameters
+        if self.training and self.weight_storage is not None:
+            raise InputError(
+                f"{self._label} has weights in {self.weight_storage.weights}, which are for inference, but "
+                "it is in training mode: call .eval(), or train the float model and quantize it again"
+            )
         tensors = {}
         for name, full_name, shape in self._named[suffix]:
             tensor = parameters.get(full_name)
@@ -147,6 +173,7 @@ class CellModule(nn.Module):
         others = {name: value for name, value in self._parameters.items() if name not in parameters}
         vars(clone)["_parameters"] = parameters | others
         vars(clone).pop("_frozen", None)
+        vars(clone).pop("_packed", None)
         vars(clone).pop("_planned_calls", None)
         return clone
 
@@ -219,6 +246,31 @@ class CellModule(nn.Module):
                 + (f", or convert model: model.to({tensor.dtype})" if convertible else "")
             )
 
+    def check_float(self, what: str) -> None:
+        """Raise ValueError if the module is quantized.
+
+        Args:
+            what: The operation that doesn't support it, for the error message.
+        """
+        if self.weight_storage is not None:
+            raise ValueError(
+                f"{self._label}: {what} doesn't support weights in {self.weight_storage.weights}. Pass the "
+                "float module instead"
+            )
+
+    def _storage_arguments(self) -> list[str]:
+        """Return the format of the weights of a quantized module, for its repr."""
+        return [] if self.weight_storage is None else [f"weights={self.weight_storage.weights!r}"]
+
+    def _check_no_gradients(self, *tensors: Tensor) -> None:
+        """Raise InputError if a call of a quantized module should record gradients."""
+        if torch.is_grad_enabled() and any(v.requires_grad for v in (*tensors, *self.parameters())):
+            assert self.weight_storage is not None
+            raise InputError(
+                f"{self._label} has weights in {self.weight_storage.weights}, which have no gradients: "
+                "call it in torch.no_grad()"
+            )
+
     def _run(
         self,
         run: Run,
@@ -246,6 +298,8 @@ class CellModule(nn.Module):
             InputError: If the step fails because parameters have different dtypes or devices.
         """
         cells = [self._bind(suffix) for suffix in suffixes]
+        if self.weight_storage is not None:
+            self._check_no_gradients(steps, *(part for states in initial_states for part in states or ()))
         try:
             return run(cells, steps, initial_states, sizes, **draws.arguments(cells, steps, sizes))
         except RuntimeError as error:

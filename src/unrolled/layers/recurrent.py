@@ -325,12 +325,15 @@ class Recurrent(CellModule):
         """Whether the layer has no regularization and starts from zeros."""
         return self._noise is None and self.initial_state == "zeros"
 
-    def check_no_regularization(self, what: str) -> None:
-        """Raise ValueError if dropout over time or zoneout is active.
+    def check_only_step(self, what: str) -> None:
+        """Raise ValueError if a time step isn't just the step of the cell, as written.
+
+        Dropout over time, zoneout and quantized weights change it.
 
         Args:
             what: The operation that doesn't support them, for the error message.
         """
+        self.check_float(what)
         if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
                 f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "
@@ -387,7 +390,8 @@ class Recurrent(CellModule):
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as torch.nn formats them."""
         parts = [self.cell.__name__] if type(self) is Recurrent else []
-        return ", ".join(parts + argument_checks.changed_arguments(self, self._special_options()))
+        parts += argument_checks.changed_arguments(self, self._special_options())
+        return ", ".join(parts + self._storage_arguments())
 
     def _special_options(self) -> dict[str, Any]:
         """Return the cell's options that differ from their defaults, for the repr."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.engines.selection import engine
+from unrolled.engines.torch_ops.onnx import OnnxExportError
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
@@ -34,6 +36,8 @@ class SingleStep(CellModule):
         TypeError: If an argument has the wrong type or an option is unknown.
         ValueError: If an argument or option has an invalid value.
     """
+
+    _packed: Callable[[Any, Any], Any] | None = None  # set by unrolled.quantize
 
     def __init__(
         self,
@@ -80,6 +84,10 @@ class SingleStep(CellModule):
             return record_call(self, x, state, {})
         if torch.compiler.is_compiling():
             return self._run_unplanned(x, state)
+        if self._packed is not None:
+            result = self._packed(x, state)
+            if result is not None:
+                return result
         result = self._run_planned(x, state)
         if result is None:
             result = self._run_unplanned(x, state)
@@ -118,7 +126,7 @@ class SingleStep(CellModule):
             parts.append("bias=False")
         defaults, options = self.cell.options(), self.chosen_options()
         parts += [f"{name}={options[name]}" for name in defaults if options[name] != defaults[name]]
-        return ", ".join(parts)
+        return ", ".join(parts + self._storage_arguments())
 
     def _initial_states(self, state: State | None, rows: Tensor, batched: bool) -> tuple[Tensor, ...] | None:
         if state is None:
@@ -149,7 +157,7 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     """Run a single step on the selected engine, but for ONNX in torch's own operations."""
     try:
         return dispatch.run(*args, **kwargs)
-    except dispatch.OnnxExportError:
+    except OnnxExportError:
         with engine("reference"):
             return dispatch.run(*args, **kwargs)
 

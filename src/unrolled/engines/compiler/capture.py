@@ -31,7 +31,7 @@ from unrolled.engines.compiler.checks import (
     tensor_attributes,
 )
 from unrolled.engines.compiler.gradient_paths import GradientPaths
-from unrolled.engines.compiler.ir import UnsupportedError, ancestors, dependents
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError, ancestors, dependents
 from unrolled.engines.compiler.lowering.dtypes import INTEGER_DTYPES, NeedsFloat64Error
 from unrolled.engines.compiler.lowering.lower import lower
 from unrolled.engines.compiler.merge_gradients import merge_gradient_columns
@@ -91,6 +91,9 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
     If that fails and the cell has tensor attributes of whole numbers or booleans, their values may be needed:
     then they become constants of the graph.
     """
+    for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
+        if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
+            raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
     try:
         return _capture(cell, dtype, training, {})
     except UnsupportedError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import log
 from unrolled.engines.compiler.batch_layout import Layout, materialize
 from unrolled.engines.compiler.bulk_ops import BulkOps, Values
@@ -27,7 +28,7 @@ from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
-from unrolled.engines.compiler.views import resolve_views
+from unrolled.engines.compiler.views import needs_copy, resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -58,15 +59,13 @@ class CompiledCell:
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
         self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
-        self._training_error: str | None = None
+        quantized = QuantizedWrapper.stored_name in dict(cell._wrapper_spec)
+        self._training_error = "weights in fewer bits are for inference" if quantized else None
         self.digest = step_values(cell).digest
-        for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
-            if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
-                raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
         try:
-            self.captured = stored or capture(cell, dtype)
+            self.captured = stored or capture(cell, dtype, training=not quantized)
         except UnsupportedError as error:  # perhaps only the backward is unsupported
             self._training_error = str(error)
             self.captured = capture(cell, dtype, training=False)
@@ -82,16 +81,16 @@ class CompiledCell:
         self._states_only = self._forward.states_only()
         if stored is None:
             self._generated_for_inference  # noqa: B018  # raises UnsupportedError now, not in a later call
-            if self._training_error is None and entry.is_storable:
-                self._save(entry)
+            if entry.is_storable and (quantized or self._training_error is None):
+                self._save(entry, quantized)
 
-    def _save(self, entry: CaptureEntry) -> None:
+    def _save(self, entry: CaptureEntry, inference_only: bool) -> None:
         """Store the captured step for other processes, if all loops can be generated.
 
         If not, each process captures the step, so that the error can name the line of an operation.
         """
         try:
-            self._generated_for_training  # noqa: B018
+            inference_only or self._generated_for_training  # noqa: B018
         except UnsupportedError:
             return
         entry.save(self.captured)
@@ -305,6 +304,11 @@ class CompiledCell:
             self._ops_by_need[needed] = self._bulk_ops(required, gradients)
         return self._ops_by_need[needed]
 
+    @lazy_property
+    def _copied_gradients(self) -> list[bool]:
+        """For each parameter, whether its gradient would share elements with itself or another gradient."""
+        return needs_copy(self.captured.grad_params, self._in_loops)
+
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
         runner = self.backend.bulk_runner(self.dtype)
         return BulkOps(nodes, results, self._in_loops, self.dtype, runner, self.device)
@@ -386,15 +390,10 @@ class CompiledCell:
         if captured.grad_output not in self._read_after_loop:
             del values[captured.grad_output]  # frees its copy, if there is one
         self._ops_for_gradients(needed)(values, rows)
-        *nodes, grad_x = [
-            node if flag else None
-            for node, flag in zip((*captured.grad_params, captured.grad_x), needed, strict=True)
-        ]
-        grad_params: list[Tensor | None] = []
-        seen: set[fx.Node] = set()
-        for node in nodes:
-            is_duplicate = node in seen  # parameters with the same gradient need separate tensors
-            grad = None if node is None else values[node].clone() if is_duplicate else values[node]
+        roles = zip((*captured.grad_params, captured.grad_x), needed, strict=True)
+        *gradients, grad_x = [values[node] if node is not None and flag else None for node, flag in roles]
+        grad_params = []
+        for grad, copied in zip(gradients, self._copied_gradients, strict=True):
+            grad = grad.clone(memory_format=torch.contiguous_format) if grad is not None and copied else grad
             grad_params.append(None if grad is None else grad.to(self.dtype))
-            seen |= {node} if node is not None else set()
-        return grad_params, None if grad_x is None else materialize(values[grad_x])
+        return grad_params, materialize(grad_x)

@@ -83,6 +83,16 @@ def is_reduction(node: fx.Node) -> bool:
     return node.target in _REDUCTIONS
 
 
+def is_product(node: fx.Node) -> bool:
+    """Return whether a node is a matrix product."""
+    return node.target is aten.mm.default or is_quantized(node)
+
+
+def is_quantized(node: fx.Node) -> bool:
+    """Return whether a node is a matrix product with weights in fewer bits."""
+    return node.target is torch.ops.unrolled.quantized_mm.default
+
+
 def is_number(node: fx.Node) -> bool:
     """Return whether a node is a constant number, the same for all rows and columns."""
     return node.target is aten.full.default

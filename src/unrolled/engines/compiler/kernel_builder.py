@@ -10,8 +10,9 @@ from typing import cast
 import torch
 from torch import fx
 
+from unrolled.cells.quantized_products import FORMATS
 from unrolled.engines import log
-from unrolled.engines.compiler.ir import is_batched, is_number, is_reduction, width
+from unrolled.engines.compiler.ir import is_batched, is_number, is_product, is_quantized, is_reduction, width
 from unrolled.engines.compiler.kernel_dump import KernelDump
 from unrolled.engines.compiler.kernel_ir import (
     Apply,
@@ -65,7 +66,7 @@ def build_kernel(
         KernelError: If the environment variable ``UNROLLED_VERIFY`` is set and the kernel is inconsistent.
     """
     # Only products of this prologue: in the backward, those of the forward are saved values.
-    products = (n for n in partition.prologue if n.target is aten.mm.default)
+    products = (n for n in partition.prologue if is_product(n))
     hoisted = {n for n in products if n in partition.inputs and n not in whole}
     # A phase has as many columns of each sum as of its other values, so it can't broadcast a sum.
     loop = set(partition.loop)
@@ -211,7 +212,7 @@ class _Body:
             is_broadcast = isinstance(value, fx.Node) and width(value) == 1
             return self.read(value, 0 if is_broadcast else offset, columns)
 
-        if target is aten.mm.default:
+        if is_product(node):
             return self._sum(node, offset, hoisted=False)
         if target is aten.slice.Tensor:
             start = args[2] if len(args) > 2 and args[2] else 0
@@ -235,19 +236,28 @@ class _Body:
         assert self.phase is not None, f"{node} should have been stored"
         row, matrix = cast("tuple[fx.Node, fx.Node]", node.args[:2])
         product = Product(row, matrix, offset)
+        dtype, sum_dtype, scale = self._product_format(node)
         groups = self.phase.hoisted if hoisted else self.phase.groups
         for number, group in enumerate(groups):
-            if product in group.products:
+            if product in group.products and (group.dtype, group.row_scale) == (dtype, scale):
                 return self._add(Sum(number, group.products.index(product), hoisted))
         for number, group in enumerate(groups):
-            if group.products[0].row is row and len(group.products) < self.builder.max_group:
+            is_same = group.products[0].row is row and (group.dtype, group.row_scale) == (dtype, scale)
+            if is_same and len(group.products) < self.builder.max_group:
                 index = len(group.products)
                 groups[number] = replace(group, products=(*group.products, product))
                 return self._add(Sum(number, index, hoisted))
-        dtype = self.builder.dtype
         buffer = None if hoisted else self.builder.read_buffer(row)
-        groups.append(Group((product,), buffer, width(row), dtype, dtype))
+        groups.append(Group((product,), buffer, width(row), dtype, sum_dtype, scale))
         return self._add(Sum(len(groups) - 1, 0, hoisted))
+
+    def _product_format(self, node: fx.Node) -> tuple[torch.dtype, torch.dtype, float]:
+        """Return the dtypes of a product's matrix and of its sums, and the fixed scale of its row."""
+        dtype = self.builder.dtype
+        if not is_quantized(node):
+            return dtype, dtype, 0.0
+        stored = FORMATS[cast(str, node.args[2])]
+        return stored, torch.int32 if stored is torch.int8 else dtype, cast(float, node.args[3])
 
     def _add(self, instruction: Instruction) -> Register:
         self.instructions.append(instruction)

@@ -149,8 +149,10 @@ class Group:
         buffer: The buffer with the row. None if they are hoisted: then the row is known before the loop, and
             a code generator may compute the sums for many steps at once.
         depth: Number of terms of each sum.
-        dtype: Dtype of the factors.
-        sum_dtype: Dtype in which the sums are accumulated, and that of their register.
+        dtype: Dtype in which the matrices are stored. In int8, each column has a scale, and the row is
+            quantized to int8 when it is read; see :func:`unrolled.cells.quantized_products.quantized_mm`.
+        sum_dtype: Dtype in which the sums are accumulated. Registers with sums have the dtype of the kernel.
+        row_scale: For int8: the fixed scale of the row. 0: each row has its own.
     """
 
     products: tuple[Product, ...]
@@ -158,6 +160,7 @@ class Group:
     depth: int
     dtype: torch.dtype
     sum_dtype: torch.dtype
+    row_scale: float = 0.0
 
     def __str__(self) -> str:
         row = label(self.products[0].row) if self.buffer is None else str(self.buffer)

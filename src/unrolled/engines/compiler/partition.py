@@ -9,7 +9,14 @@ import torch
 from torch import fx
 
 from unrolled.engines.compiler.capture import CapturedStep
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, ancestors, dependents, inputs_of, is_batched
+from unrolled.engines.compiler.ir import (
+    BATCH_SYMBOL,
+    ancestors,
+    dependents,
+    inputs_of,
+    is_batched,
+    is_product,
+)
 
 aten = torch.ops.aten
 
@@ -165,4 +172,4 @@ def _recomputable(nodes: list[fx.Node], loop: set[fx.Node], around: set[fx.Node]
 def _time_parallel(node: fx.Node) -> bool:
     """Return whether a node is faster for all time steps at once: products, and sums over the batch."""
     value = node.meta["val"]
-    return node.target is aten.mm.default or not (is_batched(node) and value.shape[0] == BATCH_SYMBOL)
+    return is_product(node) or not (is_batched(node) and value.shape[0] == BATCH_SYMBOL)

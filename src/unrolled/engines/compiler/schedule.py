@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from unrolled.engines.compiler.ir import ancestors, is_reduction, width
+from unrolled.engines.compiler.ir import ancestors, is_product, is_reduction, width
 from unrolled.engines.compiler.partition import LoopPartition
 
 aten = torch.ops.aten
@@ -77,11 +77,11 @@ class Schedule:
         stored = dict.fromkeys([*partition.saved, *partition.new_states])
         in_registers: set[fx.Node] = set()  # values that depend on a product in the same level
         for node in sorted(self.loop, key=self.deferred.__contains__):  # a stable sort: deferred values last
-            is_product = node.target is aten.mm.default
+            multiplies = is_product(node)
             level = self.first_deferred_level if node in self.deferred else 0
             is_scalar = is_reduction(node) or (
                 width(node) == 1
-                and not is_product
+                and not multiplies
                 and node.target is not aten.cat.default
                 and any(n in self.scalars for n in node.all_input_nodes)
             )
@@ -93,7 +93,7 @@ class Schedule:
                 if node in self.deferred and operand not in self.deferred:
                     stored[operand] = None
                     continue
-                if is_product or operand.target is aten.cat.default:
+                if multiplies or operand.target is aten.cat.default:
                     read_whole = True
                 elif is_reduction(node):
                     read_whole = operand in in_registers
@@ -108,7 +108,7 @@ class Schedule:
                 if operand in in_registers and self.levels[operand] < level:
                     stored[operand] = None
             self.levels[node] = level
-            if is_product or (
+            if multiplies or (
                 not is_scalar
                 and any(n in in_registers and self.levels[n] == level for n in node.all_input_nodes)
             ):
@@ -143,7 +143,7 @@ class Schedule:
         ]
         deferred = self.inside - ancestors(read_states)
         operands = {operand for node in deferred for operand in node.all_input_nodes}
-        is_costly = any(node.target is aten.mm.default or is_reduction(node) for node in deferred)
+        is_costly = any(is_product(node) or is_reduction(node) for node in deferred)
         reads_column = any(width(node) == 1 for node in (operands & self.inside) - deferred)
         reads_old_state = not operands.isdisjoint(self.partition.old_states)
         return deferred if is_costly and not reads_column and not reads_old_state else set()

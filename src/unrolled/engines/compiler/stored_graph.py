@@ -23,7 +23,7 @@ from unrolled.engines.compiler.ir import BATCH_SYMBOL
 from unrolled.engines.compiler.lowering.dtypes import round_to_float32
 
 _MAX_CONSTANT_BYTES = 2**20
-_OPERATOR = re.compile(r"(aten|prims)\.(\w+)\.(\w+)")
+_OPERATOR = re.compile(r"(aten|prims|unrolled)\.(\w+)\.(\w+)")
 _GETITEM = "getitem"
 # Operators without a tensor argument. Others of this kind may read or write files.
 _FACTORIES = {
@@ -91,7 +91,11 @@ def from_data(data: dict[str, Any], cell: Cell) -> CapturedStep:
 
     attributes = tensor_attributes(cell)
     used = {name: nodes[_index(number, nodes)] for name, number in data["tensor_attributes"].items()}
-    reached, inputs, complete = data["paths"]
+    paths = data["paths"]
+    if paths is not None:
+        reached, inputs, complete = paths
+        reached = tuple(_checked(item, int) for item in reached)
+        paths = GradientPaths(reached, _checked(inputs, int), _checked(complete, bool))
     roles: dict[str, Any] = {role: [node_at(number) for number in data[role]] for role in _ROLES}
     roles |= {role: node_at(data[role]) for role in _ROLES_OF_ONE}
     captured = CapturedStep(
@@ -103,9 +107,7 @@ def from_data(data: dict[str, Any], cell: Cell) -> CapturedStep:
             **{node: attributes[name].detach().clone().contiguous() for name, node in used.items()},
         },
         mode_independent=_checked(data["mode_independent"], bool),
-        paths=GradientPaths(
-            tuple(_checked(item, int) for item in reached), _checked(inputs, int), _checked(complete, bool)
-        ),
+        paths=paths,
         dtype=_named(torch.dtype, data["dtype"]),
         constant_attributes={name: attributes[name].detach().clone() for name in data["constant_attributes"]},
     )

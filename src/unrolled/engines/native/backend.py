@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unrolled.cells.base import Cell
+from unrolled.cells.quantized_products import FORMATS
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines import memory
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.compiled_cell import CompiledCell
@@ -21,7 +23,7 @@ from unrolled.engines.fork_safety import lazy_property
 from unrolled.engines.native import matmul
 from unrolled.engines.native.codegen import emit
 from unrolled.engines.native.kernel import Kernel, KernelCall, launch
-from unrolled.engines.native.kernel_spec import KernelSpec
+from unrolled.engines.native.kernel_spec import WEIGHT_FORMATS, KernelSpec
 from unrolled.engines.native.toolchain import build, kept_files
 
 _CPU = torch.device("cpu")
@@ -135,6 +137,9 @@ class NativeBackend:
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device = _CPU) -> NativeCell:
         """Compile a cell."""
         self.prepare(dtype)
+        for name, arguments in cell._wrapper_spec:
+            if name == QuantizedWrapper.stored_name:
+                matmul.start_format(WEIGHT_FORMATS[FORMATS[arguments[0]]])
         return NativeCell(cell, dtype, self, device)
 
     def generate(self, partition: LoopPartition, kernel: KernelIR) -> _GeneratedKernel:

@@ -8,6 +8,7 @@ generated; ``include/loop.h`` contains the loop around them.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from unrolled.engines.compiler.kernel_ir import KernelIR, Phase
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.native.cpp_functions import MEMBERS, phase_function, scalars_class, wrapped
 from unrolled.engines.native.cpp_ops import check
-from unrolled.engines.native.kernel_spec import KernelSpec, Pack
+from unrolled.engines.native.kernel_spec import WEIGHT_FORMATS, KernelSpec, Pack
 
 _SCALAR_TYPES = {torch.float32: "float", torch.float64: "double"}
 
@@ -80,9 +81,10 @@ class _Arguments:
     def _add_phase(self, phase: Phase) -> None:
         self.sizes.append(phase.width)
         for group in (*phase.groups, *phase.hoisted):
-            pack = Pack(group.products, phase.width)
+            pack = Pack(group.products, phase.width, group.dtype)
             self.packs.append(pack)
-            self.sizes += [len(group.products), group.depth]
+            self.sizes += [len(group.products), group.depth, WEIGHT_FORMATS.get(group.dtype, 0)]
+            self.sizes.append(_bits(group.row_scale))
             self.pointers.append(("pack", pack))
             if group.buffer is None:
                 self.pointers.append(("array", group.products[0].row))
@@ -90,6 +92,12 @@ class _Arguments:
                 self.pointers.append(("matrix", product))
                 self.strides.append((product.matrix, len(self.sizes)))
                 self.sizes += [0, 0]  # the strides
+
+
+def _bits(number: float) -> int:
+    """Return the bits of a number in float32."""
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
 
 
 def _source(kernel: KernelIR, sizes: list[int]) -> str:

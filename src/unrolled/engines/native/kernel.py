@@ -19,7 +19,7 @@ from unrolled.engines.compiler.ir import is_batched, width
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import resolve_views
 from unrolled.engines.native.call_arguments import CallArguments, Strategy
-from unrolled.engines.native.kernel_spec import KernelSpec
+from unrolled.engines.native.kernel_spec import WEIGHT_FORMATS, KernelSpec
 from unrolled.engines.native.launch_observer import current_observer
 from unrolled.engines.native.matmul import launch_pair, products
 from unrolled.engines.native.toolchain import build
@@ -125,18 +125,24 @@ class Kernel:
         log.emit.info("a loop in %s\n%s", dtype, spec.source)
         self._library = library = build.load(spec.source)  # keep it loaded for as long as the kernel exists
         self._products = products(dtype)  # after the loop: both may have to be compiled, at the same time
+        formats = {WEIGHT_FORMATS[pack.dtype] for pack in spec.packs if pack.dtype in WEIGHT_FORMATS}
+        for number in formats:
+            self._products.load_format(number)
+        self._has_formats = bool(formats)
         self._address = ctypes.cast(library.run, ctypes.c_void_p).value or 0
         self._dtype = dtype
         self._saved = [(node, width(node)) for node in partition.saved]
         is_hoisted = [pack.products[0].row in spec.hoisted_rows for pack in spec.packs]
         sums = [len(pack.products) * pack.width for pack in spec.packs]
-        weights = [count * pack.depth for pack, count in zip(spec.packs, sums, strict=True)]
+        weights = [count * pack.work for pack, count in zip(spec.packs, sums, strict=True)]
         self._hoisted_sums = sum(n for n, hoisted in zip(sums, is_hoisted, strict=True) if hoisted)
-        self._weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
+        sizes = [count * pack.lines * dtype.itemsize for pack, count in zip(spec.packs, sums, strict=True)]
+        self._weight_bytes = sum(n for n, hoisted in zip(sizes, is_hoisted, strict=True) if not hoisted)
         # Multiply-adds per row and step, with and without input products that are computed before. An element
         # counts as five.
         elements = 5 * sum(width(node) for node in partition.loop if is_batched(node))
-        self._work, self._step_work = sum(weights) + elements, self._weights + elements
+        step_weights = sum(n for n, hoisted in zip(weights, is_hoisted, strict=True) if not hoisted)
+        self._work, self._step_work = sum(weights) + elements, step_weights + elements
         self._arguments_cache: dict[tuple[Any, ...], CallArguments] = {}
         arrays = [target for kind, target in spec.pointers if kind == "array"]
         matrices = [target.matrix for kind, target in spec.pointers if kind == "matrix"]
@@ -273,7 +279,7 @@ class Kernel:
         """Return for each group of packed matrices the index of its pointer, and its number of elements."""
         lanes = self._products.lanes
         return [
-            (index, -(-pack.width // lanes) * lanes * len(pack.products) * pack.depth)
+            (index, -(-pack.width // lanes) * lanes * len(pack.products) * pack.lines)
             for index, (kind, pack) in enumerate(self.spec.pointers)
             if kind == "pack"
         ]
@@ -283,7 +289,8 @@ class Kernel:
     ) -> CallArguments:
         """Return the arguments of a call, and choose how its threads share the work."""
         steps, rows, tuning = layout.steps, layout.batch, constants()
-        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed
+        # Scales of columns depend on all of their terms, but in each step blocks of terms are packed.
+        pack_per_step = steps <= tuning["MAX_STEPS_UNPACKED"] and not packed and not self._has_formats
         threads = _useful_threads(threads, self._work * rows * steps, tuning["CALL_WORK_FOR_TWO_THREADS"])
         synchronized = _useful_threads(threads, self._step_work * rows, tuning["STEP_WORK_FOR_TWO_THREADS"])
         columnwise = layout.starts is None and self.spec.columnwise
@@ -324,7 +331,7 @@ class Kernel:
             by_columns: The number of threads that pay off if they share the columns.
         """
         tuning, most = constants(), 0
-        if layout.starts is None and self._weights * self._dtype.itemsize <= tuning["MAX_SHARED_WEIGHTS"]:
+        if layout.starts is None and self._weight_bytes <= tuning["MAX_SHARED_WEIGHTS"]:
             most = min(threads, layout.batch // (tuning["MIN_ROWS_PER_THREAD"] if self.spec.packs else 1))
         return (True, most) if most > 1 and most >= by_columns else (False, by_columns)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import Product
+
+WEIGHT_FORMATS = {torch.int8: 1, torch.bfloat16: 2, torch.float16: 3}
+"""The numbers of formats with fewer bits than the kernel's dtype, as ``WeightFormat`` in products.h."""
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,32 @@ class Pack:
     Attributes:
         products: The products.
         width: Number of columns of each.
+        dtype: Dtype in which the matrices are packed.
     """
 
     products: tuple[Product, ...]
     width: int
+    dtype: torch.dtype
 
     @property
     def depth(self) -> int:
         """Number of terms of each sum."""
         return width(self.products[0].row)
+
+    @property
+    def work(self) -> int:
+        """Number of multiply-adds of floats that take as long as a sum."""
+        return self.lines if self.dtype is torch.int8 else self.depth
+
+    @property
+    def lines(self) -> int:
+        """Number of elements that a packed column takes, see ``packed_lines`` in products.h."""
+        match self.dtype:
+            case torch.int8:
+                return 2 + -(-self.depth // 4)
+            case torch.bfloat16 | torch.float16:
+                return -(-self.depth // 2)
+        return self.depth
 
 
 @dataclass(frozen=True)

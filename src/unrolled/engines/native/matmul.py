@@ -34,8 +34,18 @@ class Products:
             *(ctypes.cast(f, ctypes.c_void_p) for f in (pool.thread_pool_run, pool.thread_pool_scratch))
         )
         self.lanes: int = library.lanes()
+        self._library, self._formats = library, set[int]()
         self._run_bulk = library.run_bulk
         self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+
+    def load_format(self, number: int) -> None:
+        """Load the products with matrices in a format with fewer bits, ``WeightFormat`` in products.h."""
+        if number in self._formats:
+            return
+        library = build.load(_format_source(number))
+        library.quantized_products.restype = ctypes.c_void_p
+        self._library.set_format(number, ctypes.c_void_p(library.quantized_products()))
+        self._formats.add(number)
 
     def run_bulk(self, operations: array.array[int]) -> None:
         """Run matrix products and sums of columns, one after another.
@@ -65,6 +75,15 @@ def products(dtype: torch.dtype) -> Products:
 def start(dtype: torch.dtype) -> None:
     """Start compiling the matrix products of a dtype in the background."""
     build.start(_source(dtype), _thread_pool_source())
+
+
+def start_format(number: int) -> None:
+    """Start compiling the products with matrices in a format with fewer bits in the background."""
+    build.start(_format_source(number))
+
+
+def _format_source(number: int) -> str:
+    return f"using T = float;\nconstexpr int FORMAT = {number};\n{cpp_files.read('quantized_products.cpp')}"
 
 
 def _source(dtype: torch.dtype) -> str:

@@ -6,10 +6,26 @@
 struct Group {
   int count;
   int64_t depth;
+  WeightFormat format;
+  T scale;  // the fixed scale of rows in int8, or 0
+  int64_t lines, stride;  // of a packed column, and of the rows that tiles read
   T* packed;
   const T* row;  // of a hoisted group, from the first row of all time steps on; else null
   Matrix matrix[MAX_STRIP];
   V* sums;  // of the thread's own strips, as (strip, row, panel, product)
+  T* quantized;  // memory for rows in int8
+
+  // Returns the rows as tiles read them: quantizes them first if that is the format.
+  const T* prepare(const Products& products, const T* x, int64_t rows) const {
+    if (format != INT8) return x;
+    const auto quantize = products.formats[INT8]->quantize;
+    for (int64_t r = 0; r < rows; r++) quantize(x + r * depth, depth, scale, quantized + r * stride);
+    return quantized;
+  }
+
+  TileProduct tile(const Products& products, int rows, int sums) const {
+    return format ? products.formats[format]->tiles[rows - 1][sums - 1] : products.tiles[rows - 1][sums - 1];
+  }
 };
 
 // How one thread runs a phase: its strips of panels, and the products that it accumulates. N groups are accumulated in
@@ -27,6 +43,13 @@ template <int N, int M> struct PhasePlan {
     for (int g = 0; g < ALL; g++) {
       groups[g].count = (int)arguments.size();
       groups[g].depth = arguments.size();
+      groups[g].format = (WeightFormat)arguments.size();
+      const int32_t bits = (int32_t)arguments.size();
+      float scale;
+      std::memcpy(&scale, &bits, sizeof scale);
+      groups[g].scale = scale;
+      groups[g].lines = packed_lines(groups[g].format, groups[g].depth);
+      groups[g].stride = row_stride(groups[g].format, groups[g].depth);
       groups[g].packed = arguments.pointer();
       groups[g].row = g < N ? nullptr : arguments.pointer();
       for (int q = 0; q < groups[g].count; q++)
@@ -59,7 +82,7 @@ template <int N, int M> struct PhasePlan {
   void allocate_packed(Arena& shared, bool pack_per_step) {
     if (pack_per_step) return;
     for (int g = 0; g < ALL; g++)
-      if (!groups[g].packed) groups[g].packed = shared.take<T>(panels * groups[g].count * groups[g].depth * L);
+      if (!groups[g].packed) groups[g].packed = shared.take<T>(panels * groups[g].count * groups[g].lines * L);
   }
 
   // Allocates the sums, which each thread has for itself.
@@ -67,6 +90,8 @@ template <int N, int M> struct PhasePlan {
     for (int g = 0; g < ALL; g++) {
       const int64_t row_count = g >= N ? hoisted_rows : pack_per_step ? batch : 0;
       groups[g].sums = own.take<V>((last - first) * strip * groups[g].count * row_count);
+      const int64_t quantized_rows = groups[g].format != INT8 ? 0 : g >= N ? hoisted_rows : batch;
+      groups[g].quantized = own.take<T>(quantized_rows * groups[g].stride);
     }
   }
 
@@ -76,7 +101,8 @@ template <int N, int M> struct PhasePlan {
       for (int q = 0; q < g.count; q++) {
         Matrix m = g.matrix[q];
         m.data += from * m.k;
-        range.products->pack(to + (u * g.count + q) * L, strip_panels * g.count, m, depth, (s * strip + u) * L, width);
+        const PackPanel pack_panel = g.format ? range.products->formats[g.format]->pack : range.products->pack;
+        pack_panel(to + (u * g.count + q) * L, strip_panels * g.count, m, depth, (s * strip + u) * L, width);
       }
   }
 
@@ -85,7 +111,7 @@ template <int N, int M> struct PhasePlan {
     const int64_t begin = strips * range.id / range.count, end = strips * (range.id + 1) / range.count;
     for (int64_t s = begin; s < end; s++)
       for (int g = 0; g < ALL; g++)
-        pack_strip(range, groups[g], groups[g].packed + s * strip * groups[g].count * groups[g].depth * L, 0,
+        pack_strip(range, groups[g], groups[g].packed + s * strip * groups[g].count * groups[g].lines * L, 0,
                    groups[g].depth, s);
   }
 
@@ -107,7 +133,8 @@ template <int N, int M> struct PhasePlan {
     return true;
   }
 
-  // Computes the sums of a strip for `row_count` rows into the group's own memory, which has `stored_rows` per strip.
+  // Computes the sums of a strip for `row_count` prepared rows into the group's own memory, which has `stored_rows` per
+  // strip.
   void sum(const ThreadRange& range, const Group& g, int64_t s, const T* x, int64_t row_count,
            int64_t stored_rows) const {
     const int row_sums = panels_of(s) * g.count;
@@ -123,21 +150,25 @@ template <int N, int M> struct PhasePlan {
       if (range.pack_per_step)
         pack_strip(range, g, block, k, terms, s);
       else
-        w = g.packed + s * strip * g.count * g.depth * L;
+        w = g.packed + s * strip * g.count * g.lines * L;
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t row = row_count * t / tiles;
         const int tile_rows = (int)(row_count * (t + 1) / tiles - row);
-        range.products->tiles[tile_rows - 1][row_sums - 1](x + row * g.depth + k, g.depth, 1, w, terms, k > 0,
-                                                           sums + row * row_sums);
+        g.tile(*range.products, tile_rows, row_sums)(x + row * g.stride + k, g.stride, 1, w, terms, k > 0,
+                                                     sums + row * row_sums);
       }
     }
   }
 
   // Computes the hoisted sums of `row_count` rows, of one step or several, from row `begin` of all time steps on.
   void hoist(const ThreadRange& range, int64_t begin, int64_t row_count, int64_t block_rows) const {
+    const T* rows_of_group[M ? M : 1];
+    for (int m = 0; m < M; m++) {
+      const Group& g = groups[N + m];
+      rows_of_group[m] = g.prepare(*range.products, g.row + begin * g.depth, row_count);
+    }
     for (int64_t s = first; s < last; s++)
-      for (int m = N; m < ALL; m++)
-        sum(range, groups[m], s, groups[m].row + begin * groups[m].depth, row_count, block_rows);
+      for (int m = 0; m < M; m++) sum(range, groups[N + m], s, rows_of_group[m], row_count, block_rows);
   }
 
   // Fills in the hoisted sums of a strip, from row `row` of the block on.
@@ -154,12 +185,15 @@ template <int N, int M> struct PhasePlan {
     if (row_count <= 0) return;
     V sums[(N ? N : 1) * TILE_SUMS];
     const V* hoisted[M ? M : 1];
+    const T* from[N ? N : 1];  // the rows of each group
+    for (int g = 0; g < N; g++)
+      from[g] = groups[g].prepare(*range.products, x[g] + range.from * groups[g].depth, row_count);
     for (int64_t j = first; j < last; j++) {
       const int64_t k = s.descending ? last - 1 - (j - first) : j;  // what was read last is still in the cache
       const int strip_panels = panels_of(k);
       if (range.pack_per_step)
         for (int g = 0; g < N; g++)
-          sum(range, groups[g], k, x[g] + range.from * groups[g].depth, row_count, range.batch);
+          sum(range, groups[g], k, from[g], row_count, range.batch);
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t row = row_count * t / tiles;
         const int tile_rows = (int)(row_count * (t + 1) / tiles - row);
@@ -170,9 +204,9 @@ template <int N, int M> struct PhasePlan {
           if (range.pack_per_step)
             std::memcpy(at, sums_of(group, k, range.batch) + row * row_sums, tile_rows * row_sums * sizeof(V));
           else
-            range.products->tiles[tile_rows - 1][row_sums - 1](
-                x[g] + (range.from + row) * group.depth, group.depth, 1,
-                group.packed + k * strip * group.count * group.depth * L, group.depth, false, at);
+            group.tile(*range.products, tile_rows, row_sums)(
+                from[g] + row * group.stride, group.stride, 1,
+                group.packed + k * strip * group.count * group.lines * L, group.depth, false, at);
           at += tile_rows * row_sums;
         }
         set_hoisted(hoisted, k, shift + row, block_rows);

@@ -323,6 +323,8 @@ EXPORT Products* products(RunParallel run, ScratchMemory scratch) {
   return &table;
 }
 
+EXPORT void set_format(int format, const QuantizedProducts* products) { table.formats[format] = products; }
+
 // Runs operations on all time steps at once, one operation after another. Each one is given as eleven numbers.
 // A matrix product: C, add (0 or 1), A, its strides, B, its strides, rows, width, depth. Strides are in elements: those
 // of A between rows and between columns, those of B likewise.

@@ -34,11 +34,35 @@ struct MatrixPanel {
 using DirectProduct = void (*)(const T* x, int64_t row, int64_t step, const MatrixPanel* panels, int count,
                                int64_t depth, bool add, V* sums);
 
+// How a matrix is packed. Formats with fewer bits are those of a float kernel, see quantized_products.cpp.
+enum WeightFormat : int64_t { PLAIN, INT8, BFLOAT16, FLOAT16, FORMATS };
+
+// Returns how many elements of 32 bits a packed column has. In int8, the first two are its scale and its offset.
+static inline int64_t packed_lines(WeightFormat format, int64_t depth) {
+  return format == PLAIN ? depth : format == INT8 ? 2 + (depth + 3) / 4 : (depth + 1) / 2;
+}
+
+// Returns the distance between rows that a product reads. In int8, a row begins with its scale.
+static inline int64_t row_stride(WeightFormat format, int64_t depth) {
+  return format == INT8 ? 1 + (depth + 3) / 4 : depth;
+}
+
+// Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
+using PackPanel = void (*)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
+
+// Products with matrices in a format with fewer bits. Their tiles compute whole sums: `step` is 1, `add` false.
+struct QuantizedProducts {
+  TileProduct tiles[MAX_ROWS][MAX_STRIP];
+  PackPanel pack;
+  // Quantizes a row. A scale of 0 stands for that of its largest value.
+  void (*quantize)(const T* x, int64_t depth, T scale, T* to);
+};
+
 struct Products {
   RunParallel run;
   ScratchMemory scratch;
   TileProduct tiles[MAX_ROWS][MAX_STRIP];  // by rows and panels, each less one
   DirectProduct direct[MAX_DIRECT_ROWS];   // by rows, less one
-  // Packs one panel of a strip: columns column .. column + L of depth rows; zeros from column `width` on.
-  void (*pack)(T* to, int strip, Matrix matrix, int64_t depth, int64_t column, int64_t width);
+  PackPanel pack;
+  const QuantizedProducts* formats[FORMATS];  // null unless they are loaded
 };

@@ -1,0 +1,211 @@
+"""Matrix products with weights in fewer bits: their definition, and the mode that puts them into a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+FORMATS = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_TERMS = 133_000  # of a sum: more products of 127 by 127 could overflow int32
+LARGEST = 127
+SMALLEST = 2.0**-100  # rows with smaller values count as zeros, so that the inverse of a scale is finite
+LARGEST_FLOAT16 = 65504.0
+_SPARE_BITS = 0x7F  # of the float32 of a scale
+
+
+def row_scales(x: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return what a row of values is divided by when it is quantized to int8, and its inverse.
+
+    Args:
+        x: Values in float32, ``(batch, features)``.
+        scale: A fixed scale. 0: the largest value of each row becomes 127.
+
+    Returns:
+        Two tensors ``(batch, 1)``. The scale is NaN in rows with an infinity or NaN.
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    if scale:
+        scales = torch.full_like(largest, scale)
+        inverse = 1 / scales
+    else:
+        is_zero = largest < SMALLEST
+        scales = torch.where(is_zero, 0.0, largest / LARGEST)
+        inverse = torch.where(is_zero, 0.0, LARGEST / largest)
+    finite = largest < torch.inf
+    return torch.where(finite, scales, torch.nan), torch.where(finite, inverse, 0.0)
+
+
+def weight_scales(weights: Tensor, dim: int) -> Tensor:
+    """Return the scales of weights in int8: the largest value along a dimension becomes 127.
+
+    A scale is rounded up to 17 bits. So its products with whole numbers up to 127 are exact in float32, and
+    quantizing such products again gives the same whole numbers and the same scales.
+
+    Args:
+        weights: Values in float32.
+        dim: The dimension that a product sums over.
+
+    Returns:
+        A tensor with size 1 in this dimension. NaN where a weight is not finite.
+    """
+    largest = weights.abs().amax(dim, keepdim=True)
+    bits = (largest / LARGEST).contiguous().view(torch.int32)
+    rounded = ((bits + _SPARE_BITS) & ~_SPARE_BITS).view(torch.float32)
+    scales = torch.where(largest < SMALLEST, 0.0, rounded)
+    return torch.where(largest < torch.inf, scales, torch.nan)
+
+
+def quantize_weights(weights: Tensor, scales: Tensor) -> Tensor:
+    """Return weights divided by their scales, as int8 from -127 to 127."""
+    quotients = torch.where(scales > 0, weights / scales, 0.0)
+    return quotients.round().clamp(-LARGEST, LARGEST).to(torch.int8)
+
+
+def round_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return weights in float32, rounded to bfloat16 or float16, where values beyond ±65504 become ±65504."""
+    if dtype is torch.float16:
+        weights = weights.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
+    return weights.to(dtype).to(torch.float32)
+
+
+@torch.library.custom_op("unrolled::quantized_mm", mutates_args=())
+def quantized_mm(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tensor:
+    """Multiply values by a matrix that is stored in fewer bits.
+
+    In int8, both factors are rounded to whole numbers from -127 to 127: the matrix with a scale for each
+    column, the values with one for each row. The sums of whole numbers are exact. A row with an infinity or
+    NaN gives NaN. In bfloat16 or float16, only the matrix is rounded, and the product is that of float32.
+
+    Args:
+        x: The values, ``(batch, k)``. They are computed in float32, and so is the matrix.
+        matrix: The matrix, ``(k, n)``.
+        weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
+        scale: A fixed scale of the values, for int8. 0: each row has its own.
+    """
+    dtype, x, matrix = x.dtype, x.float(), matrix.float()
+    if weights != "int8":
+        return (x @ round_weights(matrix, FORMATS[weights])).to(dtype)
+    x_scales, inverse = row_scales(x, scale)
+    rows = torch.nan_to_num(x * inverse).round().clamp(-LARGEST, LARGEST)
+    scales = weight_scales(matrix, 0)
+    # Sums of whole numbers are exact in float64.
+    sums = rows.double() @ quantize_weights(matrix, scales).double()
+    return (sums.float() * scales * x_scales).to(dtype)
+
+
+@quantized_mm.register_fake
+def _(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tensor:
+    return x.new_empty(x.shape[0], matrix.shape[1])
+
+
+class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Call :meth:`product` for each matrix product of values of the batch by weights.
+
+    A product counts if its first factor depends on the input or a state, and its second one doesn't.
+
+    Args:
+        x: The input of the step.
+        states: Its states.
+    """
+
+    _INPUT, _STATE = 1, 2
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler, which takes more than a second
+
+    def __init__(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sources = {id(x): self._INPUT, **{id(state): self._STATE for state in states}}
+        self._alive: list[Any] = [x, states]  # as long as the tensors exist, Python can't reuse their ids
+
+    def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
+        """Return the product of values and a matrix.
+
+        Args:
+            x: The values, ``(batch, k)``.
+            matrix: The matrix, ``(k, n)``.
+            from_state: Whether the values depend on a state, and not only on the input.
+        """
+        raise NotImplementedError
+
+    def _source(self, values: Any) -> int:
+        source = 0
+        for leaf in tree_leaves(values):
+            source |= self._sources.get(id(leaf), 0)
+        return source
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and func._can_decompose():
+            with self:  # such as linear, which torch doesn't decompose before this mode in inference mode
+                return func.decompose(*args, **kwargs)
+        result = self._multiply(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
+        source = self._source((args, kwargs))
+        if source:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._sources[id(leaf)] = self._sources.get(id(leaf), 0) | source
+                    self._alive.append(leaf)
+        return result
+
+    def _multiply(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """Return the result of a matrix product, or None if it is none, or none with weights."""
+        factors = args[1:3] if func in (aten.addmm.default, aten.baddbmm.default) else args[:2]
+        if func not in _PRODUCTS or not self._source(factors[0]) or self._source(factors[1]):
+            return None
+        left, right = factors
+        from_state = bool(self._source(left) & self._STATE)
+        if left.dim() == 3:
+            heads = zip(left.unbind(), right.unbind(), strict=True)
+            product = torch.stack([self.product(x, matrix, from_state) for x, matrix in heads])
+        else:
+            product = self.product(left, right, from_state)
+        if len(args) < 3:
+            return product
+        alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
+        added: Tensor = args[0] if beta == 1 else args[0] * beta
+        return added + (product if alpha == 1 else product * alpha)
+
+
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
+
+
+class QuantizedProducts(ProductMode):  # type: ignore[no-untyped-call]
+    """Compute the products of a step with weights in fewer bits.
+
+    Args:
+        x: The input of the step.
+        states: Its states.
+        weights: The format of the weights, one of ``FORMATS``.
+        quantize_input: Whether products that depend only on the input are included.
+        scales: For int8: fixed scales of the values, in the order of the products. Empty: none.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        weights: str,
+        quantize_input: bool,
+        scales: tuple[float, ...],
+    ) -> None:
+        super().__init__(x, states)
+        self._weights, self._quantize_input, self._scales = weights, quantize_input, iter(scales)
+
+    def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
+        """Return the product with the matrix in fewer bits."""
+        scale = next(self._scales, 0.0)
+        if not from_state and not self._quantize_input:
+            return x @ matrix
+        product: Tensor = quantized_mm(x, matrix, self._weights, scale)
+        return product
