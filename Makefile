@@ -6,7 +6,7 @@ DEMO_READY ?= .venv/.demo_ready
 DOCS_READY ?= .venv/.docs_ready
 RUNS ?= runs
 
-.PHONY: help demo test test-fast test-rest test-all test-torch browser lint format bench docs clean
+.PHONY: help demo test test-fast test-rest test-all test-torch test-gpu browser lint format bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,11 @@ format: $(READY) ## format the code with ruff
 
 bench: $(READY) ## compare the speed with other runtimes (BENCH=--full for the whole grid)
 	$(BIN)/unrolled bench $(BENCH)
+
+# Neither creates an environment nor installs anything: PYTHON must have a build of torch for CUDA, with Triton.
+test-gpu: ## check and time the GPU kernels on a machine with a CUDA device, in ten minutes (PYTHON=…)
+	mkdir -p $(RUNS)
+	PYTHONPATH=src $(PYTHON) -m unrolled bench --device cuda --json $(RUNS)/gpu.json --plot $(RUNS)/gpu.png $(BENCH)
 
 docs: $(DOCS_READY) ## build the documentation site into build/docs; it works offline
 	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --quiet --doctree-dir build/doctrees docs build/docs

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import unrolled as ur
 from helpers import processes
 from helpers.layer_pairs import NEEDS_SYSTEM_COMPILER
 from helpers.toolchain import NO_COMPILER
+from helpers.triton_standin import StandIn
 from unrolled.cli import main
 from unrolled.cli.arguments import parse_cell
+from unrolled.engines.gpu import backend as gpu
 from unrolled.engines.native.toolchain import build, cache, cpu
 
 CELLS = """
@@ -201,3 +204,35 @@ def test_bad_usage_gets_one_line(tmp_path: Path, capsys: Any) -> None:
         main.main(["doctor", "--help"])
     assert exited.value.code == 0
     assert "--sizes INPUT,HIDDEN" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(capsys: Any) -> None:
+    """The strategies of kernels don't depend on a device."""
+    for cell, sizes, strategy in (
+        ("mgu", "4,20", "registers, because its matrices of 8 KiB fit on chip"),
+        ("mgu", "4,200", "persistent, because a value has 256 columns, with padding"),
+        ("mingru", "4,300", "scan, because no column of a step depends on other columns"),
+    ):
+        arguments = ["doctor", "--cell", cell, "--sizes", sizes, "--device", "cuda"]
+        assert main.main(arguments) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        assert "GPU no kernels: torch finds no CUDA device" in words
+        assert "reference (torch finds no CUDA device; there, " in words
+        assert strategy in words
+    assert main.main(["doctor", "--cell", "mgu", "--device", "tpu"]) == 2
+    assert "expected cpu, cuda or cuda:N, got 'tpu'" in capsys.readouterr().err
+
+
+def test_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The report with a device, here with the stand-in for Triton."""
+    properties = types.SimpleNamespace(name="H200", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(gpu.BACKEND, "runtime", StandIn())
+    assert main.main(["doctor", "--cell", "mgu", "--sizes", "4,20", "--device", "cuda"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "GPU H200, compute capability 9.0, 132 multiprocessors kernels: Triton" in words
+    assert "mgu: MGU(4, 20), float32: native (registers, because its matrices of 8 KiB" in words

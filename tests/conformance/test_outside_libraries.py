@@ -109,10 +109,16 @@ def torch_onnx_export(folder: Path) -> None:
             (ours.layer, {"lengths": torch.tensor([5, 3])}),
             (ur.LSTM(3, 4, initial_state="learned"), {}),
         ):
-            with pytest.raises(Exception, match=r"export the layer with unrolled.io.to_onnx"):
-                torch.onnx.export(
-                    Caller(layer, options), (x(),), folder / "other.onnx", dynamo=dynamo, verbose=False
-                )
+            other = Caller(layer, options).eval(), (x(),), folder / "other.onnx"
+            if not dynamo:
+                message = r"Pass dynamo=True. Or export the layer with unrolled.io.to_onnx"
+                with pytest.raises(Exception, match=message):
+                    torch.onnx.export(*other, dynamo=False, verbose=False)
+                continue
+            torch.onnx.export(*other, dynamo=True, verbose=False)
+            session = onnxruntime.InferenceSession(other[2], providers=["CPUExecutionProvider"])
+            [output] = session.run(None, {session.get_inputs()[0].name: x().numpy()})
+            assert_close(torch.from_numpy(output), other[0](x()), 1e-5)
 
 
 class Caller(nn.Module):

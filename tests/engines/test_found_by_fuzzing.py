@@ -168,6 +168,41 @@ def test_operators_save_values_of_every_shape(cell: type[ur.Cell], lengths: list
         assert_close(*gradients, 1e-11)
 
 
+class EqualGradients(ur.Cell):
+    """The gradients of the parameters are views of one another, or of sums that repeat."""
+
+    a = ur.Param("hidden")
+    b = ur.Param(1, "hidden")
+    c = ur.Param(2, "hidden")
+    d = ur.Param(2, "hidden", "input")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.d.sum(0)) + h + self.a + self.b + self.c.sum(0))
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": 2}], ids=["", "checkpoint"])
+@pytest.mark.parametrize("route", sample(["backward", "grad"]))
+def test_gradients_share_no_memory(options: dict[str, Any], route: str) -> None:
+    layer = ur.Recurrent(EqualGradients, 3, 4, dtype=torch.float64)
+    params, x = list(layer.parameters()), torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def gradients(times: int) -> list[Tensor]:
+        if route == "grad":  # each one is changed in place
+            results = torch.autograd.grad(layer(x, **options)[0].square().sum(), params)
+            return [grad.mul_(times) for grad in results]
+        layer.zero_grad()
+        for _ in range(times):  # later gradients are added in place
+            layer(x, **options)[0].square().sum().backward()
+        nn.utils.clip_grad_norm_(params, 0.5)
+        return [param.grad for param in params]  # type: ignore[misc]
+
+    with ur.engine("reference"):
+        expected = [grad.clone() for grad in gradients(3)]
+    with ur.engine("native"):
+        assert_close(gradients(3), expected, 1e-12)
+        assert_close(gradients(3), expected, 1e-12)
+
+
 class MadeOfWeights(ur.Cell):
     """What is made of parameters alone is computed once, before the loop."""
 

@@ -165,17 +165,15 @@ def test_options_of_a_layer(options: dict[str, Any]) -> None:
     check(layer, lambda layer: layer(x), [x])
 
 
-def test_float32_and_bfloat16() -> None:
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-        layer, x = ur.GRU(3, 5, dtype=dtype), torch.randn(4, 3, 3, dtype=dtype)
-        with torch.no_grad():
-            with ur.engine("reference"):
-                expected = layer(x)[0]
-            with gpu_engine() as runtime, ur.engine("native"):
-                actual = layer(x)[0]
-        assert len(runtime.sources) == 1
-        assert "tl.float32" in runtime.sources[0]
-        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+def test_float32() -> None:
+    layer, x = ur.GRU(3, 5), torch.randn(4, 3, 3)
+    with torch.no_grad():
+        with ur.engine("reference"):
+            expected = layer(x)[0]
+        with gpu_engine() as runtime, ur.engine("native"):
+            actual = layer(x)[0]
+    assert len(runtime.sources) == 1
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 class Gated(ur.Cell):
@@ -283,13 +281,12 @@ class Own(MGU):
     """A cell of its own, so that no other test has compiled it."""
 
 
-@pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.MinGRU, 300), (ur.cells.LSTM, 100)]), ids=str)
-def test_what_is_too_large_for_registers_is_streamed(case: tuple[Any, int]) -> None:
+@pytest.mark.parametrize("case", sample([(Moved, 70), (ur.cells.LRU, 300), (ur.cells.LSTM, 100)]), ids=str)
+def test_what_is_too_large_for_registers(case: tuple[Any, int]) -> None:
     """A step that is cut into many pieces, wide values, and large matrices."""
     cell, size = case
     loop: Any = BACKEND.compile(cell(4, size), torch.float32, torch.device("cpu")).inference
-    assert len(loop.specs) == 1
-    assert "tl.debug_barrier()" in loop.specs[0].source
+    assert {spec.choice.strategy for spec in loop.specs} == {"persistent", "streamed"}
 
 
 def test_a_device_with_too_little_memory() -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from helpers.triton_standin import namespace
 from unrolled.engines.gpu.kernel_source import device_functions
 from unrolled.engines.gpu.triton_ops import ADDITIVE_OPS, REDUCTIONS, TRITON_OPS
-from unrolled.engines.native.cpp_ops import ADDITIVE_OPS as ADDITIVE_OPS_ON_CPU
-from unrolled.engines.native.cpp_ops import CPP_OPS, CPP_REDUCTIONS
+from unrolled.engines.native import operations
 
 aten = torch.ops.aten
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -116,6 +115,6 @@ def test_reductions_keep_nan() -> None:
 
 def test_all_operations_of_the_compiler() -> None:
     copies = {aten.clone.default, aten._to_copy.default, aten.expand.default}  # the kernel IR has none
-    assert TRITON_OPS.keys() == CPP_OPS.keys() - copies
-    assert REDUCTIONS.keys() == CPP_REDUCTIONS.keys()
-    assert ADDITIVE_OPS == ADDITIVE_OPS_ON_CPU
+    assert TRITON_OPS.keys() == operations.OPERATIONS.keys() - copies
+    assert REDUCTIONS.keys() == operations.REDUCTIONS.keys()
+    assert ADDITIVE_OPS == operations.ADDITIVE

@@ -150,7 +150,9 @@ def test_why_a_call_cannot_run() -> None:
         assert reason(x, x) is None
         assert reason(x, weight) == "inputs and parameters are on different devices, cuda:1 and cuda:0"
         assert reason(x, weight.cpu()) == "inputs and parameters are on different devices, cuda:1 and cpu"
-        assert reason(x.short()) == "GPU kernels support float32, float64 and bfloat16, not torch.int16"
+        assert (
+            reason(x.short()) == "GPU kernels support float32, float64, bfloat16 and float16, not torch.int16"
+        )
         message = "inputs and parameters have different dtypes, torch.float32 and torch.float64"
         assert reason(x, x.double()) == message
         assert backends.backend_for(x.device) is BACKEND

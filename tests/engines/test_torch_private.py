@@ -378,3 +378,15 @@ assert convert_frame.compile_lock is not lock and type(convert_frame.compile_loc
 def test_torch_compile() -> None:
     process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def test_the_scan_and_the_decompositions_of_the_export_to_onnx() -> None:
+    assert torch.ops.unrolled.recurrence.default in torch._decomp.decomposition_table
+    x = torch.randn(5, 2)
+
+    def step(total: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        return total + factor * x, total + factor * x
+
+    total, totals = private.scan_operator(step, [torch.zeros(2)], [x], (torch.tensor(2.0),))
+    torch.testing.assert_close(totals, 2 * x.cumsum(0))
+    torch.testing.assert_close(total, totals[-1])

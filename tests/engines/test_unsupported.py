@@ -132,6 +132,50 @@ def integers(self, x, h):
     return (h + x) * (((h * 1e6).long() * 1103515245 + 12345) % 2**31)
 
 
+def differences_of_rows(self, x, h):
+    return torch.tanh((h[:, None] - x[None]).abs().sum(1))
+
+
+def weights_of_the_batch(self, x, h):
+    return torch.tanh(h @ (x.t() @ h))
+
+
+def negative_shift(self, x, h):
+    return torch.tanh(h + x * ((3 * x).long() >> -1))
+
+
+def divisor_may_be_zero(self, x, h):
+    return torch.tanh(h + x + (3 * x).long() % (1 + (3 * h).long().abs()))
+
+
+def number_out_of_range(self, x, h):
+    return torch.tanh(h + x + (x > 0).to(torch.uint8).clamp(min=-1))
+
+
+def loop_over_rows(self, x, h):
+    return torch.tanh(torch.stack([row + h[0] for row in x]))
+
+
+def list_of_values(self, x, h):
+    return torch.tanh(h + x * len(x.tolist()[0]))
+
+
+def single_rows(self, x, h):
+    return torch.tanh(h + torch.cat(x.split(1)))
+
+
+def new_parameter(self, x, h):
+    return torch.tanh(h + x * torch.nn.Parameter(torch.ones(8)))
+
+
+def sparse(self, x, h):
+    return torch.tanh(h + x * torch.eye(8).to_sparse().to_dense()[0])
+
+
+def sparse_values(self, x, h):
+    return torch.tanh(h + x.to_sparse().to_dense())
+
+
 class Lgamma(torch.autograd.Function):
     """A function whose backward isn't supported."""
 
@@ -194,8 +238,19 @@ UNSUPPORTED = [
     (complex_dtype, "torch.fft.rfft", "converts to torch.complex64"),
     (bfloat16, "torch.Tensor.bfloat16", "converts to torch.bfloat16"),
     (integers, "torch.Tensor.mul", "whole numbers that may exceed 2\\^53; limit its operands with clamp"),
+    (differences_of_rows, "torch.Tensor.sub", "mixes rows of the batch"),
+    (weights_of_the_batch, "torch.Tensor.matmul", "mixes rows of the batch"),
+    (loop_over_rows, "torch.Tensor.unbind", "splits the batch into rows, .* compute all rows at once"),
+    (list_of_values, "torch.Tensor.unbind", "splits the batch into rows, as .* tolist\\(\\) does"),
+    (single_rows, "torch.Tensor.split", "splits the batch into rows"),
+    (new_parameter, "torch.Tensor.mul", "makes a tensor in a way that can't be captured, as nn.Parameter"),
+    (sparse, "torch.Tensor.to_sparse", "a tensor whose layout is torch.sparse_coo"),
+    (sparse_values, "torch.Tensor.to_sparse", "a tensor whose layout is torch.sparse_coo"),
+    (negative_shift, "torch.Tensor.__rshift__", "a number of bits of at least 0, got -1"),
+    (divisor_may_be_zero, "torch.Tensor.remainder", "whole numbers needs a constant divisor other than 0"),
+    (number_out_of_range, "torch.Tensor.clamp", "uses -1, which is outside the range of torch.uint8"),
     (only_in_backward, "the backward of", "aten.lgamma"),
-    (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma.*: native/cpp_ops.py has no C"),
+    (in_a_helper, "torch.Tensor.lgamma", "aten.lgamma.*: native/operations.py has no expression"),
     (without_rule, "torch.linalg.matrix_exp", "aten.linalg_matrix_exp.*: compiler/lowering/ has no rule"),
 ]
 

@@ -16,18 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from unrolled.engines.native.cpp_ops import CPP_OPS
+from unrolled.engines.native.cpp_ops import CPP
+from unrolled.engines.native.operations import OPERATIONS
 from unrolled.engines.native.toolchain.compiler import FLAGS, NATIVE, NoCompilerError, compilers
 from unrolled.engines.native.toolchain.cpp_files import INCLUDE
 
 PROGRAM = Path(__file__).with_name("vector_math.cpp")
 NOT_COMPARED = ("absolute", "round_to_float")  # covered by the tests of steps, as are other expressions
+TEXTS = {target: CPP.spell(one, ["{0}", "{1}", "{2}"]) for target, one in OPERATIONS.items()}
 FUNCTIONS = {
     match[1]: text
-    for text in CPP_OPS.values()
+    for text in TEXTS.values()
     if (match := re.fullmatch(r"(\w+)\(\{0\}(, \{1\})?\)", text)) and match[1] not in NOT_COMPARED
 }
-FUNCTIONS |= {name: CPP_OPS[getattr(torch.ops.aten, name).default] for name in ("rsqrt", "reciprocal")}
+FUNCTIONS |= {name: TEXTS[getattr(torch.ops.aten, name).default] for name in ("rsqrt", "reciprocal")}
 UNARY = [name for name, text in FUNCTIONS.items() if "{1}" not in text]
 BINARY = [name for name, text in FUNCTIONS.items() if "{1}" in text]
 MACROS = [  # compiler arguments

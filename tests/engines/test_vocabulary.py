@@ -5,6 +5,7 @@ Each cell applies all functions of a theme to the same value. ``self`` is passed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,12 @@ pytestmark = NEEDS_COMPILER
 WIDTH = 8
 Functions = dict[str, Callable[[Any, Tensor], Tensor]]
 
+
+def tiny(v: Tensor, exponent: float) -> float:
+    """Return a small number, whose square is 0 if the exponent is more than 1/2."""
+    return float(torch.finfo(v.dtype).tiny ** exponent)
+
+
 NUMBERS: Functions = {
     "where-numbers": lambda s, v: torch.where(v > 0, 1.0, -1.0) * v,
     "where-inexact": lambda s, v: torch.where(v > 0, 0.1, -0.3) + v,  # rounded to the default dtype
@@ -45,6 +52,19 @@ NUMBERS: Functions = {
     "linspace": lambda s, v: torch.linspace(-1, 0.7, WIDTH) * 0.3 * v,
     "ldexp": lambda s, v: torch.ldexp(s.p * v, v.sin()),
     "ldexp-number": lambda s, v: torch.ldexp(v, torch.tensor(-2.0)),
+    "constants-compared": lambda s, v: torch.where(torch.full_like(v, 0.1) == 0.1, v, -v),
+    "constants-computed": lambda s, v: torch.where(torch.full_like(v, 0.1) * 3 > 0.3, v, -v),
+    "tiny-divided-down": lambda s, v: torch.div(v * tiny(v, 0.8), -tiny(v, 0.5), rounding_mode="floor"),
+    "tiny-divided-by-rows": lambda s, v: torch.div(
+        v * tiny(v, 0.8), s.p * tiny(v, 0.5), rounding_mode="floor"
+    ),
+    "zero-divided-down": lambda s, v: torch.copysign(
+        v, torch.div(-v.abs() * 0.1, -9.0, rounding_mode="floor")
+    ),
+    "root-of-infinity": lambda s, v: torch.where(v > 0, v, -math.inf).detach().pow(0.5).nan_to_num() * v,
+    "inverse-root-of-infinity": lambda s, v: (
+        v * ((torch.where(v > 0, 1, -math.inf) * v.new_ones(1)) ** -0.5).isnan()
+    ),
 }
 CASTS: Functions = {
     "double": lambda s, v: ((v.double() * 0.1 + 1) - 1).to(v.dtype),
@@ -75,6 +95,24 @@ INTEGERS: Functions = {
     "sums": lambda s, v: ((v * 3).long().sum(-1, keepdim=True) + (v * 2).long().cumsum(-1)) * v,
     "compare": lambda s, v: ((v * 30).long() * 7 > 20) * v,
     "maximum": lambda s, v: torch.maximum((v * 3).long(), (v * -2).int()) * v,
+    "uint8-negated": lambda s, v: -(v > 0).to(torch.uint8) * v * 0.01,
+    "uint8-times": lambda s, v: (v > 0).to(torch.uint8) * -1 * v * 0.01,
+    "matrix-product": lambda s, v: ((v * 30).long() @ torch.full((WIDTH, WIDTH), 100001) % 7) * v,
+    "running-product": lambda s, v: ((v * 20).long().clamp(-15, 15).cumprod(-1) % 7) * v,
+    "written": lambda s, v: (
+        torch.zeros_like(v, dtype=torch.int32).slice_scatter((v * 3).int()[:, 2:], 1, 2) * v
+    ),
+    "sorted-indices": lambda s, v: (
+        torch.sort((v > 0).to(torch.int8), stable=True, dim=-1)[1].to(torch.int8) * 100 * v
+    ),
+    "first-index": lambda s, v: (v > 0).long().argmax(-1, keepdim=True).to(torch.int8) * 100 * v,
+    "scattered": lambda s, v: (
+        torch.zeros_like(v, dtype=torch.int64).scatter_add(
+            -1, (v > 0).long(), (v * 3).long().clamp(-3, 3) * 4000037
+        )
+        % 7
+        * v
+    ),
     "large": lambda s, v: ((v * 1000).long() * 100003 - (v * 1000).long() * 100002) * v * 0.001,
 }
 
@@ -180,6 +218,23 @@ SORTED: Functions = {
     "median": lambda s, v: v - v.median(-1, keepdim=True).values,
     "one-hot": lambda s, v: one_hot(v.argmax(-1), WIDTH) * v,
 }
+EMPTY: Functions = {
+    "sum": lambda s, v: v[:, 2:2].sum(-1, keepdim=True) + v,
+    "sum-of-heads": lambda s, v: v.unflatten(1, (4, 2))[:, :, :0].sum(-1).repeat(1, 2) + v,
+    "prod": lambda s, v: v[:, :0].prod(-1, keepdim=True) * v,
+    "any": lambda s, v: torch.where((v[:, :0] > 0).any(-1, keepdim=True), v, -v),
+    "all": lambda s, v: torch.where((v[:, :0] > 0).all(-1, keepdim=True), v, -v),
+    "mean": lambda s, v: torch.where(v[:, :0].mean(-1, keepdim=True).isnan(), v, -v),
+    "logsumexp": lambda s, v: torch.exp(v[:, :0].logsumexp(-1, keepdim=True)) + v,
+    "product": lambda s, v: linear(v[:, :0], s.q[:, :0]) + v,
+    "product-without-columns": lambda s, v: torch.cat([v @ s.q[:, :0], v], 1),
+    "product-of-rows": lambda s, v: torch.bmm(v[:, None, :0], v[:, :0, None])[:, 0] + v,
+    "softmax": lambda s, v: torch.cat([v[:, :0].softmax(-1), v], 1),
+    "cumulative": lambda s, v: torch.cat(
+        [v[:, :0].cumsum(1), v, v[:, :0].cumprod(1), v[:, :0].cummax(1)[0]], 1
+    ),
+    "sorted": lambda s, v: torch.cat([v[:, :0].sort(-1).values, v.topk(0).values, v], 1),
+}
 PADDED: Functions = {
     "reflect": lambda s, v: pad(v[:, None], (3, 2), mode="reflect")[:, 0, ::1][:, :WIDTH],
     "reflect-2d": lambda s, v: pad(v.view(-1, 1, 2, 4), (2, 1, 1, 0), mode="reflect").flatten(1)[:, 3:11],
@@ -214,6 +269,7 @@ OUTSIDE_TENSORS: Functions = {
 THEMES: dict[str, Functions] = {
     "cumulative": CUMULATIVE,
     "sorted": SORTED,
+    "empty": EMPTY,
     "padded": PADDED,
     "outside": OUTSIDE_TENSORS,
     "norms": NORMS,

@@ -17,8 +17,8 @@ import unrolled as ur
 from helpers.c_library import IS_X86, NEEDS_CC, Exported, streamed
 from helpers.layer_pairs import NEEDS_COMPILER
 from helpers.user_cell import MGU
-from unrolled.engines.native.cpp_ops import CPP_OPS, CPP_REDUCTIONS
-from unrolled.export.c_ops import reduction, template
+from unrolled.engines.native.operations import OPERATIONS, REDUCTIONS
+from unrolled.export.c_ops import C, reduction
 
 CELLS = sorted(name for name in ur.cells.__all__ if issubclass(getattr(ur.cells, name), ur.Cell))
 FAST = ("GRU",)
@@ -31,8 +31,9 @@ def test_every_operation_of_the_engine_has_its_functions_in_c() -> None:
     folder = Path(ur.export.__path__[0]) / "runtime"
     runtime = "".join(path.read_text() for path in folder.glob("*.h"))
     defined = set(re.findall(r"^ALWAYS_INLINE \w+ (v_\w+)\(", runtime, re.MULTILINE))
-    used = {name for cpp in CPP_OPS.values() for name in re.findall(r"\bv_\w+", template(cpp))}
-    used |= {reduction(target)[0] for target in CPP_REDUCTIONS}
+    texts = [C.spell(one, ["a", "b", "c"]) for one in OPERATIONS.values()]
+    used = {name for text in texts for name in re.findall(r"\bv_\w+", text)}
+    used |= {reduction(target)[0] for target in REDUCTIONS}
     assert used <= defined
 
 

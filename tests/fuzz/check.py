@@ -18,6 +18,7 @@ from fuzz.rounding import SAMPLES, Noise, Results, difference
 from helpers.kernel_interpreter import interpreted
 from helpers.layer_pairs import use_threads
 from helpers.step_batch import BatchCompiler
+from unrolled.engines.compiler.source_location import COMPILER_FAULT
 
 REFUSAL = "can't run on the native engine: "
 MAX_SECONDS = 30.0  # to capture a step, and to compile a kernel
@@ -81,7 +82,7 @@ class Check:
                     self._run()
             except Exception as error:
                 message = str(error)
-                if isinstance(error, RuntimeError) and REFUSAL in message:
+                if isinstance(error, RuntimeError) and REFUSAL in message and COMPILER_FAULT not in message:
                     return Outcome("refused", message.split(REFUSAL)[1])
                 return Outcome("error", f"{type(error).__name__}: {message}")
             self.capture_seconds = seconds = time.process_time() - began

@@ -24,7 +24,8 @@ from fuzz.shrink import shrink
 from fuzz.worker import Worker
 from helpers.layer_pairs import NEEDS_COMPILER, NEEDS_SYSTEM_COMPILER
 from helpers.sanitizers import MEMORY, UnavailableError, archs, environment
-from unrolled.engines.native.cpp_ops import CPP_OPS
+from unrolled.engines.native.operations import OPERATIONS, Operand, Splat
+from unrolled.engines.native.operations import Call as FunctionCall
 
 FAST, ALL, SANITIZED = range(20), range(20, 200), range(170, 190)
 BATCH = 25
@@ -109,6 +110,9 @@ LONG = program_of(
 )
 
 
+WRONG_ABS = FunctionCall("absolute", (Operand(0),)) * Splat("1.001f")
+
+
 def check_all(programs: Sequence[Program]) -> list[Outcome]:
     return [check(program) for program in programs]
 
@@ -118,7 +122,7 @@ def check_all(programs: Sequence[Program]) -> list[Outcome]:
 def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a step whose compiled abs is 0.1 % too large."""
     assert check(LONG) == Outcome("passed")
-    monkeypatch.setitem(CPP_OPS, torch.ops.aten.abs.default, "(absolute({0}) * splat(1.001f))")
+    monkeypatch.setitem(OPERATIONS, torch.ops.aten.abs.default, WRONG_ABS)
     outcome = check(LONG)
     assert outcome.status == "wrong"
     assert outcome.message.startswith("inference: result 0 is off by ")
@@ -127,7 +131,7 @@ def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @NEEDS_COMPILER
 @pytest.mark.slow
 def test_a_cell_with_a_wrong_number_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CPP_OPS, torch.ops.aten.abs.default, "(absolute({0}) * splat(1.001f))")
+    monkeypatch.setitem(OPERATIONS, torch.ops.aten.abs.default, WRONG_ABS)
     shorter, outcome = shrink(LONG, check(LONG), check_all)
     assert outcome.status == "wrong"
     assert ".abs()" in shorter.body

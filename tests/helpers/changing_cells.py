@@ -276,6 +276,21 @@ CHANGES = {
     "enum": Change(
         "class E(enum.Enum):\n    A = 1.0\n    B = 2.0", "e: object = E.A", "z * self.e.value", "cell.e = E.B"
     ),
+    "environment variable": Change(
+        "import os\nos.environ['UNROLLED_TESTED'] = '1.0'",
+        "",
+        "z * float(os.environ['UNROLLED_TESTED'])",
+        "os.environ['UNROLLED_TESTED'] = '2.0'",
+    ),
+    "environment variable by name": Change(
+        "import os\nfrom os import getenv\nos.environ.pop('UNROLLED_TESTED', None)",
+        "",
+        "z * float(getenv('UNROLLED_TESTED', 1.0))",
+        "os.environ['UNROLLED_TESTED'] = '2.0'",
+    ),
+    "context variable": Change(
+        "import contextvars\nc = contextvars.ContextVar('c', default=1.0)", "", "z * c.get()", "c.set(2.0)"
+    ),
     "the step": Change(
         "", "", "z", "def step(self, x, h):\n    return tanh(x @ self.w.T - h @ self.u.T)\nTested.step = step"
     ),

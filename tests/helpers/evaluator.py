@@ -28,6 +28,7 @@ needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, r
 
 _SCRIPTS = (
     "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "model", "long_run",
+    "weight_gradient",
 )  # fmt: skip
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
@@ -85,6 +86,21 @@ const runPages = (cases) => cases.map(([layers, edits]) => {
   });
 });
 """
+# The cases are the layers of pages: the gradients of each layer's parameters, as the totals of the sums of
+# each element, and as the page adds up all of them.
+_WEIGHT_GRADIENTS = """
+const parameterGradients = (cases) => cases.map((layers) => createModels(layers).map((model) => {
+  const found = weightGradients(model);
+  return Object.fromEntries([...model.parameters.values()].map(({ name, shape }) => {
+    const columns = shape[1] ?? 1;
+    const size = shape[0] * columns;
+    const number = (k) => (shape.length > 1
+      ? { q: name, u: Math.floor(k / columns), j: k % columns } : { q: name, u: k });
+    const each = Float64Array.from({ length: size }, (_, k) => found.total(number(k)));
+    return [name, { each, all: totalGradients(found, name, shape) }];
+  }));
+}));
+"""
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
@@ -95,7 +111,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES
+    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES + _WEIGHT_GRADIENTS
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
         with running_browser() as browser:

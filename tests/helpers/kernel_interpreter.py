@@ -280,6 +280,15 @@ class InterpreterBackend:
     def __init__(self) -> None:
         self.kernels: list[KernelIR] = []
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return None
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        return "its step is compiled"
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         return None if dtype in self.dtypes else f"{dtype} is not supported"
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 import unrolled as ur
 from unrolled.engines import backends
-from unrolled.engines.gpu.backend import BACKEND, GpuBackend
-from unrolled.engines.gpu.kernel_source import KernelSpec
+from unrolled.engines.gpu.backend import GpuBackend
 from unrolled.engines.gpu.runtime import TritonRuntime
-from unrolled.engines.gpu.tuning import ROWS
 
 
 class InterpreterRuntime(TritonRuntime):
@@ -30,6 +29,9 @@ class InterpreterRuntime(TritonRuntime):
     def is_capturing(self) -> bool:
         return False
 
+    def multiprocessors(self, device: torch.device) -> int:
+        return 1  # the interpreter runs one program after another
+
 
 def results(layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
     """Return the output and the gradients of a layer."""
@@ -39,67 +41,42 @@ def results(layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
     return [output.detach(), *torch.autograd.grad(loss, [x, *layer.parameters()])]
 
 
-def interpret(names: list[str], streamed: bool) -> dict[str, float]:
-    """Return how far kernels of cells in Triton's interpreter differ at most from the reference engine."""
-    return {name: _interpret(name, streamed) for name in names}
+def interpret(names: list[str], strategy: str) -> dict[str, float]:
+    """Return how far kernels of cells in Triton's interpreter differ at most from the reference engine.
+
+    Cells that have no such kernels are left out.
+    """
+    differences = {}
+    for name in names:
+        try:
+            differences[name] = _interpret(name, strategy)
+        except RuntimeError as error:
+            if "none of its kernels has the strategy" not in str(error):
+                raise
+    return differences
 
 
-def _interpret(name: str, streamed: bool) -> float:
+def _interpret(name: str, strategy: str) -> float:
     torch.manual_seed(1)
-    layer = ur.Recurrent(getattr(ur.cells, name), 3, 20 if streamed else 5, dtype=torch.float64)
+    hidden = 5 if strategy == "registers" else 20
+    layer = ur.Recurrent(getattr(ur.cells, name), 3, hidden, dtype=torch.float64)
     for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, -0.7, 0.7)
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     with ur.engine("reference"):
         expected = results(layer, x)
-    backend = GpuBackend(InterpreterRuntime())
-    if streamed:
-        generate = backend.generate
-
-        def generate_streamed(*args: Any) -> Any:
-            generated = generate(*args)
-            generated.specs = generated.specs[-1:]
-            return generated
-
-        backend.generate = generate_streamed  # type: ignore[method-assign]
-    with mock.patch.dict(backends._BY_DEVICE_TYPE, cpu=backend), ur.engine("native"):
+    with backends.replaced("cpu", GpuBackend(InterpreterRuntime(), strategy)), ur.engine("native"):
         actual = results(layer, x)
     return max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
 
 
-def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[str, Any]:
-    """Compile a kernel for a device that needn't be there, and return what it needs."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    function = TritonRuntime().load(spec.source)
-    precision = "ieee" if dtype is torch.float64 else "tf32"
-    constants = {"REVERSE": False, "SHIFT": 0, "PRECISION": precision, "ROWS": ROWS}
-    constants |= {"starts": None, "lengths": None}
-    signature, attributes = {}, {}
-    for position, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("steps", "batch"):
-            signature[name] = "i32"
-        else:
-            signature[name] = "*fp64" if dtype is torch.float64 else "*fp32"
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    values = {(function.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
-    options = {"num_warps": spec.warps, "enable_fp_fusion": True}
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return {"shared": kernel.metadata.shared, "products": kernel.asm["ptx"].count("mma")}
-
-
 def compile_cells(cells: list[tuple[str, int]], dtype: str, capability: int) -> list[list[dict[str, Any]]]:
     """Compile the kernels of cells that would be tried first: inference, training and backward."""
-    loop_dtype, device, kernels = getattr(torch, dtype), torch.device("cuda", 0), []
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    table, kernels = import_module("gpu_kernels"), []
     for name, hidden in cells:
-        compiled: Any = BACKEND.compile(getattr(ur.cells, name)(hidden, hidden), loop_dtype, device)
-        loops = (compiled.inference, compiled.training, compiled.backward)
-        kernels.append([compile_for(loop.specs[0], loop_dtype, capability) for loop in loops])
+        specs = table.specs_of(name, hidden, getattr(torch, dtype)).values()
+        kernels.append([table.compile_for(spec, getattr(torch, dtype), capability) for spec in specs])
     return kernels
 
 

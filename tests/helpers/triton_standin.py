@@ -19,6 +19,16 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from helpers.triton_grid import (
+    Pointer,
+    arrivals,
+    pointer_to,
+    program,
+    run_in_processes,
+    run_in_threads,
+    wait_for_change,
+)
+
 _SMALLEST_FACTOR = 16  # of a tl.dot
 
 
@@ -28,28 +38,6 @@ class TooLargeError(Exception):
 
 class OutOfBoundsError(AssertionError):
     """A kernel reads or writes outside of a tensor."""
-
-
-@dataclass
-class Pointer:
-    """The address of elements of a tensor, given by their index."""
-
-    base: Tensor  # flat
-    index: Any = 0
-
-    def __add__(self, other: Any) -> Pointer:
-        return Pointer(self.base, self.index + other)
-
-
-@dataclass
-class Program:
-    """The program that is running."""
-
-    number: int = 0
-    runtime: StandIn | None = None
-
-
-_program = Program()
 
 
 def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
@@ -68,7 +56,8 @@ def _indices(pointer: Pointer, mask: Any, what: str) -> tuple[Tensor, Tensor]:
     return index, keep
 
 
-def load(pointer: Pointer, mask: Any = None, other: Any = None) -> Tensor:
+def load(pointer: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "") -> Tensor:
+    assert cache_modifier in ("", ".cg")
     index, keep = _indices(pointer, mask, "read")
     filled = torch.full((), torch.nan if other is None else other).to(pointer.base.dtype)
     if pointer.base.is_meta:
@@ -83,14 +72,28 @@ def store(pointer: Pointer, value: Any, mask: Any = None) -> None:
         pointer.base[index[keep]] = value[keep]
 
 
+def atomic_add(pointer: Pointer, value: int, sem: str) -> Tensor:
+    """Add a number to one element, and return what it was. Adding 0 waits until it changes."""
+    assert sem in ("acquire", "acq_rel")
+    _indices(pointer, None, "write")
+    with arrivals:
+        if not value:
+            return wait_for_change(pointer)
+        old = pointer.base[pointer.index].clone()
+        pointer.base[pointer.index] += value
+        arrivals.notify_all()
+        return old
+
+
 def dot(
     a: Tensor, b: Tensor, acc: Tensor | None = None, input_precision: str | None = None, out_dtype: Any = None
 ) -> Tensor:
     assert a.dim() == b.dim() == 2, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
     assert min(*a.shape, *b.shape) >= _SMALLEST_FACTOR, f"a product of {tuple(a.shape)} and {tuple(b.shape)}"
-    assert a.dtype == b.dtype == out_dtype
+    assert a.dtype == b.dtype
+    assert out_dtype == (torch.float32 if a.dtype in (torch.float16, torch.bfloat16) else a.dtype)
     assert input_precision in ("tf32", "tf32x3", "ieee")
-    product = a @ b
+    product = a.to(out_dtype) @ b.to(out_dtype)
     if acc is None:
         return product
     assert acc.shape == product.shape
@@ -186,10 +189,13 @@ def _language() -> types.ModuleType:
         min=_least,
         reduce=_reduce,
         # With dimensions, because tensors without any don't count in torch's choice of a dtype.
-        program_id=lambda axis: torch.tensor([[_program.number]], dtype=torch.int32),
+        program_id=lambda axis: torch.tensor([[program.part if axis else program.number]], dtype=torch.int32),
+        atomic_add=atomic_add,
         debug_barrier=lambda: None,
+        range=lambda end, num_stages: _range(end),
         constexpr=lambda value: value,
-        **{name: getattr(torch, name) for name in ("float32", "float64", "int32", "int64")},
+        **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
+        **{name: getattr(torch, name) for name in ("int32", "int64")},
     )
     return module
 
@@ -203,26 +209,37 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self.launch, grid)
 
     def launch(
-        self, grid: tuple[int], *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any
+        self,
+        grid: tuple[int, ...],
+        *args: Any,
+        num_warps: int,
+        enable_fp_fusion: bool,
+        launch_cooperative_grid: bool = False,
+        **constants: Any,
     ) -> None:
-        """Run the programs of a grid. If tensors are on the meta device, only the last one."""
+        """Run the programs of a grid. If tensors are on the meta device, only the last one.
+
+        Programs that share columns run in threads, at the same time.
+        """
         tensors = [value for value in args if isinstance(value, Tensor)]
         devices = {tensor.device for tensor in tensors}
         assert len(devices) == 1, f"a launch with tensors on {devices}"
-        pointers = [_pointer(value) if isinstance(value, Tensor) else value for value in args]
+        pointers = [pointer_to(value) if isinstance(value, Tensor) else value for value in args]
         is_meta = any(tensor.is_meta for tensor in tensors)
+        if program.runtime is not None and program.runtime.processes and launch_cooperative_grid:
+            run_in_processes(self.function, grid, args, constants)
+            return
         for number in range(grid[0] - 1 if is_meta else 0, grid[0]):
-            _program.number = number
-            self.function(*pointers, **constants)
-
-
-def _pointer(tensor: Tensor) -> Pointer:
-    assert tensor.is_contiguous(), f"a tensor with strides {tensor.stride()}"
-    return Pointer(tensor.detach().view(-1))
+            if launch_cooperative_grid:
+                run_in_threads(self.function, number, grid[1], pointers, constants)
+                continue
+            for part in range(*grid[1:] or (1,)):
+                program.number, program.part = number, part
+                self.function(*pointers, **constants)
 
 
 def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = None) -> Any:
@@ -231,8 +248,8 @@ def jit(function: Callable[..., Any] | None = None, do_not_specialize: Any = Non
 
 def _range(*bounds: Any) -> range:
     """Return a range, and record its length if it is that of the time steps."""
-    if len(bounds) == 1 and _program.runtime is not None:
-        _program.runtime.steps.append(int(bounds[0]))
+    if len(bounds) == 1 and program.runtime is not None:
+        program.runtime.steps.append(int(bounds[0]))
     return range(*(int(bound) for bound in bounds))
 
 
@@ -263,6 +280,8 @@ class StandIn:
         steps: The number of time steps of each program.
         refused: Sources that contain this text are too large for the device.
         capturing: Whether a CUDA graph is being captured.
+        programs: The number of multiprocessors of the device.
+        processes: Whether programs that share columns run in processes of their own. Otherwise in threads.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -270,6 +289,8 @@ class StandIn:
     steps: list[int] = field(default_factory=list)
     refused: str = "nothing"
     capturing: bool = False
+    programs: int = 3
+    processes: bool = False
 
     def reset(self) -> None:
         """Forget all launches."""
@@ -283,6 +304,9 @@ class StandIn:
 
     def is_capturing(self) -> bool:
         return self.capturing
+
+    def multiprocessors(self, device: torch.device) -> int:
+        return self.programs
 
     def is_too_large(self, error: Exception) -> bool:
         return isinstance(error, TooLargeError)
@@ -303,10 +327,10 @@ class _Recorded:
     runtime: StandIn
     source: str
 
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         if self.runtime.refused in self.source:
             raise TooLargeError
         self.runtime.sources.append(self.source)
-        _program.runtime = self.runtime
+        program.runtime = self.runtime
         kernel: Kernel = namespace(self.source)["kernel"]
         return kernel[grid]

@@ -69,9 +69,9 @@ def test_gradients_and_the_comparison_with_torch(open_page: OpenPage) -> None:
     trace = ur.trace(layer, torch.randn(5, 2)).backward(lambda output: output[-1].sum())
     tab = open_page(trace)
     tab.get_by_text("gradient norms as a table").click()
-    names = tab.locator(".gradients thead th").all_text_contents()[1:]
+    names = tab.locator(".gradients details thead th").all_text_contents()[1:]
     assert set(names) == set(trace.names)
-    for step, row in enumerate(tab.locator(".gradients tbody tr").all()):
+    for step, row in enumerate(tab.locator(".gradients details tbody tr").all()):
         norms = [format_number(trace.gradient(name)[step, 0].double().norm().item()) for name in names]
         assert row.locator("td").all_text_contents() == norms
     assert tab.locator(".chart path").count() == len(names)
@@ -115,7 +115,8 @@ def test_page_of_a_recorded_layer(open_page: OpenPage, tmp_path: Path) -> None:
 def test_images_labels_and_heat_maps(open_page: OpenPage) -> None:
     rows = nn.utils.rnn.pack_sequence([torch.rand(n, 4) for n in (3, 5)], enforce_sorted=False)
     trace = ur.trace(ur.GRU(4, 9), rows)
-    tab = open_page(trace, batch=0, labels=["a", "b", "c"], inputs="image")
+    address = "#step=2&unit=1&number=h&order=weights"
+    tab = open_page(trace, batch=0, labels=["a", "b", "c"], inputs="image", address=address)
     gray = round(255 * float(trace["x"][1, 0, 2] / trace["x"][:3, 0].max()))
     picture, first = tab.locator(".map canvas").nth(0), tab.locator(".map canvas").nth(1)
     assert pixel_color(picture, 2, 1) == [gray] * 3  # the rows of the image are the time steps
@@ -125,7 +126,7 @@ def test_images_labels_and_heat_maps(open_page: OpenPage) -> None:
     assert tab.locator(".arithmetic .value").text_content() == f"x1[2] = {value}"
     box = first.bounding_box()
     first.hover(position={"x": box["width"] * 2.5 / 3, "y": box["height"] * 7.5 / 9})
-    name = first.get_attribute("aria-label").split(":")[0]
+    name = first.get_attribute("aria-label").split(",")[0]
     value = printed(trace[name][2, 0, 7].item())
     assert tab.locator(".sequence .readout").text_content() == f"{name}, step 2 (c), unit 7: {value}"
     first.press("ArrowRight")

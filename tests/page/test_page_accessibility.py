@@ -186,7 +186,10 @@ def test_choices_are_announced_and_keep_the_focus(open_page: OpenPage) -> None:
     shut = tab.get_by_role("button", name="Shut the forget gate of unit 0")
     shut.focus()
     tab.keyboard.press("Enter")
-    assert announced.text_content().startswith("f, step 2, unit 0: 0.0000.")
+    tab.wait_for_function(
+        "() => document.querySelector('.arithmetic [role=status]').textContent"
+        ".startsWith('f, step 2, unit 0: 0.0000.')"
+    )
     assert tab.evaluate("document.activeElement.textContent") == "Shut the forget gate of unit 0"
     tab.get_by_role("button", name="Start the tour").focus()
     for _ in range(3):

@@ -14,13 +14,10 @@ import unrolled as ur
 
 pytestmark = needs_browser
 
-# Chooses every number of a step, and returns [number, note, lines] of those with arithmetic.
-READ_ARITHMETIC = """(selector) => [...document.querySelectorAll(selector)].map((cell) => {
-  if (cell.hidden) return null;
-  cell.click();
-  const sum = document.querySelector('.arithmetic .sum');
-  if (!sum) return null;
-  const spans = [...sum.children];
+# Returns the lines of the arithmetic.
+READ_LINES = """() => {
+  const spans = [...document.querySelector('.arithmetic .sum').children]
+    .flatMap((one) => (one.matches('.line') ? [...one.children] : [one]));
   const lines = [];
   for (let k = 0; k < spans.length;) {
     const name = spans[k].className;
@@ -35,9 +32,17 @@ READ_ARITHMETIC = """(selector) => [...document.querySelectorAll(selector)].map(
       k += 7;
     }
   }
+  return lines;
+}"""
+# Chooses every number of a step, and returns [number, note, lines] of those with arithmetic.
+READ_ARITHMETIC = f"""(selector) => [...document.querySelectorAll(selector)].map((cell) => {{
+  if (cell.hidden) return null;
+  cell.click();
+  if (!document.querySelector('.arithmetic .sum')) return null;
+  const lines = ({READ_LINES})();
   const note = document.querySelector('.arithmetic .note');
   return [cell.refer(), note?.textContent ?? '', lines];
-}).filter((one) => one !== null)"""
+}}).filter((one) => one !== null)"""
 FAST = ("LSTM",)
 
 

@@ -71,16 +71,16 @@ def assert_numbers_in_every_mode(
     values = {"this": ours.value, "baseline": theirs.value, "difference": difference}
     for name, text in texts.items():
         mode(tab, name)
-        tab.get_by_role("tab", name="Numbers").click()
+        tab.get_by_role("button", name="Numbers").click()
         assert_cells(tab, ".strip .n, .tables .n", text, 20)
         for number, spoken, digits in tab.evaluate(READ_DRAWING):
             value = values[name](number)
             if abs(value) > 5e-5:
                 assert spoken == rounded(value, 4), (name, number)
             assert digits in ([], [rounded(value, 2)]), (name, number)
-        tab.get_by_role("tab", name="Weights").click()
+        tab.get_by_role("button", name="Weights", exact=True).click()
         assert_cells(tab, ".weights .n", text, 9)
-    tab.get_by_role("tab", name="Numbers").click()
+    tab.get_by_role("button", name="Numbers").click()
 
 
 @needs_browser
@@ -218,7 +218,7 @@ def test_heat_maps_and_gradients(open_page: OpenPage, monkeypatch: pytest.Monkey
     after, before = two_traces(ur.LSTM(4, 20), torch.randn(40, 4))
     for one in (after, before):
         one.backward(lambda output: output[-1].sum())
-    tab = open_page(after, baseline=before, address="#show=difference&step=5&unit=3&number=c")
+    tab = open_page(after, baseline=before, address="#show=difference&step=5&unit=3&number=c&order=weights")
     forget = tab.locator(".map canvas").nth(1)
     box = forget.bounding_box()
     forget.hover(position={"x": box["width"] * 30.5 / 40, "y": box["height"] * 7.5 / 20})
@@ -227,8 +227,8 @@ def test_heat_maps_and_gradients(open_page: OpenPage, monkeypatch: pytest.Monkey
     assert "Choose “this” or “baseline”" in tab.locator(".gradients").text_content()
     for name, trace in (("baseline", before), ("this", after)):
         mode(tab, name)
-        norm = float(tab.locator(".gradients tbody tr").last.locator("td").first.text_content())
-        quantity = tab.locator(".gradients thead th").nth(1).text_content()
+        norm = float(tab.locator(".gradients details tbody tr").last.locator("td").first.text_content())
+        quantity = tab.locator(".gradients details thead th").nth(1).text_content()
         assert norm == pytest.approx(trace.gradient(quantity)[-1, 0].norm().item(), rel=1e-3)
     monkeypatch.setattr("unrolled.page.layer_data.INTERVALS", ())  # too large to compute
     with pytest.warns(UserWarning, match="of the 40 time steps"):

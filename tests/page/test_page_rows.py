@@ -112,8 +112,8 @@ def test_rows_with_lengths_gradients_and_heat_maps(open_page: OpenPage) -> None:
         canvas = tab.locator(".map canvas").nth(1)
         assert canvas.get_attribute("width") == str(length)
         assert f"over {length} steps" in canvas.get_attribute("aria-label")
-        assert tab.locator(".gradients tbody tr").count() == length
-        last = tab.locator(".gradients tbody tr").last
+        assert tab.locator(".gradients details tbody tr").count() == length
+        last = tab.locator(".gradients details tbody tr").last
         names = tab.locator(".gradients thead th").all_text_contents()[1:]
         norm = trace.gradient(names[0])[length - 1, row].double().norm().item()
         assert float(last.locator("td").first.text_content()) == pytest.approx(norm, rel=1e-3, abs=1e-4)

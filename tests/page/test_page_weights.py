@@ -103,9 +103,9 @@ def test_numbers_and_weights_of_a_simple_layer_are_shown_together(open_page: Ope
         )
         assert len(bottoms) > 11
         assert 0 < max(bottoms) <= 768
-    assert not tab.get_by_role("tab").first.is_visible()
+    assert not tab.get_by_role("button", name="Weights", exact=True).is_visible()
     tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)))
-    assert tab.get_by_role("tab").first.is_visible()
+    assert tab.get_by_role("button", name="Weights", exact=True).is_visible()
     assert not tab.locator(".weights .n").first.is_visible()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import processes
+from helpers.browser import NOT_FOUND, find_browser, running_browser
+from helpers.c_library import NEEDS_CC, compile_c
+from helpers.wasm import NEEDS_WASM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -254,3 +259,66 @@ def test_a_folder_is_classified_in_parts(
         scores = (weights["head.weight"] @ last + weights["head.bias"]).softmax(0)
         assert int(row["digit"]) == scores.argmax()
         assert float(row["sure"]) == pytest.approx(float(scores.max().detach()), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def audio_effect(tmp_path_factory: Any) -> Path:
+    """The folder that a short run of the audio effect exports to."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run("audio_effect.py", runs, "--epochs", 1, "--seconds", 1, "--hidden", 8)
+    assert done.returncode == 0, done.stderr
+    assert "of the dry sound" in done.stdout
+    return runs / "audio_effect"
+
+
+def read_wav(path: Path) -> torch.Tensor:
+    with wave.open(str(path)) as file:
+        samples = numpy.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return torch.tensor(samples.astype(numpy.float32)) / 32768
+
+
+@pytest.mark.slow
+@NEEDS_CC
+def test_the_audio_effect_as_a_filter(audio_effect: Path, tmp_path: Path) -> None:
+    sources = [audio_effect / name for name in ("filter.c", "effect.c")]
+    compile_c("-O2", *sources, "-o", tmp_path / "filter")
+    paths = [audio_effect / "dry.wav", tmp_path / "wet.wav"]
+    done = subprocess.run([tmp_path / "filter", *paths], capture_output=True, text=True)
+    assert re.fullmatch(r"4\.00 s of sound, load \d+\.\d\d % of real time\n", done.stdout), done.stderr
+    weights = checkpoint(audio_effect.parent / "audio_effect.pt")["model"]
+    layer, mix = torch.nn.LSTM(1, 8), torch.nn.Linear(8, 1)
+    for part, name in ((layer, "lstm."), (mix, "mix.")):
+        part.load_state_dict({k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})
+    dry, wet = (read_wav(path) for path in paths)
+    with torch.no_grad():
+        expected = dry + mix(layer(dry.unsqueeze(1))[0])[:, 0]
+    assert len(wet) == len(dry)
+    torch.testing.assert_close(wet, expected.clamp(-1, 32767 / 32768), atol=1 / 32768, rtol=0)
+    (tmp_path / "no.wav").write_bytes(paths[0].read_bytes()[:30])
+    for source, message in (
+        ("no.wav", "expected a WAV file with one channel"),
+        ("none.wav", "can't be read"),
+    ):
+        done = subprocess.run(
+            [tmp_path / "filter", source, "out.wav"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert message in done.stderr
+
+
+@pytest.mark.slow
+@NEEDS_WASM
+@pytest.mark.skipif(find_browser() is None, reason=NOT_FOUND)
+def test_the_audio_effect_in_a_browser(audio_effect: Path) -> None:
+    errors: list[str] = []
+    with running_browser() as browser:
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((audio_effect / "effect.html").as_uri())
+        page.get_by_role("button", name="Play strings").click()
+        page.get_by_text("% of real time").wait_for()
+        page.locator("#file").set_input_files(audio_effect / "dry.wav")
+        page.locator("#effect").uncheck()
+        page.get_by_text("% of real time").wait_for()
+        page.get_by_role("button", name="Stop").click()
+    assert not errors

@@ -31,7 +31,7 @@ PACKAGES = {
     "tracing": {"cells", "engines", "layers"},
     "diagram": {"cells", "equations", "tracing"},
     "plot": {"cells", "tracing"},
-    "page": {"cells", "diagram", "equations", "layers", "tracing"},
+    "page": {"cells", "diagram", "equations", "export", "layers", "tracing"},
 }
 MAY_IMPORT_ANYTHING = {"cli", "__init__", "__main__", "_moved_modules"}
 

@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -167,6 +168,13 @@ def positive_int(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def parse_device(text: str) -> str:
+    """Parse a device: ``cpu``, ``cuda`` or ``cuda:N``."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
 
 
 def positive_float(text: str) -> float:

@@ -25,6 +25,8 @@ from unrolled._version import __version__
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import dispatch, reference
+from unrolled.engines.gpu import backend as gpu
+from unrolled.engines.native.backend import COMPILED
 from unrolled.engines.native.toolchain import build, cache, compiler, cpu, eviction, prebuilt
 from unrolled.engines.native.toolchain.compiler import NoCompilerError
 from unrolled.engines.selection import current_engine
@@ -45,11 +47,12 @@ _VARIABLES = (
 )
 
 
-def collect_report(layers: Mapping[str, Recurrent]) -> dict[str, Any]:
+def collect_report(layers: Mapping[str, Recurrent], device: str = "cpu") -> dict[str, Any]:
     """Collect the whole report as data.
 
     Args:
         layers: Layers to find the engine of, by name.
+        device: The device that the layers run on. It needn't be there.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report contains what they say
@@ -67,16 +70,21 @@ def collect_report(layers: Mapping[str, Recurrent]) -> dict[str, Any]:
             "shipped": _prebuilt_kernels(),
             "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
             "engine": current_engine(),
-            "layers": layer_engines(layers),
+            "device": device,
+            "gpu": _gpu(),
+            "layers": layer_engines(layers, device=torch.device(device)),
         }
 
 
-def layer_engines(layers: Mapping[str, Recurrent], training: bool = True) -> list[dict[str, Any]]:
+def layer_engines(
+    layers: Mapping[str, Recurrent], training: bool = True, device: torch.device | None = None
+) -> list[dict[str, Any]]:
     """Find the engine that ``engine("auto")`` selects for each layer and direction, and the reason.
 
     Args:
         layers: The layers by name.
         training: Whether to find the engine for training, too.
+        device: The device that they run on, if it isn't the one of their parameters. It needn't be there.
     """
     entries: list[dict[str, Any]] = []
     for name, layer in layers.items():
@@ -106,7 +114,7 @@ def layer_engines(layers: Mapping[str, Recurrent], training: bool = True) -> lis
                     "stacked": layer.num_layers > 1 or layer.bidirectional,
                 }
                 for mode in _MODES[: 1 + training]:
-                    engine, why = dispatch.which(wrap(cell, spec), x, state, mode == "training")
+                    engine, why = dispatch.which(wrap(cell, spec), x, state, mode == "training", device)
                     entry[mode] = {"engine": engine, "why": why}
                 entries.append(entry)
                 results.append((x.new_zeros(*x.shape[:-1], state[0].shape[-1]), state))
@@ -127,7 +135,8 @@ def print_report(console: Console, data: dict[str, Any]) -> None:
         table.add_row(title, "\n".join(lines))
     console.print(table)
     if data["layers"]:
-        console.print(Text('\nEngine of each layer with engine("auto")', style="bold"))
+        on_gpu = ", for calls that torch.nn can't answer" if data["device"] != "cpu" else ""
+        console.print(Text(f'\nEngine of each layer with engine("auto"){on_gpu}', style="bold"))
         for entry in data["layers"]:
             console.print(Padding(Text(_format_layer(entry)), (0, 0, 0, 2)))
 
@@ -178,6 +187,23 @@ def _threads() -> dict[str, Any]:
         "torch_interop": torch.get_num_interop_threads(),
         "openmp": openmp.is_available(),
         "cores": core_limit() or os.cpu_count(),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """Describe the CUDA devices, and what is missing to run kernels on the current one."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return {
+        "devices": [
+            {
+                "name": one.name,
+                "capability": f"{one.major}.{one.minor}",
+                "multiprocessors": one.multi_processor_count,
+            }
+            for one in properties
+        ],
+        "trouble": gpu.BACKEND.unavailable(torch.device("cuda", 0)),
     }
 
 
@@ -241,6 +267,8 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
             or f"{shipped['folder']} ({format_count(shipped['libraries'])} for {shipped['arch']})"
         ]
     sections["Engine"] = _format_engine(data["engine"], kernel)
+    if data["gpu"]["devices"] or data["device"] != "cpu":
+        sections["GPU"] = _format_gpu(data["gpu"])
     if data["variables"]:
         sections["Environment"] = [f"{name}={value}" for name, value in data["variables"].items()]
     return sections
@@ -267,12 +295,20 @@ def _format_engine(engine: str, kernel: dict[str, Any]) -> list[str]:
     return [setting, f"native: the test kernel loaded and ran in {kernel['seconds']:.2f} s"]
 
 
+def _format_gpu(data: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{one['name']}, compute capability {one['capability']}, {one['multiprocessors']} multiprocessors"
+        for one in data["devices"]
+    ]
+    return [*lines, f"no kernels: {data['trouble']}" if data["trouble"] else "kernels: Triton"]
+
+
 def _format_layer(entry: dict[str, Any]) -> str:
     """Format the engines of one layer and direction."""
     position = f", layer {entry['index']} {entry['direction']}" if entry["stacked"] else ""
     modes = {mode: entry[mode] for mode in _MODES if mode in entry}
     engines = {
-        mode: choice["engine"] + ("" if choice["engine"] == "native" else f" ({choice['why']})")
+        mode: choice["engine"] + ("" if choice["why"] == COMPILED else f" ({choice['why']})")
         for mode, choice in modes.items()
     }
     same = len(set(engines.values())) == 1

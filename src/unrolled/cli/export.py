@@ -11,7 +11,7 @@ from torch import nn
 from unrolled.cli.arguments import UsageError, new_console
 from unrolled.cli.doctor import format_size
 from unrolled.cli.model import call_function
-from unrolled.export import CLibrary, c
+from unrolled.export import CLibrary, c, wasm
 
 _HELP = "FILE.py:FUNCTION, a function that returns a model: return model"
 
@@ -34,6 +34,9 @@ def add(commands: Any) -> None:
         default="array",
         help="where the weights are: an array in the source, or a file to load or map (default: array)",
     )
+    parser.add_argument(
+        "--wasm", type=Path, metavar="FILE", help="also compile the model to WebAssembly, with zig or clang"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -42,8 +45,13 @@ def _run(options: argparse.Namespace) -> None:
     model = result[0] if isinstance(result, tuple) and result else result
     if not isinstance(model, nn.Module):
         raise UsageError(f"{options.model} should return a model, got {type(result).__name__}")
+    module = None if options.wasm is None else wasm(model)
     library = c(model, options.out, name=options.name, weights=options.weights)
-    new_console().print(_summary(type(model).__name__, library), soft_wrap=True, highlight=False)
+    text = _summary(type(model).__name__, library)
+    if module is not None:
+        options.wasm.write_bytes(module.content)
+        text += f"\nWrote it as WebAssembly to {options.wasm}: {format_size(len(module.content))}."
+    new_console().print(text, soft_wrap=True, highlight=False)
 
 
 def _summary(model: str, library: CLibrary) -> str:

@@ -27,6 +27,7 @@ from unrolled.cli.arguments import (
     new_console,
     notes_about,
     parse_cell,
+    parse_device,
     parse_options,
     printable,
     read_layers,
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command-line arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit code: 0 for success, 2 for bad usage or bad input, 130 after Ctrl-C.
+        The exit code: 0 for success, 1 for a failed check, 2 for bad usage or bad input, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_layer_arguments(doctor_parser)
+    doctor_parser.add_argument(
+        "--device",
+        type=parse_device,
+        default="cpu",
+        metavar="D",
+        help="device that the layers run on: cpu (default), cuda or cuda:N, which needn't be there",
+    )
     doctor_parser.add_argument("--json", action="store_true", help="print JSON")
     doctor_parser.set_defaults(run=_doctor)
     build_parser = commands.add_parser(
@@ -159,7 +167,7 @@ def _add_layer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    data = doctor.collect_report(_select_layers(options))
+    data = doctor.collect_report(_select_layers(options), options.device)
     if options.json:
         print(json.dumps(data, indent=2))
     else:

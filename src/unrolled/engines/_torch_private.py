@@ -17,13 +17,16 @@ from typing import Any, TypeVar
 import torch
 
 # Capturing a step: decompositions into torch's core operators, tensors without data, recorded graphs.
-from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions, register_decomposition
 
 # Functions whose gradients can be differentiated again under every transform of torch.func.
 from torch._functorch import autograd_function
 
 # What torch.compile assumes about a function that it has compiled.
 from torch._guards import Guard, TracingContext
+
+# The operator that torch.onnx exports as a Scan. It takes the step, the states, the inputs and other tensors.
+from torch._higher_order_ops.scan import scan_op as scan_operator
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -96,7 +99,9 @@ __all__ = [
     "pre_dispatch_modes",
     "push_saved_tensors_hooks",
     "queue_callback",
+    "register_decomposition",
     "renew_dynamo_lock",
+    "scan_operator",
     "tensor_layout",
     "top_saved_tensors_hooks",
     "tree_flatten",

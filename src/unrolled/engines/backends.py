@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ _BY_DEVICE_TYPE: dict[str, Backend] = {"cpu": BACKEND, "cuda": GPU_BACKEND}
 def backend_for(device: torch.device) -> Backend:
     """Return the backend for a device. Where there is none, that of CPUs, whose ``supports`` refuses it."""
     return _BY_DEVICE_TYPE.get(device.type) or _BY_DEVICE_TYPE["cpu"]
+
+
+@contextlib.contextmanager
+def replaced(device_type: str, backend: Backend) -> Iterator[None]:
+    """Use another backend for a type of device, in all threads. Its name must be another one, too."""
+    previous = _BY_DEVICE_TYPE[device_type]
+    _BY_DEVICE_TYPE[device_type] = backend
+    try:
+        yield
+    finally:
+        _BY_DEVICE_TYPE[device_type] = previous
 
 
 def unsupported(tensors: Sequence[Tensor], in_graph: bool = False) -> str | None:

@@ -11,23 +11,26 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import backends, log, memory, reference, registry, run_compiled
-from unrolled.engines._torch_private import constant_for_dynamo, counts_flops, in_onnx_export
+from unrolled.engines._torch_private import (
+    constant_for_dynamo,
+    counts_flops,
+    in_onnx_export,
+    jit_tracing_state,
+)
 from unrolled.engines.compiler.batch_layout import batch_sizes_error
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.selection import current_engine
 from unrolled.engines.torch_ops import transforms
+from unrolled.engines.torch_ops.onnx import PACKED, OnnxExportError
 
 States = tuple[Tensor, ...]
 
 _ONNX_ADVICE = (
-    "torch.onnx.export doesn't know the compiled loop of {}: export the layer with unrolled.io.to_onnx, or, "
+    "torch.onnx.export can't export this call of {}: {}. Or export the layer with unrolled.io.to_onnx, or, "
     "if torch.nn has the same layer, export the model after unrolled.revert(model)"
 )
-
-
-class OnnxExportError(RuntimeError):
-    """``torch.onnx.export`` doesn't know the compiled loops."""
+_TORCHSCRIPT = "with dynamo=False, it doesn't know the compiled loop. Pass dynamo=True"
 
 
 def run(
@@ -57,7 +60,7 @@ def run(
         state after each time step. Nothing else uses the memory of the final states.
 
     Raises:
-        OnnxExportError: If ``torch.onnx.export`` is active and the call would become an operator of its own.
+        OnnxExportError: If ``torch.onnx.export`` is active and can't export the call.
         RuntimeError: If ``engine("native")`` is selected and can't run this call, or the memory of a tensor
             was freed.
     """
@@ -125,7 +128,9 @@ def _with_extra_inputs(x: Tensor, extra_inputs: Tensor | None) -> Tensor:
     return x if extra_inputs is None else torch.cat((x, extra_inputs), -1)
 
 
-def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, str]:
+def which(
+    cell: Cell, x: Tensor, state: States, training: bool, device: torch.device | None = None
+) -> tuple[str, str]:
     """Return the engine that ``"auto"`` selects for a call, and the reason.
 
     This compiles the kernels that the native engine needs for the call.
@@ -135,21 +140,32 @@ def which(cell: Cell, x: Tensor, state: States, training: bool) -> tuple[str, st
         x: Input of shape ``(time, batch, input)``.
         state: Initial states, each of shape ``(batch, size)``.
         training: Whether the call is differentiated.
+        device: The device of the call, if the tensors are on another one. It needn't be there.
 
     Returns:
         ``"native"`` or ``"reference"``, and the reason.
     """
-    reason = _why_not_native([cell], x, [state])
+    backend, missing = backends.backend_for(device or x.device), None
+    if device is None or device == x.device:
+        reason = _why_not_native([cell], x, [state])
+    else:
+        supported = x.dtype in backend.dtypes
+        reason = None if supported else f"compiled loops on {device.type} don't support {x.dtype}"
+        missing = backend.unavailable(device)
     if reason is None:
         try:
-            compiled = registry.compiled(cell, x.dtype, x.device)
+            compiled = registry.compiled(cell, x.dtype, device or x.device)
             if training:
                 compiled.prepare_training()
             else:
                 compiled.inference  # noqa: B018  # the first access compiles it
+            explanation = backend.explain(compiled, training)
+            if missing is None:
+                return "native", explanation
+            reason = f"{missing}; there, {explanation}"
         except (UnsupportedError, UnavailableError) as error:
             reason = str(error)
-    return ("native", "its step is compiled") if reason is None else ("reference", reason)
+    return "reference", reason
 
 
 def in_transform() -> bool:
@@ -167,6 +183,7 @@ def _run_in_transform(
 ) -> list[tuple[Tensor, States]]:
     """Run :func:`run` inside a torch transform, as a torch operator or on the reference engine."""
     selected, forward_mode, onnx_export = _conditions()
+    name = type(cells[0].innermost).__name__
     if forward_mode:
         reason = "forward-mode differentiation is active"
     elif selected == "reference":
@@ -174,13 +191,16 @@ def _run_in_transform(
     elif selected == "auto" and counts_flops():
         reason = "torch counts FLOPs, which it doesn't know of the compiled loops"
     else:
-        if onnx_export:
-            raise OnnxExportError(_ONNX_ADVICE.format(type(cells[0].innermost).__name__))
+        if onnx_export == "torchscript":
+            raise OnnxExportError(_ONNX_ADVICE.format(name, _TORCHSCRIPT))
+        if onnx_export and sizes is not None:
+            raise OnnxExportError(PACKED.format(name))
         results = transforms.run(cells, x, states, sizes, wrapper_specs)
         if not isinstance(results, str):
             return results
+        if onnx_export:
+            raise OnnxExportError(_ONNX_ADVICE.format(name, results))
         reason = results
-    name = type(cells[0].innermost).__name__
     if selected == "native":
         raise RuntimeError(f"{name} can't run on the native engine: {reason}")
     if isinstance(sizes, Tensor):
@@ -194,9 +214,10 @@ def _run_in_transform(
 
 
 @constant_for_dynamo
-def _conditions() -> tuple[str, bool, bool]:
-    """Return the selected engine, and whether forward-mode differentiation and an ONNX export are active."""
-    return current_engine(), transforms.in_forward_mode(), in_onnx_export()
+def _conditions() -> tuple[str, bool, str]:
+    """Return the selected engine, whether forward mode is active, and which exporter to ONNX, if any."""
+    exporter = "torch.export" if jit_tracing_state() is None else "torchscript"
+    return current_engine(), transforms.in_forward_mode(), exporter if in_onnx_export() else ""
 
 
 def _run_by_reference(

@@ -58,7 +58,7 @@ def compiled(
         UnavailableError: If the backend can't compile on this machine, such as for lack of a compiler.
         RuntimeError: If ``values`` have changed before the cell was compiled for this dtype.
     """
-    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # bfloat16 is computed in float32
+    dtype = backend_for(device).tensor_dtype(dtype)
     key: tuple[object, ...] = (
         cell._wrapper_spec,
         cell.training,

@@ -42,8 +42,8 @@ def run_directions(
 ) -> list[tuple[Tensor, States]]:
     """Return the output and the final states of each direction; see :func:`unrolled.engines.dispatch.run`.
 
-    If the loops compute in another dtype, the input is converted before, and the results after: bfloat16 is
-    computed in float32, and a float32 step that uses float64 values in float64.
+    If the loops take another dtype, the input is converted before, and the results after: on CPUs, bfloat16
+    becomes float32, and everywhere, a float32 step that uses float64 values is computed in float64.
     """
     dtype, loop_dtype = x.dtype, directions[0].compiled.dtype
     if dtype is not loop_dtype:
@@ -73,7 +73,7 @@ def run_directions(
 
 
 def _converted(direction: DirectionCall) -> DirectionCall:
-    """Return a direction with its tensors in the dtype of its loops."""
+    """Return a direction with its tensors in the dtype that its loops take."""
     dtype = direction.compiled.dtype
     params = [param.to(dtype) for param in direction.params]
     state = None if direction.state is None else tuple(part.to(dtype) for part in direction.state)

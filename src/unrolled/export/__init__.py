@@ -1,5 +1,6 @@
-"""Export trained modules to other languages: C."""
+"""Export trained modules out of Python: as C and WebAssembly."""
 
 from unrolled.export.library import CLibrary, c
+from unrolled.export.wasm import WebAssembly, wasm
 
-__all__ = ["CLibrary", "c"]
+__all__ = ["CLibrary", "WebAssembly", "c", "wasm"]

@@ -17,7 +17,7 @@ from unrolled.engines.compiler.kernel_ir import (
     Scalar,
     Sum,
 )
-from unrolled.export.c_ops import expression, literal, reduction
+from unrolled.export.c_ops import C, literal, reduction
 from unrolled.export.kernels import StepKernel
 
 # The arguments of all functions of a step: weights, input, states before and after, memory between passes.
@@ -124,7 +124,7 @@ def _instructions(
             case ReadScalar(number):
                 text = f"splat(scalars[{number}])"
             case Apply():
-                text = expression(one, [_operand(operand) for operand in one.operands])
+                text = C.apply(one, [_operand(operand) for operand in one.operands])
         yield f"const V v{index} = {text};"
 
 

@@ -11,20 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled import cells
 from unrolled.cells.base import Cell
+from unrolled.cells.onnx_operators import OnnxOperator, onnx_attributes, onnx_operator
 from unrolled.io.onnx_packages import import_package
 from unrolled.io.weights import layer_weights
 from unrolled.layers.recurrent import Recurrent
 
-# For each cell: the ONNX operator, and for each ONNX gate its index in our order
-# (https://onnx.ai/onnx/operators).
-_OPERATORS: dict[type[Cell], tuple[str, tuple[int, ...]]] = {
-    cells.RNN: ("RNN", (0,)),
-    cells.GRU: ("GRU", (1, 0, 2)),
-    cells.ResetBeforeGRU: ("GRU", (1, 0, 2)),
-    cells.LSTM: ("LSTM", (0, 3, 1, 2)),
-}
 _OPSET, _IR = 18, 9
 
 
@@ -114,36 +106,26 @@ class _Graph:
 
     # --- ONNX's own operators ---
 
-    def _operator(self) -> str | None:
-        """Return the name of the ONNX operator for this layer, or None if it needs a Scan."""
-        entry = _OPERATORS.get(self._layer.cell)
-        projected = len(set(self._state_sizes.values())) > 1
-        return None if entry is None or projected or self._dtype is not torch.float32 else entry[0]
+    def _operator(self) -> OnnxOperator | None:
+        """Return the ONNX operator for this layer, or None if it needs a Scan."""
+        return onnx_operator(self._layer._first, self._dtype)
 
     def _add_operator(self, suffixes: list[str], x: str, initial: dict[str, str]) -> tuple[str, list[str]]:
         """Add one node for all directions of a layer; return the joined output and the final states."""
         layer = self._layer
-        operator, order = _OPERATORS[layer.cell]
+        operator = self._operator()
+        assert operator is not None
 
         def gates(name: str) -> Tensor:
             """Stack a parameter of all directions, with the gates in ONNX's order."""
-            directions = []
-            for suffix in suffixes:
-                parts = self._weights[name + suffix].chunk(len(order))
-                directions.append(torch.cat([parts[k] for k in order]))
-            return torch.stack(directions)
+            return torch.stack([operator.reorder(self._weights[name + suffix]) for suffix in suffixes])
 
         inputs = [x, self._constant(gates("weight_ih")), self._constant(gates("weight_hh"))]
         bias = torch.cat((gates("bias_ih"), gates("bias_hh")), 1) if layer.bias else None
         inputs += ["" if bias is None else self._constant(bias), "", *initial.values()]
-        options: dict[str, Any] = {"hidden_size": layer.hidden_size}
-        options["direction"] = "bidirectional" if len(suffixes) == 2 else "forward"
-        if layer.cell is cells.GRU:
-            options["linear_before_reset"] = 1
-        if layer.chosen_options().get("nonlinearity") == "relu":
-            options["activations"] = ["Relu"] * len(suffixes)
+        options = onnx_attributes(layer._first, len(suffixes))
         outputs = [self._new_name() for _ in range(1 + len(initial))]
-        self._nodes.append(self._onnx.helper.make_node(operator, inputs, outputs, **options))
+        self._nodes.append(self._onnx.helper.make_node(operator.name, inputs, outputs, **options))
         y = self._node("Transpose", [outputs[0]], perm=[0, 2, 1, 3])  # (time, batch, directions, hidden)
         return self._node("Reshape", [y, self._constant(torch.tensor([0, 0, -1]))]), outputs[1:]
 

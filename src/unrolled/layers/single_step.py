@@ -13,6 +13,7 @@ from unrolled.cells.base import Cell
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.engines.selection import engine
+from unrolled.engines.torch_ops.onnx import OnnxExportError
 from unrolled.layers.draws import CallDraws
 from unrolled.layers.fx import record_call
 from unrolled.layers.module import CellModule, State
@@ -156,7 +157,7 @@ def _run_step(*args: Any, **kwargs: Any) -> Any:
     """Run a single step on the selected engine, but for ONNX in torch's own operations."""
     try:
         return dispatch.run(*args, **kwargs)
-    except dispatch.OnnxExportError:
+    except OnnxExportError:
         with engine("reference"):
             return dispatch.run(*args, **kwargs)
 

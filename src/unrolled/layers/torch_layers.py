@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unrolled import cells
 from unrolled.cells.base import Cell
-from unrolled.engines import dispatch
+from unrolled.engines.torch_ops.onnx import OnnxExportError
 from unrolled.layers import torch_calls
 from unrolled.layers.module import State, States
 from unrolled.layers.recurrent import Recurrent
@@ -127,7 +127,7 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
                 all_states=all_states,
                 checkpoint=checkpoint,
             )
-        except dispatch.OnnxExportError:
+        except OnnxExportError:
             if all_states or not (self.plain and lengths is mask is resets is None):
                 raise
             torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too

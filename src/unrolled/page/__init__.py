@@ -13,6 +13,7 @@ from typing import Any
 
 from unrolled.page.assets import html
 from unrolled.page.contents import page_data
+from unrolled.page.live_data import live_data
 from unrolled.page.model_data import model_data
 from unrolled.tracing.record import Record
 from unrolled.tracing.trace import Trace
@@ -31,10 +32,13 @@ def write(
     limit: int,
     predictions: Sequence[Any] | None,
     baseline: Trace | None,
+    live: bool,
 ) -> Path:
     """Write the page of a trace to a file; see :meth:`unrolled.Trace.to_html`."""
     path = _check_path(path)
     data = page_data(trace, batch, labels, inputs, title, limit, predictions, baseline)
+    if live:
+        data["live"] = live_data(trace)
     return _write_page(path, data, data["notes"])
 
 

@@ -10,8 +10,11 @@ import { createEditor } from "./editor.js";
 import { createEquations } from "./equations.js";
 import { createGradient } from "./gradient.js";
 import { createGuide } from "./guide.js";
+import { createInlineArithmetic } from "./inline_arithmetic.js";
 import { createKeyList, createKeys } from "./keys.js";
 import { createLegend } from "./legend.js";
+import { createLive } from "./live.js";
+import { WIDE_UNITS, zoomMaps } from "./map_controls.js";
 import { createPlayer } from "./player.js";
 import { createRowPicker, rowData } from "./rows.js";
 import { createSequence, isSmall } from "./sequence.js";
@@ -22,8 +25,7 @@ import { createText } from "./text.js";
 import { differ, View } from "./view.js";
 import { createWeights } from "./weights.js";
 
-const WIDE_UNITS = 8; // a layer with more units or steps opens with its heat maps
-const WIDE_STEPS = 24;
+const WIDE_STEPS = 24; // a layer with more steps or units opens with its heat maps
 const MAX_UNITS_OF_BOTH = 4; // of a layer whose numbers and weights are shown together
 
 /**
@@ -44,29 +46,32 @@ export function mount(root, data, inModel = null) {
   const tables = createTables(view);
   const equations = createEquations(view);
   const arithmetic = createArithmetic(view);
+  const inline = createInlineArithmetic(view, arithmetic, drawing);
   const editor = createEditor(view);
   const weights = createWeights(view);
   const sequence = createSequence(view);
   const gradient = createGradient(view);
   const text = data.labels && createText(view);
+  view.live = createLive(view);
   const player = createPlayer(view);
-  const keys = createKeys(data);
+  const hasMaps = !view.models.every(isSmall);
+  const keys = createKeys(data, hasMaps);
   const tabs = { numbers: createTab("Numbers"), weights: createTab("Weights") };
   const heads = { cell: createElement("h2"), step: createElement("h2"), number: createElement("h2") };
   const themeButton = createElement("button", { type: "button", class: "btn", onclick: () => setTheme(isDark() ? "light" : "dark") }, "Dark / light");
   const keysButton = createElement("button", { type: "button", class: "btn", onclick: () => keys.showModal() }, "Keys", createElement("kbd", { "aria-hidden": "true" }, "?"));
   const stepValues = createElement("section", { class: "step-values", "aria-label": "The numbers of the step" },
-    createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "tablist" }, Object.values(tabs))), tables.element, weights.element);
+    createElement("div", { class: "head-row" }, heads.step, createElement("span", { class: "seg", role: "group", "aria-label": "numbers or weights" }, Object.values(tabs))), tables.element, weights.element);
 
   function createTab(text) {
-    return createElement("button", { type: "button", role: "tab", onclick: () => openTab(text === "Weights") }, text);
+    return createElement("button", { type: "button", onclick: () => openTab(text === "Weights") }, text);
   }
 
   function openTab(isWeights) {
     stepValues.classList.toggle("both", hasRoomForBoth(view.model));
     stepValues.classList.toggle("show-weights", isWeights);
-    tabs.weights.setAttribute("aria-selected", isWeights);
-    tabs.numbers.setAttribute("aria-selected", !isWeights);
+    tabs.weights.setAttribute("aria-pressed", isWeights);
+    tabs.numbers.setAttribute("aria-pressed", !isWeights);
     weights.update();
   }
 
@@ -87,7 +92,7 @@ export function mount(root, data, inModel = null) {
   const rowPicker = createRowPicker(view);
   const legend = createLegend(view);
   const summary = createElement("span", { class: "what" });
-  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), { update: updateHeads }];
+  const parts = [comparison, rowPicker, legend, strip, drawing, tables, equations, arithmetic, editor, weights, sequence, gradient, player, guide, ...(text ? [text] : []), ...(view.live ? [view.live.picture] : []), { update: updateHeads }, inline];
   const longest = Math.max(...view.rowNumbers.map((_, k) => rowData(data, k).layers[0].length));
   const isWide = (view.model.units > WIDE_UNITS || longest > WIDE_STEPS) && !(isSmall(view.model) && longest === view.model.length);
   const wholeSequence = createSection("wide sequence", "The whole sequence", sequence.element);
@@ -103,10 +108,11 @@ export function mount(root, data, inModel = null) {
       createElement("section", { class: "why", "aria-label": "The chosen number" }, heads.number, equations.element, arithmetic.element)),
     createElement("div", { class: "more" },
       overview === textSection ? null : textSection, overview === wholeSequence ? null : wholeSequence,
+      view.live && createSection("wide", "New input", view.live.element),
       createSection("wide", "Gradient through time", gradient.element),
       createSection("health", "Diagnosis", createFindings(view)),
       createSection("about", `About ${data.cell}`, data.description.map(createParagraph), createElement("p", { class: data.comparison.status }, data.comparison.text), createDocumentation(data)),
-      createSection("keys-section", "Keyboard", createKeyList(data))), keys);
+      createSection("keys-section", "Keyboard", createKeyList(data, hasMaps))), keys);
 
   async function copyLink() {
     try {
@@ -209,6 +215,8 @@ export function mount(root, data, inModel = null) {
       openTab(!stepValues.classList.contains("show-weights"));
       updateHeads();
       if (stepValues.classList.contains("both")) weights.element.scrollIntoView({ block: "nearest" });
+    } else if ("+=-0".includes(key) && !isSmall(model)) {
+      zoomMaps(view, { "-": -1, 0: 0 }[key] ?? 1);
     } else if (key === "d") {
       themeButton.click();
     } else if (key === "?") {
@@ -237,6 +245,7 @@ export function mount(root, data, inModel = null) {
   drawing.narrow.addEventListener("change", () => view.refresh(), { signal: listeners.signal });
   view.close = () => {
     listeners.abort();
+    inline.close();
     player.stop();
   };
   view.render = () => parts.forEach((part) => part.update());

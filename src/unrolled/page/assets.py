@@ -11,10 +11,11 @@ from typing import Any
 
 _SCRIPTS = (
     "numbers", "tensor_functions", "evaluator", "steps", "dom", "digits", "rows", "labels", "weighted_rows",
-    "model", "long_run", "edits", "symbols", "words", "comparison", "scales", "view", "cells", "color_scale",
-    "strip", "tables", "drawing", "legend", "equations", "arithmetic", "editor", "weights", "sequence",
-    "passages", "text", "gradient", "player", "tour", "own_changes", "guide", "keys", "about", "dragging",
-    "app", "overview", "start",
+    "model", "long_run", "edits", "symbols", "words", "heat_map_grid", "map_controls", "comparison",
+    "scales", "view", "cells", "color_scale", "heat_maps", "strip", "tables", "drawing", "legend",
+    "equations", "ledger", "weight_gradient", "arithmetic", "editor", "weights", "sequence", "passages",
+    "text", "live_model", "live", "gradient", "player", "tour", "own_changes", "guide", "keys", "about",
+    "dragging", "inline_arithmetic", "app", "overview", "start",
 )  # fmt: skip
 
 
@@ -22,6 +23,7 @@ def html(data: dict[str, Any]) -> str:
     """Return the page with the given data as HTML."""
     json_text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     values = {
+        "wasm": " 'wasm-unsafe-eval'" if data.get("live") else "",
         "title": escape(data["title"]),
         "style": style(),
         "script": script() + "\nstart();",
@@ -43,8 +45,10 @@ def script() -> str:
 
 
 def joined(names: Iterable[str]) -> str:
-    """Return some scripts as one, without their imports and exports."""
+    """Return some scripts as one, without imports, exports, indentation and comments on their own lines."""
     texts = "\n".join(_read(f"{name}.js") for name in names)
+    texts = re.sub(r"^ *(//.*|/\*\*(?s:.*?)\*/)\n", "", texts, flags=re.MULTILINE)
+    texts = re.sub(r"^ +|\n(?=\n)", "", texts, flags=re.MULTILINE)
     texts = re.sub(r"^import .*;\n", "", texts, flags=re.MULTILINE)
     return re.sub(r"^export (?=(async )?(function|const|class)\b)", "", texts, flags=re.MULTILINE)
 

@@ -4,7 +4,7 @@ import { createElement, createMarkup } from "./dom.js";
 import { fixed, shown } from "./digits.js";
 import { LayerModel } from "./model.js";
 import { withDifferences } from "./rows.js";
-import { mapMeans, mapResolution } from "./sequence.js";
+import { mapMeans, mapResolution } from "./heat_map_grid.js";
 import { nameOf } from "./words.js";
 
 const MODES = [["this", "this"], ["baseline", "baseline"], ["difference", "difference"]];
@@ -52,7 +52,7 @@ export class DifferenceModel extends LayerModel {
   constructor(data, ours, baseline) {
     const unranged = (nodes) => nodes.map((node) => ({ ...node, range: "" }));
     const withoutRanges = (drawing) => drawing && { ...drawing, nodes: unranged(drawing.nodes), ...(drawing.open && { open: withoutRanges(drawing.open) }) };
-    super({ ...data, gradient: null, maps: null, diagram: { ...data.diagram, nodes: unranged(data.diagram.nodes) }, drawing: withoutRanges(data.drawing) }, []);
+    super({ ...data, gradient: null, weightGradient: null, maps: null, diagram: { ...data.diagram, nodes: unranged(data.diagram.nodes) }, drawing: withoutRanges(data.drawing) }, []);
     Object.assign(this, { ours, baseline, from: null });
     this.recordedMaps = subtractMaps(ours.recordedMaps, baseline.recordedMaps);
     this.update();
@@ -87,10 +87,12 @@ export class DifferenceModel extends LayerModel {
 
 function subtractMaps(ours, baseline) {
   if (!ours) return null;
-  return Object.fromEntries(Object.entries(ours).filter(([name]) => baseline[name]).map(([name, map]) => {
-    const means = subtractAll(mapMeans(map), mapMeans(baseline[name]));
-    return [name, { ...map, means, statistics: null, resolution: mapResolution(map) + mapResolution(baseline[name]) }];
-  }));
+  return Object.fromEntries(Object.entries(ours).filter(([name]) => baseline[name]).map(([name, map]) => [name, subtractMap(map, baseline[name])]));
+}
+
+function subtractMap(map, other) {
+  const means = subtractAll(mapMeans(map), mapMeans(other));
+  return { ...map, means, statistics: null, resolution: mapResolution(map) + mapResolution(other), byIndex: map.byIndex && subtractMap(map.byIndex, other.byIndex) };
 }
 
 /** Format a difference with its sign. */

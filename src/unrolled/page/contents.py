@@ -16,6 +16,7 @@ from unrolled.layers.tensors import tensors
 from unrolled.page.comparison import baseline_differences, check_comparable, comparison_summary
 from unrolled.page.layer_data import layer_data, share_inputs
 from unrolled.page.rows import RowChoice, as_list, differences
+from unrolled.page.sampling import unit_order
 from unrolled.page.text_values import text_values
 from unrolled.tracing.findings import Finding, HealthReport, where
 from unrolled.tracing.layer_trace import LayerTrace
@@ -71,11 +72,13 @@ def page_data(
         check_comparable(trace, baseline)
     layer_limit = limit // len(trace.layers) // (1 if baseline is None else 2)
     notes: list[str] = []
+    first_row = choice.rows[0]
+    orders = [_unit_order(part, first_row, lengths[first_row]) for part in trace.layers]
 
     def layers(of: Trace, row: int, count: int) -> list[dict[str, Any]]:
         data = [
-            layer_data(of, part, row, lengths[row], layer_limit, notes, count, first)
-            for part, first in zip(of.layers, trace.layers, strict=True)
+            layer_data(of, part, row, lengths[row], layer_limit, notes, count, order, row == first_row)
+            for part, order in zip(of.layers, orders, strict=True)
         ]
         share_inputs(of, data, row, lengths[row])
         if labels is not None:
@@ -93,7 +96,6 @@ def page_data(
             "layers": layers(trace, row, count),
         }
 
-    first_row, *_ = choice.rows
     data = row_data(first_row, len(choice.rows) if choice.is_chosen else 1)
     sizes = [
         (sum(math.prod(shape) for shape in part.cell.shapes().values()), sum(layer["diagram"]["sizes"]))
@@ -125,6 +127,12 @@ def page_data(
             "checked": list(report.checked),
         },
     }
+
+
+def _unit_order(part: LayerTrace, row: int, length: int) -> list[int]:
+    """Return the units of a layer in an order that brings those together whose output is similar."""
+    output = part.values[next(iter(part.cell.state))][:length, row].reshape(length, -1)
+    return list(range(output.shape[1])) if output.is_complex() else unit_order(output)
 
 
 def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, Any]:

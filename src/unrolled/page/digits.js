@@ -70,7 +70,8 @@ const MAX_ROWS = 8; // of a sum; a longer one shows its largest terms
 /** Return the largest rows in their order, and the others. The bias is always among the first. */
 export function splitRows(rows, valueOf) {
   if (rows.length <= MAX_ROWS + 1) return [rows, []];
-  const size = (row) => (row.factors.length < 2 ? Infinity : Math.abs(rowValue(row, valueOf)));
+  const hasBias = rows.some((row) => row.factors.length > 1);
+  const size = (row) => (hasBias && row.factors.length < 2 ? Infinity : Math.abs(rowValue(row, valueOf)));
   const kept = new Set([...rows].sort((a, b) => size(b) - size(a)).slice(0, MAX_ROWS));
   return [rows.filter((row) => kept.has(row)), rows.filter((row) => !kept.has(row))];
 }

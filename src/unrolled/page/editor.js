@@ -19,8 +19,8 @@ export function createEditor(view) {
   const everyLabel = createElement("label", { class: "every" }, everyStep, "in all steps");
   const label = createElement("label");
   const row = createElement("div", { class: "drag" }, label, slider, field);
-  const leaves = createElement("div", { class: "chips" });
-  const tries = createElement("div", { class: "chips" });
+  const leaves = createElement("div", { class: "chips", role: "group", "aria-label": "computed from" });
+  const tries = createElement("div", { class: "chips", role: "group", "aria-label": "experiments" });
   const element = createElement("div", { class: "whatif" }, createElement("div", { class: "head-row" }, createElement("h2", {}, "Change something"), hint), row, leaves, tries);
 
   const showValue = () => {

@@ -2,6 +2,7 @@
 
 import { createElement, createSvg } from "./dom.js";
 import { NAN_COLOR, decodeValues, formatNumber } from "./numbers.js";
+import { createWeightGradientTable } from "./weight_gradient.js";
 
 const [CHART_WIDTH, CHART_HEIGHT, MARGIN_LEFT, MARGIN_BOTTOM, MARGIN] = [720, 260, 56, 28, 10];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "10 4"]; // with the colors, 55 combinations
@@ -60,6 +61,7 @@ function createGradientContent(view) {
       createElement("li", {}, createLineSample(view, k, line), ` ∂loss/∂${line.name}`))),
     markers.length ? createElement("p", {}, createElement("small", {}, `Below the axis, ${markers.join(", and ")}.`)) : "",
     createGradientTable(view, series),
+    createWeightGradientTable(view) ?? "",
   ];
 }
 

@@ -7,13 +7,13 @@ const KEYS = [
   ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["Ctrl+Z", "undo the last change"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
 ];
 
-export function createKeyList({ baseline, labels }) {
-  const own = [...(labels ? [["Shift ← →", "select a range of the text"]] : []), ...(baseline ? [["b", "this trace, the baseline, the difference"]] : [])];
+export function createKeyList({ baseline, labels }, hasMaps) {
+  const own = [...(hasMaps ? [["+ − 0", "heat maps: zoom in, zoom out, all steps"]] : []), ...(labels ? [["Shift ← →", "select a range of the text"]] : []), ...(baseline ? [["b", "this trace, the baseline, the difference"]] : [])];
   const keys = [...KEYS.slice(0, -2), ...own, ...KEYS.slice(-2)];
   return createElement("div", { class: "keys" }, keys.map(([key, text]) => [createElement("span", {}, key.split(" ").length > 1 && key !== "a letter" ? key.split(" ").map((one) => [createElement("kbd", {}, one), " "]) : createElement("kbd", {}, key)), createElement("span", {}, text)]));
 }
 
-export function createKeys(data) {
-  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(data),
+export function createKeys(data, hasMaps) {
+  return createElement("dialog", { class: "keys-dialog", "aria-label": "Keyboard" }, createElement("h2", {}, "Keyboard"), createKeyList(data, hasMaps),
     createElement("form", { method: "dialog" }, createElement("button", { class: "btn" }, "Close", createElement("kbd", {}, "Esc"))));
 }

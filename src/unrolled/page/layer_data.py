@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +30,9 @@ from unrolled.page.sampling import (
     encode_map,
     encode_values,
     feature_order,
-    unit_order,
 )
 from unrolled.page.step_programs import program_data
+from unrolled.page.weight_gradients import weight_gradient_data
 from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
 from unrolled.tracing.indexing import identical
@@ -71,8 +72,9 @@ def layer_data(
     length: int,
     limit: int,
     notes: list[str],
-    rows: int = 1,
-    order: LayerTrace | None = None,
+    rows: int,
+    order: list[int],
+    is_first: bool = True,
 ) -> dict[str, Any]:
     """Return the data of one layer in one direction.
 
@@ -84,7 +86,9 @@ def layer_data(
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
         rows: The number of rows that share the limit.
-        order: The layer whose similar units are together in the heat maps. By default, it is this one.
+        order: The units in an order that brings similar ones together, for the heat maps.
+        is_first: Whether it is the first row of the page. Only that one has the gradients of the parameters,
+            which are those of all rows.
 
     Raises:
         ValueError: If a state is complex.
@@ -95,7 +99,7 @@ def layer_data(
     sample = numbers.sample
     notes += _omission_notes(part, sample, length)
     has_maps = numbers.computed is not None or not sample.complete
-    return {
+    data = {
         "layer": part.layer,
         "direction": part.direction,
         "length": length,
@@ -105,12 +109,16 @@ def layer_data(
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
         "parameters": _parameters(part, sample),
-        "maps": _maps(part, numbers.traced.diagram, batch, length, order or part) if has_maps else None,
+        "maps": _maps(part, numbers.traced.diagram, batch, length, order) if has_maps else None,
+        "unitOrder": order,
         "gradient": _gradient(part, batch),
         "program": program_data(numbers.program),
         "valueSources": numbers.sources,
         "computed": numbers.computed,
     }
+    if is_first:
+        data["weightGradient"] = weight_gradient_data(part, numbers.traced, numbers.program, numbers.sources)
+    return data
 
 
 def share_inputs(trace: Trace, layers: list[dict[str, Any]], batch: int, length: int) -> None:
@@ -194,22 +202,29 @@ def _computed_numbers(trace: Trace, part: LayerTrace, batch: int, length: int, l
     return _Numbers(one_step, sample, program, sources=sources, computed=computed)
 
 
-def _maps(part: LayerTrace, diagram: Diagram, batch: int, length: int, ordered: LayerTrace) -> dict[str, Any]:
+def _maps(
+    part: LayerTrace, diagram: Diagram, batch: int, length: int, order: Sequence[int]
+) -> dict[str, Any]:
     """Return the heat maps of the input and of the quantities in a diagram.
 
-    The units are in the order that brings similar ones of the layer ``ordered`` together.
+    The units are in the given order. If a row of a map is the mean of several units, there is another map
+    ``byIndex`` of the units as they are in the weights.
     """
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
-    order = unit_order(ordered.values[next(iter(ordered.cell.state))][:length, batch].reshape(length, -1))
     names = [node.name for node in diagram.nodes if node.name in values and node.name != "x"]
     maps = {name: (values[name], feature_order(order, values[name].shape[1])) for name in names}
     x = part.input[:length, batch].reshape(length, -1)
     maps["x"] = (x, list(range(x.shape[1])))
-    return {
+    encoded = {
         name: encode_map(v, features)
         for name, (v, features) in maps.items()
         if not v.is_complex() and v.shape[1]
     }
+    for name, one in encoded.items():
+        in_order = list(range(len(one["featureOrder"])))
+        if one["binFeatures"] > 1 and one["featureOrder"] != in_order:
+            one["byIndex"] = encode_map(maps[name][0], in_order)
+    return encoded
 
 
 def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import { MAX_BARS } from "./drawing.js";
 
 /** Create the legend. Returns {element, update}. */
 export function createLegend(view) {
-  const element = createElement("div", { class: "legend" });
+  const element = createElement("div", { class: "legend", "aria-hidden": "true" });
   const key = (className, text) => [createElement("span", { class: `k ${className}` }), text];
 
   function update() {

@@ -125,8 +125,9 @@ class PartRun {
 
 /** A heat map of the run: the means over bins, and statistics. */
 class MapOfRun {
-  constructor(model, name, { binSteps, binFeatures, rows, featureOrder }) {
+  constructor(model, name, { binSteps, binFeatures, rows, featureOrder, byIndex }) {
     Object.assign(this, { model, name, binSteps, binFeatures, rows, featureOrder });
+    this.byIndex = byIndex ? new MapOfRun(model, name, byIndex) : null; // the same with the units in order
     this.index = model.valueIndex(name);
     this.sums = new Float64Array(Math.ceil(model.length / binSteps) * rows);
     this.line = new Int32Array(featureOrder.length); // of the map, for each feature
@@ -135,6 +136,7 @@ class MapOfRun {
   }
 
   add(step, row) {
+    this.byIndex?.add(step, row);
     const { statistics, sums, line, rows } = this;
     const from = Math.floor(step / this.binSteps) * rows;
     const values = this.model.read(row, this.index);
@@ -156,6 +158,6 @@ class MapOfRun {
     const { model, binSteps, binFeatures, rows, featureOrder, statistics } = this;
     const size = (at, bin, count) => Math.min(bin, count - at * bin);
     const means = this.sums.map((sum, k) => sum / (size(Math.floor(k / rows), binSteps, model.length) * size(k % rows, binFeatures, featureOrder.length)));
-    return { binSteps, binFeatures, rows, featureOrder, statistics, means };
+    return { binSteps, binFeatures, rows, featureOrder, statistics, means, byIndex: this.byIndex?.result() };
   }
 }

@@ -25,7 +25,7 @@ export class LayerModel {
     this.descriptions = Object.assign(Object.create(null), data.descriptions); // a quantity may be named "constructor"
     this.folded = data.drawing; // the drawing, with its groups folded if it is large
     this.groups = new Map((data.drawing?.groups ?? []).map((group) => [group.nodes.at(-1), group]));
-    this.gradient = data.gradient;
+    Object.assign(this, { gradient: data.gradient, weightGradient: data.weightGradient ?? null, unitOrder: data.unitOrder });
     this.sizes = data.diagram.sizes;
     this.inputValue = data.diagram.inputValue;
     this.start = this.backward ? this.length : -1; // the step of the initial states

@@ -15,6 +15,7 @@ export function createPlayer(view) {
 
   function run() {
     clearInterval(timer);
+    view.isPlaying = true; // screen readers aren't told of each step
     timer = setInterval(() => {
       view.move(view.model.backward ? -1 : 1, { push: false });
       if (isLast()) stop();
@@ -36,6 +37,10 @@ export function createPlayer(view) {
     timer = null;
     play.textContent = "▶";
     play.setAttribute("aria-label", "play");
+    if (view.isPlaying) {
+      view.isPlaying = false;
+      view.refresh();
+    }
   }
 
   return { element, update() { element.hidden = view.model.steps.length < 2; }, toggle, stop };

@@ -34,7 +34,7 @@ export function createTables(view) {
   }
 
   const rowHead = (unit) => createElement("span", { role: "rowheader" },
-    createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`));
+    createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, "aria-label": `unit ${unit}`, onclick: () => view.goToUnit(unit) }, `[${unit}]`));
   const createRow = (...cells) => createElement("div", { class: "tr", role: "row" }, cells);
   const columnHead = (markup, className = null) => {
     const head = createMarkup("span", markup, className);

@@ -35,7 +35,7 @@ export function createText(view) {
   const number = createElement("input", { type: "number", min: 0, "aria-label": "unit of the text", onchange: () => chooseUnit(Number(number.value)) });
   const quantity = createElement("select", { "aria-label": "quantity of the text", onchange: () => view.choose({ q: quantity.value, t: view.step, u: Math.min(unit(), view.model.size(quantity.value) - 1) }) });
   const scale = createElement("span", { class: "text-scale" });
-  const readout = createElement("output", { class: "quiet readout" });
+  const readout = createElement("p", { class: "quiet readout" });
   const note = createElement("p", { class: "note" });
   const earlier = createElement("button", { type: "button", class: "btn", onclick: () => view.goTo(firstStep - 1) }, "Earlier");
   const later = createElement("button", { type: "button", class: "btn", onclick: () => view.goTo(firstStep + MAX_LABELS) }, "Later");
@@ -43,10 +43,10 @@ export function createText(view) {
   const text = createElement("div", { class: "text", tabindex: 0, role: "group", "aria-label": "The text. The arrow keys go to another step or unit; Shift with an arrow key selects a range." });
   const width = createElement("select", { "aria-label": "steps of a passage", onchange: () => view.refresh() }, WIDTHS.map((one) => createElement("option", { value: one, selected: one === 10 }, one)));
   const lists = createElement("div", { class: "passages" });
-  const tabs = [false, true].map((forSimilar) => createElement("button", { type: "button", role: "tab", onclick: () => { isSimilar = forSimilar; view.refresh(); } }, forSimilar ? "Find similar" : "Strongest passages"));
+  const tabs = [false, true].map((forSimilar) => createElement("button", { type: "button", onclick: () => { isSimilar = forSimilar; view.refresh(); } }, forSimilar ? "Find similar" : "Strongest passages"));
   const element = createElement("div", { class: "text-view" },
     createElement("div", {}, createElement("div", { class: "text-controls" }, createElement("label", {}, "Color: ", quantity), createElement("label", {}, "unit ", number), scale, part), text, readout, note),
-    createElement("div", {}, createElement("span", { class: "seg", role: "tablist" }, tabs), lists));
+    createElement("div", {}, createElement("span", { class: "seg", role: "group", "aria-label": "passages" }, tabs), lists));
 
   const current = () => {
     const { model, number: chosen } = view;
@@ -76,7 +76,7 @@ export function createText(view) {
     drawPart();
     color(q, u);
     mark();
-    for (const [k, tab] of tabs.entries()) tab.setAttribute("aria-selected", (k === 1) === isSimilar);
+    for (const [k, tab] of tabs.entries()) tab.setAttribute("aria-pressed", (k === 1) === isSimilar);
     drawLists(q, u);
     if (view.step !== readStep || !text.matches(":hover")) read(view.step);
     readStep = view.step;

@@ -3,6 +3,7 @@
 import { baselineData, DifferenceModel, signed, withoutEdits } from "./comparison.js";
 import { given, shown } from "./digits.js";
 import { Edits } from "./edits.js";
+import { orderOf, windowOf } from "./map_controls.js";
 import { createModels, idOf } from "./model.js";
 import { rowData, rowNumbers } from "./rows.js";
 import { findScales } from "./scales.js";
@@ -21,11 +22,13 @@ export class View {
     this.layerIndex = 0;
     this.allEdits = { edits: new Map(), firstRow: data.row, editsOf: (row) => this.rowOf(row)?.edits };
     this.allDigits = false;
+    this.isPlaying = false;
     this.past = []; // the changes before each one, as text
     this.lastChanged = "";
     this.chosenId = "";
     this.sourceIds = new Set(); // of the numbers that the chosen one is computed from
     this.hovered = null;
+    this.mapView = { order: null, zoom: null }; // of the heat maps: the order of the units, and the first and last step
     this.range = null; // of the steps that are selected in the text, as [first, last]
     this.number = this.firstNumber();
     this.step = this.number.t;
@@ -297,6 +300,21 @@ export class View {
     this.refresh();
   }
 
+  /** The order of the units in heat maps, and the window [first, stop) of the steps. */
+  get mapOrder() {
+    return orderOf(this.model, this.mapView.order);
+  }
+
+  get mapWindow() {
+    return windowOf(this.model, this.mapView.zoom);
+  }
+
+  setMapView(changes) {
+    Object.assign(this.mapView, changes);
+    this.pushAddress();
+    this.refresh();
+  }
+
   toggleDigits() {
     this.allDigits = !this.allDigits;
     this.refresh();
@@ -321,9 +339,10 @@ export class View {
   // --- the address ---
 
   get address() {
-    const { number } = this;
+    const { number, mapView: { order, zoom } } = this;
     const entries = { ...this.inModel?.entries, ...(this.mode === "this" ? {} : { show: this.mode }), ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}),
       step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t, unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }),
+      ...(order ? { order } : {}), ...(zoom ? { zoom: zoom.join("-") } : {}),
       ...(this.range ? { range: this.range.join("-") } : {}), ...(this.allEdits.edits.size ? { edit: this.edits.toText() } : {}) };
     return `#${new URLSearchParams(entries)}`;
   }
@@ -345,6 +364,7 @@ export class View {
     this.mode = Object.hasOwn(this.row, "baseline") && ["baseline", "difference"].includes(entries.get("show")) ? entries.get("show") : "this";
     this.row.edits.fromText(entries.get("edit") ?? "");
     this.range = readRange(entries.get("range"), this.model.length);
+    this.mapView = { order: ["similar", "weights"].find((one) => one === entries.get("order")) ?? null, zoom: readRange(entries.get("zoom"), this.model.length) };
     if (!entries.has("number")) return false;
     const layerIndex = Number(entries.get("layer") ?? 0);
     const model = this.models[layerIndex];

@@ -46,7 +46,7 @@ export function createWeights(view) {
     };
     const columns = shape.length > 1 ? indices(shape[1], view.number.j ?? 0, Math.max(MIN_SOURCE, Math.min(MAX_SOURCE, columnsIn(width, 1)))) : [0];
     const refer = (u, j) => (shape.length > 1 ? { q: name, u, j } : { q: name, u });
-    const rows = indices(shape[0], row).map((u) => createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "rowheader", class: "unit" }, `[${u}]`),
+    const rows = indices(shape[0], row).map((u) => createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "rowheader", class: "unit", "aria-label": `row ${u}` }, `[${u}]`),
       createElement("span", { "aria-hidden": "true" }), columns.map((column) => createElement("span", { role: "cell" }, add(() => refer(u, column))))));
     const title = createElement("div", { class: "head", "aria-hidden": "true" });
     const windows = [["rows", shape[0], indices(shape[0], row)], ["columns", shape[1] ?? 1, columns]].filter(([, size, shown]) => size > shown.length);
@@ -86,7 +86,7 @@ export function createWeights(view) {
     });
     const units = unitsShown(view, model.size(model.keys.get(node.id)));
     const rows = units.map((unit) => createElement("div", { class: "tr", role: "row" }, createElement("span", { role: "rowheader" },
-      createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, onclick: () => view.goToUnit(unit) }, `[${unit}]`)),
+      createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, "aria-label": `unit ${unit}`, onclick: () => view.goToUnit(unit) }, `[${unit}]`)),
       blocks.map(({ columns, refer }) => [createElement("span", { "aria-hidden": "true" }), columns.map((column) => createElement("span", { role: "cell" }, add(() => refer(unit, column))))])));
     const corner = createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "unit"));
     const names = createElement("div", { class: hasHead ? "tr" : "unseen", role: "row" }, corner, headCells(blocks.map(({ name }) => name)));

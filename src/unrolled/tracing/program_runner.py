@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -39,10 +39,15 @@ class ProgramRunner:
         program: The program; see :class:`unrolled.tracing.step_graph.LayerProgram`.
         parameters: The parameters, by name.
         constants: The constants of the program.
+        free: The parameters that :meth:`run_perturbed` gets for each step, instead of those above.
     """
 
     def __init__(
-        self, program: Mapping[str, Any], parameters: Mapping[str, Tensor], constants: list[Tensor]
+        self,
+        program: Mapping[str, Any],
+        parameters: Mapping[str, Tensor],
+        constants: list[Tensor],
+        free: Collection[str] = (),
     ) -> None:
         self._program = program
         self._nodes: list[dict[str, Any]] = program["nodes"]
@@ -51,7 +56,7 @@ class ProgramRunner:
         }
         self._fixed: dict[int, Tensor] = {}
         for k, node in enumerate(self._nodes):
-            if node.get("leaf") == "parameter":
+            if node.get("leaf") == "parameter" and node["name"] not in free:
                 self._fixed[k] = parameters[node["name"]].detach().cpu().double().reshape(node["shape"])
             elif node.get("leaf") == "constant":
                 self._fixed[k] = constants[node["index"]].detach().cpu().double().reshape(node["shape"])
@@ -108,6 +113,38 @@ class ProgramRunner:
             computed, values = torch.func.vmap(partial(self._step, choose))(inputs, given)
         return ProgramRun(computed, values)
 
+    def run_perturbed(
+        self,
+        x: Tensor,
+        states: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        perturbations: Mapping[str, Tensor],
+        draws: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the program for several steps at once, so that its results can be differentiated.
+
+        Args:
+            x: The input of each step, ``(time, input)``.
+            states: Each state before the steps, ``(time, size)``, by name.
+            parameters: Each free parameter at each step, ``(time, *shape)``, by name.
+            perturbations: What is added to some quantities, ``(time, size)``, by name. If two names are the
+                same node, only the first one counts.
+            draws: The random numbers of each step, ``(time, width)``.
+
+        Returns:
+            Each quantity, ``(time, size)``, by name.
+        """
+        leaves = {"x": x, **{f"state {name}": value for name, value in states.items()}}
+        leaves |= {f"parameter {name}": value for name, value in parameters.items()}
+        if draws is not None:
+            leaves["draws"] = draws
+
+        def add(_: str, computed: Tensor, perturbation: Tensor) -> Tensor:
+            return computed + perturbation
+
+        values: dict[str, Tensor] = torch.func.vmap(partial(self._step, add))(leaves, perturbations)[1]
+        return values
+
     def _step(
         self,
         choose: Callable[[str, Tensor, Tensor], Tensor],
@@ -142,7 +179,7 @@ class ProgramRunner:
     ) -> Tensor:
         if "leaf" in node:
             kind = node["leaf"]
-            return leaves[{"input": "x", "draws": "draws"}.get(kind) or f"state {node['name']}"]
+            return leaves[{"input": "x", "draws": "draws"}.get(kind) or f"{kind} {node['name']}"]
         function, args = node["function"], [_decoded(arg, values) for arg in node["args"]]
         if function == "move":
             fill = torch.as_tensor(args[2], dtype=torch.float64).reshape(1)

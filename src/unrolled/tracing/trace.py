@@ -224,6 +224,7 @@ class Trace:
         limit: int = 3_000_000,
         predictions: Sequence[Any] | None = None,
         baseline: Trace | None = None,
+        live: bool = False,
     ) -> Path:
         """Write an interactive HTML page. It is a single file that works offline in any browser.
 
@@ -237,11 +238,11 @@ class Trace:
                 default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
-            limit: Approximate maximum of numbers to store; three million make a file of 16 MB. The page of a
-                large layer computes most numbers when they are shown. If it can't, or even the rest is too
-                much, there is a warning: at most 1000 evenly spaced steps are stored, and means over all.
+            limit: Approximate maximum of numbers to store; three million make 16 MB. If what the page can't
+                compute itself is more, there is a warning: it has 1000 evenly spaced steps, and means.
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
             baseline: A trace of the same cell, sizes and input shape to compare, as from before training.
+            live: Whether the page also runs the layer, as WebAssembly, on new input: typed, drawn, or audio.
 
         Returns:
             The path.
@@ -251,10 +252,10 @@ class Trace:
             IndexError: If there is no such row.
             TypeError: If an argument has the wrong type.
             ValueError: If labels or predictions don't fit the time steps, a row has no time steps, the states
-                are complex, or another argument is invalid.
+                are complex, the layer can't be compiled for ``live``, or another argument is invalid.
         """
         texts = {"labels": labels, "predictions": predictions, "title": title}
-        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline}
+        options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline, "live": live}
         return Path(display.package("page").write(self, path, **options, **texts))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

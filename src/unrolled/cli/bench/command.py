@@ -13,9 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import unrolled
-from unrolled.cli.arguments import check_output_files, comma_separated, positive_float, positive_int
+from unrolled.cli.arguments import (
+    check_output_files,
+    comma_separated,
+    parse_device,
+    positive_float,
+    positive_int,
+)
 from unrolled.cli.bench import chart, in_subprocess, report, results
 from unrolled.cli.bench.disturbance import Probe
+from unrolled.cli.bench.gpu import command as gpu
 from unrolled.cli.bench.limits import Limits
 from unrolled.cli.bench.measure import measure
 from unrolled.cli.bench.rows import CELLS, MODES, STANDARD, Row, default_cells, select_rows
@@ -87,6 +94,20 @@ def add(commands: Any) -> None:
         metavar="N",
         help="number of threads for every runtime (default: torch.get_num_threads())",
     )
+    parser.add_argument(
+        "--device",
+        type=parse_device,
+        default="cpu",
+        metavar="D",
+        help="cpu (default), cuda or cuda:N: check the GPU kernels against the reference engine, then time "
+        "them",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        metavar="M",
+        help=f"time limit with --device cuda (default: {gpu.MINUTES:g}); rows that don't fit are left out",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a JSON file")
     parser.add_argument("--resume", action="store_true", help="skip what the file of --json already contains")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="chart to write: .png, .svg or .pdf")
@@ -100,6 +121,11 @@ def run(options: argparse.Namespace) -> None:
         ValueError: If the arguments can't be used.
         OSError: If a file can't be written.
     """
+    if options.device != "cpu":
+        gpu.run(options)
+        return
+    if options.minutes is not None:
+        raise ValueError("--minutes needs --device cuda")
     names = [] if options.peers == ["none"] else options.peers
     runtimes, missing = select_runtimes(names, options.full)
     if options.resume and options.json is None:

@@ -49,7 +49,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
         shuffle(order)
         for name in order:
             durations[name] += _time_block(calls[name], seconds / _ROUNDS)
-    return {name: _summarize(values) for name, values in durations.items()}
+    return {name: summarize(values) for name, values in durations.items()}
 
 
 def _time_block(call: Callable[[], object], seconds: float) -> list[float]:
@@ -72,7 +72,8 @@ def _time_call(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _summarize(durations: list[float]) -> Timing:
+def summarize(durations: list[float]) -> Timing:
+    """Return the median and the quartiles of durations."""
     low, median, high = statistics.quantiles(durations, n=4, method="inclusive")
     return Timing(median, (low, high), len(durations))
 

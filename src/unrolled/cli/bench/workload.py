@@ -21,11 +21,16 @@ Call = Callable[[], Sequence[Any]]
 # they add up sums of 1000 steps and more in different orders.
 TOLERANCE = {"inference": 1e-4, "training": 1e-3, "streaming": 1e-4}
 
+_CPU = torch.device("cpu")
 _DROP_IN = {layer.__name__.lower(): layer for layer in LAYERS}
 
 
 class Workload:
     """The layers and the input of a row, initialized with a fixed seed.
+
+    Args:
+        row: The row.
+        device: The device of the layers and the input.
 
     Attributes:
         row: The row.
@@ -35,15 +40,15 @@ class Workload:
         x: The input of shape ``(time, batch, input)``. It requires gradients in training.
     """
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, device: torch.device = _CPU) -> None:
         self.row = row
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.x = torch.randn(row.time, row.batch, row.input)
-            self.ours = _new_layer(row)
+            self.x = torch.randn(row.time, row.batch, row.input).to(device)
+            self.ours = _new_layer(row).to(device)
         if row.standard:
             torch_class: Callable[..., nn.Module] = _DROP_IN[row.cell].torch_class
-            self.theirs = torch_class(row.input, row.hidden)
+            self.theirs = torch_class(row.input, row.hidden).to(device)
             self.theirs.load_state_dict(self.ours.state_dict())
         else:
             self.theirs = Loop(Step(self.ours))
@@ -167,5 +172,5 @@ def max_difference(result: Sequence[Any], expected: Sequence[Any]) -> float:
 
 def _to_array(value: Any) -> Any:
     if isinstance(value, Tensor):
-        value = value.detach().numpy()
+        value = value.detach().cpu().numpy()
     return numpy.asarray(value, dtype=numpy.float64)

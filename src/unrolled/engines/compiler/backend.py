@@ -27,6 +27,9 @@ class Backend(LoopBackend, Protocol):
     name: str
     dtypes: Sequence[torch.dtype]
 
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype to which the tensors of a call of this dtype are converted."""
+
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can.
 
@@ -36,11 +39,17 @@ class Backend(LoopBackend, Protocol):
             in_graph: Whether the call is recorded as an operator of a graph, so that the tensors may be fake.
         """
 
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return why it can't run on a device at all, or None if it can."""
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return how it runs the loops of a cell, and why, after generating their code."""
+
     def prepare(self, dtype: torch.dtype) -> None:
         """Start to compile in the background what all cells need, before a step is captured."""
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
-        """Compile a cell for a dtype and a device.
+        """Compile a cell for a device and a dtype to which tensors are converted.
 
         Raises:
             UnsupportedError: If its step can't be compiled.

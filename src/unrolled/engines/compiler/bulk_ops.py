@@ -21,6 +21,8 @@ aten = torch.ops.aten
 
 Values = dict[fx.Node, Any]
 
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+_MATRIX_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
 _COLUMN_SUMS = 2  # marks sums of columns, in the number that is 0 or 1 for products (products.cpp)
 
 
@@ -45,7 +47,8 @@ class BulkOps:
         nodes: The nodes, in graph order.
         results: Nodes, or inputs of nodes, whose values are needed as tensors even if they are views.
         opaque: Nodes to treat as given tensors, even if they are views of others.
-        dtype: Dtype of values of the batch, in which bools are 0 and 1. Values of parameters have their own.
+        dtype: Dtype of values of the batch, in which bools are 0 and 1. Values of parameters have their own,
+            or float32 if parameters have a half-precision type.
         runner: Runs matrix products and sums of columns, given eleven numbers for each: the address of the
             result, the kind, the addresses and strides of both operands, and the height, width and depth.
             None: torch computes them.
@@ -207,10 +210,14 @@ class BulkOps:
         if function is aten.view.default:
             function = aten.reshape.default  # the operand has other strides than during the capture
         in_loops_dtype, checks = is_batched(node), _error_checks(node)
+        operand_dtype = self._operand_dtype(node)
 
         def step(values: Values, rows: int, pending: _PendingOps) -> None:
             self._run(pending)
-            result = function(*args(values, rows), **kwargs(values, rows))
+            operands = args(values, rows)
+            if operand_dtype is not None:
+                operands = _converted(operands, operand_dtype)
+            result = function(*operands, **kwargs(values, rows))
             for index, check in checks:
                 check(result[index])
             if in_loops_dtype:
@@ -221,6 +228,17 @@ class BulkOps:
                 values[node] = result
 
         return step
+
+    def _operand_dtype(self, node: fx.Node) -> torch.dtype | None:
+        """Return the dtype to which half-precision operands of a node are converted. None: they aren't.
+
+        What depends on parameters only is small, so float32 costs little, and nothing is rounded repeatedly.
+        """
+        if self._dtype not in HALF_DTYPES:
+            return None
+        if not any(is_batched(operand) for operand in node.all_input_nodes):
+            return torch.float32
+        return self._dtype if node.target in _MATRIX_PRODUCTS else None
 
     def _argument(self, argument: Any) -> Callable[[Values, int], Any]:
         """Return a function that evaluates an argument, given the values of nodes and the number of rows."""
@@ -240,6 +258,15 @@ class BulkOps:
         if type(argument) is int and argument == BATCH_SYMBOL:
             return lambda values, rows: rows
         return lambda values, rows: argument
+
+
+def _converted(operand: Any, dtype: torch.dtype) -> Any:
+    """Return operands with all tensors of float32 and half-precision types in one dtype."""
+    if isinstance(operand, (list, tuple)):
+        return [_converted(item, dtype) for item in operand]
+    if isinstance(operand, Tensor) and operand.dtype in (torch.float32, *HALF_DTYPES):
+        return operand.to(dtype)
+    return operand
 
 
 def _error_checks(node: fx.Node) -> list[tuple[Any, Callable[[Tensor], None]]]:

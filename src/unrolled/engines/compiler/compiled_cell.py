@@ -18,9 +18,9 @@ from unrolled.engines.compiler.dump import GraphDump, SavedDump, label_inputs
 from unrolled.engines.compiler.ir import (
     BATCH_SYMBOL,
     UnsupportedError,
-    ancestors,
     is_batched,
     is_number,
+    select_ancestors,
     width,
 )
 from unrolled.engines.compiler.kept_captures import CaptureEntry
@@ -28,7 +28,7 @@ from unrolled.engines.compiler.kernel_builder import build_kernel
 from unrolled.engines.compiler.loops import GeneratedLoop, Loop, LoopBackend
 from unrolled.engines.compiler.partition import LoopPartition, split
 from unrolled.engines.compiler.step_values import step_values
-from unrolled.engines.compiler.views import resolve_views
+from unrolled.engines.compiler.views import needs_copy, resolve_views
 from unrolled.engines.fork_safety import lazy_property
 
 
@@ -49,9 +49,12 @@ class CompiledCell:
         captured: The captured step.
         device: The device of all tensors.
         digest: Digest of the Python values that the step reads.
-        dtype: Dtype of all values.
+        dtype: Dtype of the tensors of a call.
+        loop_dtype: Dtype that the loops compute in.
         widths: Widths of the states.
     """
+
+    storage: torch.dtype | None = None  # a half-precision dtype of the tensors, if loops compute in float32
 
     def __init__(self, cell: Cell, dtype: torch.dtype, backend: LoopBackend, device: torch.device) -> None:
         self.backend, self.device = backend, device
@@ -69,7 +72,8 @@ class CompiledCell:
         self._forward, self._backward = split(self.captured)
         label_inputs(cell, self.captured)
         log.graph.info("%s", GraphDump(cell, dtype, self.captured, self._forward, self._backward))
-        self.dtype = dtype = self.captured.dtype
+        self.loop_dtype = self.captured.dtype  # perhaps float64
+        self.dtype = self.storage if self.storage and self.loop_dtype is dtype else self.loop_dtype
         self.widths = list(cell.state_sizes().values())
         self._no_states: list[None] = [None] * len(self.widths)
         self._output_width_only = [self.widths[0], *self._no_states[1:]]
@@ -117,15 +121,17 @@ class CompiledCell:
     @lazy_property
     def _generated_for_inference(self) -> GeneratedLoop:
         """The code of the forward loop without saved values."""
-        return self.backend.generate(self._states_only, build_kernel(self._states_only, self.dtype))
+        return self._generate(self._states_only)
 
     @lazy_property
     def _generated_for_training(self) -> tuple[GeneratedLoop, GeneratedLoop]:
         """The code of both loops for training."""
-        kernel = build_kernel(self._forward, self.dtype, whole=self._read_by_backward)
-        forward = self.backend.generate(self._forward, kernel)
-        kernel = build_kernel(self._backward, self.dtype, shifted=self.captured.states)
-        return forward, self.backend.generate(self._backward, kernel)
+        forward = self._generate(self._forward, whole=self._read_by_backward)
+        return forward, self._generate(self._backward, shifted=self.captured.states)
+
+    def _generate(self, partition: LoopPartition, **options: Any) -> GeneratedLoop:
+        kernel = build_kernel(partition, self.loop_dtype, storage=self.dtype, **options)
+        return self.backend.generate(partition, kernel)
 
     def prepare_training(self) -> None:
         """Compile both loops for training.
@@ -174,7 +180,7 @@ class CompiledCell:
         """Return the operations before a loop that the loop needs, or that are in ``read_later``."""
         later = (node for node in partition.prologue if node in read_later and not is_number(node))
         needed = [*loop.needs, *later]
-        nodes = _required(partition.prologue, needed)
+        nodes = select_ancestors(partition.prologue, needed)
         # Transposes, which only products after a loop read, are views of these.
         arrays = {node for node in needed if is_batched(node) and node.meta["val"].shape[0] == BATCH_SYMBOL}
         return self._bulk_ops(nodes, [node for node in nodes if node in arrays])
@@ -293,10 +299,15 @@ class CompiledCell:
             nodes = zip((*self.captured.grad_params, self.captured.grad_x), needed, strict=True)
             gradients = [node for node, flag in nodes if flag and node is not None]
             computed = {*self._forward.prologue, *self._backward.prologue, *self._in_loops}
-            required = _required(list(self.captured.graph.nodes), gradients)
+            required = select_ancestors(list(self.captured.graph.nodes), gradients)
             required = [n for n in required if n.op == "call_function" and n not in computed]
             self._ops_by_need[needed] = self._bulk_ops(required, gradients)
         return self._ops_by_need[needed]
+
+    @lazy_property
+    def _copied_gradients(self) -> list[bool]:
+        """For each parameter, whether its gradient would share elements with itself or another gradient."""
+        return needs_copy(self.captured.grad_params, self._in_loops)
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:
         runner = self.backend.bulk_runner(self.dtype)
@@ -379,21 +390,10 @@ class CompiledCell:
         if captured.grad_output not in self._read_after_loop:
             del values[captured.grad_output]  # frees its copy, if there is one
         self._ops_for_gradients(needed)(values, rows)
-        *nodes, grad_x = [
-            node if flag else None
-            for node, flag in zip((*captured.grad_params, captured.grad_x), needed, strict=True)
-        ]
-        grad_params: list[Tensor | None] = []
-        seen: set[fx.Node] = set()
-        for node in nodes:
-            is_duplicate = node in seen  # parameters with the same gradient need separate tensors
-            grad = None if node is None else values[node].clone() if is_duplicate else values[node]
-            grad_params.append(grad)
-            seen |= {node} if node is not None else set()
-        return grad_params, None if grad_x is None else materialize(values[grad_x])
-
-
-def _required(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
-    """Return those of ``nodes`` that ``results`` are computed from."""
-    required = ancestors(results)
-    return [node for node in nodes if node in required]
+        roles = zip((*captured.grad_params, captured.grad_x), needed, strict=True)
+        *gradients, grad_x = [values[node] if node is not None and flag else None for node, flag in roles]
+        grad_params = []
+        for grad, copied in zip(gradients, self._copied_gradients, strict=True):
+            grad = grad.clone(memory_format=torch.contiguous_format) if grad is not None and copied else grad
+            grad_params.append(None if grad is None else grad.to(self.dtype))
+        return grad_params, materialize(grad_x)

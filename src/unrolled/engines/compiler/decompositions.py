@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.engines._torch_private import (
+    FakeTensor,
     OpOverload,
     core_aten_decompositions,
     get_decompositions,
@@ -60,7 +61,7 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
         functional = torch.func.functionalize(LocationInterpreter(module).run)
         module = make_fx(functional, decomposition_table=table)(*tree_leaves(arguments))
     module.graph.eliminate_dead_code()
-    _check_graph(module.graph)
+    _check_graph(module)
     return module
 
 
@@ -113,13 +114,20 @@ def _broadcast_in_dim(x: Tensor, shape: Sequence[int], broadcast_dimensions: Seq
     return x.view(sizes).expand(*shape)
 
 
-def _check_graph(graph: fx.Graph) -> None:
-    """Raise an error for operations that can't be compiled and would get a worse message later.
+def _check_graph(module: fx.GraphModule) -> None:
+    """Raise an error for what can't be compiled and would get a worse message later.
 
     Raises:
-        UnsupportedError: If the graph draws random numbers or works in place.
+        UnsupportedError: If the graph draws random numbers, works in place, or has tensors that aren't
+            strided or whose values aren't known.
     """
-    for node in graph.nodes:
+    for node in module.graph.nodes:
+        value = getattr(module, node.target, None) if node.op == "get_attr" else node.meta.get("val")
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise unsupported(f"it uses a tensor whose layout is {value.layout}", location_of(node))
+        if node.op == "get_attr" and isinstance(value, FakeTensor):
+            location = next((location_of(user) for user in node.users), None)
+            raise unsupported("it makes a tensor in a way that can't be captured, as nn.Parameter", location)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise unsupported_draw(node.target, location_of(node))
         if _is_in_place(node):

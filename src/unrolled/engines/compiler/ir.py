@@ -67,6 +67,12 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return reached
 
 
+def select_ancestors(nodes: list[fx.Node], results: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return those of ``nodes`` that ``results`` are computed from."""
+    required = ancestors(results)
+    return [node for node in nodes if node in required]
+
+
 def inputs_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the direct inputs of ``nodes``."""
     return {operand for node in nodes for operand in node.all_input_nodes}

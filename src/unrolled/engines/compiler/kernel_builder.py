@@ -50,6 +50,7 @@ def build_kernel(
     shifted: Collection[fx.Node] = (),
     whole: Collection[fx.Node] = (),
     max_group: int = 8,
+    storage: torch.dtype | None = None,
 ) -> KernelIR:
     """Build the kernel IR of a loop.
 
@@ -59,6 +60,7 @@ def build_kernel(
         shifted: States of another loop. This loop reads their value before each step.
         whole: Products to compute for all steps before the loop, because others read them, too.
         max_group: Maximum number of products in a group.
+        storage: Dtype of the tensors of a call. That of all values by default.
 
     Raises:
         KernelError: If the environment variable ``UNROLLED_VERIFY`` is set and the kernel is inconsistent.
@@ -71,7 +73,7 @@ def build_kernel(
     hoisted -= {n for n in hoisted if width(n) == 1 and any(width(m) > 1 for m in loop & n.users.keys())}
     # Only the forward loop has deferred values, and only the backward loop has shifted states.
     schedule = Schedule(partition, hoisted, allow_deferred=not shifted)
-    kernel = _Builder(schedule, dtype, shifted, hoisted, max_group).build()
+    kernel = _Builder(schedule, dtype, shifted, hoisted, max_group).build(storage or dtype)
     log.kernel.info("%s", KernelDump(kernel))
     if os.environ.get("UNROLLED_VERIFY"):
         verify(kernel)
@@ -106,7 +108,7 @@ class _Builder:
                 self.scratch.append(ScratchBuffer(size, node in of_block))
             self.written[node] = buffers
 
-    def build(self) -> KernelIR:
+    def build(self, storage: torch.dtype) -> KernelIR:
         schedule, partition = self.schedule, self.partition
         levels = []
         for number, passes in enumerate(schedule.passes()):
@@ -120,6 +122,7 @@ class _Builder:
         states = zip(partition.old_states, partition.new_states, strict=True)
         return KernelIR(
             dtype=self.dtype,
+            storage=storage,
             inputs=list(self.inputs.values()),
             states=[
                 CarriedState(width(old), new in schedule.deferred, new in schedule.read_by_deferred)

@@ -20,7 +20,8 @@ class KernelDump:
 
     def __str__(self) -> str:
         kernel = self.kernel
-        lines = [f"kernel, {kernel.dtype}"]
+        stored = "" if kernel.storage is kernel.dtype else f", stored in {kernel.storage}"
+        lines = [f"kernel, {kernel.dtype}{stored}"]
         for one in kernel.inputs:
             before = ", of the step before" if one.shifted else ""
             lines.append(f"  {one.buffer} = {label(one.node)} {_shape(one.buffer)}{before}")

@@ -286,6 +286,8 @@ class KernelIR:
 
     Attributes:
         dtype: Dtype of all buffers, registers and scalars.
+        storage: Dtype of the inputs, of the initial and the returned states, and of saved values, in memory.
+            If it is another one, it is a half-precision type, and the factors of products are rounded to it.
         inputs: Inputs of a step.
         states: States.
         saved: Values that are stored for the caller in every step.
@@ -294,6 +296,7 @@ class KernelIR:
     """
 
     dtype: torch.dtype
+    storage: torch.dtype
     inputs: list[Input]
     states: list[CarriedState]
     saved: list[fx.Node]

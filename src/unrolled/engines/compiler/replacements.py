@@ -114,12 +114,14 @@ class _CumulativeExtremum(torch.autograd.Function):
 
 def _cumprod(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Any:
     x = input if dtype is None else input.to(dtype)
-    return _CumProd.apply(x, dim) if x.is_floating_point() else torch.cumprod(x, dim)  # type: ignore[no-untyped-call]
+    if not x.is_floating_point() or not x.shape[dim]:
+        return torch.cumprod(x, dim)
+    return _CumProd.apply(x, dim)  # type: ignore[no-untyped-call]
 
 
 def _cumulative_extremum(function: Callable[..., Any], result_type: Any) -> Callable[..., Any]:
     def replacement(input: Tensor, dim: int) -> Any:
-        if not input.is_floating_point():
+        if not input.is_floating_point() or not input.shape[dim]:
             return function(input, dim)
         return result_type(_CumulativeExtremum.apply(input, dim, function))  # type: ignore[no-untyped-call]
 

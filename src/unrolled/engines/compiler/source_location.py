@@ -22,11 +22,18 @@ from unrolled.engines._torch_private import (
     get_proxy_mode,
     tree_leaves,
 )
-from unrolled.engines.compiler.ir import UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.replacements import REPLACEMENTS
 
 _INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
+COMPILER_FAULT = "the compiler has a fault"  # begins the message of an error that is no limit of the compiler
+# Functions that split a dimension, with the position of the argument that has it.
+_SPLITS: dict[Any, int] = {
+    **dict.fromkeys((torch.unbind, Tensor.unbind), 1),
+    **dict.fromkeys((torch.split, Tensor.split, torch.chunk, Tensor.chunk), 2),
+    **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), 2),
+}
 _MATMULS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
@@ -143,6 +150,8 @@ class LocationTracker(TorchFunctionMode):
     ) -> Any:
         file, line = self._line()
         self.current = SourceLocation(func, file, line)
+        if func in _SPLITS:
+            _check_split(func, args, kwargs or {}, self.current)
         with tag_location(self.current):
             if func in _MATMULS and _is_shared_matrix(*args):
                 result = torch.einsum("b...ij,...jk->b...ik", *args)
@@ -188,6 +197,19 @@ class BackwardLocationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             location = running.metadata.get(_METADATA_KEY)  # type: ignore[attr-defined]
         with tag_location(location and dataclasses.replace(location, backward=True)):
             return func(*args, **(kwargs or {}))
+
+
+def _check_split(func: Any, args: Any, kwargs: Any, location: SourceLocation) -> None:
+    """Check that a split isn't along the batch: torch would make a tensor for each of a million rows.
+
+    Raises:
+        UnsupportedError: If it is.
+    """
+    tensor, position = args[0] if args else kwargs["input"], _SPLITS[func]
+    dim = kwargs.get("dim", args[position] if len(args) > position else 0)
+    if tensor.dim() and tensor.shape[dim] % BATCH_SYMBOL == 0 < tensor.shape[dim]:
+        reason = "it splits the batch into rows, as a loop over a tensor or tolist() does"
+        raise unsupported(f"{reason}; compute all rows at once, with the batch as first dimension", location)
 
 
 def _is_shared_matrix(left: Any, right: Any, *_: Any) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import array
 import collections
 import contextlib
+import contextvars
 import enum
 import functools
 import hashlib
 import importlib.util
 import operator
+import os
 import secrets
 import sys
 import types
@@ -169,12 +171,16 @@ class ValueSearch:
             self._tensor(value, path)
         elif isinstance(value, (np.ndarray, array.array, bytearray, memoryview)):
             self._array(value, path)
+        elif value is os.environ or value is os.getenv:
+            self._environment(path)
         elif isinstance(value, types.ModuleType):
             self._module(value, path)
         elif isinstance(value, type):
             self._class(value, path)
         elif isinstance(value, types.FunctionType):
             self._function(value, path)
+        elif isinstance(value, contextvars.ContextVar):
+            self._value(self.watched.result(functools.partial(value.get, None)), f"{path}.get()")
         elif isinstance(value, weakref.ref):
             self._value(value(), f"{path}()")
         elif kind in _DESCRIPTORS:
@@ -225,6 +231,13 @@ class ValueSearch:
         *header, data = self.watched.content(content)
         self._add(path, type(value).__name__, header, hashlib.sha256(data).hexdigest())
 
+    def _environment(self, path: str) -> None:
+        environment: Any = os.environ  # its own methods decode all variables, which takes 20 times as long
+        data, names = environment._data, frozenset(map(environment.encodekey, self.names))
+        variables = self.watched.content(lambda: {name: data[name] for name in names.intersection(data)})
+        self._note_only_here(path)
+        self._add(path, sorted(variables.items()))
+
     def _module(self, module: types.ModuleType, path: str) -> None:
         self._add(path, module.__name__)
         root = _root(module.__name__)
@@ -232,6 +245,8 @@ class ValueSearch:
         is_keyed = "__getattr__" not in vars(module) if is_followed else is_keyed_module(module.__name__)
         if not is_keyed or module.__name__ == "builtins":
             self._note_only_here(path)
+        if module is os and not self.names.isdisjoint(("environ", "getenv")):
+            self._environment(f"{path}.environ")
         if root not in _FIXED_PACKAGES and not is_standard(root):
             for name in sorted(self.names & vars(module).keys()):
                 self._item(vars(module), name, f"{module.__name__}.{name}")

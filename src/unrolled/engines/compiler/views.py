@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,22 @@ class TensorView:
         shape = [rows if size == BATCH_SYMBOL else size for size in self.shape]
         return base.as_strided(shape, self.strides, base.storage_offset() + self.offset)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether several elements are the same element of the base."""
+        return any(size > 1 and stride == 0 for size, stride in zip(self.shape, self.strides, strict=True))
+
+    def may_overlap(self, other: TensorView) -> bool:
+        """Return whether elements of two views may be the same element of a base."""
+        mine, theirs = self._range, other._range
+        return self.base is other.base and mine.start < theirs.stop and theirs.start < mine.stop
+
+    @property
+    def _range(self) -> range:
+        """The range of elements of the base from the first to the last one of the view."""
+        steps = ((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return range(self.offset, self.offset + sum(steps) + 1)
+
 
 def resolve_views(nodes: Iterable[fx.Node], opaque: Collection[fx.Node] = ()) -> dict[fx.Node, TensorView]:
     """Return ``nodes`` and their inputs as views of nodes that are no views themselves.
@@ -98,3 +114,20 @@ def resolve_views(nodes: Iterable[fx.Node], opaque: Collection[fx.Node] = ()) ->
         node: TensorView(base, int(view.storage_offset()), tuple(view.shape), view.stride())
         for node, (base, view) in resolved.items()
     }
+
+
+def needs_copy(nodes: Sequence[fx.Node | None], opaque: Collection[fx.Node]) -> list[bool]:
+    """Return which values must be copied so that writing to one of them changes nothing else.
+
+    Args:
+        nodes: Their nodes. None for no value.
+        opaque: See :func:`resolve_views`.
+    """
+    views = resolve_views([node for node in nodes if node is not None], opaque)
+    earlier: list[TensorView] = []
+    flags = []
+    for node in nodes:
+        view = None if node is None else views[node]
+        flags.append(view is not None and (view.repeats or any(map(view.may_overlap, earlier))))
+        earlier += [] if view is None else [view]
+    return flags

@@ -52,6 +52,12 @@ class WatchedValues:
         self.size(values)
         self._watch("all(map({}, {}, {}))", operator.is_, values, copy)
 
+    def result(self, read: Callable[[], Any]) -> Any:
+        """Watch the object that a function returns, and return it."""
+        value = read()
+        self._watch("{}() is {}", read, value)
+        return value
+
     def content(self, read: Callable[[], Any]) -> Any:
         """Watch a value that a function computes, compared with ``==``, and return it."""
         value = read()

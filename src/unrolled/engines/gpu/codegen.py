@@ -1,4 +1,4 @@
-"""Generate the Triton source of a loop from its kernel IR, and choose where its values are."""
+"""Generate the Triton source of a loop from its kernel IR."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from unrolled.engines.compiler.ir import is_batched
 from unrolled.engines.compiler.kernel_ir import KernelIR
 from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.compiler.views import TensorView, resolve_views
+from unrolled.engines.gpu.choice import PERSISTENT, REGISTERS, SCAN, choose
 from unrolled.engines.gpu.in_registers import RegisterKernel
 from unrolled.engines.gpu.kernel_source import KernelSpec
-from unrolled.engines.gpu.pieces import Pieces
 from unrolled.engines.gpu.streamed import StreamedKernel
 from unrolled.engines.gpu.triton_ops import check
-from unrolled.engines.gpu.tuning import MAX_BYTES, MAX_COLUMNS, MAX_PIECES
+from unrolled.engines.gpu.tuning import COLUMN_BLOCK
 
 
 def emit(partition: LoopPartition, kernel: KernelIR) -> list[KernelSpec]:
@@ -32,16 +32,14 @@ def emit(partition: LoopPartition, kernel: KernelIR) -> list[KernelSpec]:
     for node in partition.loop:
         check(node)
     views = parameter_views(kernel)
-    kernels = [StreamedKernel(kernel, views).emit()]
-    if fits_in_registers(kernel):
-        kernels.insert(0, RegisterKernel(kernel, views).emit())
-    return kernels
-
-
-def fits_in_registers(kernel: KernelIR) -> bool:
-    """Return whether values of a step may be kept in registers, and the matrices of a loop on chip."""
-    pieces = Pieces(kernel, MAX_PIECES)
-    return pieces.fit and pieces.columns <= MAX_COLUMNS and pieces.matrix_bytes <= MAX_BYTES
+    return [
+        RegisterKernel(kernel, views).emit(choice)
+        if choice.strategy == REGISTERS
+        else RegisterKernel(kernel, views, COLUMN_BLOCK).emit(choice)
+        if choice.strategy == SCAN
+        else StreamedKernel(kernel, views, shared=choice.strategy == PERSISTENT).emit(choice)
+        for choice in choose(kernel)
+    ]
 
 
 def parameter_views(kernel: KernelIR) -> dict[fx.Node, TensorView]:

@@ -4,6 +4,8 @@ One program computes a tile of rows over all time steps. The states, and all val
 registers, and the matrices of the loop are loaded once, before it. Values are cut into pieces, see
 ``pieces.py``: a tile holds one piece, padded with columns of which nothing is known. So they are replaced
 before a product or a reduction reads them.
+
+If each column of a step depends on this column only, there may be a program for each block of columns.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.gpu.choice import Choice
 from unrolled.engines.gpu.instructions import Body
 from unrolled.engines.gpu.kernel_source import (
     KernelSpec,
     Source,
     Tile,
     full,
-    padded,
     times,
 )
 from unrolled.engines.gpu.pieces import Pieces
@@ -45,11 +47,12 @@ class RegisterKernel:
     Args:
         kernel: Its IR.
         views: Its inputs and matrices without rows, as views of tensors that are none.
+        block: Number of columns of a program, if each computes some columns only. 0: all.
     """
 
-    def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView]) -> None:
-        self.kernel = kernel
-        self.source = Source(kernel.dtype)
+    def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView], block: int = 0) -> None:
+        self.kernel, self.block = kernel, block
+        self.source = Source(kernel.dtype, kernel.storage, block)
         self.pieces = Pieces(kernel, MAX_PIECES)
         self.views = views
         self.tiles: dict[tuple[Memory, int, int], Tile] = {}  # by buffer and first column
@@ -58,7 +61,7 @@ class RegisterKernel:
         self.scalars: dict[int, Tile] = {}
         self.has_shifted = False
 
-    def emit(self) -> KernelSpec:
+    def emit(self, choice: Choice) -> KernelSpec:
         """Return the source."""
         self._load_states()
         for level in self.kernel.levels:
@@ -67,8 +70,11 @@ class RegisterKernel:
         if self.has_shifted:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             self.source.step[:0] = ["before = at + SHIFT * stride", inside]
+        if self.block:
+            width = max(phase.width for phase in self.kernel.phases())
+            return self.source.render(WARPS, choice, blocks=-(-width // self.block))
         warps = WARPS_OF_WIDE_TILES if self.pieces.columns > WIDE_TILE else WARPS
-        return self.source.render(warps)
+        return self.source.render(warps, choice)
 
     # --- states ---
 
@@ -84,9 +90,9 @@ class RegisterKernel:
             for j, (offset, width) in enumerate(self._state_pieces(k)):
                 name = f"s{k}_{j}"
                 load = self._memory_load(pointer, "rows", state.width, offset, width, "in_batch")
-                lines[0].append(f"    {name} = tl.zeros((ROWS, {padded(width)}), DT)")
+                lines[0].append(f"    {name} = tl.zeros((ROWS, {self.source.padded(width)}), DT)")
                 lines[1].append(f"    {name} = {load}")
-                self.tiles[Memory.STATE, k, offset] = Tile(name, padded(width), True)
+                self.tiles[Memory.STATE, k, offset] = Tile(name, self.source.padded(width), True)
             source.head += [f"if {pointer} is None:", *lines[0], "else:", *lines[1]]
 
     def _finish_step(self) -> None:
@@ -100,7 +106,7 @@ class RegisterKernel:
             final = source.argument("final", k, f"final{k}")
             source.tail.append(f"if {final} is not None:")
             for j, (offset, width) in enumerate(pieces):
-                tile = full(self.tiles[Memory.NEW_STATE, k, offset], padded(width))
+                tile = full(self.tiles[Memory.NEW_STATE, k, offset], self.source.padded(width))
                 name, new = f"s{k}_{j}", f"n{k}_{j}"
                 source.line(f"{new} = {tile}")
                 stores.append(f"    {self._memory_store(pointer, 'at', state.width, offset, width, new)}")
@@ -139,9 +145,9 @@ class RegisterKernel:
             if scalar.reduction is not None:
                 reduction = REDUCTIONS[scalar.reduction]
                 if width > 1:
-                    whole = Tile(full(tile, padded(width)), padded(width), True)
+                    whole = Tile(full(tile, self.source.padded(width)), self.source.padded(width), True)
                     text = self._without_padding(whole, width, reduction.neutral)
-                    whole = Tile(text, padded(width), True)
+                    whole = Tile(text, self.source.padded(width), True)
                     text = source.apply(reduction.whole, [whole], [None])
                 if total is not None:
                     text = source.apply(
@@ -160,7 +166,7 @@ class RegisterKernel:
         if buffer.memory is Memory.SAVED:
             node = self.kernel.saved[buffer.index]
             pointer = self.source.argument("saved", node, f"saved{buffer.index}")
-            value = full(tile, padded(width))
+            value = full(tile, self.source.padded(width))
             self.source.line(self._memory_store(pointer, "at", buffer.width, offset, width, value))
 
     # --- memory ---
@@ -179,7 +185,7 @@ class RegisterKernel:
         self, pointer: str, row: str, stride: int, offset: int, width: int, live: str = "live"
     ) -> str:
         address = self._address(pointer, row, stride, offset, width)
-        return f"tl.load({address}, {self._mask(width, live)}, 0.0)"
+        return self.source.load(address, self._mask(width, live))
 
     def _memory_store(
         self, pointer: str, row: str, stride: int, offset: int, width: int, value: str, live: str = "live"
@@ -203,10 +209,8 @@ class RegisterKernel:
             view = self.views[one.node]
             parts = [source.value(view.base), str(view.offset + offset), source.columns(width)]
             address = " + ".join(part for part in parts if part not in ("", "0"))
-            mask = source.column_mask(width)
-            load = f"tl.load({address}, {mask}, 0.0)" if mask else f"tl.load({address})"
-            source.head.append(f"{name} = {load}")
-            return Tile(name, padded(width), False)
+            source.head.append(f"{name} = {source.load(address, source.column_mask(width))}")
+            return Tile(name, self.source.padded(width), False)
         pointer, live, row = source.value(one.node), "live", "at"
         if one.shifted:
             self.has_shifted = True
@@ -217,7 +221,7 @@ class RegisterKernel:
             initial = source.argument("shifted_initial", one.node, f"{pointer}_initial")
             load = self._memory_load(initial, "rows", buffer.width, offset, width, "live & (inside == 0)")
             source.step += [f"if {initial} is not None:", f"    {name} = tl.where(inside, {name}, {load})"]
-        return Tile(name, padded(width), True)
+        return Tile(name, self.source.padded(width), True)
 
     def hoisted(self, group: Group, index: int, start: int, width: int) -> Tile:
         """Load columns of a product that is computed before the loop."""
@@ -228,7 +232,7 @@ class RegisterKernel:
         name = self.source.numbered("v")
         load = self._memory_load(pointer, "at", columns, product.offset + start, width)
         self.source.line(f"{name} = {load}")
-        return Tile(name, padded(width), True)
+        return Tile(name, self.source.padded(width), True)
 
     # --- products ---
 
@@ -239,7 +243,7 @@ class RegisterKernel:
         source, total = self.source, ""
         for first, depth in self.pieces.of_buffer(buffer):
             tile = self.load(buffer, first, depth)
-            row = Tile(full(tile, padded(depth)), padded(depth), True)
+            row = Tile(full(tile, self.source.padded(depth)), self.source.padded(depth), True)
             weight = self._weight(product.matrix, first, depth, product.offset + start, width)
             if width == 1 or depth == 1:  # tl.dot needs at least 16 of each
                 text = f"{row.text} * {weight}"
@@ -247,7 +251,7 @@ class RegisterKernel:
                     text = f"tl.sum({self._without_padding(row, depth, 0.0)} * {weight}, 1, keep_dims=True)"
                 total = f"({total} + {text})" if total else f"({text})"
                 continue
-            factors = f"{self._without_padding(row, depth, 0.0)}, {weight}"
+            factors = f"{source.factor(self._without_padding(row, depth, 0.0))}, {weight}"
             added = ""
             if total:
                 added = f", {source.numbered('v')}"
@@ -272,8 +276,8 @@ class RegisterKernel:
             masks = [source.depth_mask(depth), source.column_mask(width)]
         parts = [source.value(view.base), str(start), index]
         address = " + ".join(part for part in parts if part not in ("", "0"))
-        mask = " & ".join(mask for mask in masks if mask)
-        load = f"tl.load({address}, {mask}, 0.0)" if mask else f"tl.load({address})"
+        load = source.load(address, " & ".join(mask for mask in masks if mask))
+        load = load if 1 in (width, depth) else source.factor(load)
         return source.in_head(("weight", matrix, first, depth, column, width), "w", load)
 
     def _without_padding(self, tile: Tile, width: int, neutral: float) -> str:
@@ -307,7 +311,7 @@ class _PieceTiles:
         if one.hoisted:
             return self.kernel.hoisted(self.phase.hoisted[one.group], one.index, self.start, self.width)
         text = self.kernel.product(self.phase.groups[one.group], one.index, self.start, self.width)
-        return Tile(text, padded(self.width), True)
+        return Tile(text, self.kernel.source.padded(self.width), True)
 
     def scalar(self, number: int) -> Tile:
         return self.kernel.scalars[number]

@@ -17,11 +17,18 @@ from torch import fx
 
 from unrolled.engines.compiler.generated_code import without_parentheses
 from unrolled.engines.compiler.ir import label
+from unrolled.engines.gpu.choice import Choice
+from unrolled.engines.gpu.pieces import padded
 from unrolled.engines.gpu.triton_ops import TritonOp, literal
+from unrolled.engines.gpu.tuning import STAGES
 
-_DTYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
+_DTYPES = {
+    torch.float32: "tl.float32",
+    torch.float64: "tl.float64",
+    torch.bfloat16: "tl.bfloat16",
+    torch.float16: "tl.float16",
+}
 _MAX_LINE = 100
-_MIN_COLUMNS = 16  # of a factor of tl.dot
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,10 @@ class Argument:
     Attributes:
         name: Its name in the source.
         kind: What it points to: "value", "hoisted", "shifted_initial", "initial", "all_steps", "final",
-            "saved", or "workspace".
+            "saved", "workspace", or "arrived".
         target: The node, the product or the number of the state that it belongs to; of a workspace its
-            name, and its numbers of rows for each row of the batch and of columns.
+            name, and its numbers of rows for each row of the batch and of columns. "arrived" counts, for each
+            tile of rows, how often its programs have arrived where they meet.
     """
 
     name: str
@@ -49,11 +57,17 @@ class KernelSpec:
         source: Triton. Its function is ``kernel``.
         arguments: Its pointers, in order. ``launch.py`` lists the arguments that follow.
         warps: Number of warps of a program.
+        choice: The strategy of the kernel, and why it was chosen.
+        blocks: If programs share the columns of a row, the largest number of blocks of columns. Otherwise 0.
+        meetings: How often these programs wait for each other in a step. 0: never.
     """
 
     source: str
     arguments: list[Argument]
     warps: int
+    choice: Choice
+    blocks: int = 0
+    meetings: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,13 @@ class Tile:
     per_row: bool
 
 
-def padded(width: int) -> int:
-    """Return the number of columns of a tile: a power of two, as Triton requires."""
-    return 1 if width == 1 else max(_MIN_COLUMNS, 1 << (width - 1).bit_length())
-
-
 class Source:
     """The source of a kernel while it is generated.
 
     Args:
         dtype: Dtype of the loop.
+        storage: Dtype of tensors, see :class:`~unrolled.engines.compiler.kernel_ir.KernelIR`.
+        block: Number of columns of a program, if there is one for each block of columns. 0: all of them.
 
     Attributes:
         arguments: The pointers that it takes.
@@ -90,8 +101,8 @@ class Source:
         depth: How many loops in a step the next statement is in.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, storage: torch.dtype, block: int = 0) -> None:
+        self.dtype, self.storage, self.block = dtype, storage, block
         self.arguments: list[Argument] = []
         self.head: list[str] = []
         self.step: list[str] = []
@@ -115,6 +126,20 @@ class Source:
             self._names[key] = unique
             self.arguments.append(Argument(unique, kind, target))
         return self._names[key]
+
+    def call(self, name: str, *arguments: str) -> str:
+        """Return the call of a function of ``device_functions.triton``."""
+        self._functions.add(name)
+        return f"{name}({', '.join(arguments)})"
+
+    def load(self, address: str, mask: str = "", options: str = "") -> str:
+        """Return a load in the dtype of the loop. Where the mask is false, it is 0."""
+        text = f"tl.load({address}, {mask}, 0.0{options})" if mask else f"tl.load({address})"
+        return text if self.storage is self.dtype else f"{text}.to(DT)"
+
+    def factor(self, text: str) -> str:
+        """Return a factor of a matrix product, from its value in the dtype of the loop."""
+        return text if self.storage is self.dtype else f"{text}.to(ST)"
 
     def value(self, node: fx.Node) -> str:
         """Return the pointer to a value of the graph."""
@@ -140,8 +165,13 @@ class Source:
         """Return the column numbers of a tile."""
         if width == 1:
             return ""
-        size = padded(width)
-        return self.in_head(("columns", size), f"c{size}", f"tl.arange(0, {size})[None, :]")
+        size = self.padded(width)
+        first = f"tl.program_id(1) * {size} + " if self.block else ""
+        return self.in_head(("columns", size), f"c{size}", f"{first}tl.arange(0, {size})[None, :]")
+
+    def padded(self, width: int) -> int:
+        """Return the number of columns of a tile."""
+        return self.block if self.block and width > 1 else padded(width)
 
     def depths(self, width: int) -> str:
         """Return the same numbers as rows: those of a matrix."""
@@ -150,7 +180,7 @@ class Source:
 
     def column_mask(self, width: int) -> str:
         """Return which columns of a tile are no padding. Empty if all are."""
-        if padded(width) == width:
+        if width % self.padded(width) == 0:
             return ""
         return self.in_head(("mask", width), f"m{width}", f"{self.columns(width)} < {width}")
 
@@ -186,30 +216,31 @@ class Source:
             texts = [without_parentheses(text) for text in texts]
         return op.template.format(*texts)
 
-    def render(self, warps: int) -> KernelSpec:
-        """Return the source, for programs of a number of warps."""
+    def render(self, warps: int, choice: Choice, blocks: int = 0, meetings: int = 0) -> KernelSpec:
+        """Return the source, for programs of a number of warps. The arguments are those of the spec."""
         parameters = [argument.name for argument in self.arguments]
+        numbers = ["steps", "batch", "parts"] if meetings else ["steps", "batch"]
+        steps = f"tl.range(count, num_stages={STAGES})" if self.block else "range(count)"
+        named = ", ".join(f'"{name}"' for name in numbers)
         functions = "".join(f"\n\n{text}\n" for text in device_functions(self._functions))
         lines = [
             f"DT = tl.constexpr({_DTYPES[self.dtype]})",
+            *([] if self.storage is self.dtype else [f"ST = tl.constexpr({_DTYPES[self.storage]})"]),
             *functions.splitlines(),
             "",
             "",
-            '@triton.jit(do_not_specialize=["steps", "batch"])',
-            *wrapped("def kernel(", [*parameters, *_PARAMETERS], "):"),
+            f"@triton.jit(do_not_specialize=[{named}])",
+            *wrapped("def kernel(", [*parameters, "starts", "lengths", *numbers, *_CONSTANTS], "):"),
             *(f"    {line}" for line in (*_ROWS, *self.head)),
-            "    for step in range(count):",
+            f"    for step in {steps}:",
             *(f"        {line}" for line in (*_STEP, *self.step)),
             *(f"    {line}" for line in self.tail),
         ]
         source = "import triton\nimport triton.language as tl\n\n" + "\n".join(lines) + "\n"
-        return KernelSpec(source, self.arguments, warps)
+        return KernelSpec(source, self.arguments, warps, choice, blocks, meetings)
 
 
-_PARAMETERS = (
-    "starts", "lengths", "steps", "batch",
-    "REVERSE: tl.constexpr", "SHIFT: tl.constexpr", "PRECISION: tl.constexpr", "ROWS: tl.constexpr",
-)  # fmt: skip
+_CONSTANTS = ("REVERSE: tl.constexpr", "SHIFT: tl.constexpr", "PRECISION: tl.constexpr", "ROWS: tl.constexpr")
 _ROWS = (
     "rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
     "stride = tl.cast(batch, tl.int64)",
@@ -223,9 +254,10 @@ _STEP = (
     "at = (t * stride if lengths is None else tl.load(starts + t)) + rows",
 )
 _RESERVED = {
-    "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "tl", "triton",
-    "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "before", "inside", "float",
-    "kernel", "range", "old", "new", "last", "first", "value", "initial", "c", "m", "d", "k",
+    "starts", "lengths", "steps", "batch", "REVERSE", "SHIFT", "PRECISION", "ROWS", "DT", "ST", "tl",
+    "triton", "rows", "stride", "in_batch", "length", "count", "step", "t", "live", "at", "before", "inside",
+    "float", "kernel", "range", "old", "new", "last", "first", "value", "initial", "c", "m", "d", "k",
+    "parts", "part", "goal",
 }  # fmt: skip
 
 

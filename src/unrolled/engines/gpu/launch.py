@@ -19,7 +19,13 @@ from unrolled.engines.compiler.views import TensorView
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.gpu.codegen import parameter_views
 from unrolled.engines.gpu.kernel_source import KernelSpec
-from unrolled.engines.gpu.tuning import ROWS
+from unrolled.engines.gpu.tuning import (
+    COLUMN_ROWS,
+    LARGE_BATCH,
+    ROWS,
+    SHARED_ROWS,
+    SHARED_ROWS_OF_LARGE_BATCHES,
+)
 
 
 class Runtime(Protocol):
@@ -37,8 +43,11 @@ class Runtime(Protocol):
     def is_capturing(self) -> bool:
         """Return whether a CUDA graph is being captured in the current stream."""
 
+    def multiprocessors(self, device: torch.device) -> int:
+        """Return how many programs run at the same time, each on a multiprocessor of its own."""
+
     def is_too_large(self, error: Exception) -> bool:
-        """Return whether an error of a launch says that a device has too little memory for a kernel."""
+        """Return whether an error of a launch says that a device is too small for a kernel."""
 
     def compilation_error(self, error: Exception) -> str | None:
         """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""
@@ -62,7 +71,6 @@ class GpuCall:
     Attributes:
         loop: The loop.
         tensors: The tensors of the call.
-        pointers: A tensor for each pointer of the kernel, or None.
         starts: The first row of each step, int64. None if all steps have the same rows.
         lengths: The number of steps of each row, int64, likewise.
         layout: Memory layout of the rows.
@@ -73,7 +81,6 @@ class GpuCall:
 
     loop: GpuLoop
     tensors: CallTensors
-    pointers: list[Tensor | None]
     starts: Tensor | None
     lengths: Tensor | None
     layout: Layout
@@ -93,38 +100,63 @@ class GpuCall:
             raise UnavailableError(loop.error)
         with loop.runtime.guard(self.device):
             while True:
-                chosen = loop.chosen
+                grid = loop.choose(self.layout, self.device)
                 try:
-                    self._launch(chosen)
+                    self._launch(grid)
                     return
                 except Exception as error:
-                    if not (loop.runtime.is_too_large(error) and loop.choose_next(chosen)):
+                    if not (loop.runtime.is_too_large(error) and loop.choose_next(grid.chosen)):
                         loop.error = loop.runtime.compilation_error(error)
                         if loop.error is None:
                             raise
                         raise UnavailableError(loop.error) from error
-                self.pointers = loop.pointers(self.tensors, self.layout)
 
-    def _launch(self, chosen: int) -> None:
-        loop, layout = self.loop, self.layout
-        options = {
+    def _launch(self, grid: Grid) -> None:
+        loop, layout, chosen = self.loop, self.layout, grid.chosen
+        options: dict[str, Any] = {
             "REVERSE": self.reverse,
             "SHIFT": self.shift,
             "PRECISION": precision(loop.dtype),
-            "ROWS": ROWS,
+            "ROWS": grid.rows,
             "num_warps": loop.specs[chosen].warps,
             "enable_fp_fusion": True,  # the default of older versions of Triton; newer ones ask for a choice
         }
-        pointers = (*self.pointers, self.starts, self.lengths)
+        if grid.meet:  # all programs must run at the same time, because they wait for each other
+            options["launch_cooperative_grid"] = True
+        pointers = (*loop.pointers(self.tensors, layout, grid), self.starts, self.lengths)
         key = (chosen, self.device, *(pointer is None for pointer in pointers), *options.values())
         if key not in loop.launched and loop.runtime.is_capturing():
             raise RuntimeError(
                 "a recurrent layer can't be captured in a CUDA graph before its kernels are compiled: run "
                 "the same call once before the capture"
             )
-        programs = -(-layout.batch // ROWS)
-        loop.function(chosen)[(programs,)](*pointers, layout.steps, layout.batch, **options)
+        numbers = (layout.steps, layout.batch, *([grid.parts] if grid.meet else []))
+        loop.function(chosen)[grid.shape](*pointers, *numbers, **options)
         loop.launched.add(key)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a kernel is launched.
+
+    Attributes:
+        chosen: The number of the kernel.
+        rows: Rows of a program.
+        tiles: Number of tiles of rows.
+        parts: Number of programs that share the columns of a tile. 0 if no programs share them.
+        meet: Whether these programs wait for each other.
+    """
+
+    chosen: int
+    rows: int
+    tiles: int
+    parts: int = 0
+    meet: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of programs, by axis."""
+        return (self.tiles, self.parts) if self.parts else (self.tiles,)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -147,7 +179,8 @@ class GpuLoop:
     Attributes:
         specs: The kernels.
         runtime: What compiles and launches them.
-        dtype: Dtype of all tensors.
+        dtype: Dtype that it computes in, and that of its workspaces.
+        storage: Dtype of all other tensors. Values of parameters may have either.
         chosen: The number of the kernel that runs it: the first one for which the device has enough memory.
         launched: The kernels, with their options, that have run before.
         error: Why it can't run: Triton can't compile it. None if it can.
@@ -157,7 +190,8 @@ class GpuLoop:
     def __init__(
         self, partition: LoopPartition, kernel: KernelIR, specs: list[KernelSpec], runtime: Runtime
     ) -> None:
-        self.specs, self.runtime, self.dtype = specs, runtime, kernel.dtype
+        self.specs, self.runtime = specs, runtime
+        self.dtype, self.storage = kernel.dtype, kernel.storage
         self.chosen = 0
         self.launched: set[tuple[Any, ...]] = set()
         self.error: str | None = None
@@ -174,8 +208,12 @@ class GpuLoop:
     def function(self, number: int) -> Any:
         """Return a kernel. Triton compiles it when it is launched."""
         if number not in self._functions:
-            log.emit.info("a loop in %s\n%s", self.dtype, self.specs[number].source)
-            self._functions[number] = self.runtime.load(self.specs[number].source)
+            spec = self.specs[number]
+            log.engine.info(
+                "GPU kernel in %s: %s, because %s", self.storage, spec.choice.strategy, spec.choice.reason
+            )
+            log.emit.info("a loop in %s\n%s", self.storage, spec.source)
+            self._functions[number] = self.runtime.load(spec.source)
         return self._functions[number]
 
     def choose_next(self, number: int) -> bool:
@@ -203,17 +241,36 @@ class GpuLoop:
         shift = 0 if not shifted else 1 if shifted[0].reverse else -1
         tensors = CallTensors(values, initial, all_steps, final, like)
         starts, lengths = layout.on_device(like.device)
-        pointers = self.pointers(tensors, layout)
-        return GpuCall(self, tensors, pointers, starts, lengths, layout, reverse, shift, like.device)
+        return GpuCall(self, tensors, starts, lengths, layout, reverse, shift, like.device)
 
-    def pointers(self, tensors: CallTensors, layout: Layout) -> list[Tensor | None]:
-        """Return a tensor for each pointer of the chosen kernel, or None."""
-        arguments = self.specs[self.chosen].arguments
-        return [self._pointer(one.kind, one.target, tensors, layout) for one in arguments]
+    def choose(self, layout: Layout, device: torch.device) -> Grid:
+        """Return how to launch the first kernel that suits the number of rows."""
+        for number in range(self.chosen, len(self.specs)):
+            spec = self.specs[number]
+            if not spec.meetings:
+                rows = COLUMN_ROWS if spec.blocks else ROWS
+                return Grid(number, rows, -(-layout.batch // rows), spec.blocks)
+            rows = SHARED_ROWS if layout.batch <= LARGE_BATCH else SHARED_ROWS_OF_LARGE_BATCHES
+            tiles = -(-layout.batch // rows)
+            parts = min(spec.blocks, self.runtime.multiprocessors(device) // max(tiles, 1))
+            is_last = number + 1 == len(self.specs)
+            # Each meeting adds the number of programs to a number with 32 bits.
+            if is_last or (parts > 1 and (spec.meetings * layout.steps + 1) * parts < 2**31):
+                return Grid(number, rows, tiles, max(parts, 1), meet=True)
+        raise AssertionError("a loop has a kernel")
 
-    def _pointer(self, kind: str, target: Any, tensors: CallTensors, layout: Layout) -> Tensor | None:
+    def pointers(self, tensors: CallTensors, layout: Layout, grid: Grid) -> list[Tensor | None]:
+        """Return a tensor for each pointer of a kernel, or None."""
+        arguments = self.specs[grid.chosen].arguments
+        return [self._pointer(one.kind, one.target, tensors, layout, grid) for one in arguments]
+
+    def _pointer(
+        self, kind: str, target: Any, tensors: CallTensors, layout: Layout, grid: Grid
+    ) -> Tensor | None:
         values = tensors.values
         match kind:
+            case "arrived":
+                return tensors.like.new_zeros(grid.tiles, dtype=torch.int32)
             case "value":
                 value = values[target]
                 return self._contiguous(value.state if isinstance(value, ShiftedState) else value)
@@ -229,19 +286,20 @@ class GpuLoop:
                 return saved
             case "workspace":
                 _, copies, columns = target
-                return tensors.like.new_empty(copies * layout.batch, columns)
+                return tensors.like.new_empty(copies * layout.batch, columns, dtype=self.dtype)
             case _:
                 states: Sequence[Tensor | None] = getattr(tensors, kind)
                 state: Tensor | None = states[target]
                 return state
 
     def _contiguous(self, value: Tensor) -> Tensor:
-        if value.dtype is self.dtype and value.is_contiguous():
-            return value
-        return value.to(self.dtype).contiguous()
+        if value.dtype not in (self.dtype, self.storage):
+            value = value.to(self.dtype)
+        return value.contiguous()
 
     def _product(self, row: fx.Node, matrix: fx.Node, values: dict[fx.Node, Any], rows: int) -> Tensor:
         """Compute a product for all rows of all time steps."""
         left = self._contiguous(materialize(values[row])).view(rows, width(row))
         view: TensorView = self._views[matrix]
-        return torch.mm(left, view.apply_to(self._contiguous(materialize(values[view.base])), rows))
+        right = view.apply_to(self._contiguous(materialize(values[view.base])), rows)
+        return torch.mm(left.to(self.storage), right.to(self.storage))

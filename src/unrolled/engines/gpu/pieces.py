@@ -19,10 +19,15 @@ from unrolled.engines.compiler.kernel_ir import (
     Phase,
     Scalar,
 )
-from unrolled.engines.gpu.kernel_source import padded
 
 Piece = tuple[int, int]  # the first column, and the number of columns
 _Key = tuple[Memory, int]
+_MIN_COLUMNS = 16  # of a factor of tl.dot
+
+
+def padded(width: int) -> int:
+    """Return the number of columns of a tile: a power of two, as Triton requires."""
+    return 1 if width == 1 else max(_MIN_COLUMNS, 1 << (width - 1).bit_length())
 
 
 def buffer_key(buffer: Buffer) -> _Key:
@@ -91,7 +96,7 @@ class Pieces:
                         for start, width in self.of_body(phase):
                             key = (product.matrix, first, depth, product.offset + start, width)
                             blocks[key] = padded(depth) * padded(width)
-        return sum(blocks.values()) * self._kernel.dtype.itemsize
+        return sum(blocks.values()) * self._kernel.storage.itemsize
 
     def of_body(self, body: Phase | Scalar) -> list[Piece]:
         """Return the pieces of a phase, or of the columns that a scalar reads."""

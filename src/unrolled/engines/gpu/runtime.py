@@ -36,9 +36,15 @@ class TritonRuntime:
         """Return whether a CUDA graph is being captured in the current stream."""
         return torch.cuda.is_current_stream_capturing()
 
+    def multiprocessors(self, device: torch.device) -> int:
+        """Return how many programs run at the same time, each on a multiprocessor of its own."""
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
     def is_too_large(self, error: Exception) -> bool:
-        """Return whether an error of a launch says that a device has too little memory for a kernel."""
-        return isinstance(error, import_module("triton.runtime.errors").OutOfResources)
+        """Return whether an error of a launch says that a device is too small for a kernel."""
+        if isinstance(error, import_module("triton.runtime.errors").OutOfResources):
+            return True
+        return isinstance(error, RuntimeError) and "too many blocks in cooperative launch" in str(error)
 
     def compilation_error(self, error: Exception) -> str | None:
         """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""

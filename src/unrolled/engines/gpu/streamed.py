@@ -2,8 +2,11 @@
 
 One program computes a tile of rows over all time steps, level by level. A phase goes over blocks of its
 columns, and a product over blocks of its matrix, so neither has a greatest size. What a level stores is in
-memory that only this program uses, with a barrier before the next level. Each state has two places, for the
-values before and after a step.
+memory, with a barrier before the next level. Each state has two places, for the values before and after a
+step.
+
+Or several programs, which run at the same time, share the blocks of columns of a tile of rows. After each
+level, they wait for each other. Scalars of rows are computed by each of them.
 """
 
 from __future__ import annotations
@@ -27,19 +30,24 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 from unrolled.engines.compiler.views import TensorView
+from unrolled.engines.gpu.choice import Choice
 from unrolled.engines.gpu.instructions import Body
 from unrolled.engines.gpu.kernel_source import (
     KernelSpec,
     Source,
     Tile,
     full,
-    padded,
     times,
 )
+from unrolled.engines.gpu.pieces import padded
 from unrolled.engines.gpu.triton_ops import REDUCTIONS, literal
-from unrolled.engines.gpu.tuning import BLOCK_COLUMNS, BLOCK_DEPTH, WARPS
-
-_BARRIER = "tl.debug_barrier()"
+from unrolled.engines.gpu.tuning import (
+    BLOCK_COLUMNS,
+    BLOCK_DEPTH,
+    SHARED_BLOCK_COLUMNS,
+    SHARED_BLOCK_DEPTH,
+    WARPS,
+)
 
 
 class StreamedKernel:
@@ -48,15 +56,19 @@ class StreamedKernel:
     Args:
         kernel: Its IR.
         views: Its inputs and matrices without rows, as views of tensors that are none.
+        shared: Whether several programs share the columns of a row.
     """
 
-    def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView]) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: KernelIR, views: dict[fx.Node, TensorView], shared: bool = False) -> None:
+        self.kernel, self.shared = kernel, shared
+        self.columns = SHARED_BLOCK_COLUMNS if shared else BLOCK_COLUMNS
+        self.depth = SHARED_BLOCK_DEPTH if shared else BLOCK_DEPTH
+        self.meetings = 0
         self.views = views
-        self.source = Source(kernel.dtype)
+        self.source = Source(kernel.dtype, kernel.storage)
         self.has_shifted = False
 
-    def emit(self) -> KernelSpec:
+    def emit(self, choice: Choice) -> KernelSpec:
         """Return the source."""
         source = self.source
         self._load_states()
@@ -67,12 +79,28 @@ class StreamedKernel:
             for scalar in level.scalars:
                 self._scalar(scalar)
             self._phases(level)
-            source.line(_BARRIER)
+            if level.phases or any(scalar.buffers for scalar in level.scalars):
+                self._barrier()
+        meetings = self.meetings
         self._store_final_states()
         if self.has_shifted:
             inside = "inside = live & (before >= 0) & (before < steps * stride)"
             source.step[:0] = ["before = at + SHIFT * stride", inside]
-        return source.render(WARPS)
+        if not self.shared:
+            return source.render(WARPS, choice)
+        widths = [phase.width for phase in self.kernel.phases()]
+        blocks = -(-max([*widths, *(state.width for state in self.kernel.states)]) // self.columns)
+        return source.render(WARPS, choice, blocks, meetings)
+
+    def _barrier(self) -> None:
+        """Let all programs of a tile of rows, or only the threads of one, wait for each other."""
+        if not self.shared:
+            self.source.line("tl.debug_barrier()")
+            return
+        self.meetings += 1
+        arrived = self.source.argument("arrived", "arrived", "arrived")
+        self.source.line("goal += parts")
+        self.source.line(self.source.call("meet", f"{arrived} + tl.program_id(0)", "goal"))
 
     # --- states ---
 
@@ -84,10 +112,13 @@ class StreamedKernel:
             with self._blocks(state.width, "in_batch") as size:
                 source.line(f"value = tl.zeros((ROWS, {size}), DT)")
                 source.line(f"if {initial} is not None:")
-                source.line(f"    value = tl.load({initial} + {times('rows', state.width)} + c, m, 0.0)")
+                load = source.load(f"{initial} + {times('rows', state.width)} + c", "m")
+                source.line(f"    value = {load}")
                 source.line(f"tl.store({self._state(k)} + {times('rows', state.width)} + c, value, m)")
-        source.head += [*source.step, _BARRIER]
-        source.step = []
+        self._barrier()
+        first = ["part = tl.program_id(1)", "goal = part * 0"] if self.shared else []
+        source.head += [*first, *source.step]
+        source.step, self.meetings = [], 0
 
     def _keep_ended_rows(self) -> None:
         """Copy the states of rows that have no such step."""
@@ -96,7 +127,7 @@ class StreamedKernel:
         source.depth += 1
         for k, state in enumerate(self.kernel.states):
             with self._blocks(state.width, "in_batch & (live == 0)"):
-                source.line(f"value = tl.load({self._state(k)} + {times('old', state.width)} + c, m, 0.0)")
+                source.line(f"value = {self._own_load(self._state(k), times('old', state.width) + ' + c')}")
                 source.line(f"tl.store({self._state(k)} + {times('new', state.width)} + c, value, m)")
         source.depth -= 1
 
@@ -109,7 +140,7 @@ class StreamedKernel:
             source.line(f"if {final} is not None:")
             source.depth += 1
             with self._blocks(state.width, "in_batch"):
-                source.line(f"value = tl.load({self._state(k)} + {times('last', state.width)} + c, m, 0.0)")
+                source.line(f"value = {self._own_load(self._state(k), times('last', state.width) + ' + c')}")
                 source.line(f"tl.store({final} + {times('rows', state.width)} + c, value, m)")
             source.depth -= 1
         source.tail, source.step = source.step, step
@@ -120,17 +151,33 @@ class StreamedKernel:
     def _workspace(self, name: str, copies: int, columns: int) -> str:
         return self.source.argument("workspace", (name, copies, columns), name)
 
+    def _own_load(self, pointer: str, address: str, mask: str = "m") -> str:
+        """Return a load of what this kernel has stored.
+
+        If other programs have, it mustn't come from the cache of this one's multiprocessor.
+        """
+        options = ', cache_modifier=".cg"' if self.shared else ""
+        return self.source.load(f"{pointer} + {address}", mask, options)
+
     # --- levels ---
 
     @contextmanager
-    def _blocks(self, width: int, live: str = "live") -> Iterator[int]:
+    def _blocks(self, width: int, live: str = "live", whole: bool = False) -> Iterator[int]:
         """Add a loop over blocks of columns: their numbers are ``c``, and those to store are ``m``.
+
+        Args:
+            width: Number of columns.
+            live: Which rows exist.
+            whole: Whether each program goes over all blocks, also if several share them.
 
         Yields:
             The number of columns of a block.
         """
-        source, size = self.source, min(BLOCK_COLUMNS, max(16, padded(width)))
-        source.line(f"for first in range(0, {width}, {size}):")
+        source, size = self.source, min(self.columns, max(16, padded(width)))
+        if self.shared and not whole:
+            source.line(f"for first in range(part * {size}, {width}, parts * {size}):")
+        else:
+            source.line(f"for first in range(0, {width}, {size}):")
         source.depth += 1
         source.line(f"c = first + tl.arange(0, {size})[None, :]")
         source.line(f"m = {live} & (c < {width})")
@@ -158,7 +205,7 @@ class StreamedKernel:
             reduction = REDUCTIONS[scalar.reduction]
             neutral = literal(reduction.neutral)
             source.line(f"{name} = tl.full((ROWS, 1), {neutral}, DT)")
-            with self._blocks(scalar.width) as size:
+            with self._blocks(scalar.width, whole=True) as size:
                 tiles = _BlockTiles(self, size, "c", scalar.width)
                 body = Body(source, tiles, scalar.instructions, [scalar.result])
                 value = full(body.operand(scalar.result), size)
@@ -168,7 +215,7 @@ class StreamedKernel:
                 joined = source.apply(reduction.join, parts, [None, None])
                 source.line(f"{name} = {without_parentheses(joined)}")
         for buffer in scalar.buffers:
-            self._store(buffer, "", name, "live")
+            self._store(buffer, "", name, "live & (part == 0)" if self.shared else "live")
 
     def _store(self, buffer: Buffer, column: str, value: str, mask: str) -> None:
         source, (pointer, row) = self.source, self._place(buffer)
@@ -209,21 +256,24 @@ class StreamedKernel:
         if buffer.memory is Memory.INPUT and not buffer.per_row:
             view = self.views[self.kernel.inputs[buffer.index].node]
             offset = f" + {view.offset}" if view.offset else ""
-            masked = f", {mask}, 0.0" if mask else ""
-            source.line(f"{name} = tl.load({source.value(view.base)}{offset}{columns}{masked})")
+            source.line(f"{name} = {source.load(f'{source.value(view.base)}{offset}{columns}', mask)}")
             return Tile(name, size, False)
         is_shifted = buffer.memory is Memory.INPUT and self.kernel.inputs[buffer.index].shifted
         self.has_shifted |= is_shifted
         masked = f" & ({mask})" if mask else ""
         pointer, row = self._place(buffer)
         row, live = ("before", "inside") if is_shifted else (row, "live")
-        source.line(f"{name} = tl.load({pointer} + {times(row, buffer.width)}{columns}, {live}{masked}, 0.0)")
+        address, mask = f"{times(row, buffer.width)}{columns}", f"{live}{masked}"
+        if buffer.memory is Memory.INPUT:
+            source.line(f"{name} = {source.load(f'{pointer} + {address}', mask)}")
+        else:
+            source.line(f"{name} = {self._own_load(pointer, address, mask)}")
         if is_shifted:
             node = self.kernel.inputs[buffer.index].node
             initial = source.argument("shifted_initial", node, f"{pointer}_initial")
             address = f"{initial} + {times('rows', buffer.width)}{columns}"
             source.line(f"if {initial} is not None:")
-            source.line(f"    initial = tl.load({address}, live & (inside == 0){masked}, 0.0)")
+            source.line(f"    initial = {source.load(address, f'live & (inside == 0){masked}')}")
             source.line(f"    {name} = tl.where(inside, {name}, initial)")
         return Tile(name, size, True)
 
@@ -236,7 +286,9 @@ class StreamedKernel:
         names = [source.numbered("a") for _ in group.products]
         for name in names:
             source.line(f"{name} = tl.zeros((ROWS, {size}), DT)")
-        block = min(BLOCK_DEPTH, max(16, padded(depth)))
+        # At least two blocks: Triton would move the loads of a single one to before the steps, into registers
+        # that it doesn't have. Compiled for sm_90, that spilled 752 bytes of four gates with 128 units.
+        block = min(self.depth, max(16, padded(depth) // (2 if self.shared else 1)))
         source.line(f"for k in range(0, {depth}, {block}):")
         source.depth += 1
         source.line(f"d = k + tl.arange(0, {block})")
@@ -249,9 +301,9 @@ class StreamedKernel:
             address = (
                 f"{source.value(view.base)}{offset} + {times('d[:, None]', down)} + {times('c', across)}"
             )
-            weight = f"tl.load({address}, (d[:, None] < {depth}) & (c < {width}), 0.0)"
+            weight = source.factor(source.load(address, f"(d[:, None] < {depth}) & (c < {width})"))
             options = "input_precision=PRECISION, out_dtype=DT"
-            source.line(f"{name} = tl.dot({row}, {weight}, {name}, {options})")
+            source.line(f"{name} = tl.dot({source.factor(row)}, {weight}, {name}, {options})")
         source.depth -= 1
         return [Tile(name, size, True) for name in names]
 
@@ -262,7 +314,8 @@ class StreamedKernel:
         pointer = self.source.argument("hoisted", key, f"product{len(self.source.arguments)}")
         columns = int(product.matrix.meta["val"].shape[1])
         offset = f" + {product.offset}" if product.offset else ""
-        self.source.line(f"{name} = tl.load({pointer} + {times('at', columns)}{offset} + c, m, 0.0)")
+        load = self.source.load(f"{pointer} + {times('at', columns)}{offset} + c", "m")
+        self.source.line(f"{name} = {load}")
         return Tile(name, size, True)
 
 

@@ -88,6 +88,9 @@ class _GeneratedKernel:
         return Kernel(self.partition, self.spec, self.dtype)
 
 
+COMPILED = "its step is compiled"
+
+
 class NativeBackend:
     """The backend for CPUs, see :class:`~unrolled.engines.compiler.backend.Backend`."""
 
@@ -98,6 +101,10 @@ class NativeBackend:
     def captures(self) -> Store | None:
         """Where captured steps are stored, unless that is turned off."""
         return kept_files.enabled_store()
+
+    def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a call computes in."""
+        return torch.float32 if dtype is torch.bfloat16 else dtype
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can."""
@@ -115,6 +122,13 @@ class NativeBackend:
         if in_graph or memory.all_readable(tensors):
             return None
         return "an input or a parameter has no values in memory"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Return None: a missing compiler shows only when it is needed."""
+
+    def explain(self, compiled: CompiledCell, training: bool) -> str:
+        """Return why the loops of a cell run here."""
+        return COMPILED
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Start to compile the matrix products and the thread pool."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -21,7 +20,8 @@ from unrolled.engines.compiler.kernel_ir import (
     Scalar,
     Sum,
 )
-from unrolled.engines.native.cpp_ops import CPP_REDUCTIONS, apply_template, literal
+from unrolled.engines.native.cpp_ops import CPP, literal
+from unrolled.engines.native.operations import REDUCTIONS, expression_of
 
 MEMBERS = {
     Memory.INPUT: "in",
@@ -83,7 +83,7 @@ def _scalar(scalar: Scalar, names: _Locals) -> list[str]:
     if scalar.reduction is None:
         call = f"rows.single({target}"
     else:
-        reduction, columns = CPP_REDUCTIONS[scalar.reduction], names.size(scalar.width)
+        reduction, columns = REDUCTIONS[scalar.reduction].name, names.size(scalar.width)
         call = f"rows.reduce({reduction}(), {target}, {columns}"
     stores = [f"rows.store({names.array(buffer, 0, 'Array')}, {target});" for buffer in scalar.buffers]
     lines = indented([*body.lines, f"return {result};"])
@@ -220,14 +220,15 @@ class _Body:
 
     def _apply(self, instruction: Apply) -> str:
         registers = [operand.index for operand in instruction.operands if isinstance(operand, Register)]
-        template = apply_template(instruction)
-        is_call = re.fullmatch(r"\w+\([^()]*\)", template) is not None  # needs no more parentheses
+        expression = expression_of(instruction)
         for position, operand in enumerate(instruction.operands):
-            if isinstance(operand, Register) and template.count(f"{{{position}}}") > 1:
+            if isinstance(operand, Register) and expression.uses(position) > 1:
                 self._name_expression(operand.index)
         while True:
-            operands = map(self.operand, instruction.operands)
-            text = template.format(*(map(without_parentheses, operands) if is_call else operands))
+            operands = list(map(self.operand, instruction.operands))
+            if expression.is_call:
+                operands = list(map(without_parentheses, operands))
+            text = CPP.apply(instruction, operands)
             longest = max(registers, key=lambda index: len(self._texts[index]), default=None)
             if len(text) <= _MAX_EXPRESSION or longest is None or not self._name_expression(longest):
                 return text

@@ -14,6 +14,7 @@ from unrolled.engines._torch_private import (
     SingleLevelFunction,
     any_requires_grad,
     enable_single_level_autograd_function,
+    in_onnx_export,
 )
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.engines.compiler.step_values import BY_REFERENCE, check_same_values
@@ -173,7 +174,7 @@ def _grouped_backward_by_reference(
 
 
 def _recurrence(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> Any:
-    if not (torch.is_grad_enabled() and any_requires_grad(x, tensors)):
+    if in_onnx_export() or not (torch.is_grad_enabled() and any_requires_grad(x, tensors)):
         with BelowAutograd():
             return _ops.recurrence(x, tensors, sizes, text)
     directions = checked_directions(x, tensors, sizes, text)

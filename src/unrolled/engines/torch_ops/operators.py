@@ -21,7 +21,12 @@ from torch import Tensor
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import WrapperSpec, wrap
 from unrolled.engines import autograd, registry, run_compiled
-from unrolled.engines._torch_private import add_dynamo_guard, constant_for_dynamo, renew_dynamo_lock
+from unrolled.engines._torch_private import (
+    add_dynamo_guard,
+    constant_for_dynamo,
+    in_onnx_export,
+    renew_dynamo_lock,
+)
 from unrolled.engines.compiler.batch_layout import Layout
 from unrolled.engines.compiler.compiled_cell import CompiledCell
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
@@ -74,8 +79,8 @@ def serialize_direction(
 
         def compile_cell() -> CompiledCell:
             compiled = registry.compiled(graph_cell.cell, dtype, device, graph_cell.values)
-            # Compile now: without a compiler, the call must fall back before it becomes part of a graph.
-            compiled.inference  # noqa: B018
+            if not in_onnx_export():  # where the operator is replaced
+                compiled.inference  # noqa: B018  # without a compiler, fall back before there is a graph
             return compiled
 
         captured = run_outside_transforms(compile_cell).captured
@@ -341,12 +346,12 @@ for _device_type in ("CPU", "CUDA"):
 # --- fake kernels: shapes only ---
 
 
-def _fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
+def fake_infer(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, text: str) -> list[Tensor]:
+    """Return empty tensors with the shapes of the results of ``unrolled::recurrence``."""
     directions, results = checked_directions(x, tensors, sizes, text), []
-    batch: Any = x.shape[1] if sizes is None else None
-    for direction in directions:
-        if batch is None and direction.stateful:
-            batch = direction.states[0].shape[0]
+    batches: list[Any] = [x.shape[1]] if sizes is None else []
+    batches += [direction.states[0].shape[0] for direction in directions if direction.stateful]
+    batch = batches[0] if batches else None
     if batch is None:
         batch = torch.library.get_ctx().new_dynamic_size()
     for direction in directions:
@@ -363,7 +368,7 @@ def _fake_forward_and_save(
         for direction in deserialize_directions(text, tensors)
         for shape, dtype in direction.compiled(x).saved_tensors
     ]
-    return [*_fake_infer(x, tensors, sizes, text), *saved]
+    return [*fake_infer(x, tensors, sizes, text), *saved]
 
 
 def _fake_backward(
@@ -390,6 +395,6 @@ def _fake_backward(
     return gradients
 
 
-torch.library.register_fake("unrolled::recurrence", _fake_infer, lib=library)
+torch.library.register_fake("unrolled::recurrence", fake_infer, lib=library)
 torch.library.register_fake("unrolled::recurrence_kept", _fake_forward_and_save, lib=library)
 torch.library.register_fake("unrolled::recurrence_back", _fake_backward, lib=library)

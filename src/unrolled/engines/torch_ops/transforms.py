@@ -106,7 +106,7 @@ def run(
     reason = backends.unsupported(inputs, in_graph=True)
     if reason is not None:
         return reason
-    compute_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
+    compute_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     direction_texts: list[str] = []
     tensors: list[Tensor] = []
     result_counts: list[int] = []

@@ -112,6 +112,9 @@ ALWAYS_INLINE V v_fma(V a, V b, V c) {
   return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif LANES == 4 && defined(__FMA__)
   return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif LANES == 1 && FUSED && defined(__arm__) /* clang would call fmaf */
+  __asm__("vfma.f32 %0, %1, %2" : "+t"(c) : "t"(a), "t"(b));
+  return c;
 #elif LANES == 1 && FUSED
   return __builtin_fmaf(a, b, c);
 #else

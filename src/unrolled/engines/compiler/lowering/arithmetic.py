@@ -21,6 +21,7 @@ from unrolled.engines.compiler.lowering.reductions import sum_dims
 aten, prims = torch.ops.aten, torch.ops.prims
 
 _MAX_INTEGER_POWER = 16
+_ROOTS = {0.5: aten.sqrt.default, -0.5: aten.rsqrt.default}
 
 
 def _mm(columns: Columns, left: Any, right: Any) -> Any:
@@ -32,16 +33,19 @@ def _mm(columns: Columns, left: Any, right: Any) -> Any:
 def _matmul(columns: Columns, left: Any, right: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(left, ColumnView) and isinstance(right, ColumnView):
         if left.batch_axis == 1 and right.batch_axis == 0:  # a sum over the batch: the gradient of a matrix
+            columns.check_sum_over_batch()
+            if 0 in shape:
+                return torch.zeros(shape, dtype=columns.dtype)
             parts = []
             for a, b in zip(
-                left.ids.reshape(left.shape[0], -1).T,
-                right.ids.reshape(-1, right.shape[1]),
+                left.ids.reshape(without_batch(left.shape)).T,
+                right.ids.reshape(without_batch(right.shape)),
                 strict=True,
             ):
                 parts.append(torch.mm(columns.to_tensor(a).t(), columns.to_tensor(b)))
             return sum(parts[1:], parts[0])
     elif isinstance(left, ColumnView) and left.batch_axis == 0:
-        rows = left.ids.reshape(-1, left.shape[1])
+        rows = left.ids.reshape(without_batch(left.shape))
         products = [columns.matmul(ids, right) for ids in rows]
         return ColumnView(
             np.concatenate([p.ids.flatten() for p in products]).reshape(without_batch(shape)), shape
@@ -149,9 +153,11 @@ def _convert(columns: Columns, x: ColumnView, source_dtype: torch.dtype, dtype: 
     return x
 
 
-def _integer_power(columns: Columns, x: ColumnView, exponent: float) -> ColumnView:
+def _power(columns: Columns, x: ColumnView, exponent: float) -> ColumnView:
     """Lower ``pow``; a whole number is multiplied with itself, because C++'s ``pow`` may round."""
     if columns.node.meta["val"].dtype not in INTEGER_DTYPES:
+        if exponent in _ROOTS:  # unlike pow, these are NaN for -inf, as in torch
+            return columns.pointwise(_ROOTS[exponent], x)
         return columns.pointwise(aten.pow.Tensor_Scalar, x, exponent)
     if not 0 <= exponent <= _MAX_INTEGER_POWER:
         raise UnsupportedError(
@@ -176,38 +182,79 @@ def _with_truth_value(op: Any) -> Callable[..., ColumnView]:
 
 
 def _shift_left(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
+    _check_shift(columns, bits)
     return columns.pointwise(aten.mul.Tensor, x, float(2**bits))
 
 
 def _shift_right(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
+    _check_shift(columns, bits)
     return columns.pointwise(aten.floor.default, columns.pointwise(aten.mul.Tensor, x, 0.5**bits))
+
+
+def _check_shift(columns: Columns, bits: int) -> None:
+    if bits < 0:
+        raise UnsupportedError(f"{columns.node.target} needs a number of bits of at least 0, got {bits}")
+
+
+def _check_divisor(columns: Columns, divisor: Any) -> None:
+    """Check that whole numbers are divided by numbers that aren't 0, for which torch raises an error."""
+    is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
+    if is_integer and (isinstance(divisor, (ColumnView, FakeTensor)) or not np.all(np.asarray(divisor))):
+        raise UnsupportedError(
+            f"{columns.node.target} of whole numbers needs a constant divisor other than 0"
+        )
+
+
+def _checked_division(op: Any) -> Callable[..., ColumnView]:
+    """Return the lowering of an elementwise operation that divides by its second operand."""
+
+    def rule(columns: Columns, left: Any, right: Any) -> ColumnView:
+        _check_divisor(columns, right)
+        return columns.pointwise(op, left, right)
+
+    return rule
+
+
+def _compare(columns: Columns, name: str, value: Any, number: float) -> Any:
+    """Compare a value of the batch, a value made of parameters, or a number with a number."""
+    op = getattr(aten, name).Scalar
+    if isinstance(value, ColumnView):
+        return columns.pointwise(op, value, number)
+    return (
+        columns.apply(op, value, number)
+        if isinstance(value, Tensor)
+        else float(getattr(operator, name)(value, number))
+    )
 
 
 def _div_mode(columns: Columns, left: Any, right: Any, *, rounding_mode: str | None = None) -> ColumnView:
     """Lower ``div`` with a rounding mode; floor uses the remainder, as torch does."""
-    is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
-    if is_integer and (isinstance(right, (ColumnView, FakeTensor)) or not np.all(np.asarray(right))):
-        raise UnsupportedError(
-            f"{columns.node.target} of whole numbers needs a constant divisor other than 0"
-        )
+    _check_divisor(columns, right)
     pointwise = columns.pointwise
     if rounding_mode != "floor":
         quotient = pointwise(aten.div.Tensor, left, right)
         return quotient if rounding_mode is None else pointwise(aten.trunc.default, quotient)
     remainder = pointwise(aten.fmod.Tensor, left, right)
     quotient = pointwise(aten.div.Tensor, pointwise(aten.sub.Tensor, left, remainder), right)
-    signs_differ = pointwise(aten.lt.Tensor, pointwise(aten.mul.Tensor, remainder, right), 0.0)
+    signs_differ = pointwise(
+        aten.logical_and.default,
+        pointwise(aten.ne.Scalar, remainder, 0.0),
+        pointwise(
+            aten.logical_xor.default,
+            pointwise(aten.lt.Scalar, remainder, 0.0),
+            _compare(columns, "lt", right, 0.0),
+        ),
+    )
     quotient = pointwise(aten.where.self, signs_differ, pointwise(aten.sub.Tensor, quotient, 1.0), quotient)
     floored = pointwise(aten.floor.default, quotient)
     correction = pointwise(aten.gt.Tensor, pointwise(aten.sub.Tensor, quotient, floored), 0.5)
     unrounded = pointwise(aten.div.Tensor, left, right)
-    if isinstance(right, ColumnView):
-        is_zero: Any = pointwise(aten.eq.Tensor, right, 0.0)
-    elif isinstance(right, Tensor):  # without rows
-        is_zero = columns.apply(aten.eq.Scalar, right, 0.0)
-    else:
-        is_zero = float(right == 0)
-    return pointwise(aten.where.self, is_zero, unrounded, pointwise(aten.add.Tensor, floored, correction))
+    corrected = pointwise(aten.add.Tensor, floored, correction)
+    is_zero = pointwise(aten.eq.Scalar, quotient, 0.0)
+    corrected = pointwise(
+        aten.where.self, is_zero, pointwise(aten.copysign.Tensor, 0.0, unrounded), corrected
+    )
+    return pointwise(aten.where.self, _compare(columns, "eq", right, 0.0), unrounded, corrected)
 
 
 def _round_decimals(columns: Columns, x: ColumnView, *, decimals: int) -> ColumnView:
@@ -241,7 +288,11 @@ ARITHMETIC_RULES: dict[Any, Callable[..., Any]] = {
     aten.ones_like.default: lambda columns, x, **_: _full_like(columns, x, 1),
     aten.clamp.default: _clamp,
     aten.clamp.Tensor: _clamp,
-    aten.pow.Tensor_Scalar: _integer_power,
+    aten.pow.Tensor_Scalar: _power,
+    aten.remainder.Scalar: _checked_division(aten.remainder.Scalar),
+    aten.remainder.Tensor: _checked_division(aten.remainder.Tensor),
+    aten.fmod.Scalar: _checked_division(aten.fmod.Scalar),
+    aten.fmod.Tensor: _checked_division(aten.fmod.Tensor),
     aten.bitwise_and.Scalar: _bitwise_and_number,
     aten.bitwise_or.Scalar: _with_truth_value(aten.bitwise_or.Tensor),
     aten.bitwise_xor.Scalar: _with_truth_value(aten.bitwise_xor.Tensor),

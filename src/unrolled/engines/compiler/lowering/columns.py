@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.engines._torch_private import FakeTensor, disable_current_modes
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 
 aten = torch.ops.aten
 
@@ -135,6 +135,16 @@ class Columns:
     def is_recurrent(self, ids: ColumnIds) -> bool:
         """Return whether any of the columns depends on a state."""
         return any(self.sources[column // _MAX_WIDTH].recurrent for column in np.ravel(ids).tolist())
+
+    def check_sum_over_batch(self) -> None:
+        """Check that the current node may sum over the batch, as only the gradient of a shared value does.
+
+        Raises:
+            UnsupportedError: If the node isn't part of the backward.
+        """
+        location = self.node.meta.get("location")
+        if location is None or not location.backward:
+            raise UnsupportedError(f"{self.node.target} {MIXES_ROWS}")
 
     def pieces(self, operands: list[ColumnIds]) -> Iterator[tuple[int, list[tuple[int, bool]]]]:
         """Cut operands into pieces whose columns are consecutive, or repeat one column, in every operand.
@@ -274,7 +284,7 @@ class Columns:
         if all(isinstance(value, float) or not isinstance(value, FakeTensor) for value in values.values()):
             with disable_current_modes():  # all operands are constants: compute the result now
                 constants = [
-                    torch.as_tensor(a, dtype=torch.float64) if k in values else a
+                    torch.as_tensor(a, dtype=self.dtype) if k in values else a
                     for k, a in enumerate(arguments)
                 ]
                 if target in BITWISE_OPS:
@@ -322,6 +332,8 @@ class Columns:
         Columns that depend on a state get a separate product, so that the product of the others can leave the
         loop.
         """
+        if not matrix.numel():
+            return self.constant(0, (BATCH_SYMBOL, matrix.shape[1]))
         if not isinstance(matrix, FakeTensor):
             with disable_current_modes():
                 matrix = self._in_loop_dtype(matrix)

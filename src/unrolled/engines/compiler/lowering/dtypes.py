@@ -8,6 +8,7 @@ loop can represent them. A float32 step with float64 values or larger whole numb
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from unrolled.engines._torch_private import disable_current_modes
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
 from unrolled.engines.compiler.lowering.columns import Columns, ColumnView
+from unrolled.engines.compiler.lowering.movement import MOVEMENT_OPS
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -105,6 +107,11 @@ class IntegerBounds:
         target, args = node.target, node.args
         if target in _BOUNDS:
             return _BOUNDS[target](self.of, node)
+        if target is operator.getitem:  # values or indices
+            [source] = node.all_input_nodes
+            return max(self._bound_of_result(source), *map(_row_size, source.all_input_nodes))
+        if target in MOVEMENT_OPS and target is not aten.constant_pad_nd.default:  # its numbers are positions
+            return self.of(node.all_input_nodes)
         value = node.meta["val"]
         operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
         if any(n.meta["val"].dtype.is_floating_point for n in operands):
@@ -121,11 +128,26 @@ class IntegerBounds:
 def _reduced_count(node: fx.Node) -> int:
     """Return how many numbers of a row an operation may combine to one result."""
     [operand] = node.all_input_nodes
-    return math.prod(size for size in operand.meta["val"].shape if size % BATCH_SYMBOL)
+    return _row_size(operand)
+
+
+def _row_size(node: fx.Node) -> int:
+    """Return the number of elements of a value in each row."""
+    return math.prod(size for size in node.meta["val"].shape if size % BATCH_SYMBOL)
+
+
+def _raised(bound: int, exponent: int) -> int:
+    """Return a bound to the power of an exponent, at most 2^200."""
+    bound = max(bound, 1)
+    return 2**200 if exponent * math.log2(bound) > 200 else bound**exponent
+
+
+def _prod(bound_of: Callable[[Any], int], node: fx.Node) -> int:
+    return _raised(bound_of(node.args[0]), _reduced_count(node))
 
 
 def _power(bound_of: Callable[[Any], int], node: fx.Node) -> int:
-    return int(min(float(max(bound_of(node.args[0]), 1)) ** bound_of(node.args[1]), 2.0**200))
+    return _raised(bound_of(node.args[0]), bound_of(node.args[1]))
 
 
 def _additive(bound_of: Callable[[Any], int], node: fx.Node) -> int:
@@ -145,6 +167,23 @@ def _sum(bound_of: Callable[[Any], int], node: fx.Node) -> int:
     return bound_of(node.args[0]) * _reduced_count(node)
 
 
+def _matmul(bound_of: Callable[[Any], int], node: fx.Node) -> int:
+    left, right = node.args
+    return bound_of(left) * bound_of(right) * int(left.meta["val"].shape[-1])  # type: ignore[union-attr]
+
+
+def _addmm(bound_of: Callable[[Any], int], node: fx.Node) -> int:
+    beta, alpha = (bound_of(node.kwargs.get(name, 1)) for name in ("beta", "alpha"))
+    bias, left, right = node.args
+    depth = int(left.meta["val"].shape[-1])  # type: ignore[union-attr]
+    return bound_of(bias) * beta + bound_of(left) * bound_of(right) * depth * alpha
+
+
+def _scatter_add(bound_of: Callable[[Any], int], node: fx.Node) -> int:
+    count = _row_size(node.args[2])  # type: ignore[arg-type]
+    return bound_of(node.args[0]) + count * bound_of(node.args[3])
+
+
 _Bound = Callable[[Callable[[Any], int], fx.Node], int]
 _BOUNDS: Mapping[Any, _Bound] = {
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _additive),
@@ -152,9 +191,11 @@ _BOUNDS: Mapping[Any, _Bound] = {
     **dict.fromkeys((aten.sum.dim_IntList, aten.sum.default, prims.sum.default, aten.cumsum.default), _sum),
     **dict.fromkeys((aten.clamp.default, aten.clamp.Tensor), _clamp),
     aten.pow.Tensor_Scalar: _power,
-    aten.prod.dim_int: lambda bound_of, node: int(
-        min(float(max(bound_of(node.args[0]), 1)) ** _reduced_count(node), 2.0**200)
-    ),
+    **dict.fromkeys((aten.prod.dim_int, aten.cumprod.default), _prod),
+    **dict.fromkeys((aten.mm.default, aten.bmm.default), _matmul),
+    aten.addmm.default: _addmm,
+    **dict.fromkeys((aten.argmax.default, aten.argmin.default), lambda bound_of, node: _reduced_count(node)),
+    aten.scatter_add.default: _scatter_add,
     **dict.fromkeys(
         (aten.remainder.Scalar, aten.remainder.Tensor, aten.fmod.Scalar, aten.fmod.Tensor),
         lambda bound_of, node: bound_of(node.args[1]),
@@ -181,6 +222,33 @@ INTEGER_OPS = {
 }  # fmt: skip
 
 
+# Of an operand outside of the dtype's range, they use the last bits, as of a result.
+WRAPPING_OPS = {
+    aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.mul.Tensor, aten.mul.Scalar,
+}  # fmt: skip
+
+
+def check_numbers(node: fx.Node) -> None:
+    """Check that the Python numbers in an operation on whole numbers are in the range of their dtype.
+
+    Raises:
+        UnsupportedError: If one isn't. torch then uses its last bits, or raises an error.
+    """
+    dtypes = {v.dtype for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
+    for dtype in dtypes.intersection(INTEGER_DTYPES):
+        info = torch.iinfo(dtype)
+        for number in (*node.args, *node.kwargs.values()):
+            if type(number) is int and not info.min <= number <= info.max:
+                raise UnsupportedError(f"{node.target} uses {number}, which is outside the range of {dtype}")
+
+
+def _may_be_negative(node: fx.Node) -> bool:
+    """Return whether an operation on unsigned numbers or booleans may compute a negative number."""
+    operand = node.args[0]
+    is_bool = isinstance(operand, fx.Node) and operand.meta["val"].dtype is torch.bool
+    return node.target in INTEGER_OPS and not (is_bool and node.target is aten._to_copy.default)
+
+
 def wrap_integers(columns: Columns, x: ColumnView, dtype: torch.dtype, bounds: IntegerBounds) -> ColumnView:
     """Return whole numbers modulo the range of a dtype, as torch does on overflow.
 
@@ -191,7 +259,7 @@ def wrap_integers(columns: Columns, x: ColumnView, dtype: torch.dtype, bounds: I
         bounds: Bounds of the numbers; that of the result is updated.
     """
     bound, info = bounds.of(columns.node), torch.iinfo(dtype)
-    if dtype is torch.int64 or (bound <= info.max and (info.min < 0 or bound <= 1)):
+    if dtype is torch.int64 or (bound <= info.max and (info.min < 0 or not _may_be_negative(columns.node))):
         return x
     size = float(info.max) - info.min + 1
     shifted = columns.pointwise(aten.sub.Tensor, x, float(info.min))

@@ -18,14 +18,16 @@ from torch import Tensor, fx
 
 from unrolled.engines._torch_private import FakeTensor, disable_current_modes, make_fx, tree_map
 from unrolled.engines.compiler.cse import eliminate_common
-from unrolled.engines.compiler.ir import BATCH_SYMBOL, UnsupportedError
+from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.arithmetic import ARITHMETIC_RULES
 from unrolled.engines.compiler.lowering.columns import BITWISE_OPS, Columns, ColumnView, without_batch
 from unrolled.engines.compiler.lowering.dtypes import (
     INTEGER_DTYPES,
     INTEGER_OPS,
+    WRAPPING_OPS,
     IntegerBounds,
     NeedsFloat64Error,
+    check_numbers,
     is_float32,
     round_to_float32,
     wrap_integers,
@@ -34,7 +36,12 @@ from unrolled.engines.compiler.lowering.movement import INDEXING_RULES, MOVEMENT
 from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.lowering.reductions import REDUCTION_RULES
 from unrolled.engines.compiler.lowering.scans import SCAN_RULES
-from unrolled.engines.compiler.source_location import LocationInterpreter
+from unrolled.engines.compiler.source_location import (
+    COMPILER_FAULT,
+    LocationInterpreter,
+    location_of,
+    unsupported,
+)
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -89,7 +96,13 @@ class _Lowering(LocationInterpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.columns.node = n
-        return super().run_node(n)
+        try:
+            return super().run_node(n)
+        except (UnsupportedError, NeedsFloat64Error):
+            raise
+        except Exception as error:  # the reference engine can still run the step
+            reason = f"{COMPILER_FAULT} ({type(error).__name__}: {error}); please report it with the step"
+            raise unsupported(reason, location_of(n)) from error
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         node, columns = self.columns.node, self.columns
@@ -114,6 +127,8 @@ class _Lowering(LocationInterpreter):
         values: list[Any] = []
         tree_map(values.append, (args, kwargs))
         result = self.columns.node.meta.get("val")
+        if isinstance(result, Tensor) and sum(size % BATCH_SYMBOL == 0 < size for size in result.shape) > 1:
+            raise UnsupportedError(f"{target} {MIXES_ROWS}")
         if not any(isinstance(v, ColumnView) for v in values):
             if isinstance(result, Tensor) and any(size and size % BATCH_SYMBOL == 0 for size in result.shape):
                 return self._broadcast_to_batch(target, args, result)
@@ -190,6 +205,8 @@ class _Lowering(LocationInterpreter):
             target in BITWISE_OPS and dtypes != {torch.bool}
         ):
             raise UnsupportedError(f"{target} computes with integers")
+        if torch.Tag.pointwise in getattr(target, "tags", ()) and target not in WRAPPING_OPS:
+            check_numbers(self.columns.node)
         return dtypes
 
     def _is_intermediate_bool_cast(self) -> bool:

@@ -17,6 +17,8 @@ from unrolled.engines.compiler.lowering.columns import Columns, ColumnView, with
 aten, prims = torch.ops.aten, torch.ops.prims
 
 _REPEATED_OPS = {aten.add.Tensor: aten.mul.Tensor, aten.mul.Tensor: aten.pow.Tensor_Tensor}
+# Results for no columns. torch has none for amax and amin; the maximum of booleans is any.
+_EMPTY_RESULTS = {aten.add.Tensor: 0, aten.mul.Tensor: 1, aten.maximum.default: 0}
 _MAX_CUMSUM = 4096  # columns; float32 has 24 bits, enough for two counts below this
 
 
@@ -41,6 +43,8 @@ def reduce_dims(
         raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     remaining = [d for d in range(rank) if d not in dims]
     shape = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
+    if x.ids.size == 0:
+        return columns.constant(_EMPTY_RESULTS[combine], shape)
     grid = x.ids.transpose(*remaining, *dims)  # one line for each result
     grid = grid.reshape(math.prod(without_batch([x.shape[d] for d in remaining])), -1)
     if columns.count_runs(grid.T) < columns.count_runs(grid):  # combine whole runs, elementwise
@@ -109,15 +113,15 @@ def _sum(columns: Columns, x: ColumnView, dims: Any = None, keepdim: bool = Fals
     axis = x.batch_axis
     if axis not in dims:
         return columns.reshape(sum_dims(columns, x, dims), shape)
-    location = columns.node.meta.get("location")
-    if location is None or not location.backward:
-        raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
+    columns.check_sum_over_batch()
     # The batch dimension may be flattened together with features: split them into two dimensions.
     features = x.shape[axis] // BATCH_SYMBOL
     x = columns.reshape(x, (*x.shape[:axis], BATCH_SYMBOL, features, *x.shape[axis + 1 :]))
     feature_dims = [d + (d > axis) for d in dims if d != axis] + [axis + 1] * (features > 1)
     if feature_dims:
         x = sum_dims(columns, x, feature_dims)
+    if x.ids.size == 0:
+        return torch.zeros(shape, dtype=columns.dtype)
     return torch.sum(columns.to_tensor(x.ids.flatten()), 0).view(shape)
 
 
@@ -183,6 +187,8 @@ def _cumsum(columns: Columns, x: ColumnView, dim: int, **_: Any) -> ColumnView:
     if dim == x.batch_axis:
         raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     size = x.shape[dim]
+    if x.ids.size == 0:
+        return x
     if size >= _MAX_CUMSUM:
         raise UnsupportedError(f"{columns.node.target} supports fewer than {_MAX_CUMSUM} columns, got {size}")
     pointwise = columns.pointwise

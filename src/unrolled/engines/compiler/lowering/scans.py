@@ -132,6 +132,9 @@ def _select(columns: Columns, x: ColumnView, dim: int, count: int, largest: bool
         raise UnsupportedError(
             f"{columns.node.target} supports up to {MAX_SELECTED} sorted values per row, got {count}"
         )
+    shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
+    if 0 in shape:
+        return columns.constant(0, shape), columns.constant(0, shape)
     pointwise, positions = columns.pointwise, _positions(columns, x, dim)
     x = columns.stored(x)
     is_nan = pointwise(aten.isnan.default, x)
@@ -156,7 +159,6 @@ def _select(columns: Columns, x: ColumnView, dim: int, count: int, largest: bool
         results.append((value, index))
         taken = pointwise(aten.logical_or.default, taken, pointwise(aten.eq.Tensor, positions, index))
         taken = columns.stored(taken)
-    shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
     values, indices = ([r[k].ids for r in results] for k in (0, 1))
     return tuple(ColumnView(np.concatenate(parts, dim), shape) for parts in (values, indices))
 

@@ -1,0 +1,97 @@
+"""Run tasks in several processes, of which any may crash: an invalid access ends all work on a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Task = dict[str, Any]
+_POLL = 0.05  # seconds
+
+
+@dataclass
+class _Worker:
+    """A process with its tasks, and the files with its output."""
+
+    tasks: list[Task]
+    process: subprocess.Popen[str]
+    output: Any
+    errors: Any
+    results: dict[int, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, command: Sequence[str], tasks: list[Task]) -> _Worker:
+        output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=errors, text=True, encoding="utf-8"
+        )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(tasks))
+            process.stdin.close()
+        except BrokenPipeError:  # it has crashed, which its exit code says
+            pass
+        return cls(tasks, process, output, errors)
+
+    def finish(self) -> tuple[list[Any], str]:
+        """Return the results of its tasks, in order, and the last line of its error output."""
+        self.process.wait()
+        self.output.seek(0)
+        self.errors.seek(0)
+        printed = [line for line in self.output if line.startswith("{") and line.endswith("}\n")]
+        results = [json.loads(line) for line in printed]
+        lines = self.errors.read().strip().splitlines()
+        self.output.close()
+        self.errors.close()
+        return results, lines[-1] if lines else f"exit code {self.process.returncode}"
+
+
+def run_tasks(
+    tasks: Sequence[Task], processes: int, seconds: float, command: Sequence[str] = ()
+) -> list[Any]:
+    """Run tasks in processes, each of which runs several, one after another.
+
+    If a process ends before its tasks are done, the one that it was running has failed. Another process runs
+    the rest.
+
+    Args:
+        tasks: The tasks, as data for JSON.
+        processes: Largest number of processes at a time.
+        seconds: Time limit of all tasks together.
+        command: A program that reads a list of tasks from its input, and prints a line of JSON for each, a
+            dictionary. By default, ``worker.py`` beside this file.
+
+    Returns:
+        The dictionary of each task. If it failed, it has the key ``trouble``, with the reason.
+    """
+    command = command or [sys.executable, "-m", "unrolled.cli.bench.gpu.worker"]
+    deadline, results = time.monotonic() + seconds, list[Any]([None] * len(tasks))
+    shares = [list(range(first, len(tasks), processes)) for first in range(min(processes, len(tasks)))]
+    running = [(share, _Worker.start(command, [tasks[k] for k in share])) for share in shares]
+    while running:
+        share, worker = running.pop(0)
+        if worker.process.poll() is None and time.monotonic() < deadline:
+            running.append((share, worker))
+            time.sleep(_POLL)
+            continue
+        is_late = worker.process.poll() is None
+        if is_late:
+            worker.process.kill()
+        done, message = worker.finish()
+        for index, result in zip(share, done, strict=False):
+            results[index] = result
+        rest = share[len(done) :]
+        if rest and is_late:
+            for index in rest:
+                results[index] = {"trouble": f"no result within {seconds:.0f} s"}
+        elif rest:
+            results[rest[0]] = {"trouble": message}
+            if rest[1:]:
+                running.append((rest[1:], _Worker.start(command, [tasks[k] for k in rest[1:]])))
+    return results
