@@ -58,6 +58,7 @@ def test_errors_of_layers_are_their_own() -> None:
     assert report.output.rms == pytest.approx(float(difference.square().mean().sqrt()))
 
 
+@pytest.mark.slow
 def test_layers_that_suffer_are_named_and_can_be_kept() -> None:
     model, x = Tagger().eval(), torch.randn(4, 9, 6)
     with torch.no_grad():

@@ -320,3 +320,16 @@ def test_what_needs_the_float_layer() -> None:
         ur.export.c(quantized, "unused")
     with pytest.warns(UserWarning, match="it has weights in int8"):
         ur.revert(quantized)
+
+
+@pytest.mark.slow
+def test_torch_onnx_export_is_refused(tmp_path: Any) -> None:
+    pytest.importorskip("onnxscript")
+    quantized = ur.quantize(ur.LSTM(3, 4).eval())
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as raised:
+        torch.onnx.export(quantized, (X,), tmp_path / "model.onnx")
+    causes, error = [], raised.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any("doesn't support weights in int8: export the float model" in cause for cause in causes)

@@ -12,7 +12,7 @@ from helpers.layer_pairs import NEEDS_COMPILER
 from unrolled.cells.quantized_products import FORMATS
 
 pytestmark = NEEDS_COMPILER
-ALL_FORMATS = ("LSTM", "SLSTM", "RHN", "FastGRNN")
+ALL_FORMATS = ("GRU", "SLSTM", "RHN", "FastGRNN")
 CELLS = [name if name == "LSTM" else pytest.param(name, marks=pytest.mark.slow) for name in ur.cells.__all__]
 
 

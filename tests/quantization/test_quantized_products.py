@@ -145,7 +145,8 @@ def test_large_products_have_the_same_bits_for_two_threads() -> None:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("weights", sample(["int8", "bfloat16", "float16"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "bfloat16", "float16"])
 def test_heads_slices_and_computed_matrices(weights: str) -> None:
     layer = ur.Recurrent(Heads, 6, 9).eval()
     quantized = ur.quantize(layer, weights)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.onnx_operators import OnnxOperator, onnx_attributes, onnx_operator
+from unrolled.cells.wrappers import QuantizedWrapper
 from unrolled.engines._torch_private import (
     get_proxy_mode,
     in_onnx_export,
@@ -34,6 +35,7 @@ PACKED = (
     "torch.onnx.export doesn't support packed sequences of {}: pass a padded input and lengths, or export "
     "the model after unrolled.revert(model)"
 )
+QUANTIZED = "torch.onnx.export doesn't support weights in {}: export the float model"
 
 
 @register_decomposition(torch.ops.unrolled.recurrence.default)
@@ -49,6 +51,10 @@ def _decompose(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, lanes
     directions = checked_directions(x, tensors, sizes, lanes)
     if sizes is not None:
         raise OnnxExportError(PACKED.format(type(directions[0].cell.innermost).__name__))
+    wrappers = dict(directions[0].cell._wrapper_spec)
+    if QuantizedWrapper.stored_name in wrappers:
+        weights, *_ = wrappers[QuantizedWrapper.stored_name]
+        raise OnnxExportError(QUANTIZED.format(weights))
     operator = onnx_operator(directions[0].cell, x.dtype)
     if operator is not None and [one.reverse for one in directions] in ([False], [False, True]):
         return _standard_node(operator, directions, x)
