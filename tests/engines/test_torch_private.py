@@ -24,7 +24,9 @@ SOURCE = Path(unrolled.__file__).parent
 # A name of torch with a leading underscore. Tensor._version and OpOverload._schema are attributes, not names.
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-z]\w*|_dynamo_marked_constant|forward_ad\._")
 ALLOWED = {
-    "cells/wrappers.py": "torch.utils._pytree",  # cells may not import engines
+    # Cells may not import engines.
+    "cells/wrappers.py": "torch.utils._pytree",
+    "cells/quantized_products.py": ("torch._ops", "torch.utils._python_dispatch", "torch.utils._pytree"),
     "cli/bench/runtimes.py": "torch._dynamo",  # an option of torch.compile that has no public name
 }
 

@@ -29,9 +29,9 @@ from unrolled.engines.compiler import compiled_cell
 from unrolled.engines.native.toolchain import kept_files
 kept_files._folder = lambda: pathlib.Path({folder!r})
 captured, original = [], compiled_cell.capture
-def capture(cell, *arguments):
+def capture(cell, *arguments, **options):
     captured.append(type(cell).__name__)
-    return original(cell, *arguments)
+    return original(cell, *arguments, **options)
 compiled_cell.capture = capture
 for name in {names}:
     torch.manual_seed(3)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.cells.quantized_products import LARGEST, SMALLEST, ProductMode
 from unrolled.cells.wrappers import CellWrapper
+from unrolled.engines._torch_private import tree_leaves
 from unrolled.engines.selection import engine
 from unrolled.layers.module import CellModule
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves
 
+from unrolled.engines._torch_private import tree_leaves
 from unrolled.layers.convert import as_recurrent
 from unrolled.layers.recurrent import Recurrent
 from unrolled.layers.single_step import SingleStep

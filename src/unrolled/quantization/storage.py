@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from unrolled.cells.base import Cell
 from unrolled.cells.quantized_products import (
@@ -18,6 +17,7 @@ from unrolled.cells.quantized_products import (
     round_weights,
     weight_scales,
 )
+from unrolled.engines._torch_private import tree_leaves
 
 
 @dataclass
