@@ -181,6 +181,24 @@ def test_random_damage_raises_nothing_but_value_error(
         read_weights(path)
 
 
+# In an entry of the list of names: the version, flags, compression, lengths, position and name.
+@pytest.mark.parametrize(
+    ("offset", "value"), [(6, 64), (8, 1), (8, 8), (10, 99), (28, 255), (42, 255), (46, 255)]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_a_damaged_list_of_names(tmp_path: Path, suffix: str, offset: int, value: int) -> None:
+    path, weights = tmp_path / f"damaged{suffix}", nn.GRU(2, 3).state_dict()
+    if suffix == ".pt":
+        torch.save(weights, path)
+    else:
+        numpy.savez(path, **{name: tensor.numpy() for name, tensor in weights.items()})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
+    path.write_bytes(content)
+    with contextlib.suppress(ValueError):  # some of them can still be read
+        read_weights(path)
+
+
 def test_uppercase_suffixes(tmp_path: Path) -> None:
     torch.save(nn.LSTM(2, 3).state_dict(), tmp_path / "W.PT")
     assert find_layers(read_weights(tmp_path / "W.PT").tensors)

@@ -64,7 +64,7 @@ def _zip_format(path: Path, head: bytes) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:  # cut off at the end, where the list of names is
+    except Exception:  # cut off at the end, where the list of names is, or damaged there
         names = [head[30 : 30 + int.from_bytes(head[26:28], "little")].decode(errors="replace")]
     if _KERAS_WEIGHTS in names or names == ["metadata.json"]:
         return "keras"
