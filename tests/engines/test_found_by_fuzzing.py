@@ -270,7 +270,7 @@ class Rewritten(ur.Cell):
         return torch.tanh(u + torch.copysign(x, -0.0) - torch.copysign(v, 2))
 
 
-@pytest.mark.parametrize("cell", [MadeOfWeights, Rewritten])
+@pytest.mark.parametrize("cell", sample([MadeOfWeights, Rewritten]))
 @pytest.mark.parametrize("dtype", sample([torch.float32, torch.float64], [torch.float64]), ids=str)
 def test_what_is_computed_before_the_loop_or_rewritten(cell: type[ur.Cell], dtype: torch.dtype) -> None:
     with BatchCompiler() as batch:

@@ -62,8 +62,16 @@ def check(layer: Any, call: Any, inputs: list[Tensor], dtype: torch.dtype, strea
         assert float(error) < 0.5 * ROUNDINGS * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("streamed", sample([False, True]), ids=["", "streamed"])
-@pytest.mark.parametrize("dtype", sample(DTYPES), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "streamed"),
+    [
+        (torch.float16, False),
+        pytest.param(torch.bfloat16, True, marks=pytest.mark.slow),
+        pytest.param(torch.float16, True, marks=pytest.mark.exhaustive),
+        pytest.param(torch.bfloat16, False, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cell", sample(CELLS, [ur.cells.LSTM]), ids=lambda cell: cell.__name__)
 def test_every_cell(cell: Any, dtype: torch.dtype, streamed: bool) -> None:
     check(ur.Recurrent(cell, 5, 6), lambda layer, x: layer(x), [torch.randn(6, 3, 5)], dtype, streamed)

@@ -70,6 +70,7 @@ def uses_header(line: list[str]) -> bool:
     return "-include" in line
 
 
+@pytest.mark.slow
 def test_later_loops_use_a_precompiled_header(tmp_path: Path, lines: list[list[str]]) -> None:
     path = precompile(tmp_path)
     assert not any(map(uses_header, lines))

@@ -43,7 +43,7 @@ LAYERS: dict[str, Callable[[], ur.Recurrent]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("RNN", "wide") else pytest.mark.slow) for name in LAYERS]
+    "name", [pytest.param(name, marks=[] if name == "RNN" else pytest.mark.slow) for name in LAYERS]
 )
 def test_no_weight_is_cut_off(name: str, open_page: OpenPage) -> None:
     trace = ur.trace(negative(LAYERS[name]()), torch.randn(4, LAYERS[name]().input_size))
