@@ -35,7 +35,7 @@ PACKED = (
     "torch.onnx.export doesn't support packed sequences of {}: pass a padded input and lengths, or export "
     "the model after unrolled.revert(model)"
 )
-QUANTIZED = "torch.onnx.export doesn't support weights in {}: export the float model"
+QUANTIZED = "torch.onnx.export doesn't support {} weights: export the float32 model instead"
 
 
 @register_decomposition(torch.ops.unrolled.recurrence.default)

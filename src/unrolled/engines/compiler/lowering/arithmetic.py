@@ -57,11 +57,9 @@ def _matmul(columns: Columns, left: Any, right: Any, shape: tuple[int, ...]) -> 
 
 
 def _quantized_mm(columns: Columns, left: Any, right: Any, weights: str, scale: float) -> ColumnView:
-    """Lower a product with weights in fewer bits. It is never split, because a row has one scale."""
+    """Lower a product with quantized weights. It is never split, because a row has one scale."""
     if columns.dtype is not torch.float32:
-        raise UnsupportedError(
-            f"its products have weights in {weights}, which needs float32 throughout the step"
-        )
+        raise UnsupportedError(f"it has {weights} weights, which need all values of the step to be float32")
     if not (isinstance(left, ColumnView) and left.batch_axis == 0 and isinstance(right, Tensor)):
         raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     shape = tuple(columns.node.meta["val"].shape)
