@@ -239,9 +239,9 @@ class Trace:
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
             limit: Approximate maximum number of values to store; three million make 16 MB. If the values that
-                the page can't compute exceed it, the page has 1000 evenly spaced steps, and gives a warning.
+                the page can't compute exceed it, 1000 evenly spaced steps and means are stored (a warning).
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
-            baseline: A trace of the same cell, sizes and input shape to compare with, as from before training.
+            baseline: A trace of the same cell, sizes and input shape to compare, as from before training.
             live: Whether the page can run the layer on new input: typed, drawn, or audio. Needs zig or clang.
 
         Returns:

@@ -44,10 +44,10 @@ class Runtime(Protocol):
         """Return whether a CUDA graph is being captured in the current stream."""
 
     def multiprocessors(self, device: torch.device) -> int:
-        """Return how many programs run at the same time, each on a multiprocessor of its own."""
+        """Return the number of multiprocessors of a device."""
 
     def is_too_large(self, error: Exception) -> bool:
-        """Return whether an error of a launch says that a device is too small for a kernel."""
+        """Return whether a launch failed because a kernel needs more resources than the device has."""
 
     def compilation_error(self, error: Exception) -> str | None:
         """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""

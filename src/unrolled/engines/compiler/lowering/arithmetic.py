@@ -191,7 +191,7 @@ def _shift_right(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
 
 def _check_shift(columns: Columns, bits: int) -> None:
     if bits < 0:
-        raise UnsupportedError(f"{columns.node.target} needs a number of bits of at least 0, got {bits}")
+        raise UnsupportedError(f"{columns.node.target} shifts by a negative number of bits, {bits}")
 
 
 def _check_divisor(columns: Columns, divisor: Any) -> None:
