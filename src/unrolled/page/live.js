@@ -1,12 +1,12 @@
-// New input for the layer, which its WebAssembly computes: typed, drawn, from a file or from the microphone.
+// Run the layer's WebAssembly module on new input: typed, drawn, from a file or from the microphone.
 
 import { createElement } from "./dom.js";
 import { count, LiveModel, parseRows } from "./live_model.js";
 import { decodeBytes, formatNumber, largestMagnitude, valueColor } from "./numbers.js";
 
 const DRAWN_STEPS = 240;
-const MAX_LIVE_COLUMNS = 2000; // of the picture; of longer sequences, it shows every so many steps
-const TYPED_STEPS = 40; // of the recorded input that stand in the field at first
+const MAX_LIVE_COLUMNS = 2000; // columns of the picture; for longer sequences, it skips steps
+const TYPED_STEPS = 40; // steps of the recorded input that the text field contains at first
 const MICROPHONE_BLOCK = 1024;
 const MICROPHONE_EVERY = 64; // steps of the microphone for one column
 const MICROPHONE_COLUMNS = 600;

@@ -1,4 +1,4 @@
-// A layer as WebAssembly, as unrolled.export.wasm writes it.
+// A layer as a WebAssembly module, written by unrolled.export.wasm.
 
 /** Runs the layer over rows of numbers, and keeps its state between calls. */
 export class LiveModel {

@@ -306,7 +306,7 @@ class CompiledCell:
 
     @lazy_property
     def _copied_gradients(self) -> list[bool]:
-        """For each parameter, whether its gradient would share elements with itself or another gradient."""
+        """For each parameter, whether its gradient must be copied, because its memory would be shared."""
         return needs_copy(self.captured.grad_params, self._in_loops)
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:

@@ -200,10 +200,10 @@ class BackwardLocationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check_split(func: Any, args: Any, kwargs: Any, location: SourceLocation) -> None:
-    """Check that a split isn't along the batch: torch would make a tensor for each of a million rows.
+    """Check that a split isn't along the batch, which would create a tensor for each of a million rows.
 
     Raises:
-        UnsupportedError: If it is.
+        UnsupportedError: If the split is along the batch.
     """
     tensor, position = args[0] if args else kwargs["input"], _SPLITS[func]
     dim = kwargs.get("dim", args[position] if len(args) > position else 0)

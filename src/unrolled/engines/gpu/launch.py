@@ -244,7 +244,7 @@ class GpuLoop:
         return GpuCall(self, tensors, starts, lengths, layout, reverse, shift, like.device)
 
     def choose(self, layout: Layout, device: torch.device) -> Grid:
-        """Return how to launch the first kernel that suits the number of rows."""
+        """Return how to launch the first kernel that fits the number of rows."""
         for number in range(self.chosen, len(self.specs)):
             spec = self.specs[number]
             if not spec.meetings:

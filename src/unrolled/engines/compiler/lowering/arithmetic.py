@@ -195,7 +195,7 @@ def _check_shift(columns: Columns, bits: int) -> None:
 
 
 def _check_divisor(columns: Columns, divisor: Any) -> None:
-    """Check that whole numbers are divided by numbers that aren't 0, for which torch raises an error."""
+    """Check that integers are divided only by nonzero constants, because torch raises an error for 0."""
     is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
     if is_integer and (isinstance(divisor, (ColumnView, FakeTensor)) or not np.all(np.asarray(divisor))):
         raise UnsupportedError(

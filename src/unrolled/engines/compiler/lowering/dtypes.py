@@ -229,10 +229,10 @@ WRAPPING_OPS = {
 
 
 def check_numbers(node: fx.Node) -> None:
-    """Check that the Python numbers in an operation on whole numbers are in the range of their dtype.
+    """Check that the Python numbers in an integer operation are in the range of their dtype.
 
     Raises:
-        UnsupportedError: If one isn't. torch then uses its last bits, or raises an error.
+        UnsupportedError: If one isn't. torch would wrap it around, or raise an error.
     """
     dtypes = {v.dtype for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
     for dtype in dtypes.intersection(INTEGER_DTYPES):
