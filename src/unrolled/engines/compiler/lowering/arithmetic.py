@@ -159,7 +159,7 @@ def _power(columns: Columns, x: ColumnView, exponent: float) -> ColumnView:
         return columns.pointwise(aten.pow.Tensor_Scalar, x, exponent)
     if not 0 <= exponent <= _MAX_INTEGER_POWER:
         raise UnsupportedError(
-            f"{columns.node.target} of whole numbers needs an exponent from 0 to {_MAX_INTEGER_POWER}"
+            f"{columns.node.target} of integers needs an exponent from 0 to {_MAX_INTEGER_POWER}"
         )
     if exponent == 0:
         return columns.constant(1, x.shape)
@@ -198,9 +198,7 @@ def _check_divisor(columns: Columns, divisor: Any) -> None:
     """Check that integers are divided only by nonzero constants, because torch raises an error for 0."""
     is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
     if is_integer and (isinstance(divisor, (ColumnView, FakeTensor)) or not np.all(np.asarray(divisor))):
-        raise UnsupportedError(
-            f"{columns.node.target} of whole numbers needs a constant divisor other than 0"
-        )
+        raise UnsupportedError(f"{columns.node.target} of integers needs a constant divisor other than 0")
 
 
 def _checked_division(op: Any) -> Callable[..., ColumnView]:

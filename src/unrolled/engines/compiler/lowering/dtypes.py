@@ -95,7 +95,7 @@ class IntegerBounds:
             if self._is_float32:
                 raise NeedsFloat64Error
             raise UnsupportedError(
-                f"{node.target} computes whole numbers that may exceed 2^53; limit its operands with clamp"
+                f"{node.target} computes integers that may exceed 2^53; limit its operands with clamp"
             )
         self._bounds[node] = bound
 
