@@ -58,8 +58,8 @@ format: $(READY) ## format the code with ruff
 bench: $(READY) ## compare the speed with other runtimes (BENCH=--full for the whole grid)
 	$(BIN)/unrolled bench $(BENCH)
 
-# Neither creates an environment nor installs anything: PYTHON must have a build of torch for CUDA, with Triton.
-test-gpu: ## check and time the GPU kernels on a machine with a CUDA device, in ten minutes (PYTHON=…)
+# Doesn't create an environment or install anything: PYTHON must have torch built for CUDA, and Triton.
+test-gpu: ## check and time the GPU kernels on a CUDA device; takes ten minutes (PYTHON=…)
 	mkdir -p $(RUNS)
 	PYTHONPATH=src $(PYTHON) -m unrolled bench --device cuda --json $(RUNS)/gpu.json --plot $(RUNS)/gpu.png $(BENCH)
 

@@ -1,9 +1,9 @@
 """Time one step of exported C against RTNeural and ONNX Runtime, for one input and batch size 1.
 
 RTNeural's layers have sizes that are fixed at compile time. Its source isn't in this repository: pass the
-folder of a clone. ONNX Runtime runs on one thread with bound inputs and outputs; our step is then called by
-ctypes, so that Python's calling costs are on both sides. Each result is first checked against torch. All are
-timed in turn; the times are medians.
+folder of a clone. ONNX Runtime runs on one thread with bound inputs and outputs. For this comparison, our
+step is called with ctypes, so both include the overhead of a call from Python. All results are first compared
+with torch. The runtimes are timed in turn, and the times are medians.
 
 python benchmarks/exported.py [--rtneural FOLDER] [--march native] [--units 8,16,32,64,128] [--cc clang]
 """

@@ -1,13 +1,12 @@
-"""Compile the kernels of the GPU engine for devices that needn't be there, and list what they need.
+"""Compile the GPU kernels for several devices, and list the registers and the memory that they need.
 
     python benchmarks/gpu_kernels.py --json runs/gpu_kernels.json [--cells LSTM,GRU] [--dtype float32]
 
-It needs Triton (``pip install triton``), but no GPU. For each kernel that the rule of
-``engines/gpu/choice.py`` would launch first, it prints the strategy, the registers of a thread, the bytes of
-a thread that are spilled to local memory, and the shared memory of a program. The exit code is 1 if a kernel
-needs more shared memory than the device has.
+It needs Triton (``pip install triton``), but no GPU. For each kernel that ``engines/gpu/choice.py`` prefers,
+it prints the strategy, the registers per thread, the bytes per thread that are spilled to local memory, and
+the shared memory per program. The exit code is 1 if a kernel needs more shared memory than the device has.
 
-The results are saved after each kernel. If the file exists, what it contains isn't compiled again.
+The results are saved after each kernel. If the file exists, the kernels in it are skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _TYPES = {
 
 
 def compile_for(spec: KernelSpec, dtype: torch.dtype, capability: int) -> dict[str, Any]:
-    """Compile a kernel, and return what it needs.
+    """Compile a kernel, and return its registers and memory.
 
     Args:
         spec: The kernel.

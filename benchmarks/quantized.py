@@ -3,10 +3,10 @@
     python benchmarks/quantized.py                    # LSTM and GRU, 128 to 1024 units, batches 1, 8 and 32
     python benchmarks/quantized.py --hidden 512 --batch 1 --threads 1
 
-Each row times blocks of calls in turn, with a pause before each block, because the threads of other runtimes
-wait actively for some time after a call. Ratios above 1 mean that our int8 is faster. The reading limit is a
-pass over as many bytes as the recurrent weights have in int8, for each step: no loop that reads its weights
-in each step is faster on one thread.
+For each row, the runtimes are timed in turn, in blocks of calls. There is a pause before each block, because
+the threads of other runtimes spin for some time after a call. Ratios above 1 mean that our int8 is faster.
+The reading limit is the time to read as many bytes as the int8 recurrent weights have, once per step. On one
+thread, no loop that reads its weights in each step can be faster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Train a small LSTM to sound like a tube amplifier, and export it: as C for a WAV filter, and as a web page.
+"""Train a small LSTM to sound like a tube amplifier, and export it to a C program and to a web page.
 
-The training data is synthesized: plucked strings, and the same strings through a model of an amplifier that
-drives, sags and filters. The layer reads one sample of the sound per time step, as audio plugins do.
+The training data is synthesized: plucked strings, and the same strings through a model of an amplifier with
+distortion, sag and a filter. The layer reads one audio sample per time step, like an audio plugin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training import argument_parser, console, run_example, start, train
 
 RATE = 44100
 STEPS = 2048  # of a training sequence
-WARM_UP = 512  # steps at the beginning of a sequence that don't count: the state has to settle
+WARM_UP = 512  # the loss ignores the first steps of a sequence, in which the state settles
 FILES = Path(__file__).with_name("audio")
 
 
@@ -29,7 +29,7 @@ Sound = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 class Effect(nn.Module):
-    """An LSTM whose output, mixed to one number per sample, is added to the dry sound."""
+    """An LSTM with a linear output layer. Its output is added to the dry sound."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Effect(nn.Module):
         self.mix = nn.Linear(hidden, 1)
 
     def forward(self, sound: Tensor) -> Tensor:
-        """Return the sound with the effect, ``(batch, time, 1)``, as the dry one."""
+        """Return the sound with the effect, of the same shape ``(batch, time, 1)`` as the dry sound."""
         output, _ = self.lstm(sound)
         wet: Tensor = sound + self.mix(output)
         return wet
@@ -55,7 +55,7 @@ def pluck(frequency: float, seconds: float, random: np.random.Generator) -> Soun
 
 
 def melody(seconds: float, seed: int) -> Sound:
-    """Return plucked strings of random pitch and loudness, up to 1."""
+    """Return plucked strings of random pitch and loudness, with a peak of 1."""
     random = np.random.default_rng(seed)
     sound = np.zeros(int(seconds * RATE))
     for start_time in np.arange(0, seconds, 0.3):
@@ -67,7 +67,7 @@ def melody(seconds: float, seed: int) -> Sound:
 
 
 def amplifier(sound: Sound) -> Sound:
-    """Return a sound through an amplifier: it clips on one side first, and sags while the sound is loud."""
+    """Return a sound through an amplifier with asymmetric clipping, whose gain drops for loud sound."""
     loudness = lfilter([1e-3], [1, 1e-3 - 1], np.abs(sound))
     driven = np.tanh(6 * sound / (1 + 4 * loudness) + 0.3) - np.tanh(0.3)
     wet: Sound = 0.7 * lfilter([0.4], [1, -0.6], driven)
@@ -100,7 +100,8 @@ def export(model: Effect, folder: Path) -> None:
     ur.export.c(model, folder, name="effect")
     shutil.copy(FILES / "filter.c", folder)
     console.print(
-        f"Wrote the model as C, and a WAV filter, to {folder}. To build and run it:", soft_wrap=True
+        f"Wrote the model as C, with a filter for WAV files, to {folder}. To build and run it:",
+        soft_wrap=True,
     )
     console.print(
         f"  cc -O3 -march=native -ffp-contract=off {folder}/filter.c {folder}/effect.c -o {folder}/filter\n"
@@ -123,7 +124,9 @@ def export(model: Effect, folder: Path) -> None:
 def main() -> None:
     """Train the model, compare it with the dry sound, and export it."""
     parser = argument_parser("audio_effect.py", "Train and export an audio effect.", epochs=25, hidden=16)
-    parser.add_argument("--seconds", type=float, default=10.0, help="sound to train with (default: 10)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="length of the training sound (default: 10)"
+    )
     args = parser.parse_args()
     run = start("audio_effect", args)
 
@@ -138,7 +141,9 @@ def main() -> None:
         error, baseline = (
             float(error_to_signal(output, targets)) for output in (model(inputs), 0.5 * inputs)
         )
-    console.print(f"Error relative to the signal: {error:.2%} of the model, {baseline:.2%} of the dry sound.")
+    console.print(
+        f"Error relative to the signal: {error:.2%} with the model, {baseline:.2%} with the dry sound."
+    )
     run.save_scores({"error": error, "baseline": baseline})
     folder = run.folder / "audio_effect"
     export(model, folder)

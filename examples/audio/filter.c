@@ -1,5 +1,5 @@
-/* Applies the effect to a WAV file: filter IN.wav OUT.wav. It takes mono files with 16 bits, and prints how much of
- * the sound's duration the computation took. */
+/* Applies the effect to a WAV file: filter IN.wav OUT.wav. It supports mono files with 16 bits, and prints the
+ * computing time as a percentage of the duration of the sound. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,7 @@ static uint32_t number(const unsigned char *bytes, int count) {
   return value;
 }
 
-/* Copies the header, up to the samples. Returns their size in bytes, or 0 if the file is none for this program. */
+/* Copies the header, up to the samples. Returns their size in bytes, or 0 if the file isn't supported. */
 static uint32_t copy_header(FILE *in, FILE *out, uint32_t *rate) {
   unsigned char head[12], chunk[8], format[40];
   if (fread(head, 1, 12, in) != 12 || memcmp(head, "RIFF", 4) || memcmp(head + 8, "WAVE", 4)) return 0;
@@ -48,7 +48,7 @@ int main(int count, char **arguments) {
   unsigned char block[2 * 128];
   float x[128], y[128];
   uint32_t rate;
-  if (count != 3) return fail("give the input and the output, two WAV files", "usage");
+  if (count != 3) return fail("filter IN.wav OUT.wav", "usage");
   FILE *const in = fopen(arguments[1], "rb");
   if (in == NULL) return fail("can't be read", arguments[1]);
   FILE *const out = fopen(arguments[2], "wb");

@@ -38,8 +38,8 @@ def test_without_a_cuda_device(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda", "--full"], "--full is for the benchmark on CPUs: leave it out with --device"),
-        (["--device", "cuda", "--peers", "jax"], "--peers is for the benchmark on CPUs"),
+        (["--device", "cuda", "--full"], "--full only works on the CPU: remove it, or remove --device"),
+        (["--device", "cuda", "--peers", "jax"], "--peers only works on the CPU"),
         (["--device", "cuda", "--mode", "streaming"], "use inference or training"),
         (["--device", "mps"], "expected cpu, cuda or cuda:N, got 'mps'"),
         (["--minutes", "3"], "--minutes needs --device cuda"),
@@ -122,7 +122,7 @@ def test_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         language, dot = modules()["triton.language"], modules()["triton.language"].dot
         monkeypatch.setattr(language, "dot", lambda *args, **options: dot(*args, **options) + torch.rand(()))
         trouble = worker.run_task({"check": name}, CPU)["trouble"]
-    assert trouble in ("LSTM: two runs have other bits", "RNN: kernels differ from torch.nn")
+    assert trouble in ("LSTM: two runs aren't bit-identical", "RNN: kernels differ from torch.nn")
 
 
 PROGRAM = """
@@ -230,7 +230,7 @@ def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     with gpu_engine():
         document = command.run_benchmark(arguments(minutes=1e-9), CPU, rows)
     assert [row["cell"] for row in document["left_out"]] == ["gru", "mgu"]
-    assert "2 rows left out: the time is over (--minutes)." in capsys.readouterr().out
+    assert "2 rows skipped (time limit). Raise --minutes to run them." in capsys.readouterr().out
 
 
 def test_the_table_of_a_gpu() -> None:

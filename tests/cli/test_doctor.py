@@ -212,14 +212,14 @@ def test_a_device_that_is_not_there(capsys: Any) -> None:
     """The strategies of kernels don't depend on a device."""
     for cell, sizes, strategy in (
         ("mgu", "4,20", "registers, because its matrices of 8 KiB fit on chip"),
-        ("mgu", "4,200", "persistent, because a value has 256 columns, with padding"),
-        ("mingru", "4,300", "scan, because no column of a step depends on other columns"),
+        ("mgu", "4,200", "persistent, because a value has 256 columns with padding"),
+        ("mingru", "4,300", "scan, because each column of a step depends only on itself"),
     ):
         arguments = ["doctor", "--cell", cell, "--sizes", sizes, "--device", "cuda"]
         assert main.main(arguments) == 0
         words = " ".join(capsys.readouterr().out.split())
-        assert "GPU no kernels: torch finds no CUDA device" in words
-        assert "reference (torch finds no CUDA device; there, " in words
+        assert "GPU kernels not available: torch finds no CUDA device" in words
+        assert "reference (torch finds no CUDA device; on a GPU: " in words
         assert strategy in words
     assert main.main(["doctor", "--cell", "mgu", "--device", "tpu"]) == 2
     assert "expected cpu, cuda or cuda:N, got 'tpu'" in capsys.readouterr().err

@@ -24,8 +24,8 @@ DTYPES = [torch.float16, torch.bfloat16]
 ROUNDINGS = 8
 
 
-# sLSTM takes the maximum of two values that depend on a state. The backward pass reads the rounded state, so it
-# may take the other one. The output doesn't depend on which one it is, but the final states do.
+# sLSTM takes the maximum of two values that depend on a state. The backward pass reads the rounded state, so
+# it may take the other one. The output doesn't depend on which one it is, but the final states do.
 OUTPUT_ONLY = (ur.cells.SLSTM,)
 
 

@@ -172,7 +172,7 @@ def test_when_threads_take_turns() -> None:
 
     def take_turns(kernel: Any, steps: int, threads: int) -> bool:
         return bool(
-            kernel._arguments(Layout(steps, 1), False, threads, 0, False).strategy == Strategy.TAKE_TURNS
+            kernel.arguments(Layout(steps, 1), False, threads, 0, False).strategy == Strategy.TAKE_TURNS
         )
 
     assert take_turns(kernel, 100_000, 2)

@@ -80,9 +80,9 @@ def test_without_a_compiler(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"neither zig \(pip install ziglang\) nor clang with wasm-ld"):
+    with pytest.raises(ValueError, match=r"Install zig \(pip install ziglang\), or clang with wasm-ld"):
         ur.export.wasm(ur.LSTM(1, 2), tmp_path / "model.wasm")
-    with pytest.raises(ValueError, match=r"to_html\(live=True\): WebAssembly needs a compiler"):
+    with pytest.raises(ValueError, match=r"to_html\(live=True\): no compiler for WebAssembly"):
         ur.trace(ur.LSTM(1, 2), torch.randn(3, 1)).to_html(tmp_path / "page.html", live=True)
     code = tmp_path / "model.py"
     code.write_text("import unrolled as ur\n\ndef build():\n    return ur.LSTM(1, 2)\n")
@@ -98,5 +98,5 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code, path = tmp_path / "model.py", tmp_path / "m.wasm"
     code.write_text("import unrolled as ur\n\ndef build():\n    return ur.LSTM(1, 2)\n")
     assert main(["export", f"{code}:build", "--out", str(tmp_path / "out"), "--wasm", str(path)]) == 0
-    assert f"Wrote it as WebAssembly to {path}: " in capsys.readouterr().out
+    assert f"Wrote the WebAssembly module to {path}: " in capsys.readouterr().out
     assert path.read_bytes().startswith(b"\0asm")

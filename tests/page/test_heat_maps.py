@@ -54,9 +54,7 @@ def test_order_of_units(open_page: OpenPage) -> None:
     order = unit_order(trace["h"][:, 0])
     assert order != sorted(order)
     tab = open_page(trace)
-    similar, weights = (
-        tab.get_by_role("button", name=name) for name in ("similar first", "as in the weights")
-    )
+    similar, weights = (tab.get_by_role("button", name=name) for name in ("by similarity", "by index"))
     assert [one.get_attribute("aria-pressed") for one in (similar, weights)] == ["true", "false"]
     for line in (0, 5, 11):
         value = printed(trace["f"][7, 0, order[line]].item())
@@ -144,7 +142,7 @@ def test_means_of_a_large_layer(open_page: OpenPage, monkeypatch: pytest.MonkeyP
 
     forget = trace["f"][:, 0]
     assert_means(order, forget)
-    tab.get_by_role("button", name="as in the weights").click()
+    tab.get_by_role("button", name="by index").click()
     assert_means(list(range(100)), forget)
     changed = forget.clone()
     changed[:, 42] = 1.0
@@ -158,7 +156,7 @@ def test_means_of_a_large_layer(open_page: OpenPage, monkeypatch: pytest.MonkeyP
     drag(tab, 20, 60)
     assert "zoom=40-121" in tab.evaluate("location.hash")
     assert read(tab, 3, 42) == f"f, step 43, unit 42: {printed(forget[43, 42].item())}"
-    tab.get_by_role("button", name="similar first").click()
+    tab.get_by_role("button", name="by similarity").click()
     assert read(tab, 3, 42) == f"f, step 43, unit {order[42]}: {printed(forget[43, order[42]].item())}"
 
 
@@ -168,12 +166,12 @@ def test_maps_in_words(open_page: OpenPage) -> None:
     tab = open_page(trace, address="#step=12&unit=3&number=h&zoom=10-19")
     forget = trace["f"][10:20, 0]
     tree = tab.locator(".sequence").aria_snapshot()
-    assert '- button "similar first" [pressed]' in tree
+    assert '- button "by similarity" [pressed]' in tree
     assert '- button "zoom in"' in tree
     assert '- button "All steps"' in tree
     expected = (
         f"f, forget gate: 12 units over steps 10 to 19 of 30, min {forget.min():.2f}, mean "
-        f"{forget.mean():.2f}, max {forget.max():.2f}, saturated 0 %. Arrow keys move and read a value."
+        f"{forget.mean():.2f}, max {forget.max():.2f}, saturated 0 %. Use the arrow keys to read values."
     )
     assert expected in tree
     assert "x, input: 2 features over steps 10 to 19 of 30" in tree

@@ -1,4 +1,4 @@
-"""New input on the page: the layer as WebAssembly computes what the layer computes in Python."""
+"""New input on the page: the WebAssembly module gives the same outputs as the layer in Python."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_typed_input(open_page: OpenPage) -> None:
         torch.testing.assert_close(result, layer(x)[0].detach(), atol=6e-5, rtol=1e-3)
     assert "150 steps in " in page.locator(".live-status").inner_text()
     for text, message in (
-        ("1 2\n3", "Line 2 has 1 number, but a time step has 2 inputs."),
-        ("one 2", "Line 1 contains something other than numbers: one 2"),
-        (" ", "There are no numbers: write a line with 2 inputs for each time step."),
+        ("1 2\n3", "Line 2 should have 2 numbers, one for each input, got 1."),
+        ("one 2", "Line 1 should contain only numbers, got: one 2"),
+        (" ", "The input is empty: enter one line with 2 numbers per time step."),
     ):
         field.fill(text)
         run.click()
@@ -68,7 +68,7 @@ def test_both_directions_and_the_recorded_input(open_page: OpenPage) -> None:
     torch.testing.assert_close(outputs(page, 6, 8), layer(x)[0].float().detach(), atol=6e-5, rtol=1e-3)
     page.locator(".live textarea").fill("1 2 3\n" * 1025)
     page.get_by_role("button", name="Run", exact=True).click()
-    assert "at most 1024 steps, and this one has 1025" in page.locator(".live-status").inner_text()
+    assert "at most 1024 steps, but this one has 1025" in page.locator(".live-status").inner_text()
 
 
 def test_drawn_input_and_files(open_page: OpenPage, tmp_path: Path) -> None:
@@ -97,4 +97,4 @@ def test_drawn_input_and_files(open_page: OpenPage, tmp_path: Path) -> None:
     page.locator(".live input[type=file]").set_input_files(
         {"name": "x.txt", "mimeType": "text/plain", "buffer": b"1\nx"}
     )
-    page.get_by_text("x.txt: Line 2 contains something other than numbers: x").wait_for()
+    page.get_by_text("x.txt: Line 2 should contain only numbers, got: x").wait_for()

@@ -123,11 +123,11 @@ def test_what_is_not_on_the_page_has_a_reason(monkeypatch: pytest.MonkeyPatch) -
     assert reason_of(trace) is None
     monkeypatch.setattr(weight_gradients, "MAX_VALUES", 50)
     assert reason_of(trace) == (
-        "The gradients of the weights of layer 0, forward aren't on this page because their sums over 4 "
-        "steps have 116 numbers, and at most 50 are stored."
+        "This page doesn't show the weight gradients of layer 0 (forward), because their sums over 4 steps "
+        "need 116 numbers, but at most 50 are stored."
     )
     monkeypatch.setattr(tracing_gradients, "MAX_VALUES", 300)
-    assert "84 parameters at 4 steps are too many: at most 300 gradients" in reason_of(trace)
+    assert "84 parameters at 4 steps have too many gradients; at most 300 are computed" in reason_of(trace)
 
 
 @needs_browser

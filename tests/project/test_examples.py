@@ -267,7 +267,7 @@ def audio_effect(tmp_path_factory: Any) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     done = run("audio_effect.py", runs, "--epochs", 1, "--seconds", 1, "--hidden", 8)
     assert done.returncode == 0, done.stderr
-    assert "of the dry sound" in done.stdout
+    assert "with the dry sound" in done.stdout
     return runs / "audio_effect"
 
 

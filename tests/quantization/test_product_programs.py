@@ -1,4 +1,4 @@
-"""Products in fewer bits on other instruction sets: a C++ program compares them with plain loops."""
+"""Quantized products on other instruction sets: a C++ program compares them with plain loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every published cell in fewer bits: both engines agree, and the error is small."""
+"""Every published cell with quantized weights: both engines agree, and the error is small."""
 
 from __future__ import annotations
 

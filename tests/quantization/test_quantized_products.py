@@ -1,4 +1,4 @@
-"""Products with weights in fewer bits: whole numbers, scales, special values, the same bits everywhere."""
+"""Products with quantized weights: integers, scales, special values, bit-identical results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products with weights in fewer bits: their definition, and the mode that puts them into a step."""
+"""Matrix products with quantized weights: their definition, and the mode that uses them in a step."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SPARE_BITS = 0x7F  # of the float32 of a scale
 
 
 def row_scales(x: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return what a row of values is divided by when it is quantized to int8, and its inverse.
+    """Return the scale of each row of values in int8, and its inverse.
 
     Args:
         x: Values in float32, ``(batch, features)``.
-        scale: A fixed scale. 0: the largest value of each row becomes 127.
+        scale: A fixed scale. If 0, each row has its own, so that its largest value becomes 127.
 
     Returns:
         Two tensors ``(batch, 1)``. The scale is NaN in rows with an infinity or NaN.
@@ -45,8 +45,8 @@ def row_scales(x: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
 def weight_scales(weights: Tensor, dim: int) -> Tensor:
     """Return the scales of weights in int8: the largest value along a dimension becomes 127.
 
-    A scale is rounded up to 17 bits. So its products with whole numbers up to 127 are exact in float32, and
-    quantizing such products again gives the same whole numbers and the same scales.
+    A scale is rounded up to 17 bits. Its products with integers up to 127 are then exact in float32, and
+    quantizing such products again gives the same integers and the same scales.
 
     Args:
         weights: Values in float32.
@@ -77,17 +77,17 @@ def round_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("unrolled::quantized_mm", mutates_args=())
 def quantized_mm(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tensor:
-    """Multiply values by a matrix that is stored in fewer bits.
+    """Multiply values by a quantized matrix.
 
-    In int8, both factors are rounded to whole numbers from -127 to 127: the matrix with a scale for each
-    column, the values with one for each row. The sums of whole numbers are exact. A row with an infinity or
-    NaN gives NaN. In bfloat16 or float16, only the matrix is rounded, and the product is that of float32.
+    In int8, both factors are rounded to integers from -127 to 127: the matrix with a scale for each column,
+    the values with a scale for each row. The integer sums are exact. If a row contains infinity or NaN, its
+    result is NaN. In bfloat16 or float16, only the matrix is rounded, and the product is computed in float32.
 
     Args:
-        x: The values, ``(batch, k)``. They are computed in float32, and so is the matrix.
+        x: The values, ``(batch, k)``. They and the matrix are converted to float32.
         matrix: The matrix, ``(k, n)``.
         weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
-        scale: A fixed scale of the values, for int8. 0: each row has its own.
+        scale: A fixed scale of the values, for int8. If 0, each row has its own.
     """
     dtype, x, matrix = x.dtype, x.float(), matrix.float()
     if weights != "int8":
@@ -95,7 +95,7 @@ def quantized_mm(x: Tensor, matrix: Tensor, weights: str, scale: float) -> Tenso
     x_scales, inverse = row_scales(x, scale)
     rows = torch.nan_to_num(x * inverse).round().clamp(-LARGEST, LARGEST)
     scales = weight_scales(matrix, 0)
-    # Sums of whole numbers are exact in float64.
+    # Integer sums are exact in float64.
     sums = rows.double() @ quantize_weights(matrix, scales).double()
     return (sums.float() * scales * x_scales).to(dtype)
 
@@ -159,7 +159,7 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _multiply(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """Return the result of a matrix product, or None if it is none, or none with weights."""
+        """Return the result of a matrix product with weights, or None for any other operation."""
         factors = args[1:3] if func in (aten.addmm.default, aten.baddbmm.default) else args[:2]
         if func not in _PRODUCTS or not self._source(factors[0]) or self._source(factors[1]):
             return None
@@ -181,14 +181,14 @@ _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm
 
 
 class QuantizedProducts(ProductMode):  # type: ignore[no-untyped-call]
-    """Compute the products of a step with weights in fewer bits.
+    """Compute the matrix products of a step with quantized weights.
 
     Args:
         x: The input of the step.
         states: Its states.
         weights: The format of the weights, one of ``FORMATS``.
         quantize_input: Whether products that depend only on the input are included.
-        scales: For int8: fixed scales of the values, in the order of the products. Empty: none.
+        scales: For int8: fixed scales of the activations, in the order of the products. Empty: none.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class QuantizedProducts(ProductMode):  # type: ignore[no-untyped-call]
         self._weights, self._quantize_input, self._scales = weights, quantize_input, iter(scales)
 
     def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
-        """Return the product with the matrix in fewer bits."""
+        """Return the product with the quantized matrix."""
         scale = next(self._scales, 0.0)
         if not from_state and not self._quantize_input:
             return x @ matrix

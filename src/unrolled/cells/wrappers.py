@@ -231,13 +231,13 @@ class DrawsWrapper(CellWrapper):
 
 
 class QuantizedWrapper(CellWrapper):
-    """Compute the matrix products of the step with weights in fewer bits, for inference.
+    """Compute the matrix products of the step with quantized weights, for inference.
 
     Args:
         inner: The wrapped cell.
         weights: The format of the weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
         quantize_input: Whether products that depend only on the input are included.
-        scales: For int8: fixed scales of the values that enter the products. Empty: none.
+        scales: For int8: fixed scales of the activations, one per product. Empty: none.
     """
 
     stored_name = "Quantized"

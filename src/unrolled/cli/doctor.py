@@ -52,7 +52,7 @@ def collect_report(layers: Mapping[str, Recurrent], device: str = "cpu") -> dict
 
     Args:
         layers: Layers to find the engine of, by name.
-        device: The device that the layers run on. It needn't be there.
+        device: The device that the layers run on. It needn't exist on this machine.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report contains what they say
@@ -84,7 +84,7 @@ def layer_engines(
     Args:
         layers: The layers by name.
         training: Whether to find the engine for training, too.
-        device: The device that they run on, if it isn't the one of their parameters. It needn't be there.
+        device: The device that they run on. By default, that of their parameters. It needn't exist.
     """
     entries: list[dict[str, Any]] = []
     for name, layer in layers.items():
@@ -135,7 +135,7 @@ def print_report(console: Console, data: dict[str, Any]) -> None:
         table.add_row(title, "\n".join(lines))
     console.print(table)
     if data["layers"]:
-        on_gpu = ", for calls that torch.nn can't answer" if data["device"] != "cpu" else ""
+        on_gpu = ", for calls that torch.nn doesn't support" if data["device"] != "cpu" else ""
         console.print(Text(f'\nEngine of each layer with engine("auto"){on_gpu}', style="bold"))
         for entry in data["layers"]:
             console.print(Padding(Text(_format_layer(entry)), (0, 0, 0, 2)))
@@ -191,7 +191,7 @@ def _threads() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """Describe the CUDA devices, and what is missing to run kernels on the current one."""
+    """Describe the CUDA devices, and why kernels can't run on the first one, if so."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
     return {
@@ -300,7 +300,7 @@ def _format_gpu(data: dict[str, Any]) -> list[str]:
         f"{one['name']}, compute capability {one['capability']}, {one['multiprocessors']} multiprocessors"
         for one in data["devices"]
     ]
-    return [*lines, f"no kernels: {data['trouble']}" if data["trouble"] else "kernels: Triton"]
+    return [*lines, f"kernels not available: {data['trouble']}" if data["trouble"] else "kernels: Triton"]
 
 
 def _format_layer(entry: dict[str, Any]) -> str:

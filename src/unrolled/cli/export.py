@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> None:
     text = _summary(type(model).__name__, library)
     if module is not None:
         options.wasm.write_bytes(module.content)
-        text += f"\nWrote it as WebAssembly to {options.wasm}: {format_size(len(module.content))}."
+        text += f"\nWrote the WebAssembly module to {options.wasm}: {format_size(len(module.content))}."
     new_console().print(text, soft_wrap=True, highlight=False)
 
 

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_device,
         default="cpu",
         metavar="D",
-        help="device that the layers run on: cpu (default), cuda or cuda:N, which needn't be there",
+        help="show how layers run on this device: cpu (default), cuda or cuda:N; no GPU is needed",
     )
     doctor_parser.add_argument("--json", action="store_true", help="print JSON")
     doctor_parser.set_defaults(run=_doctor)

@@ -22,7 +22,7 @@ def backend_for(device: torch.device) -> Backend:
 
 @contextlib.contextmanager
 def replaced(device_type: str, backend: Backend) -> Iterator[None]:
-    """Use another backend for a type of device, in all threads. Its name must be another one, too."""
+    """Use another backend for a device type, in all threads. It must have a different name."""
     previous = _BY_DEVICE_TYPE[device_type]
     _BY_DEVICE_TYPE[device_type] = backend
     try:

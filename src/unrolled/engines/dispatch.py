@@ -27,10 +27,10 @@ from unrolled.engines.torch_ops.onnx import PACKED, OnnxExportError
 States = tuple[Tensor, ...]
 
 _ONNX_ADVICE = (
-    "torch.onnx.export can't export this call of {}: {}. Or export the layer with unrolled.io.to_onnx, or, "
-    "if torch.nn has the same layer, export the model after unrolled.revert(model)"
+    "torch.onnx.export can't export this call of {}: {}. Or export the layer with unrolled.io.to_onnx. If "
+    "torch.nn has the same layer, you can also export the model after unrolled.revert(model)"
 )
-_TORCHSCRIPT = "with dynamo=False, it doesn't know the compiled loop. Pass dynamo=True"
+_TORCHSCRIPT = "dynamo=False doesn't support compiled loops. Pass dynamo=True"
 
 
 def run(
@@ -140,7 +140,7 @@ def which(
         x: Input of shape ``(time, batch, input)``.
         state: Initial states, each of shape ``(batch, size)``.
         training: Whether the call is differentiated.
-        device: The device of the call, if the tensors are on another one. It needn't be there.
+        device: The device of the call, if the tensors are on another one. It needn't exist.
 
     Returns:
         ``"native"`` or ``"reference"``, and the reason.
@@ -162,7 +162,7 @@ def which(
             explanation = backend.explain(compiled, training)
             if missing is None:
                 return "native", explanation
-            reason = f"{missing}; there, {explanation}"
+            reason = f"{missing}; on a GPU: {explanation}"
         except (UnsupportedError, UnavailableError) as error:
             reason = str(error)
     return "reference", reason

@@ -19,7 +19,7 @@ STAGES = {  # what each stage prints; docs/deploy.md has the same table
     "kernel": "the kernel IR of each loop: what it computes, before C++",
     "emit": "the C++ of each loop, or its Triton on a GPU",
     "build": "the compile command, cache hits and misses, and timings",
-    "engine": "which engine runs each call, and on a GPU with which kernels, and why",
+    "engine": "which engine runs each call and, on a GPU, which kernel strategy, and why",
 }
 graph, saved, kernel, emit, build, engine = (logging.getLogger(f"unrolled.{stage}") for stage in STAGES)
 

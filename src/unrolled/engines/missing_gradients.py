@@ -79,7 +79,7 @@ def unused_states_spread(
 ) -> bool:
     """Return whether infinity may have spread from a state that nothing uses, because 0 · infinity is NaN.
 
-    autograd doesn't visit such a state. It may be unused before the last step only.
+    autograd doesn't visit such a state. It may also be a state that is used only after the last step.
     """
     if all_complete(specs) or not (any(grad is None for grad in grads) or states_are_skipped(specs, grads)):
         return False
@@ -87,7 +87,7 @@ def unused_states_spread(
 
 
 def states_are_skipped(specs: Sequence[DirectionSpec], grads: Sequence[Tensor | None]) -> bool:
-    """Return whether a state has a gradient after the last step, but perhaps none before an earlier one."""
+    """Return whether a state may have a gradient after the last step, but none after earlier steps."""
     for spec, (grad_output, _) in zip(specs, group_by_direction(grads, specs), strict=True):
         paths = spec.compiled.captured.paths
         if paths is None or paths.skips_states(grad_output is not None):

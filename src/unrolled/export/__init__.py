@@ -1,4 +1,4 @@
-"""Export trained modules out of Python: as C and WebAssembly."""
+"""Export trained modules to C and WebAssembly."""
 
 from unrolled.export.library import CLibrary, c
 from unrolled.export.wasm import WebAssembly, wasm

@@ -45,8 +45,8 @@ class Builder:
     def _cell(layer: Recurrent, suffix: str) -> Cell:
         if layer.weight_storage is not None:
             raise ExportError(
-                f"{type(layer).__name__} has weights in {layer.weight_storage.weights}, and C code computes "
-                "in float32: export the float module"
+                f"{type(layer).__name__} has {layer.weight_storage.weights} weights, but exported C code "
+                "computes in float32: export the float32 module instead"
             )
         cell = layer._bind(suffix)
         cell.training = False

@@ -1,4 +1,4 @@
-"""Export a module as WebAssembly: the exported C, compiled with zig or clang."""
+"""Export a module to WebAssembly: the exported C, compiled with zig or clang."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unrolled.export.modules import read_module
 from unrolled.export.templates import fill, template
 
 _NO_COMPILER = (
-    "WebAssembly needs a compiler, and neither zig (pip install ziglang) nor clang with wasm-ld was found"
+    "no compiler for WebAssembly was found. Install zig (pip install ziglang), or clang with wasm-ld"
 )
 _TIMEOUT = 600  # seconds; a few where zig has its files
 _CHUNK = 128  # steps in a call: a block of Web Audio
@@ -31,17 +31,21 @@ _FLAGS = ("-std=c11", "-ffp-contract=off", "-nostdlib", "-Wl,--no-entry", "-Wl,-
 
 @dataclass(frozen=True)
 class WebAssembly:
-    """A module as WebAssembly.
+    """A layer or model that was compiled to WebAssembly.
 
-    Its functions: ``init()`` once, ``run(steps)`` for at most ``most_steps()`` time steps from the memory at
-    ``input()`` to that at ``output()``, ``reset()`` before a new sequence, and ``selftest()``, which returns
-    0 if the numbers are right.
+    The WebAssembly module exports these functions:
+
+    - ``init()``: Initialize the module. Call it once.
+    - ``run(steps)``: Run at most ``most_steps()`` time steps. It reads the inputs from the memory at
+      ``input()``, and writes the outputs to the memory at ``output()``.
+    - ``reset()``: Start a new sequence.
+    - ``selftest()``: Return 0 if the outputs for an example are right.
 
     Attributes:
-        content: The file.
-        input: Number of inputs of a time step: float32, or one int32 for an embedding.
-        output: Number of outputs of a time step, float32.
-        bidirectional: Whether each call of ``run`` takes a whole sequence.
+        content: The binary, the content of a ``.wasm`` file.
+        input: Number of inputs per time step: float32, or one int32 for an embedding.
+        output: Number of outputs per time step, float32.
+        bidirectional: Whether each call of ``run`` needs a whole sequence.
     """
 
     content: bytes
@@ -51,17 +55,17 @@ class WebAssembly:
 
 
 def wasm(module: nn.Module, out: str | os.PathLike[str] | None = None, simd: bool = True) -> WebAssembly:
-    """Export a layer, or a model that contains layers, as WebAssembly.
+    """Export a layer, or a model that contains layers, to WebAssembly.
 
-    The module imports nothing and has its own memory. Browsers, Node and other runtimes load it.
+    The WebAssembly module has no imports and owns its memory. Browsers, Node and other runtimes can load it.
 
     Args:
-        module: As for :func:`unrolled.export.c`.
-        out: The file to write, or None to not write it.
-        simd: Whether to use vectors of four numbers, which all browsers have since 2023.
+        module: The layer or model, as for :func:`unrolled.export.c`.
+        out: The file to write. None to write no file.
+        simd: Whether to use SIMD instructions, which all browsers have supported since 2023.
 
     Returns:
-        The module and its sizes.
+        The WebAssembly module and its sizes.
 
     Raises:
         TypeError: If ``module`` isn't a torch module.
@@ -91,7 +95,7 @@ def _compile(code: CSource, simd: bool) -> bytes:
         except subprocess.TimeoutExpired:
             raise ExportError(f"{line[0]} took more than {_TIMEOUT} s to compile WebAssembly") from None
         if done.returncode:
-            raise ExportError(f"{' '.join(line[:4])} can't compile WebAssembly: {_first_error(done.stderr)}")
+            raise ExportError(f"{' '.join(line[:4])} can't compile the module: {_first_error(done.stderr)}")
         return (folder / "model.wasm").read_bytes()
 
 
@@ -129,7 +133,7 @@ def _compiler(simd: bool) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment for zig, which else keeps its files in a folder that may not be writable."""
+    """Return the environment for zig, with a cache folder that is writable."""
     folder = cache.user_folder()
     return {"ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), **os.environ} if folder else dict(os.environ)
 

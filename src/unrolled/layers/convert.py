@@ -162,7 +162,7 @@ def _reason_not_to_revert(module: Recurrent | SingleStep, base: Any) -> str | No
     if base is None:
         return f"torch.nn has no {module.cell.__name__}"
     if module.weight_storage is not None:
-        return f"it has weights in {module.weight_storage.weights}"
+        return f"it has {module.weight_storage.weights} weights"
     if module.input_size == 0:
         return "its input_size isn't known before its first call"
     if isinstance(module, SingleStep) and module.chosen_options().get("proj_size"):

@@ -136,8 +136,8 @@ class CellModule(nn.Module):
         cell, parameters = self._cells[suffix], self._parameters
         if self.training and self.weight_storage is not None:
             raise InputError(
-                f"{self._label} has weights in {self.weight_storage.weights}, which are for inference, but "
-                "it is in training mode: call .eval(), or train the float model and quantize it again"
+                f"{self._label} has {self.weight_storage.weights} weights, which can't be trained, but it is "
+                "in training mode: call .eval(), or train the float32 model and quantize it again"
             )
         tensors = {}
         for name, full_name, shape in self._named[suffix]:
@@ -254,8 +254,8 @@ class CellModule(nn.Module):
         """
         if self.weight_storage is not None:
             raise ValueError(
-                f"{self._label}: {what} doesn't support weights in {self.weight_storage.weights}. Pass the "
-                "float module instead"
+                f"{self._label}: {what} doesn't support {self.weight_storage.weights} weights. Pass the "
+                "float32 module instead"
             )
 
     def _storage_arguments(self) -> list[str]:
@@ -263,12 +263,12 @@ class CellModule(nn.Module):
         return [] if self.weight_storage is None else [f"weights={self.weight_storage.weights!r}"]
 
     def _check_no_gradients(self, *tensors: Tensor) -> None:
-        """Raise InputError if a call of a quantized module should record gradients."""
+        """Raise InputError if autograd would record a call of a quantized module."""
         if torch.is_grad_enabled() and any(v.requires_grad for v in (*tensors, *self.parameters())):
             assert self.weight_storage is not None
             raise InputError(
-                f"{self._label} has weights in {self.weight_storage.weights}, which have no gradients: "
-                "call it in torch.no_grad()"
+                f"{self._label} has {self.weight_storage.weights} weights, which don't support gradients, "
+                "but its input, its state or a parameter requires grad: call it in torch.no_grad()"
             )
 
     def _run(

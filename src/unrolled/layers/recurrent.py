@@ -326,9 +326,9 @@ class Recurrent(CellModule):
         return self._noise is None and self.initial_state == "zeros"
 
     def check_only_step(self, what: str) -> None:
-        """Raise ValueError if a time step isn't just the step of the cell, as written.
+        """Raise ValueError if the layer changes the step of its cell.
 
-        Dropout over time, zoneout and quantized weights change it.
+        Dropout over time, zoneout and quantized weights do.
 
         Args:
             what: The operation that doesn't support them, for the error message.

@@ -130,7 +130,7 @@ def page_data(
 
 
 def _unit_order(part: LayerTrace, row: int, length: int) -> list[int]:
-    """Return the units of a layer in an order that brings those together whose output is similar."""
+    """Return the units of a layer in an order that groups units with similar outputs."""
     output = part.values[next(iter(part.cell.state))][:length, row].reshape(length, -1)
     return list(range(output.shape[1])) if output.is_complex() else unit_order(output)
 

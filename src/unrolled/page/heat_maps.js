@@ -140,7 +140,7 @@ function describe(view, q, lines, grid, bins) {
   const steps = stop - first < model.length ? `steps ${first} to ${stop - 1} of ${model.length}` : `${model.length} steps`;
   const numbers = lines.map((line) => line.join(" ")).join(", ");
   const where = grid.isWindow || stop - first === model.length ? "" : " in all steps";
-  return `${q}${what && what !== q ? `, ${what}` : ""}: ${model.size(q)} ${q === "x" ? "features" : "units"} over ${steps}, ${numbers}${where}${bins && `; each color is the mean of ${bins}`}. Arrow keys move and read a value.`;
+  return `${q}${what && what !== q ? `, ${what}` : ""}: ${model.size(q)} ${q === "x" ? "features" : "units"} over ${steps}, ${numbers}${where}${bins && `; each color is the mean of ${bins}`}. Use the arrow keys to read values.`;
 }
 
 /** Let the reader drag across a map to zoom into these steps. Returns {isOver}: whether a click ends a drag. */

@@ -1,4 +1,4 @@
-// On a narrow screen, the arithmetic is below the block that was tapped, and pushes the rest down.
+// On a narrow screen, the arithmetic opens below the block that was tapped.
 
 const NARROW_SCREEN = "(max-width: 820px)"; // as in the style sheet
 

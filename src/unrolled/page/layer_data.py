@@ -86,9 +86,9 @@ def layer_data(
         limit: The maximum number of values of this layer on the page.
         notes: Sentences about omissions are appended to it.
         rows: The number of rows that share the limit.
-        order: The units in an order that brings similar ones together, for the heat maps.
-        is_first: Whether it is the first row of the page. Only that one has the gradients of the parameters,
-            which are those of all rows.
+        order: The units in an order that groups similar ones, for the heat maps.
+        is_first: Whether it is the first row of the page. Only this row stores the gradients of the
+            parameters, which are sums over all rows.
 
     Raises:
         ValueError: If a state is complex.
@@ -207,8 +207,8 @@ def _maps(
 ) -> dict[str, Any]:
     """Return the heat maps of the input and of the quantities in a diagram.
 
-    The units are in the given order. If a row of a map is the mean of several units, there is another map
-    ``byIndex`` of the units as they are in the weights.
+    The units are in the given order. If a row of a map is the mean of several units, the map has a second
+    version, ``byIndex``, with the units in index order.
     """
     values = {name: v[:length, batch].reshape(length, -1) for name, v in part.values.items()}
     names = [node.name for node in diagram.nodes if node.name in values and node.name != "x"]

@@ -1,4 +1,4 @@
-// A sum as one would write it on paper: a line for each term, in as many digits as it takes to be right by hand.
+// A written sum: a line for each term, with as many digits as a check by hand needs.
 
 import { createElement, createMarkup } from "./dom.js";
 import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, printedDecimals, restValue, rowValue, shown, splitRows } from "./digits.js";

@@ -1,12 +1,12 @@
-// New input for the layer, which its WebAssembly computes: typed, drawn, from a file or from the microphone.
+// Run the layer's WebAssembly module on new input: typed, drawn, from a file or from the microphone.
 
 import { createElement } from "./dom.js";
 import { count, LiveModel, parseRows } from "./live_model.js";
 import { decodeBytes, formatNumber, largestMagnitude, valueColor } from "./numbers.js";
 
 const DRAWN_STEPS = 240;
-const MAX_LIVE_COLUMNS = 2000; // of the picture; of longer sequences, it shows every so many steps
-const TYPED_STEPS = 40; // of the recorded input that stand in the field at first
+const MAX_LIVE_COLUMNS = 2000; // columns of the picture; for longer sequences, it skips steps
+const TYPED_STEPS = 40; // steps of the recorded input that the text field contains at first
 const MICROPHONE_BLOCK = 1024;
 const MICROPHONE_EVERY = 64; // steps of the microphone for one column
 const MICROPHONE_COLUMNS = 600;
@@ -21,11 +21,11 @@ export function createLive(view) {
   const element = createElement("div", { class: "live" }, panel, status, picture.element);
   LiveModel.load(decodeBytes(live.module)).then(
     (model) => {
-      if (!model.isRight) say("The WebAssembly doesn't compute what the layer computed in Python.");
+      if (!model.isRight) say("The self-test failed: in this browser, the WebAssembly module computes other values than the layer in Python.");
       else panel.append(...createSources(view, model, { show, say, start }));
-      if (model.isRight) say(`${count(model.inputSize, "input")} and ${count(model.outputSize, "output")} per time step. Each run begins with the layer's initial state.`);
+      if (model.isRight) say(`${count(model.inputSize, "input")} and ${count(model.outputSize, "output")} per time step. Each run starts from the layer's initial state.`);
     },
-    (error) => say(`This browser can't load the WebAssembly: ${error.message}`),
+    (error) => say(`This browser can't load the WebAssembly module: ${error.message}`),
   );
 
   function say(text) {
@@ -37,7 +37,7 @@ export function createLive(view) {
     start(model);
     const steps = inputs.length / model.inputSize;
     if (!model.functions.causal() && steps > model.mostSteps) {
-      say(`This layer also runs from the end, so a sequence may have at most ${model.mostSteps} steps, and this one has ${steps}.`);
+      say(`A sequence for this bidirectional layer can have at most ${model.mostSteps} steps, but this one has ${steps}. Use a shorter one.`);
       return;
     }
     picture.show(model.run(inputs), model.outputSize);
@@ -73,14 +73,14 @@ function createSources(view, model, actions) {
     });
   }
   open("Type");
-  return [createElement("span", { class: "seg", role: "tablist", "aria-label": "where the input comes from" }, tabs), ...Object.values(sources).map((source) => source.element)];
+  return [createElement("span", { class: "seg", role: "tablist", "aria-label": "input source" }, tabs), ...Object.values(sources).map((source) => source.element)];
 }
 
 function createTyped(view, model, { show, say }) {
   const { model: recorded } = view;
   const steps = Math.min(TYPED_STEPS, recorded.length);
   const rows = Array.from({ length: steps }, (_, t) => Array.from({ length: model.inputSize }, (__, u) => Number(recorded.value({ q: "x", t, u }).toPrecision(6))).join(" "));
-  const field = createElement("textarea", { rows: 6, spellcheck: "false", "aria-label": "input, a line for each time step" });
+  const field = createElement("textarea", { rows: 6, spellcheck: "false", "aria-label": "input, one line per time step" });
   field.value = rows.join("\n");
   const run = () => {
     try {
@@ -145,7 +145,7 @@ function createFile(model, { show, say }) {
     }
   };
   const input = createElement("input", { type: "file", onchange: choose, "aria-label": "file with the input" });
-  const what = isAudio ? "An audio file, or a text with a number per line." : `A text with ${model.inputSize} numbers per line.`;
+  const what = isAudio ? "An audio file, or a text file with one number per line." : `A text file with ${model.inputSize} numbers per line.`;
   return { element: createElement("div", {}, input, createElement("p", {}, what)) };
 }
 
@@ -165,7 +165,7 @@ function createMicrophone(view, model, { say, start }) {
       audio.stop = () => stream.getTracks().forEach((track) => track.stop());
       button.textContent = "Stop";
     } catch (error) {
-      say(`The microphone can't be used: ${error.message}`);
+      say(`Can't use the microphone: ${error.message}`);
     }
   };
   function hear(samples, rate) {

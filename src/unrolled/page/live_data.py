@@ -1,4 +1,4 @@
-"""The layer as WebAssembly, for new input on the page."""
+"""Compile the layer to WebAssembly, so that the page can run it on new input."""
 
 from __future__ import annotations
 

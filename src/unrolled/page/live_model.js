@@ -1,4 +1,4 @@
-// A layer as WebAssembly, as unrolled.export.wasm writes it.
+// A layer as a WebAssembly module, written by unrolled.export.wasm.
 
 /** Runs the layer over rows of numbers, and keeps its state between calls. */
 export class LiveModel {
@@ -55,11 +55,11 @@ export function parseRows(text, size) {
   text.split("\n").forEach((line, k) => {
     if (line.trim() === "") return;
     const numbers = line.trim().split(/[\s,;]+/).filter((part) => part !== "").map(Number);
-    if (numbers.some(Number.isNaN)) throw new Error(`Line ${k + 1} contains something other than numbers: ${line.trim().slice(0, 40)}`);
-    if (numbers.length !== size) throw new Error(`Line ${k + 1} has ${count(numbers.length, "number")}, but a time step has ${count(size, "input")}.`);
+    if (numbers.some(Number.isNaN)) throw new Error(`Line ${k + 1} should contain only numbers, got: ${line.trim().slice(0, 40)}`);
+    if (numbers.length !== size) throw new Error(`Line ${k + 1} should have ${count(size, "number")}, one for each input, got ${numbers.length}.`);
     rows.push(...numbers);
   });
-  if (rows.length === 0) throw new Error(`There are no numbers: write a line with ${count(size, "input")} for each time step.`);
+  if (rows.length === 0) throw new Error(`The input is empty: enter one line with ${count(size, "number")} per time step.`);
   return Float32Array.from(rows);
 }
 

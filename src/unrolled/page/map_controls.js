@@ -3,9 +3,9 @@
 import { createElement } from "./dom.js";
 
 const FEWEST_STEPS = 4; // that can be zoomed into
-export const WIDE_UNITS = 8; // a layer with more units opens with its heat maps, and has similar units together
+export const WIDE_UNITS = 8; // a layer with more units opens with its heat maps, and similar units are grouped
 const FEWEST_UNITS = 3; // that have another order
-const ORDERS = [["similar", "similar first"], ["weights", "as in the weights"]];
+const ORDERS = [["similar", "by similarity"], ["weights", "by index"]];
 
 export const fewestSteps = ({ length }) => Math.min(FEWEST_STEPS, length);
 

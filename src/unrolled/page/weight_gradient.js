@@ -118,7 +118,7 @@ function sampleRows(view, found, number) {
 
 function gradientSentence({ model, symbols }, found, number) {
   const each = `each step${found.isBatch ? " of each row" : ""}`;
-  if (number.q in found.others) return `How the loss changes with this parameter: what ${each} adds to it.`;
+  if (number.q in found.others) return `The gradient of the loss with respect to this parameter: a sum with one term for ${each}.`;
   const uses = found.uses(number);
   if (!uses.length) return "The loss doesn't depend on this parameter.";
   const names = uses.map(({ node, term, unit }) => {
@@ -128,7 +128,7 @@ function gradientSentence({ model, symbols }, found, number) {
   });
   const [{ term, element }] = uses;
   const source = element === null ? "" : ` times ${symbols.source(term.source, "t")}<span class="ix">[${element}]</span>`;
-  return `How the loss changes with this ${element === null ? "bias" : "weight"}: ${each} adds δ${source}. Here, δ is ${[...new Set(names)].join(" or ")}.`;
+  return `The gradient of the loss with respect to this ${element === null ? "bias" : "weight"}: ${each} adds δ${source}. Here, δ is ${[...new Set(names)].join(" or ")}.`;
 }
 
 /** A table of the gradients of all parameters: their norms, and the largest element of each. */
@@ -147,8 +147,8 @@ export function createWeightGradientTable(view) {
     return createElement("tr", {}, createElement("th", { scope: "row" }, name), createElement("td", {}, shown(Math.hypot(...gradients))),
       createElement("td", {}, button), createElement("td", {}, shown(gradients[largest])));
   });
-  const heads = ["parameter", "norm of its gradient", "largest element", "its gradient"].map((text) => createElement("th", { scope: "col" }, text));
-  return createElement("div", { class: "scroll" }, createElement("table", { class: "weight-gradients" }, createElement("caption", {}, "Gradients of the parameters. Choose one to see the sum that it is."),
+  const heads = ["parameter", "gradient norm", "element with the largest gradient", "its gradient"].map((text) => createElement("th", { scope: "col" }, text));
+  return createElement("div", { class: "scroll" }, createElement("table", { class: "weight-gradients" }, createElement("caption", {}, "Gradients of the parameters. Click an element to see its gradient as a sum over steps."),
     createElement("thead", {}, createElement("tr", {}, heads)), createElement("tbody", {}, rows)));
 }
 

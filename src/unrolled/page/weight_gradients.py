@@ -1,4 +1,4 @@
-"""The gradients of the parameters for the page: the sums over time steps and rows that they are made of."""
+"""The gradients of the parameters for the page, as sums over time steps and rows of the batch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TOLERANCE = 1e-4  # of a sum of products, relative to the largest gradient
 def weight_gradient_data(
     part: LayerTrace, traced: DiagramTrace, program: LayerProgram, sources: Sequence[Any]
 ) -> dict[str, Any] | None:
-    """Return what the page needs to write out the gradient of each parameter as a sum.
+    """Return the data from which the page shows the gradient of each parameter as a sum.
 
-    The gradient of a weight in a weighted sum is the sum of the gradient of the weighted sum, times what the
-    weight is multiplied with, over all steps and rows. Of any other parameter, what each step adds is stored.
+    For a weight in a weighted sum, each step of each row adds a product: the gradient of the weighted sum
+    times the value that the weight is multiplied by. For any other parameter, what each step adds is stored.
 
     Args:
         part: The layer.
@@ -47,8 +47,8 @@ def weight_gradient_data(
         sums = _Sums(part, traced, sources, gradients)
         return sums.data()
     except NoWeightGradientsError as error:
-        where = f"layer {part.layer}, {part.direction}"
-        return {"reason": f"The gradients of the weights of {where} aren't on this page because {error}."}
+        where = f"layer {part.layer} ({part.direction})"
+        return {"reason": f"This page doesn't show the weight gradients of {where}, because {error}."}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Sums:
         count = sum(map(torch.numel, tensors))
         if count > MAX_VALUES:
             raise NoWeightGradientsError(
-                f"their sums over {len(found.steps):,} steps have {count:,} numbers, and at most "
+                f"their sums over {len(found.steps):,} steps need {count:,} numbers, but at most "
                 f"{MAX_VALUES:,} are stored"
             )
 

@@ -1,1 +1,1 @@
-"""Weights in fewer bits, for inference."""
+"""Quantized weights for inference: int8, bfloat16 and float16."""

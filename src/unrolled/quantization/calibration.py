@@ -1,4 +1,4 @@
-"""Calibration: the largest values that enter the products of each layer, for batches of a user's data."""
+"""Calibration: find the largest activations of each layer for batches of data."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from unrolled.layers.module import CellModule
 def calibrate(
     module: nn.Module, layers: Mapping[str, CellModule], batches: Iterable[Any]
 ) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Return fixed scales of the values that enter the products of each layer.
+    """Return fixed activation scales for the matrix products of each layer.
 
     Args:
         module: The module, in float32.
-        layers: Its layers by name.
-        batches: Inputs of the module: a tensor, or a tuple of arguments, for each call.
+        layers: The layers to calibrate, by name.
+        batches: Inputs of the module: a tensor or a tuple of arguments for each call.
 
     Returns:
-        For each layer and each suffix of its cells a scale for each product, in the order of the step.
+        For each layer, and each suffix of its cells, one scale per product, in the order of the step.
 
     Raises:
         TypeError: If ``batches`` isn't an iterable of tensors or tuples.
-        ValueError: If there are no batches, or one has NaN or doesn't fit the module.
+        ValueError: If there are no batches, or a batch contains NaN or can't be passed to the module.
     """
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise TypeError(
-            f"calibration should be a list of inputs of the module, got {type(batches).__name__}: write [x]"
+            f"calibration should be a list of inputs, got {type(batches).__name__}: pass calibration=[x]"
         )
     with _observed(layers) as maxima, torch.no_grad(), engine("reference"):
         count = 0
@@ -44,13 +44,15 @@ def calibrate(
             _run(module, batch, f"calibration batch {count}")
             count += 1
     if not count:
-        raise ValueError("calibration has no batches: pass at least one input of the module")
+        raise ValueError("calibration is empty: pass at least one input of the module")
     for name, cells in maxima.items():
         if not all(torch.isfinite(torch.tensor(values)).all() for values in cells.values()):
-            raise ValueError(f"{name or 'the layer'} computes infinite values or NaN in calibration")
+            raise ValueError(
+                f"{name or 'the layer'} computes infinity or NaN during calibration: add it to keep"
+            )
         if not all(cells.values()):
             raise ValueError(
-                f"no calibration batch runs {name or 'the layer'}: add it to keep, or add batches"
+                f"no calibration batch runs {name or 'the layer'}: add the layer to keep, or add more batches"
             )
     return {
         name: {suffix: tuple(map(_scale, values)) for suffix, values in cells.items()}
@@ -59,7 +61,7 @@ def calibrate(
 
 
 def _scale(largest: float) -> float:
-    """Return a fixed scale. 0, each row has its own, if all values count as zeros."""
+    """Return a fixed scale. 0 if all values are treated as zeros: each row then has its own scale."""
     return largest / LARGEST if largest >= SMALLEST else 0.0
 
 
@@ -68,11 +70,11 @@ def _run(module: nn.Module, batch: Any, label: str) -> None:
     arguments = tuple(batch) if type(batch) in (tuple, list) else (batch,)
     for tensor in tree_leaves(arguments):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{label} contains NaN or infinity")
+            raise ValueError(f"{label} contains NaN or infinity: remove it")
     try:
         module(*arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{label} doesn't fit the module: {error}") from error
+        raise ValueError(f"{label} can't be passed to the module: {error}") from error
 
 
 @contextmanager
@@ -116,7 +118,7 @@ class _Maxima(ProductMode):  # type: ignore[no-untyped-call]
         self._maxima, self._position = maxima, 0
 
     def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
-        """Return the product, and note the largest value of its first factor."""
+        """Return the product, and record the largest value of its first factor."""
         largest = float(x.abs().max()) if x.numel() else 0.0
         if self._position == len(self._maxima):
             self._maxima.append(0.0)

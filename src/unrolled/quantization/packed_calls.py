@@ -1,4 +1,4 @@
-"""Calls of a quantized module, whose weights stay packed from call to call."""
+"""Calls of a quantized module. Its weights stay packed between calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unrolled.layers.single_step import SingleStep
 
 
 class PackedCalls:
-    """Run a module with packed weights. They are packed at the first call, and again after a change.
+    """Run a module with packed weights. The first call packs them, and so does the first call after a change.
 
     Args:
         module: The layer or single-step cell.

@@ -1,4 +1,4 @@
-"""``quantize``: recurrent layers with weights in int8, bfloat16 or float16."""
+"""``quantize``: recurrent layers with int8, bfloat16 or float16 weights."""
 
 from __future__ import annotations
 
@@ -31,41 +31,42 @@ def quantize(
     keep: Iterable[str] = (),
     quantize_input: bool = True,
 ) -> _Module:
-    """Return a copy of a module whose recurrent layers have weights in fewer bits, for inference on a CPU.
+    """Return a copy of a module with int8, bfloat16 or float16 weights, for inference on a CPU.
 
     ::
 
         small = unrolled.quantize(model.eval())
         y = small(x)
-        print(small.report([x]))                   # what it costs, for each layer and state
+        print(small.report([x]))                   # the error of each layer and state
         torch.save(small.state_dict(), "small.pt")
 
-    It applies to every recurrent layer and single-step cell of this library or of torch.nn, with any cell.
-    Matrix products with weights change, and everything else is computed in float32:
+    All recurrent layers and single-step cells are quantized, those of torch.nn and of this library. Only
+    their matrix products with weights change. All other operations are computed in float32.
 
-    - ``"int8"``: weights have one scale per row. The values that enter a product are rounded to int8, too,
-      with a scale for each row of the batch. Sums are exact in int32, so outputs don't depend on the batch
-      size or the number of threads. A row with an infinity or NaN gives NaN.
-    - ``"bfloat16"`` and ``"float16"``: weights are rounded to 16 bits, and products are those of float32.
+    - ``"int8"``: each row of a weight matrix has a scale. Activations, the values that the weights are
+      multiplied by, are rounded to int8, too, with a scale for each row of the batch. Products are
+      accumulated exactly in int32, so outputs don't depend on the batch size or the number of threads. If a
+      row of the batch contains infinity or NaN, its result is NaN.
+    - ``"bfloat16"`` and ``"float16"``: weights are rounded to 16 bits, and products are computed in float32.
 
-    Weights that other operations read, too, such as those that multiply a state element by element, stay in
-    float32. The copy is used like the original: in :class:`unrolled.Stream` and :class:`unrolled.frozen`, for
-    instance. Its weights stay packed between calls. Its state dict contains the weights in fewer bits, and
-    their scales. It can also load the state dict of the original.
+    Weights that are also used outside of matrix products stay in float32. Use the copy like the original, for
+    instance in :class:`unrolled.Stream`. Its weights stay packed between calls. Its state dict contains the
+    quantized weights and their scales. The copy can also load the state dict of the original.
 
     Args:
         module: A layer or a model in eval mode, in float32. It isn't changed.
-        weights: The format of the weights.
-        calibration: For int8: inputs of the module, each a tensor or a tuple of arguments. The scales of the
-            values that enter products are then those of the largest values in these batches, and larger
-            values are clipped. By default each row of the batch has its own scale.
-        keep: Names of layers that stay in float32, such as ``"decoder"``. A name includes all layers inside
-            of the module of this name.
-        quantize_input: If False, products that depend only on the input of a layer stay in float32. They are
-            computed for many time steps at once, but the error is smaller.
+        weights: The format of the weights: ``"int8"``, ``"bfloat16"`` or ``"float16"``.
+        calibration: For int8: inputs of the module, each a tensor or a tuple of arguments. The largest
+            activations in these batches determine fixed scales, and larger activations are clipped. By
+            default, the scales are computed in each call, for each row of the batch.
+        keep: Names of layers that stay in float32, such as ``"decoder"``. The name of a submodule keeps all
+            layers in it.
+        quantize_input: If False, products that depend only on the input of a layer stay in float32. The error
+            is smaller. These products are computed for many time steps at once, so they take less time than
+            those with a state.
 
     Returns:
-        The copy. Its attribute ``report`` compares it with the original, see
+        The copy. Call its attribute ``report`` to compare it with the original, see
         :class:`unrolled.quantization.report.ReportFunction`.
 
     Raises:
@@ -81,7 +82,7 @@ def quantize(
         if not any(_is_inside(layer, name) for layer in layers):
             known = ", ".join(map(repr, layers)) or "none"
             raise ValueError(
-                f"keep names {name!r}, which is no recurrent layer; the recurrent layers are {known}"
+                f"keep contains {name!r}, which isn't a recurrent layer: the recurrent layers are {known}"
             )
     layers = {name: one for name, one in layers.items() if not any(_is_inside(name, k) for k in kept)}
     storages = {}
@@ -92,8 +93,8 @@ def quantize(
             storages[name] = storage
     if not storages:
         raise ValueError(
-            f"{type(module).__name__} has no recurrent layer with matrix products to quantize"
-            + (f", except for those in keep ({', '.join(kept)})" if kept else "")
+            f"{type(module).__name__} has no recurrent layer with a matrix product that can be quantized"
+            + (f", apart from those in keep ({', '.join(kept)})" if kept else "")
         )
     layers = {name: layers[name] for name in storages}
     scales = {} if calibration is None else calibrate(result, layers, calibration)
@@ -110,9 +111,9 @@ def _check_arguments(module: Any, weights: Any, calibration: Any, quantize_input
     if weights not in FORMATS:
         raise ValueError(f"weights should be {' or '.join(map(repr, FORMATS))}, got {weights!r}")
     if calibration is not None and weights != "int8":
-        raise ValueError(f"calibration is for weights='int8': only the weights are rounded in {weights}")
+        raise ValueError(f"calibration needs weights='int8', got weights={weights!r}: remove one of them")
     if not isinstance(quantize_input, bool):
-        raise TypeError(f"quantize_input should be of type bool, got: {type(quantize_input).__name__}")
+        raise TypeError(f"quantize_input should be a bool, got {type(quantize_input).__name__}")
 
 
 def _names(keep: Any) -> list[str]:
@@ -120,7 +121,7 @@ def _names(keep: Any) -> list[str]:
     names = list(names) if isinstance(names, Iterable) else [names]
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"keep should be a list of names of layers, got {name!r}")
+            raise TypeError(f"keep should be a list of layer names, got {name!r}")
     return names
 
 
@@ -132,7 +133,7 @@ def _check_layer(name: str, layer: CellModule) -> None:
     """Raise ValueError if a layer can't be quantized."""
     if layer.weight_storage is not None:
         raise ValueError(
-            f"{name} has weights in {layer.weight_storage.weights} already: quantize the float model"
+            f"{name} already has {layer.weight_storage.weights} weights: quantize the float32 model instead"
         )
     if layer.training:
         raise ValueError(f"{name} is in training mode: call .eval() on the model before quantize")
@@ -143,21 +144,23 @@ def _check_layer(name: str, layer: CellModule) -> None:
             parameter = layer._parameters.get(full_name)
             if parameter is None:
                 raise ValueError(
-                    f"{name}.{full_name} is computed in each call: remove the parametrization or pruning "
-                    "first, or add the layer to keep"
+                    f"{name}.{full_name} isn't a parameter, because of a parametrization or pruning: remove "
+                    "that before quantize, or add the layer to keep"
                 )
             if parameter.dtype is not torch.float32:
                 raise ValueError(
-                    f"{name}.{full_name} is in {parameter.dtype}: convert the model with .float()"
+                    f"{name}.{full_name} should be float32, got {parameter.dtype}: call model.float() first"
                 )
             if not parameter.is_cpu:
-                raise ValueError(f"{name}.{full_name} is on {parameter.device}: move the model with .cpu()")
+                raise ValueError(
+                    f"{name}.{full_name} should be on the CPU, but is on {parameter.device}: call model.cpu()"
+                )
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"{name}.{full_name} contains NaN or infinity")
 
 
 def _storage(layer: CellModule, weights: str, quantize_input: bool) -> Storage | None:
-    """Return how the weights of a layer are stored, or None if it has no products to quantize."""
+    """Return how the weights of a layer are stored, or None if there is nothing to quantize."""
     dims: dict[str, int] = {}
     count = 0
     for suffix in layer._cells:
@@ -168,11 +171,14 @@ def _storage(layer: CellModule, weights: str, quantize_input: bool) -> Storage |
         parameter = layer._parameters[name]
         assert parameter is not None
         if weights == "int8" and parameter.shape[dim] > MAX_TERMS:
-            raise ValueError(f"{name} has sums of {parameter.shape[dim]} products, int8 supports {MAX_TERMS}")
+            raise ValueError(
+                f"products with {name} have {parameter.shape[dim]} terms, but int8 supports up to "
+                f"{MAX_TERMS}: use bfloat16"
+            )
         largest = float(parameter.detach().abs().max())
         if weights == "float16" and largest > LARGEST_FLOAT16:
             raise ValueError(
-                f"{name} has values up to {largest:.3g}, but float16 ends at 65504: use bfloat16"
+                f"{name} has values up to {largest:.3g}, but float16 only reaches 65504: use bfloat16"
             )
     return Storage(weights, dims) if count else None
 

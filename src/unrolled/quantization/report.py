@@ -1,4 +1,4 @@
-"""What quantization costs: the error of each layer and state over time, and of the whole module."""
+"""Quantization error: for each layer and state over time, and for the whole module."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LIMIT = 0.05
 
 @dataclass
 class StateError:
-    """The error of a state, over all rows and units.
+    """The quantization error of a state, over all rows and units.
 
     Attributes:
         rms: Root mean square of the error.
         largest: Largest absolute error.
-        relative: ``rms`` relative to the root mean square of the values in float32.
+        relative: ``rms`` divided by the root mean square of the float32 values.
         over_time: ``rms`` of each time step, ``(time,)``, averaged over the batches that have this step.
     """
 
@@ -37,16 +37,17 @@ class StateError:
 
 @dataclass
 class QuantizationReport:
-    """The cost of quantization for batches of data.
+    """The quantization error of a module for batches of data.
 
     Attributes:
-        layers: For each quantized layer its states by name, such as ``"h"``, or ``"h_l1_reverse"`` if it is
-            stacked or bidirectional. Each layer gets the input that it has in the float model, so its
-            error is its own. Of packed inputs, it has only the output.
+        layers: For each quantized layer the error of each state by name, such as ``"h"``, or
+            ``"h_l1_reverse"`` for a stacked or bidirectional layer. Each layer runs on the input that it has
+            in the float32 model, so the errors of other layers don't count. For packed inputs, only the error
+            of the output is available.
         output: The error of the module's first output, with all layers quantized. Its ``over_time`` has one
-            number, since the axis of time isn't known.
-        limit: The relative error from which a layer suffers.
-        score: The score of the float module and of the quantized one, if a scoring function was given.
+            element, because the time axis isn't known.
+        limit: The relative error above which a layer is listed in :attr:`suffering`.
+        score: The scores of the float32 module and of the quantized one, if a scoring function was given.
     """
 
     layers: dict[str, dict[str, StateError]]
@@ -56,7 +57,7 @@ class QuantizationReport:
 
     @property
     def suffering(self) -> list[str]:
-        """Names of layers with a state whose relative error exceeds the limit: candidates for ``keep``."""
+        """Names of the layers with a relative error above the limit, to pass to ``quantize`` as ``keep``."""
         return [
             name
             for name, states in self.layers.items()
@@ -77,7 +78,7 @@ class QuantizationReport:
         if self.suffering:
             names = ", ".join(map(repr, self.suffering))
             lines.append(
-                f"relative error above {self.limit:.0%}: {names}. To keep them in float32: keep=[{names}]"
+                f"relative error above {self.limit:.0%}: {names}. To keep in float32: keep=[{names}]"
             )
         return "\n".join(lines)
 
@@ -96,7 +97,7 @@ def _cells(error: StateError) -> tuple[str, str, str, str, str]:
 class ReportFunction:
     """Compare a quantized module with the original.
 
-    It holds a reference to the original, which copies and pickles of the quantized module leave out.
+    It keeps a reference to the original. Copies and pickles of the quantized module don't include it.
 
     Args:
         module: The quantized module.
@@ -118,24 +119,24 @@ class ReportFunction:
         """Run both modules on batches of data, and return the differences.
 
         Args:
-            batches: Inputs of the module: a tensor, or a tuple of arguments, for each call.
-            score: A function that takes a module and returns its score in a task. It is called with the
-                original and with the quantized module.
-            limit: The relative error from which the report names a layer.
-            reference: The original, if this module is a copy, or was pickled.
+            batches: Inputs of the module: a tensor or a tuple of arguments for each call.
+            score: A function that takes a module and returns its score, such as the accuracy on test data. It
+                is called with the original and with the quantized module.
+            limit: The relative error above which the report lists a layer.
+            reference: The original. Needed if the quantized module was copied or pickled.
 
         Raises:
             TypeError: If ``batches`` isn't an iterable of tensors or tuples.
-            ValueError: If there are no batches or the original isn't known.
+            ValueError: If there are no batches, or ``reference`` is needed.
         """
         reference = self._reference if reference is None else reference
         if reference is None:
             raise ValueError(
-                "a copy of a quantized module doesn't know the float model: pass reference=model"
+                "a copied or pickled module has no float32 model to compare with: pass reference=model"
             )
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             raise TypeError(
-                f"batches should be a list of inputs of the module, got {type(batches).__name__}: write [x]"
+                f"batches should be a list of inputs of the module, got {type(batches).__name__}: pass [x]"
             )
         output = _Errors()
         layers: dict[str, dict[str, _Errors]] = {name: {} for name in self._layers}
@@ -144,7 +145,7 @@ class ReportFunction:
                 arguments = tuple(batch) if type(batch) in (tuple, list) else (batch,)
                 self._compare(reference, arguments, output, layers)
         if not output.count:
-            raise ValueError("there are no batches: pass at least one input of the module")
+            raise ValueError("batches is empty: pass at least one input of the module")
         scores = None if score is None else (float(score(reference)), float(score(self._module)))
         results = {
             name: {state: errors.result() for state, errors in states.items()}
@@ -208,7 +209,7 @@ def _unpacked(value: Any) -> Any:
 def _states(
     layer: nn.Module, args: Any, kwargs: Any, result: Any, reference: nn.Module
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the states of a quantized layer and of the float one in a call, with time as first axis."""
+    """Return the states of a quantized layer and of the float one in a call, with time as the first axis."""
     assert isinstance(layer, (Recurrent, SingleStep))
     names = list(layer._first.state)
     if isinstance(layer, SingleStep):
@@ -236,7 +237,7 @@ def _states(
 
 @dataclass
 class _Errors:
-    """The sums of which a :class:`StateError` is made."""
+    """The sums from which a :class:`StateError` is computed."""
 
     count: int = 0
     squares: float = 0.0
@@ -245,7 +246,7 @@ class _Errors:
     steps: list[list[float]] = field(default_factory=list)
 
     def add(self, found: Tensor, right: Tensor, first_step: int = 0) -> None:
-        """Add values with time as first axis."""
+        """Add values with time as the first axis."""
         error = (found.double() - right.double()).flatten(1)
         self.count += error.numel()
         self.squares += float(error.square().sum())

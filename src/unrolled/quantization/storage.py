@@ -1,4 +1,4 @@
-"""Which weights of a cell are stored in fewer bits, and their form in a state dict."""
+"""Find the weights of a cell that can be quantized, and convert them in state dicts."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Storage:
                 state_dict[key] = weights.to(FORMATS[self.weights])
 
     def load(self, state_dict: Any, prefix: str) -> None:
-        """Convert the weights of a state dict to float32. Those in float32 are rounded."""
+        """Convert the weights of a state dict to float32. Float32 weights are rounded to the format."""
         for key, name in self._keys(state_dict, prefix):
             weights, scales = state_dict[key], state_dict.pop(f"{key}_scale", None)
             if weights.dtype is not torch.int8:
                 state_dict[key] = self.rounded(name, weights.float())
             elif scales is None:
-                raise ValueError(f"the state dict has {key} in int8, but no {key}_scale")
+                raise ValueError(f"the state dict contains {key} in int8, but {key}_scale is missing")
             else:
                 state_dict[key] = weights * scales
 
@@ -74,8 +74,8 @@ def stored_dims(cell: Cell, quantize_input: bool) -> tuple[dict[str, int], int]:
         quantize_input: Whether products that depend only on the input are quantized.
 
     Returns:
-        For each parameter that can be stored in fewer bits, the dimension that the products sum over. And
-        the number of products that are quantized, also with matrices that are computed from parameters.
+        For each parameter that can be quantized, the dimension that the products sum over. And the number of
+        quantized products, including those with matrices that are computed from parameters.
     """
     # Copies have memory of their own, by which a view of a parameter is recognized.
     params = {name: getattr(cell, name).detach().clone() for name in cell.shapes()}

@@ -121,14 +121,14 @@ class ProgramRunner:
         perturbations: Mapping[str, Tensor],
         draws: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Run the program for several steps at once, so that its results can be differentiated.
+        """Run the program for several steps at once, with autograd support.
 
         Args:
             x: The input of each step, ``(time, input)``.
             states: Each state before the steps, ``(time, size)``, by name.
             parameters: Each free parameter at each step, ``(time, *shape)``, by name.
-            perturbations: What is added to some quantities, ``(time, size)``, by name. If two names are the
-                same node, only the first one counts.
+            perturbations: Tensors to add to some quantities, ``(time, size)``, by name. If two names refer to
+                the same node, only the first one is used.
             draws: The random numbers of each step, ``(time, width)``.
 
         Returns:

@@ -238,11 +238,11 @@ class Trace:
                 default); or a list of them for each chosen row, or for each row of the batch.
             inputs: How to draw the input: as ``"numbers"``, or as an ``"image"`` with a row per time step.
             title: Title of the page. None for the layer.
-            limit: Approximate maximum of numbers to store; three million make 16 MB. If what the page can't
-                compute itself is more, there is a warning: it has 1000 evenly spaced steps, and means.
+            limit: Approximate maximum number of values to store; three million make 16 MB. If the values that
+                the page can't compute exceed it, 1000 evenly spaced steps and means are stored (a warning).
             predictions: What the model predicts after each time step, as texts or numbers, like ``labels``.
             baseline: A trace of the same cell, sizes and input shape to compare, as from before training.
-            live: Whether the page also runs the layer, as WebAssembly, on new input: typed, drawn, or audio.
+            live: Whether the page can run the layer on new input: typed, drawn, or audio. Needs zig or clang.
 
         Returns:
             The path.
@@ -252,7 +252,7 @@ class Trace:
             IndexError: If there is no such row.
             TypeError: If an argument has the wrong type.
             ValueError: If labels or predictions don't fit the time steps, a row has no time steps, the states
-                are complex, the layer can't be compiled for ``live``, or another argument is invalid.
+                are complex, ``live`` can't compile the layer, or another argument is invalid.
         """
         texts = {"labels": labels, "predictions": predictions, "title": title}
         options = {"batch": batch, "inputs": inputs, "limit": limit, "baseline": baseline, "live": live}

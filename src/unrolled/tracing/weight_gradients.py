@@ -1,4 +1,4 @@
-"""The gradient of each parameter, as the sum over time steps and rows that it is made of."""
+"""The gradient of each parameter, as a sum over time steps and rows of the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3  # of recomputed gradients, relative to the largest one
 
 
 class NoWeightGradientsError(Exception):
-    """The gradients of the parameters can't be split into those of the steps. The message is a clause."""
+    """The gradients of the parameters can't be split by step. The message is a clause after "because"."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,18 @@ class StepGradients:
 
 
 def step_gradients(part: LayerTrace, program: LayerProgram) -> StepGradients:
-    """Split the gradient of each parameter of a layer into what each step of each row adds to it.
+    """Compute what each step of each row adds to the gradient of each parameter.
 
-    The loss depends on a step only through its new states. Their gradients are recorded, so each step runs
-    again by its program, and is differentiated alone. The result is compared with the recorded gradients of
-    all quantities.
+    The loss depends on a step only through its new states, and their gradients are recorded. So each step is
+    recomputed and differentiated on its own. The results are compared with the recorded gradients.
 
     Args:
         part: The layer, after :meth:`Trace.backward <unrolled.Trace.backward>`.
         program: The program of its steps. All quantities in it have their gradients in the result.
 
     Raises:
-        NoWeightGradientsError: If there are too many gradients, or the program doesn't compute what was
-            recorded in all rows.
+        NoWeightGradientsError: If there are too many gradients, or the recomputed values differ from the
+            recorded ones.
     """
     if program.reason is not None:
         raise NoWeightGradientsError("its steps can't be recomputed on the page")
@@ -69,8 +68,8 @@ def step_gradients(part: LayerTrace, program: LayerProgram) -> StepGradients:
     per_sample = sum(math.prod(shape) for shape in part.cell.shapes().values())
     if len(steps) * per_sample > MAX_VALUES:
         raise NoWeightGradientsError(
-            f"{per_sample:,} parameters at {len(steps):,} steps are too many: at most {MAX_VALUES:,} "
-            "gradients are computed"
+            f"{per_sample:,} parameters at {len(steps):,} steps have too many gradients; at most "
+            f"{MAX_VALUES:,} are computed"
         )
     return _Samples(part, program, steps, rows).gradients()
 
@@ -169,7 +168,7 @@ class _Samples:
                 scale = expected[finite].abs().max() if finite.any() else expected.new_zeros(())
                 is_equal = ~finite | ((value - expected).abs() <= _TOLERANCE * scale + 1e-30)
             if not torch.as_tensor(is_equal).all():
-                raise NoWeightGradientsError(f"the {what} of {name} don't follow from the step alone")
+                raise NoWeightGradientsError(f"the recomputed {what} of {name} differ from the recorded ones")
 
 
 def _double(values: Tensor) -> Tensor:

@@ -99,14 +99,14 @@ def add(commands: Any) -> None:
         type=parse_device,
         default="cpu",
         metavar="D",
-        help="cpu (default), cuda or cuda:N: check the GPU kernels against the reference engine, then time "
-        "them",
+        help="cpu (default), cuda or cuda:N. With cuda, compare the GPU kernels with the reference engine, "
+        "then time them",
     )
     parser.add_argument(
         "--minutes",
         type=positive_float,
         metavar="M",
-        help=f"time limit with --device cuda (default: {gpu.MINUTES:g}); rows that don't fit are left out",
+        help=f"time limit with --device cuda (default: {gpu.MINUTES:g}); rows that don't fit are skipped",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a JSON file")
     parser.add_argument("--resume", action="store_true", help="skip what the file of --json already contains")

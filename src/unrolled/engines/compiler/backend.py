@@ -28,7 +28,7 @@ class Backend(LoopBackend, Protocol):
     dtypes: Sequence[torch.dtype]
 
     def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype to which the tensors of a call of this dtype are converted."""
+        """Return the dtype to convert the tensors of a call to, given their dtype."""
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
         """Return why it can't run a call, or None if it can.
@@ -40,13 +40,13 @@ class Backend(LoopBackend, Protocol):
         """
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Return why it can't run on a device at all, or None if it can."""
+        """Return why this backend can't run on a device at all, or None if it can."""
 
     def explain(self, compiled: CompiledCell, training: bool) -> str:
-        """Return how it runs the loops of a cell, and why, after generating their code."""
+        """Generate the loops of a cell, and return how this backend runs them, and why."""
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """Start to compile in the background what all cells need, before a step is captured."""
+        """Start compiling the code that all cells share in the background, before a step is captured."""
 
     def compile(self, cell: Cell, dtype: torch.dtype, device: torch.device) -> CompiledCell:
         """Compile a cell for a device and a dtype to which tensors are converted.

@@ -230,9 +230,9 @@ class BulkOps:
         return step
 
     def _operand_dtype(self, node: fx.Node) -> torch.dtype | None:
-        """Return the dtype to which half-precision operands of a node are converted. None: they aren't.
+        """Return the dtype to convert half-precision operands of a node to. None to keep their dtype.
 
-        What depends on parameters only is small, so float32 costs little, and nothing is rounded repeatedly.
+        Values that depend only on parameters are small, so float32 costs little and avoids extra rounding.
         """
         if self._dtype not in HALF_DTYPES:
             return None
@@ -261,7 +261,7 @@ class BulkOps:
 
 
 def _converted(operand: Any, dtype: torch.dtype) -> Any:
-    """Return operands with all tensors of float32 and half-precision types in one dtype."""
+    """Convert all float32 and half-precision tensors in an operand to one dtype."""
     if isinstance(operand, (list, tuple)):
         return [_converted(item, dtype) for item in operand]
     if isinstance(operand, Tensor) and operand.dtype in (torch.float32, *HALF_DTYPES):

@@ -93,7 +93,7 @@ def capture(cell: Cell, dtype: torch.dtype, training: bool = True) -> CapturedSt
     """
     for size in {n for shape in cell.shapes().values() for n in shape} | {*cell.state_sizes().values()}:
         if size and size % BATCH_SYMBOL == 0:  # indistinguishable from the batch size
-            raise UnsupportedError(f"it has a size of {size}, a multiple of {BATCH_SYMBOL}")
+            raise UnsupportedError(f"its size {size} is a multiple of {BATCH_SYMBOL}; use another size")
     try:
         return _capture(cell, dtype, training, {})
     except UnsupportedError as error:

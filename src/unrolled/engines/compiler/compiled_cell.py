@@ -60,7 +60,7 @@ class CompiledCell:
         self.backend, self.device = backend, device
         self._name = type(cell.innermost).__name__
         quantized = QuantizedWrapper.stored_name in dict(cell._wrapper_spec)
-        self._training_error = "weights in fewer bits are for inference" if quantized else None
+        self._training_error = "quantized weights can't be trained" if quantized else None
         self.digest = step_values(cell).digest
         entry = CaptureEntry(cell, dtype, backend.captures)
         stored = entry.load()
@@ -306,7 +306,7 @@ class CompiledCell:
 
     @lazy_property
     def _copied_gradients(self) -> list[bool]:
-        """For each parameter, whether its gradient would share elements with itself or another gradient."""
+        """For each parameter, whether its gradient must be copied, because its memory would be shared."""
         return needs_copy(self.captured.grad_params, self._in_loops)
 
     def _bulk_ops(self, nodes: list[fx.Node], results: list[fx.Node]) -> BulkOps:

@@ -115,7 +115,7 @@ def _broadcast_in_dim(x: Tensor, shape: Sequence[int], broadcast_dimensions: Seq
 
 
 def _check_graph(module: fx.GraphModule) -> None:
-    """Raise an error for what can't be compiled and would get a worse message later.
+    """Raise an error for operations and tensors that can't be compiled, before a later stage fails on them.
 
     Raises:
         UnsupportedError: If the graph draws random numbers, works in place, or has tensors that aren't
@@ -124,10 +124,10 @@ def _check_graph(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         value = getattr(module, node.target, None) if node.op == "get_attr" else node.meta.get("val")
         if isinstance(value, Tensor) and value.layout is not torch.strided:
-            raise unsupported(f"it uses a tensor whose layout is {value.layout}", location_of(node))
+            raise unsupported(f"it uses a tensor with the layout {value.layout}", location_of(node))
         if node.op == "get_attr" and isinstance(value, FakeTensor):
             location = next((location_of(user) for user in node.users), None)
-            raise unsupported("it makes a tensor in a way that can't be captured, as nn.Parameter", location)
+            raise unsupported("it creates a tensor that can't be captured, such as an nn.Parameter", location)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise unsupported_draw(node.target, location_of(node))
         if _is_in_place(node):

@@ -37,7 +37,7 @@ class GradientPaths:
         return len(self.reached)
 
     def skips_states(self, output: bool) -> bool:
-        """Return whether a state has a gradient after the last step, but perhaps none before an earlier one.
+        """Return whether a state may have a gradient after the last step, but none after earlier steps.
 
         Args:
             output: Whether a gradient arrives at the output of each step, which is the first state.

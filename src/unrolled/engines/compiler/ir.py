@@ -89,7 +89,7 @@ def is_product(node: fx.Node) -> bool:
 
 
 def is_quantized(node: fx.Node) -> bool:
-    """Return whether a node is a matrix product with weights in fewer bits."""
+    """Return whether a node is a matrix product with quantized weights."""
     return node.target is torch.ops.unrolled.quantized_mm.default
 
 

@@ -152,7 +152,7 @@ class Group:
         dtype: Dtype in which the matrices are stored. In int8, each column has a scale, and the row is
             quantized to int8 when it is read; see :func:`unrolled.cells.quantized_products.quantized_mm`.
         sum_dtype: Dtype in which the sums are accumulated. Registers with sums have the dtype of the kernel.
-        row_scale: For int8: the fixed scale of the row. 0: each row has its own.
+        row_scale: For int8: the fixed scale of the rows. If 0, each row has its own.
     """
 
     products: tuple[Product, ...]
@@ -286,8 +286,8 @@ class KernelIR:
 
     Attributes:
         dtype: Dtype of all buffers, registers and scalars.
-        storage: Dtype of the inputs, of the initial and the returned states, and of saved values, in memory.
-            If it is another one, it is a half-precision type, and the factors of products are rounded to it.
+        storage: Dtype of inputs, initial and returned states, and saved values in memory. If it differs from
+            ``dtype``, it is a half-precision dtype, and the operands of matrix products are rounded to it.
         inputs: Inputs of a step.
         states: States.
         saved: Values that are stored for the caller in every step.

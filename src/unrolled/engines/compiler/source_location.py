@@ -27,7 +27,7 @@ from unrolled.engines.compiler.replacements import REPLACEMENTS
 
 _INTERNAL_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _METADATA_KEY = "unrolled.location"  # in the metadata of autograd nodes
-COMPILER_FAULT = "the compiler has a fault"  # begins the message of an error that is no limit of the compiler
+COMPILER_FAULT = "the compiler failed unexpectedly"  # begins the message of an internal error
 # Functions that split a dimension, with the position of the argument that has it.
 _SPLITS: dict[Any, int] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), 1),
@@ -200,15 +200,15 @@ class BackwardLocationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check_split(func: Any, args: Any, kwargs: Any, location: SourceLocation) -> None:
-    """Check that a split isn't along the batch: torch would make a tensor for each of a million rows.
+    """Check that a split isn't along the batch, which would create a tensor for each of a million rows.
 
     Raises:
-        UnsupportedError: If it is.
+        UnsupportedError: If the split is along the batch.
     """
     tensor, position = args[0] if args else kwargs["input"], _SPLITS[func]
     dim = kwargs.get("dim", args[position] if len(args) > position else 0)
     if tensor.dim() and tensor.shape[dim] % BATCH_SYMBOL == 0 < tensor.shape[dim]:
-        reason = "it splits the batch into rows, as a loop over a tensor or tolist() does"
+        reason = "it splits the batch into rows, for example in a loop over a tensor or with tolist()"
         raise unsupported(f"{reason}; compute all rows at once, with the batch as first dimension", location)
 
 

@@ -70,11 +70,11 @@ class TensorView:
 
     @property
     def repeats(self) -> bool:
-        """Whether several elements are the same element of the base."""
+        """Whether an element of the base appears several times in the view."""
         return any(size > 1 and stride == 0 for size, stride in zip(self.shape, self.strides, strict=True))
 
     def may_overlap(self, other: TensorView) -> bool:
-        """Return whether elements of two views may be the same element of a base."""
+        """Return whether two views may share elements of a base."""
         mine, theirs = self._range, other._range
         return self.base is other.base and mine.start < theirs.stop and theirs.start < mine.stop
 
@@ -117,10 +117,10 @@ def resolve_views(nodes: Iterable[fx.Node], opaque: Collection[fx.Node] = ()) ->
 
 
 def needs_copy(nodes: Sequence[fx.Node | None], opaque: Collection[fx.Node]) -> list[bool]:
-    """Return which values must be copied so that writing to one of them changes nothing else.
+    """Return which values must be copied, so that writing to one of them doesn't change another.
 
     Args:
-        nodes: Their nodes. None for no value.
+        nodes: The nodes of the values. None for no value.
         opaque: See :func:`resolve_views`.
     """
     views = resolve_views([node for node in nodes if node is not None], opaque)

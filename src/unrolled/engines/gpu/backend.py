@@ -73,7 +73,7 @@ class GpuBackend:
 
     Args:
         runtime: What compiles and launches kernels. Triton by default.
-        strategy: The only strategy that kernels may have, one of ``choice.STRATEGIES``. None: all of them.
+        strategy: Use only this strategy, one of ``choice.STRATEGIES``. None: all of them.
 
     Raises:
         ValueError: If there is no such strategy.
@@ -83,7 +83,7 @@ class GpuBackend:
 
     def __init__(self, runtime: Runtime | None = None, strategy: str | None = None) -> None:
         if strategy not in (None, *STRATEGIES):
-            raise ValueError(f"the strategy should be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+            raise ValueError(f"strategy should be one of {', '.join(STRATEGIES)}, got {strategy!r}")
         self.name = f"gpu, {strategy}" if strategy else "gpu"
         self.runtime: Runtime = TritonRuntime() if runtime is None else runtime
         self._strategy = strategy
@@ -123,7 +123,7 @@ class GpuBackend:
         return self.runtime.unavailable(device)
 
     def explain(self, compiled: CompiledCell, training: bool) -> str:
-        """Return the strategy of each loop, and why. A device with too little memory may run another one."""
+        """Return the strategy of each loop, and why. A device with too little memory may use another one."""
         loops: dict[str, Any] = {"inference": compiled.inference}
         if training:
             loops = {"forward": compiled.training, "backward": compiled.backward}

@@ -1,4 +1,4 @@
-"""The rule that chooses how a kernel runs a loop, with its reasons. Its thresholds are in ``tuning.py``."""
+"""The choice of a kernel strategy for a loop. The thresholds are in ``tuning.py``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from unrolled.engines.gpu.tuning import MAX_BYTES, MAX_COLUMNS, MAX_PIECES
 SCAN, REGISTERS, PERSISTENT, STREAMED = "scan", "registers", "persistent", "streamed"
 
 STRATEGIES = {
-    SCAN: "no column of a step depends on other columns, so each program computes a block of them",
+    SCAN: "each column of a step depends only on itself, so each program computes a block of columns",
     REGISTERS: "all values of a step are in registers, and all matrices on chip",
-    PERSISTENT: "programs share the columns of a row, read matrices in each step, and meet after each level",
+    PERSISTENT: "programs share the columns of a row, read matrices in each step, and synchronize by level",
     STREAMED: "one program computes all columns of a row, and reads matrices in each step, block by block",
 }
 """What each strategy does, in the order of preference."""
@@ -35,11 +35,11 @@ class Choice:
 def choose(kernel: KernelIR) -> list[Choice]:
     """Return the strategies that can run a loop, the fastest first.
 
-    A device with less memory than the rule expects runs the next one. So does a batch with as many tiles of
-    rows as there are multiprocessors, of which one program each is left.
+    The next strategy is used if the device has too little memory. It is also used if the tiles of rows of a
+    batch occupy all multiprocessors, because several programs then can't share the columns of a row.
     """
     if is_columnwise(kernel):
-        reason = "no column of a step depends on other columns"
+        reason = "each column of a step depends only on itself"
         return [Choice(strategy, reason) for strategy in (SCAN, STREAMED, PERSISTENT)]
     pieces = Pieces(kernel, MAX_PIECES)
     obstacle = _too_large_for_registers(pieces)
@@ -48,18 +48,18 @@ def choose(kernel: KernelIR) -> list[Choice]:
         size = pieces.matrix_bytes
         fits = f"its matrices of {_kib(size)} fit on chip" if size else "it has no matrices"
         choices.append(Choice(REGISTERS, f"{fits}, and its values fit in registers"))
-        obstacle = "the device has too little memory on chip for the kernel in registers"
+        obstacle = "the device has too little on-chip memory for the registers strategy"
     if not any(phase.groups for phase in kernel.phases()):
         return [*choices, Choice(STREAMED, obstacle), Choice(PERSISTENT, obstacle)]
-    busy = "rows of the batch occupy all multiprocessors"
+    busy = "the batch occupies all multiprocessors"
     return [*choices, Choice(PERSISTENT, obstacle), Choice(STREAMED, f"{obstacle}, and {busy}")]
 
 
 def is_columnwise(kernel: KernelIR) -> bool:
-    """Return whether a step computes each column from this column only, or from several runs of columns.
+    """Return whether each column of a step depends only on the same column of other values.
 
-    Then all its values have the same number of columns, and states and saved values consist of runs of as
-    many columns.
+    All values of such a step have the same number of columns. States and saved values may consist of several
+    blocks of that many columns.
     """
     phases = list(kernel.phases())
     widths = {phase.width for phase in phases}
@@ -76,13 +76,13 @@ def is_columnwise(kernel: KernelIR) -> bool:
 
 
 def _too_large_for_registers(pieces: Pieces) -> str:
-    """Return why values can't be in registers, or the matrices not on chip. Empty if they can."""
+    """Return why the values don't fit in registers, or the matrices on chip. Empty if they do."""
     if not pieces.fit:
         return f"slices cut a step into more than {MAX_PIECES} pieces"
     if pieces.columns > MAX_COLUMNS:
-        return f"a value has {pieces.columns} columns, with padding, of which registers hold {MAX_COLUMNS}"
+        return f"a value has {pieces.columns} columns with padding, but registers hold up to {MAX_COLUMNS}"
     if pieces.matrix_bytes > MAX_BYTES:
-        return f"its matrices need {_kib(pieces.matrix_bytes)} on chip, above {_kib(MAX_BYTES)}"
+        return f"its matrices need {_kib(pieces.matrix_bytes)} on chip, but up to {_kib(MAX_BYTES)} fit"
     return ""
 
 

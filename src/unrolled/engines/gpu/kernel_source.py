@@ -133,7 +133,7 @@ class Source:
         return f"{name}({', '.join(arguments)})"
 
     def load(self, address: str, mask: str = "", options: str = "") -> str:
-        """Return a load in the dtype of the loop. Where the mask is false, it is 0."""
+        """Return a load, converted to the dtype of the loop. The result is 0 where the mask is false."""
         text = f"tl.load({address}, {mask}, 0.0{options})" if mask else f"tl.load({address})"
         return text if self.storage is self.dtype else f"{text}.to(DT)"
 

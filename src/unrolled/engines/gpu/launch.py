@@ -44,10 +44,10 @@ class Runtime(Protocol):
         """Return whether a CUDA graph is being captured in the current stream."""
 
     def multiprocessors(self, device: torch.device) -> int:
-        """Return how many programs run at the same time, each on a multiprocessor of its own."""
+        """Return the number of multiprocessors of a device."""
 
     def is_too_large(self, error: Exception) -> bool:
-        """Return whether an error of a launch says that a device is too small for a kernel."""
+        """Return whether a launch failed because a kernel needs more resources than the device has."""
 
     def compilation_error(self, error: Exception) -> str | None:
         """Return why a kernel can't be compiled, given an error of a launch. None if it is another error."""
@@ -244,7 +244,7 @@ class GpuLoop:
         return GpuCall(self, tensors, starts, lengths, layout, reverse, shift, like.device)
 
     def choose(self, layout: Layout, device: torch.device) -> Grid:
-        """Return how to launch the first kernel that suits the number of rows."""
+        """Return how to launch the first kernel that fits the number of rows."""
         for number in range(self.chosen, len(self.specs)):
             spec = self.specs[number]
             if not spec.meetings:

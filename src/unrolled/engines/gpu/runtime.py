@@ -37,11 +37,11 @@ class TritonRuntime:
         return torch.cuda.is_current_stream_capturing()
 
     def multiprocessors(self, device: torch.device) -> int:
-        """Return how many programs run at the same time, each on a multiprocessor of its own."""
+        """Return the number of multiprocessors of a device."""
         return torch.cuda.get_device_properties(device).multi_processor_count
 
     def is_too_large(self, error: Exception) -> bool:
-        """Return whether an error of a launch says that a device is too small for a kernel."""
+        """Return whether a launch failed because a kernel needs more resources than the device has."""
         if isinstance(error, import_module("triton.runtime.errors").OutOfResources):
             return True
         return isinstance(error, RuntimeError) and "too many blocks in cooperative launch" in str(error)

@@ -1,12 +1,12 @@
 """Generate the Triton source of a loop whose matrices are read anew in each step.
 
-One program computes a tile of rows over all time steps, level by level. A phase goes over blocks of its
-columns, and a product over blocks of its matrix, so neither has a greatest size. What a level stores is in
-memory, with a barrier before the next level. Each state has two places, for the values before and after a
+One program computes a tile of rows over all time steps, level by level. A phase loops over blocks of its
+columns, and a product over blocks of its matrix, so neither has a size limit. A level stores its results in
+memory, with a barrier before the next level. Each state has two buffers, for the values before and after a
 step.
 
-Or several programs, which run at the same time, share the blocks of columns of a tile of rows. After each
-level, they wait for each other. Scalars of rows are computed by each of them.
+In a persistent kernel, several programs run at the same time and share the blocks of columns of a tile of
+rows. After each level, they synchronize. Each of them computes all scalars of rows.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class StreamedKernel:
         return source.render(WARPS, choice, blocks, meetings)
 
     def _barrier(self) -> None:
-        """Let all programs of a tile of rows, or only the threads of one, wait for each other."""
+        """Synchronize all programs of a tile of rows, or only the threads of one program."""
         if not self.shared:
             self.source.line("tl.debug_barrier()")
             return
@@ -152,9 +152,9 @@ class StreamedKernel:
         return self.source.argument("workspace", (name, copies, columns), name)
 
     def _own_load(self, pointer: str, address: str, mask: str = "m") -> str:
-        """Return a load of what this kernel has stored.
+        """Return a load of values that this kernel has stored.
 
-        If other programs have, it mustn't come from the cache of this one's multiprocessor.
+        If other programs have stored them, the load must bypass the cache of the multiprocessor.
         """
         options = ', cache_modifier=".cg"' if self.shared else ""
         return self.source.load(f"{pointer} + {address}", mask, options)

@@ -103,7 +103,7 @@ class NativeBackend:
         return kept_files.enabled_store()
 
     def tensor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype that a call computes in."""
+        """Return the dtype that a call is computed in."""
         return torch.float32 if dtype is torch.bfloat16 else dtype
 
     def supports(self, tensors: Sequence[Tensor], dtype: torch.dtype, in_graph: bool = False) -> str | None:
@@ -124,7 +124,7 @@ class NativeBackend:
         return "an input or a parameter has no values in memory"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Return None: a missing compiler shows only when it is needed."""
+        """Return None: a missing compiler is only reported when it is needed."""
 
     def explain(self, compiled: CompiledCell, training: bool) -> str:
         """Return why the loops of a cell run here."""

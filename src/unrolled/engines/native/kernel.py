@@ -62,7 +62,7 @@ _kernel_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def launch(calls: Sequence[KernelCall]) -> None:
-    """Run independent kernels: two of them at the same time if each needs few threads, else in turn.
+    """Run independent kernels: two at the same time if each needs few threads, otherwise one by one.
 
     Raises:
         MemoryError: If there is not enough memory for a kernel's buffers.
@@ -337,7 +337,7 @@ class Kernel:
 
 
 def _useful_threads(threads: int, work: int, work_for_two: int) -> int:
-    """Return how many of the threads pay off.
+    """Return the number of threads that pay off.
 
     With ``n`` threads the work takes ``work / n``, and starting or synchronizing them a time in proportion to
     ``n``. The sum is lowest for an ``n`` that grows with the square root of the work.

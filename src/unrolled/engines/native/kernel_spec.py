@@ -12,7 +12,7 @@ from unrolled.engines.compiler.ir import width
 from unrolled.engines.compiler.kernel_ir import Product
 
 WEIGHT_FORMATS = {torch.int8: 1, torch.bfloat16: 2, torch.float16: 3}
-"""The numbers of formats with fewer bits than the kernel's dtype, as ``WeightFormat`` in products.h."""
+"""The numbers of the formats of quantized weights, as ``WeightFormat`` in products.h."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Products:
         self._run_bulk.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
 
     def load_format(self, number: int) -> None:
-        """Load the products with matrices in a format with fewer bits, ``WeightFormat`` in products.h."""
+        """Load the products for a format of quantized weights, ``WeightFormat`` in products.h."""
         if number in self._formats:
             return
         library = build.load(_format_source(number))
@@ -78,7 +78,7 @@ def start(dtype: torch.dtype) -> None:
 
 
 def start_format(number: int) -> None:
-    """Start compiling the products with matrices in a format with fewer bits in the background."""
+    """Start compiling the products for a format of quantized weights in the background."""
     build.start(_format_source(number))
 
 

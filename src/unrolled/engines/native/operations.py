@@ -1,6 +1,7 @@
 """The operations that the compiler supports, as expressions of functions on vectors.
 
-Each is declared once. The engine prints it as C++ and the export as C, which has no overloaded functions.
+Each operation is defined once. The engine generates C++ from it, and the export C, which has no overloaded
+functions.
 Booleans are 1 or 0 in the dtype of the loop.
 """
 
@@ -19,7 +20,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression. The operators of Python build larger ones."""
+    """An expression. Use Python's operators to build larger expressions."""
 
     def __mul__(self, other: Expression) -> Expression:
         return Infix("*", self, other)
@@ -32,12 +33,12 @@ class Expression:
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """The expressions that it is made of."""
+        """The subexpressions."""
         return ()
 
     @property
     def is_call(self) -> bool:
-        """Whether it is a function of operands, which then need no parentheses."""
+        """Whether this is a function call, whose operands need no parentheses."""
         simple = all(isinstance(part, (Operand, Zero)) for part in self.parts)
         return isinstance(self, (Call, Truth)) and simple
 
@@ -64,7 +65,7 @@ class Zero(Expression):
 
 @dataclass(frozen=True)
 class Splat(Expression):
-    """A vector of one number, which is spelled the same in C and C++."""
+    """A vector whose elements are all one number. The number is the same text in C and C++."""
 
     number: str
 
@@ -78,7 +79,7 @@ class Call(Expression):
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """The expressions that it is made of."""
+        """The subexpressions."""
         return self.arguments
 
 
@@ -92,7 +93,7 @@ class _Pair(Expression):
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """The expressions that it is made of."""
+        """The subexpressions."""
         return self.left, self.right
 
 
@@ -109,7 +110,7 @@ class Negative(Expression):
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """The expressions that it is made of."""
+        """The subexpressions."""
         return (self.value,)
 
 
@@ -135,7 +136,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Language:
-    """How a language spells expressions.
+    """The syntax of expressions in a language.
 
     Attributes:
         function: The name of a function on vectors.
@@ -184,7 +185,7 @@ class Language:
 
 
 def expression_of(instruction: Apply) -> Expression:
-    """Return the expression of an operation, without the factor of a sum."""
+    """Return the expression of an operation, without the ``alpha`` of an addition."""
     sign = ADDITIVE.get(instruction.target)
     return OPERATIONS[instruction.target] if sign is None else Infix(sign, _A, _B)
 

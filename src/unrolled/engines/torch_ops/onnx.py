@@ -1,7 +1,7 @@
 """Compiled loops in ``torch.onnx.export``: ONNX's own operators, or a Scan over the step of the cell.
 
-torch.onnx replaces operators that it doesn't know by their decompositions. That of ``unrolled::recurrence``
-is an ``RNN``, ``GRU`` or ``LSTM`` where ONNX has the cell, and otherwise torch's scan, which becomes a Scan.
+torch.onnx decomposes operators that it doesn't know. ``unrolled::recurrence`` decomposes to an ``RNN``,
+``GRU`` or ``LSTM`` if ONNX has the cell, and otherwise to torch's scan, which becomes a Scan.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ PACKED = (
     "torch.onnx.export doesn't support packed sequences of {}: pass a padded input and lengths, or export "
     "the model after unrolled.revert(model)"
 )
-QUANTIZED = "torch.onnx.export doesn't support weights in {}: export the float model"
+QUANTIZED = "torch.onnx.export doesn't support {} weights: export the float32 model instead"
 
 
 @register_decomposition(torch.ops.unrolled.recurrence.default)
 def _decompose(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, lanes: str) -> Any:
     """Decompose ``unrolled::recurrence`` for torch.onnx.
 
-    torch also asks for decompositions where it only wants the shapes of the results.
+    torch also calls decompositions when it only needs the shapes of the results.
     """
     if get_proxy_mode() is None:
         return fake_infer(x, tensors, sizes, lanes)

@@ -1,7 +1,7 @@
 """``unrolled bench --device cuda``: check the kernels on a GPU, then time them.
 
-``parity`` compares kernels with the reference engine, and ``workers`` does so in several processes, which
-also compile the kernels that are timed. ``checks`` contains what only a GPU shows, such as captured graphs.
-``rows`` lists what is timed, ``contenders`` computes it, and ``clock`` times it. ``report`` prints the
-results, and ``command`` runs all of that within a time limit.
+``parity`` compares kernels with the reference engine. ``workers`` runs the comparisons in several processes,
+which also compile the kernels that are timed. ``checks`` contains checks that need a GPU, such as captured
+graphs. ``rows`` lists the rows to time, ``contenders`` runs them, and ``clock`` times them. ``report`` prints
+the results, and ``command`` runs everything within a time limit.
 """

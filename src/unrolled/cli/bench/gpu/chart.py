@@ -19,7 +19,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     columns = list(dict.fromkeys((row["mode"], row["batch"]) for row in rows))
     if not cells:
-        raise ValueError("--plot: nothing was timed, so there is nothing to plot")
+        raise ValueError("--plot: no row was timed, so there is nothing to plot; raise --minutes")
     names = list(
         dict.fromkeys(name for row in rows for name, one in row["contenders"].items() if "seconds" in one)
     )

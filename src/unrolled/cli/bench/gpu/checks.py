@@ -1,4 +1,4 @@
-"""What only a GPU shows: captured graphs, streams, devices, synchronization, and the same bits for a row."""
+"""Checks that need a GPU: captured graphs, streams, devices, synchronization and bit-identical reruns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _layer(device: torch.device, cell: Any = Checked) -> tuple[Any, Tensor]:
 
 
 def capture(device: torch.device) -> str | None:
-    """A captured call, replayed with another input, returns what a plain call does."""
+    """A captured call, replayed with another input, returns the same as a plain call."""
     layer, x = _layer(device)
     static, other = x.clone(), torch.randn_like(x)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def capture(device: torch.device) -> str | None:
             output = layer(static)[0]
         static.copy_(other)
         graph.replay()
-    return _unless(torch.equal(output, expected), "a replayed graph gives another result")
+    return _unless(torch.equal(output, expected), "replaying a CUDA graph gives a different output")
 
 
 def capture_training(device: torch.device) -> str | None:
@@ -60,19 +60,19 @@ def capture_training(device: torch.device) -> str | None:
         static.copy_(other)
     graph.replay()
     same = all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
-    return _unless(same, "a replayed graph gives other gradients")
+    return _unless(same, "replaying a CUDA graph gives different gradients")
 
 
 def early_capture(device: torch.device) -> str | None:
-    """A capture before the kernel is compiled is an error that says what to do."""
+    """A capture before the kernel is compiled raises an error that says what to do."""
     layer, x = _layer(device, FirstCaptured)
     try:
         with torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
             layer(x)
     except RuntimeError as error:
         advice = "run the same call once before the capture"
-        return _unless(advice in str(error), f"another error: {error}")
-    return "a capture compiled a kernel"
+        return _unless(advice in str(error), f"the error doesn't say what to do: {error}")
+    return "capturing a call whose kernel isn't compiled raised no error"
 
 
 def streams(device: torch.device) -> str | None:
@@ -90,7 +90,7 @@ def streams(device: torch.device) -> str | None:
                     results.append(layer(value)[0])
         torch.cuda.synchronize(device)
     same = all(torch.equal(result, expected[k % 2]) for k, result in enumerate(results))
-    return _unless(same, "calls in two streams give other results")
+    return _unless(same, "calls on two streams give different outputs")
 
 
 def other_device(device: torch.device) -> str | None:
@@ -102,7 +102,9 @@ def other_device(device: torch.device) -> str | None:
     with torch.no_grad():
         expected = layer(x)[0].cpu()
         moved = layer.to(second)(x.to(second))[0]
-    return _unless(torch.equal(moved.cpu(), expected), "another device gives another result")
+    return _unless(
+        torch.equal(moved.cpu(), expected), f"the output on {second} differs from that on {device}"
+    )
 
 
 def synchronization(device: torch.device) -> str | None:
@@ -128,17 +130,17 @@ def synchronization(device: torch.device) -> str | None:
 
 
 def repetition(device: torch.device) -> str | None:
-    """Two runs have the same bits, and rows of a smaller batch agree with those of the whole one."""
+    """Two runs are bit-identical, and rows of a smaller batch agree with those of the whole batch."""
     for cell in REPEATED:
         layer, x = _layer(device, cell)
         with torch.no_grad(), products_in("ieee"):
             output = layer(x)[0]
             if not torch.equal(output, layer(x)[0]):
-                return f"{cell.__name__}: two runs have other bits"
+                return f"{cell.__name__}: two runs aren't bit-identical"
             for first, end in ((0, 1), (3, 20), (19, 20)):
                 part = layer(x[:, first:end])[0]
                 if not torch.allclose(part, output[:, first:end], rtol=1e-5, atol=1e-6):
-                    return f"{cell.__name__}: rows {first} to {end} differ from those of the whole batch"
+                    return f"{cell.__name__}: rows {first} to {end - 1} differ in a smaller batch"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Time calls on a device: blocks of calls in shuffled order, between events of the device."""
+"""Time calls on a device: blocks of calls in shuffled order, timed with CUDA events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def time_calls(calls: Mapping[str, Call], device: torch.device, seconds: float) 
     Args:
         calls: The functions to call, by name.
         device: The device that they use.
-        seconds: The total time for each name. A call that is longer than its share of a round is still called
+        seconds: The total time for each name. A call that takes longer than its share of a round still runs
             once per round.
 
     Returns:
@@ -45,7 +45,7 @@ def time_calls(calls: Mapping[str, Call], device: torch.device, seconds: float) 
 
 
 def _time_block(call: Call, device: torch.device, count: int) -> float:
-    """Return the mean time of a call, in seconds, with the time that it takes to launch its kernels."""
+    """Return the mean time of a call, in seconds, including kernel launches."""
     if device.type != "cuda":
         begin = time.perf_counter()
         for _ in range(count):
@@ -63,7 +63,7 @@ def _time_block(call: Call, device: torch.device, count: int) -> float:
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
-    """Return how many bytes one call allocates on a CUDA device at most. None on other devices."""
+    """Return the peak memory of one call in bytes. None if the device isn't a CUDA device."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)

@@ -26,7 +26,7 @@ from unrolled.engines.gpu.tuning import LARGE_BATCH
 from unrolled.io import files
 
 VERSION = 1
-MINUTES = 10.0  # the time that the default rows and checks are made for, on an H200
+MINUTES = 10.0  # how long the default rows and checks take on an H200 (an estimate)
 _SECONDS = 0.2  # for each contender of a row
 _CHECKS_SHARE = 0.4  # of the time limit, for checks and the first calls of all rows
 _MAX_PROCESSES = 12
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        UsageError: If there is no such device, or an option belongs to the benchmark on CPUs.
+        UsageError: If there is no such device, or an option only works on the CPU.
         SystemExit: With code 1, after the report, if a comparison or a check failed.
     """
     _check_options(options)
@@ -135,7 +135,7 @@ def _find_device(text: str) -> torch.device:
     device = torch.device(text)
     count = torch.cuda.device_count()
     if torch.cuda.is_available() and (device.index or 0) >= count:
-        raise UsageError(f"--device {text}: expected a number below {count}, the number of CUDA devices")
+        raise UsageError(f"--device {text}: torch finds {count} CUDA devices, so use a number below {count}")
     reason = BACKEND.runtime.unavailable(device)
     if reason is not None:
         raise UsageError(f"--device {text}: {reason}")
@@ -143,9 +143,9 @@ def _find_device(text: str) -> torch.device:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Raise UsageError for options of the benchmark on CPUs."""
+    """Raise UsageError for options that only work on the CPU."""
     for name in ("full", "quick", "resume", "peers", "threads"):
         if getattr(options, name):
-            raise UsageError(f"--{name} is for the benchmark on CPUs: leave it out with --device")
+            raise UsageError(f"--{name} only works on the CPU: remove it, or remove --device")
     if options.mode == "streaming":
-        raise UsageError("--mode streaming is for the benchmark on CPUs: use inference or training")
+        raise UsageError("--mode streaming only works on the CPU: use inference or training")

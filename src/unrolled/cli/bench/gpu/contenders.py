@@ -1,4 +1,4 @@
-"""What a row is timed with on a GPU: our layer, torch.nn, a Python loop, and other libraries."""
+"""The implementations that are timed on a GPU: our layer, torch.nn, a Python loop, and other libraries."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _needs_standard_cell(row: Row) -> str | None:
 
 
 def _needs_cell(*cells: str) -> Callable[[Row], str | None]:
-    return lambda row: None if row.cell in cells else f"for {' and '.join(cells)} only"
+    return lambda row: None if row.cell in cells else f"supports {' and '.join(cells)} only"
 
 
 CONTENDERS: dict[str, Runtime] = {
@@ -63,14 +63,14 @@ CONTENDERS: dict[str, Runtime] = {
     KERNELS: Runtime(functools.partial(_prepare_ours, "native"), _needs_standard_cell),
     TORCH: Runtime(_prepare_torch, _needs_standard_cell),
     LOOP: Runtime(_prepare_loop),
-    COMPILE: Runtime(_prepare_compile, lambda row: None if row == COMPILED_ROW else "one row only"),
+    COMPILE: Runtime(_prepare_compile, lambda row: None if row == COMPILED_ROW else "timed for one row only"),
     "torchrl": Runtime(prepare_torchrl, _needs_cell(*custom.OF_TORCHRL), ("torchrl", "tensordict")),
     "flashrnn": Runtime(prepare_flashrnn, _needs_cell(*custom.OF_FLASHRNN), ("flashrnn",)),
 }
 
 
 def warm_up(row: Row, device: torch.device) -> None:
-    """Compile the kernels of a row and keep them on disk, by a call of our layer with few steps."""
+    """Compile the kernels of a row and cache them on disk, by calling our layer with few steps."""
     workload = Workload(Row(row.cell, row.batch, 2, row.hidden, row.mode), device)
     _prepare_ours("native", workload)()
 
@@ -87,10 +87,10 @@ def measure(
         contenders: The contenders, by name.
 
     Returns:
-        The sizes of the row, and ``contenders``: for each its median ``seconds``, ``us_per_step``, in
-        training the ``bytes`` that a call allocates, and its ``difference`` from the Python loop, or its
-        ``trouble`` in words; ``refused`` says that it doesn't have this row. ``ratios`` are the times of the
-        others divided by that of our layer.
+        The sizes of the row; ``contenders``, a dictionary for each; and ``ratios``, the times of the others
+        divided by that of our layer. The dictionary has the median ``seconds``, ``us_per_step``, in training
+        the ``bytes`` that a call allocates, and the ``difference`` from the Python loop. For a contender that
+        wasn't timed, ``trouble`` is the reason, and ``refused`` says whether it doesn't support this row.
     """
     workload = Workload(row, device)
     expected = without_warnings(_prepare_loop(workload))

@@ -19,7 +19,7 @@ OF_FLASHRNN = ("lstm",)  # its GRU has another equation, and its sLSTM other ini
 
 
 class Checked(cells.LSTM):
-    """The cell of the checks."""
+    """The cell that most checks use."""
 
 
 class FirstCaptured(cells.LSTM):

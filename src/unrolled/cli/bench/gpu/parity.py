@@ -47,7 +47,7 @@ class ParityTask:
     Attributes:
         cell: Its name in ``unrolled.cells``.
         kind: A key of :data:`TOLERANCES`: the dtype, or ``"tf32"`` for float32 with TF32 products.
-        strategy: The strategy of the kernels. Empty: the one that is chosen.
+        strategy: The strategy of the kernels. If empty, the default one.
         hidden: Its hidden size.
     """
 
@@ -78,8 +78,8 @@ def tasks() -> list[ParityTask]:
 def compare(task: ParityTask, device: torch.device) -> float:
     """Return the largest difference between the kernels' results and those of the reference engine.
 
-    It is relative to the largest value of each result: the output, the final states, and the gradients of the
-    input and of all parameters, of a layer with two directions.
+    The layer is bidirectional. Its results are the output, the final states, and the gradients of the input
+    and of all parameters. The difference is relative to the largest value of each result.
 
     Raises:
         RuntimeError: If a kernel can't run.

@@ -1,4 +1,4 @@
-"""Kernels of other libraries for GPUs: TorchRL's in Triton, and those of FlashRNN."""
+"""GPU kernels of other libraries: TorchRL (in Triton) and FlashRNN."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare_torchrl(workload: Workload) -> Call:
 def prepare_flashrnn(workload: Workload) -> Call:
     """Return a call of FlashRNN's fused kernel for a cell with four gates, in float32, with one head.
 
-    Its gates have the order of torch.nn. torch computes the products with the input.
+    Its gates are in torch.nn's order. torch computes the products with the input.
     """
     flashrnn: Any = import_module("flashrnn").flashrnn
     row, parameters = workload.row, list(workload.theirs.parameters())

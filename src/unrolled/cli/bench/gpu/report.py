@@ -12,8 +12,8 @@ from unrolled.cli.bench.gpu.contenders import CONTENDERS, OURS
 
 _CAPTION = (
     "µs per time step, for batch size B and hidden size H. unrolled: engine auto, which runs cuDNN for the "
-    "cells of torch.nn. kernels: our Triton kernels. ×best: the fastest other time divided by ours (above 1: "
-    "ours is faster). MiB: memory that a training step allocates: ours, and the least of the others."
+    "cells of torch.nn. kernels: our Triton kernels. ×best: speedup over the fastest of the others (above 1: "
+    "unrolled is faster). MiB: memory that a training step of unrolled allocates. others: the least of them."
 )
 
 
@@ -52,7 +52,7 @@ def _failures(document: dict[str, Any]) -> list[str]:
 
 
 def print_checks(console: Console, document: dict[str, Any]) -> None:
-    """Print how many comparisons and checks passed, the largest differences, and a line for each failure."""
+    """Print the number of passed comparisons and checks, the largest differences, and all failures."""
     compared = document["parity_tasks"]
     agreeing = [entry for entry in compared if entry.get("agrees")]
     console.print(f"{len(agreeing)} of {len(compared)} comparisons with the reference engine agree.")
@@ -66,7 +66,7 @@ def print_checks(console: Console, document: dict[str, Any]) -> None:
 
 
 def print_rows(console: Console, document: dict[str, Any]) -> None:
-    """Print a table for each mode, what failed, and what was left out."""
+    """Print a table for each mode, the failures, and the number of skipped rows."""
     for mode in dict.fromkeys(row["mode"] for row in document["rows"]):
         console.print(_table([row for row in document["rows"] if row["mode"] == mode], mode))
     console.print(_CAPTION)
@@ -76,7 +76,7 @@ def print_rows(console: Console, document: dict[str, Any]) -> None:
                 sizes = f"{row['cell']} B={row['batch']} H={row['hidden']}, {row['mode']}"
                 console.print(f"{sizes}: {name}: {entry['trouble']}")
     if document["left_out"]:
-        console.print(f"{len(document['left_out'])} rows left out: the time is over (--minutes).")
+        console.print(f"{len(document['left_out'])} rows skipped (time limit). Raise --minutes to run them.")
 
 
 def _table(rows: list[dict[str, Any]], mode: str) -> Table:

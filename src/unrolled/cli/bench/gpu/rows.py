@@ -1,4 +1,4 @@
-"""The rows that are timed on a GPU, in the order of their importance: time may run out."""
+"""The rows that are timed on a GPU, the most important first, because time may run out."""
 
 from __future__ import annotations
 

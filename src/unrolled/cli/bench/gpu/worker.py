@@ -1,4 +1,4 @@
-"""The program of a worker process, see ``workers.py``: it reads tasks, and prints a line of JSON for each."""
+"""A worker process, see ``workers.py``: reads tasks, and prints a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_task(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
         if "parity" in task:
             one = parity.ParityTask(**task["parity"])
             difference, tolerance = parity.compare(one, device), parity.TOLERANCES[one.kind]
-            # NaN is no number of JSON, and neither is it within a tolerance.
+            # JSON has no NaN. A comparison with NaN is False, so it doesn't agree.
             within = difference <= tolerance
             return {"difference": difference if difference == difference else None, "agrees": within}
         if "check" in task:
@@ -38,7 +38,7 @@ def run_task(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the tasks that standard input contains."""
+    """Run the tasks from standard input."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for task in json.load(sys.stdin):

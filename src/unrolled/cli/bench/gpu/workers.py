@@ -1,4 +1,4 @@
-"""Run tasks in several processes, of which any may crash: an invalid access ends all work on a GPU."""
+"""Run tasks in several processes: after an invalid memory access, a process can't use the GPU any more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Worker:
         try:
             process.stdin.write(json.dumps(tasks))
             process.stdin.close()
-        except BrokenPipeError:  # it has crashed, which its exit code says
+        except BrokenPipeError:  # it has crashed: finish() returns its exit code
             pass
         return cls(tasks, process, output, errors)
 
@@ -55,20 +55,19 @@ class _Worker:
 def run_tasks(
     tasks: Sequence[Task], processes: int, seconds: float, command: Sequence[str] = ()
 ) -> list[Any]:
-    """Run tasks in processes, each of which runs several, one after another.
+    """Run tasks in several processes. Each process runs a list of tasks, one after another.
 
-    If a process ends before its tasks are done, the one that it was running has failed. Another process runs
-    the rest.
+    If a process ends early, the task that it was running has failed, and a new process runs the rest.
 
     Args:
         tasks: The tasks, as data for JSON.
-        processes: Largest number of processes at a time.
+        processes: Maximum number of processes at a time.
         seconds: Time limit of all tasks together.
-        command: A program that reads a list of tasks from its input, and prints a line of JSON for each, a
-            dictionary. By default, ``worker.py`` beside this file.
+        command: A program that reads a list of tasks from its input, and prints a line with a JSON object for
+            each. By default, ``worker.py`` in this folder.
 
     Returns:
-        The dictionary of each task. If it failed, it has the key ``trouble``, with the reason.
+        The results of each task, as a dictionary. If the task failed, ``trouble`` is the reason.
     """
     command = command or [sys.executable, "-m", "unrolled.cli.bench.gpu.worker"]
     deadline, results = time.monotonic() + seconds, list[Any]([None] * len(tasks))

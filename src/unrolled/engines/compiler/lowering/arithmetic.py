@@ -57,11 +57,9 @@ def _matmul(columns: Columns, left: Any, right: Any, shape: tuple[int, ...]) -> 
 
 
 def _quantized_mm(columns: Columns, left: Any, right: Any, weights: str, scale: float) -> ColumnView:
-    """Lower a product with weights in fewer bits. It is never split, because a row has one scale."""
+    """Lower a product with quantized weights. It is never split, because a row has one scale."""
     if columns.dtype is not torch.float32:
-        raise UnsupportedError(
-            f"its products have weights in {weights}, which needs float32 throughout the step"
-        )
+        raise UnsupportedError(f"it has {weights} weights, which need all values of the step to be float32")
     if not (isinstance(left, ColumnView) and left.batch_axis == 0 and isinstance(right, Tensor)):
         raise UnsupportedError(f"{columns.node.target} {MIXES_ROWS}")
     shape = tuple(columns.node.meta["val"].shape)
@@ -161,7 +159,7 @@ def _power(columns: Columns, x: ColumnView, exponent: float) -> ColumnView:
         return columns.pointwise(aten.pow.Tensor_Scalar, x, exponent)
     if not 0 <= exponent <= _MAX_INTEGER_POWER:
         raise UnsupportedError(
-            f"{columns.node.target} of whole numbers needs an exponent from 0 to {_MAX_INTEGER_POWER}"
+            f"{columns.node.target} of integers needs an exponent from 0 to {_MAX_INTEGER_POWER}"
         )
     if exponent == 0:
         return columns.constant(1, x.shape)
@@ -193,16 +191,14 @@ def _shift_right(columns: Columns, x: ColumnView, bits: int) -> ColumnView:
 
 def _check_shift(columns: Columns, bits: int) -> None:
     if bits < 0:
-        raise UnsupportedError(f"{columns.node.target} needs a number of bits of at least 0, got {bits}")
+        raise UnsupportedError(f"{columns.node.target} shifts by a negative number of bits, {bits}")
 
 
 def _check_divisor(columns: Columns, divisor: Any) -> None:
-    """Check that whole numbers are divided by numbers that aren't 0, for which torch raises an error."""
+    """Check that integers are divided only by nonzero constants, because torch raises an error for 0."""
     is_integer = columns.node.meta["val"].dtype in INTEGER_DTYPES
     if is_integer and (isinstance(divisor, (ColumnView, FakeTensor)) or not np.all(np.asarray(divisor))):
-        raise UnsupportedError(
-            f"{columns.node.target} of whole numbers needs a constant divisor other than 0"
-        )
+        raise UnsupportedError(f"{columns.node.target} of integers needs a constant divisor other than 0")
 
 
 def _checked_division(op: Any) -> Callable[..., ColumnView]:

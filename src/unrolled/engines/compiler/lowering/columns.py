@@ -137,10 +137,10 @@ class Columns:
         return any(self.sources[column // _MAX_WIDTH].recurrent for column in np.ravel(ids).tolist())
 
     def check_sum_over_batch(self) -> None:
-        """Check that the current node may sum over the batch, as only the gradient of a shared value does.
+        """Check that the current node may sum over the batch. Only gradients of shared values do.
 
         Raises:
-            UnsupportedError: If the node isn't part of the backward.
+            UnsupportedError: If the node isn't part of the backward pass.
         """
         location = self.node.meta.get("location")
         if location is None or not location.backward:

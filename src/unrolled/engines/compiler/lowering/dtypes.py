@@ -95,7 +95,7 @@ class IntegerBounds:
             if self._is_float32:
                 raise NeedsFloat64Error
             raise UnsupportedError(
-                f"{node.target} computes whole numbers that may exceed 2^53; limit its operands with clamp"
+                f"{node.target} computes integers that may exceed 2^53; limit its operands with clamp"
             )
         self._bounds[node] = bound
 
@@ -229,10 +229,10 @@ WRAPPING_OPS = {
 
 
 def check_numbers(node: fx.Node) -> None:
-    """Check that the Python numbers in an operation on whole numbers are in the range of their dtype.
+    """Check that the Python numbers in an integer operation are in the range of their dtype.
 
     Raises:
-        UnsupportedError: If one isn't. torch then uses its last bits, or raises an error.
+        UnsupportedError: If one isn't. torch would wrap it around, or raise an error.
     """
     dtypes = {v.dtype for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
     for dtype in dtypes.intersection(INTEGER_DTYPES):

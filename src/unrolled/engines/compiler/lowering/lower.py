@@ -101,7 +101,7 @@ class _Lowering(LocationInterpreter):
         except (UnsupportedError, NeedsFloat64Error):
             raise
         except Exception as error:  # the reference engine can still run the step
-            reason = f"{COMPILER_FAULT} ({type(error).__name__}: {error}); please report it with the step"
+            reason = f"{COMPILER_FAULT} ({type(error).__name__}: {error}); please report it, with the cell"
             raise unsupported(reason, location_of(n)) from error
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The size limit of the kernel cache: the files that were unused for longest are deleted."""
+"""The size limit of the kernel cache. The least recently used files are deleted first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record_use(path: Path) -> None:
 def enforce_limit(folder: Path, keep: Path) -> None:
     """Delete libraries, texts and precompiled headers until a folder is within the limit.
 
-    Those that were unused for longest are deleted first.
+    The least recently used files are deleted first.
 
     A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
     On Windows, which doesn't, a library in use isn't deleted.
@@ -77,7 +77,7 @@ def enforce_limit(folder: Path, keep: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files that belong together; the last of the first two has the time of the last use."""
+    """Return the files to delete together. The second one, if it exists, has the time of the last use."""
     if path.suffix == KEPT_SUFFIX:
         return [path]
     if path.name.endswith(PRECOMPILED_SUFFIX):

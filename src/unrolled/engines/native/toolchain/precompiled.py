@@ -1,8 +1,8 @@
-"""Precompiled headers: what every loop includes, as g++ stores it after it has been read once.
+"""Precompiled headers for g++: all headers that a loop includes, parsed once and stored in a file.
 
-Reading the headers takes about half of the time in which g++ compiles a loop. A file with what it has read is
-some 50 MB large, and writing it takes as long as compiling two loops, so it is written by processes that
-compile several.
+Parsing the headers takes about half of the time in which g++ compiles a loop. The precompiled header takes
+about 50 MB, and writing it takes as long as compiling two loops. So only processes that compile several loops
+write one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from unrolled.engines.native.toolchain.compiler import Compiler, NoCompilerError
 SUFFIX = eviction.PRECOMPILED_SUFFIX
 
 _PREAMBLE = re.compile(r'using T = \w+;\n#include "loop\.h"\n')
-_LOOPS_BEFORE = 3  # that a process compiles without it
-_MIN_CACHE_SIZE = 2**29  # bytes of the cache's limit; below, the file would take the place of many kernels
+_LOOPS_BEFORE = 3  # loops that a process compiles before it writes a precompiled header
+_MIN_CACHE_SIZE = 2**29  # bytes; in a smaller cache, the file would displace many kernels
 
 _loops: Counter[Path] = Counter()  # that this process has compiled without a precompiled header
 _lock = threading.Lock()
 
 
 def find(compiler: Compiler, source: str, arch: str, folder: Path) -> Path | None:
-    """Return the header that a source may include before all else, or None if there is none.
+    """Return the precompiled header for a source, or None if there is none.
 
-    After a few sources, a thread starts to precompile their header for later ones.
+    After a few sources, a thread starts to precompile their header, for later sources.
 
     Args:
         compiler: The compiler.
