@@ -233,8 +233,8 @@ class ValueSearch:
 
     def _environment(self, path: str) -> None:
         environment: Any = os.environ  # its own methods decode all variables, which takes 20 times as long
-        data, names = environment._data, frozenset(map(environment.encodekey, self.names))
-        variables = self.watched.content(lambda: {name: data[name] for name in names.intersection(data)})
+        # All of them: the step may compute a name, or look for names with a prefix.
+        variables = self.watched.content(environment._data.copy)
         self._note_only_here(path)
         self._add(path, sorted(variables.items()))
 
