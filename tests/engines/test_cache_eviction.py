@@ -59,6 +59,25 @@ def test_processes_can_delete_one_another_s_libraries() -> None:
     assert [process.communicate() for process in running] == [("0\n1\n2\n3\n4\n5\n", "")] * 3
 
 
+def test_a_file_that_another_process_deletes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0.so", "2.so"):
+        (tmp_path / name).write_bytes(bytes(100))
+
+    class Deleted(type(tmp_path)):  # type: ignore[misc]
+        """A path of a file that is deleted right after somebody has asked whether it exists."""
+
+        def exists(self, **_: bool) -> bool:
+            return True
+
+    deleted = Deleted(tmp_path / "0.json")
+    monkeypatch.setenv(eviction.VARIABLE, "250")
+    monkeypatch.setattr(eviction, "_files", lambda path: [path, deleted])
+    eviction.enforce_limit(tmp_path, keep=tmp_path / "0.so")
+    assert {path.name for path in tmp_path.iterdir()} == {"0.so", "2.so"}
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("", 2**30), ("1000", 1000), ("2k", 2048), ("1.5 MB", 3 * 2**19), ("2GiB", 2**31)]
 )

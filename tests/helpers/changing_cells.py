@@ -288,6 +288,12 @@ CHANGES = {
         "z * float(getenv('UNROLLED_TESTED', 1.0))",
         "os.environ['UNROLLED_TESTED'] = '2.0'",
     ),
+    "environment variable by a computed name": Change(
+        "import os\nos.environ['UNROLLED_TESTED'] = '1.0'",
+        "",
+        "z * float(os.environ['_'.join(('UNROLLED', 'TESTED'))])",
+        "os.environ['UNROLLED_TESTED'] = '2.0'",
+    ),
     "context variable": Change(
         "import contextvars\nc = contextvars.ContextVar('c', default=1.0)", "", "z * c.get()", "c.set(2.0)"
     ),

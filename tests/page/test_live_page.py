@@ -98,3 +98,27 @@ def test_drawn_input_and_files(open_page: OpenPage, tmp_path: Path) -> None:
         {"name": "x.txt", "mimeType": "text/plain", "buffer": b"1\nx"}
     )
     page.get_by_text("x.txt: Line 2 should contain only numbers, got: x").wait_for()
+
+
+# A microphone whose permission takes until `window.allow()`.
+MICROPHONE = """() => {
+  window.streams = [];
+  navigator.mediaDevices.getUserMedia = () => new Promise((resolve) => {
+    const stream = new AudioContext().createMediaStreamDestination().stream;
+    window.streams.push(stream);
+    window.allow = () => resolve(stream);
+  });
+}"""
+STATES = "() => window.streams.flatMap((stream) => stream.getTracks().map((track) => track.readyState))"
+
+
+def test_a_microphone_that_is_stopped_before_it_is_allowed(open_page: OpenPage) -> None:
+    page = open_page(ur.trace(ur.GRU(1, 4), torch.randn(3, 1)), live=True)
+    page.get_by_role("tab", name="Microphone").click()
+    page.evaluate(MICROPHONE)
+    page.get_by_role("button", name="Listen").click()
+    page.get_by_role("tab", name="Type").click()
+    page.evaluate("() => window.allow()")
+    assert page.evaluate(STATES) == ["ended"]
+    page.get_by_role("tab", name="Microphone").click()
+    assert page.get_by_role("button", name="Listen").is_visible()

@@ -99,6 +99,27 @@ def test_a_state_dict_without_scales_is_refused() -> None:
         quantized.load_state_dict(state)
 
 
+def test_a_state_dict_in_int8_needs_its_scales() -> None:
+    """In a module that doesn't read them, whole numbers would become weights."""
+    layer = ur.GRU(4, 6).eval()
+    state = ur.quantize(layer).state_dict()
+    for other in (copy.deepcopy(layer), ur.quantize(layer, quantize_input=False)):
+        with pytest.raises(ValueError, match="has weight_ih_l0 in int8, but GRU has it in float"):
+            other.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_state_dict_of_a_module_in_another_dtype(dtype: torch.dtype) -> None:
+    quantized = ur.quantize(ur.GRU(4, 6).eval())
+    expected = {name: value.clone() for name, value in quantized.named_parameters()}
+    state = quantized.to(dtype).state_dict()
+    assert state["weight_hh_l0"].dtype is torch.int8
+    restored = ur.quantize(ur.GRU(4, 6).eval())
+    restored.load_state_dict(state)
+    for name, value in restored.named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=0.02, atol=0.01)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies(duplicate: Callable[[Any], Any]) -> None:
     quantized, x = ur.quantize(model()), tokens()
@@ -303,6 +324,8 @@ def test_calls_for_training_are_refused() -> None:
     quantized = ur.quantize(ur.LSTM(3, 4).eval())
     with pytest.raises(ValueError, match="LSTM has int8 weights, which can't be trained"):
         quantized.train()(X)
+    with pytest.raises(ValueError, match="LSTMCell has weights in int8, which are for inference"):
+        ur.quantize(ur.LSTMCell(3, 4).eval()).train()(X[0])
     quantized.eval()
     with pytest.raises(ValueError, match=r"don't support gradients, .*: call it in torch.no_grad\(\)"):
         quantized(X.clone().requires_grad_())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -123,8 +124,13 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._sources = {id(x): self._INPUT, **{id(state): self._STATE for state in states}}
-        self._alive: list[Any] = [x, states]  # as long as the tensors exist, Python can't reuse their ids
+        self._sources: dict[int, int] = {}
+        self._alive: list[Any] = []  # as long as the tensors exist, Python can't reuse their ids
+        for tensor, source in ((x, self._INPUT), *((state, self._STATE) for state in states)):
+            self._add_source(tensor, source)
+            while is_functorch_wrapped_tensor(tensor):  # in torch.vmap, operations get the inner tensors
+                tensor = get_unwrapped(tensor)
+                self._add_source(tensor, source)
 
     def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
         """Return the product of values and a matrix.
@@ -154,9 +160,12 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if source:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
-                    self._sources[id(leaf)] = self._sources.get(id(leaf), 0) | source
-                    self._alive.append(leaf)
+                    self._add_source(leaf, source)
         return result
+
+    def _add_source(self, tensor: Tensor, source: int) -> None:
+        self._sources[id(tensor)] = self._sources.get(id(tensor), 0) | source
+        self._alive.append(tensor)
 
     def _multiply(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
         """Return the result of a matrix product with weights, or None for any other operation."""
@@ -164,8 +173,13 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func not in _PRODUCTS or not self._source(factors[0]) or self._source(factors[1]):
             return None
         left, right = factors
+        if not right.numel():
+            return None
         from_state = bool(self._source(left) & self._STATE)
-        if left.dim() == 3:
+        if left.dim() == 3 and right.stride(0) == 0:  # one matrix, perhaps for each row of the batch
+            product = self.product(left.reshape(-1, left.shape[2]), right[0], from_state)
+            product = product.view(*left.shape[:2], right.shape[2])
+        elif left.dim() == 3:
             heads = zip(left.unbind(), right.unbind(), strict=True)
             product = torch.stack([self.product(x, matrix, from_state) for x, matrix in heads])
         else:

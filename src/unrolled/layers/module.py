@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.utils import parametrize
 
 from unrolled.cells.base import Cell
@@ -95,7 +96,18 @@ class CellModule(nn.Module):
                 lazy.set_input_size(self, input_size)
         if self.weight_storage is not None:
             self.weight_storage.load(state_dict, prefix)
+        self._check_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_state_dict(self, state_dict: Any, prefix: str) -> None:
+        """Raise ValueError for weights in int8, whose scales nothing would read."""
+        for name in self._parameters:
+            weights = state_dict.get(prefix + name)
+            if isinstance(weights, Tensor) and weights.dtype is torch.int8:
+                raise ValueError(
+                    f"the state dict has {prefix}{name} in int8, but {self._label} has it in float: load it "
+                    "into a module that unrolled.quantize returned for the same arguments"
+                )
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Parameters that aren't created yet can't be detached.
@@ -263,13 +275,17 @@ class CellModule(nn.Module):
         return [] if self.weight_storage is None else [f"weights={self.weight_storage.weights!r}"]
 
     def _check_no_gradients(self, *tensors: Tensor) -> None:
-        """Raise InputError if autograd would record a call of a quantized module."""
-        if torch.is_grad_enabled() and any(v.requires_grad for v in (*tensors, *self.parameters())):
-            assert self.weight_storage is not None
+        """Raise InputError if a call of a quantized module would be differentiated."""
+        assert self.weight_storage is not None
+        error = f"{self._label} has {self.weight_storage.weights} weights, which don't support gradients, "
+        tensors = (*tensors, *self.parameters())
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise InputError(
-                f"{self._label} has {self.weight_storage.weights} weights, which don't support gradients, "
-                "but its input, its state or a parameter requires grad: call it in torch.no_grad()"
+                f"{error}but its input, its state or a parameter requires grad: call it in torch.no_grad()"
             )
+        in_forward_mode = not torch.compiler.is_compiling() and transforms.in_forward_mode()
+        if in_forward_mode and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+            raise InputError(f"{error}but its input or its state has a tangent: detach it")
 
     def _run(
         self,

@@ -150,21 +150,27 @@ function createFile(model, { show, say }) {
 }
 
 function createMicrophone(view, model, { say, start }) {
-  let audio = null;
+  let current = null; // what listens now, or waits for the permission
   const columns = [];
   const listen = async () => {
+    const own = (current = { stream: null, audio: null });
+    button.textContent = "Stop";
     try {
-      const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-      audio = new AudioContext();
-      const processor = audio.createScriptProcessor(MICROPHONE_BLOCK, 1, 1);
+      if (!navigator.mediaDevices) throw new Error("open the page from a file or over https");
+      own.stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+      if (current !== own) return release(own); // stopped meanwhile
+      own.audio = new AudioContext();
+      const processor = own.audio.createScriptProcessor(MICROPHONE_BLOCK, 1, 1);
       start(model);
       columns.length = 0;
-      processor.onaudioprocess = ({ inputBuffer }) => hear(inputBuffer.getChannelData(0), inputBuffer.sampleRate);
-      audio.createMediaStreamSource(stream).connect(processor);
-      processor.connect(audio.destination);
-      audio.stop = () => stream.getTracks().forEach((track) => track.stop());
-      button.textContent = "Stop";
+      processor.onaudioprocess = ({ inputBuffer }) => {
+        if (current === own) hear(inputBuffer.getChannelData(0), inputBuffer.sampleRate);
+      };
+      own.audio.createMediaStreamSource(own.stream).connect(processor);
+      processor.connect(own.audio.destination);
     } catch (error) {
+      if (current !== own) return;
+      stop();
       say(`Can't use the microphone: ${error.message}`);
     }
   };
@@ -178,12 +184,15 @@ function createMicrophone(view, model, { say, start }) {
     say(describeTiming(model, model.steps / rate));
   }
   function stop() {
-    audio?.stop();
-    audio?.close();
-    audio = null;
+    if (current) release(current);
+    current = null;
     button.textContent = "Listen";
   }
-  const button = createElement("button", { type: "button", class: "btn", onclick: () => (audio ? stop() : listen()) }, "Listen");
+  function release({ stream, audio }) {
+    stream?.getTracks().forEach((track) => track.stop());
+    audio?.close();
+  }
+  const button = createElement("button", { type: "button", class: "btn", onclick: () => (current ? stop() : listen()) }, "Listen");
   return { element: createElement("div", {}, button), stop };
 }
 

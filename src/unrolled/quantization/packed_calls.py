@@ -22,6 +22,8 @@ class PackedCalls:
 
     def __call__(self, x: Any, state: Any) -> Any:
         """Return what the module returns, or None if it must run as usual."""
+        if self._module.training:
+            return None  # an error
         if self._calls is None:
             is_layer = isinstance(self._module, Recurrent)
             create: Any = FrozenCalls if is_layer else FrozenCell

@@ -44,6 +44,7 @@ class Storage:
         for key, name in self._keys(state_dict, prefix):
             weights = state_dict[key]
             if self.weights == "int8":
+                weights = weights.float()
                 scales = weight_scales(weights, self.dims[name])
                 state_dict[key], state_dict[f"{key}_scale"] = quantize_weights(weights, scales), scales
             else:
@@ -79,6 +80,8 @@ def stored_dims(cell: Cell, quantize_input: bool) -> tuple[dict[str, int], int]:
     """
     # Copies have memory of their own, by which a view of a parameter is recognized.
     params = {name: getattr(cell, name).detach().clone() for name in cell.shapes()}
+    if not params:
+        return {}, 0
     like = next(iter(params.values()))
     x, states = like.new_zeros(2, cell.features), [like.new_zeros(2, n) for n in cell.state_sizes().values()]
     uses = _WeightUses(x, tuple(states), params, quantize_input)
@@ -118,17 +121,16 @@ class _WeightUses(ProductMode):  # type: ignore[no-untyped-call]
         if from_state or self._quantize_input:
             self.products += 1
             name = self._names.get(_memory(matrix))
-            if name is not None and self.dims.setdefault(name, self._dim(name, matrix)) == self._dim(
-                name, matrix
-            ):
+            dim = None if name is None else self._dim(name, matrix)
+            if name is not None and dim is not None and self.dims.setdefault(name, dim) == dim:
                 self._read.add(name)
         return x @ matrix
 
-    def _dim(self, name: str, matrix: Tensor) -> int:
-        """Return which dimension of a parameter is the first one of a matrix that is a view of it."""
+    def _dim(self, name: str, matrix: Tensor) -> int | None:
+        """Return which dimension of a parameter is the first one of a matrix that is a view of it, if any."""
         parameter = self._params[name]
         dims = [d for d in range(parameter.dim()) if parameter.stride(d) == matrix.stride(0)]
-        return next((d for d in dims if parameter.shape[d] == matrix.shape[0]), dims[0])
+        return next((d for d in dims if parameter.shape[d] == matrix.shape[0]), dims[0] if dims else None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._read = set()

@@ -18,6 +18,7 @@ from unrolled.engines._torch_private import (
     make_fx,
     tree_leaves,
 )
+from unrolled.engines.compiler.ir import is_quantized
 from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.source_location import (
     LocationInterpreter,
@@ -53,7 +54,8 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
     """
     table = _decompositions()
     module: fx.GraphModule = make_fx(function, decomposition_table=table)(*arguments)
-    if any(map(_is_in_place, module.graph.nodes)):
+    # A mode inside of the function, which puts quantized products into it, wouldn't see its own tensors.
+    if any(map(_is_in_place, module.graph.nodes)) and not any(map(is_quantized, module.graph.nodes)):
         # An autograd.Function can't be functionalized, nor can the backward of some operations, like irfft.
         with contextlib.suppress(RuntimeError):
             module = make_fx(torch.func.functionalize(function), decomposition_table=table)(*arguments)

@@ -233,8 +233,9 @@ class ValueSearch:
 
     def _environment(self, path: str) -> None:
         environment: Any = os.environ  # its own methods decode all variables, which takes 20 times as long
-        data, names = environment._data, frozenset(map(environment.encodekey, self.names))
-        variables = self.watched.content(lambda: {name: data[name] for name in names.intersection(data)})
+        ignored = environment.encodekey("TORCHINDUCTOR_CACHE_DIR")  # torch sets it
+        # All others, because a step may compute a name.
+        variables = self.watched.content(lambda: {**environment._data, ignored: None})
         self._note_only_here(path)
         self._add(path, sorted(variables.items()))
 

@@ -56,8 +56,10 @@ def enforce_limit(folder: Path, keep: Path) -> None:
     for path in (
         path for suffix in (SUFFIX, KEPT_SUFFIX, PRECOMPILED_SUFFIX) for path in folder.glob(f"*{suffix}")
     ):
-        files = _files(path)
-        statuses = [file.stat() for file in files[:2] if file.exists()]
+        statuses = []
+        for file in _files(path)[:2]:
+            with contextlib.suppress(OSError):  # another process has deleted it
+                statuses.append(file.stat())
         if statuses:
             entries.append((statuses[-1].st_mtime_ns, sum(status.st_size for status in statuses), path))
     total = sum(size for _, size, _ in entries)
