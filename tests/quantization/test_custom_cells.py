@@ -94,7 +94,7 @@ def test_forward_mode() -> None:
     quantized, x = ur.quantize(ur.GRU(5, 7).eval()), sequence()
     with forward_ad.dual_level():
         assert torch.equal(quantized(x)[0], quantized(x)[0])
-        with pytest.raises(ValueError, match=r"no gradients: detach its input"):
+        with pytest.raises(ValueError, match=r"has a tangent: detach it"):
             quantized(forward_ad.make_dual(x, x))
-    with pytest.raises(ValueError, match=r"no gradients: detach its input"):
+    with pytest.raises(ValueError, match=r"has a tangent: detach it"):
         torch.func.jvp(lambda part: quantized(part)[0], (x,), (x,))

@@ -283,8 +283,10 @@ class CellModule(nn.Module):
             raise InputError(
                 f"{error}but its input, its state or a parameter requires grad: call it in torch.no_grad()"
             )
-        in_forward_mode = not torch.compiler.is_compiling() and transforms.in_forward_mode()
-        if in_forward_mode and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        if torch.compiler.is_compiling() or not transforms.in_forward_mode():
+            return
+        duals = [unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+        if any(dual.tangent is not None for dual in duals):
             raise InputError(f"{error}but its input or its state has a tangent: detach it")
 
     def _run(
