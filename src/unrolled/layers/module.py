@@ -282,7 +282,10 @@ class CellModule(nn.Module):
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise InputError(f"{error}call it in torch.no_grad()")
         in_forward_mode = not torch.compiler.is_compiling() and transforms.in_forward_mode()
-        if in_forward_mode and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        if in_forward_mode and any(
+            unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+            for tensor in tensors
+        ):
             raise InputError(f"{error}detach its input in forward-mode differentiation")
 
     def _run(
