@@ -51,7 +51,32 @@ def compare(layer: Any, x: Tensor, lengths: Any = None, **options: Any) -> list[
     return actual
 
 
-@pytest.mark.parametrize("cell", sample([*CELLS, MGU], [MGU]), ids=lambda cell: cell.__name__)
+# The other strategies are tested with every cell in make test-rest.
+SLOW = (
+    "RNN",
+    "LSTM",
+    "GRU",
+    "LayerNormLSTM",
+    "SLSTM",
+    "MLSTM",
+    "HGRN",
+    "MinGRU",
+    "RGLRU",
+    "RHN",
+    "LRU",
+    "FastGRNN",
+)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        MGU,
+        *(pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS if cell.__name__ in SLOW),
+        *(pytest.param(cell, marks=pytest.mark.exhaustive) for cell in CELLS if cell.__name__ not in SLOW),
+    ],
+    ids=lambda cell: cell.__name__,
+)
 def test_every_cell(cell: Any) -> None:
     """Each tile of rows has three programs. With 40 units, they have different numbers of blocks."""
     layer, x = ur.Recurrent(cell, 3, 40).double(), torch.randn(3, 18, 3, dtype=torch.float64)

@@ -54,6 +54,7 @@ def test_x86(weights: str, arch: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package")
 @pytest.mark.skipif(QEMU is None, reason="needs qemu-aarch64, to run programs for arm64")
+@pytest.mark.exhaustive  # zig builds a C library first, which takes minutes
 @pytest.mark.parametrize("arch", ["generic", "generic+dotprod"])
 @pytest.mark.parametrize("weights", FORMATS)
 def test_arm64(weights: str, arch: str, tmp_path: Path) -> None:
