@@ -52,20 +52,7 @@ def compare(layer: Any, x: Tensor, lengths: Any = None, **options: Any) -> list[
 
 
 # The other strategies are tested with every cell in make test-rest.
-SLOW = (
-    "RNN",
-    "LSTM",
-    "GRU",
-    "LayerNormLSTM",
-    "SLSTM",
-    "MLSTM",
-    "HGRN",
-    "MinGRU",
-    "RGLRU",
-    "RHN",
-    "LRU",
-    "FastGRNN",
-)
+SLOW = "RNN", "LSTM", "GRU", "LayerNormLSTM", "SLSTM", "HGRN", "MinGRU", "RGLRU", "LRU", "FastGRNN", "CFN"
 
 
 @pytest.mark.parametrize(
