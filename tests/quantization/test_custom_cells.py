@@ -77,7 +77,7 @@ def test_the_input_is_rounded_on_every_engine(cell: Any) -> None:
 
 
 def test_a_cell_without_parameters() -> None:
-    with pytest.raises(ValueError, match="has no recurrent layer with matrix products to quantize"):
+    with pytest.raises(ValueError, match="has no recurrent layer with a matrix product"):
         ur.quantize(ur.Recurrent(Parameterless, 5, 5).eval())
 
 

@@ -324,7 +324,7 @@ def test_calls_for_training_are_refused() -> None:
     quantized = ur.quantize(ur.LSTM(3, 4).eval())
     with pytest.raises(ValueError, match="LSTM has int8 weights, which can't be trained"):
         quantized.train()(X)
-    with pytest.raises(ValueError, match="LSTMCell has weights in int8, which are for inference"):
+    with pytest.raises(ValueError, match="LSTMCell has int8 weights, which can't be trained"):
         ur.quantize(ur.LSTMCell(3, 4).eval()).train()(X[0])
     quantized.eval()
     with pytest.raises(ValueError, match=r"don't support gradients, .*: call it in torch.no_grad\(\)"):
