@@ -52,7 +52,7 @@ CASES = {
 }
 PLAIN = [case for case, (_, options) in CASES.items() if not options]
 SAMPLED = [case if case in PLAIN else pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES]
-COMPILED = [pytest.param(case, marks=pytest.mark.slow) if case in PLAIN and case not in PLAIN[::7] else case
+COMPILED = [pytest.param(case, marks=pytest.mark.slow) if case in PLAIN and case not in PLAIN[::14] else case
             for case in SAMPLED]  # fmt: skip
 
 

@@ -73,6 +73,7 @@ class Slowdowns:
         return self.results.pop(0)
 
 
+@pytest.mark.slow
 def test_disturbed_rows_are_repeated_and_reported(monkeypatch: Any) -> None:
     for name in ("MAX_SPREAD", "MAX_SHARE"):
         monkeypatch.setattr(disturbance, name, float("inf"))

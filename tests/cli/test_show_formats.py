@@ -58,6 +58,7 @@ def test_weight_files(name: str, show: Any, tmp_path: Path) -> None:
     check_output(out, gru(read_input(tmp_path))[0])
 
 
+@pytest.mark.slow
 def test_onnx_models(show: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     rnn, path = ur.RNN(3, 4, nonlinearity="relu"), tmp_path / "model.onnx"
@@ -101,6 +102,7 @@ def test_reversed_layers_are_mentioned(show: Any, tmp_path: Path) -> None:
     assert f"no recurrent layer 'reverse'; {note}" in err
 
 
+@pytest.mark.slow
 def test_shipped_cells(show: Any, tmp_path: Path) -> None:
     layers = {"a": ur.Recurrent(ur.cells.MGU, 3, 4), "b": ur.Recurrent(ur.cells.PeepholeLSTM, 3, 4)}
     torch.save(nn.ModuleDict(layers).state_dict(), tmp_path / "both")

@@ -98,6 +98,7 @@ GRADIENTS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("name", sample(GRADIENTS, ["reparameterized"]))
+@pytest.mark.slow
 def test_gradients(name: str) -> None:
     """Gradients of both engines, and those that torch itself computes for the same function."""
     cell = type(

@@ -26,7 +26,12 @@ PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-z]\w*|_dynamo_marked_constant|forwar
 ALLOWED = {
     # Cells may not import engines.
     "cells/wrappers.py": "torch.utils._pytree",
-    "cells/quantized_products.py": ("torch._ops", "torch.utils._python_dispatch", "torch.utils._pytree"),
+    "cells/quantized_products.py": (
+        "torch._C._functorch",
+        "torch._ops",
+        "torch.utils._python_dispatch",
+        "torch.utils._pytree",
+    ),
     "cli/bench/runtimes.py": "torch._dynamo",  # an option of torch.compile that has no public name
 }
 

@@ -58,7 +58,7 @@ def test_a_width_that_equals_the_batch_symbol_is_not_supported(features: int) ->
     layer = ur.RNN(features, 2)
     with (
         ur.engine("native"),
-        pytest.raises(RuntimeError, match=f"a size of {features}, a multiple"),
+        pytest.raises(RuntimeError, match=f"its size {features} is a multiple"),
     ):
         layer(torch.randn(2, 1, features))
 

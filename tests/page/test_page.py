@@ -217,6 +217,7 @@ def test_complex_values_and_invalid_arguments(tmp_path: Path, open_page: OpenPag
         trace.to_html(file, limit=0)
 
 
+@pytest.mark.slow
 def test_the_documentation_that_a_page_names(open_page: OpenPage) -> None:
     class Own(ur.cells.GRU):
         pass

@@ -84,6 +84,7 @@ def assert_numbers_in_every_mode(
 
 
 @needs_browser
+@pytest.mark.slow
 def test_numbers_differences_and_the_largest_one(open_page: OpenPage) -> None:
     after, before = two_traces(ur.LSTM(2, 3), torch.randn(4, 2, 2))
     tab = open_page(after, baseline=before)

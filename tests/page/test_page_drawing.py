@@ -70,6 +70,7 @@ def test_frames_hold_their_digits_and_nothing_else(open_page: OpenPage, name: st
     assert tops[0] != tops[1]  # the drawing of a narrow screen is another one
 
 
+@pytest.mark.slow
 def test_groups_open_and_fold(open_page: OpenPage) -> None:
     trace = small_trace(ur.cells.RHN)
     diagram = build(trace.layers[0]).diagram

@@ -12,6 +12,7 @@ import unrolled as ur
 
 
 @needs_browser
+@pytest.mark.slow
 def test_predictions_are_below_their_steps(open_page: OpenPage) -> None:
     small = ur.trace(ur.GRU(2, 3), torch.randn(3, 2))
     tab = open_page(small, predictions=["<b>", 7, "\n"])

@@ -97,6 +97,7 @@ def test_a_wide_layer(open_page: OpenPage) -> None:
     tab.wait_for_function(f"() => document.querySelector('{ANNOUNCEMENT}').textContent.includes('{value}')")
 
 
+@pytest.mark.slow
 def test_announcements_are_few(open_page: OpenPage) -> None:
     """While a value is dragged, its last value is read; while the steps are played, the last step."""
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(6, 2))

@@ -76,6 +76,7 @@ def test_layers_that_suffer_are_named_and_can_be_kept() -> None:
     assert better.suffering == []
 
 
+@pytest.mark.slow
 def test_score() -> None:
     model, x = Tagger().eval(), torch.randn(4, 9, 6)
     quantized = ur.quantize(model)
