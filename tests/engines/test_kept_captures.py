@@ -34,7 +34,8 @@ def sources(compiled: CompiledCell) -> list[str]:
     return [loop.spec.source for loop in loops]
 
 
-@pytest.mark.parametrize("names", [FAST[:1], pytest.param(tuple(CELLS), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [FAST[:1], tuple(CELLS)], ids=len)
 def test_a_warm_process_captures_nothing_and_gives_the_same_bits(
     names: tuple[str, ...], capture_folder: Path
 ) -> None:

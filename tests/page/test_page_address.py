@@ -86,6 +86,7 @@ def test_links_open_their_number(open_page: OpenPage) -> None:
         assert "undefined" not in tab.locator("body").inner_text(), address
 
 
+@pytest.mark.slow
 def test_keys(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace)
