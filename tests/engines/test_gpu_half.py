@@ -19,8 +19,8 @@ CELLS: list[Any] = [getattr(ur.cells, name) for name in ur.cells.__all__]
 CELLS = [cell for cell in CELLS if isinstance(cell, type) and issubclass(cell, ur.Cell)]
 DTYPES = [torch.float16, torch.bfloat16]
 
-# Rounding a result changes it by up to 0.5 eps, and so does each rounding of what it is computed from: the
-# products with the input, the factors of each product, the states that the backward pass reads, and sums.
+# Each rounding adds an error of up to 0.5 eps. These values are rounded: the result, the input products, both
+# factors of each product, the states that the backward pass reads, and sums.
 ROUNDINGS = 8
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import unrolled as ur
-from helpers.gpu_engine import RUNTIME, gpu_engine
+from helpers.gpu_engine import RUNTIME, gpu_engine, results
 from helpers.sampling import sample
 from helpers.user_cell import MGU
 from unrolled.engines.compiler.batch_layout import Layout
@@ -23,17 +22,6 @@ from unrolled.engines.gpu.choice import PERSISTENT, STREAMED
 CELLS: list[Any] = [getattr(ur.cells, name) for name in ur.cells.__all__]
 CELLS = [cell for cell in CELLS if isinstance(cell, type) and issubclass(cell, ur.Cell)]
 DEVICE = torch.device("cuda", 0)
-
-
-def results(layer: Any, x: Tensor, lengths: Any) -> list[Tensor]:
-    """Return the results of a layer, and the gradients of the input and all parameters."""
-    x = x.clone().requires_grad_()
-    output, state = layer(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths)))
-    values = [output if lengths is None else output.data]
-    values += state if isinstance(state, tuple) else [state]
-    weights = [torch.linspace(-1, 1.5, v.numel(), dtype=v.dtype).view_as(v) for v in values]
-    grads = torch.autograd.grad(values, [x, *layer.parameters()], weights, allow_unused=True)
-    return [value.detach() for value in [*values, *grads] if value is not None]
 
 
 def compare(layer: Any, x: Tensor, lengths: Any = None, **options: Any) -> list[Tensor]:

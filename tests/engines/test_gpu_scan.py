@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import unrolled as ur
-from helpers.gpu_engine import gpu_engine
+from helpers.gpu_engine import gpu_engine, results
 from helpers.sampling import sample
 from helpers.user_cell import MGU
 from unrolled.engines.gpu.backend import BACKEND
@@ -67,17 +66,6 @@ CELLS = [
     TwoHalves,
     *(getattr(ur.cells, name) for name in ("MinGRU", "MinLSTM", "IndRNN", "QRNN", "SRU")),
 ]
-
-
-def results(layer: Any, x: Tensor, lengths: Any) -> list[Tensor]:
-    """Return the results of a layer, and the gradients of the input and all parameters."""
-    x = x.clone().requires_grad_()
-    output, state = layer(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths)))
-    values = [output if lengths is None else output.data]
-    values += state if isinstance(state, tuple) else [state]
-    weights = [torch.linspace(-1, 1.5, v.numel(), dtype=v.dtype).view_as(v) for v in values]
-    grads = torch.autograd.grad(values, [x, *layer.parameters()], weights, allow_unused=True)
-    return [value.detach() for value in [*values, *grads] if value is not None]
 
 
 @pytest.mark.parametrize("lengths", sample([None, [5, 4, 1]], [[5, 4, 1]]), ids=str)

@@ -133,7 +133,7 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add_source(tensor, source)
 
     def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
-        """Return the product of values and a matrix.
+        """Return the product of values and a matrix. Each subclass defines it.
 
         Args:
             x: The values, ``(batch, k)``.

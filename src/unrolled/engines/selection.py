@@ -20,7 +20,7 @@ class engine:  # noqa: N801  # used as a function, and in a with statement
 
     Args:
         name: ``"auto"`` (default) runs compiled loops where possible and falls back to the reference engine.
-            ``"native"`` runs compiled loops and raises an error where that is not possible.
+            ``"native"`` always runs compiled loops, and raises an error for a call that they don't support.
             ``"reference"`` runs the step as written in Python, one time step after another.
 
     Raises:

@@ -195,7 +195,7 @@ def _recorder(name: str, calls: list[tuple[str, Any, Any]]) -> Any:
 
 
 def _first(result: Any) -> Tensor:
-    """Return the first tensor of what a module returns."""
+    """Return the first tensor in the output of a module."""
     tensors = [leaf for leaf in tree_leaves(_unpacked(result)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError(f"the module should return a tensor, got {type(result).__name__}")
