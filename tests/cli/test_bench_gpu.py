@@ -222,7 +222,7 @@ def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     out = capsys.readouterr().out
     words = " ".join(out.split())
     assert "1 of 2 comparisons with the reference engine agree." in out
-    assert "Failed: MGU, float32, 8 units, nothing: ValueError: the strategy should be one of " in words
+    assert "Failed: MGU, float32, 8 units, nothing: ValueError: strategy should be one of " in words
     assert [line.split()[0] for line in out.splitlines() if line.startswith((" gru", "gru", "mgu", " mgu"))]
     saved = json.loads(json_file.read_text())
     assert [row["cell"] for row in saved["rows"]] == ["gru", "mgu"]

@@ -70,25 +70,14 @@ def test_gradients_of_every_layer_direction_and_row(num_layers: int, tmp_path: P
     assert layers[0]["weightGradient"]["rows"].count(1) == 4
 
 
-CELLS = ("GRU", "PeepholeLSTM", "RGLRU", "LayerNormGRU", "RHN", "LRU", "SLSTM")
-
-
 @pytest.mark.slow
 @needs_javascript
-@pytest.mark.parametrize("name", CELLS)
-def test_gradients_of_cells(name: str, tmp_path: Path) -> None:
-    """In double precision: weights, and parameters that are no weights of a sum, such as peepholes."""
-    layer = noisy(ur.Recurrent(getattr(ur.cells, name), 2, 3, dtype=torch.float64))
-    x = torch.randn(3, 2, 2, dtype=torch.float64)
-    assert_gradients_are_those_of_autograd(layer, x, lambda y: y[-1].sin().sum(), tmp_path)
-
-
-@pytest.mark.slow
-@needs_javascript
-@pytest.mark.parametrize("name", [name for name in ur.cells.__all__ if name not in CELLS])
+@pytest.mark.parametrize("name", ur.cells.__all__)
 def test_gradients_of_every_cell(name: str, tmp_path: Path) -> None:
-    layer = noisy(ur.Recurrent(getattr(ur.cells, name), 2, 3))
-    assert_gradients_are_those_of_autograd(layer, torch.randn(4, 2, 2), lambda y: y.square().sum(), tmp_path)
+    """In double precision: the terms of a gradient may cancel, as those of HGRN's biases do."""
+    layer = noisy(ur.Recurrent(getattr(ur.cells, name), 2, 3, dtype=torch.float64))
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    assert_gradients_are_those_of_autograd(layer, x, lambda y: y.square().sum() + y[-1].sin().sum(), tmp_path)
 
 
 @pytest.mark.slow
