@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,39 @@ def test_a_file_that_another_process_deletes_meanwhile(
     monkeypatch.setattr(eviction, "_files", lambda path: [path, deleted])
     eviction.enforce_limit(tmp_path, keep=tmp_path / "0.so")
     assert {path.name for path in tmp_path.iterdir()} == {"0.so", "2.so"}
+
+
+def test_a_folder_is_not_measured_after_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured steps are small, and there may be thousands of them."""
+    now = 0.0
+    monkeypatch.setattr(eviction.time, "monotonic", lambda: now)
+    monkeypatch.setenv(eviction.VARIABLE, "10500")
+    measured = []
+    glob = Path.glob
+
+    def counted(folder: Path, pattern: str) -> Iterator[Path]:
+        measured.append(pattern)
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", counted)
+
+    def write(name: str, age: int) -> None:
+        path = tmp_path / f"{name}{cache.KEPT_SUFFIX}"
+        path.write_bytes(bytes(1000))
+        os.utime(path, (1e9 - age, 1e9 - age))
+        eviction.enforce_limit(tmp_path, keep=path)
+
+    for number in range(10):
+        write(f"own{number}", 10 - number)
+    assert len(measured) == 3  # once for each kind of file
+    write("own10", 0)  # one more than the limit allows
+    assert not (tmp_path / f"own0{cache.KEPT_SUFFIX}").exists()
+    assert len([*tmp_path.iterdir()]) == 10
+    for number in range(5):  # by another process
+        (tmp_path / f"other{number}{cache.KEPT_SUFFIX}").write_bytes(bytes(1000))
+    now = 61.0
+    write("own11", 0)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 10_000
 
 
 @pytest.mark.parametrize(

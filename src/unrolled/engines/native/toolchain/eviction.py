@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unrolled.engines import log
@@ -15,6 +17,25 @@ PRECOMPILED_SUFFIX = ".h.gch"  # of precompiled headers, see precompiled.py
 
 _DEFAULT = "1G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SECONDS_BETWEEN_MEASUREMENTS = 60.0
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The size of a folder.
+
+    Attributes:
+        size: The size in bytes.
+        time: When it was measured, in seconds.
+        written: Bytes that this process has written to the folder since.
+    """
+
+    size: int
+    time: float
+    written: int = 0
+
+
+_measured: dict[Path, _Measurement] = {}
 
 
 def size_limit() -> int:
@@ -40,28 +61,38 @@ def record_use(path: Path) -> None:
 def enforce_limit(folder: Path, keep: Path) -> None:
     """Delete libraries, texts and precompiled headers until a folder is within the limit.
 
-    The least recently used files are deleted first.
+    The least recently used files are deleted first. A folder is measured once a minute and whenever the files
+    that this process has written to it since may exceed the limit.
 
     A process that has loaded a deleted library can go on using it: the system deletes the file when it ends.
     On Windows, which doesn't, a library in use isn't deleted.
 
     Args:
         folder: The folder.
-        keep: One that isn't deleted.
+        keep: The file that was written last. It isn't deleted.
     """
     limit = size_limit()
     if not limit:
         return
-    entries = []  # last use, size and path of each of them
-    for path in (
+    measured = _measured.get(folder)
+    if measured is not None and time.monotonic() - measured.time < _SECONDS_BETWEEN_MEASUREMENTS:
+        written = measured.written + sum(status.st_size for status in _statuses(keep))
+        if measured.size + written <= limit:
+            _measured[folder] = replace(measured, written=written)
+            return
+    _measured[folder] = _Measurement(_delete(folder, keep, limit), time.monotonic())
+
+
+def _delete(folder: Path, keep: Path, limit: int) -> int:
+    """Delete files until a folder is within the limit. Return its size in bytes."""
+    paths = (
         path for suffix in (SUFFIX, KEPT_SUFFIX, PRECOMPILED_SUFFIX) for path in folder.glob(f"*{suffix}")
-    ):
-        statuses = []
-        for file in _files(path)[:2]:
-            with contextlib.suppress(OSError):  # another process has deleted it
-                statuses.append(file.stat())
-        if statuses:
-            entries.append((statuses[-1].st_mtime_ns, sum(status.st_size for status in statuses), path))
+    )
+    entries = [  # last use, size and path of each of them
+        (statuses[-1].st_mtime_ns, sum(status.st_size for status in statuses), path)
+        for path in paths
+        if (statuses := _statuses(path))
+    ]
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total <= limit:
@@ -76,6 +107,16 @@ def enforce_limit(folder: Path, keep: Path) -> None:
             continue
         total -= size
         log.build.info("deleted: %s (the cache is limited to %d bytes)", path, limit)
+    return total
+
+
+def _statuses(path: Path) -> list[os.stat_result]:
+    """Return the statuses of a file and of the file with the time of its last use, without those deleted."""
+    statuses = []
+    for file in _files(path)[:2]:
+        with contextlib.suppress(OSError):  # another process has deleted it
+            statuses.append(file.stat())
+    return statuses
 
 
 def _files(path: Path) -> list[Path]:
