@@ -263,8 +263,8 @@ def test_json_tables_and_a_chart(run_here: Any, tmp_path: Path) -> None:
         assert row["share_of_limit"] == row["limit_seconds"] / comparable["seconds"]
         assert (row["best_other"] == "torchscript") == (row["cell"] == "mgu")
     assert document["rows"][0]["runtimes"]["torchscript"] == {
-        "trouble": "for custom cells only",
-        "refused": True,
+        "problem": "for custom cells only",
+        "unsupported": True,
     }
     assert document["means"][0]["ratio_to_torch"] == pytest.approx(document["rows"][0]["ratio_to_torch"])
     assert (

@@ -45,7 +45,7 @@ def entry_with(quartiles: tuple[float, float], share: float = 0.5) -> dict[str, 
     steady = {"seconds": 2.0, "quartiles": (1.9, 2.1)}
     uneven = {"seconds": 2.0, "quartiles": quartiles}
     return {
-        "runtimes": {"torch": steady, "jax": {"trouble": "no"}, "unrolled": uneven},
+        "runtimes": {"torch": steady, "jax": {"problem": "no"}, "unrolled": uneven},
         "share_of_limit": share,
     }
 

@@ -106,7 +106,7 @@ def test_wrong_kernels_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         with gpu_engine():
             result = worker.run_task({"parity": asdict(ParityTask("MGU", "float32", hidden=hidden))}, CPU)
         if "missing" in new:
-            assert result["trouble"].startswith("AttributeError: ")
+            assert result["problem"].startswith("AttributeError: ")
             continue
         assert not result["agrees"]
         assert (result["difference"] is None) is ("nan" in new)
@@ -121,8 +121,8 @@ def test_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert worker.run_task({"check": name}, CPU) == {"agrees": True}
         language, dot = modules()["triton.language"], modules()["triton.language"].dot
         monkeypatch.setattr(language, "dot", lambda *args, **options: dot(*args, **options) + torch.rand(()))
-        trouble = worker.run_task({"check": name}, CPU)["trouble"]
-    assert trouble in ("LSTM: two runs aren't bit-identical", "RNN: kernels differ from torch.nn")
+        problem = worker.run_task({"check": name}, CPU)["problem"]
+    assert problem in ("LSTM: two runs aren't bit-identical", "RNN: kernels differ from torch.nn")
 
 
 PROGRAM = """
@@ -141,7 +141,7 @@ for task in json.load(sys.stdin):
 def test_workers_survive_a_crash() -> None:
     tasks = [{"do": "crash" if k == 2 else "run", "value": k} for k in range(6)]
     results = workers.run_tasks(tasks, 2, 60, [sys.executable, "-c", PROGRAM])
-    assert results[2] == {"trouble": "an illegal access"}
+    assert results[2] == {"problem": "an illegal access"}
     assert [one["value"] for k, one in enumerate(results) if k != 2] == [0, 1, 3, 4, 5]
     assert len({one["process"] for k, one in enumerate(results) if k != 2}) == 3
 
@@ -150,7 +150,7 @@ def test_workers_end_in_time() -> None:
     tasks = [{"do": "run", "value": 1}, {"do": "sleep", "value": 2}, {"do": "run", "value": 3}]
     results = workers.run_tasks(tasks, 1, 2, [sys.executable, "-c", PROGRAM])
     assert results[0]["value"] == 1
-    assert results[1:] == [{"trouble": "no result within 2 s"}] * 2
+    assert results[1:] == [{"problem": "no result within 2 s"}] * 2
     assert workers.run_tasks([], 3, 1) == []
 
 
@@ -159,7 +159,7 @@ def test_the_program_of_workers() -> None:
     """It fails for a device that isn't there, without ending, and for one that PyTorch doesn't know."""
     task = {"row": asdict(Row("rnn", 1, 2, 3, "inference")), "device": "cuda:99"}
     [result] = workers.run_tasks([task], 1, 120)
-    assert "CUDA" in result["trouble"]
+    assert "CUDA" in result["problem"]
 
 
 @pytest.mark.slow
@@ -183,9 +183,9 @@ def test_a_row() -> None:
         for name in ("unrolled", "kernels", "torch.nn", "loop"):
             assert results[name]["us_per_step"] == pytest.approx(results[name]["seconds"] / 3 * 1e6)
             assert results[name]["difference"] < 1e-4
-        assert results["fails"] == {"trouble": "OSError: no such library", "refused": False}
-        assert results["differs"]["trouble"].startswith("differs from the loop by ")
-        assert results["absent"] == {"trouble": "not installed: no_such_package", "refused": True}
+        assert results["fails"] == {"problem": "OSError: no such library", "unsupported": False}
+        assert results["differs"]["problem"].startswith("differs from the loop by ")
+        assert results["absent"] == {"problem": "not installed: no_such_package", "unsupported": True}
         assert entry["ratios"]["loop"] == results["loop"]["seconds"] / results["unrolled"]["seconds"]
         assert ("bytes" in results["loop"]) is (mode == "training")
 

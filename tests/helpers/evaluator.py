@@ -28,7 +28,7 @@ needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, r
 
 _SCRIPTS = (
     "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "model", "long_run",
-    "weight_gradient",
+    "names", "formula", "symbols", "weight_gradient",
 )  # fmt: skip
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
@@ -101,6 +101,15 @@ const parameterGradients = (cases) => cases.map((layers) => createModels(layers)
   }));
 }));
 """
+# The cases are the layers of pages: the equations of each layer, as text.
+_EQUATIONS = """
+const equations = (cases) => cases.map((layers) => createModels(layers).map((model) => {
+  const symbols = new Symbols(model);
+  const plain = (markup) => Symbols.plain(markup.replace(/<sub>(.*?)<\\/sub>/g, "_$1"));
+  return model.nodes.filter((node) => model.labels.get(node.id)).map((node) =>
+    `${model.labels.get(node.id)} = ${plain(symbols.expression(node, null, "t"))}`);
+}));
+"""
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
@@ -111,7 +120,9 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES + _WEIGHT_GRADIENTS
+    helpers = (
+        _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS
+    )
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
         with running_browser() as browser:

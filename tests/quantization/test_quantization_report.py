@@ -68,12 +68,12 @@ def test_layers_that_suffer_are_named_and_can_be_kept() -> None:
         model.rnn.weight_hh_l0.mul_(0.1)
     quantized = ur.quantize(model)
     report = quantized.report([x])
-    assert report.suffering == ["cell"]
+    assert report.inaccurate == ["cell"]
     assert "relative error above 5%: 'cell'. To keep in float32: keep=['cell']" in str(report)
-    assert quantized.report([x], limit=1e9).suffering == []
-    better = ur.quantize(model, keep=report.suffering).report([x])
+    assert quantized.report([x], limit=1e9).inaccurate == []
+    better = ur.quantize(model, keep=report.inaccurate).report([x])
     assert list(better.layers) == ["rnn"]
-    assert better.suffering == []
+    assert better.inaccurate == []
 
 
 @pytest.mark.slow

@@ -164,9 +164,9 @@ def _compiler() -> dict[str, Any]:
     try:
         first, arch = next(compiler.compilers()), build.arch()
     except compiler.NoCompilerError as error:
-        return {"trouble": str(error)}
+        return {"problem": str(error)}
     flags = [*first.flags, first.arch_flag(arch)]
-    return {"command": shlex.join(first.command), "version": first.title, "flags": flags, "trouble": None}
+    return {"command": shlex.join(first.command), "version": first.title, "flags": flags, "problem": None}
 
 
 def _test_kernel() -> dict[str, Any]:
@@ -175,9 +175,9 @@ def _test_kernel() -> dict[str, Any]:
     try:
         lanes = build.load(build.PROBE).lanes()
         seconds = time.perf_counter() - start
-        return {"arch": build.arch(), "float32_lanes": lanes, "seconds": seconds, "trouble": None}
+        return {"arch": build.arch(), "float32_lanes": lanes, "seconds": seconds, "problem": None}
     except NoCompilerError as error:
-        return {"trouble": str(error)}
+        return {"problem": str(error)}
 
 
 def _threads() -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _gpu() -> dict[str, Any]:
             }
             for one in properties
         ],
-        "trouble": gpu.BACKEND.unavailable(torch.device("cuda", 0)),
+        "problem": gpu.BACKEND.unavailable(torch.device("cuda", 0)),
     }
 
 
@@ -211,11 +211,11 @@ def _cache() -> dict[str, Any]:
     folder = cache.user_folder()
     if folder is None:
         reason = "no cache folder because there is no home directory"
-        return {"folder": None, "libraries": 0, "bytes": 0, "writable": False, "trouble": reason}
-    trouble = cache.why_unsafe(folder)
-    libraries, size = cache.size(folder) if trouble is None else (0, 0)
+        return {"folder": None, "libraries": 0, "bytes": 0, "writable": False, "problem": reason}
+    problem = cache.why_unsafe(folder)
+    libraries, size = cache.size(folder) if problem is None else (0, 0)
     content = {"folder": str(folder), "libraries": libraries, "bytes": size}
-    return {**content, "writable": trouble is None and _is_writable(folder), "trouble": trouble}
+    return {**content, "writable": problem is None and _is_writable(folder), "problem": problem}
 
 
 def _is_writable(folder: Path) -> bool:
@@ -235,7 +235,7 @@ def _prebuilt_kernels() -> dict[str, Any] | None:
         "folder": str(folder.path),
         "arch": folder.arch,
         "libraries": sum(note["arch"] == folder.arch for note in folder.metadata.values()),
-        "trouble": folder.problem or None,
+        "problem": folder.problem or None,
     }
 
 
@@ -252,7 +252,7 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
         "Compiler": _format_compiler(data["compiler"]),
         "Processor": [f"{processor['name']}, {processor['system']}, {cores}"],
     }
-    if not kernel["trouble"]:
+    if not kernel["problem"]:
         lanes = kernel["float32_lanes"]
         sections["Processor"].append(
             f"instruction set: {kernel['arch']} (vectors of {lanes} float32 or {lanes // 2} float64)"
@@ -263,7 +263,7 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
     if data["shipped"]:
         shipped = data["shipped"]
         sections["Prebuilt"] = [
-            shipped["trouble"]
+            shipped["problem"]
             or f"{shipped['folder']} ({format_count(shipped['libraries'])} for {shipped['arch']})"
         ]
     sections["Engine"] = _format_engine(data["engine"], kernel)
@@ -275,14 +275,14 @@ def _format_sections(data: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _format_compiler(data: dict[str, Any]) -> list[str]:
-    if data["trouble"]:
-        return [data["trouble"]]
+    if data["problem"]:
+        return [data["problem"]]
     return [data["version"], f"{data['command']} {shlex.join(data['flags'])}"]
 
 
 def _format_cache(data: dict[str, Any]) -> list[str]:
-    if data["trouble"]:
-        return [data["trouble"]]
+    if data["problem"]:
+        return [data["problem"]]
     access = "private and writable" if data["writable"] else "private, but not writable"
     content = f"{format_count(data['libraries'])}, {format_size(data['bytes'])}"
     return [f"{data['folder']} ({content}; {access})"]
@@ -290,8 +290,8 @@ def _format_cache(data: dict[str, Any]) -> list[str]:
 
 def _format_engine(engine: str, kernel: dict[str, Any]) -> list[str]:
     setting = f"{engine} (default)" if engine == "auto" else engine
-    if kernel["trouble"]:
-        return [setting, f"native: not available because {kernel['trouble']}"]
+    if kernel["problem"]:
+        return [setting, f"native: not available because {kernel['problem']}"]
     return [setting, f"native: the test kernel loaded and ran in {kernel['seconds']:.2f} s"]
 
 
@@ -300,7 +300,7 @@ def _format_gpu(data: dict[str, Any]) -> list[str]:
         f"{one['name']}, compute capability {one['capability']}, {one['multiprocessors']} multiprocessors"
         for one in data["devices"]
     ]
-    return [*lines, f"kernels not available: {data['trouble']}" if data["trouble"] else "kernels: Triton"]
+    return [*lines, f"kernels not available: {data['problem']}" if data["problem"] else "kernels: Triton"]
 
 
 def _format_layer(entry: dict[str, Any]) -> str:

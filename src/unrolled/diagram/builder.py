@@ -15,6 +15,8 @@ from unrolled.diagram.symbols import (
     call_formula,
     call_glyph,
     constant_text,
+    divisor_text,
+    factor_text,
     glyph,
     is_comparison,
     is_number,
@@ -237,8 +239,7 @@ class DiagramBuilder:
         factor, signal = (left, right) if left.static else (right, left)
         if is_number(factor, 1):
             return self._same(expression, signal)
-        text = constant_text(factor)
-        text = f"({text})" if " + " in text or " − " in text else text
+        text = factor_text(factor)
         return self._add(
             expression,
             "gain",
@@ -253,12 +254,12 @@ class DiagramBuilder:
         left, right = expression.arguments
         drafts = [self._draft(left), self._draft(right)]
         if left.static:
-            text = constant_text(left)
+            text = factor_text(left)
             return self._add(
                 expression, "function", f"{text}/·", drafts, "quotient", formula=f"{text} / {{}}"
             )
         if right.static:
-            text = constant_text(right)
+            text = divisor_text(right)
             return self._add(expression, "gain", f"÷{text}", drafts, "quotient", formula=f"{{}} / {text}")
         return self._add(expression, "operation", "÷", drafts, "quotient", formula="{} / {}")
 

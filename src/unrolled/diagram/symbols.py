@@ -39,6 +39,7 @@ GLYPHS: Mapping[str, str] = {
 }
 RELATIONS = {"eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "ne": "≠"}
 _OPERATORS = {"add": " + ", "sub": " − ", "mul": "·", "div": "/"}
+_SUM, _NEGATIVE, _PRODUCT, _ATOM = range(4)  # what holds a formula together
 
 
 def glyph(function: str) -> str:
@@ -112,35 +113,59 @@ def constant_text(expression: Expression, gate: str = "") -> str:
         expression: The expression.
         gate: The name of the gate that uses it, for the rows of a parameter.
     """
+    return _formula(expression, gate)[0]
+
+
+def factor_text(expression: Expression, gate: str = "") -> str:
+    """Return the text of a constant that comes first in a product, in parentheses if it is a sum."""
+    return _in_parentheses(_formula(expression, gate), _NEGATIVE)
+
+
+def divisor_text(expression: Expression, gate: str = "") -> str:
+    """Return the text of a constant that something is divided by."""
+    return _in_parentheses(_formula(expression, gate), _ATOM)
+
+
+def _formula(expression: Expression, gate: str) -> tuple[str, int]:
+    """Return the formula of a constant, and what holds it together."""
     if expression.quantity:
-        return symbol(expression.quantity)
-    arguments = expression.arguments
-    value = expression.value
-    if expression.operation == "parameter":
+        return symbol(expression.quantity), _ATOM
+    operation, arguments, value = expression.operation, expression.arguments, expression.value
+    if operation == "parameter":
         if expression.index is None:
-            return symbol(expression.name)
-        return rows_text(expression.name, gate, (min(expression.index), max(expression.index) + 1))
+            return symbol(expression.name), _ATOM
+        return rows_text(expression.name, gate, (min(expression.index), max(expression.index) + 1)), _ATOM
     if value.numel() and not expression.learned:
         if bool((value == value[0]).all()) or value.numel() == 1:
-            return f"{value[0].item():.4g}".replace("-", "−")
-        return expression.name
-    if expression.operation == "constant":
-        return expression.name
-    if expression.operation == "mul":  # numbers first
+            text = f"{value[0].item():.4g}".replace("-", "−")
+            return text, _NEGATIVE if text.startswith("−") else _ATOM
+        return expression.name, _ATOM
+    if operation == "constant":
+        return expression.name, _ATOM
+    if operation == "mul":  # numbers first
         arguments = tuple(sorted(arguments, key=lambda argument: argument.operation != "constant"))
-    texts = [constant_text(argument, gate) for argument in arguments if argument.value.numel()]
-    if expression.operation in _OPERATORS:
-        is_product = expression.operation in ("mul", "div")
-        texts = [
-            f"({text})" if is_product and argument.operation in ("add", "sub") else text
-            for text, argument in zip(texts, arguments, strict=False)
-        ]
-        return _OPERATORS[expression.operation].join(texts)
-    if expression.operation == "neg":
-        return f"−{texts[0]}"
-    if expression.operation == "weighted" and expression.product:
-        return f"{constant_text(expression.product.weight)}·{texts[0]}"
-    return f"{glyph(expression.name or expression.operation)}({', '.join(texts)})"
+    parts = [_formula(argument, gate) for argument in arguments if argument.value.numel()]
+    if operation in ("add", "sub"):
+        required = _SUM if operation == "add" else _PRODUCT
+        others = [_in_parentheses(part, _PRODUCT if part[1] == _NEGATIVE else required) for part in parts[1:]]
+        texts = [parts[0][0], *others]
+        return _OPERATORS[operation].join(texts), _SUM
+    if operation in ("mul", "div"):
+        required = _PRODUCT if operation == "mul" else _ATOM
+        first = _in_parentheses(parts[0], _NEGATIVE)
+        texts = [first, *(_in_parentheses(part, required) for part in parts[1:])]
+        return _OPERATORS[operation].join(texts), _NEGATIVE if first.startswith("−") else _PRODUCT
+    if operation == "neg":
+        return f"−{_in_parentheses(parts[0], _PRODUCT)}", _NEGATIVE
+    if operation == "weighted" and expression.product:
+        return f"{factor_text(expression.product.weight)}·{_in_parentheses(parts[0], _ATOM)}", _PRODUCT
+    return f"{glyph(expression.name or operation)}({', '.join(text for text, _ in parts)})", _ATOM
+
+
+def _in_parentheses(formula: tuple[str, int], required: int) -> str:
+    """Return the text of a formula, in parentheses if less than ``required`` holds it together."""
+    text, held = formula
+    return f"({text})" if held < required else text
 
 
 def number(expression: Expression) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unrolled.diagram.expressions import Expression, Product
 from unrolled.diagram.indices import select
-from unrolled.diagram.symbols import constant_text, glyph, rows_text, symbol
+from unrolled.diagram.symbols import constant_text, divisor_text, factor_text, glyph, rows_text, symbol
 
 _NORMALIZATIONS = ("layer_norm", "rms_norm")
 
@@ -60,8 +60,7 @@ class TermDraft:
             gate = gate or (self.term.quantity if self.term else "")
             text = _weighted_text(self.product, gate, self.columns)
         if self.gain is not None:
-            factor = constant_text(self.gain, gate)
-            factor = f"({factor})" if " + " in factor or " − " in factor else factor
+            factor = divisor_text(self.gain, gate) if self.divides else factor_text(self.gain, gate)
             inner = f"({text})" if " + " in text else text
             sign = "/" if self.divides else "⊙" if self.gain.value.numel() > 1 and text == "{}" else "·"
             text = f"{inner}/{factor}" if self.divides else f"{factor}{sign}{inner}"
@@ -226,8 +225,7 @@ def _weighted(expression: Expression) -> list[TermDraft]:
 
 def _weighted_text(product: Product, gate: str, columns: tuple[int, int] | None) -> str:
     if product.rows is None:
-        weight = constant_text(product.weight, gate)
-        text = f"({weight})" if " " in weight else weight
+        text = factor_text(product.weight, gate)
     else:
         is_whole = product.rows == (0, product.parameter_rows)
         text = symbol(product.parameter) if is_whole else rows_text(product.parameter, gate, product.rows)

@@ -3,7 +3,8 @@
 import { createElement, createSvg } from "./dom.js";
 import { tone } from "./cells.js";
 import { fixed } from "./digits.js";
-import { splitName, Symbols } from "./symbols.js";
+import { splitName } from "./names.js";
+import { Symbols } from "./symbols.js";
 
 const THIN = 1.3;
 const THICK = 4.4;

@@ -1,7 +1,8 @@
 // The equations of the cell, with the part of the chosen number lit.
 
 import { createElement, createMarkup } from "./dom.js";
-import { escape, symbol } from "./symbols.js";
+import { formula, termFormula } from "./formula.js";
+import { escape, symbol } from "./names.js";
 
 /** Create the list of equations. Returns {element, update}. */
 export function createEquations(view) {
@@ -38,7 +39,7 @@ export function createEquations(view) {
     const left = part(key, symbol(model.labels.get(node.id), "t"));
     const output = model.states[0].end === node.id ? ' <span class="quiet">= <span class="rm">output</span>[<var>t</var>]</span>' : "";
     const item = createElement("li", {});
-    item.innerHTML = `${left} = ${right(node)}${output}`;
+    item.innerHTML = `${left} = ${right(node).markup}${output}`;
     item.quantities = [...model.quantitiesOf(node), ...inner(node)];
     item.terms = node.terms;
     item.addEventListener("click", (event) => {
@@ -58,29 +59,17 @@ export function createEquations(view) {
 
   const part = (q, markup) => `<span data-q="${escape(q)}">${markup}</span>`;
 
+  const inPart = (q, written) => ({ ...written, markup: part(q, written.markup) });
+
   function right(node) {
     const { model, symbols } = view;
-    const key = model.keys.get(node.id);
-    const operands = node.terms.map((term, k) => {
-      if (model.isPart(node, term)) return part(`${key}.${k}`, symbols.term(term, "t"));
+    return formula(node, (term, k) => {
       const source = model.nodesById.get(term.source);
-      if (source && !hasLine(source) && !term.weighted) {
-        const loose = ["sum", "difference"].includes(source.operation) && !["sum", "activation"].includes(node.operation);
-        const text = part(model.keys.get(source.id), right(source));
-        return loose ? `(${text})` : text;
-      }
-      if (term.weighted || term.source === null) return symbols.term(term, "t");
-      const [before, after = ""] = term.text.split("{}");
-      return escape(before) + symbols.source(term.source, "t") + escape(after);
+      const isPart = model.isPart(node, term);
+      const isWrittenOut = source && !hasLine(source) && !isPart;
+      const written = termFormula(term, isWrittenOut ? inPart(model.keys.get(source.id), right(source)) : symbols.read(term.source, "t"));
+      return isPart ? inPart(`${model.keys.get(node.id)}.${k}`, written) : written;
     });
-    const signed = operands.map((text, k) => (node.terms[k].sign < 0 || (k && node.operation === "difference") ? `${k ? " − " : "−"}${text}` : `${k ? " + " : ""}${text}`)).join("");
-    switch (node.operation) {
-      case "activation": return `<span class="rm">${escape(node.glyph)}</span>(${signed})`;
-      case "sum": case "difference": return signed;
-      case "product": return operands.join(" ⊙ ");
-      case "quotient": return operands.join(" / ");
-      default: return `<span class="rm">${escape(node.glyph)}</span>(${operands.join(", ")})`;
-    }
   }
 
   return { element, update };

@@ -5,7 +5,7 @@ const MAX_OPERANDS = 6; // of an expression that is written in one line
 /**
  * Return what each node is called in formulas, by id: its name, or empty for one that its readers write out.
  *
- * A node without a name is called v_1, v_2, … if its formula is long, or would be written out more than once.
+ * A step may compute another x from its input. It is called x′. A node without a name is called v_1, v_2, … if its formula is long, or would be written out more than once.
  */
 export function findLabels({ nodes, nodesById, readers, parameters, statesByName }) {
   const isFree = (letter) => ![...nodes.map((node) => node.name), ...parameters.keys(), ...statesByName.keys()].some((name) => name.split("_")[0] === letter);
@@ -19,7 +19,8 @@ export function findLabels({ nodes, nodesById, readers, parameters, statesByName
     const isRepeated = readers.get(node.id).length > 1 && (node.kind === "layer" || operands.get(node.id) > 1);
     const isLong = operands.get(node.id) > MAX_OPERANDS || isRepeated;
     if (!node.name && isLong) count += 1;
-    labels.set(node.id, node.name || (isLong ? `${letter}_${count}` : ""));
+    const name = node.name === "x" ? "x′" : node.name;
+    labels.set(node.id, name || (isLong ? `${letter}_${count}` : ""));
   }
   return labels;
 }

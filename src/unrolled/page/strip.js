@@ -2,7 +2,7 @@
 
 import { createCell } from "./cells.js";
 import { createElement, createMarkup, visibleLabel } from "./dom.js";
-import { escape, symbol } from "./symbols.js";
+import { escape, symbol } from "./names.js";
 
 const MAX_COLUMNS = 24; // steps that are shown at once, if there is room
 const NUMBER_WIDTH = 58; // pixels

@@ -1,33 +1,9 @@
-// Names of quantities as symbols, in markup.
+// Symbols for the numbers of a layer.
 
-const GREEK = { __proto__: null, alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ε", zeta: "ζ", eta: "η", theta: "θ", lambda: "λ", mu: "μ", nu: "ν", rho: "ρ", sigma: "σ", tau: "τ", phi: "φ", psi: "ψ", omega: "ω" };
+import { ATOM, formula, termFormula } from "./formula.js";
+import { escape, parameterText, symbol } from "./names.js";
 
-export const escape = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
-
-/** A name as base and index: hidden_n is "hidden" with the index "n". */
-export function splitName(name) {
-  const at = name.indexOf("_");
-  const base = at > 0 ? name.slice(0, at) : name;
-  return [GREEK[base] ?? base, at > 0 ? name.slice(at + 1).replaceAll("_", " ") : ""];
-}
-
-/** The markup of a symbol. A base of several letters is a word. */
-export function symbol(name, ...indices) {
-  const [base, index] = splitName(name);
-  const below = [index, ...indices].filter((one) => one !== "").map(escape).join(",");
-  return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
-}
-
-/** Weights as in torch's documentation, W_if, or with the rows of a gate in brackets, W_ih[candidate]. */
-export function parameterText(text) {
-  return escape(text)
-    .replace(/\bweight_(\w+)/g, "<var>W</var><sub>$1</sub>")
-    .replace(/\bbias_(\w+)/g, "<var>b</var><sub>$1</sub>")
-    .replace(/\b([Wb])_(\w+)/g, "<var>$1</var><sub>$2</sub>")
-    .replaceAll("·", " ");
-}
-
-/** Symbols for the numbers of a layer. */
+/** The symbols and formulas of the numbers of a layer, in markup. */
 export class Symbols {
   constructor(model) {
     this.model = model;
@@ -61,38 +37,47 @@ export class Symbols {
 
   /** The formula of a weighted sum. */
   term(term, time) {
-    const [before, after = ""] = term.text.split("{}");
-    return parameterText(before) + (term.source ? this.source(term.source, time) : "") + parameterText(after);
+    return this.#termFormula(term, null, time).markup;
   }
 
   /** The symbol of a node's operand at step t, without an index. */
   source(source, time) {
-    if (source === "x") return symbol("x", time);
-    if (source.startsWith("before:")) return symbol(source.slice(7), typeof time === "number" ? this.step(this.model.previous(time)) : this.model.backward ? `${time}+1` : `${time}−1`);
-    const node = this.model.nodesById.get(source);
-    const label = this.model.labels.get(source);
-    return label ? symbol(label, time) : this.expression(node, null, time);
+    return this.read(source, time).markup;
+  }
+
+  /** The formula of what a term reads, {markup, precedence}. */
+  read(source, time) {
+    const isNode = source && source !== "x" && !source.startsWith("before:");
+    if (isNode && !this.model.labels.get(source)) return this.#formula(this.model.nodesById.get(source), null, time);
+    return { markup: source ? symbol(...this.#read(source, time)) : "", precedence: ATOM };
+  }
+
+  #read(source, time) {
+    const { model } = this;
+    if (!source.startsWith("before:")) return [source === "x" ? "x" : model.labels.get(source), time];
+    const before = typeof time === "number" ? this.step(model.previous(time)) : model.backward ? `${time}+1` : `${time}−1`;
+    return [source.slice("before:".length), before];
   }
 
   /** The formula of a node. With a number, of this element. */
   expression(node, number, time) {
-    const operand = (term) => {
-      if (term.weighted) return this.term(term, time);
-      if (term.source === null) return parameterText(term.text);
-      const inner = number && typeof number.t === "number" ? this.of(this.model.sourceOf(term, number.t, number.u)) : this.source(term.source, time);
-      const source = this.model.nodesById.get(term.source);
-      const isLoose = source && !this.model.labels.get(source.id) && ["sum", "difference"].includes(source.operation);
-      const [before, after = ""] = term.text.split("{}");
-      return `${parameterText(before)}${isLoose && (node.operation === "product" || before || after) ? `(${inner})` : inner}${parameterText(after)}`;
-    };
-    const signed = () => node.terms.map((term, k) => `${term.sign < 0 || (k && node.operation === "difference") ? (k ? " − " : "−") : k ? " + " : ""}${operand(term)}`).join("");
-    switch (node.operation) {
-      case "activation": return `<span class="rm">${escape(node.glyph)}</span>(${signed()})`;
-      case "sum": case "difference": return signed();
-      case "product": return node.terms.map(operand).join(number ? "·" : " ⊙ ");
-      case "quotient": return node.terms.map(operand).join(" / ");
-      default: return `<span class="rm">${escape(node.glyph)}</span>(${node.terms.map(operand).join(", ")})`;
-    }
+    return this.#formula(node, number, time).markup;
+  }
+
+  #formula(node, number, time) {
+    return formula(node, (term) => this.#termFormula(term, number, time), number ? "·" : " ⊙ ");
+  }
+
+  #termFormula(term, number, time) {
+    const hasElement = number && typeof number.t === "number" && term.source && !term.weighted;
+    return termFormula(term, hasElement ? this.#element(term, number, time) : this.read(term.source, time));
+  }
+
+  /** The formula of the number that a term reads for one unit. */
+  #element(term, { t, u }, time) {
+    const node = this.model.nodesById.get(term.source);
+    const number = this.model.sourceOf(term, t, u);
+    return node && !this.model.labels.get(node.id) ? this.#formula(node, number, time) : { markup: this.of(number), precedence: ATOM };
   }
 
   /** What a table of a layer's numbers is about: its name, its weighted sum, or its activation function. */

@@ -1,6 +1,6 @@
 // One sentence about a number, for someone who sees the layer for the first time.
 
-import { escape, symbol } from "./symbols.js";
+import { escape, symbol } from "./names.js";
 
 const NEARLY = 0.05; // a gate below is shut, and above 1 - NEARLY open
 

@@ -46,7 +46,7 @@ class QuantizationReport:
             of the output is available.
         output: The error of the module's first output, with all layers quantized. Its ``over_time`` has one
             element, because the time axis isn't known.
-        limit: The relative error above which a layer is listed in :attr:`suffering`.
+        limit: The relative error above which a layer is listed in :attr:`inaccurate`.
         score: The scores of the float32 module and of the quantized one, if a scoring function was given.
     """
 
@@ -56,7 +56,7 @@ class QuantizationReport:
     score: tuple[float, float] | None = None
 
     @property
-    def suffering(self) -> list[str]:
+    def inaccurate(self) -> list[str]:
         """Names of the layers with a relative error above the limit, to pass to ``quantize`` as ``keep``."""
         return [
             name
@@ -75,8 +75,8 @@ class QuantizationReport:
             before, after = self.score
             change = f" ({(after - before) / abs(before):+.2%})" if before else ""
             lines.append(f"score: {before:.6g} in float32, {after:.6g} quantized{change}")
-        if self.suffering:
-            names = ", ".join(map(repr, self.suffering))
+        if self.inaccurate:
+            names = ", ".join(map(repr, self.inaccurate))
             lines.append(
                 f"relative error above {self.limit:.0%}: {names}. To keep in float32: keep=[{names}]"
             )

@@ -208,7 +208,7 @@ def _memory_tasks(options: argparse.Namespace, rows: list[Row], entries: list[di
             try:
                 entry[f"{name}_bytes"] = in_subprocess.peak_memory(row, name)
             except RuntimeError as error:
-                entry |= {f"{name}_bytes": None, f"{name}_trouble": str(error)}
+                entry |= {f"{name}_bytes": None, f"{name}_problem": str(error)}
         entries.append(entry)
 
     cells = _trained_cells(rows)
@@ -225,7 +225,7 @@ def _first_use_tasks(rows: list[Row], runtimes: dict[str, Any], entries: list[di
         try:
             entries.append({**entry, "seconds": in_subprocess.first_use(row, name)})
         except RuntimeError as error:
-            entries.append({**entry, "seconds": None, "trouble": str(error)})
+            entries.append({**entry, "seconds": None, "problem": str(error)})
 
     batch, time, hidden = _FIRST_USE_SIZES
     return [

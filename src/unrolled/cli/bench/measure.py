@@ -33,7 +33,7 @@ def measure(
 
     Returns:
         The sizes of the row and these keys: ``runtimes`` has for each runtime its median ``seconds``,
-        ``quartiles``, ``calls`` and ``difference`` from torch, or its ``trouble`` in words.
+        ``quartiles``, ``calls`` and ``difference`` from torch, or its ``problem`` in words.
         ``ratio_to_torch`` and ``ratio_to_best_other`` are the times of torch and of ``best_other`` divided by
         ours, or None if one wasn't timed. ``limit_seconds``, ``limit`` and ``share_of_limit`` compare with
         the limits of the machine. In inference, ``ratio_to_best_other`` and ``share_of_limit`` are for our
@@ -94,7 +94,7 @@ def _check_runtimes(
     for name, runtime in runtimes.items():
         reason = runtime.unsupported(row)
         if reason is not None:
-            entries[name] = {"trouble": reason, "refused": True}
+            entries[name] = {"problem": reason, "unsupported": True}
             continue
         try:
             call: Call = without_warnings(functools.partial(runtime.prepare, workload))
@@ -102,13 +102,13 @@ def _check_runtimes(
             difference = max_difference(result, expected)
             agrees = difference <= TOLERANCE[row.mode] or _is_as_accurate(result, expected, workload)
         except Exception as error:  # other libraries can raise anything
-            entries[name] = {"trouble": f"failed: {_first_line(error)}", "refused": False}
+            entries[name] = {"problem": f"failed: {_first_line(error)}", "unsupported": False}
             continue
         if agrees:
             entries[name], calls[name] = {"difference": difference}, call
         else:
             amount = "NaN" if math.isnan(difference) else f"relative difference {difference:.0e}"
-            entries[name] = {"trouble": f"disagrees with torch: {amount}", "refused": False}
+            entries[name] = {"problem": f"disagrees with torch: {amount}", "unsupported": False}
     return calls
 
 

@@ -66,9 +66,9 @@ def format_failures(rows: list[dict[str, Any]]) -> list[str]:
     failures: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         for name, entry in row["runtimes"].items():
-            if "trouble" in entry and not entry["refused"]:
+            if "problem" in entry and not entry["unsupported"]:
                 sizes = f"{row['batch']}×{row['time']}×{row['hidden']}"
-                key = (row["cell"], row["mode"], f"{name} {entry['trouble']}")
+                key = (row["cell"], row["mode"], f"{name} {entry['problem']}")
                 failures.setdefault(key, []).append(sizes)
     return [
         f"{cell}, {mode}: {message} (batch × time × hidden: {', '.join(sizes)})"
@@ -150,7 +150,7 @@ def _first_use_table(entries: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right" if heading in ("time", "hidden", "seconds") else "left")
     for entry in entries:
         seconds = entry["seconds"]
-        text = entry["trouble"] if seconds is None else f"{seconds:.1f}"
+        text = entry["problem"] if seconds is None else f"{seconds:.1f}"
         table.add_row(entry["cell"], str(entry["time"]), str(entry["hidden"]), entry["runtime"], text)
     return table
 

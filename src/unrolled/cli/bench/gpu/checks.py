@@ -170,8 +170,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _unless(holds: bool, trouble: str) -> str | None:
-    return None if holds else trouble
+def _unless(holds: bool, problem: str) -> str | None:
+    return None if holds else problem
 
 
 CHECKS: dict[str, Check] = {

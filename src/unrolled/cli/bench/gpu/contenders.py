@@ -90,7 +90,7 @@ def measure(
         The sizes of the row; ``contenders``, a dictionary for each; and ``ratios``, the times of the others
         divided by that of our layer. The dictionary has the median ``seconds``, ``us_per_step``, in training
         the ``bytes`` that a call allocates, and the ``difference`` from the Python loop. For a contender that
-        wasn't timed, ``trouble`` is the reason, and ``refused`` says whether it doesn't support this row.
+        wasn't timed, ``problem`` is the reason, and ``unsupported`` says whether it doesn't support this row.
     """
     workload = Workload(row, device)
     expected = without_warnings(_prepare_loop(workload))
@@ -100,20 +100,20 @@ def measure(
         missing = contender.missing_packages()
         reason = contender.unsupported(row) or (f"not installed: {missing[0]}" if missing else None)
         if reason is not None:
-            entries[name] = {"trouble": reason, "refused": True}
+            entries[name] = {"problem": reason, "unsupported": True}
             continue
         try:
             call: Call = without_warnings(functools.partial(contender.prepare, workload))
             difference = max_difference(without_warnings(call), expected)
         except Exception as error:  # other libraries can raise anything
             lines = str(error).strip().splitlines() or [""]
-            trouble = f"{type(error).__name__}: {lines[0][:160]}"
-            entries[name] = {"trouble": trouble, "refused": False}
+            problem = f"{type(error).__name__}: {lines[0][:160]}"
+            entries[name] = {"problem": problem, "unsupported": False}
             continue
         if difference <= _TOLERANCE[row.mode]:
             calls[name], entries[name] = call, {"difference": difference}
         else:
-            entries[name] = {"trouble": f"differs from the loop by {difference:.1e}", "refused": False}
+            entries[name] = {"problem": f"differs from the loop by {difference:.1e}", "unsupported": False}
     del expected
     timings = without_warnings(lambda: time_calls(calls, device, seconds))
     for name, timing in timings.items():

@@ -36,17 +36,17 @@ def _failures(document: dict[str, Any]) -> list[str]:
     for entry in document["parity_tasks"]:
         strategy = f", {entry['strategy']}" if entry["strategy"] else ""
         name = f"{entry['cell']}, {entry['kind']}, {entry['hidden']} units{strategy}"
-        if "trouble" in entry:
-            lines.append(f"{name}: {entry['trouble']}")
+        if "problem" in entry:
+            lines.append(f"{name}: {entry['problem']}")
         elif not entry["agrees"]:
             value = entry["difference"]
             amount = "has NaN" if value is None else f"differs from the reference engine by {value:.1e}"
             lines.append(f"{name}: {amount}")
-    lines += [f"{one['check']}: {one['trouble']}" for one in document["check_tasks"] if "trouble" in one]
+    lines += [f"{one['check']}: {one['problem']}" for one in document["check_tasks"] if "problem" in one]
     for entry in document["row_tasks"]:
-        if "trouble" in entry:
+        if "problem" in entry:
             lines.append(
-                f"first call of {entry['cell']} {entry['hidden']}, {entry['mode']}: {entry['trouble']}"
+                f"first call of {entry['cell']} {entry['hidden']}, {entry['mode']}: {entry['problem']}"
             )
     return lines
 
@@ -59,7 +59,7 @@ def print_checks(console: Console, document: dict[str, Any]) -> None:
     for kind in dict.fromkeys(entry["kind"] for entry in agreeing):
         largest = max(entry["difference"] for entry in agreeing if entry["kind"] == kind)
         console.print(f"  {kind}: largest relative difference {largest:.1e}")
-    passed = sum("trouble" not in entry for entry in document["check_tasks"])
+    passed = sum("problem" not in entry for entry in document["check_tasks"])
     console.print(f"{passed} of {len(document['check_tasks'])} checks pass.")
     for line in _failures(document):
         console.print(f"Failed: {line}")
@@ -72,9 +72,9 @@ def print_rows(console: Console, document: dict[str, Any]) -> None:
     console.print(_CAPTION)
     for row in document["rows"]:
         for name, entry in row["contenders"].items():
-            if "trouble" in entry and not entry["refused"]:
+            if "problem" in entry and not entry["unsupported"]:
                 sizes = f"{row['cell']} B={row['batch']} H={row['hidden']}, {row['mode']}"
-                console.print(f"{sizes}: {name}: {entry['trouble']}")
+                console.print(f"{sizes}: {name}: {entry['problem']}")
     if document["left_out"]:
         console.print(f"{len(document['left_out'])} rows skipped (time limit). Raise --minutes to run them.")
 

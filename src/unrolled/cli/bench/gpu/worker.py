@@ -27,13 +27,13 @@ def run_task(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
             within = difference <= tolerance
             return {"difference": difference if difference == difference else None, "agrees": within}
         if "check" in task:
-            trouble = checks.run(task["check"], device)
-            return {"trouble": trouble} if trouble else {"agrees": True}
+            problem = checks.run(task["check"], device)
+            return {"problem": problem} if problem else {"agrees": True}
         contenders.warm_up(Row(**task["row"]), device)
     except Exception as error:
         if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
             raise
-        return {"trouble": f"{type(error).__name__}: {str(error).strip()[:300]}"}
+        return {"problem": f"{type(error).__name__}: {str(error).strip()[:300]}"}
     return {"ready": True}
 
 

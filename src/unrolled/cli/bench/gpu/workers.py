@@ -67,7 +67,7 @@ def run_tasks(
             each. By default, ``worker.py`` in this folder.
 
     Returns:
-        The results of each task, as a dictionary. If the task failed, ``trouble`` is the reason.
+        The results of each task, as a dictionary. If the task failed, ``problem`` is the reason.
     """
     command = command or [sys.executable, "-m", "unrolled.cli.bench.gpu.worker"]
     deadline, results = time.monotonic() + seconds, list[Any]([None] * len(tasks))
@@ -88,9 +88,9 @@ def run_tasks(
         rest = share[len(done) :]
         if rest and is_late:
             for index in rest:
-                results[index] = {"trouble": f"no result within {seconds:.0f} s"}
+                results[index] = {"problem": f"no result within {seconds:.0f} s"}
         elif rest:
-            results[rest[0]] = {"trouble": message}
+            results[rest[0]] = {"problem": message}
             if rest[1:]:
                 running.append((rest[1:], _Worker.start(command, [tasks[k] for k in rest[1:]])))
     return results
