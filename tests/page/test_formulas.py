@@ -11,7 +11,10 @@ import torch
 
 import unrolled as ur
 from helpers.evaluator import needs_javascript, run_javascript
+from unrolled.page import layer_data
 from unrolled.page.contents import page_data
+
+pytestmark = [needs_javascript, pytest.mark.usefixtures("without_drawings")]
 
 # Lines of a step, and the formulas of r, s and h.
 STEPS = {
@@ -39,6 +42,12 @@ STEPS = {
         "h = (h_t−1 ≥ r_t) ⊙ r_t − max(h_t−1 + r_t, b − r_t)"
     ),
 }
+
+
+@pytest.fixture
+def without_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawings of the pages, since most of the time is spent on their layout."""
+    monkeypatch.setattr(layer_data, "drawing_data", lambda diagram: None)
 
 
 def own_layer(step: str) -> ur.Recurrent:
@@ -71,21 +80,18 @@ def equations(layers: list[ur.Recurrent], folder: Path) -> list[list[str]]:
     return [parts[0] for parts in run_javascript("equations", pages, folder)]
 
 
-@needs_javascript
 def test_parentheses(tmp_path: Path) -> None:
     found = equations([own_layer(step) for step in STEPS], tmp_path)
     for (step, expected), lines in zip(STEPS.items(), found, strict=True):
         assert "; ".join(line for line in lines if line[0] in "sh") == expected, step
 
 
-@needs_javascript
 def test_an_input_that_the_step_computes_again_has_its_own_symbol(tmp_path: Path) -> None:
     layer = ur.Recurrent(ur.cells.IntersectionRNN, 2, 3)
     first, second, *_ = equations([layer], tmp_path)[0]
     assert (first, second[: second.index(" +")]) == ("x′ = W_x x_t", "g_h = σ(W_ih[g_h] x′_t")
 
 
-@needs_javascript
 @pytest.mark.slow
 def test_no_cell_has_two_signs_in_a_row(tmp_path: Path) -> None:
     layers = [ur.Recurrent(getattr(ur.cells, name), 2, 3) for name in ur.cells.__all__]
