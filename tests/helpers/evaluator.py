@@ -27,8 +27,8 @@ NODE = shutil.which("node") or shutil.which("nodejs")
 needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
 
 _SCRIPTS = (
-    "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "model", "long_run",
-    "names", "formula", "symbols", "weight_gradient",
+    "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "names", "formula",
+    "derivation", "model", "long_run", "symbols", "weight_gradient",
 )  # fmt: skip
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
@@ -110,6 +110,26 @@ const equations = (cases) => cases.map((layers) => createModels(layers).map((mod
     `${model.labels.get(node.id)} = ${plain(symbols.expression(node, null, "t"))}`);
 }));
 """
+# The cases are [layers of a page, quantity]: how unit 1 of the first layer at step 2 is computed, with its
+# names as text. A name has the value that it is of, and a number of a weighted sum also its rows.
+_DERIVATIONS = """
+const derivations = (cases) => cases.map(([layers, q]) => {
+  const [model] = createModels(layers);
+  const symbols = new Symbols(model);
+  const plain = (markup) => Symbols.plain(markup.replace(/<sub>(.*?)<\\/sub>/g, "_$1"));
+  const named = (one) => (one.constant === undefined
+    ? [plain(symbols.of(one)), model.value(one)] : [plain(one.text), one.constant]);
+  const number = { q, t: 2, u: 1 };
+  const { parts, rows, vector } = model.derive(number);
+  const written = (found) => found.map(({ sign, factors }) => [sign, ...factors.map(named)]);
+  return {
+    value: model.value(number),
+    parts: parts && parts.map(({ sign, total, rows: own }) => [sign, total && named(total), written(own)]),
+    rows: written(rows),
+    vector: vector && vector.map((one) => model.value(one)),
+  };
+});
+"""
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
@@ -120,9 +140,8 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    helpers = (
-        _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS
-    )
+    pages = _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS + _DERIVATIONS
+    helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + pages
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
         with running_browser() as browser:

@@ -77,6 +77,7 @@ def check_lines(lines: list[dict[str, Any]], what: object) -> tuple[int, int]:
         result, label = line["result"], line["label"]
         factors = [text for text in re.split(f" {line['times']} ", line["factors"][0]) if text]
         factors += [line["factors"][1]] if line["factors"][1] else []
+        softmax = re.fullmatch(r"softmax\((.*)\)\[(\d+)\]", label)
         is_function = re.fullmatch(r"(\D+)\((.*)\)", label)
         if factors:
             numbers = [decimal(text) for text in factors]
@@ -84,6 +85,10 @@ def check_lines(lines: list[dict[str, Any]], what: object) -> tuple[int, int]:
             value = numbers[0] / numbers[1] if divides else reduce(Decimal.__mul__, numbers)
             assert agree(value, result), message
             addends.append(sign * decimal(result))
+        elif softmax and "…" not in label:
+            numbers = torch.tensor([float(decimal(text)) for text in softmax[1].split(", ")]).double()
+            assert agree(Decimal(numbers.softmax(-1)[int(softmax[2])].item()), result), message
+            functions += 1
         elif "sub" in line["kind"] and is_function and (addends or totals):  # tanh(c), of the total above
             value = apply(is_function[1], previous)
             assert value is None or agree(value, result), message

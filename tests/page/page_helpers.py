@@ -70,6 +70,22 @@ class Awkward(ur.Cell):
         return h
 
 
+class WithSoftmax(ur.Cell):
+    """A gate whose units share what they let through."""
+
+    state = ("h", "c")
+    weight = ur.Param("2*hidden", "input")
+    u = ur.Param("2*hidden", "hidden")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = linear(x, self.weight) + linear(h, self.u)
+        f, g = sums.chunk(2, -1)
+        f = torch.softmax(f, -1)
+        c = f * c + (1 - f) * torch.tanh(g)
+        h = torch.log_softmax(c, -1)
+        return h, c
+
+
 class Mixed(ur.Cell):
     """Chunked parameters, concatenated inputs, a computed matrix, and HTML <b>in the docstring</b>.
 

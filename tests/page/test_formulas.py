@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from page_helpers import WithSoftmax
 
 import unrolled as ur
 from helpers.evaluator import needs_javascript, run_javascript
@@ -41,6 +43,16 @@ STEPS = {
     "h = (h >= r) * r - torch.maximum(h + r, self.b - r)": (
         "h = (h_t−1 ≥ r_t) ⊙ r_t − max(h_t−1 + r_t, b − r_t)"
     ),
+    "h = torch.tanh(N(W(x) - U(h), self.a, self.b) - r)": ("h = tanh(norm(W x_t − u h_t−1, a, b) − r_t)"),
+    "h = N(W(x) + U(h)) * 2 - N(U(h, self.b))": ("h = 2 norm(W x_t + u h_t−1) − norm(u h_t−1 + b)"),
+    "h = r - torch.tanh(N(U(h)) - N(W(x), self.a))": ("h = r_t − tanh(norm(u h_t−1) − norm(W x_t, a))"),
+    "s = (r + h).clamp(-3, 3); h = F.hardtanh(U(h), -0.5, 1) + s": (
+        "s = clamp(r_t + h_t−1, −3, 3); h = hardtanh(u h_t−1, min_val=−0.5, max_val=1) + s_t"
+    ),
+    "s = F.softmax(U(h), -1); h = s * torch.cumsum(r + h, -1)": (
+        "s = softmax(u h_t−1); h = s_t ⊙ cumsum(r_t + h_t−1)"
+    ),
+    "h = torch.tanh(W(x) * self.a + U(h) * 0.5)": "h = tanh(a ⊙ (W x_t) + 0.5 u h_t−1)",
 }
 
 
@@ -54,7 +66,7 @@ def own_layer(step: str) -> ur.Recurrent:
     """Return a layer of a cell with the given lines of its step. They can read ``r``."""
     lines = "\n".join(step.split("; "))
     code = f"def step(self, x, h):\n{textwrap.indent(HEAD + lines, '    ')}\n    return h\n"
-    namespace = {"torch": torch}
+    namespace = {"torch": torch, "F": torch.nn.functional}
     exec(code, namespace)
     parameters = {
         "weight": ur.Param("hidden", "input"),
@@ -68,8 +80,81 @@ def own_layer(step: str) -> ur.Recurrent:
 HEAD = """\
 def W(x): return torch.nn.functional.linear(x, self.weight)
 def U(h, bias=None): return torch.nn.functional.linear(h, self.u, bias)
+def N(sums, gain=None, bias=None): return torch.nn.functional.layer_norm(sums, (3,), gain, bias)
 r = torch.sigmoid(W(x))
 """
+
+
+def derivations(layer: ur.Recurrent, names: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Return how the page computes unit 1 of some quantities at step 2."""
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.6)
+    trace = ur.trace(layer, torch.randn(3, layer.input_size))
+    layers = page_data(trace, None, None, "numbers", None, 3_000_000)["layers"]
+    found: list[dict[str, Any]] = run_javascript("derivations", [[layers, name] for name in names], folder)
+    for name, one in zip(names, found, strict=True):
+        if name in trace.names:
+            assert one["value"] == pytest.approx(trace[name][2, 0, 1].item(), rel=1e-6)
+    return found
+
+
+def test_a_sum_that_is_normalized_is_one_part(tmp_path: Path) -> None:
+    [z, n] = derivations(ur.Recurrent(ur.cells.LayerNormGRU, 2, 3), ["z", "n"], tmp_path)
+    norm = "norm(W_ih x_2 + b_ih + W_hh h_1, gain, b_norm)"
+    assert [total and total[0] for _, total, _ in z["parts"]] == [f"{norm}[z][1]", None]
+    assert z["parts"][1][2] == [[1, ["1", 1]]]
+    sums = sum(sign * (total or rows[0][1])[1] for sign, total, rows in z["parts"])
+    assert z["value"] == pytest.approx(torch.tensor(sums, dtype=torch.float64).sigmoid().item(), rel=1e-6)
+    [[_, [name, value]]] = n["rows"]
+    assert name == f"r_2[1]·{norm}[n][1]"
+    assert n["value"] == pytest.approx(torch.tensor(value, dtype=torch.float64).tanh().item(), rel=1e-6)
+
+
+def test_sums_that_are_normalized_apart_are_two_parts(tmp_path: Path) -> None:
+    lines = equations([ur.Recurrent(ur.cells.LayerNormLSTM, 2, 3)], tmp_path)[0]
+    gates = {name: "tanh" if name == "g" else "σ" for name in "figo"}
+    for name, function in gates.items():
+        sums = f"norm(W_ih x_t, gain_ih, b_ih)[{name}] + norm(W_hh h_t−1, gain_hh)[{name}]"
+        assert f"{name} = {function}({sums})" in lines
+
+
+def test_a_function_of_a_vector_reads_all_units(tmp_path: Path) -> None:
+    f, h = derivations(ur.Recurrent(WithSoftmax, 2, 3), ["f", "h"], tmp_path)
+    assert f["value"] == pytest.approx(torch.tensor(f["vector"]).softmax(-1)[1].item(), rel=1e-6)
+    names = [name for _, (name, _) in h["rows"]]
+    assert names == ["c_2[0]", "c_2[1]", "c_2[2]"]
+    read = torch.tensor([value for _, (_, value) in h["rows"]])
+    assert h["value"] == pytest.approx(read.log_softmax(-1)[1].item(), rel=1e-6)
+
+
+def test_parameters_are_called_the_same_in_formulas_and_arithmetic(tmp_path: Path) -> None:
+    cases = {
+        WithSoftmax: ("f.0", "W[f] x_t", "W[f][1,0]"),
+        ur.cells.BRC: ("n3.0", "W_gates[input_a] x_t", "W_gates[input_a][1,0]"),
+        ur.cells.MinLSTM: ("n0.0", "W_if x_t", "W_if[1,0]"),
+        ur.cells.LSTM: ("o.0", "W_io x_t", "W_io[1,0]"),
+    }
+    layers = [ur.Recurrent(cell, 2, 3) for cell in cases]
+    for layer, lines, (number, formula, name) in zip(
+        layers, equations(layers, tmp_path), cases.values(), strict=True
+    ):
+        assert any(formula in line for line in lines)
+        [found] = derivations(layer, [number], tmp_path)
+        assert found["rows"][0][1][0] == name
+
+
+def test_elements_of_unnamed_vectors_have_an_index(tmp_path: Path) -> None:
+    [m] = derivations(ur.Recurrent(ur.cells.MultiplicativeLSTM, 2, 3), ["m"], tmp_path)
+    assert [name for name, _ in m["rows"][0][1:]] == ["(W_mx x_2)[1]", "(W_mh h_1)[1]"]
+    [s] = derivations(ur.Recurrent(ur.cells.SCRN, 2, 3), ["s"], tmp_path)
+    assert [row[1][0] for row in s["rows"]] == ["(0.05 W_sx x_2)[1]", "s_1[1]"]
+    [re] = derivations(ur.Recurrent(ur.cells.LRU, 2, 3), ["re"], tmp_path)
+    assert [[name for name, _ in row[1:]] for row in re["rows"]] == [
+        ["re_1[1]", "across[1]"],
+        ["im_1[1]", "up[1]"],
+        ["(scale ⊙ (W_b[in_re] x_2))[1]"],
+    ]
 
 
 def equations(layers: list[ur.Recurrent], folder: Path) -> list[list[str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from ledger import check_lines
-from page_helpers import Mixed, OpenPage, needs_browser, small_trace
+from page_helpers import Mixed, OpenPage, WithSoftmax, needs_browser, small_trace
 from torch import nn
 
 import unrolled as ur
@@ -133,11 +134,27 @@ def test_arithmetic_of_layers_with_many_units(cell: type[ur.Cell], open_page: Op
 
 
 @pytest.mark.slow
+def test_softmax_shows_the_numbers_of_all_units(open_page: OpenPage) -> None:
+    tab = open_page(small_trace(WithSoftmax), address="#step=2&unit=1&number=f")
+    assert re.fullmatch(
+        r"softmax\((−?\d\.\d+, ){2}−?\d\.\d+\)\[1\]", tab.locator(".sum .lab").last.text_content()
+    )
+    _, functions, others = assert_arithmetic_is_right(tab, '[data-node="f"] .n')
+    assert (functions, others) == (3, 0)
+    tab = open_page(
+        ur.trace(ur.Recurrent(WithSoftmax, 2, 20), torch.randn(3, 2)), address="#step=2&unit=9&number=f"
+    )
+    assert "…)[9]" in tab.locator(".sum .lab").last.text_content()
+    assert "the last one with all 20 numbers" in tab.locator(".arithmetic .note").text_content()
+
+
+@pytest.mark.slow
 def test_all_digits_and_following_the_numbers(open_page: OpenPage) -> None:
     trace = small_trace(ur.cells.LSTM)
     tab = open_page(trace)
     tab.get_by_role("button", name="all digits").click()
-    assert "8 decimals" in tab.locator(".arithmetic .note").text_content()
+    note = tab.locator(".arithmetic .note").text_content()
+    assert note.startswith("8 decimals. The last digits can differ when checked by hand")
     result = tab.locator(".sum .total b").text_content()
     assert float(result.replace("−", "-")) == pytest.approx(trace["h"][2, 0, 1].item(), abs=1e-8)
     tab.get_by_role("button", name="fewer digits").click()

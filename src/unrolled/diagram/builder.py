@@ -23,6 +23,7 @@ from unrolled.diagram.symbols import (
     number,
 )
 from unrolled.diagram.terms import TermDraft, Terms, bias_parameter, bias_rows
+from unrolled.tracing.row_names import RowNames
 
 _ACTIVATIONS = {"sigmoid", "tanh", "relu", "silu", "softplus", "logsigmoid", "exp", "gelu"}
 _ACTIVATIONS |= {"softmax", "cos", "sin", "elu", "leaky_relu", "hardtanh", "hardsigmoid", "softsign", "mish"}
@@ -37,12 +38,16 @@ class DiagramBuilder:
         cell: Class name of the cell.
         outputs: The expression of each new state.
         reader: The reader that made them.
+        names: The gates that the rows of the parameters compute.
     """
 
-    def __init__(self, cell: str, outputs: Mapping[str, Expression], reader: StepReader) -> None:
+    def __init__(
+        self, cell: str, outputs: Mapping[str, Expression], reader: StepReader, names: RowNames
+    ) -> None:
         self.values: list[Tensor] = []
         self.weights: list[Weights] = []
         self._terms = Terms(outputs.values())
+        self._names = names
         self._nodes: list[DiagramNode] = []
         self._ids: dict[int, str] = {}
         self._value_indices: dict[int, int] = {}
@@ -92,7 +97,11 @@ class DiagramBuilder:
         name = expression.quantity or name
         groups: dict[int, int] = {}
         named = [draft.term.quantity if draft.term and draft.product else "" for draft in drafts]
-        gates = [name or own or next(filter(None, named), "") for own in named]  # of the rows of parameters
+        owner = next(filter(None, named), "")
+        gates = [  # of the rows of parameters
+            name or own or owner or self._gate_of_rows(draft)
+            for draft, own in zip(drafts, named, strict=True)
+        ]
         terms = tuple(
             self._term(draft, source, gate, groups)
             for draft, source, gate in zip(drafts, sources, gates, strict=True)
@@ -114,6 +123,15 @@ class DiagramBuilder:
         self._nodes.append(node)
         self._ids[id(expression)] = node.id
         return node.id
+
+    def _gate_of_rows(self, draft: TermDraft) -> str:
+        """Return the gate that the rows of a weighted term compute, or an empty string."""
+        product = draft.product
+        if product is None or product.rows is None:
+            return ""
+        rows = draft.rows or range(*product.rows)
+        blocks = self._names.blocks.get(product.parameter, ())
+        return next((block.gate for block in blocks if block.rows == rows), "")
 
     def _source(self, expression: Expression | None) -> tuple[str | None, tuple[int, ...] | None]:
         """Return the id of the node to read an expression from, and which elements of it; None for all."""
@@ -161,13 +179,15 @@ class DiagramBuilder:
                 blocks=product.blocks,
                 bias=bias_parameter(product),
                 bias_rows=bias_rows(product),
+                gate="" if product.rows == (0, product.parameter_rows) else gate,
             )
         if norm is not None and draft.rows is not None:
             parameters = tuple(self._value(argument.value) for argument in norm.arguments[1:])
             rows = (draft.rows.start, draft.rows.stop)
             group = groups.setdefault(id(norm), len(groups))
-            size = norm.value.numel()
-            term = replace(term, normalization=Normalization(group, norm.call, parameters, rows, size))
+            text, size = draft.normalization_text(gate), norm.value.numel()
+            normalization = Normalization(group, draft.inner_sign, text, norm.call, parameters, rows, size)
+            term = replace(term, normalization=normalization)
         return term
 
     def _node(self, expression: Expression) -> str:

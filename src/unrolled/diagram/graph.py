@@ -12,6 +12,7 @@ from unrolled.diagram.model import DiagramError, DiagramTrace
 from unrolled.diagram.step_reader import StepReader
 from unrolled.tracing.indexing import equal_up_to_rounding, normalize_index
 from unrolled.tracing.layer_trace import LayerTrace
+from unrolled.tracing.row_names import row_names
 from unrolled.tracing.step_recorder import StepRun
 
 
@@ -48,12 +49,13 @@ def build(
         raise DiagramError(f"{name} has no diagram, because row {batch} has no recorded step.")
     moves: dict[object, object] = {}
     maps = ElementMaps()
+    names = row_names(part.cell)
     first: DiagramBuilder | None = None
     values, origins = [], []
     for step in chosen:
         reader = StepReader(part, step, batch, moves, maps, None if runs is None else runs[step])
         try:
-            builder = DiagramBuilder(name, reader.outputs(), reader)
+            builder = DiagramBuilder(name, reader.outputs(), reader, names)
         except RecursionError:
             raise DiagramError(f"{name} has no diagram, because its step has too many operations.") from None
         _check_reproduced(part, reader, step, batch)

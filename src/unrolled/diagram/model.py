@@ -13,6 +13,8 @@ class Normalization:
 
     Attributes:
         group: Terms of a node with the same group are added before the normalization.
+        sign: 1, or -1 if the term is subtracted from the others before the normalization.
+        text: Its formula. ``{}`` stands for the sum of the terms.
         call: Its call as Python code. ``{}`` stands for the sum of the terms, and then for each parameter.
         parameters: The indices of the values of the parameters.
         rows: First and last row, exclusive, of the normalized vector that the gate reads.
@@ -20,6 +22,8 @@ class Normalization:
     """
 
     group: int
+    sign: int
+    text: str
     call: str
     parameters: tuple[int, ...]
     rows: tuple[int, int]
@@ -36,9 +40,9 @@ class Term:
     Attributes:
         source: What is read: the id of a node, ``"x"`` for the input, or ``"before:NAME"`` for a state before
             the step. None for a term without a line, such as a bias.
-        text: The formula of the term. ``{}`` stands for the source.
+        text: The formula of the term, without a normalization. ``{}`` stands for the source.
         weighted: Whether the whole vector is read, through weights; otherwise the element of the same unit.
-        sign: 1, or -1 if the term is subtracted.
+        sign: 1, or -1 if the term, or its normalization, is subtracted.
         value: Index of the values of the term in the values of a step; None if it has none of its own, as the
             second and later terms of a normalization and the terms of a folded group.
         normalized: Whether a normalization is applied to the weighted sum.
@@ -52,6 +56,7 @@ class Term:
         blocks: Number of blocks of a block-diagonal matrix whose blocks are the rows of the parameter.
         bias: The parameter that is added. Empty if there is none, or it is computed from several.
         bias_rows: First and last row, exclusive, of that parameter; None for all.
+        gate: What the formula calls the rows, if they aren't all of the parameter. It may be empty.
         gain: Index of the values of the factor; None without a factor.
         divides: Whether the term is divided by ``gain`` instead.
         call: A comparison that is applied to the element, such as ``"eq({}, 0)"``.
@@ -73,6 +78,7 @@ class Term:
     blocks: int = 1
     bias: str = ""
     bias_rows: tuple[int, int] | None = None
+    gate: str = ""
     gain: int | None = None
     divides: bool = False
     call: str = ""

@@ -29,6 +29,7 @@ class TermDraft:
         gain: The factor, or None.
         divides: Whether it is divided by the factor instead.
         normalization: The expression of the normalization that is applied to the sum of the terms with it.
+        inner_sign: 1, or -1 if the term is subtracted from the others before the normalization.
         rows: The elements of the normalized vector that are read.
         call: A comparison with a constant.
     """
@@ -42,6 +43,7 @@ class TermDraft:
     gain: Expression | None = None
     divides: bool = False
     normalization: Expression | None = None
+    inner_sign: int = 1
     rows: range | None = None
     call: str = ""
 
@@ -61,13 +63,23 @@ class TermDraft:
             text = _weighted_text(self.product, gate, self.columns)
         if self.gain is not None:
             factor = divisor_text(self.gain, gate) if self.divides else factor_text(self.gain, gate)
-            inner = f"({text})" if " + " in text else text
-            sign = "/" if self.divides else "⊙" if self.gain.value.numel() > 1 and text == "{}" else "·"
+            is_vector = self.gain.value.numel() > 1
+            inner = f"({text})" if " + " in text or (is_vector and text != "{}") else text
+            sign = "⊙" if is_vector else "·"
             text = f"{inner}/{factor}" if self.divides else f"{factor}{sign}{inner}"
         if self.call:
             name, _, level = self.call.removesuffix(")").partition("({}, ")
             text = f"{text} {glyph(name)} {level}"
-        return f"norm({text})" if self.normalization is not None else text
+        return text
+
+    def normalization_text(self, gate: str) -> str:
+        """Return the formula of the normalization, with ``{}`` for the sum that is normalized."""
+        norm, rows = self.normalization, self.rows
+        assert norm is not None
+        assert rows is not None
+        operands = ["{}", *(constant_text(argument, gate) for argument in norm.arguments[1:])]
+        part = "" if len(rows) == norm.value.numel() else f"[{gate or f'{rows.start}:{rows.stop}'}]"
+        return f"{glyph(norm.name)}({', '.join(operands)}){part}"
 
 
 class Terms:
@@ -193,7 +205,7 @@ class Terms:
             found = self._learned(term, False)
             if not found or any(draft.gain or draft.normalization or draft.columns for draft in found):
                 return None
-            drafts += [replace(draft, sign=sign) for draft in found]
+            drafts += [replace(draft, inner_sign=sign) for draft in found]
         if not any(draft.product for draft in drafts):
             return None
         return [

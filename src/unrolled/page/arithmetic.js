@@ -63,9 +63,10 @@ function explanation(view, number, value) {
 function createOperands(view, number, derived) {
   const { symbols, model } = view;
   const { node, term } = model.quantity(number.q);
-  const formula = createMarkup("p", term ? symbols.term(term, number.t) : symbols.expression(node, number, number.t), "formula");
+  const formula = createMarkup("p", term ? symbols.term(node, term, number.t) : symbols.expression(node, number, number.t), "formula");
   const operands = (derived.rows ?? []).flatMap((row) => row.factors).filter((one) => one.constant === undefined);
   const lines = operands.map((one) => createLine(createSpan("o", ""), createElement("span", { class: "lab" }, createNumberButton(view, one, symbols.of(one))),
     createSpan("r", ""), createSpan("o", ""), createSpan("r", ""), createSpan("o", "="), createElement("span", { class: "r" }, createNumberButton(view, one, shown(view.value(one))))));
-  return [formula, createElement("div", { class: "sum", role: "list", "aria-label": "what it is computed from" }, lines)];
+  const note = derived.omitted ? [createNote(`And ${derived.omitted} more.`)] : [];
+  return [formula, createElement("div", { class: "sum", role: "list", "aria-label": "what it is computed from" }, lines), ...note];
 }

@@ -145,6 +145,8 @@ def _term(term: Term) -> dict[str, Any]:
 def _normalization(normalization: Normalization) -> dict[str, Any]:
     return {
         "group": normalization.group,
+        "sign": normalization.sign,
+        "text": normalization.text,
         "call": normalization.call,
         "parameters": list(normalization.parameters),
         "rows": list(normalization.rows),

@@ -56,6 +56,12 @@ export function functionOf(call) {
   return (match && FUNCTIONS[match[1]]) ?? null;
 }
 
+/** The function of a whole vector, as a function of its numbers and the number of an element; null if there is none. */
+function vectorFunctionOf(call) {
+  if (!/^softmax\(\{\}/.test(call)) return null;
+  return (values, k) => Math.exp(values[k]) / values.reduce((sum, value) => sum + Math.exp(value), 0);
+}
+
 const round = (value, decimals) => Number(value.toFixed(decimals));
 const same = (a, b, decimals) => a.toFixed(decimals) === b.toFixed(decimals) || (round(a, decimals) === 0 && round(b, decimals) === 0);
 
@@ -88,6 +94,8 @@ export const restValue = (rows, valueOf) => rows.reduce((sum, row) => sum + row.
 export function chooseDecimals(derived, result, valueOf) {
   const end = decimalsOf(result);
   const apply = functionOf(derived.call);
+  const applyToVector = derived.vector ? vectorFunctionOf(derived.call) : null;
+  const vectorIsRight = (decimals) => !applyToVector || same(applyToVector(derived.vector.map((one) => round(valueOf(one), decimals)), derived.element), result, end);
   const total = derived.of ? valueOf(derived.of) : null;
   const splits = new Map();
   const split = (rows) => {
@@ -110,7 +118,7 @@ export function chooseDecimals(derived, result, valueOf) {
         joined += one.sign * (one.total ? round(valueOf(one.total), part) : added(one.rows));
       }
       if (!derived.of) return same(joined, result, end);
-      return same(joined, total, sum) && (!apply || same(apply(round(total, sum)), result, end));
+      return same(joined, total, sum) && (!apply || same(apply(round(total, sum)), result, end)) && vectorIsRight(sum);
     }
     for (const line of derived.before ?? []) {
       const isRightLine = line.rows
@@ -119,6 +127,7 @@ export function chooseDecimals(derived, result, valueOf) {
       if (!isRightLine) return false;
     }
     if (derived.rows.length === 1 && !derived.glyph) return lineIsRight(derived.rows[0], end);
+    if (derived.vector) return vectorIsRight(factor);
     if (derived.glyph) return !apply || same(apply(rowPrinted(derived.rows[0])), result, end);
     return derived.rows.every((row) => lineIsRight(row, product)) && same(added(derived.rows), result, end);
   };

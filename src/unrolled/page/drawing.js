@@ -2,6 +2,7 @@
 
 import { createElement, createSvg } from "./dom.js";
 import { tone } from "./cells.js";
+import { factorOf } from "./derivation.js";
 import { fixed } from "./digits.js";
 import { splitName } from "./names.js";
 import { Symbols } from "./symbols.js";
@@ -322,7 +323,7 @@ export function createDrawing(view) {
     const knob = createSvg("circle", { class: "knob", cy: 8, r: 3.2 });
     group.append(createSvg("path", { class: "fader", d: `M${-half} 8h${2 * half}` }), knob);
     painters.push(() => {
-      const factor = model.factor(weight, view.step, view.unit);
+      const factor = factorOf(model, weight, view.step, view.unit);
       const value = factor.constant ?? view.value(factor);
       knob.setAttribute("cx", half * (2 * Math.max(0, Math.min(1, value)) - 1) || 0);
     });

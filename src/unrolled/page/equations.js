@@ -63,13 +63,13 @@ export function createEquations(view) {
 
   function right(node) {
     const { model, symbols } = view;
-    return formula(node, (term, k) => {
+    const operand = (term) => {
       const source = model.nodesById.get(term.source);
-      const isPart = model.isPart(node, term);
-      const isWrittenOut = source && !hasLine(source) && !isPart;
-      const written = termFormula(term, isWrittenOut ? inPart(model.keys.get(source.id), right(source)) : symbols.read(term.source, "t"));
-      return isPart ? inPart(`${model.keys.get(node.id)}.${k}`, written) : written;
-    });
+      const isWrittenOut = source && !hasLine(source) && !model.isPart(node, term);
+      return termFormula(term, isWrittenOut ? inPart(model.keys.get(source.id), right(source)) : symbols.read(term.source, "t"));
+    };
+    const mark = (written, term) => (model.isPart(node, term) ? inPart(`${model.keys.get(node.id)}.${node.terms.indexOf(term)}`, written) : written);
+    return formula(node, operand, " ⊙ ", mark);
   }
 
   return { element, update };

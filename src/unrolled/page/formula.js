@@ -10,6 +10,17 @@ const PRODUCT = 3;
 export const ATOM = 4;
 
 const parenthesize = ({ markup, precedence }, required) => (precedence < required ? `(${markup})` : markup);
+export const indexText = ({ u, j }) => `<span class="ix">[${u}${j === undefined ? "" : `,${j}`}]</span>`;
+
+/** The formula of an element of a vector. */
+export const withIndex = (vector, number) => ({ markup: parenthesize(vector, ATOM) + indexText(number), precedence: ATOM });
+
+/** The formula of a constant, or of one of its elements. */
+export function constantFormula(text, unit = null) {
+  const written = { markup: parameterText(text), precedence: textPrecedence(text) };
+  return unit === null ? written : withIndex(written, { u: unit });
+}
+
 const writeCall = (name, inner) => ({ markup: `<span class="rm">${escape(name)}</span>(${inner})`, precedence: ATOM });
 
 /** The formula of a term: its text, with the formula of what it reads. Formulas are {markup, precedence}. */
@@ -37,11 +48,32 @@ function textPrecedence(text) {
   return outer.startsWith("−") ? NEGATIVE : /[·⊙/]/.test(outer) ? PRODUCT : ATOM;
 }
 
-/** The formula of a node. operand(term, k) is the formula of a term, and times the sign between factors. */
-export function formula(node, operand, times = " ⊙ ") {
-  const operands = node.terms.map(operand);
+/** Whether a term is a later one of those that are added and then normalized. */
+export const continuesNormalization = (term) => term.normalization !== null && term.value === null;
+
+/** The formula of a term with those that are normalized together with it. operand(term) is the formula of a term. */
+export function addendFormula(node, term, operand) {
+  if (!term.normalization) return operand(term);
+  const terms = node.terms.filter(({ normalization }) => normalization?.group === term.normalization.group);
+  const sum = writeSum({ operation: "sum", terms: terms.map(({ normalization }) => normalization) }, terms.map(operand));
+  const [name, after] = term.normalization.text.split("({}");
+  return { markup: `<span class="rm">${escape(name)}</span>(${sum.markup}${parameterText(after)}`, precedence: ATOM };
+}
+
+/**
+ * The formula of a node.
+ *
+ * operand(term) is the formula of a term, times the sign between factors, and mark(formula, term) the formula of an addend as it is to be written.
+ */
+export function formula(node, operand, times = " ⊙ ", mark = (written) => written) {
+  const terms = node.terms.filter((term) => !continuesNormalization(term));
+  const operands = terms.map((term) => mark(addendFormula(node, term, operand), term));
+  return combine({ ...node, terms }, operands, times);
+}
+
+function combine(node, operands, times) {
   switch (node.operation) {
-    case "activation": return writeCall(node.glyph.split("(·")[0], writeSum(node, operands).markup);
+    case "activation": return writeCall(node.glyph.split("(·")[0], writeSum(node, operands).markup + otherArguments(node));
     case "sum": case "difference": return writeSum(node, operands);
     default: {
       const signed = operands.map((one, k) => (node.terms[k].sign < 0 ? negate(one) : one));
@@ -77,7 +109,16 @@ function writeQuotient([above, below]) {
   return { markup, precedence: markup.startsWith("−") ? NEGATIVE : PRODUCT };
 }
 
-function writeFunction({ glyph }, operands) {
+/** The arguments of an elementwise function after its operand, such as the limits of hardtanh. Those of other functions are mostly dimensions. */
+function otherArguments({ call, shapes }) {
+  if (shapes.length || !call.includes("{}")) return "";
+  return argumentText(call.slice(call.indexOf("{}") + 2, -1));
+}
+
+const argumentText = (text) => escape(text.replace(/, inplace=False/g, "").replace(/(\W)-(?=\d)/g, "$1−"));
+
+function writeFunction(node, operands) {
+  const { glyph, call, shapes } = node;
   const at = (k, required = SUM) => parenthesize(operands[k], required);
   const list = operands.map(({ markup }) => markup).join(", ");
   if (glyph === "if" && operands.length === 3) return { markup: `if ${at(0, RELATION)} then ${at(1)} else ${at(2)}`, precedence: RELATION };
@@ -85,5 +126,7 @@ function writeFunction({ glyph }, operands) {
     return { markup: `${at(0)} ${escape(glyph[0])} ${operands.length === 2 ? at(1) : escape(glyph.slice(1))}`, precedence: RELATION };
   }
   if (/\(·\)|\|·\|/.test(glyph)) return { markup: escape(glyph).replace("·", list), precedence: ATOM };
-  return writeCall(glyph, list);
+  if (shapes.length || glyph === "cast" || call.split("{}").length !== operands.length + 1) return writeCall(glyph, list);
+  const [first, ...others] = call.slice(call.indexOf("(") + 1, -1).split("{}").map(argumentText);
+  return writeCall(glyph, others.reduce((all, text, k) => all + operands[k].markup + text, first));
 }

@@ -108,7 +108,7 @@ def layer_data(
         "diagram": diagram_data(numbers.traced),
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,
         "equations": [] if numbers.drawn else [equation.math for equation in formulas(part.cell)],
-        "parameters": _parameters(part, sample),
+        "parameters": _parameters(part, sample, numbers.traced.diagram),
         "maps": _maps(part, numbers.traced.diagram, batch, length, order) if has_maps else None,
         "unitOrder": order,
         "gradient": _gradient(part, batch),
@@ -227,33 +227,43 @@ def _maps(
     return encoded
 
 
-def _parameters(part: LayerTrace, sample: PageSample) -> list[dict[str, Any]]:
+def _parameters(part: LayerTrace, sample: PageSample, diagram: Diagram) -> list[dict[str, Any]]:
     names = row_names(part.cell)
     return [
         {
             "name": name,
             "shape": list(shape),
             "values": encode_values(getattr(part.cell, name)) if sample.parameters else None,
-            "rowNames": [
-                {
-                    "gate": block.gate,
-                    "start": block.rows.start,
-                    "stop": block.rows.stop,
-                    "firstUnit": block.first_unit,
-                    "symbol": _symbol(names, name, block),
-                }
-                for block in names.blocks.get(name, ())
-            ],
+            "rowNames": [_row_names(names, name, block, diagram) for block in names.blocks.get(name, ())],
         }
         for name, shape in part.cell.shapes().items()
     ]
 
 
-def _symbol(names: RowNames, parameter: str, block: RowBlock) -> str:
-    """Return the symbol of the rows of a parameter, as in the formulas of the diagram."""
-    if names.is_split(parameter) and block.gate:
-        return rows_text(parameter, block.gate, (block.rows.start, block.rows.stop))
-    return names.symbol(parameter, block)
+def _row_names(names: RowNames, parameter: str, block: RowBlock, diagram: Diagram) -> dict[str, Any]:
+    """Return the gate and the symbol of the rows of a parameter, as in the formulas of the diagram."""
+    rows = (block.rows.start, block.rows.stop)
+    gate = block.gate
+    symbol = names.symbol(parameter, block)
+    if names.is_split(parameter) and gate:
+        in_formula = _gate_in_formula(diagram, parameter, rows) or gate
+        symbol = rows_text(parameter, in_formula, rows)
+        gate = in_formula if any(node.name == in_formula for node in diagram.nodes) else gate
+    return {
+        "gate": gate,
+        "start": rows[0],
+        "stop": rows[1],
+        "firstUnit": block.first_unit,
+        "symbol": symbol,
+    }
+
+
+def _gate_in_formula(diagram: Diagram, parameter: str, rows: tuple[int, int]) -> str:
+    """Return what the formulas call some rows of a parameter, or an empty string."""
+    for term in (term for node in diagram.nodes for term in node.terms):
+        if (parameter, rows) in ((term.parameter, term.rows), (term.bias, term.bias_rows)):
+            return term.gate
+    return ""
 
 
 def _gradient(part: LayerTrace, batch: int) -> dict[str, Any] | None:

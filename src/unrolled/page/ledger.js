@@ -5,6 +5,7 @@ import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, printedDecimals, restV
 import { nameOf } from "./words.js";
 
 const MIN_DECIMALS = 4;
+const MAX_OF_VECTOR = 4; // numbers of a vector that a function is applied to
 
 /**
  * The lines of a sum. Each line is a × b = c, or a total; the numbers are buttons.
@@ -43,7 +44,8 @@ export class Ledger {
     });
     this.addRule();
     if (of) this.addTotal(parts.length > 1 ? "sum of both parts".replace("both", parts.length > 2 ? "all" : "both") : "sum", of, this.decimals.sum);
-    if (glyph) this.addLine("", [`${glyph}(${fixed(this.valueOf(of), this.decimals.sum)})`], [], this.result(), "total");
+    if (this.derived.vector) this.addVectorFunction(this.decimals.sum);
+    else if (glyph) this.addLine("", [`${glyph}(${fixed(this.valueOf(of), this.decimals.sum)})`], [], this.result(), "total");
     else this.addLine("", [this.name(this.number)], [], this.result(), "total");
   }
 
@@ -63,8 +65,11 @@ export class Ledger {
   }
 
   addRows(rows) {
-    const { glyph } = this.derived;
-    if (glyph) {
+    const { glyph, vector } = this.derived;
+    if (vector) {
+      vector.slice(0, MAX_OF_VECTOR).forEach((one) => this.addLine("", [this.name(one)], [], this.factor(one)));
+      this.addVectorFunction(this.decimals.factor);
+    } else if (glyph) {
       const [operand] = rows[0].factors;
       this.addLine("", [this.name(operand)], [], this.factor(operand));
       this.addLine("", [`${glyph}(${this.print(operand)})`], [], this.result(), "total");
@@ -75,6 +80,13 @@ export class Ledger {
       this.addRule();
       this.addLine("", [this.derived.label ? createMarkup("span", this.derived.label) : this.name(this.number)], [], this.result(), "total");
     }
+  }
+
+  /** Add a function of a whole vector, with its first numbers. */
+  addVectorFunction(decimals) {
+    const { vector, glyph, element } = this.derived;
+    const numbers = vector.slice(0, MAX_OF_VECTOR).flatMap((one, k) => [k ? ", " : "", this.createButton(one, fixed(this.valueOf(one), decimals))]);
+    this.addLine("", [`${glyph}(`, ...numbers, `${vector.length > MAX_OF_VECTOR ? ", …" : ""})[${element}]`], [], this.result(), "total");
   }
 
   /** Add the rows of a sum; of a long one only the largest. */
@@ -131,7 +143,7 @@ export class Ledger {
   /** The name of a factor: a sum without a name in parentheses. */
   operand(one, { factors }) {
     const { kind, node } = (one.constant === undefined && this.view.model.quantity(one.q)) || {};
-    const isLoose = factors.length > 1 && kind === "node" && !this.view.model.labels.get(node.id) && ["sum", "difference"].includes(node.operation);
+    const isLoose = factors.length > 1 && kind === "node" && !this.view.model.labels.get(node.id) && !node.terms.some((term) => term.weighted) && ["sum", "difference"].includes(node.operation);
     return isLoose ? ["(", this.name(one), ")"] : [this.name(one)];
   }
 
@@ -172,5 +184,8 @@ export function createNote(...children) {
 /** Say below a sum that it can be checked, with the switch to all digits. */
 export function createDigitsNote(view, ledger) {
   const toggle = createElement("button", { type: "button", onclick: () => view.toggleDigits() }, view.allDigits ? "fewer digits" : "all digits");
-  return ledger.isRight ? createNote("Each line is right when checked by hand. ", toggle) : createNote("8 decimals. ", view.allDigits ? toggle : "");
+  const size = ledger.derived.vector?.length ?? 0;
+  const others = size > MAX_OF_VECTOR ? `, the last one with all ${size} numbers` : "";
+  if (ledger.isRight) return createNote(`Each line is right when checked by hand${others}. `, toggle);
+  return createNote("8 decimals. The last digits can differ when checked by hand, because the layer rounds every number that it computes. ", view.allDigits ? toggle : "");
 }

@@ -4,6 +4,7 @@
 // "x", the named quantities ("f"), the ids of nodes without a name ("n4"), the sum that an activation function is
 // applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1").
 
+import { derive } from "./derivation.js";
 import { findLabels } from "./labels.js";
 import { decodeValues, joinArrays, largestMagnitude } from "./numbers.js";
 import { ComputedSteps, recordedRun, StoredSteps } from "./steps.js";
@@ -295,94 +296,9 @@ export class LayerModel {
     return weightedRows(this, term, step, unit);
   }
 
-  /**
-   * How a number follows from others.
-   *
-   * Returns null if it is given or if its step isn't on the page, else {parts, rows, total, glyph}: rows {sign, factors} whose products are added, as
-   * several parts {rows, total, sign} if they are weighted sums of their own, and the function that is applied to the sum.
-   */
+  /** How a number follows from others; null if it is given or if its step isn't on the page. */
   derive(number) {
-    if (this.isParameter(number) || number.q === "x" || !this.stepIndices.has(number.t)) return null;
-    const { kind, node, term, k } = this.quantity(number.q);
-    const { t: step, u: unit } = number;
-    if (kind === "term" && !term.weighted) return { rows: [this.gainRow(term, step, unit)] };
-    if (kind === "term") return this.isPlainSum(term) ? { rows: this.weightedRows(term, step, unit) } : { opaque: true };
-    const key = this.keys.get(node.id);
-    const parts = node.terms.map((one, index) => this.part(node, one, index, step, unit));
-    if (kind === "sum") return { rows: parts.map((part) => ({ sign: part.sign, factors: part.total ? [part.total] : part.rows[0].factors })), parts };
-    switch (node.operation) {
-      case "activation":
-        return { parts: this.hasSum(node) ? parts : null, rows: parts.flatMap((part) => part.rows), of: this.hasSum(node) ? { q: `sum.${key}`, t: step, u: unit } : null, glyph: node.glyph, call: node.call };
-      case "sum":
-        return parts.some((part) => part.weighted) ? { parts, rows: parts.flatMap((part) => part.rows) } : { rows: node.terms.map((one) => this.expanded(one, step, unit)) };
-      case "difference":
-        return { rows: node.terms.map((one, index) => ({ ...this.expanded(one, step, unit), sign: index ? -1 : 1 })) };
-      case "product":
-        return { ...this.stepsBefore(node, step, unit), rows: [{ sign: 1, factors: this.factors(node, step, unit) }] };
-      case "quotient":
-        return { rows: [{ sign: 1, factors: this.factors(node, step, unit), quotient: true }] };
-      case "unknown":
-        return null;
-      default:
-        return { opaque: true, rows: node.terms.map((one) => ({ sign: 1, factors: [this.factor(one, step, unit)] })) };
-    }
-  }
-
-  /** Lines to show before a product with a function that has no name, such as tanh(c): how c and it are computed. */
-  stepsBefore(node, step, unit) {
-    const term = node.terms.find((one) => {
-      const source = this.nodesById.get(one.source);
-      return source && !source.name && source.operation === "activation" && source.terms.length === 1 && !source.terms[0].weighted;
-    });
-    if (!term) return {};
-    const inner = this.sourceOf(term, step, unit);
-    const { of, rows } = this.derive(inner);
-    const operand = of ?? rows[0].factors[0];
-    const before = operand.constant === undefined && operand.t === step && operand.q !== "x" ? this.derive(operand) : null;
-    const isSum = before?.rows && !before.glyph && !before.opaque && !before.parts;
-    return { before: [...(isSum ? [{ number: operand, rows: before.rows }] : []), { number: inner, call: this.nodesById.get(term.source).call, of: operand }] };
-  }
-
-  isPlainSum(term) {
-    return this.parameters.get(term.parameter)?.values && !term.normalization && term.gain === null && term.parameter !== "";
-  }
-
-  part(node, term, index, step, unit) {
-    const total = this.isPart(node, term) ? { q: `${this.keys.get(node.id)}.${index}`, t: step, u: unit } : null;
-    if (!term.weighted && total) return { sign: term.sign, rows: [this.gainRow(term, step, unit)], total };
-    if (!term.weighted) return { sign: term.sign, rows: [{ sign: 1, factors: [this.factor(term, step, unit)] }], total: null };
-    const rows = this.isPlainSum(term) ? this.weightedRows(term, step, unit) : null;
-    return { sign: term.sign, weighted: true, source: term.source, rows: rows ?? [{ sign: 1, factors: [total ?? { constant: this.at(this.values, step, term.value ?? node.value, unit), text: term.text }] }], total };
-  }
-
-  /** The row of a product with parameters, or with numbers made of them. */
-  gainRow(term, step, unit) {
-    const text = term.text.replace(/[⊙·/]?\{\}[⊙·]?/, "");
-    return { sign: 1, factors: [this.sourceOf(term, step, unit), { constant: this.at(this.values, step, term.gain, unit), text, source: null }], quotient: term.divides };
-  }
-
-  /** The factors of a product or quotient. A weighted sum is a number of its own. */
-  factors(node, step, unit) {
-    const key = this.keys.get(node.id);
-    return node.terms.map((term, k) => (term.weighted && this.isPart(node, term) ? { q: `${key}.${k}`, t: step, u: unit } : this.factor(term, step, unit)));
-  }
-
-  /** What a term reads for one unit: a number, or a constant {constant, text}. */
-  factor(term, step, unit) {
-    if (term.source === null || term.call || term.gain !== null) {
-      return { constant: term.value === null ? Number(term.text) : this.at(this.values, step, term.value, unit), text: term.text, source: term.source && this.sourceOf(term, step, unit) };
-    }
-    return this.sourceOf(term, step, unit);
-  }
-
-  /** A term of a sum as a row. A product without a name is shown with its factors. */
-  expanded(term, step, unit) {
-    const source = this.nodesById.get(term.source);
-    if (source && !this.labels.get(source.id) && source.operation === "product" && !term.call && term.gain === null) {
-      const element = term.elements ? term.elements[unit] : unit;
-      return { sign: term.sign, factors: this.factors(source, step, element), product: this.sourceOf(term, step, unit) };
-    }
-    return { sign: term.sign, factors: [this.factor(term, step, unit)] };
+    return this.isParameter(number) || number.q === "x" || !this.stepIndices.has(number.t) ? null : derive(this, number);
   }
 
   /** The numbers that a number is directly computed from. */

@@ -24,5 +24,6 @@ export function parameterText(text) {
     .replace(/\bweight_(\w+)/g, "<var>W</var><sub>$1</sub>")
     .replace(/\bbias_(\w+)/g, "<var>b</var><sub>$1</sub>")
     .replace(/\b([Wb])_(\w+)/g, "<var>$1</var><sub>$2</sub>")
-    .replaceAll("·", " ");
+    .replaceAll("·", " ")
+    .replaceAll("⊙", " ⊙ ");
 }

@@ -1,6 +1,6 @@
 // Symbols for the numbers of a layer.
 
-import { ATOM, formula, termFormula } from "./formula.js";
+import { addendFormula, ATOM, formula, indexText, termFormula, withIndex } from "./formula.js";
 import { escape, parameterText, symbol } from "./names.js";
 
 /** The symbols and formulas of the numbers of a layer, in markup. */
@@ -16,11 +16,11 @@ export class Symbols {
   /** The symbol of a number: h₂[1]. With time "t" it is that of the quantity at any step. */
   of(number, time = this.step(number.t)) {
     const { model } = this;
-    const unit = number.u === undefined ? "" : `<span class="ix">[${number.u}${number.j === undefined ? "" : `,${number.j}`}]</span>`;
+    const unit = number.u === undefined ? "" : indexText(number);
     if (model.isParameter(number)) return this.parameter(number);
     const { kind, node, term } = model.isStart(number) ? { kind: "state" } : model.quantity(number.q);
     if (kind === "input" || kind === "state") return symbol(number.q, time) + unit;
-    if (kind === "term") return `(${this.term(term, time)})${unit}`;
+    if (kind === "term") return withIndex(this.#term(node, term, time), number).markup;
     const label = model.labels.get(node.id);
     if (kind === "sum") return `sum<sub>${symbol(label || node.glyph)}</sub>${unit}`;
     if (label) return symbol(label, time) + unit;
@@ -32,12 +32,16 @@ export class Symbols {
     const names = this.model.parameters.get(q).rowNames;
     const block = names.find(({ start, stop }) => u >= start && u < stop);
     const [name, row] = block && (block.gate || names.length < 2) ? [block.symbol, u - block.start + block.firstUnit] : [q, u];
-    return `${parameterText(name)}<span class="ix">[${row}${j === undefined ? "" : `,${j}`}]</span>`;
+    return parameterText(name) + indexText({ u: row, j });
   }
 
-  /** The formula of a weighted sum. */
-  term(term, time) {
-    return this.#termFormula(term, null, time).markup;
+  /** The formula of a term that has a value of its own. */
+  term(node, term, time) {
+    return this.#term(node, term, time).markup;
+  }
+
+  #term(node, term, time) {
+    return addendFormula(node, term, (one) => this.#termFormula(one, null, time));
   }
 
   /** The symbol of a node's operand at step t, without an index. */
@@ -65,7 +69,9 @@ export class Symbols {
   }
 
   #formula(node, number, time) {
-    return formula(node, (term) => this.#termFormula(term, number, time), number ? "·" : " ⊙ ");
+    const readsVectors = node.terms.some((term) => term.weighted) || node.shapes.length > 0;
+    if (!number || !readsVectors) return formula(node, (term) => this.#termFormula(term, number, time), number ? "·" : " ⊙ ");
+    return withIndex(this.#formula(node, null, time), number);
   }
 
   #termFormula(term, number, time) {
@@ -102,7 +108,7 @@ export class Symbols {
     const label = this.model.labels.get(node.id);
     const name = Symbols.plain(label ? symbol(label) : this.expression(node, null, "t")).replaceAll("−", " minus ").replaceAll("⊙", "times");
     if (kind === "sum") return `sum for ${name}`;
-    if (kind === "term") return `part of ${name}: ${Symbols.plain(this.term(term, "t"))}`;
+    if (kind === "term") return `part of ${name}: ${Symbols.plain(this.term(node, term, "t"))}`;
     return name;
   }
 

@@ -2,6 +2,7 @@
 
 import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
+import { continuesNormalization } from "./formula.js";
 import { unitsShown } from "./strip.js";
 import { escape, symbol } from "./names.js";
 import { Symbols } from "./symbols.js";
@@ -134,7 +135,7 @@ function columnsOf(view, node) {
   const key = model.keys.get(node.id);
   const terms = node.terms.flatMap((term, k) => {
     if (term.source === null) return [];
-    if (model.isPart(node, term)) return [{ q: `${key}.${k}`, sign: term.sign, head: partHead(view, term) }];
+    if (model.isPart(node, term)) return [{ q: `${key}.${k}`, sign: term.sign, head: partHead(view, node, term) }];
     return term.weighted ? [] : [{ q: model.sourceNumber(term.source, 0, 0).q, sign: term.sign, head: view.symbols.source(term.source, "t"), shifted: term.source.startsWith("before:") }];
   });
   const sum = model.hasSum(node) ? [{ q: `sum.${key}`, head: "sum" }] : [];
@@ -142,17 +143,16 @@ function columnsOf(view, node) {
   return [...parts, ...sum, { q: key, head: node.glyph === "W" ? "sum" : escape(node.glyph), isSum: node.operation === "sum" }];
 }
 
-function partHead(view, term) {
+function partHead(view, node, term) {
   const { model } = view;
+  if (node.terms.some((one) => continuesNormalization(one) && one.normalization.group === term.normalization?.group)) return "normalized<br>sum";
   if (term.source === "x") return "from the<br>input";
   if (term.source.startsWith("before:")) {
     const name = term.source.slice(7);
     const description = (model.descriptions[name] ?? name).split(/[:,]/)[0];
     return `from the last<br>${escape(description)}`;
   }
-  const node = model.nodesById.get(term.source);
-  const label = model.labels.get(node.id);
-  return `from<br>${label ? symbol(label) : view.symbols.expression(node, null, "t")}`;
+  return `from<br>${view.symbols.source(term.source, "t")}`;
 }
 
 function operator(columns, k) {

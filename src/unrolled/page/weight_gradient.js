@@ -124,7 +124,7 @@ function gradientSentence({ model, symbols }, found, number) {
   const names = uses.map(({ node, term, unit }) => {
     const key = model.keys.get(node.id);
     const isSum = term.sign > 0 && model.hasSum(node);
-    return `∂loss/∂${isSum || !model.isPart(node, term) ? symbols.of({ q: isSum ? `sum.${key}` : key, t: model.firstStep, u: unit }, "t") : `(${symbols.term(term, "t")})<span class="ix">[${unit}]</span>`}`;
+    return `∂loss/∂${isSum || !model.isPart(node, term) ? symbols.of({ q: isSum ? `sum.${key}` : key, t: model.firstStep, u: unit }, "t") : `(${symbols.term(node, term, "t")})<span class="ix">[${unit}]</span>`}`;
   });
   const [{ term, element }] = uses;
   const source = element === null ? "" : ` times ${symbols.source(term.source, "t")}<span class="ix">[${element}]</span>`;

@@ -77,7 +77,7 @@ export function createWeights(view) {
     const title = createMarkup("div", `<b>${symbols.title(node)} <span></span></b><span class="quiet"></span>`, "head");
     title.setAttribute("aria-hidden", "true");
     title.querySelector("b > span:last-child").textContent = (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0];
-    const formulas = terms.map((term) => parameterText(term.text.split("{}").map((part) => part.replace(/[·+]/g, "").trim()).filter(Boolean).join(", ")));
+    const formulas = terms.map((term) => parameterText(parametersOf(term).filter(Boolean).join(", ")));
     title.lastChild.innerHTML = [rowsText(model, terms), formulas.join(", ")].filter(Boolean).join(": ");
     const headCells = (texts) => blocks.map(({ columns }, k) => createMarkup("span", texts[k], "over")).map((cell, k) => {
       cell.setAttribute("role", "columnheader");
@@ -106,6 +106,13 @@ export function createWeights(view) {
 }
 
 /** The terms of a node whose weights are shown with it. */
+/** The weights and the bias of a weighted sum, from its formula, without the factor of the sum. */
+function parametersOf({ text, gain }) {
+  const [before, after] = text.split("·{}");
+  const bias = gain === null ? after : after.replace(/\)?(\/.*)?$/, "");
+  return [before.split(/[⊙·(]/).at(-1), bias.replace(/^ \+ /, "")];
+}
+
 function gateTerms(model, node) {
   return node.terms.filter((term) => term.weighted && model.parameters.get(term.parameter)?.values && term.rows);
 }

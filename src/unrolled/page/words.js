@@ -1,5 +1,6 @@
 // One sentence about a number, for someone who sees the layer for the first time.
 
+import { continuesNormalization } from "./formula.js";
 import { escape, symbol } from "./names.js";
 
 const NEARLY = 0.05; // a gate below is shut, and above 1 - NEARLY open
@@ -24,11 +25,13 @@ export function sentence(view, number) {
   const key = model.keys.get(node.id);
   const owner = node.name ? `${nameOf(model, node.name)} of unit ${u}` : `unit ${u}`;
   if (kind === "term") {
-    const bias = term.bias ? ", plus a bias" : "";
+    const isSeveral = term.normalization && node.terms.some((one) => continuesNormalization(one) && one.normalization.group === term.normalization.group);
+    if (isSeveral) return `What the layer reads, times its weights, added up and normalized for the ${owner}. The normalization reads the sums of all units.`;
+    const bias = (term.bias ? ", plus a bias" : "") + (term.normalization ? ", normalized" : "");
     if (term.source === "x") return `What the input adds to the ${owner}: its weights times ${symbols.source("x", t)}${bias}.`;
     const isInitial = term.source.startsWith("before:") && model.previous(t) === model.start;
     const zero = isInitial && Array.from({ length: model.sourceSize(term.source) }, (_, k) => view.value({ q: term.source.slice(7), t: model.start, u: k })).every((one) => one === 0);
-    if (zero) return `What the previous ${nameOf(model, term.source.slice(7))} adds. At the first step it is zero${term.bias ? ", so only the bias is left" : ""}.`;
+    if (zero) return `What the previous ${nameOf(model, term.source.slice(7))} adds. At the first step it is zero${term.normalization ? ", before the normalization" : term.bias ? ", so only the bias is left" : ""}.`;
     const source = term.source.startsWith("before:") ? `the previous ${nameOf(model, term.source.slice(7))}` : nameOf(model, model.keys.get(term.source));
     return `What ${source} adds to the ${owner}: its weights times all of ${symbols.source(term.source, t)}${bias}.`;
   }
