@@ -106,8 +106,9 @@ _EQUATIONS = """
 const equations = (cases) => cases.map((layers) => createModels(layers).map((model) => {
   const symbols = new Symbols(model);
   const plain = (markup) => Symbols.plain(markup.replace(/<sub>(.*?)<\\/sub>/g, "_$1"));
-  return model.nodes.filter((node) => model.labels.get(node.id)).map((node) =>
+  const lines = model.nodes.filter((node) => model.labels.get(node.id)).map((node) =>
     `${model.labels.get(node.id)} = ${plain(symbols.expression(node, null, "t"))}`);
+  return [...model.definitions.map((one) => plain(definitionText(one))), ...lines];
 }));
 """
 # The cases are [layers of a page, quantity]: how unit 1 of the first layer at step 2 is computed, with its

@@ -13,6 +13,7 @@ from page_helpers import WithSoftmax
 
 import unrolled as ur
 from helpers.evaluator import needs_javascript, run_javascript
+from unrolled.diagram.symbols import symbol
 from unrolled.page import layer_data
 from unrolled.page.contents import page_data
 
@@ -34,7 +35,7 @@ STEPS = {
     "h = r + (-h) * r": "h = r_t + (−h_t−1 ⊙ r_t)",
     "h = r * -0.5 - h * -self.a": "h = −0.5 r_t − h_t−1 ⊙ (−a)",
     "h = h + r * -0.5 * h": "h = h_t−1 + (−0.5 r_t ⊙ h_t−1)",
-    "h = r * h / (self.a * self.b)": "h = r_t ⊙ h_t−1 / (a b)",
+    "h = r * h / (self.a * self.b)": "h = r_t ⊙ h_t−1 / (a ⊙ b)",
     "h = r * (self.a - (self.b - 1)) * h": "h = r_t ⊙ (a − (b − 1)) ⊙ h_t−1",
     "h = r * (-(self.a + self.b)) - h": "h = r_t ⊙ (−(a + b)) − h_t−1",
     "h = (1 - self.a) * h + self.a * r": "h = h_t−1 ⊙ (1 − a) + r_t ⊙ a",
@@ -175,6 +176,44 @@ def test_an_input_that_the_step_computes_again_has_its_own_symbol(tmp_path: Path
     layer = ur.Recurrent(ur.cells.IntersectionRNN, 2, 3)
     first, second, *_ = equations([layer], tmp_path)[0]
     assert (first, second[: second.index(" +")]) == ("x′ = W_x x_t", "g_h = σ(W_ih[g_h] x′_t")
+
+
+def test_names_of_constants_are_defined(tmp_path: Path) -> None:
+    steps = {
+        "f = torch.sigmoid(self.a); h = f * h + (1 - f) * r": ["f = σ(a)"],
+        "rate = 1 / (1 + torch.exp(-self.a)); h = h - rate * (h - r) / 2": ["rate = 1/(exp(−a) + 1)"],
+        "turn = self.u - self.u.T; h = torch.tanh(F.linear(h, turn, self.b) + r)": ["turn = u − uᵀ"],
+        "p = self.a.abs(); q = p ** 2 * self.b; h = q * h + p.clamp(-1, 2) * r": [
+            "p = |a|", "q = (p)² ⊙ b",
+        ],
+        "k = torch.ones(3) * 0.5; h = torch.tanh(k * h + r)": ["k = 0.5"],
+        "h = h * torch.sigmoid(self.a) + r": [],
+    }  # fmt: skip
+    for expected, lines in zip(
+        steps.values(), equations([own_layer(step) for step in steps], tmp_path), strict=True
+    ):
+        assert [line for line in lines if "_t" not in line] == expected
+    assert equations([ur.Recurrent(ur.cells.LRU, 2, 3)], tmp_path)[0][:5] == [
+        "size = exp(−exp(ν))",
+        "turn = exp(θ)",
+        "up = size ⊙ sin(turn)",
+        "across = size ⊙ cos(turn)",
+        "scale = exp(γ)",
+    ]
+
+
+@pytest.mark.slow
+def test_every_symbol_of_every_cell_is_defined(tmp_path: Path) -> None:
+    layers = [ur.Recurrent(getattr(ur.cells, name), 2, 3) for name in ur.cells.__all__]
+    for layer, lines in zip(layers, equations(layers, tmp_path), strict=True):
+        names = [name.removesuffix("_l0") for name, _ in layer.named_parameters()]
+        names += [line.split(" = ")[0] for line in lines]
+        known = {symbol(name).split("_")[0] for name in names} | {"x", "if", "then", "else", "log"}
+        for line in lines:
+            for base in re.findall(
+                r"[^\W\d_]+(?![\w(])", re.sub(r"\[\w+\]|_[\w−,]+|\w+\(|′", "", line.partition(" = ")[2])
+            ):
+                assert base in known, line
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from unrolled.diagram.definitions import find_definitions
 from unrolled.diagram.expressions import Expression
 from unrolled.diagram.indices import select
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Normalization, Term, Weights
@@ -59,7 +60,13 @@ class DiagramBuilder:
         states = tuple(
             DiagramState(name, ends[name], self._value(reader.before[name].value)) for name in outputs
         )
-        self.diagram = Diagram(cell, states, tuple(self._nodes), self._value(reader.input.value))
+        self.diagram = Diagram(
+            cell,
+            states,
+            tuple(self._nodes),
+            self._value(reader.input.value),
+            definitions=find_definitions(outputs.values()),
+        )
 
     def _state_node(self, name: str, expression: Expression) -> str:
         """Return the id of the node for a new state, which isn't the input or an old state itself."""

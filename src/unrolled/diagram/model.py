@@ -164,6 +164,7 @@ class Diagram:
         nodes: Its nodes, in the order of computation.
         input_value: Index of the values of the input.
         groups: Groups of nodes that are folded at first.
+        definitions: The names of constants in formulas, each with its formula. Parameters have no formula.
     """
 
     cell: str
@@ -171,6 +172,7 @@ class Diagram:
     nodes: tuple[DiagramNode, ...]
     input_value: int
     groups: tuple[Group, ...] = ()
+    definitions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from unrolled.diagram.expressions import Expression
+from unrolled.diagram.indices import Index
 from unrolled.equations.mathml import GREEK
 
 GLYPHS: Mapping[str, str] = {
@@ -126,14 +127,25 @@ def divisor_text(expression: Expression, gate: str = "") -> str:
     return _in_parentheses(_formula(expression, gate), _ATOM)
 
 
+def definition_text(expression: Expression) -> str:
+    """Return the formula of a named constant, without its own name."""
+    return _written_out(expression, "")[0]
+
+
 def _formula(expression: Expression, gate: str) -> tuple[str, int]:
     """Return the formula of a constant, and what holds it together."""
     if expression.quantity:
         return symbol(expression.quantity), _ATOM
+    return _written_out(expression, gate)
+
+
+def _written_out(expression: Expression, gate: str) -> tuple[str, int]:
     operation, arguments, value = expression.operation, expression.arguments, expression.value
     if operation == "parameter":
         if expression.index is None:
             return symbol(expression.name), _ATOM
+        if _is_transpose(expression.index):
+            return f"{symbol(expression.name)}ᵀ", _ATOM
         return rows_text(expression.name, gate, (min(expression.index), max(expression.index) + 1)), _ATOM
     if value.numel() and not expression.learned:
         if bool((value == value[0]).all()) or value.numel() == 1:
@@ -154,12 +166,27 @@ def _formula(expression: Expression, gate: str) -> tuple[str, int]:
         required = _PRODUCT if operation == "mul" else _ATOM
         first = _in_parentheses(parts[0], _NEGATIVE)
         texts = [first, *(_in_parentheses(part, required) for part in parts[1:])]
-        return _OPERATORS[operation].join(texts), _NEGATIVE if first.startswith("−") else _PRODUCT
+        is_elementwise = operation == "mul" and all(argument.value.numel() > 1 for argument in arguments)
+        operator = "⊙" if is_elementwise else _OPERATORS[operation]
+        return operator.join(texts), _NEGATIVE if first.startswith("−") else _PRODUCT
     if operation == "neg":
         return f"−{_in_parentheses(parts[0], _PRODUCT)}", _NEGATIVE
     if operation == "weighted" and expression.product:
         return f"{factor_text(expression.product.weight)}·{_in_parentheses(parts[0], _ATOM)}", _PRODUCT
-    return f"{glyph(expression.name or operation)}({', '.join(text for text, _ in parts)})", _ATOM
+    texts = [text for text, _ in parts]
+    if expression.call.count("{}") != len(texts):
+        return f"{glyph(expression.name or operation)}({', '.join(texts)})", _ATOM
+    text = call_formula(expression.name, expression.call, texts, elementwise=not expression.shapes)
+    is_atom = expression.name not in RELATIONS and expression.name != "where"
+    return text.replace("-", "−"), _ATOM if is_atom else _SUM
+
+
+def _is_transpose(index: Index) -> bool:
+    """Return whether the elements of a matrix are in the order of the transposed one."""
+    columns = index[1] if len(index) > 1 else 0
+    if isinstance(index, range) or not columns or len(index) % columns:
+        return False
+    return index == tuple(torch.arange(len(index)).reshape(-1, columns).T.flatten().tolist())
 
 
 def _in_parentheses(formula: tuple[str, int], required: int) -> str:

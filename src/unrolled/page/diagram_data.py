@@ -24,6 +24,7 @@ def diagram_data(traced: DiagramTrace) -> dict[str, Any]:
     return {
         "nodes": [_node(node) for node in traced.diagram.nodes],
         "states": [{"name": s.name, "end": s.end, "value": s.value} for s in traced.diagram.states],
+        "definitions": [{"name": name, "text": text} for name, text in traced.diagram.definitions],
         "inputValue": traced.diagram.input_value,
         "sizes": [value.numel() for value in values[0]],
         "values": encode_values(_stacked(values)),

@@ -1,7 +1,7 @@
 // The equations of the cell, with the part of the chosen number lit.
 
 import { createElement, createMarkup } from "./dom.js";
-import { formula, termFormula } from "./formula.js";
+import { definitionText, formula, termFormula } from "./formula.js";
 import { escape, symbol } from "./names.js";
 
 /** Create the list of equations. Returns {element, update}. */
@@ -11,8 +11,9 @@ export function createEquations(view) {
 
   function update() {
     if (drawn !== view.model) {
-      const lines = view.model.equations.map((markup) => Object.assign(createMarkup("li", markup), { quantities: [], terms: [] }));
-      element.replaceChildren(...(lines.length ? lines : view.model.nodes.filter(hasLine).map(line)));
+      const lines = view.model.equations.map(plainLine);
+      const definitions = view.model.definitions.map((one) => plainLine(definitionText(one)));
+      element.replaceChildren(...(lines.length ? lines : [...definitions, ...view.model.nodes.filter(hasLine).map(line)]));
       drawn = view.model;
     }
     const chosen = view.number.q;
@@ -30,6 +31,8 @@ export function createEquations(view) {
     const isIn = (rows, row) => !rows || (row >= rows[0] && row < rows[1]);
     return (term.parameter === q && isIn(term.rows, term.transposed ? j : u)) || (term.bias === q && isIn(term.biasRows, u));
   }
+
+  const plainLine = (markup) => Object.assign(createMarkup("li", markup), { quantities: [], terms: [] });
 
   const hasLine = (node) => view.model.labels.get(node.id) !== "";
 

@@ -21,6 +21,9 @@ export function constantFormula(text, unit = null) {
   return unit === null ? written : withIndex(written, { u: unit });
 }
 
+/** The line of a constant that is the same at every step. */
+export const definitionText = ({ name, text }) => `${parameterText(name)} = ${parameterText(text)}`;
+
 const writeCall = (name, inner) => ({ markup: `<span class="rm">${escape(name)}</span>(${inner})`, precedence: ATOM });
 
 /** The formula of a term: its text, with the formula of what it reads. Formulas are {markup, precedence}. */

@@ -23,6 +23,7 @@ export class LayerModel {
     Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length });
     this.nodes = data.diagram.nodes;
     this.states = data.diagram.states;
+    this.definitions = data.diagram.definitions; // of the names in formulas that are neither quantities nor parameters
     this.descriptions = Object.assign(Object.create(null), data.descriptions); // a quantity may be named "constructor"
     this.folded = data.drawing; // the drawing, with its groups folded if it is large
     this.groups = new Map((data.drawing?.groups ?? []).map((group) => [group.nodes.at(-1), group]));
