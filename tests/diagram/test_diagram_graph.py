@@ -225,7 +225,9 @@ def sizes(diagram: Diagram) -> dict[str, int]:
 
 
 def test_groups() -> None:
-    assert sizes(build_cell("SLSTM").diagram) == {"log_f": 2, "m": 2, "f": 2, "i": 2}
+    slstm = build_cell("SLSTM").diagram
+    assert sizes(slstm) == {"log_f": 2, "m": 2, "f": 2, "i": 2}
+    assert [group.title for group in slstm.groups] == ["log σ …", "if …", "exp …", "exp …"]
     assert sizes(build_cell("NAS").diagram) == {"first": 4, "second": 5, "third": 4, "fourth": 4}
     assert sizes(build_cell("RHN", depth=4).diagram) == {f"pass {k}": 6 for k in (1, 2, 3, 4)}
     assert sizes(build_cell("RHN", depth=2).diagram) == {}

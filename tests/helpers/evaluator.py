@@ -111,6 +111,14 @@ const equations = (cases) => cases.map((layers) => createModels(layers).map((mod
   return [...model.definitions.map((one) => plain(definitionText(one))), ...lines];
 }));
 """
+# The cases are the layers of pages: the titles of the tables of each layer's gates, as text.
+_TITLES = """
+const gateTitles = (cases) => cases.map((layers) => createModels(layers).map((model) => {
+  const symbols = new Symbols(model);
+  const gates = model.nodes.filter((node) => node.kind === "layer");
+  return gates.map((node) => Symbols.plain(symbols.distinctTitle(node)));
+}));
+"""
 # The cases are [layers of a page, quantity]: how unit 1 of the first layer at step 2 is computed, with its
 # names as text. A name has the value that it is of, and a number of a weighted sum also its rows.
 _DERIVATIONS = """
@@ -141,7 +149,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    pages = _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS + _DERIVATIONS
+    pages = _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS + _TITLES + _DERIVATIONS
     helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + pages
     text = json.dumps(data, allow_nan=False)
     if NODE is None:

@@ -14,6 +14,7 @@ from page_helpers import WithSoftmax
 import unrolled as ur
 from helpers.evaluator import needs_javascript, run_javascript
 from unrolled.diagram.symbols import symbol
+from unrolled.diagram.text import symbol as split_name
 from unrolled.page import layer_data
 from unrolled.page.contents import page_data
 
@@ -158,12 +159,12 @@ def test_elements_of_unnamed_vectors_have_an_index(tmp_path: Path) -> None:
     ]
 
 
-def equations(layers: list[ur.Recurrent], folder: Path) -> list[list[str]]:
-    """Return the equations of each layer's step, as the page writes them."""
+def equations(layers: list[ur.Recurrent], folder: Path, what: str = "equations") -> list[list[str]]:
+    """Return the equations of each layer's step, as the page writes them, or the titles of its gates."""
     torch.manual_seed(0)
     traces = [ur.trace(layer, torch.randn(3, layer.input_size)) for layer in layers]
     pages = [page_data(trace, None, None, "numbers", None, 3_000_000)["layers"] for trace in traces]
-    return [parts[0] for parts in run_javascript("equations", pages, folder)]
+    return [parts[0] for parts in run_javascript(what, pages, folder)]
 
 
 def test_parentheses(tmp_path: Path) -> None:
@@ -200,6 +201,30 @@ def test_names_of_constants_are_defined(tmp_path: Path) -> None:
         "across = size ⊙ cos(turn)",
         "scale = exp(γ)",
     ]
+
+
+def test_deep_formulas_are_divided(tmp_path: Path) -> None:
+    lines = equations([ur.Recurrent(ur.cells.RGLRU, 2, 3)], tmp_path)[0]
+    assert "v_1 = √(1 − exp(2 log_a_t))" in lines
+    assert lines[-1] == "h = a_t ⊙ h_t−1 + v_1,t ⊙ i_t ⊙ x′_t"
+
+
+def test_a_name_that_begins_with_a_function_has_no_base(tmp_path: Path) -> None:
+    """As text, an index is behind an underscore: that of log_f_t is t, and that of hidden_n,t is n,t."""
+    lines = equations([ur.Recurrent(ur.cells.SLSTM, 2, 3)], tmp_path)[0]
+    assert "f = exp(log_f_t − m_t)" in lines
+    assert split_name("log_f") == ("log_f", "")
+    assert split_name("hidden_n") == ("hidden", "n")
+
+
+def test_gates_without_a_name_are_told_apart(tmp_path: Path) -> None:
+    cells = (ur.cells.NAS, ur.cells.BRC, ur.cells.LSTM, ur.cells.QRNN)
+    nas, brc, lstm, qrnn = equations([ur.Recurrent(cell, 2, 3) for cell in cells], tmp_path, "gateTitles")
+    assert nas[:4] == ["σ x0, h0", "ReLU x1, h1", "σ x2, h2", "x3"]
+    assert len({*nas}) == len(nas)
+    assert brc == ["c", "tanh input_a", "tanh W ih"]
+    assert lstm == ["f", "i", "g", "o"]
+    assert qrnn[-1] == "σ"
 
 
 @pytest.mark.slow

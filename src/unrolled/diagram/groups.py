@@ -162,6 +162,7 @@ def _quantities(diagram: Diagram, grouped: set[str]) -> list[Group]:
     groups = []
     for host in [node for node in diagram.nodes if node.id in hosts.values()]:
         members = [node.id for node in diagram.nodes if hosts.get(node.id) == host.id]
-        title = "…" if host.kind == "operation" else f"{host.glyph} …"
-        groups.append(Group(host.name, title, (*members, host.id)))
+        inner = [by_id[member].glyph for member in members if by_id[member].kind in ("layer", "function")]
+        glyph = inner[-1] if inner and host.kind == "operation" else host.glyph
+        groups.append(Group(host.name, f"{glyph} …", (*members, host.id)))
     return groups

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unrolled.diagram.model import DiagramNode
 from unrolled.diagram.placed import XY, Arrow, PlacedNode
-from unrolled.diagram.text import name_width, shortened, width
+from unrolled.diagram.text import name_width, shortened, symbol, width
 
 CORNER, HEAD = 9.0, 7.0  # radius of corners, and length of arrow heads
 CIRCLE, PILL_HEIGHT, BOX_WIDTH, BOX_HEIGHT, BOX_RADIUS = 30.0, 28.0, 60.0, 54.0, 8.0
@@ -45,7 +45,7 @@ def is_normalized(node: DiagramNode) -> bool:
 
 def name_size(name: str) -> float:
     """Return the font size of a name in a box."""
-    base, _, index = name.partition("_")
+    base, index = symbol(name)
     return 11.0 if len(base) > 6 else 13.0 if len(base) + len(index) > 5 else 17.0
 
 

@@ -10,14 +10,19 @@ GREEK = {
     "tau": "τ", "omega": "ω",
 }  # fmt: skip
 _NARROW, _WIDE, _SIGNS = set("fijlrtI.,:;'|!()[]/ ·"), set("mwMW%@…"), set("−+×÷=<>≥≤±∞√≠")
+_FUNCTION_NAMES = {"log", "exp", "sin", "cos", "tan", "tanh", "sqrt", "min", "max", "sum", "mean", "norm"}
+_FUNCTION_NAMES |= {"softmax"}
 _LONG_SYMBOL = 2  # a longer base is set as a word, not as a symbol
 MOST_CHARACTERS = 14  # of a glyph
 
 
 def symbol(name: str) -> tuple[str, str]:
-    """Split a name into its base and its index: ``"log_f"`` gives ``("log", "f")``."""
+    """Split a name into its base and its index: ``"hidden_n"`` gives ``("hidden", "n")``.
+
+    The name of a function has no index: ``log_f`` isn't the logarithm to the base f.
+    """
     base, _, index = name.partition("_")
-    if not base:
+    if not base or base in _FUNCTION_NAMES:
         base, index = name, ""
     return GREEK.get(base, base), index.replace("_", " ")
 

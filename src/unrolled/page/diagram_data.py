@@ -136,6 +136,7 @@ def _term(term: Term) -> dict[str, Any]:
         "blocks": term.blocks,
         "bias": term.bias,
         "biasRows": None if term.bias_rows is None else list(term.bias_rows),
+        "gate": term.gate,
         "gain": term.gain,
         "divides": term.divides,
         "call": term.call,

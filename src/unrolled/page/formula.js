@@ -21,6 +21,13 @@ export function constantFormula(text, unit = null) {
   return unit === null ? written : withIndex(written, { u: unit });
 }
 
+/** The weights and the bias of a weighted sum, from its formula, without the factor of the sum. */
+export function parametersOf({ text, gain }) {
+  const [before, after] = text.split("·{}");
+  const bias = gain === null ? after : after.replace(/\)?(\/.*)?$/, "");
+  return [before.split(/[⊙·(]/).at(-1), bias.replace(/^ \+ /, "")];
+}
+
 /** The line of a constant that is the same at every step. */
 export const definitionText = ({ name, text }) => `${parameterText(name)} = ${parameterText(text)}`;
 

@@ -4,9 +4,11 @@ const GREEK = { __proto__: null, alpha: "α", beta: "β", gamma: "γ", delta: "�
 
 export const escape = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
 
-/** A name as base and index: hidden_n is "hidden" with the index "n". */
+const FUNCTION_NAMES = new Set(["log", "exp", "sin", "cos", "tan", "tanh", "sqrt", "min", "max", "sum", "mean", "norm", "softmax"]);
+
+/** A name as base and index: hidden_n is "hidden" with the index "n". The name of a function has none: log_f isn't the logarithm to the base f. */
 export function splitName(name) {
-  const at = name.indexOf("_");
+  const at = FUNCTION_NAMES.has(name.split("_")[0]) ? 0 : name.indexOf("_");
   const base = at > 0 ? name.slice(0, at) : name;
   return [GREEK[base] ?? base, at > 0 ? name.slice(at + 1).replaceAll("_", " ") : ""];
 }

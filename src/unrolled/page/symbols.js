@@ -1,6 +1,6 @@
 // Symbols for the numbers of a layer.
 
-import { addendFormula, ATOM, formula, indexText, termFormula, withIndex } from "./formula.js";
+import { addendFormula, ATOM, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
 import { escape, parameterText, symbol } from "./names.js";
 
 /** The symbols and formulas of the numbers of a layer, in markup. */
@@ -90,6 +90,15 @@ export class Symbols {
   title(node) {
     const label = this.model.labels.get(node.id);
     return label ? symbol(label) : node.glyph === "W" ? this.expression(node, null, "t") : escape(node.glyph);
+  }
+
+  /** The same with the rows of the weights, or their names, if it is one of several layers without a name. */
+  distinctTitle(node) {
+    const { labels, nodes } = this.model;
+    const isNameless = (one) => one.kind === "layer" && one.glyph !== "W" && !labels.get(one.id);
+    if (!isNameless(node) || nodes.filter(isNameless).length < 2) return this.title(node);
+    const weights = node.terms.filter((term) => term.weighted).map((term) => (term.gate ? escape(term.gate) : parameterText(parametersOf(term)[0])));
+    return `${this.title(node)} <small>${weights.join(", ")}</small>`;
   }
 
   /** The name of a number for screen readers: "h, step 2, unit 1". */

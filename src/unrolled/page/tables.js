@@ -74,10 +74,10 @@ export function createTables(view) {
     const head = createElement("div", { class: heads ? "cols" : "cols unseen", style, role: "row" }, createElement("span", { role: "columnheader" }, createElement("span", { class: "unseen" }, "unit")),
       (heads ?? inSlots(columns.map((column) => column.head), () => "")).map((markup) => (markup ? columnHead(markup) : createElement("span", { role: "cell" }))));
     const [word, text = ""] = (model.descriptions[key] ?? "").split(": ");
-    const name = view.symbols.title(node);
+    const name = view.symbols.distinctTitle(node);
     const title = createElement("div", { class: "head", "aria-hidden": "true", title: [word, text].filter(Boolean).join(": ") || null });
     title.innerHTML = `<b>${name} <span></span></b><span class="quiet"></span>`;
-    title.querySelector("b > span:last-child").textContent = word;
+    title.querySelector("b").lastChild.textContent = word;
     title.lastChild.textContent = text;
     const rows = unitsShown(view, model.size(key)).map((unit) => createRow(rowHead(unit), inSlots(columns.map((column, k) => createElement("div", { class: "pre", role: "cell", "data-op": operator(columns, k) },
       add(() => ({ q: column.q, t: view.step, u: unit })))), () => createElement("span", { role: "cell" }))));

@@ -2,6 +2,7 @@
 
 import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
+import { parametersOf } from "./formula.js";
 import { unitsShown } from "./strip.js";
 import { idOf } from "./model.js";
 import { escape, parameterText, symbol } from "./names.js";
@@ -106,13 +107,6 @@ export function createWeights(view) {
 }
 
 /** The terms of a node whose weights are shown with it. */
-/** The weights and the bias of a weighted sum, from its formula, without the factor of the sum. */
-function parametersOf({ text, gain }) {
-  const [before, after] = text.split("·{}");
-  const bias = gain === null ? after : after.replace(/\)?(\/.*)?$/, "");
-  return [before.split(/[⊙·(]/).at(-1), bias.replace(/^ \+ /, "")];
-}
-
 function gateTerms(model, node) {
   return node.terms.filter((term) => term.weighted && model.parameters.get(term.parameter)?.values && term.rows);
 }
