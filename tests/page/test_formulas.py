@@ -54,6 +54,9 @@ STEPS = {
     "s = F.softmax(U(h), -1); h = s * torch.cumsum(r + h, -1)": (
         "s = softmax(u h_t−1); h = s_t ⊙ cumsum(r_t + h_t−1)"
     ),
+    "s = torch.cumsum(r + h, -1); h = s[:, 1:2] * h.roll(1, -1) + U(r.flip(-1))": (
+        "s = cumsum(r_t + h_t−1); h = s_t[1] ⊙ h_t−1[2, 0, 1] + u r_t[2, 1, 0]"
+    ),
     "h = torch.tanh(W(x) * self.a + U(h) * 0.5)": "h = tanh(a ⊙ (W x_t) + 0.5 u h_t−1)",
 }
 

@@ -1,7 +1,7 @@
 // The equations of the cell, with the part of the chosen number lit.
 
 import { createElement, createMarkup } from "./dom.js";
-import { definitionText, formula, termFormula } from "./formula.js";
+import { definitionText, elementsOf, formula, termFormula } from "./formula.js";
 import { escape, symbol } from "./names.js";
 
 /** Create the list of equations. Returns {element, update}. */
@@ -69,7 +69,8 @@ export function createEquations(view) {
     const operand = (term) => {
       const source = model.nodesById.get(term.source);
       const isWrittenOut = source && !hasLine(source) && !model.isPart(node, term);
-      return termFormula(term, isWrittenOut ? inPart(model.keys.get(source.id), right(source)) : symbols.read(term.source, "t"));
+      const vector = isWrittenOut ? inPart(model.keys.get(source.id), right(source)) : symbols.read(term.source, "t");
+      return termFormula(term, elementsOf(vector, term));
     };
     const mark = (written, term) => (model.isPart(node, term) ? inPart(`${model.keys.get(node.id)}.${node.terms.indexOf(term)}`, written) : written);
     return formula(node, operand, " ⊙ ", mark);

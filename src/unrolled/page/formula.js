@@ -15,6 +15,17 @@ export const indexText = ({ u, j }) => `<span class="ix">[${u}${j === undefined 
 /** The formula of an element of a vector. */
 export const withIndex = (vector, number) => ({ markup: parenthesize(vector, ATOM) + indexText(number), precedence: ATOM });
 
+const MAX_INDICES = 4; // of elements that aren't next to each other
+
+/** The formula of the elements of a vector that a term reads. */
+export function elementsOf(vector, { elements }) {
+  if (!elements?.length) return vector;
+  const [first] = elements;
+  const isRange = elements.every((element, k) => element === first + k);
+  const text = elements.length === 1 ? first : isRange ? `${first}:${first + elements.length}` : elements.slice(0, MAX_INDICES).join(", ") + (elements.length > MAX_INDICES ? ", …" : "");
+  return withIndex(vector, { u: text });
+}
+
 /** The formula of a constant, or of one of its elements. */
 export function constantFormula(text, unit = null) {
   const written = { markup: parameterText(text), precedence: textPrecedence(text) };

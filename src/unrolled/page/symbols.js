@@ -1,6 +1,6 @@
 // Symbols for the numbers of a layer.
 
-import { addendFormula, ATOM, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
+import { addendFormula, ATOM, elementsOf, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
 import { escape, parameterText, symbol } from "./names.js";
 
 /** The symbols and formulas of the numbers of a layer, in markup. */
@@ -76,7 +76,7 @@ export class Symbols {
 
   #termFormula(term, number, time) {
     const hasElement = number && typeof number.t === "number" && term.source && !term.weighted;
-    return termFormula(term, hasElement ? this.#element(term, number, time) : this.read(term.source, time));
+    return termFormula(term, hasElement ? this.#element(term, number, time) : elementsOf(this.read(term.source, time), term));
   }
 
   /** The formula of the number that a term reads for one unit. */
