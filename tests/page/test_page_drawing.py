@@ -138,7 +138,7 @@ def test_rows_of_a_parameter_are_not_part_of_its_subscript(open_page: OpenPage) 
     tab = open_page(small_trace(OneLetter))
     lines = tab.locator(".equations li").evaluate_all("(all) => all.map((one) => one.innerHTML)")
     assert any("<var>W</var><sub>ih</sub>[first] <var>x" in line for line in lines), lines
-    for row, symbol in ((1, "<sub>ih</sub>[h]"), (4, "<sub>iz</sub>")):
+    for row, symbol in ((1, "<sub>ih</sub>[first]"), (4, "<sub>iz</sub>")):
         tab.evaluate(f"location.hash = 'number=weight_ih&unit={row}&column=0'")
         tab.wait_for_function("(row) => document.querySelector('.n.on')?.refer().u === row", arg=row)
         name = tab.locator(".arithmetic .value .symbol").inner_html()
