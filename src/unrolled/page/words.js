@@ -2,6 +2,7 @@
 
 import { continuesNormalization } from "./formula.js";
 import { escape, symbol } from "./names.js";
+import { inputDescription, outputDescription } from "./tensor_names.js";
 
 const NEARLY = 0.05; // a gate below is shut, and above 1 - NEARLY open
 
@@ -21,7 +22,7 @@ export function sentence(view, number) {
   if (model.isParameter(number)) return parameterSentence(view, number);
   if (model.isStart(number)) return `The initial ${nameOf(model, q)}. It is zero unless the layer is called with another one.`;
   const { kind, node, term } = model.quantity(q);
-  if (kind === "input") return `Feature ${u} of the input at step ${t}. It is given, not computed.`;
+  if (kind === "input") return model.index ? `Feature ${u} of ${inputDescription(model)} at step ${t}.` : `Feature ${u} of the input at step ${t}. It is given, not computed.`;
   const key = model.keys.get(node.id);
   const owner = node.name ? `${nameOf(model, node.name)} of unit ${u}` : `unit ${u}`;
   if (kind === "term") {
@@ -43,7 +44,7 @@ export function sentence(view, number) {
   if (state) {
     const next = model.next(t);
     const isOutput = model.states[0] === state;
-    const role = isOutput ? `, and the output of step ${t}` : "";
+    const role = isOutput ? `, and ${outputDescription(model)} of step ${t}` : "";
     return `The ${nameOf(model, state.name)} of unit ${u}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
   }
   const passed = letThrough(view, node, t);
