@@ -95,7 +95,7 @@ export function chooseDecimals(derived, result, valueOf) {
   const end = decimalsOf(result);
   const apply = functionOf(derived.call);
   const applyToVector = derived.vector ? vectorFunctionOf(derived.call) : null;
-  const vectorIsRight = (decimals) => !applyToVector || same(applyToVector(derived.vector.map((one) => round(valueOf(one), decimals)), derived.element), result, end);
+  const agreesWithVector = (decimals) => !applyToVector || same(applyToVector(derived.vector.map((one) => round(valueOf(one), decimals)), derived.element), result, end);
   const total = derived.of ? valueOf(derived.of) : null;
   const splits = new Map();
   const split = (rows) => {
@@ -118,7 +118,7 @@ export function chooseDecimals(derived, result, valueOf) {
         joined += one.sign * (one.total ? round(valueOf(one.total), part) : added(one.rows));
       }
       if (!derived.of) return same(joined, result, end);
-      return same(joined, total, sum) && (!apply || same(apply(round(total, sum)), result, end)) && vectorIsRight(sum);
+      return same(joined, total, sum) && (!apply || same(apply(round(total, sum)), result, end)) && agreesWithVector(sum);
     }
     for (const line of derived.before ?? []) {
       const isRightLine = line.rows
@@ -127,7 +127,7 @@ export function chooseDecimals(derived, result, valueOf) {
       if (!isRightLine) return false;
     }
     if (derived.rows.length === 1 && !derived.glyph) return lineIsRight(derived.rows[0], end);
-    if (derived.vector) return vectorIsRight(factor);
+    if (derived.vector) return agreesWithVector(factor);
     if (derived.glyph) return !apply || same(apply(rowPrinted(derived.rows[0])), result, end);
     return derived.rows.every((row) => lineIsRight(row, product)) && same(added(derived.rows), result, end);
   };
