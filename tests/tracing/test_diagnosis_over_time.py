@@ -41,6 +41,73 @@ def test_growing_state() -> None:
     assert "growing state" not in kinds  # a sum grows, but not exponentially
 
 
+def amplifying(factor: float = 2.5, **options: Any) -> ur.Recurrent:
+    """An RNN whose states are multiplied by a factor at every step, in float32."""
+    return broken(
+        CELLS.RNN,
+        lambda one: [weight.copy_(factor * torch.eye(6)) for name, weight in one.named_parameters() if "hh" in name and weight.dim() > 1],
+        nonlinearity="relu", dtype=torch.float32, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "batch", "reverse"), [(40, 1, False), (200, 1, True), (200, 3, False)])
+def test_a_state_is_judged_up_to_its_overflow(steps: int, batch: int, reverse: bool) -> None:
+    trace = ur.trace(amplifying(bidirectional=reverse), inputs(steps, batch, torch.float32).abs())
+    report, direction = trace.health(), "backward" if reverse else "forward"
+    finding = next(one for one in report if one.kind == "growing state" and one.direction == direction)
+    states = trace.layer(0, direction)["h"]
+    name, (step, row, unit) = finding.locations[0]
+    size = states[step, row].abs().max()
+    assert (name, states[step, row, unit]) == ("h", size)
+    assert f"The largest number at step {step} is h[{unit}] = {number(size.item())}" in finding.message
+    assert "weight_hh: its spectral radius is 2.5" in finding.message
+    norms = states.double().norm(dim=-1)
+    rows = range(batch) if steps == 40 else [row]
+    expected = [float(norms[one, rows].square().mean().sqrt()) for one in finding.steps]
+    assert [finding.values["first"], finding.values["last"]] == pytest.approx(expected)
+    after = step - 1 if reverse else step + 1
+    assert after == steps or not states[after, row].isfinite().all()
+    text = str(report)
+    assert "no state grows" not in text and "ignores its input" not in text
+    assert "whether input and past are used" in text.split("not checked: ", 1)[1]
+
+
+def test_the_rows_of_a_norm_are_named() -> None:
+    trace = ur.trace(amplifying(), inputs(40, 3, torch.float32))
+    finding = only(trace.health(), "growing state")
+    assert "its norm (root mean square over 3 rows) goes from" in finding.message
+    assert [row for _, (_, row, _) in finding.locations] == trace["h"][-1].amax(-1).argsort(
+        descending=True
+    ).tolist()
+    one_bad = inputs(200, 3, torch.float32) * torch.tensor([0.0, 1, 0])[:, None]
+    layer = amplifying()
+    torch.nn.init.zeros_(layer.bias_ih_l0)
+    torch.nn.init.zeros_(layer.bias_hh_l0)
+    assert "its norm in row 1 goes from" in only(ur.trace(layer, one_bad).health(), "growing state").message
+
+
+def test_what_isnt_finite_is_not_judged() -> None:
+    layer = broken(CELLS.RNN, lambda one: one.weight_hh_l0[3, 2].fill_(math.nan))
+    report = ur.trace(layer, inputs(10)).backward(torch.zeros(10, 5, 6).double()).health()
+    assert {one.kind for one in report} == {"not finite", "gradient not finite"}  # not "no gradient"
+    assert "states that grow: not all steps of h have finite numbers" in report.not_checked
+    assert "the gradient through time: not all gradients are finite" in report.not_checked
+    x = inputs(20, 1)
+    x[10] = math.nan
+    report = ur.trace(broken(CELLS.RNN, lambda one: None), x).health()
+    assert "no state grows exponentially" not in report.checked
+    some = ur.trace(broken(CELLS.RNN, lambda one: None), torch.cat([x, inputs(20, 2)], 1)).health()
+    assert "no state grows exponentially" in some.checked  # as far as the other rows tell
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda output: output.sum()])
+def test_the_advice_for_gradients_works(loss: Any) -> None:
+    trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 2))
+    advice = "call trace.backward(target) or trace.backward(lambda output: …) first"
+    assert f"the gradient through time: {advice}" in trace.health().not_checked
+    assert "the gradient through time" not in str(trace.backward(loss).health().not_checked)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_exploding_gradient(reverse: bool) -> None:
     layer = broken(CELLS.RNN, lambda one: None, nonlinearity="relu", bidirectional=reverse)

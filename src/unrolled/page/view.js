@@ -268,7 +268,7 @@ export class View {
   numberOf({ layer, number, row }) {
     if (!number) return null;
     const model = (row === null ? this : this.rowOf(row)).models[layer];
-    const nearest = number.t === undefined ? number : { ...number, t: model.nearest(number.t) };
+    const nearest = number.t === undefined || model.isStart(number) ? number : { ...number, t: model.nearest(number.t) };
     return model.exists(nearest) ? nearest : null;
   }
 
