@@ -18,6 +18,9 @@ export function symbol(name, ...indices) {
   return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
 }
 
+/** The rows of a parameter around one row, with the gate that they compute; undefined for another number. */
+export const blockOf = (model, { q, u }) => model.parameters.get(q)?.rowNames.find(({ start, stop }) => u >= start && u < stop);
+
 /** Weights as in torch's documentation, W_if, or with the rows of a gate in brackets, W_ih[candidate]. */
 export function parameterText(text) {
   return escape(text)

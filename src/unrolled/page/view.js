@@ -5,6 +5,7 @@ import { given, shown } from "./digits.js";
 import { Edits } from "./edits.js";
 import { orderOf, windowOf } from "./map_controls.js";
 import { createModels, idOf } from "./model.js";
+import { blockOf } from "./names.js";
 import { rowData, rowNumbers } from "./rows.js";
 import { findScales } from "./scales.js";
 import { Symbols } from "./symbols.js";
@@ -261,6 +262,8 @@ export class View {
     const number = this.numberOf(finding);
     if (finding.row !== null) this.setRow(this.rowNumbers.indexOf(finding.row));
     this.layerIndex = finding.layer;
+    const block = blockOf(this.model, number);
+    if (block?.gate) this.unit = number.u - block.start + block.firstUnit; // the weights table has the rows near it
     this.choose(number);
   }
 

@@ -1,6 +1,6 @@
 // One sentence about a number, for someone who sees the layer for the first time.
 
-import { escape, symbol } from "./names.js";
+import { blockOf, escape, symbol } from "./names.js";
 
 const NEARLY = 0.05; // a gate below is shut, and above 1 - NEARLY open
 
@@ -81,8 +81,8 @@ export function upper(text) {
 
 function parameterSentence(view, { q, u, j }) {
   const { model } = view;
-  const { shape, rowNames } = model.parameters.get(q);
-  const block = rowNames.find(({ start, stop }) => u >= start && u < stop);
+  const { shape } = model.parameters.get(q);
+  const block = blockOf(model, { q, u });
   const owner = block?.gate ? `the ${nameOf(model, block.gate)} of unit ${u - block.start + block.firstUnit}` : `row ${u}`;
   if (shape.length < 2) return `A parameter of ${owner}. It is the same at every step.`;
   const reader = model.nodes.flatMap((node) => node.terms).find((term) => term.parameter === q && term.source);

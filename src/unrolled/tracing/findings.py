@@ -36,8 +36,8 @@ class Finding:
         values: The numbers behind the message, by name.
         parameter: The parameter that causes it and the index of its row, if known.
         locations: Numbers that show it, the best first and at most one per row of the batch: each is a
-            quantity with ``(step, row, unit)``, or a parameter with its index. The step of an initial state is
-            the one before the first. Empty if ``parameter``, ``steps`` and ``units`` say it all.
+            quantity with ``(step, row, unit)``, or a parameter with its index. The step of an initial state
+            is the one before the first. Empty if ``parameter``, ``steps`` and ``units`` say it all.
         module: Name of the module, in a report of a whole model.
         parts: How many layers and directions the trace has.
     """

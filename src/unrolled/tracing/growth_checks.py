@@ -135,8 +135,8 @@ def _amplifier(values: LayerValues) -> str:
     if not name or radii[name] <= 1:
         return ""
     return (
-        f" A likely cause is {name}: its spectral radius is {number(radii[name])}, and a weight with a radius "
-        "above 1 amplifies the state."
+        f" A likely cause is {name}: its spectral radius is {number(radii[name])}, and a weight with a "
+        "radius above 1 amplifies the state."
     )
 
 
