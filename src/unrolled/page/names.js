@@ -18,6 +18,12 @@ export function symbol(name, ...indices) {
   return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
 }
 
+/** A description to show after the name of its quantity, without the name if it begins with that: "for the new state". */
+export function afterName(name, description) {
+  if (description.toLowerCase() === name.toLowerCase()) return "";
+  return description.toLowerCase().startsWith(`${name.toLowerCase()} `) ? description.slice(name.length + 1) : description;
+}
+
 /** The rows of a parameter around one row, with the gate that they compute; undefined for another number. */
 export const blockOf = (model, { q, u }) => model.parameters.get(q)?.rowNames.find(({ start, stop }) => u >= start && u < stop);
 

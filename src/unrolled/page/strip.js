@@ -132,5 +132,5 @@ const rowNames = (model) => [...model.states.map((state) => state.name).reverse(
 function rowDescription(view, name) {
   if (name === "x") return "input";
   const text = (view.model.descriptions[name] ?? "state").split(":")[0];
-  return view.model.states[0].name === name ? `${text}, output` : text;
+  return view.model.states[0].name === name && text !== "output" ? `${text}, output` : text;
 }
