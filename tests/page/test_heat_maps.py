@@ -151,7 +151,7 @@ def test_means_of_a_large_layer(open_page: OpenPage, monkeypatch: pytest.MonkeyP
         "() => document.querySelector('.changes').textContent.startsWith('1 value changed ')"
     )
     assert read(tab, 70, 21).startswith("f, step 140, unit 42: 0.7")
-    tab.keyboard.press("r")
+    tab.keyboard.press("R")
     assert_means(list(range(100)), forget)
     drag(tab, 20, 60)
     assert "zoom=40-121" in tab.evaluate("location.hash")

@@ -240,7 +240,7 @@ def test_a_page_of_computed_steps(open_page: OpenPage) -> None:
         if number["q"] in ("r", "z", "n", "h"):
             value = changed[number["q"]][number["t"], number["u"]].item()
             assert as_number(text) == pytest.approx(value, abs=6e-5)
-    tab.keyboard.press("r")
+    tab.keyboard.press("R")
     assert read_numbers(tab, part, 30, 1) >= 30
 
 

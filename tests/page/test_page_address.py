@@ -112,8 +112,8 @@ def test_keys(open_page: OpenPage) -> None:
     tab.keyboard.type("0.125")
     press("Enter")
     assert "1 value changed" in tab.locator(".changes").text_content()
-    field.evaluate("(one) => one.blur()")
-    press("r")
+    assert not field.evaluate("(one) => one === document.activeElement")
+    press("R")
     assert not tab.locator(".changes").is_visible()
     press("w")
     assert tab.locator(".weights .n").first.is_visible()
@@ -132,6 +132,41 @@ def test_keys(open_page: OpenPage) -> None:
     assert "2 of 6" in tab.locator(".guide").text_content()
     press("Escape")
     assert "No problem found" in tab.locator(".guide").text_content()
+
+
+@pytest.mark.slow
+def test_keys_of_gates_and_weights(open_page: OpenPage) -> None:
+    """Letters of gates, weights by Tab and arrows, and the way out of the field."""
+    tab = open_page(ur.trace(ur.GRU(2, 3), torch.randn(4, 2)))
+    press = tab.keyboard.press
+    for keys, name in (("n", "n2[1]"), ("r", "r2[1]"), ("z", "z2[1]")):
+        press(keys)
+        assert f" {name} " in heading(tab).replace("?", " ")
+    press("w")
+    while not tab.evaluate("document.activeElement.closest('.weights') !== null"):
+        press("Tab")
+    press("Enter")
+    for keys, name in (
+        ("", "Wiz[0,0]"), ("ArrowRight", "Wiz[0,1]"), ("ArrowRight", "Wiz[0,0]"), ("ArrowDown", "Wiz[1,0]"),
+        ("ArrowUp ArrowUp", "Wir[2,0]"),
+    ):  # fmt: skip
+        for key in keys.split():
+            press(key)
+        assert f" {name} " in heading(tab).replace("?", " "), keys
+    before = tab.locator(".why .value").text_content()
+    press("e")
+    tab.keyboard.type("7")
+    press("Escape")
+    assert tab.locator(".why .value").text_content() == before
+    press("h")
+    assert " h2[1] " in heading(tab).replace("?", " ")
+
+
+@pytest.mark.slow
+def test_letters_of_other_keys_name_quantities_with_shift(open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.Recurrent(ur.cells.STAR, 2, 3), torch.randn(4, 2)))
+    tab.keyboard.press("K")
+    assert " k2[1] " in heading(tab).replace("?", " ")
 
 
 TOURS = ("RNN", "LSTM", "GRU", "MGU", "SLSTM", "MinGRU")

@@ -207,7 +207,7 @@ def test_changes_of_this_trace_change_the_differences(open_page: OpenPage) -> No
         assert tab.locator(".changes").is_visible()
         assert (tab.locator(".n.can").count() > 0) == (name == "this")
     assert "Only the numbers of this trace can be changed" in tab.locator(".whatif").text_content()
-    tab.keyboard.press("r")
+    tab.keyboard.press("R")
     original = (after["h"][2, 0].double() - before["h"][2, 0].double()).tolist()
     assert [as_number(strip.nth(k).text_content()) for k in range(3)] == pytest.approx(original, abs=6e-5)
     assert not tab.locator(".changes").is_visible()

@@ -150,7 +150,7 @@ def test_dragging_marks_and_experiments(open_page: OpenPage) -> None:
     assert tab.locator('.strip .step[data-step="1"] .n.set').count() == 1
     assert tab.locator('.strip .step[data-step="0"] .n.changed').count() == 0
     assert tab.locator('.strip .step[data-step="2"] .n.changed').count() == 6
-    tab.keyboard.press("r")
+    tab.keyboard.press("R")
     shut = tab.get_by_role("button", name="Shut the forget gate of unit 1")
     shut.click()
     hold = {"part": 0, "kind": "hold", "name": "f", "unit": 1, "steps": [0, 1, 2, 3], "value": 0.0}

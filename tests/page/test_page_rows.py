@@ -155,7 +155,7 @@ def test_changes_of_weights_are_for_all_rows_and_others_for_one(open_page: OpenP
     picker(tab).select_option("0")
     changed_numbers(tab, trace, [x, weight], 0)
     link = tab.evaluate("location.hash")
-    tab.keyboard.press("r")
+    tab.keyboard.press("R")
     for row in (0, 1):  # of all rows
         picker(tab).select_option(str(row))
         changed_numbers(tab, trace, [], row)

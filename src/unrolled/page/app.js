@@ -86,7 +86,7 @@ export function mount(root, data, inModel = null) {
   const copyButton = createElement("button", { type: "button", class: "btn", onclick: copyLink }, "Copy link");
   const changes = createElement("span", { class: "changes", hidden: true }, changesText, copyButton,
     createElement("button", { type: "button", class: "btn", onclick: () => view.undo() }, "Undo"),
-    createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", { "aria-hidden": "true" }, "R")));
+    createElement("button", { type: "button", class: "btn", onclick: () => view.reset() }, "Reset", createElement("kbd", { "aria-hidden": "true" }, "⇧R")));
   const options = data.layers.map((layer, k) => createElement("option", { value: k }, `layer ${layer.layer}, ${layer.direction}`));
   const layerPicker = createElement("select", { "aria-label": "layer", onchange: () => { const k = Number(layerPicker.value); view.layerIndex = k; view.choose(view.firstNumber()); } }, options);
   const rowPicker = createRowPicker(view);
@@ -187,10 +187,12 @@ export function mount(root, data, inModel = null) {
   function handleKey(key, target) {
     const { model, number } = view;
     const moves = { ArrowLeft: -1, ArrowRight: 1, "[": -1, "]": 1 };
-    if (key in moves) {
+    const named = quantityOfKey(key);
+    if (model.isParameter(number) && key.startsWith("Arrow")) {
+      return moveInParameter(key);
+    } else if (key in moves) {
       view.move(moves[key]);
     } else if (key === "ArrowUp" || key === "ArrowDown") {
-      if (model.isParameter(number)) return false;
       const size = number.q === "x" ? model.features : model.size(number.q);
       view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size });
     } else if (key === "b" && comparison.element) {
@@ -199,15 +201,15 @@ export function mount(root, data, inModel = null) {
       const at = model.order.indexOf(number.q);
       const q = model.order[(at + (key === "j" ? 1 : model.order.length - 1)) % model.order.length];
       view.choose({ q, t: view.step, u: Math.min(view.unit, model.size(q) - 1) });
-    } else if (key.length === 1 && (key === "x" || model.nodesByKey.has(key)) && !"ntwedrjk".includes(key)) {
-      const size = key === "x" ? model.features : model.size(key);
-      view.choose({ q: key, t: view.step, u: Math.min(view.unit, size - 1) });
+    } else if (named) {
+      const size = named === "x" ? model.features : model.size(named);
+      view.choose({ q: named, t: view.step, u: Math.min(view.unit, size - 1) });
     } else if (key === "Enter" && !target.closest("button, a, [role=button]")) {
       const [source] = model.sources(number);
       if (source) view.choose(source);
     } else if (key === "e" && view.isEditable(number)) {
       editor.focus();
-    } else if (key === "r" && view.row.edits.size) {
+    } else if (key === "R" && view.row.edits.size) {
       view.reset();
     } else if (key === " " && !target.closest("button, a, [role=button]")) {
       player.toggle();
@@ -232,6 +234,24 @@ export function mount(root, data, inModel = null) {
     } else {
       return false;
     }
+    return true;
+  }
+
+  /** The quantity that a letter stands for: its name, or with Shift if the letter is the key of something else. */
+  function quantityOfKey(key) {
+    const name = key.toLowerCase();
+    if (key.length > 1 || (name !== "x" && !view.model.nodesByKey.has(name))) return null;
+    const isTaken = "dejktw".includes(name) || (name === "b" && comparison.element) || (name === "n" && guide.touring);
+    return isTaken === (key !== name) ? name : null;
+  }
+
+  /** Go to the next row or column of a parameter. */
+  function moveInParameter(key) {
+    const { number } = view;
+    const [rows, columns] = view.model.parameters.get(number.q).shape;
+    const [axis, size] = key === "ArrowUp" || key === "ArrowDown" ? ["u", rows] : ["j", columns];
+    if (size === undefined) return false;
+    view.choose({ ...number, [axis]: (number[axis] + (key === "ArrowDown" || key === "ArrowRight" ? 1 : size - 1)) % size });
     return true;
   }
 

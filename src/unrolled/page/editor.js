@@ -15,6 +15,9 @@ export function createEditor(view) {
     const value = Number(field.value.trim().replace("−", "-").replace(",", "."));
     if (field.value.trim() !== "" && Number.isFinite(value)) view.edit(view.number, value, steps());
     else showValue();
+  }, onkeydown: ({ key }) => {
+    if (key === "Escape") showValue();
+    if (key === "Escape" || key === "Enter") element.closest(".unrolled").focus({ preventScroll: true }); // the page's keys work again
   } });
   const everyStep = createElement("input", { type: "checkbox", checked: true, onchange: () => view.holdSteps(view.number, steps()) });
   const everyLabel = createElement("label", { class: "every" }, everyStep, "in all steps");
@@ -57,7 +60,10 @@ export function createEditor(view) {
     } else {
       everyLabel.remove();
       hint.textContent = "drag or type in any framed number";
-      replaceChildren(leaves, createElement("span", { class: "quiet" }, "Computed from"), ...leavesOf(view).map((one) => chip(symbols.of(one), () => view.choose(one))));
+      const found = leavesOf(view);
+      leaves.hidden = !found.length;
+      const more = found.length > MAX_LEAVES ? [createElement("span", { class: "quiet" }, `and ${found.length - MAX_LEAVES} more`)] : [];
+      replaceChildren(leaves, createElement("span", { class: "quiet" }, "Computed from"), ...found.slice(0, MAX_LEAVES).map((one) => chip(symbols.of(one), () => view.choose(one))), ...more);
     }
     replaceChildren(tries, createElement("span", { class: "quiet" }, "Try"), ...experiments(view).map(({ text, run, pressed }) => chip(text, run, pressed)));
   }
@@ -89,7 +95,7 @@ function leavesOf(view) {
     else if (depth && (number.t === view.step || number.t === undefined)) view.model.sources(number).forEach((source) => visit(source, depth - 1));
   };
   view.model.sources(view.number).forEach((source) => visit(source, 3));
-  return [...found.values()].slice(0, MAX_LEAVES);
+  return [...found.values()];
 }
 
 /** The gate that decides how much of an old state is kept, or another one. */

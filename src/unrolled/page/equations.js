@@ -3,6 +3,14 @@
 import { createElement, createMarkup } from "./dom.js";
 import { formula, termFormula } from "./formula.js";
 import { escape, symbol } from "./names.js";
+import { outputDescription, outputName } from "./tensor_names.js";
+
+/** The output at step t, or what it is for a layer below another. */
+function outputMarkup(model) {
+  const [name, index] = outputName(model, "t").split("[");
+  if (!index) return `<span class="rm">${escape(outputDescription(model).replace(/^(part of )?the /, "$1"))}</span>`;
+  return `<span class="rm">${name}</span>[${escape(index).replace("t", "<var>t</var>")}`;
+}
 
 /** Create the list of equations. Returns {element, update}. */
 export function createEquations(view) {
@@ -37,7 +45,7 @@ export function createEquations(view) {
     const { model, symbols } = view;
     const key = model.keys.get(node.id);
     const left = part(key, symbol(model.labels.get(node.id), "t"));
-    const output = model.states[0].end === node.id ? ' <span class="quiet">= <span class="rm">output</span>[<var>t</var>]</span>' : "";
+    const output = model.states[0].end === node.id ? ` <span class="quiet">= ${outputMarkup(model)}</span>` : "";
     const item = createElement("li", {});
     item.innerHTML = `${left} = ${right(node).markup}${output}`;
     item.quantities = [...model.quantitiesOf(node), ...inner(node)];

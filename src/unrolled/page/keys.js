@@ -3,8 +3,8 @@
 import { createElement } from "./dom.js";
 
 const KEYS = [
-  ["← →", "step"], ["↑ ↓", "unit"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
-  ["a letter", "the gate or state of that name"], ["space", "play and pause"], ["e", "change the number"], ["Ctrl+Z", "undo the last change"], ["r", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
+  ["← →", "step, or column of a weight"], ["↑ ↓", "unit, or row of a weight"], ["j k", "next and previous number, in the order of computation"], ["Enter", "the first number that this one is computed from"],
+  ["a letter", "the gate or state of that name; with Shift if the key does something else"], ["space", "play and pause"], ["e", "change the number"], ["Ctrl+Z", "undo the last change"], ["Shift R", "undo all changes"], ["w", "weights"], ["t n Esc", "tour: start, next, end"], ["d", "dark or light"], ["Backspace", "back"], ["?", "this list"],
 ];
 
 export function createKeyList({ baseline, labels }, hasMaps) {

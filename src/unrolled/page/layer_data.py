@@ -32,6 +32,7 @@ from unrolled.page.sampling import (
     feature_order,
 )
 from unrolled.page.step_programs import program_data
+from unrolled.page.tensor_names import tensor_names
 from unrolled.page.weight_gradients import weight_gradient_data
 from unrolled.tracing.explain import format_number
 from unrolled.tracing.gradient_flow import gradient_flow, spectral_radii
@@ -104,6 +105,7 @@ def layer_data(
         "direction": part.direction,
         "length": length,
         "steps": sample.steps,
+        "tensorNames": tensor_names(trace, part, batch),
         "descriptions": {"x": "input", **quantity_descriptions(type(part.cell))},
         "diagram": diagram_data(numbers.traced),
         "drawing": drawing_data(numbers.traced.diagram) if numbers.drawn else None,

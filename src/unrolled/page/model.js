@@ -19,7 +19,7 @@ export function createModels(layers) {
 /** One layer in one direction, above others whose outputs it reads. */
 export class LayerModel {
   constructor(data, below) {
-    Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length });
+    Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length, tensorNames: data.tensorNames });
     this.nodes = data.diagram.nodes;
     this.states = data.diagram.states;
     this.descriptions = Object.assign(Object.create(null), data.descriptions); // a quantity may be named "constructor"

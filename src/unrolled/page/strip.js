@@ -3,6 +3,7 @@
 import { createCell } from "./cells.js";
 import { createElement, createMarkup, visibleLabel } from "./dom.js";
 import { escape, symbol } from "./names.js";
+import { inputDescription, outputDescription } from "./tensor_names.js";
 
 const MAX_COLUMNS = 24; // steps that are shown at once, if there is room
 const NUMBER_WIDTH = 58; // pixels
@@ -85,9 +86,10 @@ export function createStrip(view) {
     const text = !isStart && view.data.labels ? ` ${visibleLabel(view.data.labels[step])}` : "";
     const title = createElement("span", { class: "head", role: "rowheader" }, isStart ? createElement("span", { class: "title" }, label)
       : createElement("button", { class: "title", type: "button", onclick: () => view.goTo(step) }, label, text ? createElement("b", {}, text) : null));
-    const isLast = model.backward ? position === 0 : position === steps.length - 1;
-    const isNext = isLast || steps[position + (model.backward ? -1 : 1)] === (isStart ? model.firstStep : model.next(step));
-    const flow = isLast ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
+    // The arrow between this column and the next one to the right points the way that the layer reads the sequence.
+    const [from, to] = model.backward ? [steps[position + 1], step] : [step, steps[position + 1]];
+    const isNext = from === model.start ? to === model.firstStep : to === model.next(from);
+    const flow = position === steps.length - 1 ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
     const blocks = rows.map((name) => {
       if (name === "x" && isStart) return createElement("div", { class: "cells", role: "cell" });
       const shown = units(name === "x" ? model.features : model.sizes[model.statesByName.get(name).value]);
@@ -130,7 +132,9 @@ export function windowText(what, shown) {
 const rowNames = (model) => [...model.states.map((state) => state.name).reverse(), "x"];
 
 function rowDescription(view, name) {
-  if (name === "x") return "input";
+  if (name === "x") return inputDescription(view.model).replace("the ", "");
   const text = (view.model.descriptions[name] ?? "state").split(":")[0];
-  return view.model.states[0].name === name && text !== "output" ? `${text}, output` : text;
+  const isOutput = view.model.states[0].name === name;
+  const role = outputDescription(view.model).replace(/^(part of )?the /, "$1");
+  return isOutput && role !== text ? `${text}, ${role}` : text;
 }

@@ -59,7 +59,7 @@ export function createTables(view) {
     const isDense = groups.length + Math.ceil(others.length / MAX_RESULTS) > MAX_ROOMY;
     element.classList.toggle("dense", isDense);
     const count = Math.ceil(others.length / (isDense ? MAX_DENSE_RESULTS : MAX_RESULTS));
-    const size = isDense ? Math.ceil(others.length / count) : MAX_RESULTS;
+    const size = Math.ceil(others.length / count);
     const parts = Array.from({ length: count }, (_, k) => createOthers(others.slice(k * size, (k + 1) * size)));
     return [createElement("div", { class: "gates" }, groups), ...parts];
   }

@@ -3,6 +3,7 @@
 import { isGate } from "./gates.js";
 import { symbol } from "./names.js";
 import { nameOf, upper } from "./words.js";
+import { inputDescription, inputName, outputDescription, outputName } from "./tensor_names.js";
 
 /** Return the stops of the tour of a layer: {title, text, number, target}. */
 export function tourStops(view) {
@@ -22,6 +23,17 @@ function beforeText(model, step) {
   return model.backward ? `step ${previous}, which runs before it` : "the step before";
 }
 
+function whatEnters(model, step) {
+  const name = inputName(model, step);
+  if (!name) return `At every step the layer reads one row of ${inputDescription(model)}.`;
+  return `At every step the layer reads one row of the input. Steps and rows are counted from 0, so step ${step} reads ${name}.`;
+}
+
+function outputText(model, step) {
+  const name = outputName(model, step);
+  return `${outputDescription(model)} of this step${name ? `: ${name} holds these numbers` : ""}`;
+}
+
 const strip = (step, row) => `.strip [data-step="${step}"] .cells:nth-of-type(${row})`;
 
 function rnnStops(view, { step, unit, at, after, before }) {
@@ -29,7 +41,7 @@ function rnnStops(view, { step, unit, at, after, before }) {
   const effect = glyph === "tanh" ? "tanh squeezes it into −1 to 1, so a state can't grow without limit." : "ReLU replaces negative sums with 0. Nothing bounds large ones, so a state can grow from step to step.";
   return [
     { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 2),
-      text: `At every step the layer reads one row of the input. Steps and rows are counted from 0, so step ${step} reads input[${step}].` },
+      text: whatEnters(view.model, step) },
     { title: "The weighted sum of the input", number: at("h.0"), target: ".sum",
       text: `Each unit has its own weights. Unit ${unit} multiplies the inputs by the weights in its row of weight_ih, adds a bias, and gets one number.` },
     { title: "What the previous state adds", number: at("h.1"), target: `${strip(view.model.previous(step), 1)}, .sum`, // a narrow strip shows one step
@@ -37,7 +49,7 @@ function rnnStops(view, { step, unit, at, after, before }) {
     { title: glyph, number: at("h"), target: '[data-node="h"].node',
       text: `The two parts are added. The activation function is applied to the sum. ${effect}` },
     { title: "The output", number: at("h"), target: strip(step, 1),
-      text: `The result is the new hidden state. In nn.RNN it is also the output of this step: output[${step}] holds these numbers.` },
+      text: `The result is the new hidden state. It is also ${outputText(view.model, step)}.` },
     { title: "The next step", number: at("h.1", { t: after }), target: `.strip [data-step="${after}"]`,
       text: `Step ${after} starts from this state, with the same weights and the next input. All that the layer knows of the steps ${view.model.backward ? "that ran before" : "before"} is in these numbers.` },
   ];
@@ -54,7 +66,7 @@ function lstmStops(view, { step, unit, at, after, before }) {
     { title: "The cell state", number: at("c"), target: ".grp.states",
       text: `c is the memory. The forget gate scales the old value, the input gate scales the candidate, and the two are added. Press “Shut the forget gate of unit ${unit}” below the drawing: the old value is multiplied by 0, and only the candidate’s part is left.` },
     { title: "Hidden state and output", number: at("h"), target: '[data-node="h"].node',
-      text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h, and output[${step}] in nn.LSTM.` },
+      text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h. It is also ${outputText(view.model, step)}.` },
     { title: "The next step", number: at("c", { t: after }), target: `.strip [data-step="${after}"]`,
       text: `Both states go on to step ${after}, where the forget gate scales c again. On its way from step to step, c passes no weight matrix and no tanh. That is how an LSTM remembers for many steps.` },
   ];
@@ -93,7 +105,8 @@ function otherStops(view, { step, at, after, before }) {
       text: `${upper(called(model, gate.name))} is a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number.` });
   }
   stops.push({ title: "The state", number: at(memory), target: `[data-node="${memory}"].node`, text: `This is the new ${nameOf(model, memory)}. Click the numbers in the arithmetic to see what it is made of.` });
-  stops.push({ title: "The output", number: at(output), target: `.strip [data-step="${step}"]`, text: `${nameOf(model, output) === "output" ? `These numbers are in output[${step}].` : `${upper(called(model, output))} is also the output of this step: output[${step}] holds these numbers.`}` });
+  const isNamedOutput = nameOf(model, output) === "output" && outputDescription(model) === "the output";
+  stops.push({ title: "The output", number: at(output), target: `.strip [data-step="${step}"]`, text: `${upper(called(model, output))} is ${isNamedOutput ? "" : "also "}${outputText(model, step)}.` });
   stops.push({ title: "The next step", number: at(output, { t: after }), target: `.strip [data-step="${after}"]`, text: `Step ${after} starts from the new state, with the same weights and the next input.` });
   return stops;
 }

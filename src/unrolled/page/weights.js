@@ -34,6 +34,7 @@ export function createWeights(view) {
       drawn = key;
     }
     for (const cell of cells) cell.update();
+    if (cells.length && cells.every((cell) => cell.element.tabIndex)) cells[0].element.tabIndex = 0; // the way in for Tab
     for (const button of element.querySelectorAll("[data-unit]")) button.classList.toggle("mine", Number(button.dataset.unit) === view.unit);
   }
 

@@ -3,6 +3,7 @@
 import { shown } from "./digits.js";
 import { gatedFactor, isGate, percent, shortNumber } from "./gates.js";
 import { blockOf, escape, symbol } from "./names.js";
+import { inputDescription, outputDescription } from "./tensor_names.js";
 
 const lower = (text) => text.charAt(0).toLowerCase() + text.slice(1);
 
@@ -41,7 +42,7 @@ export function sentence(view, number) {
   if (model.isParameter(number)) return parameterSentence(view, number);
   if (model.isStart(number)) return `The initial ${nameOf(model, q)}. It is zero unless the layer is called with another one.`;
   const { kind, node, term } = model.quantity(q);
-  if (kind === "input") return `Feature ${u} of the input at step ${t}. It is given, not computed.`;
+  if (kind === "input") return model.index ? `Feature ${u} of ${inputDescription(model)} at step ${t}.` : `Feature ${u} of the input at step ${t}. It is given, not computed.`;
   const key = model.keys.get(node.id);
   const owner = node.name ? elementOf(model, node.name, u) : `unit ${u}`;
   if (kind === "term") {
@@ -59,9 +60,10 @@ export function sentence(view, number) {
   const description = (model.descriptions[node.name] ?? "").replace(/^[^:]*: /, "");
   if (state) {
     const next = model.next(t);
-    const isOutput = model.states[0] === state && nounOf(model, state.name) !== "output";
-    const role = isOutput ? `, and the output of step ${t}` : "";
-    return `${upper(elementOf(model, state.name, u))}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
+    const isOutput = model.states[0] === state && `the ${nounOf(model, state.name)}` !== outputDescription(model);
+    const role = isOutput ? `, and ${outputDescription(model)} of step ${t}` : "";
+    const subject = nounOf(model, state.name) ? upper(elementOf(model, state.name, u)) : `The state ${nameOf(model, state.name)} of unit ${u}`;
+    return `${subject}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
   }
   const passed = letThrough(view, node, t);
   if (passed) return `${upper(passed)}.`;

@@ -146,9 +146,12 @@ def describe_cause(
     names = values.part.row_names
     block = names.block(largest.parameter, largest.index)
     weights = f" with {names.symbol(largest.parameter, block)}" if largest.parameter else ""
+    of = f" of {_decimals(total)}"
+    if abs(largest.value) > abs(total):
+        of = f", and {_decimals(total)} with all other terms,"
     sentence = (
-        f"Most of it comes from the weighted sum of {largest.source}{weights}: {_decimals(largest.value)} of "
-        f"{_decimals(total)} at step {values.steps[position]}."
+        f"Most of it comes from the weighted sum of {largest.source}{weights}: {_decimals(largest.value)}{of} "
+        f"at step {values.steps[position]}."
     )
     return sentence, (largest.parameter, largest.index) if largest.parameter else None
 
