@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unrolled.layers.tensors import tensors
-from unrolled.tracing.findings import Finding, number
+from unrolled.tracing.findings import Finding, listed, number
 from unrolled.tracing.gradient_flow import spectral_radii
 from unrolled.tracing.layer_values import STEP_ERRORS, CannotCheckError, LayerValues
 from unrolled.tracing.random_state import cuda_devices
@@ -25,6 +25,7 @@ from unrolled.tracing.thresholds import (
 )
 
 _MIN_STEPS = 4
+_MAX_ROWS = 64  # rows with NaN or infinity that are measured, one by one
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def check_state_growth(values: LayerValues) -> list[Finding]:
     Raises:
         CannotCheckError: If there are too few steps with finite numbers, or no state was recorded.
     """
-    return [_growth_finding(values, growth) for growth in _growing_states(values)]
+    return [_growth_finding(values, growths) for growths in _growing_states(values)]
 
 
-def _growing_states(values: LayerValues) -> list[_Growth]:
+def _growing_states(values: LayerValues) -> list[list[_Growth]]:
+    """Return how each state grows that does: in the rows with finite numbers, and in each of the others."""
     states = [name for name in values.part.initial_state if name in values.part.values]
     if not states:
         raise CannotCheckError("no state was recorded")
@@ -67,10 +69,11 @@ def _growing_states(values: LayerValues) -> list[_Growth]:
         bad_rows = (values.running & ~is_finite).any(0)
         fine_rows = (~bad_rows).nonzero().flatten().tolist()
         # A row with NaN or infinity is measured alone, up to the first of them.
-        groups = [fine_rows] * bool(fine_rows) + [[row] for row in bad_rows.nonzero().flatten().tolist()]
-        growth = next(filter(None, (_growth(values, name, rows) for rows in groups)), None)
-        if growth is not None:
-            growing.append(growth)
+        alone = bad_rows.nonzero().flatten()[:_MAX_ROWS].tolist()
+        groups = [fine_rows] * bool(fine_rows) + [[row] for row in alone]
+        growths = [growth for rows in groups if (growth := _growth(values, name, rows))]
+        if growths:
+            growing.append(growths)
         elif not fine_rows:
             undecided.append(name)
     if undecided and not growing:
@@ -92,32 +95,45 @@ def _growth(values: LayerValues, name: str, rows: list[int]) -> _Growth | None:
     return _Growth(name, tuple(rows), first, last, norms, factor)
 
 
-def _growth_finding(values: LayerValues, growth: _Growth) -> Finding:
+def _growth_finding(values: LayerValues, growths: Sequence[_Growth]) -> Finding:
+    growth, *others = growths
     name, first, last = growth.name, growth.norms[growth.first], growth.norms[growth.last]
-    longest = max(growth.rows, key=lambda row: int(values.part.lengths[row]))
-    start, end = (_step(values, k, from_end=False, row=longest) for k in (growth.first, growth.last))
-    largest = _largest_elements(values, growth, end)
+    start, end = _ends(values, growth)
+    largest = _largest_elements(values, growth)
     in_row = " in row {}" if values.running.shape[1] > 1 else ""
     if len(growth.rows) > 1:
         measured = f"its norm (root mean square over {len(growth.rows)} rows)"
     else:
-        measured = f"its norm{in_row.format(values.row_numbers[longest])}"
+        measured = f"its norm{in_row.format(values.row_numbers[growth.rows[0]])}"
     size, (row, unit) = largest[0]
     message = (
         f"The state {name} grows exponentially: {measured} goes from {number(first)} at step {start} to "
         f"{number(last)} at step {end}, by a factor of {number(growth.factor)} per step. The largest number "
-        f"at step {end} is {name}[{unit}] = {number(size)}{in_row.format(row)}.{_amplifier(values)}"
+        f"at step {end} is {name}[{unit}] = {number(size)}{in_row.format(row)}."
     )
+    if others:
+        rows = listed(sorted(values.row_numbers[row] for other in others for row in other.rows))
+        message += f" It also grows in {'row' if rows.isdigit() else 'rows'} {rows}."
     return values.finding(
-        "growing state", "warning", message, name, steps=(start, end),
+        "growing state", "warning", message + _amplifier(values), name, steps=(start, end),
         values={"growth": growth.factor, "first": first, "last": last},
-        locations=tuple((name, (end, row, unit)) for _, (row, unit) in largest),
+        locations=tuple(
+            (name, (_ends(values, one)[1], row, unit))
+            for one in growths for _, (row, unit) in _largest_elements(values, one)
+        ),
     )  # fmt: skip
 
 
-def _largest_elements(values: LayerValues, growth: _Growth, step: int) -> list[tuple[float, tuple[int, int]]]:
-    """Return the largest element of each row at a step, with its row and unit; the largest of all first."""
-    position = values.steps.index(step)
+def _ends(values: LayerValues, growth: _Growth) -> tuple[int, int]:
+    """Return the steps between which a state grows, in the longest of the rows."""
+    longest = max(growth.rows, key=lambda row: int(values.part.lengths[row]))
+    start, end = (_step(values, k, from_end=False, row=longest) for k in (growth.first, growth.last))
+    return start, end
+
+
+def _largest_elements(values: LayerValues, growth: _Growth) -> list[tuple[float, tuple[int, int]]]:
+    """Return the largest last element of each row, with its row and unit; the largest of all first."""
+    position = values.steps.index(_ends(values, growth)[1])
     rows = [row for row in growth.rows if values.running[position, row]]
     elements = values.part.values[growth.name][position, rows].flatten(1)
     indices = elements.abs().argmax(1)
