@@ -127,7 +127,9 @@ const sentences = (cases) => cases.map(([data, layer, edits, numbers]) => {
     effect: plain(effectOfChanges(view)),
     tour: tourStops(view).map(({ title, text }) => `${title}: ${plain(text)}`),
     experiments: experiments(view).map(({ text }) => plain(text)),
-    names: ["x", ...model.states.map(({ name }) => name)].map((name) => rowDescription(view, name)),
+    names: [...["x", ...model.states.map(({ name }) => name)].map((name) => rowDescription(view, name)),
+      ...model.nodes.flatMap(({ name }) => (name ? [name] : []))
+        .map((name) => `${name}: ${afterName(name, model.descriptions[name] ?? "")}`)],
     checked: checkedText(data.health),
     findings: data.health.findings.map((finding) => view.numberOf(finding)),
   };
