@@ -138,8 +138,8 @@ def _largest_elements(values: LayerValues, growth: _Growth) -> list[tuple[float,
     elements = values.part.values[growth.name][position, rows].flatten(1)
     indices = elements.abs().argmax(1)
     units = values.unit_numbers(growth.name, indices)
-    sizes = elements.gather(1, indices.unsqueeze(1)).flatten()
-    sizes = (sizes.abs() if sizes.is_complex() else sizes).tolist()
+    chosen = elements.gather(1, indices.unsqueeze(1)).flatten()
+    sizes = (chosen.abs() if chosen.is_complex() else chosen).tolist()
     places = [(values.row_numbers[row], unit) for row, unit in zip(rows, units, strict=True)]
     return sorted(zip(sizes, places, strict=True), key=lambda one: -abs(one[0]))
 
