@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
 import unrolled as ur
 from helpers.broken_layers import Formula, broken, inputs, last_sum, only, report
@@ -87,6 +88,22 @@ def test_the_rows_of_a_norm_are_named() -> None:
     torch.nn.init.zeros_(layer.bias_ih_l0)
     torch.nn.init.zeros_(layer.bias_hh_l0)
     assert "its norm in row 1 goes from" in only(ur.trace(layer, one_bad).health(), "growing state").message
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_other_lengths_than_the_one_that_overflows(reverse: bool) -> None:
+    layer = amplifying(bidirectional=reverse)
+    rows = [inputs(steps, 1, torch.float32)[:, 0].abs() for steps in (30, 200, 9, 60)]
+    trace = ur.trace(layer, pack_sequence(rows, enforce_sorted=False))
+    direction = "backward" if reverse else "forward"
+    finding = next(one for one in trace.health() if (one.kind, one.direction) == ("growing state", direction))
+    assert "(root mean square over 3 rows)" in finding.message
+    assert "It also grows in row 1." in finding.message
+    assert finding.steps == ((59, 0) if reverse else (0, 59))
+    for name, (step, row, unit) in finding.locations:
+        states = trace.layer(0, direction)[name][step, row]
+        assert states[unit] == states.abs().max() > 1000
+        assert states.isfinite().all()
 
 
 def test_what_isnt_finite_is_not_judged() -> None:

@@ -292,6 +292,7 @@ def _norms(
     """Return the norm, as root mean square over the rows, by the number of steps since the start of the row.
 
     The order is that in which the steps run, or its reverse. The norm of a step with NaN or infinity is NaN.
+    It ends with the longest of the rows.
 
     Args:
         values: The layer.
@@ -315,7 +316,7 @@ def _norms(
     counts = torch.bincount(distance[valid], minlength=len(running))
     norms = (total / counts.clamp(min=1)).sqrt() * scale
     norms[distance[running & ~valid]] = math.nan
-    return norms.tolist()
+    return norms[: int(running.sum(0).max())].tolist()
 
 
 def _finite_part(norms: Sequence[float]) -> list[float]:
