@@ -120,6 +120,11 @@ def test_what_isnt_finite_is_not_judged() -> None:
     assert "no state grows exponentially" in some.checked  # as far as the other rows tell
 
 
+def test_a_batch_without_rows() -> None:
+    trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 0)).backward(torch.sum)
+    assert "the gradient through time, states that grow: the batch has no rows" in trace.health().not_checked
+
+
 @pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda output: output.sum()])
 def test_the_advice_for_gradients_works(loss: Any) -> None:
     trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 2))

@@ -278,6 +278,8 @@ def _check_all_steps(values: LayerValues) -> None:
         raise CannotCheckError("the model changed the states between the steps")
     if values.part.steps is not None:
         raise CannotCheckError("only some steps were recorded")
+    if not values.running.any():
+        raise CannotCheckError("the batch has no rows")
 
 
 def _check_steps(values: LayerValues) -> None:
