@@ -157,7 +157,8 @@ def test_a_finding_opens_the_number_that_it_names() -> None:
     assert trace["h"][step, row, unit] == trace["h"][-1].max()
 
 
-def test_an_overflow_opens_in_a_row_of_the_page() -> None:
+@needs_javascript
+def test_an_overflow_opens_in_a_row_of_the_page(tmp_path: Path) -> None:
     trace = exploding(200, 3)
     data = data_of(trace)  # has room for one row
     assert not data["rows"]
@@ -168,6 +169,12 @@ def test_an_overflow_opens_in_a_row_of_the_page() -> None:
     for finding in (error, growth):
         assert finding["missing"] is None
         assert finding["row"] == data["row"]
+    (shown,) = said([[data, 0, "", []]], tmp_path)
+    step, unit = error["number"]["t"], error["number"]["u"]
+    assert shown["findings"][:2] == [
+        {"q": "h.1", "t": step, "u": unit},
+        growth["number"],
+    ]  # W_hh h is hidden_sum
     x = torch.randn(200, 3, 4)
     x[5, 2] = math.nan
     assert data_of(ur.trace(torch.nn.RNN(4, 8), x))["row"] == 2  # the row with the error, since one fits

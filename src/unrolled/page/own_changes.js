@@ -3,6 +3,7 @@
 import { shown } from "./digits.js";
 import { gatedFactor, isGate, shortNumber } from "./gates.js";
 import { symbol } from "./names.js";
+import { firstNotFinite } from "./not_finite.js";
 import { nameOf, upper } from "./words.js";
 
 // As in unrolled.tracing.thresholds:
@@ -18,12 +19,8 @@ export function effectOfChanges({ model, symbols, edits, mode }) {
 
 function notFinite(model, symbols) {
   for (const step of model.backward ? [...model.steps].reverse() : model.steps) {
-    for (const q of model.order) {
-      const index = model.valueIndex(q);
-      const unit = model.read(model.values.row(step), index).findIndex((value) => !Number.isFinite(value));
-      if (unit < 0 || !Number.isFinite(model.at(model.recorded, step, index, unit))) continue;
-      return `${symbols.of({ q, t: step, u: unit })} is ${shown(model.at(model.values, step, index, unit))} at step ${step}.`;
-    }
+    const found = firstNotFinite(model, step, (index, unit) => Number.isFinite(model.at(model.recorded, step, index, unit)));
+    if (found) return `${symbols.of(found)} is ${shown(model.value(found))} at step ${step}.`;
   }
   return "";
 }

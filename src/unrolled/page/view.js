@@ -6,6 +6,7 @@ import { Edits } from "./edits.js";
 import { orderOf, windowOf } from "./map_controls.js";
 import { createModels, idOf } from "./model.js";
 import { blockOf } from "./names.js";
+import { firstNotFinite } from "./not_finite.js";
 import { rowData, rowNumbers } from "./rows.js";
 import { findScales } from "./scales.js";
 import { Symbols } from "./symbols.js";
@@ -272,7 +273,8 @@ export class View {
     if (!number) return null;
     const model = (row === null ? this : this.rowOf(row)).models[layer];
     const nearest = number.t === undefined || model.isStart(number) ? number : { ...number, t: model.nearest(number.t) };
-    return model.exists(nearest) ? nearest : null;
+    if (model.exists(nearest)) return nearest;
+    return !model.quantity(number.q) && model.stepIndices.has(nearest.t) ? firstNotFinite(model, nearest.t) : null;
   }
 
   goTo(step, options = {}) {
