@@ -17,7 +17,7 @@ from torch import Tensor
 
 import unrolled as ur
 from helpers.browser import NOT_FOUND, find_browser, running_browser
-from unrolled.page.assets import joined, script
+from unrolled.page.assets import script
 from unrolled.page.sampling import encode_values
 from unrolled.page.step_programs import program_data
 from unrolled.tracing.layer_trace import LayerTrace
@@ -26,10 +26,6 @@ from unrolled.tracing.step_graph import LayerProgram, model_programs
 NODE = shutil.which("node") or shutil.which("nodejs")
 needs_javascript = pytest.mark.skipif(NODE is None and find_browser() is None, reason=NOT_FOUND)
 
-_SCRIPTS = (
-    "numbers", "tensor_functions", "evaluator", "steps", "labels", "weighted_rows", "names", "formula",
-    "derivation", "model", "long_run", "symbols", "weight_gradient",
-)  # fmt: skip
 # Encodes all arrays of a result. Numbers that aren't finite survive.
 _ENCODE = """
 const encode = (value) => {
@@ -139,6 +135,35 @@ const derivations = (cases) => cases.map(([layers, q]) => {
   };
 });
 """
+# The cases are [data of a page, index of the layer, edits as in the address, numbers]: what the page says.
+_SENTENCES = """
+const sentences = (cases) => cases.map(([data, layer, edits, numbers]) => {
+  const view = new View({ dataset: {} }, data, null);
+  view.layerIndex = layer;
+  view.number = view.firstNumber();
+  [view.step, view.unit] = [view.number.t, view.number.u];
+  view.row.edits.fromText(edits);
+  view.refresh();
+  const { model } = view;
+  const plain = (markup) => Symbols.plain(String(markup).replace(/<sub>(.*?)<\\/sub>/g, "_$1"));
+  const parameters = [...model.parameters.values()].filter(({ values }) => values)
+    .map(({ name, shape }) => ({ q: name, u: 0, ...(shape.length > 1 ? { j: 0 } : {}) }));
+  const all = [model.firstStep, view.step]
+    .flatMap((t) => ["x", ...model.order].map((q) => ({ q, t, u: Math.min(1, model.size(q) - 1) })));
+  return {
+    numbers: numbers.map((number) => plain(sentence(view, number))),
+    every: [...all, ...parameters].map((number) => plain(sentence(view, number))),
+    effect: plain(effectOfChanges(view)),
+    tour: tourStops(view).map(({ title, text }) => `${title}: ${plain(text)}`),
+    experiments: experiments(view).map(({ text }) => plain(text)),
+    names: [...["x", ...model.states.map(({ name }) => name)].map((name) => rowDescription(view, name)),
+      ...model.nodes.flatMap(({ name }) => (name ? [name] : []))
+        .map((name) => `${name}: ${afterName(name, model.descriptions[name] ?? "")}`)],
+    checked: checkedText(data.health),
+    findings: data.health.findings.map((finding) => view.numberOf(finding)),
+  };
+});
+"""
 
 
 def run_javascript(function: str, data: Any, folder: Path) -> Any:
@@ -149,7 +174,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         data: Its argument.
         folder: A folder for temporary files.
     """
-    pages = _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS + _TITLES + _DERIVATIONS
+    pages = _RUN_PAGES + _WEIGHT_GRADIENTS + _EQUATIONS + _TITLES + _DERIVATIONS + _SENTENCES
     helpers = _ENCODE + _FUNCTION_NAMES + _RUN_STEPS + _RUN_MODELS + pages
     text = json.dumps(data, allow_nan=False)
     if NODE is None:
@@ -162,7 +187,7 @@ def run_javascript(function: str, data: Any, folder: Path) -> Any:
         head = 'import { readFileSync, writeFileSync } from "fs";\n'
         run = 'const data = JSON.parse(readFileSync("data.json"));\n'
         run += f'writeFileSync("result.json", JSON.stringify(encode({function}(data))));\n'
-        (folder / "run.mjs").write_text(head + joined(_SCRIPTS) + helpers + run)
+        (folder / "run.mjs").write_text(head + script() + "\n" + helpers + run)
         subprocess.run([NODE, "run.mjs"], cwd=folder, check=True)
         result = json.loads((folder / "result.json").read_text())
     return _decoded(result)

@@ -159,8 +159,7 @@ def test_dragging_marks_and_experiments(open_page: OpenPage) -> None:
     assert shut.get_attribute("aria-pressed") == "true"
     guide = tab.locator(".guide")
     assert guide.text_content().startswith(
-        "Your change: Forget gate f[1] stays shut: at most 0.0000 in all 4 steps, so unit 1 forgets c "
-        "at every step."
+        "Your change: Forget gate f[1] is 0 in all 4 steps, so unit 1 forgets c at every step."
     )
     assert "alarm" not in guide.get_attribute("class")
     shut.click()

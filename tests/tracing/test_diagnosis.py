@@ -234,6 +234,34 @@ def test_stuck_by_weights_and_large_inputs() -> None:
     assert "Most of it comes from the weighted sum of input with W_if" in finding.message
 
 
+def test_a_sum_that_is_larger_than_the_whole_pre_activation() -> None:
+    layer = broken(
+        CELLS.LSTM,
+        lambda one: (one.weight_ih_l0[7].fill_(-6), one.bias_ih_l0.zero_(), one.bias_ih_l0[7].fill_(2)),
+    )
+    message = only(report(layer, inputs().abs() + 0.5), "gate shut").message
+    part, whole = re.search(r"W_if: −([\d.]+), and −([\d.]+) with all other terms, at step", message).groups()
+    assert float(part) > float(whole)
+
+
+class Scaled(Formula):
+    """Of two sigmoids, only ``z`` multiplies something that isn't constant."""
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        a = torch.sigmoid(self.sums(x, h))
+        z = torch.sigmoid(linear(x, self.weight_ih))
+        h = 0.5 * h + 0.1 * z * torch.tanh(a) + 0.1 * a
+        return h
+
+
+@pytest.mark.parametrize(("cell", "gates"), [(CELLS.SCRN, set()), (CELLS.NAS, set()), (Scaled, {"z"})])
+def test_a_sigmoid_that_scales_nothing_is_no_gate(cell: Any, gates: set[str]) -> None:
+    layer = broken(cell, lambda one: [parameter.mul_(100).abs_() for parameter in one.parameters()])
+    found = report(layer, inputs().abs() + 0.5)
+    assert {one.quantity for one in found if one.kind.startswith("gate")} == gates
+    assert any(one.kind == "saturated" for one in found)
+
+
 def test_share_of_the_steps() -> None:
     """A gate that opens at one of 300 steps is still stuck, at 6 of them not."""
     layer = broken(CELLS.GRU, lambda one: (one.weight_ih_l0.zero_(), one.weight_ih_l0[6, 0].fill_(1)))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
 import unrolled as ur
 from helpers.broken_layers import Formula, broken, inputs, last_sum, only, report
@@ -39,6 +40,97 @@ def test_growing_state() -> None:
     integrator = broken(CELLS.RNN, lambda one: one.weight_hh_l0.copy_(torch.eye(6)), nonlinearity="relu")
     kinds = {one.kind for one in report(integrator, inputs(200).abs())}
     assert "growing state" not in kinds  # a sum grows, but not exponentially
+
+
+def amplifying(factor: float = 2.5, **options: Any) -> ur.Recurrent:
+    """An RNN whose states are multiplied by a factor at every step, in float32."""
+
+    def set_weights(layer: Any) -> None:
+        for name, parameter in layer.named_parameters():
+            if name.startswith("weight_hh"):
+                parameter.copy_(factor * torch.eye(6))
+
+    return broken(CELLS.RNN, set_weights, nonlinearity="relu", dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize(("steps", "batch", "reverse"), [(40, 1, False), (200, 1, True), (200, 3, False)])
+def test_a_state_is_judged_up_to_its_overflow(steps: int, batch: int, reverse: bool) -> None:
+    trace = ur.trace(amplifying(bidirectional=reverse), inputs(steps, batch, torch.float32).abs())
+    report, direction = trace.health(), "backward" if reverse else "forward"
+    finding = next(one for one in report if one.kind == "growing state" and one.direction == direction)
+    states = trace.layer(0, direction)["h"]
+    name, (step, row, unit) = finding.locations[0]
+    size = states[step, row].abs().max()
+    assert (name, states[step, row, unit]) == ("h", size)
+    assert f"The largest number at step {step} is h[{unit}] = {number(size.item())}" in finding.message
+    assert "weight_hh: its spectral radius is 2.5" in finding.message
+    norms = states.double().norm(dim=-1)
+    rows = range(batch) if steps == 40 else [row]
+    expected = [float(norms[one, rows].square().mean().sqrt()) for one in finding.steps]
+    assert [finding.values["first"], finding.values["last"]] == pytest.approx(expected)
+    after = step - 1 if reverse else step + 1
+    assert after == steps or not states[after, row].isfinite().all()
+    text = str(report)
+    assert "no state grows" not in text
+    assert "ignores its input" not in text
+    assert "whether input and past are used" in text.split("not checked: ", 1)[1]
+
+
+def test_the_rows_of_a_norm_are_named() -> None:
+    trace = ur.trace(amplifying(), inputs(40, 3, torch.float32))
+    finding = only(trace.health(), "growing state")
+    assert "its norm (root mean square over 3 rows) goes from" in finding.message
+    assert [row for _, (_, row, _) in finding.locations] == trace["h"][-1].amax(-1).argsort(
+        descending=True
+    ).tolist()
+    one_bad = inputs(200, 3, torch.float32) * torch.tensor([0.0, 1, 0])[:, None]
+    layer = amplifying()
+    torch.nn.init.zeros_(layer.bias_ih_l0)
+    torch.nn.init.zeros_(layer.bias_hh_l0)
+    assert "its norm in row 1 goes from" in only(ur.trace(layer, one_bad).health(), "growing state").message
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_other_lengths_than_the_one_that_overflows(reverse: bool) -> None:
+    layer = amplifying(bidirectional=reverse)
+    rows = [inputs(steps, 1, torch.float32)[:, 0].abs() for steps in (30, 200, 9, 60)]
+    trace = ur.trace(layer, pack_sequence(rows, enforce_sorted=False))
+    direction = "backward" if reverse else "forward"
+    finding = next(one for one in trace.health() if (one.kind, one.direction) == ("growing state", direction))
+    assert "(root mean square over 3 rows)" in finding.message
+    assert "It also grows in row 1." in finding.message
+    assert finding.steps == ((59, 0) if reverse else (0, 59))
+    for name, (step, row, unit) in finding.locations:
+        states = trace.layer(0, direction)[name][step, row]
+        assert states[unit] == states.abs().max() > 1000
+        assert states.isfinite().all()
+
+
+def test_what_isnt_finite_is_not_judged() -> None:
+    layer = broken(CELLS.RNN, lambda one: one.weight_hh_l0[3, 2].fill_(math.nan))
+    report = ur.trace(layer, inputs(10)).backward(torch.zeros(10, 5, 6).double()).health()
+    assert {one.kind for one in report} == {"not finite", "gradient not finite"}  # not "no gradient"
+    assert "states that grow: not all steps of h have finite numbers" in report.not_checked
+    assert "the gradient through time: not all gradients are finite" in report.not_checked
+    x = inputs(20, 1)
+    x[10] = math.nan
+    report = ur.trace(broken(CELLS.RNN, lambda one: None), x).health()
+    assert "no state grows exponentially" not in report.checked
+    some = ur.trace(broken(CELLS.RNN, lambda one: None), torch.cat([x, inputs(20, 2)], 1)).health()
+    assert "no state grows exponentially" in some.checked  # as far as the other rows tell
+
+
+def test_a_batch_without_rows() -> None:
+    trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 0)).backward(torch.sum)
+    assert "the gradient through time, states that grow: the batch has no rows" in trace.health().not_checked
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda output: output.sum()])
+def test_the_advice_for_gradients_works(loss: Any) -> None:
+    trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 2))
+    advice = "call trace.backward(target) or trace.backward(lambda output: …) first"
+    assert f"the gradient through time: {advice}" in trace.health().not_checked
+    assert "the gradient through time" not in str(trace.backward(loss).health().not_checked)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -19,7 +19,7 @@ class JANET(Cell):
     Quantities:
         sums: pre-activations: forget gate, candidate
         f: forget gate: how much of the old h is kept
-        i: how much of the candidate is written
+        i: input gate: how much of the candidate is written
         candidate: candidate for the new hidden state
         h: hidden state
     """

@@ -3,14 +3,15 @@
 import { createElement } from "./dom.js";
 import { findingText } from "./guide.js";
 
-/** List all findings, and what was checked. */
+/** List all findings, what was checked, and what wasn't. */
 export function createFindings(view) {
-  const { findings, checked } = view.data.health;
+  const { findings, checked, notChecked } = view.data.health;
   return createElement("ol", { class: "findings" },
     findings.map((finding, k) => createElement("li", {}, createElement("span", { class: "bad" }, k + 1), createElement("span", {}, findingText(finding), " ",
       finding.missing ? createElement("span", { class: "quiet" }, finding.missing) : null,
       view.numberOf(finding) ? createElement("button", { type: "button", class: "btn link", onclick: () => view.openFinding(finding) }, "Show it") : null))),
-    checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))));
+    checked.map((text) => createElement("li", {}, createElement("span", { class: "fine" }, "✓"), createElement("span", { class: "quiet" }, text))),
+    notChecked.map((text) => createElement("li", {}, createElement("span", {}, "–"), createElement("span", { class: "quiet" }, `Not checked: ${text}`))));
 }
 
 /** Create a paragraph in which identifiers of papers are links. */

@@ -125,6 +125,7 @@ def page_data(
         "health": {
             "findings": [_finding(trace, one, rows) for one in report],
             "checked": list(report.checked),
+            "notChecked": list(report.not_checked),
         },
     }
 
@@ -146,18 +147,7 @@ def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, A
     places = [(part.layer, part.direction) for part in trace.layers]
     index = places.index((finding.layer, finding.direction))
     part = trace.layers[index]
-    number, row, missing = None, None, None
-    if finding.parameter is not None:
-        name, parameter_row = finding.parameter
-        number = {"q": name, "u": parameter_row} | ({"j": 0} if len(part.cell.shapes()[name]) > 1 else {})
-    elif finding.quantity in ("x", *part.values) and finding.steps:
-        number = {"q": finding.quantity, "t": finding.steps[0], "u": finding.units[0] if finding.units else 0}
-        if finding.rows and part.input.shape[1] > 1:
-            at_place = _rows_at_place(part, finding)
-            row = next((one for one in at_place if one in rows), None)
-            if row is None:
-                number = None
-                missing = f"Row {at_place[0]} isn't on this page. Use to_html(batch={at_place[0]}) to see it."
+    number, row, missing = _number_of(part, finding, rows)
     return {
         "place": where(finding).removesuffix(": "),
         "message": finding.message,
@@ -169,26 +159,36 @@ def _finding(trace: Trace, finding: Finding, rows: Sequence[int]) -> dict[str, A
     }
 
 
+def _number_of(
+    part: LayerTrace, finding: Finding, rows: Sequence[int]
+) -> tuple[dict[str, Any] | None, int | None, str | None]:
+    """Return the number that shows a finding, its row, and what to say if that row isn't on the page."""
+    batch = part.input.shape[1]
+    located = [(name, index) for name, index in finding.locations if name in ("x", *part.values)]
+    if located:
+        name, (step, row, unit) = next((one for one in located if one[1][1] in rows), located[0])
+        if row not in rows:
+            return None, None, f"Row {row} isn't on this page. Use to_html(batch={row}) to see it."
+        return {"q": name, "t": step, "u": unit}, row if batch > 1 else None, None
+    if finding.locations:
+        name, (first, *others) = finding.locations[0]
+        return {"q": name, "u": first} | ({"j": others[0]} if others else {}), None, None
+    if finding.parameter is not None:
+        name, parameter_row = finding.parameter
+        column = {"j": 0} if len(part.cell.shapes()[name]) > 1 else {}
+        return {"q": name, "u": parameter_row} | column, None, None
+    if finding.quantity not in ("x", *part.values) or not finding.steps:
+        return None, None, None
+    number = {"q": finding.quantity, "t": finding.steps[0], "u": finding.units[0] if finding.units else 0}
+    return number, None, None
+
+
 def _row_with_error(trace: Trace, report: HealthReport) -> int | None:
     """Return the row in which the worst finding is, such as the first NaN; None if it isn't an error."""
     if not report or report[0].severity != "error" or not report[0].rows:
         return None
     finding: Finding = report[0]
-    places = [(part.layer, part.direction) for part in trace.layers]
-    part = trace.layers[places.index((finding.layer, finding.direction))]
-    is_at_place = finding.quantity in ("x", *part.values) and finding.steps
-    return (_rows_at_place(part, finding) if is_at_place else finding.rows)[0]
-
-
-def _rows_at_place(part: LayerTrace, finding: Finding) -> Sequence[int]:
-    """Return the rows of a finding for which its first step and unit are right.
-
-    Several rows may have NaN that starts at different places. The message names the first place.
-    """
-    unit = finding.units[0] if finding.units else 0
-    values = part[finding.quantity][finding.steps[0]].unsqueeze(-1).flatten(1)[:, unit]
-    bad = [row for row in finding.rows if not values[row].isfinite()]
-    return bad or finding.rows
+    return finding.locations[0][1][1] if finding.locations else finding.rows[0]
 
 
 def _comparison_with_torch(trace: Trace) -> dict[str, str]:

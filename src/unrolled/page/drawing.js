@@ -4,7 +4,7 @@ import { createElement, createSvg } from "./dom.js";
 import { tone } from "./cells.js";
 import { factorOf } from "./derivation.js";
 import { fixed } from "./digits.js";
-import { splitName } from "./names.js";
+import { afterName, splitName } from "./names.js";
 import { Symbols } from "./symbols.js";
 
 const THIN = 1.3;
@@ -139,7 +139,7 @@ export function createDrawing(view) {
   function spokenName(q) {
     const [description] = (view.model.descriptions[q] ?? "").split(":");
     const name = view.symbols.spokenQuantity(q === "x" ? null : view.model.quantity(q), q);
-    return description ? `${description} ${name}` : name;
+    return description && afterName(name, description) === description ? `${description} ${name}` : description || name;
   }
 
   function chooseOnClick(group, refer) {

@@ -2,7 +2,8 @@
 
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { given, shown } from "./digits.js";
-import { nameOf } from "./words.js";
+import { isGate } from "./gates.js";
+import { elementOf } from "./words.js";
 
 const MAX_LEAVES = 5;
 
@@ -55,7 +56,7 @@ export function createEditor(view) {
       if (isHold !== everyLabel.isConnected) isHold ? row.after(everyLabel) : everyLabel.remove();
       const set = edits.find(view.layerIndex, number);
       if (isHold && set) everyStep.checked = set.steps === null;
-      hint.textContent = isHold ? (set ? "held by you" : "drag to hold it") : edit.kind === "parameter" ? "the same in all steps" : "";
+      hint.textContent = isHold ? (set ? "set by you" : "drag or type to set it") : edit.kind === "parameter" ? "the same in all steps" : "";
     } else {
       everyLabel.remove();
       hint.textContent = "drag or type in any framed number";
@@ -99,7 +100,7 @@ function leavesOf(view) {
 
 /** The gate that decides how much of an old state is kept, or another one. */
 function mainGate(model) {
-  const gates = model.nodes.filter((node) => node.name && node.range === "gate" && model.held.includes(node.name));
+  const gates = model.nodes.filter((node) => node.name && isGate(model, node) && model.held.includes(node.name));
   const keeps = (node) => model.readers.get(node.id).some((reader) => reader.operation === "product" && reader.terms.some((term) => term.source?.startsWith("before:")));
   return gates.find(keeps) ?? gates[0] ?? null;
 }
@@ -112,9 +113,8 @@ function experiments(view) {
     const unit = Math.min(view.unit, model.size(gate.name) - 1);
     const edit = edits.editOf(layerIndex, { q: gate.name, t: model.firstStep, u: unit });
     const held = edits.edits.get(edits.key(edit))?.value;
-    const name = nameOf(model, gate.name);
     const toggle = (value) => () => (held === value ? view.removeEdit(edit) : view.setEdit(edit, value));
-    found.push({ text: `Shut the ${name} of unit ${unit}`, run: toggle(0), pressed: held === 0 }, { text: "Open it", run: toggle(1), pressed: held === 1 });
+    found.push({ text: `Shut ${elementOf(model, gate.name, unit)}`, run: toggle(0), pressed: held === 0 }, { text: "Open it", run: toggle(1), pressed: held === 1 });
   }
   const recurrent = model.nodes.flatMap((node) => node.terms).find((term) => term.weighted && term.parameter && term.source?.startsWith("before:"));
   if (!gate && recurrent) {

@@ -25,6 +25,12 @@ export function findingText({ place, message }, module = "") {
   return [[module, place].filter(Boolean).join(", "), message].filter(Boolean).join(": ");
 }
 
+/** Say what was checked, and what wasn't. The diagnosis says why. */
+export function checkedText({ checked, notChecked }) {
+  const missing = notChecked.map((text) => text.split(": ")[0]);
+  return [checked.length && `Checked: ${checked.join(", ")}.`, missing.length && `Not checked: ${missing.join(", ")}.`].filter(Boolean).join(" ");
+}
+
 /** Create the guide line. Returns {element, update, start, next, stop, touring}. */
 export function createGuide(view) {
   const element = createElement("div", { class: "guide", role: "status" });
@@ -80,7 +86,7 @@ export function createGuide(view) {
   function draw(effect) {
     element.className = "guide";
     element.hidden = false;
-    const { findings, checked } = view.data.health;
+    const { findings } = view.data.health;
     if (stop >= 0) {
       const { title, text: said } = stops[stop];
       element.classList.add("touring");
@@ -104,7 +110,7 @@ export function createGuide(view) {
       element.replaceChildren(text(`<b>New to ${view.data.shortName}?</b> A few short stops explain where ${view.symbols.of(number)} comes from. Every number on this page is real and can be clicked.`),
         createElement("span", { class: "acts" }, button("Start the tour", () => go(0), "go", "T"), button("No, thanks", () => go(-1), "link")));
     } else {
-      element.replaceChildren(createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), `No problem found in ${view.model.length} ${view.model.length === 1 ? "step" : "steps"}${view.row.edits.size ? ", without your changes" : ""}. `, createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`)),
+      element.replaceChildren(createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), `No problem found in ${view.model.length} ${view.model.length === 1 ? "step" : "steps"}${view.row.edits.size ? ", without your changes" : ""}. `, createElement("span", { class: "quiet" }, checkedText(view.data.health))),
         createElement("span", { class: "acts" }, button("Tour", () => go(0), "link", "T")));
     }
   }

@@ -4,8 +4,8 @@ import { colorScale } from "./color_scale.js";
 import { createElement, createMarkup, replaceChildren, visibleLabel } from "./dom.js";
 import { createGrid, statisticsLines } from "./heat_map_grid.js";
 import { createMapControls, fewestSteps } from "./map_controls.js";
+import { afterName, symbol } from "./names.js";
 import { gateColor, valueColor } from "./numbers.js";
-import { symbol } from "./symbols.js";
 
 const MAX_ROW_HEIGHT = 14; // pixels
 const MAP_HEIGHT = 88;
@@ -63,7 +63,7 @@ function createMap(view, q, readout) {
   const frame = createElement("div", { class: "frame" }, canvas, cursor, row, selection);
   if (isImage) frame.style.maxWidth = `${(200 * width) / Math.max(width, height)}px`;
   const name = createMarkup("div", `<b>${symbol(q)} <span></span></b><span class="quiet now"></span>`, "map-name");
-  name.querySelector("b span").textContent = (model.descriptions[q] ?? "").split(": ")[0];
+  name.querySelector("b span").textContent = afterName(q, (model.descriptions[q] ?? "").split(": ")[0]);
   if (!isImage) name.append(createElement("span", { class: "text-scale", "aria-hidden": "true" }, colorScale(view, q)));
   const lines = statisticsLines(grid.statistics, model.quantity(q).node?.range);
   const [first, stop] = view.mapWindow;

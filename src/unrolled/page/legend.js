@@ -3,6 +3,7 @@
 import { differenceLegend } from "./comparison.js";
 import { createElement } from "./dom.js";
 import { MAX_BARS } from "./drawing.js";
+import { isGate } from "./gates.js";
 
 /** Create the legend. Returns {element, update}. */
 export function createLegend(view) {
@@ -14,8 +15,9 @@ export function createLegend(view) {
     element.hidden = !model.drawing;
     if (element.hidden) return;
     const isDifference = view.mode === "difference";
-    const hasGates = !isDifference && model.drawing.nodes.some((node) => node.range === "gate");
-    const keys = [...(hasGates ? [key("gate", "gate, 0 to 1")] : []), key("pos", "above zero"), key("neg", "below zero"), ...(view.edits.possible ? [key("can", "you can change it")] : [])];
+    const hasShares = !isDifference && model.drawing.nodes.some((node) => node.range === "gate");
+    const hasGates = model.nodes.some((node) => isGate(model, node));
+    const keys = [...(hasShares ? [key("gate", hasGates ? "gate, 0 to 1" : "0 to 1")] : []), key("pos", "above zero"), key("neg", "below zero"), ...(view.edits.possible ? [key("can", "you can change it")] : [])];
     const text = isDifference ? differenceLegend(view) : `${bars(model)}Thicker line: larger number. Gray: the whole vector.`;
     element.replaceChildren(createElement("p", {}, text), createElement("p", {}, keys.flat()));
   }

@@ -20,6 +20,15 @@ export function symbol(name, ...indices) {
   return `<var${base.length > 1 ? ' class="word"' : ""}>${escape(base)}</var>${below ? `<sub>${below}</sub>` : ""}`;
 }
 
+/** A description to show after the name of its quantity, without the name if it begins with that: "for the new state". */
+export function afterName(name, description) {
+  if (description.toLowerCase() === name.toLowerCase()) return "";
+  return description.toLowerCase().startsWith(`${name.toLowerCase()} `) ? description.slice(name.length + 1) : description;
+}
+
+/** The rows of a parameter around one row, with the gate that they compute; undefined for another number. */
+export const blockOf = (model, { q, u }) => model.parameters.get(q)?.rowNames.find(({ start, stop }) => u >= start && u < stop);
+
 /** Weights as in torch's documentation, W_if, or with the rows of a gate in brackets, W_ih[candidate]. */
 export function parameterText(text) {
   return escape(text)

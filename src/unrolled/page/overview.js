@@ -2,7 +2,7 @@
 
 import { mount } from "./app.js";
 import { createElement } from "./dom.js";
-import { findingText } from "./guide.js";
+import { checkedText, findingText } from "./guide.js";
 
 const MAX_FIRST = 20; // calls that are listed, from the beginning and from the end
 const MAX_LAST = 40;
@@ -87,8 +87,9 @@ export function mountModel(root, data) {
       page === null ? null : createWorst(data.pages[page].health));
   }
 
-  function createWorst({ findings: [worst], checked }) {
-    if (!worst) return createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), "No problem found. ", createElement("span", { class: "quiet" }, `Checked: ${checked.join(", ")}.`));
+  function createWorst(health) {
+    const [worst] = health.findings;
+    if (!worst) return createElement("p", {}, createElement("span", { class: "fine" }, "✓ "), "No problem found. ", createElement("span", { class: "quiet" }, checkedText(health)));
     return createElement("p", { class: worst.severity === "note" ? "worst" : "worst alarm" }, createElement("b", {}, worst.severity === "note" ? "Note: " : "Problem: "), findingText(worst));
   }
 

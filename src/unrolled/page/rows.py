@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ class RowChoice:
             batch: The row, or several rows, or None for the first rows.
             lengths: The number of time steps of each row of the batch.
             texts: The labels and predictions. If they are for one row, and no row is chosen, it is row 0.
-            bad: A row with an error. If no rows are chosen, and it isn't one of the first, it comes before
-                them.
+            bad: A row with an error. If no rows are chosen, and it isn't one of the first that fit, it comes
+                before them.
 
         Raises:
             IndexError: If there is no such row.
@@ -57,8 +58,10 @@ class RowChoice:
             rows = tuple(row for row in first if lengths[row])[:MAX_ROWS]
             if not rows:
                 raise ValueError("a page needs a row with time steps, but this trace has none")
-            if bad is not None and not is_single and bad not in rows:
-                rows = (bad, *rows[: MAX_ROWS - 1])
+            if bad is not None and not is_single:
+                steps = itertools.accumulate(lengths[row] for row in rows)
+                if bad not in [row for row, total in zip(rows, steps, strict=True) if total <= MAX_STEPS]:
+                    rows = (bad, *(row for row in rows if row != bad))[:MAX_ROWS]
             return cls(rows, False, is_single)
         several = None if isinstance(batch, str) or not isinstance(batch, Iterable) else list(batch)
         numbers: list[Any] = [batch] if several is None else several

@@ -134,5 +134,7 @@ const rowNames = (model) => [...model.states.map((state) => state.name).reverse(
 function rowDescription(view, name) {
   if (name === "x") return inputDescription(view.model).replace("the ", "");
   const text = (view.model.descriptions[name] ?? "state").split(":")[0];
-  return view.model.states[0].name === name ? `${text}, ${outputDescription(view.model).replace(/^(part of )?the /, "$1")}` : text;
+  const isOutput = view.model.states[0].name === name;
+  const role = outputDescription(view.model).replace(/^(part of )?the /, "$1");
+  return isOutput && role !== text ? `${text}, ${role}` : text;
 }

@@ -4,7 +4,7 @@ import { createCell } from "./cells.js";
 import { createElement, createMarkup } from "./dom.js";
 import { continuesNormalization } from "./formula.js";
 import { unitsShown } from "./strip.js";
-import { escape, symbol } from "./names.js";
+import { afterName, escape, symbol } from "./names.js";
 import { Symbols } from "./symbols.js";
 
 const MAX_RESULTS = 6; // columns of the table of results, the values computed from the gates
@@ -77,11 +77,11 @@ export function createTables(view) {
     const name = view.symbols.distinctTitle(node);
     const title = createElement("div", { class: "head", "aria-hidden": "true", title: [word, text].filter(Boolean).join(": ") || null });
     title.innerHTML = `<b>${name} <span></span></b><span class="quiet"></span>`;
-    title.querySelector("b").lastChild.textContent = word;
+    title.querySelector("b > span:last-child").textContent = afterName(key, word);
     title.lastChild.textContent = text;
     const rows = unitsShown(view, model.size(key)).map((unit) => createRow(rowHead(unit), inSlots(columns.map((column, k) => createElement("div", { class: "pre", role: "cell", "data-op": operator(columns, k) },
       add(() => ({ q: column.q, t: view.step, u: unit })))), () => createElement("span", { role: "cell" }))));
-    return createElement("div", { class: "gate", "data-node": key, role: "table", "aria-label": [`${word} ${Symbols.plain(name)}`.trim(), text].filter(Boolean).join(": ") },
+    return createElement("div", { class: "gate", "data-node": key, role: "table", "aria-label": [afterName(key, word) === word ? `${word} ${Symbols.plain(name)}`.trim() : word, text].filter(Boolean).join(": ") },
       head, createElement("div", { class: "grp", style, role: "rowgroup" }, title, rows));
   }
 

@@ -5,6 +5,8 @@ import { given, shown } from "./digits.js";
 import { Edits } from "./edits.js";
 import { orderOf, windowOf } from "./map_controls.js";
 import { createModels, idOf } from "./model.js";
+import { blockOf } from "./names.js";
+import { firstNotFinite } from "./not_finite.js";
 import { rowData, rowNumbers } from "./rows.js";
 import { findScales } from "./scales.js";
 import { Symbols } from "./symbols.js";
@@ -261,6 +263,8 @@ export class View {
     const number = this.numberOf(finding);
     if (finding.row !== null) this.setRow(this.rowNumbers.indexOf(finding.row));
     this.layerIndex = finding.layer;
+    const block = blockOf(this.model, number);
+    if (block?.gate) this.unit = number.u - block.start + block.firstUnit; // the weights table has the rows near it
     this.choose(number);
   }
 
@@ -268,8 +272,9 @@ export class View {
   numberOf({ layer, number, row }) {
     if (!number) return null;
     const model = (row === null ? this : this.rowOf(row)).models[layer];
-    const nearest = number.t === undefined ? number : { ...number, t: model.nearest(number.t) };
-    return model.exists(nearest) ? nearest : null;
+    const nearest = number.t === undefined || model.isStart(number) ? number : { ...number, t: model.nearest(number.t) };
+    if (model.exists(nearest)) return nearest;
+    return !model.quantity(number.q) && model.stepIndices.has(nearest.t) ? firstNotFinite(model, nearest.t) : null;
   }
 
   goTo(step, options = {}) {

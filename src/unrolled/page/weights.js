@@ -5,7 +5,7 @@ import { createElement, createMarkup } from "./dom.js";
 import { parametersOf } from "./formula.js";
 import { unitsShown } from "./strip.js";
 import { idOf } from "./model.js";
-import { escape, parameterText, symbol } from "./names.js";
+import { afterName, escape, parameterText, symbol } from "./names.js";
 import { Symbols } from "./symbols.js";
 
 const MAX_SOURCE = 8; // columns of a matrix that are shown at once, if there is room
@@ -78,7 +78,7 @@ export function createWeights(view) {
     const style = `--widths: 26px ${blocks.map(({ columns }) => `6px repeat(${columns.length}, minmax(var(--least), 1fr))`).join(" ")}`;
     const title = createMarkup("div", `<b>${symbols.title(node)} <span></span></b><span class="quiet"></span>`, "head");
     title.setAttribute("aria-hidden", "true");
-    title.querySelector("b > span:last-child").textContent = (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0];
+    title.querySelector("b > span:last-child").textContent = afterName(model.keys.get(node.id), (model.descriptions[model.keys.get(node.id)] ?? "").split(": ")[0]);
     const formulas = terms.map((term) => parameterText(parametersOf(term).filter(Boolean).join(", ")));
     title.lastChild.innerHTML = [rowsText(model, terms), formulas.join(", ")].filter(Boolean).join(": ");
     const headCells = (texts) => blocks.map(({ columns }, k) => createMarkup("span", texts[k], "over")).map((cell, k) => {

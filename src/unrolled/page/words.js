@@ -1,18 +1,39 @@
 // One sentence about a number, for someone who sees the layer for the first time.
 
+import { shown } from "./digits.js";
 import { continuesNormalization } from "./formula.js";
-import { escape, symbol } from "./names.js";
+import { gatedFactor, isGate, percent, shortNumber } from "./gates.js";
+import { blockOf, escape, symbol } from "./names.js";
 import { inputDescription, outputDescription } from "./tensor_names.js";
 
-const NEARLY = 0.05; // a gate below is shut, and above 1 - NEARLY open
-
-const percent = (value) => `${Math.round(value * 100)} %`;
 const lower = (text) => text.charAt(0).toLowerCase() + text.slice(1);
+
+/** What a quantity is called in the cell's docstring: "forget gate". Empty if it has no description. */
+const nounOf = (model, q) => escape((model.descriptions[q] ?? "").split(/[:,]/)[0]);
 
 /** What a quantity is called: "forget gate", or its symbol. */
 export function nameOf(model, q) {
-  const description = (model.descriptions[q] ?? "").split(":")[0];
-  return description ? escape(description) : symbol(model.labels.get(model.nodesByKey.get(q)?.id) || q);
+  return nounOf(model, q) || symbol(model.labels.get(model.nodesByKey.get(q)?.id) || q);
+}
+
+/** A quantity with an article: "the forget gate", "the old cell state", or its symbol. */
+function theName(model, q, adjective = "") {
+  const name = `${adjective}${nameOf(model, q)}`;
+  return nounOf(model, q) || adjective ? `the ${name}` : name;
+}
+
+/** One element of a quantity: "the forget gate of unit 1", or "f[1]". */
+export function elementOf(model, q, unit) {
+  const noun = nounOf(model, q);
+  if (!noun) return `${nameOf(model, q)}[${unit}]`;
+  return `the ${noun}${/ of /.test(noun) ? ", " : " of "}unit ${unit}`;
+}
+
+/** What a term of a node reads: "the previous hidden state", "the candidate", or a formula. */
+function sourceName({ model, symbols }, source, t) {
+  if (source.startsWith("before:")) return theName(model, source.slice(7), "previous ");
+  const key = model.keys.get(source);
+  return nounOf(model, key) ? theName(model, key) : symbols.source(source, t);
 }
 
 /** Return the markup of a sentence about a number. */
@@ -24,47 +45,50 @@ export function sentence(view, number) {
   const { kind, node, term } = model.quantity(q);
   if (kind === "input") return model.index ? `Feature ${u} of ${inputDescription(model)} at step ${t}.` : `Feature ${u} of the input at step ${t}. It is given, not computed.`;
   const key = model.keys.get(node.id);
-  const owner = node.name ? `${nameOf(model, node.name)} of unit ${u}` : `unit ${u}`;
+  const owner = node.name ? elementOf(model, node.name, u) : `unit ${u}`;
   if (kind === "term") {
     const isSeveral = term.normalization && node.terms.some((one) => continuesNormalization(one) && one.normalization.group === term.normalization.group);
-    if (isSeveral) return `What the layer reads, times its weights, added up and normalized for the ${owner}. The normalization reads the sums of all units.`;
+    if (isSeveral) return `What the layer reads, times its weights, added up and normalized for ${owner}. The normalization reads the sums of all units.`;
     const bias = (term.bias ? ", plus a bias" : "") + (term.normalization ? ", normalized" : "");
-    if (term.source === "x") return `What the input adds to the ${owner}: its weights times ${symbols.source("x", t)}${bias}.`;
+    if (term.source === "x") return `What the input adds to ${owner}: its weights times ${symbols.source("x", t)}${bias}.`;
     const isInitial = term.source.startsWith("before:") && model.previous(t) === model.start;
     const zero = isInitial && Array.from({ length: model.sourceSize(term.source) }, (_, k) => view.value({ q: term.source.slice(7), t: model.start, u: k })).every((one) => one === 0);
     if (zero) return `What the previous ${nameOf(model, term.source.slice(7))} adds. At the first step it is zero${term.normalization ? ", before the normalization" : term.bias ? ", so only the bias is left" : ""}.`;
-    const source = term.source.startsWith("before:") ? `the previous ${nameOf(model, term.source.slice(7))}` : nameOf(model, model.keys.get(term.source));
-    return `What ${source} adds to the ${owner}: its weights times all of ${symbols.source(term.source, t)}${bias}.`;
+    return `What ${sourceName(view, term.source, t)} adds to ${owner}: its weights times all of ${symbols.source(term.source, t)}${bias}.`;
   }
   const squeezes = { gate: "into 0 to 1", tanh: "into −1 to 1" }[node.range];
   if (kind === "sum") return `All parts together.${squeezes ? ` ${escape(node.glyph)} squeezes this ${squeezes}.` : ""}`;
-  if (node.range === "gate") return gateSentence(view, node, number);
+  if (isGate(model, node)) return gateSentence(view, node, number);
   const state = model.states.find((one) => one.end === node.id);
   const description = (model.descriptions[node.name] ?? "").replace(/^[^:]*: /, "");
   if (state) {
     const next = model.next(t);
-    const isOutput = model.states[0] === state;
+    const isOutput = model.states[0] === state && `the ${nounOf(model, state.name)}` !== outputDescription(model);
     const role = isOutput ? `, and ${outputDescription(model)} of step ${t}` : "";
-    return `The ${nameOf(model, state.name)} of unit ${u}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
+    const subject = nounOf(model, state.name) ? upper(elementOf(model, state.name, u)) : `The state ${nameOf(model, state.name)} of unit ${u}`;
+    return `${subject}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
   }
   const passed = letThrough(view, node, t);
   if (passed) return `${upper(passed)}.`;
-  if (node.operation === "activation" && squeezes && node.terms.length === 1 && node.terms[0].source) {
+  if (node.operation === "activation" && squeezes && !view.isHeld(number) && node.terms.length === 1 && node.terms[0].source) {
     return `${upper(symbols.source(node.terms[0].source, t))}, squeezed ${squeezes}.`;
   }
   if (node.operation === "unknown") return `${upper(nameOf(model, key))}${description ? `: ${lower(escape(description))}` : ""}. How it is computed isn't known.`;
-  if (model.labels.get(node.id)) return `${upper(nameOf(model, key))}${description && description !== (model.descriptions[node.name] ?? "") ? `: ${lower(escape(description))}` : ""}.`;
-  return "A number on the way, without a name in the cell's code.";
+  if (!node.name) return "A number on the way, without a name in the cell's code.";
+  if (node.name === "x") return "The variable x in the code of the step, after the step has changed it.";
+  if (!nounOf(model, node.name)) return `The variable ${escape(node.name)} in the code of the step.`;
+  return `${upper(escape(model.descriptions[node.name]))}.`;
 }
 
 /** What a product with a gate is: "what the output gate lets through of tanh(c)". Empty for anything else. */
-function letThrough({ model, symbols }, node, t) {
+function letThrough(view, node, t) {
+  const { model, symbols } = view;
   if (node.operation !== "product") return "";
   const gate = node.terms.find((one) => model.nodesById.get(one.source)?.range === "gate");
   const other = node.terms.find((one) => one !== gate);
   if (!gate || !other?.source || node.terms.length > 2) return "";
-  const what = other.source.startsWith("before:") ? `the old ${nameOf(model, other.source.slice(7))}` : symbols.source(other.source, t);
-  return `what the ${nameOf(model, model.keys.get(gate.source))} lets through of ${what}`;
+  const what = other.source.startsWith("before:") ? theName(model, other.source.slice(7), "old ") : symbols.source(other.source, t);
+  return `what ${sourceName(view, gate.source, t)} lets through of ${what}`;
 }
 
 /** What a new state is made of, if that can be said in a few words. */
@@ -85,9 +109,9 @@ export function upper(text) {
 
 function parameterSentence(view, { q, u, j }) {
   const { model } = view;
-  const { shape, rowNames } = model.parameters.get(q);
-  const block = rowNames.find(({ start, stop }) => u >= start && u < stop);
-  const owner = block?.gate ? `the ${nameOf(model, block.gate)} of unit ${u - block.start + block.firstUnit}` : `row ${u}`;
+  const { shape } = model.parameters.get(q);
+  const block = blockOf(model, { q, u });
+  const owner = block?.gate ? elementOf(model, block.gate, u - block.start + block.firstUnit) : `row ${u}`;
   if (shape.length < 2) return `A parameter of ${owner}. It is the same at every step.`;
   const reader = model.nodes.flatMap((node) => node.terms).find((term) => term.parameter === q && term.source);
   const source = reader?.source === "x" ? `input feature ${j}` : reader?.source?.startsWith("before:") ? `unit ${j} of the previous ${nameOf(model, reader.source.slice(7))}` : `column ${j}`;
@@ -98,18 +122,20 @@ function parameterSentence(view, { q, u, j }) {
 function gateSentence(view, node, number) {
   const { model, symbols } = view;
   const value = view.value(number);
-  const name = node.name ? nameOf(model, node.name) : "gate";
-  const state = value < NEARLY ? "shut" : value > 1 - NEARLY ? "open" : "";
-  const product = model.readers.get(node.id).find((reader) => reader.operation === "product");
-  const other = product?.terms.find((term) => term.source !== node.id && term.source);
-  const start = `The ${name} of unit ${number.u}`;
-  if (!other) return state ? `${start} is ${state}.` : `${start} is ${percent(value)} open.`;
-  const what = symbols.of(model.sourceOf(other, number.t, number.u));
-  if (other.source.startsWith("before:")) {
-    const old = `the old ${nameOf(model, other.source.slice(7))} ${what}`;
-    if (state === "shut") return `${start} is shut. ${upper(old)} is erased.`;
-    return state ? `${start} is open. It keeps ${old} as it was.` : `${start} keeps ${percent(value)} of ${old}.`;
+  const subject = node.name ? upper(elementOf(model, node.name, number.u)) : symbols.of(number);
+  const state = value === 0 ? "shut" : value === 1 ? "open" : "";
+  const isShare = value >= 0 && value <= 1;
+  const factor = gatedFactor(model, node);
+  if (!Number.isFinite(value) || (!factor && !isShare)) return `${subject} is ${shown(value)}.`;
+  if (!factor) return `${subject} is ${state || `${percent(value)} open`}.`;
+  const symbolOf = symbols.of(model.sourceOf(factor.other, number.t, number.u));
+  const isNamed = factor.state && nounOf(model, factor.state);
+  const what = !factor.state ? symbolOf : isNamed ? `the old ${nameOf(model, factor.state)} ${symbolOf}` : `the old ${symbolOf}`;
+  if (!isShare) return `${subject} multiplies ${what} by ${shortNumber(value)}.`;
+  if (factor.keeps) {
+    if (state === "shut") return `${subject} is shut. ${upper(what)} is erased.`;
+    return state ? `${subject} is open. It keeps all of ${what}.` : `${subject} keeps ${percent(value)} of ${what}.`;
   }
-  if (state === "shut") return `${start} is shut. Nothing of ${what} gets through.`;
-  return state ? `${start} is open. It lets ${what} through.` : `${start} lets ${percent(value)} of ${what} through.`;
+  if (state === "shut") return `${subject} is shut. Nothing of ${what} gets through.`;
+  return state ? `${subject} is open. It lets all of ${what} through.` : `${subject} lets ${percent(value)} of ${what} through.`;
 }

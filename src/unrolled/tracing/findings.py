@@ -35,6 +35,9 @@ class Finding:
         rows: The affected rows of the batch. Empty if it isn't about certain rows.
         values: The numbers behind the message, by name.
         parameter: The parameter that causes it and the index of its row, if known.
+        locations: Numbers that show it, the best first and at most one per row of the batch: each is a
+            quantity with ``(step, row, unit)``, or a parameter with its index. The step of an initial state
+            is the one before the first. Empty if ``parameter``, ``steps`` and ``units`` say it all.
         module: Name of the module, in a report of a whole model.
         parts: How many layers and directions the trace has.
     """
@@ -50,6 +53,7 @@ class Finding:
     rows: tuple[int, ...] = ()
     values: dict[str, float] = field(default_factory=dict)
     parameter: tuple[str, int] | None = None
+    locations: tuple[tuple[str, tuple[int, ...]], ...] = ()
     module: str = ""
     parts: int = 1
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unrolled.layers.tensors import tensors
-from unrolled.tracing.findings import Finding, number
+from unrolled.tracing.findings import Finding, listed, number
+from unrolled.tracing.gradient_flow import spectral_radii
 from unrolled.tracing.layer_values import STEP_ERRORS, CannotCheckError, LayerValues
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.thresholds import (
@@ -23,51 +25,141 @@ from unrolled.tracing.thresholds import (
 )
 
 _MIN_STEPS = 4
+_MAX_ROWS = 64  # rows with NaN or infinity that are measured, one by one
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """A state that grows.
+
+    Attributes:
+        name: The state.
+        rows: The positions of the rows that were measured together.
+        first, last: Steps since the start of the row between which it grows.
+        norms: The norm after each step, as root mean square over the rows.
+        factor: The median growth per step in the second half.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    first: int
+    last: int
+    norms: list[float]
+    factor: float
 
 
 def check_state_growth(values: LayerValues) -> list[Finding]:
-    """Report states whose norm grows exponentially.
+    """Report states whose norm grows exponentially, up to the first NaN or infinity.
 
     Raises:
-        CannotCheckError: If there are too few steps, or no state was recorded.
+        CannotCheckError: If there are too few steps with finite numbers, or no state was recorded.
     """
+    return [_growth_finding(values, growths) for growths in _growing_states(values)]
+
+
+def _growing_states(values: LayerValues) -> list[list[_Growth]]:
+    """Return how each state grows that does: in the rows with finite numbers, and in each of the others."""
     states = [name for name in values.part.initial_state if name in values.part.values]
     if not states:
         raise CannotCheckError("no state was recorded")
     _check_steps(values)
-    findings = []
+    growing, undecided = [], []
     for name in states:
-        norms = _norms(values, {name: values.part.values[name]}, from_end=False)
-        last = len(norms) - 1
-        first = next((k for k, norm in enumerate(norms) if norm > 0), last)
-        half = last // 2
-        if first >= half or norms[last] < STATE_GROWTH * norms[first]:
-            continue
-        growth = _median_growth(norms[half:])
-        if growth ** (last - half) < EXPONENTIAL_GROWTH:
-            continue
-        start, end = _step(values, first, from_end=False), _step(values, last, from_end=False)
-        message = (
-            f"The state {name} grows exponentially: its norm goes from {number(norms[first])} at step "
-            f"{start} to {number(norms[last])} at step {end}, by a factor of {number(growth)} per step."
-        )
-        findings.append(
-            values.finding(
-                "growing state",
-                "warning",
-                message,
-                name,
-                steps=(start, end),
-                values={"growth": growth, "first": norms[first], "last": norms[last]},
-            )
-        )
-    return findings
+        is_finite = values.part.values[name].flatten(2).isfinite().all(-1)
+        bad_rows = (values.running & ~is_finite).any(0)
+        fine_rows = (~bad_rows).nonzero().flatten().tolist()
+        # A row with NaN or infinity is measured alone, up to the first of them.
+        alone = bad_rows.nonzero().flatten()[:_MAX_ROWS].tolist()
+        groups = [fine_rows] * bool(fine_rows) + [[row] for row in alone]
+        growths = [growth for rows in groups if (growth := _growth(values, name, rows))]
+        if growths:
+            growing.append(growths)
+        elif not fine_rows:
+            undecided.append(name)
+    if undecided and not growing:
+        raise CannotCheckError(f"not all steps of {_joined(undecided)} have finite numbers")
+    return growing
+
+
+def _growth(values: LayerValues, name: str, rows: list[int]) -> _Growth | None:
+    """Return how a state grows in the first finite steps of some rows, or None."""
+    norms = _finite_part(_norms(values, {name: values.part.values[name]}, from_end=False, rows=rows))
+    last = len(norms) - 1
+    first = next((k for k, norm in enumerate(norms) if norm > 0), last)
+    half = last // 2
+    if len(norms) < _MIN_STEPS or first >= half or norms[last] < STATE_GROWTH * norms[first]:
+        return None
+    factor = _median_growth(norms[half:])
+    if factor ** (last - half) < EXPONENTIAL_GROWTH:
+        return None
+    return _Growth(name, tuple(rows), first, last, norms, factor)
+
+
+def _growth_finding(values: LayerValues, growths: Sequence[_Growth]) -> Finding:
+    growth, *others = growths
+    name, first, last = growth.name, growth.norms[growth.first], growth.norms[growth.last]
+    start, end = _ends(values, growth)
+    largest = _largest_elements(values, growth)
+    in_row = " in row {}" if values.running.shape[1] > 1 else ""
+    if len(growth.rows) > 1:
+        measured = f"its norm (root mean square over {len(growth.rows)} rows)"
+    else:
+        measured = f"its norm{in_row.format(values.row_numbers[growth.rows[0]])}"
+    size, (row, unit) = largest[0]
+    message = (
+        f"The state {name} grows exponentially: {measured} goes from {number(first)} at step {start} to "
+        f"{number(last)} at step {end}, by a factor of {number(growth.factor)} per step. The largest number "
+        f"at step {end} is {name}[{unit}] = {number(size)}{in_row.format(row)}."
+    )
+    if others:
+        rows = listed(sorted(values.row_numbers[row] for other in others for row in other.rows))
+        message += f" It also grows in {'row' if rows.isdigit() else 'rows'} {rows}."
+    return values.finding(
+        "growing state", "warning", message + _amplifier(values), name, steps=(start, end),
+        values={"growth": growth.factor, "first": first, "last": last},
+        locations=tuple(
+            (name, (_ends(values, one)[1], row, unit))
+            for one in growths for _, (row, unit) in _largest_elements(values, one)
+        ),
+    )  # fmt: skip
+
+
+def _ends(values: LayerValues, growth: _Growth) -> tuple[int, int]:
+    """Return the steps between which a state grows, in the longest of the rows."""
+    longest = max(growth.rows, key=lambda row: int(values.part.lengths[row]))
+    start, end = (_step(values, k, from_end=False, row=longest) for k in (growth.first, growth.last))
+    return start, end
+
+
+def _largest_elements(values: LayerValues, growth: _Growth) -> list[tuple[float, tuple[int, int]]]:
+    """Return the largest last element of each row, with its row and unit; the largest of all first."""
+    position = values.steps.index(_ends(values, growth)[1])
+    rows = [row for row in growth.rows if values.running[position, row]]
+    elements = values.part.values[growth.name][position, rows].flatten(1)
+    indices = elements.abs().argmax(1)
+    units = values.unit_numbers(growth.name, indices)
+    chosen = elements.gather(1, indices.unsqueeze(1)).flatten()
+    sizes = (chosen.abs() if chosen.is_complex() else chosen).tolist()
+    places = [(values.row_numbers[row], unit) for row, unit in zip(rows, units, strict=True)]
+    return sorted(zip(sizes, places, strict=True), key=lambda one: -abs(one[0]))
+
+
+def _amplifier(values: LayerValues) -> str:
+    """Name the weight with the largest spectral radius, if it amplifies the state."""
+    radii = spectral_radii(values.cell)
+    name = max(radii, key=radii.__getitem__, default="")
+    if not name or radii[name] <= 1:
+        return ""
+    return (
+        f" A likely cause is {name}: its spectral radius is {number(radii[name])}, and a weight with a "
+        "radius above 1 amplifies the state."
+    )
 
 
 def grows(values: LayerValues) -> bool:
     """Whether a state grows exponentially, as far as it can be checked."""
     try:
-        return bool(check_state_growth(values))
+        return bool(_growing_states(values))
     except CannotCheckError:
         return False
 
@@ -96,9 +188,11 @@ def check_gradients(values: LayerValues) -> list[Finding]:
         )
         return [values.finding("no gradient", "warning", message, name, steps=tuple(values.steps))]
     _check_steps(values)
-    first = next(k for k, norm in enumerate(norms) if norm > 0)
-    flowing = norms[first:]
+    first = next(k for k, norm in enumerate(norms) if norm != 0)
+    flowing = _finite_part(norms[first:])
     exploding = _explosion(values, flowing, first, by_state)
+    if exploding is None and first + len(flowing) < len(norms):
+        raise CannotCheckError("not all gradients are finite")
     return [exploding] if exploding else _vanishing(values, flowing, first, by_state)
 
 
@@ -184,6 +278,8 @@ def _check_all_steps(values: LayerValues) -> None:
         raise CannotCheckError("the model changed the states between the steps")
     if values.part.steps is not None:
         raise CannotCheckError("only some steps were recorded")
+    if not values.running.any():
+        raise CannotCheckError("the batch has no rows")
 
 
 def _check_steps(values: LayerValues) -> None:
@@ -192,23 +288,27 @@ def _check_steps(values: LayerValues) -> None:
         raise CannotCheckError(f"it needs at least {_MIN_STEPS} steps")
 
 
-def _norms(values: LayerValues, tensors: Mapping[str, Tensor], from_end: bool) -> list[float]:
+def _norms(
+    values: LayerValues, tensors: Mapping[str, Tensor], from_end: bool, rows: list[int] | None = None
+) -> list[float]:
     """Return the norm, as root mean square over the rows, by the number of steps since the start of the row.
 
-    The order is that in which the steps run, or its reverse. Steps with NaN or infinity are left out.
+    The order is that in which the steps run, or its reverse. The norm of a step with NaN or infinity is NaN.
+    It ends with the longest of the rows.
 
     Args:
         values: The layer.
         tensors: Quantities or gradients by name, ``(time, batch, …)``, whose norm to take together.
         from_end: Whether to count from the step that runs last in the row.
+        rows: The positions of the rows. All by default.
     """
-    running = values.running
+    chosen = slice(None) if rows is None else rows
+    running = values.running[:, chosen]
     distance = torch.arange(len(running), device=running.device).unsqueeze(1).expand(running.shape)
     if from_end == (values.part.direction == "forward"):
-        distance = values.part.lengths.to(running.device) - 1 - distance
+        distance = values.part.lengths[chosen].to(running.device) - 1 - distance
     total = torch.zeros(len(running), dtype=torch.float64, device=running.device)
-    parts = [tensor.flatten(2).abs().double() for tensor in tensors.values()]
-    joined = torch.cat(parts, -1)
+    joined = torch.cat([tensor[:, chosen].flatten(2).abs().double() for tensor in tensors.values()], -1)
     valid = running & joined.isfinite().all(-1)
     # The largest number is divided out, so that squares neither overflow nor underflow.
     scale = joined[valid].max() if bool(valid.any()) else joined.new_ones(())
@@ -216,8 +316,14 @@ def _norms(values: LayerValues, tensors: Mapping[str, Tensor], from_end: bool) -
     squares = (joined / scale).square().sum(-1)
     total.index_add_(0, distance[valid], squares[valid])
     counts = torch.bincount(distance[valid], minlength=len(running))
-    norms: list[float] = ((total / counts.clamp(min=1)).sqrt() * scale).tolist()
-    return norms
+    norms = (total / counts.clamp(min=1)).sqrt() * scale
+    norms[distance[running & ~valid]] = math.nan
+    return norms[: int(running.sum(0).max())].tolist()
+
+
+def _finite_part(norms: Sequence[float]) -> list[float]:
+    """Return the norms before the first NaN."""
+    return list(itertools.takewhile(math.isfinite, norms))
 
 
 def _median_growth(norms: Sequence[float]) -> float:
@@ -226,12 +332,13 @@ def _median_growth(norms: Sequence[float]) -> float:
     return math.exp(statistics.median(logs)) if logs else 1.0
 
 
-def _step(values: LayerValues, distance: int, from_end: bool) -> int:
-    """Return the time step at a distance from the start or the end, in the longest row."""
+def _step(values: LayerValues, distance: int, from_end: bool, row: int | None = None) -> int:
+    """Return the time step at a distance from the start or the end of a row; by default, of the longest."""
     backward = from_end == (values.part.direction == "forward")
-    return int(values.part.lengths.max()) - 1 - distance if backward else distance
+    length = int(values.part.lengths.max() if row is None else values.part.lengths[row])
+    return length - 1 - distance if backward else distance
 
 
-def _joined(names: Mapping[str, Tensor]) -> str:
+def _joined(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last

@@ -122,8 +122,8 @@ class LayerTrace:
             raise ValueError(
                 f"{name} is the input, which has no gradient here: choose from {', '.join(self.names)}"
                 if self.gradients
-                else "there are no gradients yet: call trace.backward(loss) first, or use record(model, "
-                "gradients=True)"
+                else "there are no gradients yet: call trace.backward(target) or "
+                "trace.backward(lambda output: …) first, or use record(model, gradients=True)"
             )
         return self.gradients[name]
 

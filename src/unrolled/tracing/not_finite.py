@@ -78,8 +78,12 @@ def check_finite_gradients(values: LayerValues) -> list[Finding]:
                 message = f"The gradient has its first {word} in {place}, going backward."
                 if values.finite.equal(values.running):
                     message += " All values of the forward pass are finite."
-                where = {"units": (unit,), "steps": (step,), "rows": (row,)}
-                return [values.finding("gradient not finite", "error", message, name, **where)]
+                return [
+                    values.finding(
+                        "gradient not finite", "error", message, name, units=(unit,), steps=(step,),
+                        rows=(row,), locations=((name, (step, row, unit)),),
+                    )
+                ]  # fmt: skip
     return []
 
 
@@ -99,8 +103,9 @@ def _parameter(values: LayerValues, name: str) -> Finding | None:
     effect = f" {percent(share)} of the steps have NaN or infinity." if share else ""
     message = f"The parameter {name} isn't finite: {shown}.{effect}"
     return values.finding(
-        "not finite", "error", message, name, parameter=(name, index[0]), values={"count": count}
-    )
+        "not finite", "error", message, name, parameter=(name, index[0]), values={"count": count},
+        locations=((name, tuple(index)),),
+    )  # fmt: skip
 
 
 def _first_place(values: LayerValues, row: int) -> _Place:
@@ -153,8 +158,16 @@ def _place_finding(values: LayerValues, place: _Place, same: list[_Place]) -> Fi
     severity: Severity = "note" if place.kind == "input" and part.layer else "error"
     return values.finding(
         "not finite", severity, message, place.quantity, units=(unit,), steps=(step,), rows=rows,
-        values={"steps": int(affected.sum())},
+        values={"steps": int(affected.sum())}, locations=tuple(_location(values, one) for one in same),
     )  # fmt: skip
+
+
+def _location(values: LayerValues, place: _Place) -> tuple[str, tuple[int, ...]]:
+    step = values.steps[place.position]
+    if place.kind == "initial state":
+        step = -1 if values.part.direction == "forward" else int(values.part.lengths[place.row])
+    unit = _numbered(values, place.quantity, place.unit)
+    return place.quantity, (step, values.row_numbers[place.row], unit)
 
 
 def _effect(values: LayerValues, steps: int, rows: list[int]) -> str:

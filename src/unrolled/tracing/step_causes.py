@@ -34,6 +34,8 @@ def gate_products(graph: StepGraph, gate: str) -> list[GateProduct]:
         if node.kind == "infix" and node.name == "mul":
             pairs = [(node.operands[0], node.operands[1]), (node.operands[1], node.operands[0])]
             for factor, other in pairs:
+                if other.tensor is None:
+                    continue  # a product with a constant is only a scaled gate
                 complement = _is_complement(factor, gate)
                 if complement or _is_gate(factor, gate):
                     products[GateProduct(complement, *_factor_name(graph, other))] = None
@@ -61,7 +63,11 @@ def _without_moves(node: Node) -> Node:
 
 
 def _is_gate(node: Node, gate: str) -> bool:
+    """Whether a node is the gate, or the gate times a constant."""
     node = _without_moves(node)
+    if node.kind == "infix" and node.name == "mul":
+        tensors = [operand for operand in node.operands if operand.tensor is not None]
+        return len(tensors) == 1 and _is_gate(tensors[0], gate)
     return node.kind == "value" and node.name == gate
 
 
@@ -146,9 +152,12 @@ def describe_cause(
     names = values.part.row_names
     block = names.block(largest.parameter, largest.index)
     weights = f" with {names.symbol(largest.parameter, block)}" if largest.parameter else ""
+    share = f"{_decimals(largest.value)} of {_decimals(total)}"
+    if abs(largest.value) > abs(total):
+        share = f"{_decimals(largest.value)}, and {_decimals(total)} with all other terms,"
     sentence = (
-        f"Most of it comes from the weighted sum of {largest.source}{weights}: {_decimals(largest.value)} of "
-        f"{_decimals(total)} at step {values.steps[position]}."
+        f"Most of it comes from the weighted sum of {largest.source}{weights}: {share} at step "
+        f"{values.steps[position]}."
     )
     return sentence, (largest.parameter, largest.index) if largest.parameter else None
 

@@ -44,8 +44,17 @@ class _StuckUnits:
 
 
 def gate_names(values: LayerValues) -> list[str]:
-    """Return the quantities that a sigmoid computes."""
-    return [name for name, (function, _) in values.functions.items() if function in _GATE_FUNCTIONS]
+    """Return the quantities that a sigmoid computes and that multiply something in the step.
+
+    A quantity that is called a gate in the cell's docstring is one, too.
+
+    Raises:
+        CannotCheckError: If fewer than two steps have finite values.
+    """
+    sigmoids = [name for name, (function, _) in values.functions.items() if function in _GATE_FUNCTIONS]
+    if sigmoids:
+        values.check_samples()
+    return [name for name in sigmoids if "gate" in values.label(name).split() or _products(values, name)]
 
 
 def check_gates(values: LayerValues) -> list[Finding]:
@@ -152,9 +161,10 @@ def _not_recorded(values: LayerValues, function: str) -> str:
 
 
 def _products(values: LayerValues, gate: str) -> list[GateProduct]:
+    """Return what a gate multiplies. If the step can't be computed again, it is something unknown."""
     position = next(k for k in values.run_order if values.finite[k].any())
     graph = values.graph(position, int(values.finite[position].nonzero()[0]))
-    return [] if graph is None else gate_products(graph, gate)
+    return gate_products(graph, gate) if graph else [GateProduct(False, "", False)]
 
 
 def _gate_finding(
