@@ -325,8 +325,8 @@ def test_the_baseline_stores_only_what_differs() -> None:
     data = page_data(after, None, None, "numbers", None, 1_000_000, baseline=before)
     assert set(data["baseline"]["layers"][0]) == {"diagram", "parameters"}
     for row in data["rows"]:
-        assert set(row["layers"][0]) == {"diagram"}
-        assert set(row["baseline"]["layers"][0]) == {"diagram"}
+        assert set(row["layers"][0]) == {"diagram", "tensorNames"}
+        assert set(row["baseline"]["layers"][0]) == {"diagram", "tensorNames"}
         assert set(row["baseline"]["layers"][0]["diagram"]) == {"values"}
 
 

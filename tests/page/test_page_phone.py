@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from page_helpers import OpenPage, needs_browser, printed
 
@@ -53,3 +54,24 @@ def test_arithmetic_is_below_the_tapped_block(open_page: OpenPage) -> None:
     tab.wait_for_function(
         f"() => document.querySelector('.arithmetic .value').textContent === 'h2[1] = {value}'"
     )
+
+
+@pytest.mark.slow
+def test_what_a_stop_of_the_tour_names_is_in_view(open_page: OpenPage) -> None:
+    """The button that the stop about the cell state asks to press isn't behind the text of the stop."""
+    tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)), width=360, height=740)
+    tab.keyboard.press("t")
+    for _ in range(3):
+        tab.keyboard.press("n")
+    assert "Shut the forget gate of unit 1" in tab.locator(".guide").text_content()
+    button = tab.get_by_role("button", name="Shut the forget gate of unit 1").bounding_box()
+    guide = tab.locator(".guide").bounding_box()
+    assert guide["y"] + guide["height"] <= button["y"]
+    assert button["y"] + button["height"] <= 740
+
+
+def test_labels_of_a_sum_are_whole(open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.RNN(2, 3), torch.randn(4, 2)), width=360, height=740)
+    labels = tab.locator(".arithmetic .lab")
+    assert labels.count() >= 8
+    assert labels.evaluate_all("(all) => all.filter((one) => one.scrollWidth > one.clientWidth)") == []

@@ -39,6 +39,7 @@ export function createGuide(view) {
   let shown = "";
   let isHidden = stored() === "off";
 
+  const isNarrow = matchMedia("(max-width: 820px)"); // as in the style sheet
   const button = (text, onclick, className = "", key = "") => createElement("button", { type: "button", class: `btn ${className}`.trim(), onclick }, text, key ? createElement("kbd", { "aria-hidden": "true" }, key) : null);
   const text = (markup) => {
     const paragraph = createElement("p");
@@ -61,7 +62,7 @@ export function createGuide(view) {
   }
 
   /** What a stop frames. A page of a wide layer has no strip. */
-  const framedBy = ({ target }) => view.root.querySelector(target) ?? view.root.querySelector(".arithmetic");
+  const framedBy = ({ target, narrowTarget = target }) => view.root.querySelector(isNarrow.matches ? narrowTarget : target) ?? view.root.querySelector(".arithmetic");
 
   /** Scroll to what the stop frames, unless it is visible below the guide line. */
   function showFramed() {

@@ -63,7 +63,7 @@ function lstmStops(view, { step, unit, at, after, before }) {
       text: "As in nn.RNN, each sum has an input part and a part from the previous hidden state. Each unit of an LSTM has four: one for each of the three gates, and one for the candidate." },
     { title: "Gates", number: at("f"), target: '[data-node="f"].node',
       text: "σ turns a sum into a number between 0 (shut) and 1 (open). A gate doesn't carry anything itself. It scales another number." },
-    { title: "The cell state", number: at("c"), target: ".grp.states",
+    { title: "The cell state", number: at("c"), target: ".grp.states", narrowTarget: ".whatif",
       text: `c is the memory. The forget gate scales the old value, the input gate scales the candidate, and the two are added. Press “Shut the forget gate of unit ${unit}” below the drawing: the old value is multiplied by 0, and only the candidate’s part is left.` },
     { title: "Hidden state and output", number: at("h"), target: '[data-node="h"].node',
       text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h. It is also ${outputText(view.model, step)}.` },
