@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ _EXACT = """
 EXACT = frozenset(_EXACT.split())
 # Operations that round like a less exact dtype: torch takes 1/6 in float32.
 _ROUNDED_LIKE = {"hardsigmoid_backward": torch.float32}
+# These round short numbers, too: x * scale - mean * scale, as torch computes it, isn't 0 where x is the mean.
+_NORMALIZATIONS = ("native_group_norm", "native_layer_norm", "native_batch_norm")
 
 
 class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,10 +43,10 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, is_mutable = func.overloadpacket.__name__, func._schema.is_mutable
         if name in EXACT or (func.is_view and not is_mutable):
             return func(*args, **(kwargs or {}))
-        if (
-            not is_mutable and torch.Tag.pointwise not in func.tags
-        ):  # its intermediate results are rounded, too
-            args = tree_map(lambda v: add_noise(v) if isinstance(v, Tensor) else v, args)
+        if not is_mutable and torch.Tag.pointwise not in func.tags:
+            # The intermediate results are rounded, too.
+            add: Any = functools.partial(add_noise, keep_short=name not in _NORMALIZATIONS)
+            args = tree_map(lambda v: add(v) if isinstance(v, Tensor) else v, args)
         result = func(*args, **(kwargs or {}))
         if is_mutable:
             if isinstance(result, Tensor) and result.is_floating_point() and result.is_contiguous():
@@ -56,18 +59,21 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def add_noise(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def add_noise(value: Tensor, dtype: torch.dtype | None = None, keep_short: bool = True) -> Tensor:
     """Return a tensor with a random rounding error in each element that isn't a short number.
 
     Args:
         value: The tensor.
         dtype: The dtype whose rounding errors to add. None for that of the tensor.
+        keep_short: Whether short numbers, of few binary digits, have no rounding error.
     """
     if not value.is_floating_point() or value._is_zerotensor() or value.is_meta:
         return value
     with torch.no_grad():
         steps = torch.randint(-1, 2, value.shape, dtype=value.dtype)
         noisy = value * (1 + torch.finfo(dtype or value.dtype).eps * steps)
+        if not keep_short:
+            return noisy
         scaled = value * 1024
         is_short = (scaled == scaled.round()) & (value.abs() < _MAX_SHORT)
         return torch.where(is_short, value, noisy)

@@ -212,6 +212,18 @@ def test_noise_is_a_rounding_error(dtype: torch.dtype) -> None:
     assert 0 < (large - x * 0.3e30).abs().max() < 0.3e30 * 8 * torch.finfo(dtype).eps
 
 
+def test_noise_reaches_differences_from_the_mean() -> None:
+    """The normalized values of equal numbers are 0, or what rounding leaves of x * scale - mean * scale."""
+    x = torch.tensor([[1.5, 1.5, 2.5, 2.5]])
+    found = set()
+    for _ in range(8):
+        with Noise():
+            normalized = torch.nn.functional.group_norm(x, 2, eps=0.1)
+        assert normalized.abs().max() < 2e-6
+        found.update(normalized.sign().flatten().tolist())
+    assert {-1.0, 1.0} <= found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_explains_a_difference(dtype: torch.dtype) -> None:
     """Cancellation, and a jump: they turn rounding errors into large ones, in one row only."""
