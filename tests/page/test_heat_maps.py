@@ -49,6 +49,7 @@ def columns(tab: Any) -> int:
     return int(tab.locator(GATE).evaluate("(one) => one.width"))
 
 
+@pytest.mark.slow
 def test_order_of_units(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 12), wave(30))
     order = unit_order(trace["h"][:, 0])

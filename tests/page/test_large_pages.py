@@ -220,6 +220,7 @@ def read_numbers(tab: Any, part: Any, count: int, seed: int) -> int:
     return len(checked)
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.usefixtures("compute_all")
 def test_a_page_of_computed_steps(open_page: OpenPage) -> None:

@@ -70,6 +70,7 @@ def test_what_a_stop_of_the_tour_names_is_in_view(open_page: OpenPage) -> None:
     assert button["y"] + button["height"] <= 740
 
 
+@pytest.mark.slow
 def test_labels_of_a_sum_are_whole(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.RNN(2, 3), torch.randn(4, 2)), width=360, height=740)
     labels = tab.locator(".arithmetic .lab")

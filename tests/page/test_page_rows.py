@@ -43,6 +43,7 @@ def value(tab: Any) -> str:
     return str(tab.locator(".arithmetic .value").text_content())
 
 
+@pytest.mark.slow
 @needs_browser
 def test_rows_their_labels_and_their_address(open_page: OpenPage) -> None:
     trace = ragged_trace((3, 5, 2))

@@ -84,6 +84,7 @@ def test_sentences_about_gates_are_true_for_any_number(tmp_path: Path) -> None:
         assert result["effect"] == effect
 
 
+@pytest.mark.slow
 @needs_javascript
 def test_only_what_scales_a_number_is_called_a_gate(tmp_path: Path) -> None:
     cells: list[Any] = [CELLS.SCRN, CELLS.NAS, CELLS.GRU, Undescribed]

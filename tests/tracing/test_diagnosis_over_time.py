@@ -128,7 +128,7 @@ def test_a_batch_without_rows() -> None:
 @pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda output: output.sum()])
 def test_the_advice_for_gradients_works(loss: Any) -> None:
     trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 2))
-    advice = "call trace.backward(target) or trace.backward(lambda output: …) first"
+    advice = "call trace.backward(target) or trace.backward(lambda output: output.sum()) first"
     assert f"the gradient through time: {advice}" in trace.health().not_checked
     assert "the gradient through time" not in str(trace.backward(loss).health().not_checked)
 

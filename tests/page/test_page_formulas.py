@@ -104,6 +104,7 @@ def derivations(layer: ur.Recurrent, names: list[str], folder: Path) -> list[dic
     return found
 
 
+@pytest.mark.slow
 def test_a_sum_that_is_normalized_is_one_part(tmp_path: Path) -> None:
     [z, n] = derivations(ur.Recurrent(ur.cells.LayerNormGRU, 2, 3), ["z", "n"], tmp_path)
     norm = "norm(W_ih x_2 + b_ih + W_hh h_1, gain, b_norm)"
@@ -133,6 +134,7 @@ def test_a_function_of_a_vector_reads_all_units(tmp_path: Path) -> None:
     assert h["value"] == pytest.approx(read.log_softmax(-1)[1].item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_parameters_are_called_the_same_in_formulas_and_arithmetic(tmp_path: Path) -> None:
     cases = {
         WithSoftmax: ("f.0", "W[f] x_t", "W[f][1,0]"),
