@@ -58,7 +58,7 @@ def test_labels_and_messages(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)), labels=["a", " ", "b\n", "\t"])
     assert tab.locator(".strip .title b").all_text_contents() == [" a", " ␣", " b⏎", " ⇥"]
     assert "12 output values and the 6 values of the final state" in tab.locator(".about").text_content()
-    advice = "Call trace.backward(target) or trace.backward(lambda output: output.sum()) before trace.to_html"
+    advice = "Call trace.backward(target) or trace.backward(lambda y: y.sum()) before trace.to_html"
     assert advice in tab.locator(".gradients").text_content()
     paper = open_page(ur.trace(ur.Recurrent(ur.cells.MinGRU, 2, 3), torch.randn(4, 2))).locator(".about a")
     assert paper.get_attribute("href") == f"https://arxiv.org/abs/{paper.text_content()[6:]}"

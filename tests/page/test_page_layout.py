@@ -59,7 +59,7 @@ TRACES: dict[str, Callable[[], ur.Trace]] = {
 @pytest.mark.parametrize("name", TRACES)
 @pytest.mark.slow
 def test_no_sideways_scrolling(name: str, open_page: OpenPage) -> None:
-    tab = open_page(TRACES[name]().backward(lambda output: output.sum()))
+    tab = open_page(TRACES[name]().backward(lambda y: y.sum()))
     for width in (360, 768, 1366, 1920):
         tab.set_viewport_size({"width": width, "height": 768})
         tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -212,7 +212,7 @@ def test_norms_that_are_zero_or_not_finite_are_marked_outside_of_the_scale() -> 
     assert 0.9 < height < 1
     assert legend_labels(ax) == ["h  ×0.5", "NaN or infinite"]
 
-    t = random_trace(5).backward(lambda output: output.sum() * 0)
+    t = random_trace(5).backward(lambda y: y.sum() * 0)
     rows = marker_rows(t.plot("gradient"))
     assert len({height for _, _, height in rows}) == 6
     assert all(steps == [0, 1, 2, 3, 4] for _, steps, _ in rows)

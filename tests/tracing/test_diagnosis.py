@@ -220,7 +220,7 @@ def test_stuck_gate(
 
 def test_one_gate_for_all_units() -> None:
     layer = broken(OneGate, lambda one: one.bias_l0.fill_(-30))
-    found = report(layer, loss=lambda output: output.sum())
+    found = report(layer, loss=lambda y: y.sum())
     message = only(found, "gate shut").message
     assert message.startswith("Gate gate stays shut: at most ")  # not keep as well, which has the same number
     assert message.endswith("so the layer forgets h at every step. The cause is a bias: bias[0] = −30.00.")

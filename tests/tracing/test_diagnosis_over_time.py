@@ -125,10 +125,10 @@ def test_a_batch_without_rows() -> None:
     assert "the gradient through time, states that grow: the batch has no rows" in trace.health().not_checked
 
 
-@pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda output: output.sum()])
+@pytest.mark.parametrize("loss", [torch.zeros(5, 2, 6).double(), lambda y: y.sum()])
 def test_the_advice_for_gradients_works(loss: Any) -> None:
     trace = ur.trace(broken(CELLS.RNN, lambda one: None), inputs(5, 2))
-    advice = "call trace.backward(target) or trace.backward(lambda output: output.sum()) first"
+    advice = "call trace.backward(target) or trace.backward(lambda y: y.sum()) first"
     assert f"the gradient through time: {advice}" in trace.health().not_checked
     assert "the gradient through time" not in str(trace.backward(loss).health().not_checked)
 
@@ -172,7 +172,7 @@ def test_vanishing_gradient() -> None:
     finding = only(report(layer, x, last_sum), "gradient vanishes")
     assert finding.values["growth"] == pytest.approx(0.2)
     assert finding.steps == (19 - math.ceil(math.log(1e-4) / math.log(0.2)),)
-    everywhere = report(layer, x, lambda output: output.sum())
+    everywhere = report(layer, x, lambda y: y.sum())
     assert not everywhere.findings  # the loss of every step has its own gradient
     nothing = report(layer, x, lambda output: (0 * output).sum())
     assert "the loss doesn't depend on this layer" in only(nothing, "no gradient").message

@@ -109,7 +109,7 @@ def test_gradient_uses_the_recorded_parameters() -> None:
             ValueError,
             "must depend on the layer's output, but it doesn't",
         ),
-        (lambda output: output.sum() * 1j, ValueError, "a real number, got a complex one"),
+        (lambda y: y.sum() * 1j, ValueError, "a real number, got a complex one"),
         (nn.functional.mse_loss, TypeError, "use lambda output"),
         (nn.MSELoss(), TypeError, "use lambda output"),
     ],
@@ -248,7 +248,7 @@ def test_steps_without_gradient() -> None:
         [9, 0, 1, 0, 1, 0, 1], lambda output: (output[1] + output[3] + output[5]).sum()
     )
     assert flow.summary.endswith("; it is exactly 0 at 4 of the 7 steps")
-    flow = flow_of_scaled_state([9, 2, 1], lambda output: output.sum() * 0)
+    flow = flow_of_scaled_state([9, 2, 1], lambda y: y.sum() * 0)
     assert flow.summary == "the gradient of h is exactly 0 at every step"
     assert flow.trend is None
     # The gradient shrinks across a zero, although it grows between neighboring steps.

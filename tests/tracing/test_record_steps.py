@@ -180,7 +180,7 @@ def test_states_that_the_model_changes(make: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a page needs states that pass unchanged from step to step"):
         t.to_html(tmp_path / "page.html")
     with pytest.raises(ValueError, match="this trace doesn't have the whole call"):
-        t.backward(lambda output: output.sum())
+        t.backward(lambda y: y.sum())
 
 
 def test_other_modules_are_not_cells() -> None:

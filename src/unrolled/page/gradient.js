@@ -43,7 +43,7 @@ function createGradientContent(view) {
   if (view.mode === "difference") return [createElement("p", {}, "Choose “this” or “baseline” at the top to see its gradient.")];
   if (!model.gradient) {
     return [createElement("p", {}, "This trace has no gradients. Call ", createElement("code", {}, "trace.backward(target)"),
-      " or ", createElement("code", {}, "trace.backward(lambda output: output.sum())"), " before ", createElement("code", {}, "trace.to_html(…)"), " to add them.")];
+      " or ", createElement("code", {}, "trace.backward(lambda y: y.sum())"), " before ", createElement("code", {}, "trace.to_html(…)"), " to add them.")];
   }
   const { norms, radii, summaries } = model.gradient;
   const series = Object.entries(norms)

@@ -44,7 +44,7 @@ _CHECKS = (  # the order of findings of the same severity
 
 def diagnose(
     layers: Sequence[LayerTrace],
-    without_gradients: str = "call trace.backward(target) first, or trace.backward(lambda output: output.sum())",
+    without_gradients: str = "call trace.backward(target) or trace.backward(lambda y: y.sum()) first",
     rows: Sequence[int] | None = None,
 ) -> HealthReport:
     """Check all layers and directions of a trace.

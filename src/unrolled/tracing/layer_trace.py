@@ -123,7 +123,7 @@ class LayerTrace:
                 f"{name} is the input, which has no gradient here: choose from {', '.join(self.names)}"
                 if self.gradients
                 else "there are no gradients yet: call trace.backward(target) or "
-                "trace.backward(lambda output: output.sum()) first, or use record(model, gradients=True)"
+                "trace.backward(lambda y: y.sum()) first, or use record(model, gradients=True)"
             )
         return self.gradients[name]
 
