@@ -140,7 +140,7 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             matrix: The matrix, ``(k, n)``.
             from_state: Whether the values depend on a state, and not only on the input.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} should define product")
 
     def _source(self, values: Any) -> int:
         source = 0

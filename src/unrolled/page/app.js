@@ -241,7 +241,7 @@ export function mount(root, data, inModel = null) {
   function quantityOfKey(key) {
     const name = key.toLowerCase();
     if (key.length > 1 || (name !== "x" && !view.model.nodesByKey.has(name))) return null;
-    const isTaken = "dejktw".includes(name) || (name === "b" && comparison.element) || (name === "n" && guide.touring);
+    const isTaken = "dejktw".includes(name) || (name === "b" && Boolean(comparison.element)) || (name === "n" && guide.touring);
     return isTaken === (key !== name) ? name : null;
   }
 

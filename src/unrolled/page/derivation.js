@@ -11,7 +11,7 @@ const MAX_OPERAND_ELEMENTS = 8; // of a vector that a function reads
  *
  * Returns null if that isn't known, else {parts, rows, of, glyph}: rows {sign, factors} whose products are added, as several parts {rows, total, sign}
  * if they are weighted sums of their own, and the function that is applied to the sum. A function of a whole vector has the numbers of the vector, too.
- * Of what can't be written as a sum, the rows are only what it is computed from. It is opaque.
+ * If a number can't be written as a sum, opaque is true, and the rows are the numbers that it is computed from.
  */
 export function derive(model, number) {
   const { kind, node, term } = model.quantity(number.q);

@@ -44,7 +44,7 @@ export const definitionText = ({ name, text }) => `${parameterText(name)} = ${pa
 
 const writeCall = (name, inner) => ({ markup: `<span class="rm">${escape(name)}</span>(${inner})`, precedence: ATOM });
 
-/** The formula of a term: its text, with the formula of what it reads. Formulas are {markup, precedence}. */
+/** Return the formula of a term as {markup, precedence}. In its text, the formula of what it reads takes the place of {}. */
 export function termFormula(term, source) {
   if (term.text === "{}") return source;
   const [before, after = ""] = term.text.split("{}");
@@ -84,7 +84,7 @@ export function addendFormula(node, term, operand) {
 /**
  * The formula of a node.
  *
- * operand(term) is the formula of a term, times the sign between factors, and mark(formula, term) the formula of an addend as it is to be written.
+ * operand(term) returns the formula of a term. times is the sign between factors. mark(formula, term) may change the formula of an addend.
  */
 export function formula(node, operand, times = " ⊙ ", mark = (written) => written) {
   const terms = node.terms.filter((term) => !continuesNormalization(term));
