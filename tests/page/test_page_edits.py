@@ -213,6 +213,32 @@ def test_changes_of_every_cell(name: str, open_page: OpenPage) -> None:
         assert_page_shows(tab, part, run_changed(trace.layers, [hold])[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_typed_value_replaces_the_old_one(dtype: torch.dtype, open_page: OpenPage) -> None:
+    trace = ur.trace(ur.LSTM(2, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype))
+    tab = open_page(trace, address="#step=1&unit=1&number=x")
+    field = tab.get_by_role("textbox", name="type a value")
+    refusal = tab.locator(".whatif [role=alert]")
+    old = printed(trace["x"][1, 0, 1].item(), is_given=True)
+    too_large = {torch.float32: "1e40", torch.float64: "1e999"}[dtype]
+    reasons = {"": "", "ten": "is not a number", "0.5.5": "is not a number", too_large: "is too large for"}
+    for text, reason in reasons.items():
+        tab.keyboard.press("e")
+        tab.keyboard.press("Delete")
+        tab.keyboard.type(text)
+        tab.keyboard.press("Enter")
+        assert field.input_value() == old
+        assert refusal.text_content().startswith(f"“{text}” {reason}" if reason else "")
+        assert "edit=" not in tab.url
+    tab.keyboard.press("e")
+    tab.keyboard.type("−2,5")
+    tab.keyboard.press("Enter")
+    assert (field.input_value(), refusal.text_content()) == ("−2.50", "")
+    assert tab.url.endswith("edit=x%401%5B1%5D%3D-2.5")
+    tab.keyboard.press("ArrowRight")  # the keys of the page work again
+    assert "step=2" in tab.url
+
+
 @pytest.mark.slow
 def test_copy_link_and_changes_that_do_not_exist(open_page: OpenPage) -> None:
     trace = ur.trace(ur.RNN(2, 3), torch.randn(4, 2))
@@ -222,11 +248,6 @@ def test_copy_link_and_changes_that_do_not_exist(open_page: OpenPage) -> None:
     tab.get_by_role("button", name="Copy link").click()
     copied = tab.locator(".changes button", has_text=re.compile("^Cop(ied|y the address above)$"))
     copied.wait_for()
-    field = tab.get_by_role("textbox", name="type a value")
-    choose(tab, "step=1&unit=1&number=x")
-    for text in ("", "ten", "1e999"):  # what isn't a number changes nothing
-        type_value(tab, text)
-        assert field.input_value() == printed(trace["x"][1, 0, 1].item(), is_given=True)
 
 
 def test_a_page_that_can_not_be_edited_says_why(open_page: OpenPage) -> None:

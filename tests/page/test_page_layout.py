@@ -46,6 +46,10 @@ def test_first_screen_shows_all_numbers(name: str, open_page: OpenPage) -> None:
     tab.set_viewport_size({"width": 1280, "height": 720})
     visible, count = tab.evaluate(VISIBLE, STEP_CELLS)
     assert visible >= 0.6 * count
+    assert tab.evaluate(VISIBLE, ".arithmetic .sum .total") == [1, 1]
+    for width in (840, 1100, 1280, 1366):  # a label isn't far from its numbers
+        tab.set_viewport_size({"width": width, "height": 720})
+        assert tab.locator(".arithmetic .sum").bounding_box()["width"] < 620, width
 
 
 TRACES: dict[str, Callable[[], ur.Trace]] = {

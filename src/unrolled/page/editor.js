@@ -11,10 +11,14 @@ const MAX_LEAVES = 5;
 export function createEditor(view) {
   const hint = createElement("span", { class: "quiet small" });
   const slider = createElement("input", { type: "range", step: 0.01, "aria-label": "new value", oninput: () => view.edit(view.number, Number(slider.value), steps()) });
+  const refusal = createElement("p", { class: "refusal small", role: "alert" });
   const field = createElement("input", { type: "text", inputmode: "decimal", "aria-label": "type a value", onchange: () => {
-    const value = Number(field.value.trim().replace("−", "-").replace(",", "."));
-    if (field.value.trim() !== "" && Number.isFinite(value)) view.edit(view.number, value, steps());
+    const text = field.value.trim();
+    const value = Number(text.replace("−", "-").replace(",", "."));
+    const reason = text && reasonAgainst(view.model, value);
+    if (text && !reason) view.edit(view.number, value, steps());
     else showValue();
+    refusal.textContent = reason && `“${text}” ${reason}, so nothing was changed. Type a number such as 0.5 or −2e3.`;
   }, onkeydown: ({ key }) => {
     if (key === "Escape") showValue();
     if (key === "Escape" || key === "Enter") element.closest(".unrolled").focus({ preventScroll: true }); // the page's keys work again
@@ -25,7 +29,7 @@ export function createEditor(view) {
   const row = createElement("div", { class: "drag" }, label, slider, field);
   const leaves = createElement("div", { class: "chips", role: "group", "aria-label": "computed from" });
   const tries = createElement("div", { class: "chips", role: "group", "aria-label": "experiments" });
-  const element = createElement("div", { class: "whatif" }, createElement("div", { class: "head-row" }, createElement("h2", {}, "Change something"), hint), row, leaves, tries);
+  const element = createElement("div", { class: "whatif" }, createElement("div", { class: "head-row" }, createElement("h2", {}, "Change something"), hint), row, refusal, leaves, tries);
 
   const showValue = () => {
     const isHold = view.edits.editOf(view.layerIndex, view.number)?.kind === "hold";
@@ -35,6 +39,7 @@ export function createEditor(view) {
 
   function update() {
     const { model, number, symbols, edits } = view;
+    refusal.textContent = "";
     if (!edits.possible) {
       hint.textContent = view.mode === "this" ? `Not possible on this page. ${edits.reasons.find(Boolean)}` : edits.reasons.find(Boolean);
       row.hidden = leaves.hidden = tries.hidden = true;
@@ -76,7 +81,20 @@ export function createEditor(view) {
     return button;
   }
 
-  return { element, update, focus: () => field.focus() };
+  /** Go to the field. What is typed replaces the value in it. */
+  function focus() {
+    field.focus();
+    field.select();
+  }
+
+  return { element, update, focus };
+}
+
+/** Why a typed value can't be that of a number; empty if it can. */
+function reasonAgainst({ stored }, value) {
+  if (Number.isNaN(value)) return "is not a number";
+  if (Number.isFinite(stored.constructor.of(value)[0])) return "";
+  return `is too large for ${stored instanceof Float64Array ? "float64" : "float32"}`;
 }
 
 /** The ends of the slider. */
