@@ -166,12 +166,35 @@ def test_all_digits_and_following_the_numbers(open_page: OpenPage) -> None:
 @pytest.mark.slow
 def test_values_that_are_not_finite_or_large_claim_nothing(open_page: OpenPage) -> None:
     """Lines of large numbers have eight decimals, and don't claim to be right when they are done by hand."""
-    x = torch.tensor([[1.0, 2.0], [3e7, -2.0], [float("nan"), 1.0]])
-    tab = open_page(ur.trace(ur.RNN(2, 3, nonlinearity="relu"), x))
-    for step, message in enumerate(("Each line is right", "8 decimals", "8 decimals")):
+    x = torch.tensor([[1.0, 2.0], [3e7, -2.0], [3e38, 3e38], [float("inf"), 1.0], [float("nan"), 1.0]])
+    layer = ur.RNN(2, 3, nonlinearity="relu")
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.tensor([[1.0, 1.25], [0.75, 1.5], [2.0, 0.5]]))
+    tab = open_page(ur.trace(layer, x))
+    messages = (
+        "Each line is right",
+        "8 decimals",
+        "The result is too large",
+        "What is computed from ∞",
+        "What is computed from NaN is NaN",
+    )
+    for step, message in enumerate(messages):
         tab.locator(f'.strip .step[data-step="{step}"] .title').click()
-        notes = [
-            note for number, note, _ in tab.evaluate(READ_ARITHMETIC, ".tables .n") if number["q"] == "h.0"
-        ]
-        assert len(notes) == 3
-        assert all(note.startswith(message) for note in notes)
+        found = [one for one in tab.evaluate(READ_ARITHMETIC, ".tables .n") if one[0]["q"] == "h.0"]
+        assert len(found) == 3
+        assert all(note.startswith(message) for _, note, _ in found)
+        texts = [text for *_, lines in found for one in lines for text in one.get("factors", []) if text]
+        assert any(re.search(r"\.\d{8}", text) for text in texts) == (step == 1)
+
+
+def test_a_root_and_a_quotient_have_lines_of_their_own(open_page: OpenPage) -> None:
+    tab = open_page(small_trace(ur.cells.RGLRU))
+    found = {number["q"]: lines for number, _, lines in tab.evaluate(READ_ARITHMETIC, ".tables .n")}
+    roots = [lines for lines in found.values() if lines[-1]["label"].startswith("√(0.")]
+    assert len(roots) == 1
+    tab = open_page(small_trace(ur.cells.SLSTM))
+    lines = [one for number, _, one in tab.evaluate(READ_ARITHMETIC, ".tables .n") if number["q"] == "h"]
+    for quotient, rule, product in lines:
+        assert (quotient["times"], rule["kind"], product["times"]) == ("÷", "rule", "×")
+        assert product["factors"][1] == quotient["result"]
+    assert assert_arithmetic_is_right(tab)[0] > 100

@@ -1,5 +1,6 @@
 // How a number follows from others.
 
+import { functionOf } from "./digits.js";
 import { constantFormula, continuesNormalization } from "./formula.js";
 import { parameterText } from "./names.js";
 import { weightedRows } from "./weighted_rows.js";
@@ -35,6 +36,7 @@ export function derive(model, number) {
     case "unknown":
       return null;
     default:
+      if (node.terms.length === 1 && functionOf(node.call) && !parts[0].weighted) return deriveActivation(model, node, number, parts);
       return opaqueRows(model, node.terms, step, unit, node.shapes.length > 0);
   }
 }
@@ -63,8 +65,14 @@ function opaqueRows(model, terms, step, unit, readsVectors = false) {
   return { opaque: true, rows, omitted };
 }
 
-/** Lines to show before a product with a function that has no name, such as tanh(c): how c and it are computed. */
+/** Lines to show before a product with a function or quotient that has no name, such as tanh(c): how c and it are computed. */
 function stepsBefore(model, node, step, unit) {
+  const isNameless = (source) => source && !model.labels.get(source.id);
+  const quotient = node.terms.find((one) => isNameless(model.nodesById.get(one.source)) && model.nodesById.get(one.source).operation === "quotient");
+  if (quotient) {
+    const number = model.sourceOf(quotient, step, unit);
+    return { before: [{ number, rows: model.derive(number).rows, isQuotient: true }] };
+  }
   const term = node.terms.find((one) => {
     const source = model.nodesById.get(one.source);
     return source && !source.name && source.operation === "activation" && !source.shapes.length && source.terms.length === 1 && !source.terms[0].weighted;

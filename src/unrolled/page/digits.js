@@ -71,6 +71,12 @@ export function rowValue(row, valueOf) {
   return row.quotient ? values[0] / values[1] : values.reduce((product, value) => product * value, 1);
 }
 
+/** The decimals of a factor. A quotient that has a line of its own has those of its line. */
+export function factorDecimals({ before = [] }, one, { factor, product }) {
+  const hasLine = before.some(({ number, isQuotient }) => isQuotient && number.q === one.q && number.u === one.u);
+  return hasLine ? product : factor;
+}
+
 const MAX_ROWS = 8; // of a sum; a longer one shows its largest terms
 
 /** Return the largest rows in their order, and the others. The bias is always among the first. */
@@ -103,7 +109,7 @@ export function chooseDecimals(derived, result, valueOf) {
     return splits.get(rows);
   };
   const isRight = ({ factor, product, part, sum }) => {
-    const printed = (one) => round(valueOf(one), printedDecimals(valueOf(one), factor));
+    const printed = (one) => round(valueOf(one), printedDecimals(valueOf(one), factorDecimals(derived, one, { factor, product })));
     const rowPrinted = (row) => rowValue(row, printed);
     const lineIsRight = (row, decimals) => row.factors.length < 2 || same(rowPrinted(row), rowValue(row, valueOf), decimals);
     const added = (rows) => {
@@ -122,7 +128,7 @@ export function chooseDecimals(derived, result, valueOf) {
     }
     for (const line of derived.before ?? []) {
       const isRightLine = line.rows
-        ? line.rows.every((row) => lineIsRight(row, product)) && same(added(line.rows), valueOf(line.number), part)
+        ? line.rows.every((row) => lineIsRight(row, product)) && (line.isQuotient || same(added(line.rows), valueOf(line.number), part))
         : !functionOf(line.call) || same(functionOf(line.call)(round(valueOf(line.of), part)), valueOf(line.number), printedDecimals(valueOf(line.number), factor));
       if (!isRightLine) return false;
     }

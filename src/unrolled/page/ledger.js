@@ -1,10 +1,11 @@
 // A written sum: a line for each term, with as many digits as a check by hand needs.
 
 import { createElement, createMarkup } from "./dom.js";
-import { ALL_DECIMALS, chooseDecimals, decimalsOf, fixed, printedDecimals, restValue, rowValue, shown, splitRows } from "./digits.js";
+import { ALL_DECIMALS, chooseDecimals, decimalsOf, factorDecimals, fixed, printedDecimals, restValue, rowValue, shown, splitRows } from "./digits.js";
 import { nameOf } from "./words.js";
 
 const MIN_DECIMALS = 4;
+const FOUR_DECIMALS = { factor: MIN_DECIMALS, product: MIN_DECIMALS, part: MIN_DECIMALS, sum: MIN_DECIMALS };
 const MAX_OF_VECTOR = 4; // numbers of a vector that a function is applied to
 
 /**
@@ -16,9 +17,11 @@ export class Ledger {
   constructor(view, number, value, derived) {
     Object.assign(this, { view, number, value, derived });
     this.valueOf = (one) => (one.constant === undefined ? view.value(one) : one.constant);
-    const chosen = view.allDigits ? null : chooseDecimals(derived, value, this.valueOf);
+    this.operands = derived.rows.flatMap((row) => row.factors.map(this.valueOf));
+    this.isFinite = [value, ...this.operands].every(Number.isFinite);
+    const chosen = view.allDigits || !this.isFinite ? null : chooseDecimals(derived, value, this.valueOf);
     this.isRight = chosen !== null;
-    this.decimals = chosen ?? ALL_DECIMALS;
+    this.decimals = chosen ?? (this.isFinite || view.allDigits ? ALL_DECIMALS : FOUR_DECIMALS);
     this.end = view.allDigits ? ALL_DECIMALS.sum : decimalsOf(value);
     this.lines = [];
     if (derived.parts) this.addParts(derived.parts);
@@ -51,8 +54,11 @@ export class Ledger {
 
   /** Add the lines before a product, such as the sum that is c and then tanh(c). */
   addBefore() {
-    for (const { number, rows } of this.derived.before ?? []) {
-      if (rows) {
+    for (const { number, rows, isQuotient } of this.derived.before ?? []) {
+      if (isQuotient) {
+        this.addRow(rows[0], true, this.decimals.product);
+        this.addRule();
+      } else if (rows) {
         this.addSum(rows, true);
         this.addRule("part");
         this.addTotal(null, number, this.decimals.part);
@@ -61,7 +67,6 @@ export class Ledger {
         this.addTotal(null, number, printedDecimals(this.valueOf(number), this.decimals.factor));
       }
     }
-
   }
 
   addRows(rows) {
@@ -127,7 +132,7 @@ export class Ledger {
   print(one) {
     const value = this.valueOf(one);
     if (value === 0 || (Math.abs(value) > 1e-3 && Number(value.toFixed(2)) === Number(value.toFixed(7)))) return fixed(value, 2);
-    return fixed(value, printedDecimals(value, Math.max(MIN_DECIMALS, this.decimals.factor)));
+    return fixed(value, printedDecimals(value, Math.max(MIN_DECIMALS, factorDecimals(this.derived, one, this.decimals))));
   }
 
   factor(one) {
@@ -181,11 +186,19 @@ export function createNote(...children) {
   return createElement("p", { class: "note" }, children);
 }
 
+/** Why a number isn't finite; empty if it is, although one that it is computed from isn't. */
+function notFiniteText({ value, operands }) {
+  if (Number.isFinite(value)) return "";
+  if (operands.some(Number.isNaN)) return "What is computed from NaN is NaN. ";
+  return operands.every(Number.isFinite) ? "The result is too large for the dtype of the layer. " : "What is computed from ∞ can be ∞ or NaN. ";
+}
+
 /** Say below a sum that it can be checked, with the switch to all digits. */
 export function createDigitsNote(view, ledger) {
   const toggle = createElement("button", { type: "button", onclick: () => view.toggleDigits() }, view.allDigits ? "fewer digits" : "all digits");
   const size = ledger.derived.vector?.length ?? 0;
   const others = size > MAX_OF_VECTOR ? `, the last one with all ${size} numbers` : "";
   if (ledger.isRight) return createNote(`Each line is right when checked by hand${others}. `, toggle);
+  if (!ledger.isFinite) return createNote(notFiniteText(ledger), toggle);
   return createNote("8 decimals. The last digits can differ when checked by hand, because the layer rounds every number that it computes. ", view.allDigits ? toggle : "");
 }
