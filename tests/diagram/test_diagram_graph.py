@@ -92,11 +92,16 @@ def test_normalized_terms() -> None:
     assert texts(nodes["i"]) == ["W_ih·{}", "W_hh·{}"]
     norms = [term.normalization for term in nodes["f"].terms]
     assert all(norm is not None and norm.rows == (4, 8) and norm.size == 16 for norm in norms)
-    assert [norm.text for norm in norms if norm] == ["norm({}, gain_ih, b_ih)[f]", "norm({}, gain_hh)[f]"]
+    assert [norm.text for norm in norms if norm] == [
+        "LayerNorm({}, gain_ih, b_ih)[f]",
+        "LayerNorm({}, gain_hh)[f]",
+    ]
     gru = named(build_cell("LayerNormGRU").diagram)
     assert texts(gru["z"]) == ["W_ih·{} + b_ih", "W_hh·{}", "1"]
     assert [term.sign for term in gru["z"].terms] == [1, 1, -1]
-    assert {t.normalization.text for t in gru["z"].terms if t.normalization} == {"norm({}, gain, b_norm)[z]"}
+    assert {t.normalization.text for t in gru["z"].terms if t.normalization} == {
+        "LayerNorm({}, gain, b_norm)[z]"
+    }
 
 
 def test_constants_are_labels() -> None:

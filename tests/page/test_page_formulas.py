@@ -45,9 +45,13 @@ STEPS = {
     "h = (h >= r) * r - torch.maximum(h + r, self.b - r)": (
         "h = (h_t−1 ≥ r_t) ⊙ r_t − max(h_t−1 + r_t, b − r_t)"
     ),
-    "h = torch.tanh(N(W(x) - U(h), self.a, self.b) - r)": ("h = tanh(norm(W x_t − u h_t−1, a, b) − r_t)"),
-    "h = N(W(x) + U(h)) * 2 - N(U(h, self.b))": ("h = 2 norm(W x_t + u h_t−1) − norm(u h_t−1 + b)"),
-    "h = r - torch.tanh(N(U(h)) - N(W(x), self.a))": ("h = r_t − tanh(norm(u h_t−1) − norm(W x_t, a))"),
+    "h = torch.tanh(N(W(x) - U(h), self.a, self.b) - r)": (
+        "h = tanh(LayerNorm(W x_t − u h_t−1, a, b) − r_t)"
+    ),
+    "h = N(W(x) + U(h)) * 2 - N(U(h, self.b))": ("h = 2 LayerNorm(W x_t + u h_t−1) − LayerNorm(u h_t−1 + b)"),
+    "h = r - torch.tanh(N(U(h)) - N(W(x), self.a))": (
+        "h = r_t − tanh(LayerNorm(u h_t−1) − LayerNorm(W x_t, a))"
+    ),
     "s = (r + h).clamp(-3, 3); h = F.hardtanh(U(h), -0.5, 1) + s": (
         "s = clamp(r_t + h_t−1, −3, 3); h = hardtanh(u h_t−1, min_val=−0.5, max_val=1) + s_t"
     ),
@@ -107,7 +111,7 @@ def derivations(layer: ur.Recurrent, names: list[str], folder: Path) -> list[dic
 @pytest.mark.slow
 def test_a_sum_that_is_normalized_is_one_part(tmp_path: Path) -> None:
     [z, n] = derivations(ur.Recurrent(ur.cells.LayerNormGRU, 2, 3), ["z", "n"], tmp_path)
-    norm = "norm(W_ih x_2 + b_ih + W_hh h_1, gain, b_norm)"
+    norm = "LayerNorm(W_ih x_2 + b_ih + W_hh h_1, gain, b_norm)"
     assert [total and total[0] for _, total, _ in z["parts"]] == [f"{norm}[z][1]", None]
     assert z["parts"][1][2] == [[1, ["1", 1]]]
     sums = sum(sign * (total or rows[0][1])[1] for sign, total, rows in z["parts"])
@@ -121,7 +125,7 @@ def test_sums_that_are_normalized_apart_are_two_parts(tmp_path: Path) -> None:
     lines = equations([ur.Recurrent(ur.cells.LayerNormLSTM, 2, 3)], tmp_path)[0]
     gates = {name: "tanh" if name == "g" else "σ" for name in "figo"}
     for name, function in gates.items():
-        sums = f"norm(W_ih x_t, gain_ih, b_ih)[{name}] + norm(W_hh h_t−1, gain_hh)[{name}]"
+        sums = f"LayerNorm(W_ih x_t, gain_ih, b_ih)[{name}] + LayerNorm(W_hh h_t−1, gain_hh)[{name}]"
         assert f"{name} = {function}({sums})" in lines
 
 

@@ -108,6 +108,22 @@ def test_only_what_scales_a_number_is_called_a_gate(tmp_path: Path) -> None:
     assert any(re.match(r"f\[1\] keeps \d+ % of the old c_1\[1\]\.", text) for text in undescribed["every"])
 
 
+@needs_javascript
+def test_sentences_say_what_a_value_without_a_name_is(tmp_path: Path) -> None:
+    cells: list[Any] = [CELLS.LayerNormLSTM, CELLS.SLSTM, CELLS.RGLRU]
+    layer_norm, slstm, rglru = said([[data_of(small_trace(cell)), 0, "", []] for cell in cells], tmp_path)
+    expected = (
+        (layer_norm, "c_2, normalized to mean 0 and variance 1 over all units, then multiplied by gain_c and "
+         "shifted by b_c."),
+        (slstm, "What is left of the old cell state."),
+        (slstm, "What is new. It is added to what is left of the old cell state."),
+        (slstm, "What is left of the old normalizer."),
+        (rglru, "What is left of the old hidden state."),
+    )  # fmt: skip
+    for result, text in expected:
+        assert text in result["every"]
+
+
 LEAKS = (
     r"\bthe unit \d", r"\bn\d+\b", r"^[^ ]{1,20}\.$", r"\b(\w+)[,:]? \1\b", r"\bThe [a-z] of unit",
     r"output of unit \d, and the output",

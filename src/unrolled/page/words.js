@@ -3,7 +3,7 @@
 import { shown } from "./digits.js";
 import { continuesNormalization } from "./formula.js";
 import { gatedFactor, isGate, percent, shortNumber } from "./gates.js";
-import { blockOf, escape, symbol } from "./names.js";
+import { blockOf, escape, parameterText, symbol } from "./names.js";
 import { inputDescription, outputDescription } from "./tensor_names.js";
 
 const lower = (text) => text.charAt(0).toLowerCase() + text.slice(1);
@@ -73,8 +73,10 @@ export function sentence(view, number) {
   if (node.operation === "activation" && squeezes && !view.isHeld(number) && node.terms.length === 1 && node.terms[0].source) {
     return `${upper(symbols.source(node.terms[0].source, t))}, squeezed ${squeezes}.`;
   }
+  const known = normalized(view, node, t) || shareOfState(model, node);
+  if (known) return `${upper(known)}.`;
   if (node.operation === "unknown") return `${upper(nameOf(model, key))}${description ? `: ${lower(escape(description))}` : ""}. How it is computed isn't known.`;
-  if (!node.name) return "A number on the way, without a name in the cell's code.";
+  if (!node.name) return "An intermediate value without a name in the cell's code.";
   if (node.name === "x") return "The variable x in the code of the step, after the step has changed it.";
   if (!nounOf(model, node.name)) return `The variable ${escape(node.name)} in the code of the step.`;
   return `${upper(escape(model.descriptions[node.name]))}.`;
@@ -91,14 +93,43 @@ function letThrough(view, node, t) {
   return `what ${sourceName(view, gate.source, t)} lets through of ${what}`;
 }
 
+/** What a normalization of a vector does. Empty for anything else. */
+function normalized({ symbols }, node, t) {
+  const does = { LayerNorm: "normalized to mean 0 and variance 1 over all units", RMSNorm: "divided by its root mean square over all units" }[node.glyph];
+  const [of, gain, bias] = node.terms;
+  if (!does || !of?.source || node.name) return "";
+  const parameter = (term, verb) => (term && term.source === null ? ` ${verb} ${parameterText(term.text)}` : "");
+  const then = [parameter(gain, "multiplied by"), parameter(bias, "shifted by")].filter(Boolean).join(" and");
+  return `${symbols.source(of.source, t)}, ${does}${then && `, then${then}`}`;
+}
+
+/** The two terms of a new state: what is left of the old one, and what is new. Empty for anything else. */
+function shareOfState(model, node) {
+  const state = model.states.find((one) => mixOf(model, one)?.terms.some(({ source }) => source === node.id));
+  if (!state || node.name) return "";
+  const old = theName(model, state.name, "old ");
+  return keepsState(model, node.id, state) ? `what is left of ${old}` : `what is new. It is added to what is left of ${old}`;
+}
+
+/** Whether a node is a product with a state before the step. */
+function keepsState(model, source, state) {
+  const node = model.nodesById.get(source);
+  return node?.operation === "product" && node.terms.some((term) => term.source === `before:${state.name}`);
+}
+
+/** The sum that a new state is, of what is left of the old one and what is new; null if it is anything else. */
+function mixOf(model, state) {
+  const node = model.nodesById.get(state.end);
+  const isMixed = node?.operation === "sum" && node.terms.length === 2 && node.terms.every(({ sign, source }) => sign > 0 && source);
+  return isMixed && node.terms.filter(({ source }) => keepsState(model, source, state)).length === 1 ? node : null;
+}
+
 /** What a new state is made of, if that can be said in a few words. */
 function origin(view, node, state, t) {
   const { model } = view;
   const passed = letThrough(view, node, t);
   if (passed) return `: ${passed}`;
-  const keeps = (term) => model.nodesById.get(term.source)?.operation === "product" && model.nodesById.get(term.source).terms.some(({ source }) => source === `before:${state.name}`);
-  const isMixed = node.operation === "sum" && node.terms.length === 2 && node.terms.every(({ sign, source }) => sign > 0 && source) && node.terms.filter(keeps).length === 1;
-  return isMixed ? ": what is left of the old one, plus what is new" : "";
+  return mixOf(model, state) === node ? ": what is left of the old one, plus what is new" : "";
 }
 
 /** Begin a text with a capital letter, unless it begins with a symbol. */
