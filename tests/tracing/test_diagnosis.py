@@ -88,6 +88,16 @@ def test_input(value: float) -> None:
     assert finding.values["steps"] == (30 - 7 if math.isnan(value) else finding.values["steps"])
 
 
+@pytest.mark.parametrize(("shape", "which"), [((6, 2), ""), ((6, 1, 2), ""), ((6, 3, 2), " of the row")])
+def test_nan_names_the_row_only_if_there_are_several(shape: tuple[int, ...], which: str) -> None:
+    x = torch.randn(shape)
+    x[2].view(-1)[-1] = math.nan
+    (finding,) = [one for one in ur.trace(nn.LSTM(2, 3), x).health().findings if one.severity == "error"]
+    assert (
+        f"In all, 67 % of the steps{which} have NaN or infinity, and so does the output." in finding.message
+    )
+
+
 @pytest.mark.parametrize("cell", [CELLS.LSTM, CELLS.MinGRU, CELLS.SLSTM])
 def test_parameter(cell: Any) -> None:
     found = report(broken(cell, lambda layer: layer.weight_ih_l0[3, 2].fill_(math.nan)))

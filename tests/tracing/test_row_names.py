@@ -103,6 +103,24 @@ def test_a_custom_cell() -> None:
     assert names.part("weight_p", names.blocks["weight_p"][2]) == "weight_p[third]"
 
 
+@pytest.mark.parametrize("function", ["softmax", "softmin", "log_softmax"])
+def test_a_function_of_all_units_is_an_activation(function: str) -> None:
+    class Shared(Cell):
+        state = ("h",)
+        weight = ur.Param("2*hidden", "input")
+
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            first, second = linear(x, self.weight).chunk(2, -1)
+            keep, g = getattr(nn.functional, function)(first, -1), torch.tanh(second)
+            write = 1 - keep
+            h = keep * h + write * g
+            return h
+
+    names = names_of(ur.Recurrent(Shared, 2, 3))
+    assert [block.gate for block in names.blocks["weight"]] == ["keep", "g"]
+    assert names.element("weight", 1, 0) == "weight[keep][1, 0]"
+
+
 class Unnamed(Cell):
     state = ("h",)
     weight = ur.Param("3*hidden", "input")

@@ -174,8 +174,8 @@ def _effect(values: LayerValues, steps: int, rows: list[int]) -> str:
     """Say how far the NaNs of some rows spread."""
     output = next(iter(values.cell.state))
     total = int(values.running[:, rows].sum())
-    which = "these rows" if len(rows) > 1 else "the row"
-    text = f"In all, {percent(steps / max(1, total))} of the steps of {which} have NaN or infinity"
+    which = "" if values.part.input.shape[1] == 1 else " of these rows" if len(rows) > 1 else " of the row"
+    text = f"In all, {percent(steps / max(1, total))} of the steps{which} have NaN or infinity"
     if output not in values.part.values:
         return text + "."
     selected = values.part.values[output][:, rows]

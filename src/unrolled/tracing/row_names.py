@@ -17,12 +17,8 @@ from unrolled.tracing.provenance import Node, computation_graph
 from unrolled.tracing.random_state import cuda_devices
 from unrolled.tracing.step_recorder import run_with_locals
 
-_NORMALIZATIONS = {
-    "layer_norm",
-    "rms_norm",
-    "normalize",
-    "softmax",
-}  # element k of the result is row k, rescaled
+_NORMALIZATIONS = {"layer_norm", "rms_norm", "normalize"}  # element k of the result is row k, rescaled
+_VECTOR_ACTIVATIONS = {"softmax", "softmin", "log_softmax"}  # element k of the result is mostly that of row k
 _TORCH_LETTERS = {"weight": "W", "bias": "b"}  # as in the documentation of torch.nn.LSTM
 
 # How a number reaches a quantity:
@@ -248,10 +244,11 @@ class _Uses:
                 self._walk(weight, first, target, path)
                 for bias in node.operands[2:]:
                     self._walk(bias, unit, target, path)
-            case "rows" if node.name in _NORMALIZATIONS:
+            case "rows" if node.name in _NORMALIZATIONS | _VECTOR_ACTIVATIONS:
+                path = "activation" if node.name in _VECTOR_ACTIVATIONS else _summed(path)
                 for operand in node.operands:
                     if operand.numbers.numel() == node.numbers.numel():
-                        self._walk(operand, index, target, _summed(path))
+                        self._walk(operand, index, target, path)
             case "infix" | "negated" | "call":
                 self._walk_elementwise(node, index, target, path)
 
