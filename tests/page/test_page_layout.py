@@ -74,8 +74,8 @@ def test_no_sideways_scrolling(name: str, open_page: OpenPage) -> None:
         tab.keyboard.press("w")
 
 
-# The numbers of the strip that are wider than their cells.
-CUT_NUMBERS = """[...document.querySelectorAll('.strip .n')].filter((cell) => {
+# The numbers that are wider than their cells.
+CUT_NUMBERS = """(selector) => [...document.querySelectorAll(selector)].filter((cell) => {
   const text = document.createRange();
   text.selectNodeContents(cell);
   return text.getBoundingClientRect().left < cell.getBoundingClientRect().left;
@@ -88,7 +88,28 @@ def test_numbers_of_the_strip_fit(open_page: OpenPage) -> None:
         tab.set_viewport_size({"width": width, "height": 768})
         tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert tab.locator(".strip .n").count() >= 14
-        assert tab.evaluate(CUT_NUMBERS) == []
+        assert tab.evaluate(CUT_NUMBERS, ".strip .n") == []
+
+
+CUT_HEADS = """[...document.querySelectorAll('.tables .col')]
+  .filter((head) => head.scrollHeight > head.clientHeight + 3 || head.scrollWidth > head.clientWidth + 1)
+  .map((head) => head.textContent)"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LayerNormLSTM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("BRC", "NAS", "RHN", "LEM"))],
+)
+def test_heads_of_columns_are_whole(name: str, open_page: OpenPage) -> None:
+    trace = ur.trace(ur.Recurrent(getattr(ur.cells, name), 3, 3), torch.randn(6, 3))
+    assert open_page(trace).evaluate(CUT_HEADS) == []
+    tab = open_page(trace, width=360)
+    assert tab.evaluate(CUT_HEADS) == []
+    assert tab.evaluate(CUT_NUMBERS, ".seq .n, .tables .n") == []
+    edges = tab.locator(".grp.states .n").evaluate_all(
+        "(all) => all.map((n) => n.getBoundingClientRect().right)"
+    )
+    assert max(edges) <= 360  # without scrolling the table
 
 
 class LongNames(ur.Cell):

@@ -42,6 +42,12 @@ export function parametersOf({ text, gain }) {
 /** The line of a constant that is the same at every step. */
 export const definitionText = ({ name, text }) => `${parameterText(name)} = ${parameterText(text)}`;
 
+/** The formula of a node that is a named function, with a text in place of its arguments; null for any other node. */
+export function callFormula({ operation, glyph }, inner) {
+  const name = glyph.split("(·")[0];
+  return !["sum", "difference", "product", "quotient"].includes(operation) && /^[\p{L}\w√ ]+$/u.test(name) && name !== "if" ? writeCall(name, inner) : null;
+}
+
 const writeCall = (name, inner) => ({ markup: `<span class="rm">${escape(name)}</span>(${inner})`, precedence: ATOM });
 
 /** Return the formula of a term as {markup, precedence}. In its text, the formula of what it reads takes the place of {}. */

@@ -1,7 +1,9 @@
 // Symbols for the numbers of a layer.
 
-import { addendFormula, ATOM, elementsOf, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
+import { addendFormula, ATOM, callFormula, continuesNormalization, elementsOf, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
 import { escape, parameterText, symbol } from "./names.js";
+
+const LONG_FORMULA = 24; // characters
 
 /** The symbols and formulas of the numbers of a layer, in markup. */
 export class Symbols {
@@ -66,6 +68,26 @@ export class Symbols {
   /** The formula of a node. With a number, of this element. */
   expression(node, number, time) {
     return this.#formula(node, number, time).markup;
+  }
+
+  /** The formula of a node for a narrow place. If it is long, what functions inside it are applied to is left out: c ⊙ tanh(…). */
+  shortExpression(node, time) {
+    const whole = this.expression(node, null, time);
+    return Symbols.plain(whole).length > LONG_FORMULA ? this.#short(node, time).markup : whole;
+  }
+
+  #short(node, time) {
+    const { model } = this;
+    const omitted = { markup: "…", precedence: ATOM };
+    const withoutParameters = (normalization) => ({ ...normalization, text: normalization.text.replace(/\(\{\}[^)]*\)/, "({})") });
+    const terms = node.terms.filter((term) => !continuesNormalization(term)).map((term) => ({ ...term, normalization: term.normalization && withoutParameters(term.normalization) }));
+    const operand = (term) => {
+      if (term.normalization) return omitted;
+      const source = model.nodesById.get(term.source);
+      if (!source || model.labels.get(source.id)) return termFormula(term, elementsOf(this.read(term.source, time), term));
+      return termFormula(term, elementsOf(callFormula(source, omitted.markup) ?? this.#short(source, time), term));
+    };
+    return formula({ ...node, terms }, operand);
   }
 
   #formula(node, number, time) {

@@ -9,17 +9,19 @@ import { Symbols } from "./symbols.js";
 
 const MAX_RESULTS = 6; // columns of the table of results, the values computed from the gates
 const MAX_DENSE_RESULTS = 7;
+const MAX_PHONE_RESULTS = 5;
 
 const MAX_ROOMY = 5; // tables that have room for their titles in lines of their own
 
 /** Create the tables. Returns {element, update}. */
 export function createTables(view) {
   const element = createElement("div", { class: "tables" });
+  const isPhone = matchMedia("(max-width: 560px)"); // as in the style sheet
   let drawn = "";
   let cells = [];
 
   function update() {
-    const key = [view.partKey, ...unitsShown(view, view.model.units)].join();
+    const key = [view.partKey, isPhone.matches, ...unitsShown(view, view.model.units)].join();
     if (key !== drawn) {
       cells = [];
       element.replaceChildren(...draw());
@@ -38,10 +40,10 @@ export function createTables(view) {
   const rowHead = (unit) => createElement("span", { role: "rowheader" },
     createElement("button", { class: "unit", type: "button", tabindex: -1, "data-unit": unit, "aria-label": `unit ${unit}`, onclick: () => view.goToUnit(unit) }, `[${unit}]`));
   const createRow = (...cells) => createElement("div", { class: "tr", role: "row" }, cells);
-  const columnHead = (markup, className = null) => {
-    const head = createMarkup("span", markup, className);
+  const columnHead = (markup, className = null, whole = markup) => {
+    const head = createMarkup("span", breakable(markup), className);
     head.setAttribute("role", "columnheader");
-    head.title = Symbols.plain(markup.replace("<br>", " ")); // the head of a narrow column is cut off
+    head.title = Symbols.plain(whole.replace("<br>", " "));
     return head;
   };
 
@@ -59,7 +61,7 @@ export function createTables(view) {
     }
     const isDense = groups.length + Math.ceil(others.length / MAX_RESULTS) > MAX_ROOMY;
     element.classList.toggle("dense", isDense);
-    const count = Math.ceil(others.length / (isDense ? MAX_DENSE_RESULTS : MAX_RESULTS));
+    const count = Math.ceil(others.length / (isPhone.matches ? MAX_PHONE_RESULTS : isDense ? MAX_DENSE_RESULTS : MAX_RESULTS));
     const size = Math.ceil(others.length / count);
     const parts = Array.from({ length: count }, (_, k) => createOthers(others.slice(k * size, (k + 1) * size)));
     return [createElement("div", { class: "gates" }, groups), ...parts];
@@ -87,7 +89,10 @@ export function createTables(view) {
 
   function createOthers(nodes) {
     const { model, symbols } = view;
-    const heads = nodes.map((node) => columnHead(model.labels.get(node.id) ? symbol(model.labels.get(node.id)) : symbols.expression(node, null, "t"), "col"));
+    const heads = nodes.map((node) => {
+      const label = model.labels.get(node.id);
+      return label ? columnHead(symbol(label), "col") : columnHead(symbols.shortExpression(node, "t"), "col", symbols.expression(node, null, "t"));
+    });
     const keys = nodes.map((node) => model.keys.get(node.id));
     const units = unitsShown(view, Math.max(...keys.map((key) => model.size(key))));
     const rows = units.map((unit) => createRow(rowHead(unit), keys.map((key, k) => createElement("div", { class: "pre", role: "cell", "data-op": follows(nodes, k) },
@@ -98,6 +103,9 @@ export function createTables(view) {
 
   return { element, update };
 }
+
+/** The head of a column, with the places where a narrow one can be broken. */
+const breakable = (markup) => markup.replace(/(Layer|RMS|Group)Norm/g, "$1<wbr>Norm").replaceAll("(", "(<wbr>");
 
 /** Join gates whose columns fit below the same heads: [{heads, members: [{k, slots}]}], with the slot of each column. */
 function shareHeads(columns, width) {
