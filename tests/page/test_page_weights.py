@@ -152,3 +152,26 @@ def test_legend_has_what_is_drawn(open_page: OpenPage) -> None:
     text = legend_of(open_page(ur.trace(ur.LSTM(3, 40), torch.randn(4, 3))))
     assert "gate, 0 to 1" in text
     assert "Bars" not in text
+
+
+LIT = "[...document.querySelectorAll('.equations li.on')].map((line) => line.textContent.split(' = ')[0])"
+
+
+@pytest.mark.parametrize(
+    ("cell", "lines"),
+    [
+        pytest.param("UnICORNN", {"control": ["pace"]}, marks=pytest.mark.slow),
+        pytest.param("LRU", {"nu": ["size"], "theta": ["turn"]}, marks=pytest.mark.slow),
+        pytest.param("AntisymmetricRNN", {"weight_hh": ["turn"]}, marks=pytest.mark.slow),
+        pytest.param("RGLRU", {"decay": ["log_at"], "weight_r": ["rt"]}, marks=pytest.mark.slow),
+        ("LayerNormLSTM", {"gain_hh": ["ft", "it", "gt", "ot"], "gain_c": ["ht"]}),
+    ],
+)
+def test_equations_with_a_parameter_light_up(
+    cell: str, lines: dict[str, list[str]], open_page: OpenPage
+) -> None:
+    trace = ur.trace(ur.Recurrent(getattr(ur.cells, cell), 3, 3), torch.randn(4, 3))
+    for name, expected in lines.items():
+        column = "&column=1" if getattr(trace.layers[0].cell, name).dim() > 1 else ""
+        tab = open_page(trace, address=f"#step=1&unit=1&number={name}{column}")
+        assert tab.evaluate(LIT) == expected

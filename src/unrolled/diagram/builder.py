@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from unrolled.diagram.definitions import find_definitions
+from unrolled.diagram.definitions import find_definitions, parameters_of
 from unrolled.diagram.expressions import Expression
 from unrolled.diagram.indices import select
 from unrolled.diagram.model import Diagram, DiagramNode, DiagramState, Normalization, Term, Weights
@@ -171,6 +171,7 @@ class DiagramBuilder:
             gain=None if draft.gain is None else self._value(draft.gain.value),
             divides=draft.divides,
             call=draft.call,
+            constants=parameters_of(_constants(draft)),
         )
         product, norm = draft.product, draft.normalization
         if product is not None:
@@ -369,3 +370,17 @@ class DiagramBuilder:
             case "take":
                 return self._is_gate(arguments[0])
         return _RANGES.get(expression.name) == "gate"
+
+
+def _constants(draft: TermDraft) -> list[Expression]:
+    """Return the constants in the formula of a term, without the rows of a parameter in its weighted sum."""
+    product, norm = draft.product, draft.normalization
+    constants = [draft.gain, draft.term if draft.source is None else None]
+    if product is not None:
+        constants += [
+            None if product.parameter else product.weight,
+            None if bias_parameter(product) else product.bias,
+        ]
+    if norm is not None:
+        constants += norm.arguments[1:]
+    return [one for one in constants if one is not None]

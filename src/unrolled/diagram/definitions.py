@@ -1,23 +1,24 @@
-"""The named constants of a step, which it computes from parameters alone: the gate of MGU3, for instance."""
+"""The constants of a step, which it computes from parameters alone: the gate of MGU3, for instance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from unrolled.diagram.expressions import Expression
+from unrolled.diagram.model import Definition
 from unrolled.diagram.symbols import definition_text, symbol
 
 
-def find_definitions(outputs: Iterable[Expression]) -> tuple[tuple[str, str], ...]:
-    """Return the names of the constants in the formulas of a step, each with its own formula.
+def find_definitions(outputs: Iterable[Expression]) -> tuple[Definition, ...]:
+    """Return the named constants in the formulas of a step.
 
     Args:
         outputs: The expressions of the new states.
 
     Returns:
-        The names and formulas. A constant comes after those that it is computed from.
+        Their definitions. A constant comes after those that it is computed from.
     """
-    definitions: dict[str, str] = {}
+    definitions: dict[str, Definition] = {}
     stack = [(output, False) for output in outputs]
     seen: set[int] = set()
     while stack:
@@ -25,12 +26,29 @@ def find_definitions(outputs: Iterable[Expression]) -> tuple[tuple[str, str], ..
         name = symbol(expression.quantity) if expression.static else ""
         if operands_done:
             if name:
-                definitions.setdefault(name, definition_text(expression))
+                parameters = parameters_of(_operands(expression))
+                definition = Definition(name, definition_text(expression), parameters)
+                definitions.setdefault(name, definition)
         elif id(expression) not in seen:
             seen.add(id(expression))
             stack.append((expression, True))
             stack += [(operand, False) for operand in reversed(_operands(expression))]
-    return tuple((name, text) for name, text in definitions.items() if text != name)
+    return tuple(one for one in definitions.values() if one.text != one.name)
+
+
+def parameters_of(expressions: Iterable[Expression]) -> tuple[str, ...]:
+    """Return the parameters in the formulas of constants. A named constant has a formula of its own."""
+    parameters: dict[str, None] = {}
+    stack = list(expressions)
+    while stack:
+        expression = stack.pop()
+        if not expression.learned or not expression.static:
+            continue
+        if expression.operation == "parameter":
+            parameters[expression.name] = None
+        elif not expression.quantity:
+            stack += _operands(expression)
+    return tuple(parameters)
 
 
 def _operands(expression: Expression) -> tuple[Expression, ...]:

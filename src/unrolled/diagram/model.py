@@ -61,6 +61,7 @@ class Term:
         divides: Whether the term is divided by ``gain`` instead.
         call: A comparison that is applied to the element, such as ``"eq({}, 0)"``.
         normalization: The normalization, if there is one.
+        constants: The other parameters in its formula, such as those of the gain or the normalization.
     """
 
     source: str | None
@@ -83,6 +84,7 @@ class Term:
     divides: bool = False
     call: str = ""
     normalization: Normalization | None = None
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Definition:
+    """A named constant of a step.
+
+    Attributes:
+        name: Its name in formulas.
+        text: Its formula.
+        parameters: The parameters in its formula.
+    """
+
+    name: str
+    text: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Diagram:
     """The diagram of one step.
 
@@ -164,7 +181,7 @@ class Diagram:
         nodes: Its nodes, in the order of computation.
         input_value: Index of the values of the input.
         groups: Groups of nodes that are folded at first.
-        definitions: The names of constants in formulas, each with its formula. Parameters have no formula.
+        definitions: The named constants in formulas. A parameter has no definition.
     """
 
     cell: str
@@ -172,7 +189,7 @@ class Diagram:
     nodes: tuple[DiagramNode, ...]
     input_value: int
     groups: tuple[Group, ...] = ()
-    definitions: tuple[tuple[str, str], ...] = ()
+    definitions: tuple[Definition, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ _NARROW, _WIDE, _SIGNS = set("fijlrtI.,:;'|!()[]/ ·"), set("mwMW%@…"), set("�
 _FUNCTION_NAMES = {"log", "exp", "sin", "cos", "tan", "tanh", "sqrt", "min", "max", "sum", "mean", "norm"}
 _FUNCTION_NAMES |= {"softmax"}
 _LONG_SYMBOL = 2  # a longer base is set as a word, not as a symbol
-MOST_CHARACTERS = 14  # of a glyph
+MOST_CHARACTERS = 20  # of a glyph
 
 
 def symbol(name: str) -> tuple[str, str]:

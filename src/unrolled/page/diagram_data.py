@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def diagram_data(traced: DiagramTrace) -> dict[str, Any]:
     return {
         "nodes": [_node(node) for node in traced.diagram.nodes],
         "states": [{"name": s.name, "end": s.end, "value": s.value} for s in traced.diagram.states],
-        "definitions": [{"name": name, "text": text} for name, text in traced.diagram.definitions],
+        "definitions": [asdict(definition) for definition in traced.diagram.definitions],
         "inputValue": traced.diagram.input_value,
         "sizes": [value.numel() for value in values[0]],
         "values": encode_values(_stacked(values)),
@@ -130,6 +131,7 @@ def _term(term: Term) -> dict[str, Any]:
         "value": term.value,
         "elements": None if term.elements is None else list(term.elements),
         "parameter": term.parameter,
+        "constants": list(term.constants),
         "rows": None if term.rows is None else list(term.rows),
         "columns": None if term.columns is None else list(term.columns),
         "transposed": term.transposed,

@@ -12,7 +12,7 @@ const THICK = 4.4;
 const FAINT = 30; // percent of color in a line that carries zero
 export const MAX_BARS = 6; // units that a box shows beside the chosen one
 const BELT = 26;
-const MAX_CHARACTERS = 14; // of a glyph, as the layout has room for
+const MAX_CHARACTERS = 20; // of a glyph, as the layout has room for
 
 const FRAME_WIDTH = 42; // of a state: its name above its digits
 const INPUT_FRAME_WIDTH = 30;

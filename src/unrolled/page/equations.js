@@ -20,7 +20,7 @@ export function createEquations(view) {
   function update() {
     if (drawn !== view.model) {
       const lines = view.model.equations.map(plainLine);
-      const definitions = view.model.definitions.map((one) => plainLine(definitionText(one)));
+      const definitions = view.model.definitions.map((one) => Object.assign(plainLine(definitionText(one)), { terms: [{ constants: one.parameters }] }));
       element.replaceChildren(...(lines.length ? lines : [...definitions, ...view.model.nodes.filter(hasLine).map(line)]));
       drawn = view.model;
     }
@@ -37,7 +37,7 @@ export function createEquations(view) {
   function reads(term) {
     const { q, u, j } = view.number;
     const isIn = (rows, row) => !rows || (row >= rows[0] && row < rows[1]);
-    return (term.parameter === q && isIn(term.rows, term.transposed ? j : u)) || (term.bias === q && isIn(term.biasRows, u));
+    return term.constants.includes(q) || (term.parameter === q && isIn(term.rows, term.transposed ? j : u)) || (term.bias === q && isIn(term.biasRows, u));
   }
 
   const plainLine = (markup) => Object.assign(createMarkup("li", markup), { quantities: [], terms: [] });
@@ -51,8 +51,9 @@ export function createEquations(view) {
     const output = model.states[0].end === node.id ? ` <span class="quiet">= ${outputMarkup(model)}</span>` : "";
     const item = createElement("li", {});
     item.innerHTML = `${left} = ${right(node).markup}${output}`;
-    item.quantities = [...model.quantitiesOf(node), ...inner(node)];
-    item.terms = node.terms;
+    const inside = inner(node);
+    item.quantities = [...model.quantitiesOf(node), ...inside.map((one) => model.keys.get(one.id))];
+    item.terms = [node, ...inside].flatMap((one) => one.terms);
     item.addEventListener("click", (event) => {
       const chosen = event.target.closest("[data-q]");
       if (chosen) view.choose({ q: chosen.dataset.q, t: view.step, u: Math.min(view.unit, model.size(chosen.dataset.q) - 1) });
@@ -64,7 +65,7 @@ export function createEquations(view) {
   function inner(node) {
     return node.terms.flatMap((term) => {
       const source = view.model.nodesById.get(term.source);
-      return source && !hasLine(source) ? [view.model.keys.get(source.id), ...inner(source)] : [];
+      return source && !hasLine(source) ? [source, ...inner(source)] : [];
     });
   }
 
