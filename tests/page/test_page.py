@@ -96,7 +96,7 @@ def test_gradients_that_are_exactly_zero_are_marked(open_page: OpenPage) -> None
     )
     assert len(set(colors)) == len(trace.names)
     ticks = tab.locator(".chart text[text-anchor=middle]").all_text_contents()
-    assert ticks == ["0", "2", "4", "6", "8", "10"]
+    assert ticks == ["step 0", "2", "4", "6", "8", "10"]
 
 
 @pytest.mark.slow

@@ -154,6 +154,20 @@ def test_legend_has_what_is_drawn(open_page: OpenPage) -> None:
     assert "Bars" not in text
 
 
+def test_arrow_keys_stay_in_the_open_weights(open_page: OpenPage) -> None:
+    tab = open_page(ur.trace(ur.LSTM(2, 3), torch.randn(4, 2)), address="#step=1&unit=0&number=f")
+    lit = "[...document.querySelectorAll('.weights .n.src')].map((cell) => cell.refer().u)"
+    tab.keyboard.press("w")
+    for key, place in (("ArrowDown", "step=1&unit=1"), ("ArrowRight", "step=2&unit=1")):
+        tab.keyboard.press(key)
+        assert f"{place}&number=f" in tab.url
+        assert set(tab.evaluate(lit)) == {3 + 1}  # row 1 of the forget gate
+        assert tab.locator(".weights .n").first.is_visible()
+    tab.keyboard.press("c")  # another quantity is among the numbers
+    assert not tab.locator(".weights .n").first.is_visible()
+    assert tab.locator(".tables .n.on").is_visible()
+
+
 LIT = "[...document.querySelectorAll('.equations li.on')].map((line) => line.textContent.split(' = ')[0])"
 
 

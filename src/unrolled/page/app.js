@@ -1,6 +1,7 @@
 // The page: its parts and the keyboard.
 
 import { createDocumentation, createFindings, createParagraph } from "./about.js";
+import { openAddress } from "./address.js";
 import { createArithmetic } from "./arithmetic.js";
 import { createComparison } from "./comparison.js";
 import { createElement, createSection } from "./dom.js";
@@ -191,10 +192,10 @@ export function mount(root, data, inModel = null) {
     if (model.isParameter(number) && key.startsWith("Arrow")) {
       return moveInParameter(key);
     } else if (key in moves) {
-      view.move(moves[key]);
+      inOpenTab(() => view.move(moves[key]));
     } else if (key === "ArrowUp" || key === "ArrowDown") {
       const size = number.q === "x" ? model.features : model.size(number.q);
-      view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size });
+      inOpenTab(() => view.choose({ ...number, u: (number.u + (key === "ArrowDown" ? 1 : size - 1)) % size }));
     } else if (key === "b" && comparison.element) {
       comparison.next();
     } else if (key === "j" || key === "k") {
@@ -237,6 +238,15 @@ export function mount(root, data, inModel = null) {
     return true;
   }
 
+  /** Move to another step or unit without leaving the weights, if they are open: those of the unit light up. */
+  function inOpenTab(move) {
+    const isWeights = stepValues.classList.contains("show-weights");
+    move();
+    if (!isWeights || guide.touring) return;
+    openTab(true);
+    updateHeads();
+  }
+
   /** The quantity that a letter stands for: its name, or with Shift if the letter is the key of something else. */
   function quantityOfKey(key) {
     const name = key.toLowerCase();
@@ -260,7 +270,7 @@ export function mount(root, data, inModel = null) {
   root.tabIndex = -1;
   root.addEventListener("keydown", view.onKeyDown);
   if (view.hasAddress) {
-    window.addEventListener("popstate", () => view.readAddress() || view.choose(view.firstNumber(), { push: false }), { signal: listeners.signal });
+    window.addEventListener("popstate", () => openAddress(view) || view.choose(view.firstNumber(), { push: false }), { signal: listeners.signal });
   }
   drawing.narrow.addEventListener("change", () => view.refresh(), { signal: listeners.signal });
   view.close = () => {
@@ -277,7 +287,7 @@ export function mount(root, data, inModel = null) {
   window.addEventListener("beforeprint", paint(() => "light"), { signal: listeners.signal });
   window.addEventListener("afterprint", paint(() => (isDark() ? "dark" : "light")), { signal: listeners.signal });
   openTab(false);
-  if (!view.hasAddress || !view.readAddress()) view.refresh();
+  if (!view.hasAddress || !openAddress(view)) view.refresh();
   return view;
 }
 

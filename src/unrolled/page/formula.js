@@ -10,6 +10,10 @@ const PRODUCT = 3;
 export const ATOM = 4;
 
 const parenthesize = ({ markup, precedence }, required) => (precedence < required ? `(${markup})` : markup);
+
+/** The markup of a formula as a factor, or as what something is divided by. */
+export const asFactor = (written, isDivisor) => parenthesize(written, isDivisor ? ATOM : PRODUCT);
+
 export const indexText = ({ u, j }) => `<span class="ix">[${u}${j === undefined ? "" : `,${j}`}]</span>`;
 
 /** The formula of an element of a vector. */

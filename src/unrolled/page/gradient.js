@@ -59,7 +59,7 @@ function createGradientContent(view) {
     createChart(view, series),
     createElement("ul", { class: "chart-legend" }, series.map((line, k) =>
       createElement("li", {}, createLineSample(view, k, line), ` ∂loss/∂${line.name}`))),
-    markers.length ? createElement("p", {}, createElement("small", {}, `Below the axis, ${markers.join(", and ")}.`)) : "",
+    createElement("p", {}, createElement("small", {}, `Norm of each gradient at every time step, on a logarithmic scale.${markers.length ? ` Below the axis, ${markers.join(", and ")}.` : ""}`)),
     createGradientTable(view, series),
     createWeightGradientTable(view) ?? "",
   ];
@@ -110,7 +110,7 @@ function createChart(view, series) {
     powers.map((power) => [
       createSvg("line", { x1: MARGIN_LEFT, x2: CHART_WIDTH - MARGIN, y1: yOf(10 ** power), y2: yOf(10 ** power), class: "grid" }),
       createSvg("text", { x: MARGIN_LEFT - 6, y: yOf(10 ** power) + 4, "text-anchor": "end" }, formatPower(power))]),
-    stepTicks.map((step) => createSvg("text", { x: xOfStep(view, step), y: bottom + 20, "text-anchor": "middle" }, String(step))),
+    stepTicks.map((step) => createSvg("text", { x: xOfStep(view, step), y: bottom + 20, "text-anchor": "middle" }, step ? String(step) : "step 0")),
     bandHeight ? createSvg("rect", { class: "off-scale", x: MARGIN_LEFT, y: axisBottom, width: CHART_WIDTH - MARGIN_LEFT - MARGIN, height: bandHeight }) : null,
     createSvg("line", { class: "current-step", y1: MARGIN, y2: bottom }), paths, markers);
 }

@@ -103,7 +103,7 @@ export class Ledger {
   }
 
   addRow(row, isFirst, decimals, className = "") {
-    const names = row.factors.flatMap((one, k) => [...(k ? [row.quotient ? " / " : "·"] : []), ...this.operand(one, row)]);
+    const names = row.factors.flatMap((one, k) => [...(k ? [row.quotient ? " / " : "·"] : []), this.name(one, row.factors.length > 1, row.quotient && k > 0)]);
     const isSingle = row.factors.length < 2;
     const result = isSingle ? this.factor(row.factors[0]) : className ? this.result() : fixed(rowValue(row, this.valueOf), decimals);
     this.addLine(row.sign < 0 ? "−" : isFirst ? "" : "+", names, isSingle ? [] : row.factors.map((one) => this.factor(one)), result, className, row.quotient ? "÷" : "×");
@@ -139,17 +139,10 @@ export class Ledger {
     return one.constant === undefined ? this.createButton(one, this.print(one)) : createSpan("", this.print(one));
   }
 
-  name(one) {
+  name(one, isFactor = false, isDivisor = false) {
     const { symbols } = this.view;
-    if (one.constant === undefined) return this.createButton(one, symbols.of(one));
+    if (one.constant === undefined) return this.createButton(one, isFactor ? symbols.factor(one, isDivisor) : symbols.of(one));
     return createMarkup("span", one.source ? one.text.replace("{}", symbols.of(one.source)) : one.text);
-  }
-
-  /** The name of a factor: a sum without a name in parentheses. */
-  operand(one, { factors }) {
-    const { kind, node } = (one.constant === undefined && this.view.model.quantity(one.q)) || {};
-    const isLoose = factors.length > 1 && kind === "node" && !this.view.model.labels.get(node.id) && !node.terms.some((term) => term.weighted) && ["sum", "difference"].includes(node.operation);
-    return isLoose ? ["(", this.name(one), ")"] : [this.name(one)];
   }
 
   partName(part) {

@@ -1,6 +1,6 @@
 // Symbols for the numbers of a layer.
 
-import { addendFormula, ATOM, callFormula, continuesNormalization, elementsOf, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
+import { addendFormula, asFactor, ATOM, callFormula, continuesNormalization, elementsOf, formula, indexText, parametersOf, termFormula, withIndex } from "./formula.js";
 import { escape, parameterText, symbol } from "./names.js";
 
 const LONG_FORMULA = 24; // characters
@@ -27,6 +27,14 @@ export class Symbols {
     if (kind === "sum") return `sum<sub>${symbol(label || node.glyph)}</sub>${unit}`;
     if (label) return symbol(label, time) + unit;
     return this.expression(node, number, time);
+  }
+
+  /** The symbol of a number in a product or quotient, in parentheses where it needs them: (1 − z₂[1]). */
+  factor(number, isDivisor = false) {
+    const { model } = this;
+    const found = model.isParameter(number) || model.isStart(number) ? null : model.quantity(number.q);
+    if (found?.kind !== "node" || model.labels.get(found.node.id)) return this.of(number);
+    return asFactor(this.#formula(found.node, number, this.step(number.t)), isDivisor);
   }
 
   /** An element of a parameter, named by its gate where it has one. */

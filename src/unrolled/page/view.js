@@ -1,5 +1,6 @@
 // The state of the page, its address, and what follows from them.
 
+import { addressText } from "./address.js";
 import { baselineData, DifferenceModel, signed, withoutEdits } from "./comparison.js";
 import { given, shown } from "./digits.js";
 import { Edits } from "./edits.js";
@@ -341,15 +342,8 @@ export class View {
     this.render?.();
   }
 
-  // --- the address ---
-
   get address() {
-    const { number, mapView: { order, zoom } } = this;
-    const entries = { ...this.inModel?.entries, ...(this.mode === "this" ? {} : { show: this.mode }), ...(this.rowIndex ? { row: this.rowNumbers[this.rowIndex] } : {}), ...(this.layerIndex ? { layer: this.layerIndex } : {}),
-      step: number.t === undefined ? this.step : number.t === this.model.start ? "start" : number.t, unit: number.u, number: number.q, ...(number.j === undefined ? {} : { column: number.j }),
-      ...(order ? { order } : {}), ...(zoom ? { zoom: zoom.join("-") } : {}),
-      ...(this.range ? { range: this.range.join("-") } : {}), ...(this.allEdits.edits.size ? { edit: this.edits.toText() } : {}) };
-    return `#${new URLSearchParams(entries)}`;
+    return addressText(this);
   }
 
   pushAddress() {
@@ -360,40 +354,9 @@ export class View {
   replaceAddress() {
     if (this.hasAddress) history.replaceState(null, "", this.address);
   }
-
-  /** Choose the number in the address. Returns whether there is one. */
-  readAddress() {
-    const entries = new URLSearchParams(location.hash.slice(1));
-    const rowIndex = entries.has("row") ? this.rowNumbers.indexOf(Number(entries.get("row"))) : 0;
-    this.rowIndex = Math.max(0, rowIndex);
-    this.mode = Object.hasOwn(this.row, "baseline") && ["baseline", "difference"].includes(entries.get("show")) ? entries.get("show") : "this";
-    this.row.edits.fromText(entries.get("edit") ?? "");
-    this.range = readRange(entries.get("range"), this.model.length);
-    this.mapView = { order: ["similar", "weights"].find((one) => one === entries.get("order")) ?? null, zoom: readRange(entries.get("zoom"), this.model.length) };
-    if (!entries.has("number")) return false;
-    const layerIndex = Number(entries.get("layer") ?? 0);
-    const model = this.models[layerIndex];
-    if (!model || rowIndex < 0) return false;
-    const number = { q: entries.get("number"), u: Number(entries.get("unit")) };
-    const step = entries.get("step") === "start" ? model.start : Number(entries.get("step"));
-    if (entries.has("column")) number.j = Number(entries.get("column"));
-    if (!model.parameters.has(number.q)) number.t = step;
-    if (!model.exists(number)) return false;
-    this.layerIndex = layerIndex;
-    this.step = model.nearest(this.step);
-    if (model.stepIndices.has(step)) this.step = step;
-    this.choose(number, { push: false });
-    return true;
-  }
 }
 
 /** Whether two numbers differ by more than the rounding of single precision. */
 export function differ(a, b) {
   return !Object.is(a, b) && !(Math.abs(a - b) <= 1e-6 * Math.max(1, Math.abs(b)));
-}
-
-/** Return the range of steps in the address, or null if there is no valid one. */
-function readRange(text, length) {
-  const [first, last] = /^\d+-\d+$/.test(text) ? text.split("-").map(Number) : [];
-  return first <= last && last < length ? [first, last] : null;
 }
