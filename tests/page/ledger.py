@@ -28,6 +28,8 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log": torch.log,
     "ln": torch.log,
 }
+NUMBER = r"−?[\d.]+"
+STATISTICS = ("mean", "standard deviation", "root mean square")
 
 
 def decimal(text: str) -> Decimal:
@@ -77,9 +79,17 @@ def check_lines(lines: list[dict[str, Any]], what: object) -> tuple[int, int]:
         result, label = line["result"], line["label"]
         factors = [text for text in re.split(f" {line['times']} ", line["factors"][0]) if text]
         factors += [line["factors"][1]] if line["factors"][1] else []
+        normalized = re.fullmatch(rf"(?:{NUMBER}|\(({NUMBER}) − \(?({NUMBER})\)?\)) / ({NUMBER})", label)
         softmax = re.fullmatch(r"softmax\((.*)\)\[(\d+)\]", label)
         is_function = re.fullmatch(r"(\D+)\((.*)\)", label)
-        if factors:
+        if label in STATISTICS:
+            pass  # of numbers that aren't among the lines
+        elif normalized:
+            own, mean, deviation = (decimal(text or "0") for text in normalized.groups())
+            own = own if normalized[1] else decimal(label.split(" / ")[0])
+            assert agree((own - mean) / deviation, result), message
+            totals, addends = [], []
+        elif factors:
             numbers = [decimal(text) for text in factors]
             divides = line["times"] == "÷"
             value = numbers[0] / numbers[1] if divides else reduce(Decimal.__mul__, numbers)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from ledger import check_lines
+from ledger import check_lines, decimal
 from page_helpers import Mixed, OpenPage, WithSoftmax, needs_browser, small_trace
 from torch import nn
+from torch.nn import functional
 
 import unrolled as ur
 
@@ -198,3 +199,54 @@ def test_a_root_and_a_quotient_have_lines_of_their_own(open_page: OpenPage) -> N
         assert (quotient["times"], rule["kind"], product["times"]) == ("÷", "rule", "×")
         assert product["factors"][1] == quotient["result"]
     assert assert_arithmetic_is_right(tab)[0] > 100
+
+
+class RootMeanSquare(ur.Cell):
+    """The sum of two products and a state are normalized, with and without a gain."""
+
+    weight = ur.Param("hidden", "input")
+    turn = ur.Param("hidden", "hidden")
+    bias = ur.Param("hidden")
+    gain = ur.Param("hidden")
+
+    def step(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        shape = self.gain.shape
+        sums = functional.rms_norm(
+            functional.linear(x, self.weight, self.bias) - h @ self.turn, shape, self.gain
+        )
+        g = torch.tanh(sums)
+        h = functional.rms_norm(g + h, shape, eps=1e-3)
+        return h
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ur.cells.LayerNormLSTM,
+        pytest.param(ur.cells.LayerNormGRU, marks=pytest.mark.slow),
+        pytest.param(RootMeanSquare, marks=pytest.mark.slow),
+    ],
+)
+def test_a_normalization_is_written_out(cell: type[ur.Cell], open_page: OpenPage) -> None:
+    layer = ur.Recurrent(cell, 3, 3)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "gain" in name or "bias" in name:
+                parameter.normal_(1, 0.5)
+    trace = ur.trace(layer, torch.randn(4, 3))
+    tab = open_page(trace)
+    written = 0
+    for number, note, lines in tab.evaluate(READ_ARITHMETIC, ".tables .n"):
+        texts = {one["label"]: one["result"] for one in lines if "label" in one}
+        if not texts.keys() & {"standard deviation", "root mean square"}:
+            continue
+        assert note.startswith("Each line is right"), number
+        check_lines(lines, number)
+        written += 1
+        if cell is ur.cells.LayerNormLSTM and number["q"] != "i.0" and "n" in number["q"]:
+            c = trace["c"][2, 0].double()
+            assert float(decimal(texts["mean"])) == pytest.approx(c.mean().item(), abs=1e-4)
+            assert float(decimal(texts["standard deviation"])) == pytest.approx(
+                c.std(correction=0).item(), abs=1e-3
+            )
+    assert written == {"LayerNormLSTM": 27, "LayerNormGRU": 6, "RootMeanSquare": 6}[cell.__name__]

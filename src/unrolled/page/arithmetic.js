@@ -4,6 +4,8 @@ import { comparisonText, createComparedValue, createDifference } from "./compari
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
 import { given, shown } from "./digits.js";
 import { createDigitsNote, createLine, createNote, createNumberButton, createSpan, Ledger } from "./ledger.js";
+import { normalizationOf } from "./normalization.js";
+import { NormalizationLedger } from "./normalization_ledger.js";
 import { Symbols } from "./symbols.js";
 import { createWeightGradient, weightGradientText } from "./weight_gradient.js";
 import { sentence } from "./words.js";
@@ -54,6 +56,11 @@ function explanation(view, number, value) {
   const derived = view.model.derive(number);
   if (!derived) return view.isEditable(number) ? [createNote("Drag it, or type a new value, to see what depends on it.")] : [];
   if (view.isHeld(number)) return [createNote("Held by you, not computed.")];
+  const normalization = derived.opaque ? normalizationOf(view.model, number) : null;
+  if (normalization) {
+    const ledger = new NormalizationLedger(view, number, value, { rows: normalization.rowsOf(normalization.index), normalization });
+    return [ledger.element, createDigitsNote(view, ledger)];
+  }
   if (derived.opaque) return createOperands(view, number, derived);
   const ledger = new Ledger(view, number, value, derived);
   return [ledger.element, createDigitsNote(view, ledger)];

@@ -14,9 +14,10 @@ _SCRIPTS = (
     "weighted_rows", "names", "tensor_names", "formula", "derivation", "model", "long_run", "edits",
     "symbols", "gates", "not_finite", "words", "heat_map_grid", "map_controls", "comparison", "scales",
     "address", "view", "cells", "color_scale", "heat_maps", "strip", "tables", "drawing", "legend",
-    "equations", "ledger", "weight_gradient", "arithmetic", "editor", "weights", "sequence", "passages",
-    "text", "live_model", "live", "gradient", "player", "tour", "own_changes", "guide", "keys", "about",
-    "dragging", "inline_arithmetic", "app", "overview", "start",
+    "equations", "ledger", "normalization", "normalization_ledger", "weight_gradient", "arithmetic",
+    "editor", "weights", "sequence", "passages", "text", "live_model", "live", "gradient", "player",
+    "tour", "own_changes", "guide", "keys", "about", "dragging", "inline_arithmetic", "app", "overview",
+    "start",
 )  # fmt: skip
 
 

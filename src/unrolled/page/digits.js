@@ -62,7 +62,7 @@ function vectorFunctionOf(call) {
   return (values, k) => Math.exp(values[k]) / values.reduce((sum, value) => sum + Math.exp(value), 0);
 }
 
-const round = (value, decimals) => Number(value.toFixed(decimals));
+export const round = (value, decimals) => Number(value.toFixed(decimals));
 const same = (a, b, decimals) => a.toFixed(decimals) === b.toFixed(decimals) || (round(a, decimals) === 0 && round(b, decimals) === 0);
 
 /** Return the product, or quotient, of the factors of a row. */

@@ -19,17 +19,33 @@ export class Ledger {
     this.valueOf = (one) => (one.constant === undefined ? view.value(one) : one.constant);
     this.operands = derived.rows.flatMap((row) => row.factors.map(this.valueOf));
     this.isFinite = [value, ...this.operands].every(Number.isFinite);
-    const chosen = view.allDigits || !this.isFinite ? null : chooseDecimals(derived, value, this.valueOf);
+    const chosen = view.allDigits || !this.isFinite ? null : this.chooseDecimals();
     this.isRight = chosen !== null;
     this.decimals = chosen ?? (this.isFinite || view.allDigits ? ALL_DECIMALS : FOUR_DECIMALS);
     this.end = view.allDigits ? ALL_DECIMALS.sum : decimalsOf(value);
     this.lines = [];
-    if (derived.parts) this.addParts(derived.parts);
-    else {
-      this.addBefore();
-      this.addRows(derived.rows);
-    }
+    this.addAll();
     this.element = createElement("div", { class: "sum", role: "list", "aria-label": "the sum, line by line" }, this.lines);
+  }
+
+  chooseDecimals() {
+    return chooseDecimals(this.derived, this.value, this.valueOf);
+  }
+
+  addAll() {
+    const { parts, rows } = this.derived;
+    if (parts) {
+      this.addParts(parts);
+    } else {
+      this.addBefore();
+      this.addRows(rows);
+    }
+  }
+
+  /** What isn't shown of the numbers that a line is computed from. */
+  get omission() {
+    const size = this.derived.vector?.length ?? 0;
+    return size > MAX_OF_VECTOR ? `, the last one with all ${size} numbers` : "";
   }
 
   addParts(parts) {
@@ -189,9 +205,7 @@ function notFiniteText({ value, operands }) {
 /** Say below a sum that it can be checked, with the switch to all digits. */
 export function createDigitsNote(view, ledger) {
   const toggle = createElement("button", { type: "button", onclick: () => view.toggleDigits() }, view.allDigits ? "fewer digits" : "all digits");
-  const size = ledger.derived.vector?.length ?? 0;
-  const others = size > MAX_OF_VECTOR ? `, the last one with all ${size} numbers` : "";
-  if (ledger.isRight) return createNote(`Each line is right when checked by hand${others}. `, toggle);
+  if (ledger.isRight) return createNote(`Each line is right when checked by hand${ledger.omission}. `, toggle);
   if (!ledger.isFinite) return createNote(notFiniteText(ledger), toggle);
   return createNote("8 decimals. The last digits can differ when checked by hand, because the layer rounds every number that it computes. ", view.allDigits ? toggle : "");
 }
