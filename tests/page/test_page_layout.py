@@ -96,10 +96,8 @@ CUT_HEADS = """[...document.querySelectorAll('.tables .col')]
   .map((head) => head.textContent)"""
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["LayerNormLSTM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("BRC", "NAS", "RHN", "LEM"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LayerNormLSTM", "BRC", "NAS", "RHN", "LEM"])
 def test_heads_of_columns_are_whole(name: str, open_page: OpenPage) -> None:
     trace = ur.trace(ur.Recurrent(getattr(ur.cells, name), 3, 3), torch.randn(6, 3))
     assert open_page(trace).evaluate(CUT_HEADS) == []

@@ -108,6 +108,7 @@ def test_only_what_scales_a_number_is_called_a_gate(tmp_path: Path) -> None:
     assert any(re.match(r"f\[1\] keeps \d+ % of the old c_1\[1\]\.", text) for text in undescribed["every"])
 
 
+@pytest.mark.slow
 @needs_javascript
 def test_sentences_say_what_a_value_without_a_name_is(tmp_path: Path) -> None:
     cells: list[Any] = [CELLS.LayerNormLSTM, CELLS.SLSTM, CELLS.RGLRU]

@@ -171,13 +171,14 @@ def test_arrow_keys_stay_in_the_open_weights(open_page: OpenPage) -> None:
 LIT = "[...document.querySelectorAll('.equations li.on')].map((line) => line.textContent.split(' = ')[0])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "lines"),
     [
-        pytest.param("UnICORNN", {"control": ["pace"]}, marks=pytest.mark.slow),
-        pytest.param("LRU", {"nu": ["size"], "theta": ["turn"]}, marks=pytest.mark.slow),
-        pytest.param("AntisymmetricRNN", {"weight_hh": ["turn"]}, marks=pytest.mark.slow),
-        pytest.param("RGLRU", {"decay": ["log_at"], "weight_r": ["rt"]}, marks=pytest.mark.slow),
+        ("UnICORNN", {"control": ["pace"]}),
+        ("LRU", {"nu": ["size"], "theta": ["turn"]}),
+        ("AntisymmetricRNN", {"weight_hh": ["turn"]}),
+        ("RGLRU", {"decay": ["log_at"], "weight_r": ["rt"]}),
         ("LayerNormLSTM", {"gain_hh": ["ft", "it", "gt", "ot"], "gain_c": ["ht"]}),
     ],
 )
