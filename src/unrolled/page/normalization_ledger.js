@@ -1,6 +1,7 @@
 // A written normalization: the sum, the mean and standard deviation of all sums, and the parameters.
 
-import { decimalsOf, fixed, printedDecimals, restValue, round, rowValue, shown, splitRows } from "./digits.js";
+import { decimalsOf, fixed, printedDecimals, restValue, round, rowValue, splitRows } from "./digits.js";
+import { shortNumber } from "./gates.js";
 import { createSpan, Ledger } from "./ledger.js";
 
 const LEAST = 4; // decimals
@@ -22,7 +23,7 @@ export class NormalizationLedger extends Ledger {
   get omission() {
     const { size, eps, isCentered } = this.derived.normalization;
     const what = this.derived.rows.length > 1 ? "sums" : "numbers";
-    return `. ${isCentered ? "The mean and the standard deviation are those" : "The root mean square is that"} of all ${size} ${what}, with ε = ${shown(eps)}`;
+    return `. ${isCentered ? "The mean and the standard deviation are those" : "The root mean square is that"} of all ${size} ${what}, with ε = ${shortNumber(eps)}`;
   }
 
   /** The fewest decimals with which every line but those of the mean and the deviation is right. */
