@@ -30,12 +30,14 @@ export class Symbols {
     return this.expression(node, number, time);
   }
 
-  /** The symbol of a number in a product or quotient, in parentheses where it needs them: (1 − z₂[1]). */
+  /** The symbol of a number in a product or quotient, in parentheses where it needs them: (1 − z₂[1]). A long one is shortened. */
   factor(number, isDivisor = false) {
     const { model } = this;
     const found = model.isParameter(number) || model.isStart(number) ? null : model.quantity(number.q);
     if (found?.kind !== "node" || model.labels.get(found.node.id)) return this.of(number);
-    return asFactor(this.#formula(found.node, number, this.step(number.t)), isDivisor);
+    const time = this.step(number.t);
+    const whole = this.#formula(found.node, number, time);
+    return asFactor(Symbols.plain(whole.markup).length > LONG_FORMULA ? withIndex(callFormula(found.node, "…") ?? this.#short(found.node, time), number) : whole, isDivisor);
   }
 
   /** An element of a parameter, named by its gate where it has one. */
