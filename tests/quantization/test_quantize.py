@@ -339,8 +339,6 @@ def test_what_needs_the_float_layer() -> None:
         ur.trace(quantized, X)
     with pytest.raises(ValueError, match="an ONNX model doesn't support int8 weights"):
         ur.io.to_onnx(quantized)
-    with pytest.raises(ValueError, match="LSTM has int8 weights, but exported C code"):
-        ur.export.c(quantized, "unused")
     with pytest.warns(UserWarning, match="it has int8 weights"):
         ur.revert(quantized)
 

@@ -111,7 +111,7 @@ def c(
         _write(Path(out), contents),
         program.input.width,
         program.output.width,
-        4 * layout.weights.numel(),
+        4 * (layout.weights.numel() + layout.words.numel()),
         4 * layout.memory + (16 if weights == "file" else 4),
         program.bidirectional,
     )
