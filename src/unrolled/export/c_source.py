@@ -32,7 +32,7 @@ _RUNTIME = {
     "logarithm": ("exponential",),
     "wide": ("roots", "integers"),
     "trigonometric": ("wide", "exponential"),
-    "int8": ("reductions",),
+    "int8": (),
     "sixteen_bits": (),
 }
 

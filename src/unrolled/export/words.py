@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from unrolled.cells.quantized_products import (
-    LARGEST_FLOAT16,
-    quantize_weights,
-    weight_scales,
-)
+from unrolled.cells.quantized_products import quantize_weights, saturated, weight_scales
 
 ROW_HEADER = 2  # words before those of a row in int8: its scale, and what its sums begin with
 _ROW_BLOCK = 16  # numbers of a row in int8 are written in blocks
@@ -31,9 +27,7 @@ def pack_int8(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack_16_bits(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Return matrices in bfloat16 or float16 as words, ``(term / 2, product, column)``."""
-    if dtype is torch.float16:
-        matrices = matrices.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
-    return _words(matrices.to(dtype))
+    return _words(saturated(matrices, dtype).to(dtype))
 
 
 def row_size(terms: int) -> int:

@@ -117,9 +117,20 @@ ALWAYS_INLINE V v_load_row(const float *x, const int terms, const int k) {
 /* Rounds a row to whole numbers from -127 to 127 times a scale: that of its largest value, unless `scale` is given. Of a
  * row with infinity or NaN, the scale is NaN. Writes the scale, what sums begin with, and words for blocks of 16 terms. */
 static inline void v_quantize_row(const float *x, const int terms, float scale, float *to) {
-  V most = splat(0);
-  for (int k = 0; k < terms; k += LANES) most = v_maximum(most, v_absolute(v_load_row(x, terms, k)));
-  const float largest = v_over_lanes(v_maximum, most);
+  VI most = v_words(0);
+  for (int k = 0; k < terms; k += LANES) { /* as whole numbers, the bits are in the order of the values; NaN is last */
+    const VI bits = v_bits(v_absolute(v_load_row(x, terms, k)));
+    most = v_bits(v_choose((VI)(bits > most), v_float(bits), v_float(most)));
+  }
+  int32_t largest_bits = 0;
+#if LANES == 16
+  largest_bits = _mm512_reduce_max_epi32((__m512i)most);
+#else
+  for (int j = 0; j < LANES; j++)
+    if (v_word(most, j) > largest_bits) largest_bits = v_word(most, j);
+#endif
+  float largest;
+  COPY(&largest, &largest_bits, 4);
   float inverse = scale > 0 ? 1 / scale : 0;
   if (!(largest < INFINITY)) {
     scale = NAN, inverse = 0;
@@ -141,14 +152,20 @@ static inline void v_quantize_row(const float *x, const int terms, float scale, 
       for (int j = 0; j < LANES; j++) bytes[u + j] = (int8_t)v_word(q, j);
 #endif
     }
+#if LANES > 1 && !defined(__BIG_ENDIAN__)
+    COPY(to + 2 + k / 4, bytes, 16);
+#else
     for (int j = 0; j < 16; j += 4) {
       uint32_t word = 0;
       for (int b = 0; b < 4; b++) word |= (uint32_t)(uint8_t)bytes[j + b] << 8 * b;
       COPY(to + 2 + (k + j) / 4, &word, 4);
     }
+#endif
   }
   int32_t start = 0;
-#if defined(UNSIGNED_WEIGHTS)
+#if defined(UNSIGNED_WEIGHTS) && LANES == 16
+  start = -128 * _mm512_reduce_add_epi32((__m512i)sum);
+#elif defined(UNSIGNED_WEIGHTS)
   for (int j = 0; j < LANES; j++) start -= 128 * v_word(sum, j);
 #endif
   COPY(to + 1, &start, 4);
