@@ -328,12 +328,11 @@ class Recurrent(CellModule):
     def check_only_step(self, what: str) -> None:
         """Raise ValueError if the layer changes the step of its cell.
 
-        Dropout over time, zoneout and quantized weights do.
+        Dropout over time and zoneout do.
 
         Args:
             what: The operation that doesn't support them, for the error message.
         """
-        self.check_float(what)
         if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
                 f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "

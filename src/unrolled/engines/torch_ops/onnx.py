@@ -110,7 +110,8 @@ def _scan(direction: SerializedDirection, x: Tensor) -> list[Tensor]:
         # Copies: the results of a scan must not share memory, nor be one of its inputs.
         return tuple([part.clone() for part in (*new, new[0])])
 
-    tensors += [part for factor in factors for part in factor]
+    # Floats that were rounded to 16 bits are converted once, and not in each step.
+    tensors += [part.float() if part.is_floating_point() else part for factor in factors for part in factor]
     if isinstance(x.shape[0], int) and x.shape[0] == 1:
         *final, output = step(*states, x[0], *tensors)
         return [output.unsqueeze(0), *final]
