@@ -149,6 +149,7 @@ class _OnnxProducts(ProductMode):  # type: ignore[no-untyped-call]
             return (values @ factor[0].float()).to(x.dtype)
         whole, scales = factor
         x_scales, inverse = row_scales(values, scale)
+        x_scales = x_scales + (values * 0).sum(1, keepdim=True)  # runtimes may skip NaN in a maximum
         rows = (values * inverse).round().clamp(-LARGEST, LARGEST).to(torch.int8)
         shape = [x.shape[0], whole.shape[1]]
         sums = torch.onnx.ops.symbolic("MatMulInteger", [rows, whole], dtype=torch.int32, shape=shape)
