@@ -50,10 +50,8 @@ def step_functions(name: str, step: StepKernel) -> str:
         for phase in level.phases:
             functions += [*_phase(f"{name}_{count}", step, phase, step.groups[count]), ""]
             body += _quantized_rows(step, phase, ready)
-            products = max([len(group.products) for group in phase.groups], default=1)
-            body.append(
-                f"RUN({name}_{count}, {products}, {phase.width}, {', '.join(_names(arguments))}, scalars);"
-            )
+            passed = ", ".join([*_names(arguments), "scalars"])
+            body.append(f"RUN({name}_{count}, {_product_count(phase)}, {phase.width}, {passed});")
             count += 1
     lines = [
         *functions,
@@ -64,6 +62,13 @@ def step_functions(name: str, step: StepKernel) -> str:
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _product_count(phase: Phase) -> str:
+    """Return the size of the largest group of products of a phase, as C."""
+    count = max([len(group.products) for group in phase.groups], default=1)
+    has_int8 = any(group.dtype is torch.int8 for group in phase.groups)
+    return f"INT8_SUMS({count})" if has_int8 else str(count)
 
 
 def _arguments(step: StepKernel) -> tuple[str, ...]:

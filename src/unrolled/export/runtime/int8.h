@@ -1,5 +1,10 @@
 /* Products in int8. A word holds four numbers of consecutive terms. Sums of whole numbers are exact, so they are the
  * same on all processors. */
+#if LANES == 1 /* half as many sums at a time: there are fewer registers for whole numbers than for floats */
+#define INT8_SUMS(products) (2 * (products))
+#else
+#define INT8_SUMS(products) (products)
+#endif
 #define TO_INTEGER 12582912.0f /* 1.5 * 2^23: y + TO_INTEGER has y, rounded to the nearest, in its last bits */
 
 ALWAYS_INLINE VI v_load_words(const uint32_t *p) { VI v; COPY(&v, p, sizeof v); return v; }
