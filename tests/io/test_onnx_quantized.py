@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -165,6 +166,15 @@ def test_a_model_through_torch(create: Any, weights: str, operators: list[str]) 
         x = torch.randn(shape)
         with ur.engine("reference"), torch.no_grad():
             check(run(proto, x)[0], quantized(x), model(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # dynamo=False is deprecated
+def test_torchscript_has_no_products_in_int8(tmp_path: Path) -> None:
+    for model, x in ((nn.Sequential(ur.LSTM(5, 4)), X), (nn.Sequential(ur.LSTMCell(5, 4)), X[0])):
+        quantized = ur.quantize(model.eval())
+        with pytest.raises(Exception, match=r"Pass dynamo=True"):
+            torch.onnx.export(quantized, (x,), tmp_path / "m.onnx", dynamo=False)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -89,7 +89,7 @@ def _chain(cell: Cell) -> Iterator[Cell]:
         yield cell
 
 
-def _set_mode(cell: Cell, mode: partial[ProductMode]) -> None:
+def _set_mode(cell: Cell, mode: Callable[..., ProductMode]) -> None:
     for one in _chain(cell):
         if isinstance(one, QuantizedWrapper):
             one.__dict__["_product_mode"] = mode

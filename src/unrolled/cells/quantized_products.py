@@ -176,7 +176,7 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if not isinstance(func, OpOverload) or not (torch.is_inference_mode_enabled() or func.py_kernels):
             return False
-        return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+        return torch._C._dispatch_has_kernel_for_dispatch_key(str(func._name), _COMPOSITE)
 
     def _add_source(self, tensor: Tensor, source: int) -> None:
         self._sources[id(tensor)] = self._sources.get(id(tensor), 0) | source

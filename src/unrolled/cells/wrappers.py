@@ -252,6 +252,15 @@ class QuantizedWrapper(CellWrapper):
             return self.inner_step(x, *states)
 
 
+def rounds_activations(cell: Cell) -> bool:
+    """Return whether a cell, or one that it wraps, computes products in int8."""
+    while isinstance(cell, CellWrapper):
+        if isinstance(cell, QuantizedWrapper) and cell.arguments[0] == "int8":
+            return True
+        cell = cell.inner
+    return False
+
+
 _PRODUCTS = {
     torch.nn.functional.linear, torch.nn.functional.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv,
     torch.addmm, torch.baddbmm, torch.einsum, torch.tensordot, Tensor.matmul, Tensor.mm, Tensor.bmm,

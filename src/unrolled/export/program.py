@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
-from unrolled.cells.wrappers import QuantizedWrapper
+from unrolled.cells.wrappers import rounds_activations
 
 # How far outputs may differ if sums are rounded in another way, relative to the largest output: far above
 # rounding, far below another formula. In int8, a value may also be rounded to the next whole number.
@@ -107,8 +107,7 @@ class Program:
     @property
     def tolerance(self) -> float:
         """The difference between results on two processors that counts as equal, for outputs up to 1."""
-        wrappers = [wrapper for stage in self.stages for wrapper in stage.cell._wrapper_spec]
-        has_int8 = any(name == QuantizedWrapper.stored_name and "int8" in one for name, one in wrappers)
+        has_int8 = any(rounds_activations(stage.cell) for stage in self.stages)
         return _TOLERANCE_INT8 if has_int8 else _TOLERANCE
 
     def run(self, x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
     """
     onnx = import_package("onnx", "to_onnx")
     weights = layer_weights(layer, "to_onnx")
-    layer.check_only_step("an ONNX model")
+    layer.check_only_step("an ONNX model", allow_quantized=True)
     if layer.training and layer.dropout:
         raise ValueError(
             f"{type(layer).__name__}: dropout makes the model random; call .eval() before the export"

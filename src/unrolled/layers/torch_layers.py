@@ -128,7 +128,8 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
                 checkpoint=checkpoint,
             )
         except OnnxExportError:
-            if all_states or not (self.plain and lengths is mask is resets is None):
+            rounds_activations = self.weight_storage is not None and self.weight_storage.weights == "int8"
+            if all_states or rounds_activations or not (self.plain and lengths is mask is resets is None):
                 raise
             torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too
             return torch_forward(self, input, hx)

@@ -109,7 +109,6 @@ class LayerCall:
         if transforms.autocast_enabled(x.data.device.type):
             raise UnsupportedCallError("was under autocast, which traces don't support")
         try:
-            recurrent.check_float("a trace")
             recurrent.check_only_step("a trace")
         except ValueError as error:
             raise UnsupportedCallError(f"isn't supported: {error}") from None

@@ -390,7 +390,6 @@ def run_traced(
             calls = zip(cells, starts, (False, True), strict=False)
             return [record(cell, steps, start, sizes, reverse, draws) for cell, start, reverse in calls]
 
-        recurrent.check_float("trace")
         recurrent.check_only_step("trace")
         result = recurrent.unroll(*call, run, dropout if rows is None else rows.dropout)
     new_trace = Trace(module, recurrent, parts, initial_states, call, result, random_state, selection, rows)
