@@ -20,6 +20,7 @@ from helpers.layer_pairs import NEEDS_COMPILER
 from helpers.user_cell import MGU
 
 CELLS = sorted(name for name in ur.cells.__all__ if issubclass(getattr(ur.cells, name), ur.Cell))
+CPU_FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 SAME_SIZES = ("NAS", "SRU", "UnICORNN")  # the input is as wide as the hidden state
 
 pytestmark = [NEEDS_CC, NEEDS_COMPILER]
@@ -109,9 +110,10 @@ def test_other_instruction_sets(weights: str, tmp_path: Path) -> None:
     """The processor must have AVX2. Without fused multiply-adds, a value may be rounded in another way."""
     quantized = ur.quantize(random(ur.LSTM(5, 37)), weights)
     expected = streamed(quantized, X)
-    for lanes in (1, 4, 8):
-        flags = ("-march=x86-64-v3", f"-DLANES={lanes}")
-        assert torch.equal(Exported(quantized, tmp_path / str(lanes), flags).run(X), expected)
+    sets = [("-march=x86-64-v3", f"-DLANES={lanes}") for lanes in (1, 4, 8)]
+    sets += [("-march=x86-64-v4",)] if "avx512bw" in CPU_FLAGS else []
+    for k, flags in enumerate(sets):
+        assert torch.equal(Exported(quantized, tmp_path / str(k), flags).run(X), expected)
     for k, other in enumerate((("-march=x86-64",), ("-march=x86-64", "-DLANES=1"), ("-mavx",))):
         found = Exported(quantized, tmp_path / f"other{k}", other).run(X)
         assert_close(found, expected, atol=0.02 if weights == "int8" else 5e-7, rtol=0)
