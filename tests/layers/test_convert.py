@@ -184,6 +184,20 @@ def test_reverting_a_layer_that_is_built_from_its_cell(
         assert_close(layer(x), reverted(x), 1e-12)
 
 
+@pytest.mark.parametrize("make", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_modules_of_this_library_are_reverted_and_converted_again(make: str) -> None:
+    """In the modules of torch.nn, nothing is left of those of this library."""
+    ours = getattr(ur, make)(3, 4)
+    ours.register_parameter("mine", None)
+    reverted = ur.revert(ours)
+    expected = {*vars(getattr(nn, make)(3, 4))["_parameters"], "mine"}
+    assert set(vars(reverted)["_parameters"]) == expected
+    again = ur.convert(reverted)
+    assert type(again) is getattr(ur, make)
+    assert repr(again) == repr(ours)
+    assert all(a is b for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+
+
 def test_attributes_that_users_added_to_a_layer() -> None:
     layer = nn.LSTM(3, 4)
     layer.head, layer.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(2))

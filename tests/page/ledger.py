@@ -13,6 +13,35 @@ from torch.nn import functional
 
 getcontext().prec = 60
 
+# Returns the lines of the arithmetic.
+READ_LINES = """() => {
+  const spans = [...document.querySelector('.arithmetic .sum').children]
+    .flatMap((one) => (one.matches('.line') ? [...one.children] : [one]));
+  const lines = [];
+  for (let k = 0; k < spans.length;) {
+    const name = spans[k].className;
+    if (name.startsWith('rule') || name === 'gap') {
+      lines.push({ kind: name });
+      k += 1;
+    } else {
+      const texts = spans.slice(k, k + 7).map((one) => one.textContent);
+      const [operator, label, first, times, second, equals, result] = texts;
+      const kind = spans[k + 6].className;
+      lines.push({ kind, operator, label, factors: [first, second], times, equals, result });
+      k += 7;
+    }
+  }
+  return lines;
+}"""
+# Chooses every number of a step, and returns [number, note, lines] of those with arithmetic.
+READ_ARITHMETIC = f"""(selector) => [...document.querySelectorAll(selector)].map((cell) => {{
+  if (cell.hidden) return null;
+  cell.click();
+  if (!document.querySelector('.arithmetic .sum')) return null;
+  const lines = ({READ_LINES})();
+  const note = document.querySelector('.arithmetic .note');
+  return [cell.refer(), note?.textContent ?? '', lines];
+}}).filter((one) => one !== null)"""
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "σ": torch.sigmoid,
     "tanh": torch.tanh,
@@ -115,3 +144,20 @@ def check_lines(lines: list[dict[str, Any]], what: object) -> tuple[int, int]:
             addends.append(sign * decimal(result))
         previous = result
     return len(lines), functions
+
+
+def assert_arithmetic_is_right(tab: Any, cells: str = ".tables .n") -> tuple[int, int, int]:
+    """Check the arithmetic of all numbers of the chosen step.
+
+    Returns:
+        The number of lines, of the functions among them that were checked, and of the numbers whose lines
+        don't claim to be right.
+    """
+    lines, functions, others = 0, 0, 0
+    for number, note, ledger in tab.evaluate(READ_ARITHMETIC, cells):
+        if note.startswith("Each line is right"):
+            count, applied = check_lines(ledger, number)
+            lines, functions = lines + count, functions + applied
+        else:
+            others += 1
+    return lines, functions, others

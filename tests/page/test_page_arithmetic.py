@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
-from ledger import check_lines
+from ledger import READ_ARITHMETIC, assert_arithmetic_is_right
 from page_helpers import Mixed, OpenPage, WithSoftmax, needs_browser, small_trace
 from torch import nn
 
@@ -15,53 +14,7 @@ import unrolled as ur
 
 pytestmark = needs_browser
 
-# Returns the lines of the arithmetic.
-READ_LINES = """() => {
-  const spans = [...document.querySelector('.arithmetic .sum').children]
-    .flatMap((one) => (one.matches('.line') ? [...one.children] : [one]));
-  const lines = [];
-  for (let k = 0; k < spans.length;) {
-    const name = spans[k].className;
-    if (name.startsWith('rule') || name === 'gap') {
-      lines.push({ kind: name });
-      k += 1;
-    } else {
-      const texts = spans.slice(k, k + 7).map((one) => one.textContent);
-      const [operator, label, first, times, second, equals, result] = texts;
-      const kind = spans[k + 6].className;
-      lines.push({ kind, operator, label, factors: [first, second], times, equals, result });
-      k += 7;
-    }
-  }
-  return lines;
-}"""
-# Chooses every number of a step, and returns [number, note, lines] of those with arithmetic.
-READ_ARITHMETIC = f"""(selector) => [...document.querySelectorAll(selector)].map((cell) => {{
-  if (cell.hidden) return null;
-  cell.click();
-  if (!document.querySelector('.arithmetic .sum')) return null;
-  const lines = ({READ_LINES})();
-  const note = document.querySelector('.arithmetic .note');
-  return [cell.refer(), note?.textContent ?? '', lines];
-}}).filter((one) => one !== null)"""
 FAST = ("LSTM",)
-
-
-def assert_arithmetic_is_right(tab: Any, cells: str = ".tables .n") -> tuple[int, int, int]:
-    """Check the arithmetic of all numbers of the chosen step.
-
-    Returns:
-        The number of lines, of the functions among them that were checked, and of the numbers whose lines
-        don't claim to be right.
-    """
-    lines, functions, others = 0, 0, 0
-    for number, note, ledger in tab.evaluate(READ_ARITHMETIC, cells):
-        if note.startswith("Each line is right"):
-            count, applied = check_lines(ledger, number)
-            lines, functions = lines + count, functions + applied
-        else:
-            others += 1
-    return lines, functions, others
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from ledger import check_lines
+from ledger import READ_LINES, check_lines
 from page_helpers import Mixed, OpenPage, as_number, enter, needs_browser, printed
-from test_page_arithmetic import READ_LINES
 from torch import Tensor, nn
 
 import unrolled as ur

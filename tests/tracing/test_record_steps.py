@@ -177,8 +177,7 @@ def test_states_that_the_model_changes(make: Any, tmp_path: Path) -> None:
     for kind in ("gates", "states", "gradient"):
         assert t.plot(kind)
     assert "5 steps × 2 rows" in repr(t)
-    with pytest.raises(ValueError, match="a page needs states that pass unchanged from step to step"):
-        t.to_html(tmp_path / "page.html")
+    assert t.to_html(tmp_path / "page.html").exists()
     with pytest.raises(ValueError, match="this trace doesn't have the whole call"):
         t.backward(lambda y: y.sum())
 

@@ -50,8 +50,8 @@ def convert(model: _Module, *, report: bool = False, keep_types: bool = False) -
             same report goes to the logger ``unrolled.convert`` at INFO.
         keep_types: If True, the new modules are also instances of the classes that they replace, for code
             that asks for ``isinstance(layer, nn.LSTM)``. ``torch.compile`` then refuses them, as it refuses
-            ``nn.LSTM``, unless ``torch._dynamo.config.allow_rnn`` is True. Otherwise they are instances of
-            ``nn.RNNBase`` and ``nn.RNNCellBase``.
+            ``nn.LSTM``, unless ``torch._dynamo.config.allow_rnn`` is True. Without it, layers are instances
+            of ``nn.RNNBase``. Single-step cells are always instances of the class that they replace.
 
     Returns:
         The model. If it is a recurrent layer itself, the new layer.

@@ -128,9 +128,11 @@ def transfer_contents(replacement: nn.Module, module: nn.Module, pristine: nn.Mo
     class_attributes = {*vars(replacement), *vars(pristine)}
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules"):
-            contents = vars(replacement)[name]
+            contents, theirs = vars(replacement)[name], vars(pristine)[name]
+            # None stands for a parameter that is left out. The other library may have no such parameter.
+            unknown = {key for key, one in theirs.items() if one is None and key not in contents}
             contents.clear()
-            contents.update(value)
+            contents.update((key, one) for key, one in value.items() if one is not None or key not in unknown)
         elif name in _MODULE_ATTRIBUTES or name not in class_attributes:
             vars(replacement)[name] = value
     if isinstance(replacement, nn.RNNBase):

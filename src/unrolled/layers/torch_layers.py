@@ -212,10 +212,10 @@ class GRU(DropInLayer):
 
 
 class DropInCell(SingleStep, nn.RNNCellBase):
-    """Base class of the drop-in replacements for torch.nn's recurrent cells, also a ``torch.nn.RNNCellBase``.
+    """Base class of the drop-in replacements for torch.nn's recurrent cells.
 
-    Subclasses define ``torch_class``, the class they replace, ``torch_function``, which that class calls, and
-    ``cell_class``, the cell they run.
+    Subclasses also inherit from ``torch_class``, the class they replace, for code that asks for it.
+    They define it, ``torch_function``, which that class calls, and ``cell_class``, the cell they run.
     """
 
     cell_class: ClassVar[type[Cell]]
@@ -238,7 +238,7 @@ class DropInCell(SingleStep, nn.RNNCellBase):
         return torch_calls.run_cell(self, rows, initial) if torch_calls.are_answered(rows) else None
 
 
-class RNNCell(DropInCell):
+class RNNCell(DropInCell, nn.RNNCell):
     """One step of :class:`RNN`: a drop-in replacement for :class:`torch.nn.RNNCell`."""
 
     cell_class = cells.RNN
@@ -270,7 +270,7 @@ class RNNCell(DropInCell):
         return torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
 
 
-class LSTMCell(DropInCell):
+class LSTMCell(DropInCell, nn.LSTMCell):
     """One step of :class:`LSTM`: a drop-in replacement for :class:`torch.nn.LSTMCell`."""
 
     cell_class = cells.LSTM
@@ -288,7 +288,7 @@ class LSTMCell(DropInCell):
         super().__init__(self.cell_class, input_size, hidden_size, bias=bias, device=device, dtype=dtype)
 
 
-class GRUCell(DropInCell):
+class GRUCell(DropInCell, nn.GRUCell):
     """One step of :class:`GRU`: a drop-in replacement for :class:`torch.nn.GRUCell`."""
 
     cell_class = cells.GRU

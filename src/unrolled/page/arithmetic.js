@@ -2,7 +2,7 @@
 
 import { comparisonText, createComparedValue, createDifference } from "./comparison.js";
 import { createElement, createMarkup, replaceChildren } from "./dom.js";
-import { given, shown } from "./digits.js";
+import { shown } from "./digits.js";
 import { createDigitsNote, createLine, createNote, createNumberButton, createSpan, Ledger } from "./ledger.js";
 import { Symbols } from "./symbols.js";
 import { createWeightGradient, weightGradientText } from "./weight_gradient.js";
@@ -39,12 +39,12 @@ export function createArithmetic(view) {
       return;
     }
     const value = view.value(number);
-    const isGiven = model.isParameter(number) || number.q === "x";
-    const head = view.pageData.baseline ? createComparedValue(view, number) : createMarkup("div", `<span class="symbol">${symbols.of(number)}</span> = <span>${isGiven ? given(value) : shown(value)}</span>`, "value");
+    const digits = view.textOf(number);
+    const head = view.pageData.baseline ? createComparedValue(view, number) : createMarkup("div", `<span class="symbol">${symbols.of(number)}</span> = <span>${digits}</span>`, "value");
     if (view.isChanged(number)) head.append(createElement("span", { class: "was" }, `was ${shown(view.original(number))}`));
     const said = sentence(view, number);
     replaceChildren(content, head, createMarkup("p", said, "say"), ...explanation(view, number, value), ...createWeightGradient(view));
-    announce(`${symbols.spoken(number)}: ${isGiven ? given(value) : shown(value)}. ${Symbols.plain(said)}${weightGradientText(view)}`);
+    announce(`${symbols.spoken(number)}: ${digits}. ${Symbols.plain(said)}${weightGradientText(view)}`);
   }
 
   return { element, update };

@@ -145,7 +145,7 @@ export function createDifference(view) {
       [printed.ours, printed.baseline, printed.difference].map((text) => createElement("td", {}, text)));
   });
   const heads = ["", "this", "baseline", "difference"].map((text) => createElement("th", { scope: "col" }, text));
-  const isGiven = model.isParameter(number) || number.q === "x" || model.isStart(number);
+  const isGiven = model.isGiven(number);
   return [createComparedValue(view, number), ...(rows.length ? [
     createElement("p", { class: "say" }, "It is computed from these numbers. Choose “this” or “baseline” at the top to see the arithmetic."),
     createElement("table", { class: "compare" }, createElement("thead", {}, createElement("tr", {}, heads)), createElement("tbody", {}, rows)),

@@ -25,7 +25,8 @@ def check_comparable(trace: Trace, baseline: Trace) -> None:
     """
     if not isinstance(baseline, Trace):
         raise TypeError(f"baseline should be a trace, got {type(baseline).__name__}")
-    baseline.layers[0].check_whole("a comparison")
+    for one in (trace, baseline):
+        one.layers[0].check_whole("a comparison")
     if [_form(part) for part in trace.layers] != [_form(part) for part in baseline.layers]:
         raise ValueError(
             f"baseline should be a trace of the same cell and sizes, but it is of {baseline.module} and this "

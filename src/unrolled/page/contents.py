@@ -55,7 +55,7 @@ def page_data(
             no time steps, or the trace doesn't contain the whole call.
     """
     first = trace.layers[0]
-    first.check_whole("a page")
+    first.check_whole("a page", chained=False)
     lengths = first.lengths.tolist()
     label_list = None if labels is None else as_list("labels", labels)
     prediction_list = None if predictions is None else as_list("predictions", predictions)

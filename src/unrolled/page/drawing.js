@@ -119,7 +119,11 @@ export function createDrawing(view) {
     const group = createSvg("g", { class: "port", role: "button", tabindex: 0 });
     const { model } = view;
     const size = place.name === "x" ? model.features : model.sizes[model.statesByName.get(place.name).value];
-    const refer = () => ({ q: place.name, t: place.side === "in" && place.name !== "x" ? model.previous(view.step) : view.step, u: Math.min(view.unit, size - 1) });
+    const isBefore = place.side === "in" && place.name !== "x";
+    const refer = () => {
+      const unit = Math.min(view.unit, size - 1);
+      return isBefore ? model.stateBefore(place.name, view.step, unit) : { q: place.name, t: view.step, u: unit };
+    };
     const name = createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.name_y, "text-anchor": place.anchor, class: "portname" });
     const value = place.value_y === null ? null : createSvg("text", { "aria-hidden": "true", x: place.text_x, y: place.value_y, "text-anchor": place.anchor, class: "digits" });
     const width = value ? FRAME_WIDTH : INPUT_FRAME_WIDTH;
@@ -128,9 +132,9 @@ export function createDrawing(view) {
     chooseOnClick(group, refer);
     painters.push(() => {
       const number = refer();
-      name.replaceChildren(...symbolSpans(place.name, 15, view.symbols.step(number.t)));
+      name.replaceChildren(...symbolSpans(place.name, 15, isBefore && model.changedStates ? "before" : view.symbols.step(number.t)));
       if (value) value.textContent = fixed(view.value(number), 2);
-      mark(group, number, `${place.side === "in" && place.name !== "x" ? "previous " : place.side === "out" ? "new " : ""}${spokenName(place.name)}`);
+      mark(group, number, `${isBefore ? "previous " : place.side === "out" ? "new " : ""}${spokenName(place.name)}`);
     });
     return group;
   }

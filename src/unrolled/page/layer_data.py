@@ -105,6 +105,7 @@ def layer_data(
         "direction": part.direction,
         "length": length,
         "steps": sample.steps,
+        "changedStates": part.changed_states,
         "tensorNames": tensor_names(trace, part, batch),
         "descriptions": {"x": "input", **quantity_descriptions(type(part.cell))},
         "diagram": diagram_data(numbers.traced),

@@ -2,7 +2,8 @@
 //
 // A number is {q, t, u}: quantity, time step and unit, or {q, u, j}: parameter, row and column. Quantities are
 // "x", the named quantities ("f"), the ids of nodes without a name ("n4"), the sum that an activation function is
-// applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1").
+// applied to ("sum.f"), and the weighted sums that are part of it ("f.0", "f.1"). If the model changed the states between
+// the steps, "before.h" is a state at the beginning of a step. Otherwise, that is "h" of the step before.
 
 import { derive } from "./derivation.js";
 import { findLabels } from "./labels.js";
@@ -21,6 +22,7 @@ export function createModels(layers) {
 export class LayerModel {
   constructor(data, below) {
     Object.assign(this, { index: data.layer, direction: data.direction, backward: data.direction === "backward", length: data.length, tensorNames: data.tensorNames });
+    this.changedStates = data.changedStates; // whether the model changed the states between the steps
     this.nodes = data.diagram.nodes;
     this.states = data.diagram.states;
     this.definitions = data.diagram.definitions; // of the names in formulas that are neither quantities nor parameters
@@ -111,7 +113,7 @@ export class LayerModel {
     return term.source !== null && (term.weighted || term.gain !== null) && term.value !== null && term.value !== node.value;
   }
 
-  /** What a quantity is: {kind: "input" | "parameter" | "node" | "sum" | "term", node, term}. Null if there is none. */
+  /** What a quantity is: {kind: "input" | "parameter" | "node" | "sum" | "term" | "before", node, term, state}. Null if there is none. */
   quantity(q) {
     if (q === "x") return { kind: "input" };
     if (this.parameters.has(q)) return { kind: "parameter", parameter: this.parameters.get(q) };
@@ -119,6 +121,10 @@ export class LayerModel {
     if (tail === undefined) {
       const node = this.nodesByKey.get(q);
       return node ? { kind: "node", node } : null;
+    }
+    if (head === "before" && this.changedStates) {
+      const state = this.statesByName.get(tail);
+      return state ? { kind: "before", state } : null;
     }
     if (head === "sum") {
       const node = this.nodesByKey.get(tail);
@@ -131,8 +137,8 @@ export class LayerModel {
 
   /** The index of the values of a quantity. */
   valueIndex(q) {
-    const { kind, node, term } = this.quantity(q);
-    return { input: () => this.inputValue, node: () => node.value, sum: () => node.preActivation, term: () => term.value }[kind]();
+    const { kind, node, term, state } = this.quantity(q);
+    return { input: () => this.inputValue, node: () => node.value, sum: () => node.preActivation, term: () => term.value, before: () => state.value }[kind]();
   }
 
   /** The number of elements of a quantity. */
@@ -202,7 +208,7 @@ export class LayerModel {
 
   /** The step whose previous state is that of a step that isn't on the page, such as the initial one; else null. */
   readerOf(step) {
-    if (this.stepIndices.has(step)) return null;
+    if (this.stepIndices.has(step) || this.changedStates) return null;
     return step === this.start ? this.firstStep : this.next(step);
   }
 
@@ -273,9 +279,19 @@ export class LayerModel {
     return this.sourceNumber(term.source, step, element);
   }
 
+  /** A state at the beginning of a step: that of the step before, unless the model changed it in between. */
+  stateBefore(name, step, unit) {
+    return this.changedStates ? { q: `before.${name}`, t: step, u: unit } : { q: name, t: this.previous(step), u: unit };
+  }
+
+  /** Whether a number isn't computed by the steps: a parameter, an input, or a state that the layer begins with. */
+  isGiven(number) {
+    return this.isParameter(number) || number.q === "x" || this.isStart(number) || this.quantity(number.q)?.kind === "before";
+  }
+
   sourceNumber(source, step, unit) {
     if (source === "x") return { q: "x", t: step, u: unit };
-    if (source.startsWith("before:")) return { q: source.slice(7), t: this.previous(step), u: unit };
+    if (source.startsWith("before:")) return this.stateBefore(source.slice(7), step, unit);
     return { q: this.keys.get(source), t: step, u: unit };
   }
 
@@ -299,7 +315,7 @@ export class LayerModel {
 
   /** How a number follows from others; null if it is given or if its step isn't on the page. */
   derive(number) {
-    return this.isParameter(number) || number.q === "x" || !this.stepIndices.has(number.t) ? null : derive(this, number);
+    return this.isGiven(number) || !this.stepIndices.has(number.t) ? null : derive(this, number);
   }
 
   /** The numbers that a number is directly computed from. */

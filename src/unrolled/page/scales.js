@@ -25,7 +25,8 @@ export function findScales(model) {
   };
   function find(q) {
     if (states.has(q)) return states.get(q);
-    const { kind, node } = model.quantity(q);
+    const { kind, node, state } = model.quantity(q);
+    if (kind === "before") return states.get(state.name);
     if (kind !== "node" || (node.kind === "layer" && !node.range)) return sum;
     if (node.range) return 1;
     const lane = lanes.get(node.id);

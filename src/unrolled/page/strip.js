@@ -59,7 +59,7 @@ export function createStrip(view) {
     element.style.setProperty("--columns", steps.length);
     const names = rows.map((name, k) => {
       const label = createElement("div", { class: "rowname", role: "columnheader", style: `grid-row: ${k + 2}` });
-      label.innerHTML = `${symbol(name)}<span></span>`;
+      label.innerHTML = `${rowSymbol(name)}<span></span>`;
       label.lastChild.textContent = rowDescription(view, name);
       return label;
     });
@@ -71,7 +71,7 @@ export function createStrip(view) {
   /** What the letters mean, where there is no room beside them, and what of the sequence isn't shown. */
   function drawCaptions(shown) {
     const { model } = view;
-    const names = rowNames(model).map((name) => createMarkup("span", `${symbol(name)} ${escape(rowDescription(view, name))}`, "names"));
+    const names = rowNames(model).map((name) => createMarkup("span", `${rowSymbol(name)} ${escape(rowDescription(view, name))}`, "names"));
     const steps = shown.filter((step) => step !== model.start);
     const windows = [["steps", model.steps.length, steps], ["units", model.units, units()], ["features", model.features, units(model.features)]];
     const omitted = windows.filter(([, size, some]) => size > some.length).map(([what, size, some]) => createElement("span", {}, `${windowText(what, some)} of ${size}`));
@@ -89,10 +89,10 @@ export function createStrip(view) {
     // The arrow between this column and the next one to the right points the way that the layer reads the sequence.
     const [from, to] = model.backward ? [steps[position + 1], step] : [step, steps[position + 1]];
     const isNext = from === model.start ? to === model.firstStep : to === model.next(from);
-    const flow = position === steps.length - 1 ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
+    const flow = position === steps.length - 1 || model.changedStates ? "" : `${model.backward ? " back" : " flow"}${isNext ? "" : " gap"}`;
     const blocks = rows.map((name) => {
       if (name === "x" && isStart) return createElement("div", { class: "cells", role: "cell" });
-      const shown = units(name === "x" ? model.features : model.sizes[model.statesByName.get(name).value]);
+      const shown = units(model.size(name));
       const row = shown.map((unit) => {
         const cell = createCell(view, () => ({ q: name, t: step, u: unit }));
         cells.push(cell);
@@ -111,7 +111,7 @@ export function createStrip(view) {
 /** The steps that are shown: a window around the chosen one. It has the initial state only before the first step. */
 function stepsShown(model, chosen, columns) {
   const { backward, start, steps } = model;
-  const all = columns < 2 ? steps : backward ? [...steps, start] : [start, ...steps];
+  const all = columns < 2 || model.changedStates ? steps : backward ? [...steps, start] : [start, ...steps];
   const count = Math.max(1, Math.min(all.length, columns));
   const from = Math.max(0, Math.min(all.indexOf(chosen) - Math.floor(count / 2), all.length - count));
   return all.slice(from, from + count);
@@ -129,9 +129,16 @@ export function windowText(what, shown) {
   return shown.length > 1 ? `${what} ${shown[0]}–${shown.at(-1)}` : `${what.slice(0, -1)} ${shown[0]}`;
 }
 
-const rowNames = (model) => [...model.states.map((state) => state.name).reverse(), "x"];
+/** The quantities of the rows: the states, those before the step if they aren't in the column to the left, and the input. */
+function rowNames(model) {
+  const states = model.states.map((state) => state.name).reverse();
+  return [...states, ...(model.changedStates ? states.map((name) => `before.${name}`) : []), "x"];
+}
+
+const rowSymbol = (name) => (name.startsWith("before.") ? symbol(name.slice("before.".length), "before") : symbol(name));
 
 function rowDescription(view, name) {
+  if (name.startsWith("before.")) return "from the model";
   if (name === "x") return inputDescription(view.model).replace("the ", "");
   const text = (view.model.descriptions[name] ?? "state").split(":")[0];
   const isOutput = view.model.states[0].name === name;

@@ -18,7 +18,8 @@ export class Symbols {
     const { model } = this;
     const unit = number.u === undefined ? "" : indexText(number);
     if (model.isParameter(number)) return this.parameter(number);
-    const { kind, node, term } = model.isStart(number) ? { kind: "state" } : model.quantity(number.q);
+    const { kind, node, term, state } = model.isStart(number) ? { kind: "state" } : model.quantity(number.q);
+    if (kind === "before") return symbol(state.name, `before ${time}`) + unit;
     if (kind === "input" || kind === "state") return symbol(number.q, time) + unit;
     if (kind === "term") return withIndex(this.#term(node, term, time), number).markup;
     const label = model.labels.get(node.id);
@@ -59,6 +60,7 @@ export class Symbols {
   #read(source, time) {
     const { model } = this;
     if (!source.startsWith("before:")) return [source === "x" ? "x" : model.labels.get(source), time];
+    if (model.changedStates) return [source.slice("before:".length), `before ${time}`];
     const before = typeof time === "number" ? this.step(model.previous(time)) : model.backward ? `${time}+1` : `${time}−1`;
     return [source.slice("before:".length), before];
   }
@@ -106,13 +108,15 @@ export class Symbols {
     const { model } = this;
     const { q, t, u, j } = number;
     if (model.isParameter(number)) return `${q}, row ${u}${j === undefined ? "" : `, column ${j}`}`;
-    const place = `${model.isStart(number) ? "initial" : `step ${t}`}, ${q === "x" ? "feature" : "unit"} ${u}`;
+    const isBefore = model.quantity(q)?.kind === "before";
+    const place = `${model.isStart(number) ? "initial" : isBefore ? `before step ${t}` : `step ${t}`}, ${q === "x" ? "feature" : "unit"} ${u}`;
     return `${this.spokenQuantity(model.isStart(number) ? null : model.quantity(q), q)}, ${place}`;
   }
 
   /** The name of a quantity for screen readers. */
   spokenQuantity(found, q) {
     if (!found || found.kind === "input" || found.kind === "state") return q;
+    if (found.kind === "before") return found.state.name;
     const { kind, node, term } = found;
     const label = this.model.labels.get(node.id);
     const name = Symbols.plain(label ? symbol(label) : this.expression(node, null, "t")).replaceAll("−", " minus ").replaceAll("⊙", "times");

@@ -150,7 +150,7 @@ function partHead(view, node, term) {
   if (term.source.startsWith("before:")) {
     const name = term.source.slice(7);
     const description = (model.descriptions[name] ?? name).split(/[:,]/)[0];
-    return `from the last<br>${escape(description)}`;
+    return `from the ${model.changedStates ? "" : "last"}<br>${escape(description)}`;
   }
   return `from<br>${view.symbols.source(term.source, "t")}`;
 }

@@ -13,13 +13,15 @@ export function tourStops(view) {
   const at = (q, more = {}) => ({ q, t: step, u: Math.min(unit, model.quantity(q)?.kind === "input" ? 0 : model.size(q) - 1), ...more });
   const after = model.next(step);
   const stops = { RNN: rnnStops, LSTM: lstmStops }[view.data.cell] ?? otherStops;
-  return stops(view, { step, unit, at, after, before: beforeText(model, step) }).filter((stop) => model.exists(stop.number)); // the last step has no next one
+  const changed = model.changedStates ? ", after the model has changed it" : "";
+  return stops(view, { step, unit, at, after, before: beforeText(model, step), changed }).filter((stop) => model.exists(stop.number)); // the last step has no next one
 }
 
 /** Where a step gets its states: "the step before". In the backward direction, that is the step with the next number. */
 function beforeText(model, step) {
   const previous = model.previous(step);
   if (previous === model.start) return "before the first step";
+  if (model.changedStates) return "the step before, which the model changed in between";
   return model.backward ? `step ${previous}, which runs before it` : "the step before";
 }
 
@@ -34,30 +36,33 @@ function outputText(model, step) {
   return `${outputDescription(model)} of this step${name ? `: ${name} holds these numbers` : ""}`;
 }
 
-const strip = (step, row) => `.strip [data-step="${step}"] .cells:nth-of-type(${row})`;
+/** A row of a step in the sequence: the states, those that the model has changed, and the input. */
+const stripRow = (step, row) => `.strip [data-step="${step}"] .cells:nth-of-type(${row})`;
+const inputRow = (model, step) => stripRow(step, model.states.length * (model.changedStates ? 2 : 1) + 1);
+const stateBeforeRow = (model, step) => (model.changedStates ? stripRow(step, model.states.length + 1) : stripRow(model.previous(step), 1));
 
-function rnnStops(view, { step, unit, at, after, before }) {
+function rnnStops(view, { step, unit, at, after, before, changed }) {
   const { glyph } = view.model.nodesByKey.get("h");
   const effect = glyph === "tanh" ? "tanh squeezes it into −1 to 1, so a state can't grow without limit." : "ReLU replaces negative sums with 0. Nothing bounds large ones, so a state can grow from step to step.";
   return [
-    { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 2),
+    { title: "What enters", number: at("x", { u: 0 }), target: inputRow(view.model, step),
       text: whatEnters(view.model, step) },
     { title: "The weighted sum of the input", number: at("h.0"), target: ".sum",
       text: `Each unit has its own weights. Unit ${unit} multiplies the inputs by the weights in its row of weight_ih, adds a bias, and gets one number.` },
-    { title: "What the previous state adds", number: at("h.1"), target: `${strip(view.model.previous(step), 1)}, .sum`, // a narrow strip shows one step
+    { title: "What the previous state adds", number: at("h.1"), target: `${stateBeforeRow(view.model, step)}, .sum`, // a narrow strip shows one step
       text: `The layer remembers through its hidden state. Unit ${unit} also reads all numbers of the state from ${before}, with the weights in its row of weight_hh.` },
     { title: glyph, number: at("h"), target: '[data-node="h"].node',
       text: `The two parts are added. The activation function is applied to the sum. ${effect}` },
-    { title: "The output", number: at("h"), target: strip(step, 1),
+    { title: "The output", number: at("h"), target: stripRow(step, 1),
       text: `The result is the new hidden state. It is also ${outputText(view.model, step)}.` },
     { title: "The next step", number: at("h.1", { t: after }), target: `.strip [data-step="${after}"]`,
-      text: `Step ${after} starts from this state, with the same weights and the next input. All that the layer knows of the steps ${view.model.backward ? "that ran before" : "before"} is in these numbers.` },
+      text: `Step ${after} starts from this state${changed}, with the same weights and the next input. All that the layer knows of the steps ${view.model.backward ? "that ran before" : "before"} is in these numbers.` },
   ];
 }
 
-function lstmStops(view, { step, unit, at, after, before }) {
+function lstmStops(view, { step, unit, at, after, before, changed }) {
   return [
-    { title: "What enters", number: at("x", { u: 0 }), target: strip(step, 3),
+    { title: "What enters", number: at("x", { u: 0 }), target: inputRow(view.model, step),
       text: `At every step the layer reads one row of the input, and two vectors from ${before}: the hidden state h and the cell state c.` },
     { title: "Four weighted sums", number: at("sum.f"), target: '.gate[data-node="f"]',
       text: "As in nn.RNN, each sum has an input part and a part from the previous hidden state. Each unit of an LSTM has four: one for each of the three gates, and one for the candidate." },
@@ -68,7 +73,7 @@ function lstmStops(view, { step, unit, at, after, before }) {
     { title: "Hidden state and output", number: at("h"), target: '[data-node="h"].node',
       text: `tanh squeezes the cell state, and the output gate decides how much of it gets out. The result is h. It is also ${outputText(view.model, step)}.` },
     { title: "The next step", number: at("c", { t: after }), target: `.strip [data-step="${after}"]`,
-      text: `Both states go on to step ${after}, where the forget gate scales c again. On its way from step to step, c passes no weight matrix and no tanh. That is how an LSTM remembers for many steps.` },
+      text: `${changed ? "The model changes the states, and passes them to" : "Both states go on to"} step ${after}, where the forget gate scales c again. On its way from step to step, c passes no weight matrix and no tanh. That is how an LSTM remembers for many steps.` },
   ];
 }
 
@@ -82,7 +87,7 @@ function called(model, q) {
 }
 
 /** The tour of any other cell, from what its step computes. */
-function otherStops(view, { step, at, after, before }) {
+function otherStops(view, { step, at, after, before, changed }) {
   const { model } = view;
   const names = model.states.map((state) => called(model, state.name));
   const states = names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names[0];
@@ -107,6 +112,6 @@ function otherStops(view, { step, at, after, before }) {
   stops.push({ title: "The state", number: at(memory), target: `[data-node="${memory}"].node`, text: `This is the new ${nameOf(model, memory)}. Click the numbers in the arithmetic to see what it is made of.` });
   const isNamedOutput = nameOf(model, output) === "output" && outputDescription(model) === "the output";
   stops.push({ title: "The output", number: at(output), target: `.strip [data-step="${step}"]`, text: `${upper(called(model, output))} is ${isNamedOutput ? "" : "also "}${outputText(model, step)}.` });
-  stops.push({ title: "The next step", number: at(output, { t: after }), target: `.strip [data-step="${after}"]`, text: `Step ${after} starts from the new state, with the same weights and the next input.` });
+  stops.push({ title: "The next step", number: at(output, { t: after }), target: `.strip [data-step="${after}"]`, text: `Step ${after} starts from the new state${changed}, with the same weights and the next input.` });
   return stops;
 }

@@ -222,8 +222,7 @@ export class View {
   /** The node of the hovered or chosen number, if it belongs to the chosen step. */
   get highlightedNode() {
     const number = this.hovered ?? this.number;
-    if (this.model.isParameter(number) || number.q === "x" || this.model.isStart(number) || number.t !== this.step) return null;
-    if (!this.model.drawing || !this.model.quantity(number.q)) return null;
+    if (this.model.isGiven(number) || number.t !== this.step || !this.model.drawing || !this.model.quantity(number.q)) return null;
     const valueIndex = this.model.valueIndex(number.q);
     return this.model.drawing.nodes.find((node) => node.value === valueIndex)?.id ?? this.model.drawing.nodes.find((node) => node.id === this.model.quantity(number.q).node.id)?.id ?? null;
   }

@@ -31,7 +31,7 @@ export function elementOf(model, q, unit) {
 
 /** What a term of a node reads: "the previous hidden state", "the candidate", or a formula. */
 function sourceName({ model, symbols }, source, t) {
-  if (source.startsWith("before:")) return theName(model, source.slice(7), "previous ");
+  if (source.startsWith("before:")) return theName(model, source.slice(7), model.changedStates ? "" : "previous ");
   const key = model.keys.get(source);
   return nounOf(model, key) ? theName(model, key) : symbols.source(source, t);
 }
@@ -42,7 +42,8 @@ export function sentence(view, number) {
   const { q, t, u } = number;
   if (model.isParameter(number)) return parameterSentence(view, number);
   if (model.isStart(number)) return `The initial ${nameOf(model, q)}. It is zero unless the layer is called with another one.`;
-  const { kind, node, term } = model.quantity(q);
+  const { kind, node, term, state: before } = model.quantity(q);
+  if (kind === "before") return `The ${nameOf(model, before.name)} that the model passes to step ${t}. It isn't that of the step before, so the page can't say how it is computed.`;
   if (kind === "input") return model.index ? `Feature ${u} of ${inputDescription(model)} at step ${t}.` : `Feature ${u} of the input at step ${t}. It is given, not computed.`;
   const key = model.keys.get(node.id);
   const owner = node.name ? elementOf(model, node.name, u) : `unit ${u}`;
@@ -52,7 +53,7 @@ export function sentence(view, number) {
     const bias = (term.bias ? ", plus a bias" : "") + (term.normalization ? ", normalized" : "");
     if (term.source === "x") return `What the input adds to ${owner}: its weights times ${symbols.source("x", t)}${bias}.`;
     const isInitial = term.source.startsWith("before:") && model.previous(t) === model.start;
-    const zero = isInitial && Array.from({ length: model.sourceSize(term.source) }, (_, k) => view.value({ q: term.source.slice(7), t: model.start, u: k })).every((one) => one === 0);
+    const zero = isInitial && Array.from({ length: model.sourceSize(term.source) }, (_, k) => view.value(model.sourceNumber(term.source, t, k))).every((one) => one === 0);
     if (zero) return `What the previous ${nameOf(model, term.source.slice(7))} adds. At the first step it is zero${term.normalization ? ", before the normalization" : term.bias ? ", so only the bias is left" : ""}.`;
     return `What ${sourceName(view, term.source, t)} adds to ${owner}: its weights times all of ${symbols.source(term.source, t)}${bias}.`;
   }
@@ -66,7 +67,7 @@ export function sentence(view, number) {
     const isOutput = model.states[0] === state && `the ${nounOf(model, state.name)}` !== outputDescription(model);
     const role = isOutput ? `, and ${outputDescription(model)} of step ${t}` : "";
     const subject = nounOf(model, state.name) ? upper(elementOf(model, state.name, u)) : `The state ${nameOf(model, state.name)} of unit ${u}`;
-    return `${subject}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : `Step ${next} reads it.`}`;
+    return `${subject}${role}${origin(view, node, state, t)}. ${next === null ? "This is the last step, so it is also the final state." : model.changedStates ? `The model changes it before step ${next} reads it.` : `Step ${next} reads it.`}`;
   }
   const passed = letThrough(view, node, t);
   if (passed) return `${upper(passed)}.`;
@@ -114,7 +115,7 @@ function parameterSentence(view, { q, u, j }) {
   const owner = block?.gate ? elementOf(model, block.gate, u - block.start + block.firstUnit) : `row ${u}`;
   if (shape.length < 2) return `A parameter of ${owner}. It is the same at every step.`;
   const reader = model.nodes.flatMap((node) => node.terms).find((term) => term.parameter === q && term.source);
-  const source = reader?.source === "x" ? `input feature ${j}` : reader?.source?.startsWith("before:") ? `unit ${j} of the previous ${nameOf(model, reader.source.slice(7))}` : `column ${j}`;
+  const source = reader?.source === "x" ? `input feature ${j}` : reader?.source?.startsWith("before:") ? `unit ${j} of ${sourceName(view, reader.source)}` : `column ${j}`;
   return `The weight from ${source} to ${owner}. It is the same at every step.`;
 }
 

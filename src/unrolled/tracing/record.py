@@ -341,7 +341,7 @@ def record(
     Consecutive calls of one time step each, of a cell or of a layer, are joined into one trace, whose steps
     are the calls. A call continues the one before if it begins with the state that this one returned, or if
     the model changed this state in between, in the same call of the model. A call without a state, or with
-    zeros, starts a new sequence. If the model changed a state, the trace has no page, and can't run again.
+    zeros, starts a new sequence. If the model changed a state, the trace can't run again.
 
     Only calls of the current thread are recorded. A model that was compiled with ``torch.compile`` runs
     uncompiled in the block. If a subclass overrides ``forward``, its call of ``super().forward`` is recorded.

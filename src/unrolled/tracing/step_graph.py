@@ -98,7 +98,9 @@ def layer_program(
         ValueError: If steps, quantities or units were left out of the trace.
         IndexError: If there is no such row.
     """
-    part.check_whole("a program")
+    part.check_whole("a program", chained=False)
+    if part.changed_states:
+        return LayerProgram(reason=_sentence(part, "the model changed the states between them"))
     batch = normalize_index("row", batch, part.input.shape[1])
     length = int(part.lengths[batch])
     texts: dict[str, int] = {}  # of the different programs

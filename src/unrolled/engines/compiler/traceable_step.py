@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from unrolled.cells.base import Cell
 from unrolled.engines import reference
 from unrolled.engines._torch_private import (
+    TorchDispatchMode,
     pop_saved_tensors_hooks,
     push_saved_tensors_hooks,
     top_saved_tensors_hooks,
@@ -129,7 +130,8 @@ class TraceableStep:
         def step(x: Tensor, states: list[Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:
             return self._step(self._bind(params, attributes, self.cell.training), x, states)
 
-        return gradient_paths(step, x, states, params)
+        with _ZerosOnCPU():  # type: ignore[no-untyped-call]
+            return gradient_paths(step, x, states, params)
 
     def run(self, training: bool) -> Run:
         """Return a function that runs the step for a batch size.
@@ -189,7 +191,7 @@ class TraceableStep:
         new_states: Any
         new_states, vjp = self._vjp(forward, params, x, states)
         self.tracker.current = None  # an error from here on is in torch's backward, not in a line of the step
-        with BackwardLocationMode():  # type: ignore[no-untyped-call]
+        with BackwardLocationMode(), _ZerosOnCPU():  # type: ignore[no-untyped-call]
             return new_states, vjp((carries[0] + grad_output, *carries[1:]))
 
     def _check_states(self, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> None:
@@ -203,6 +205,20 @@ class TraceableStep:
             if after.dtype is not before.dtype:
                 kinds = f"its step returns {name} as {after.dtype} instead of {before.dtype}"
                 raise unsupported(f"{kinds}; write .to(x.dtype)", self.tracker.step)
+
+
+class _ZerosOnCPU(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Create zeros on the CPU where torch would create them on the meta device.
+
+    Some gradients, such as that of ``sgn``, are zeros without memory. For operations that need memory, torch
+    turns them into ordinary zeros, but with fake tensors it creates these on the wrong device.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == torch.device("meta"):
+            kwargs["device"] = torch.device("cpu")
+        return func(*args, **kwargs)
 
 
 @contextmanager
