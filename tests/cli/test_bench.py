@@ -215,6 +215,18 @@ def test_limits_are_plausible() -> None:
     assert "100 GFLOP/s" in report.format_limits(LIMITS.as_data())
 
 
+def test_each_block_of_calls_is_prepared() -> None:
+    """Warming up, too."""
+    prepared = [""]
+    seen: dict[str, set[str]] = {"a": set(), "b": set()}
+    timing.interleave(
+        {name: lambda name=name: seen[name].add(prepared[0]) for name in seen},  # type: ignore[misc]
+        0.01,
+        before_block=functools.partial(prepared.__setitem__, 0),
+    )
+    assert seen == {"a": {"a"}, "b": {"b"}}
+
+
 def test_interleaved_timing() -> None:
     called: list[str] = []
     timings = timing.interleave({name: functools.partial(called.append, name) for name in "ab"}, 0.01)
@@ -289,6 +301,8 @@ def test_json_tables_and_a_chart(run_here: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--threads", "1,2", "--peers", "jax"], "--peers needs a single number of threads, got 2"),
+        (["--threads", "1,2", "--resume"], "--resume needs a single number of threads, got 2"),
         (["--cells", "elman"], "argument --cells: expected one or more of rnn, lstm, gru, "),
         (["--batch", "0"], "expected a positive integer, got '0'"),
         (["--hidden", "1,x"], "expected a positive integer, got 'x'"),

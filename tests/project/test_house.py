@@ -247,6 +247,18 @@ def test_files_are_short(path: Path) -> None:
     assert not re.search(rf"\b({left})\b", text)
 
 
+def test_functions_of_the_engines_are_short() -> None:
+    functions = [
+        (node.end_lineno - node.lineno + 1, f"{path.name}: {node.name}")
+        for path in FILES
+        if path.is_relative_to(SOURCE / "engines") and path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    ]
+    assert len(functions) > 500
+    assert not [name for lines, name in functions if lines > 60]
+
+
 def test_public_names_have_docstrings() -> None:
     for name in ur.__all__:
         assert (getattr(ur, name).__doc__ or "").strip(), name

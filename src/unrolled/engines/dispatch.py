@@ -73,6 +73,18 @@ def run(
     assert not isinstance(sizes, Tensor)  # only while torch records a graph
     if wrapper_specs[0]:
         cells = [wrap(cell, spec) for cell, spec in zip(cells, wrapper_specs, strict=False)]
+    return _run_on_an_engine(cells, x, states, sizes, checkpoint, extra_inputs)
+
+
+def _run_on_an_engine(
+    cells: Sequence[Cell],
+    x: Tensor,
+    states: Sequence[States | None],
+    sizes: list[int] | None,
+    checkpoint: int | None,
+    extra_inputs: Tensor | None,
+) -> list[tuple[Tensor, States]]:
+    """Run wrapped cells, outside of torch's transforms, on the native engine if it can run them."""
     selected = current_engine()
     name = type(cells[0].innermost).__name__
     reason = "selected" if selected == "reference" else _why_not_native(cells, x, states, extra_inputs)

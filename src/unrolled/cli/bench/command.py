@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import unrolled
 from unrolled.cli.arguments import (
@@ -20,16 +19,15 @@ from unrolled.cli.arguments import (
     positive_float,
     positive_int,
 )
-from unrolled.cli.bench import chart, in_subprocess, report, results
+from unrolled.cli.bench import chart, in_subprocess, report, results, scaling
 from unrolled.cli.bench.disturbance import Probe
 from unrolled.cli.bench.gpu import command as gpu
 from unrolled.cli.bench.limits import Limits
 from unrolled.cli.bench.measure import measure
 from unrolled.cli.bench.rows import CELLS, MODES, STANDARD, Row, default_cells, select_rows
 from unrolled.cli.bench.runtimes import ALWAYS, CHECKPOINT, OURS, RUNTIMES, TORCH, select_runtimes
+from unrolled.cli.progress import Task, run_tasks
 from unrolled.io import files
-
-Task = tuple[str, Callable[[], None]]
 
 _SECONDS = {False: 0.15, True: 1.0}  # for each row and runtime: quick, full
 _MEMORY_STEPS = 1000  # sequence length of the rows whose memory is measured
@@ -90,9 +88,10 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=positive_int,
-        metavar="N",
-        help="number of threads for every runtime (default: torch.get_num_threads())",
+        type=_positive_ints,
+        metavar="LIST",
+        help="number of threads for every runtime (default: torch.get_num_threads()). With several numbers, "
+        "such as 1,2,4, time ours and torch with each of them, and show how the speed grows",
     )
     parser.add_argument(
         "--device",
@@ -126,22 +125,46 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.minutes is not None:
         raise ValueError("--minutes needs --device cuda")
+    if len(options.threads or ()) > 1:
+        _run_scaling(options)
+        return
     names = [] if options.peers == ["none"] else options.peers
     runtimes, missing = select_runtimes(names, options.full)
     if options.resume and options.json is None:
         raise ValueError("--resume needs --json FILE")
     check_output_files(options.json, options.plot)
-    rows = select_rows(options.full, options.cells, options.batch, options.hidden, options.time, options.mode)
-    if not rows:
-        raise ValueError("these sizes are too large; to time them anyway, set --batch, --hidden and --time")
+    rows = _select_rows(options)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(options.threads or threads)
+        torch.set_num_threads(options.threads[0] if options.threads else threads)
         saved_rows = results.load_rows(options.json) if options.resume else []
         with unrolled.engine("native"):
             _run_benchmark(options, rows, runtimes, missing, saved_rows)
     finally:
         torch.set_num_threads(threads)
+
+
+def _select_rows(options: argparse.Namespace) -> list[Row]:
+    rows = select_rows(options.full, options.cells, options.batch, options.hidden, options.time, options.mode)
+    if not rows:
+        raise ValueError("these sizes are too large; to time them anyway, set --batch, --hidden and --time")
+    return rows
+
+
+def _run_scaling(options: argparse.Namespace) -> None:
+    """Time the rows with several numbers of threads.
+
+    Raises:
+        ValueError: If the other arguments can't be used with them.
+        OSError: If a file can't be written.
+    """
+    for name in ("peers", "resume"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} needs a single number of threads, got {len(options.threads)}")
+    check_output_files(options.json, options.plot)
+    threads, seconds = list(dict.fromkeys(options.threads)), options.seconds or _SECONDS[options.full]
+    with unrolled.engine("native"):
+        scaling.run(_select_rows(options), threads, seconds, options.json, options.plot)
 
 
 def _run_benchmark(
@@ -174,17 +197,7 @@ def _run_benchmark(
             tasks.append((label, partial(measure_row, row)))
     tasks += _memory_tasks(options, rows, document["memory"])
     tasks += _first_use_tasks(rows, runtimes, document["first_use"])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress_console = Console(stderr=True)
-    disable = not progress_console.is_terminal
-    with Progress(*columns, console=progress_console, transient=True, disable=disable) as progress:
-        bar = progress.add_task("", total=len(tasks))
-        for label, task in tasks:
-            progress.update(bar, description=label)
-            progress.refresh()
-            task()
-            save()
-            progress.advance(bar)
+    run_tasks([(label, partial(_run_and_save, task, save)) for label, task in tasks])
     document["limits"] = limits.as_data()
     save()
     report.print_report(console, document)
@@ -194,6 +207,11 @@ def _run_benchmark(
     console.print(
         f"Wrote {', '.join(written)}" if written else "To save the results, use --json FILE or --plot FILE."
     )
+
+
+def _run_and_save(task: Callable[[], object], save: Callable[[], None]) -> None:
+    task()
+    save()
 
 
 def _memory_tasks(options: argparse.Namespace, rows: list[Row], entries: list[dict[str, Any]]) -> list[Task]:

@@ -15,7 +15,7 @@ from unrolled.cli.bench.runtimes import FROZEN, OURS, TORCH, Runtime, without_wa
 from unrolled.cli.bench.timing import interleave
 from unrolled.cli.bench.workload import TOLERANCE, Call, Workload, max_difference
 
-_ATTEMPTS = 3  # if a row is disturbed
+ATTEMPTS = 3  # if a row is disturbed
 _ERROR_FACTOR = 2  # accepted error, relative to torch's own error, for cells that amplify rounding errors
 
 
@@ -41,9 +41,9 @@ def measure(
         ``disturbances`` says why the times are not to be trusted. It is empty if they are.
     """
     entries: dict[str, dict[str, Any]] = {}
-    calls = _check_runtimes(row, runtimes, entries)
+    calls = check_runtimes(row, runtimes, entries)
     attempts: list[dict[str, Any]] = []
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         before = probe.slowdown()
         timings = without_warnings(lambda: interleave(calls, seconds))
         slowdown = max(before, probe.slowdown())
@@ -84,7 +84,7 @@ def _compare(row: Row, entries: dict[str, dict[str, Any]], limits: Limits) -> di
     }
 
 
-def _check_runtimes(
+def check_runtimes(
     row: Row, runtimes: Mapping[str, Runtime], entries: dict[str, dict[str, Any]]
 ) -> dict[str, Call]:
     """Return the calls of the runtimes that agree with torch; add an entry for each runtime."""

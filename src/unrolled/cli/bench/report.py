@@ -25,7 +25,7 @@ _CAPTION = (
 
 def print_report(console: Console, document: dict[str, Any]) -> None:
     """Print the whole document: rows, means, memory, first use, failures and missing packages."""
-    console.print(_format_setup(document["setup"]))
+    console.print(format_setup(document["setup"]))
     for mode in MODES:
         if any(row["mode"] == mode for row in document["rows"]):
             _print_table(console, _rows_table(document, mode))
@@ -76,15 +76,16 @@ def format_failures(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def format_disturbances(rows: list[dict[str, Any]]) -> list[str]:
+def format_disturbances(
+    rows: list[dict[str, Any]], effect: str = "can't be trusted, and the means leave them out"
+) -> list[str]:
     """Format the rows that are not to be trusted, a line for each, with the reasons."""
     disturbed = [row for row in rows if is_disturbed(row)]
     if not disturbed:
         return []
     count = f"{len(disturbed)} of {len(rows)} rows" if len(rows) > 1 else "The row"
     return [
-        f"{count} marked with ? can't be trusted, and the means leave them out. Stop other programs, and run "
-        "the benchmark again:",
+        f"{count} marked with ? {effect}. Stop other programs, and run the benchmark again:",
         *(
             f"  {row['cell']} {row['batch']}×{row['time']}×{row['hidden']}, {row['mode']}: "
             f"{'; '.join(row['disturbances'])}"
@@ -94,7 +95,7 @@ def format_disturbances(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _rows_table(document: dict[str, Any], mode: str) -> Table:
-    table = _new_table(mode.capitalize())
+    table = new_table(mode.capitalize())
     table.add_column("cell", no_wrap=True)
     frozen = [FROZEN] if mode != "training" else []
     for heading in ("B×T×H", "ours", *frozen, "torch", "best other", "", "×torch", "×best", "limit"):
@@ -107,11 +108,11 @@ def _rows_table(document: dict[str, Any], mode: str) -> Table:
         table.add_row(
             row["cell"],
             "×".join(str(row[name]) for name in ("batch", "time", "hidden")),
-            _format_time(times[OURS]),
-            *(_format_time(times.get(name)) for name in frozen),
-            _format_time(times[TORCH]),
+            format_time(times[OURS]),
+            *(format_time(times.get(name)) for name in frozen),
+            format_time(times[TORCH]),
             best or "–",
-            _format_time(times[best]) if best else "",
+            format_time(times[best]) if best else "",
             _format_ratio(row["ratio_to_torch"], mark),
             _format_ratio(row["ratio_to_best_other"], mark),
             _format_percent(row["share_of_limit"]),
@@ -120,7 +121,7 @@ def _rows_table(document: dict[str, Any], mode: str) -> Table:
 
 
 def _means_table(means: list[dict[str, Any]]) -> Table:
-    table = _new_table("Geometric means")
+    table = new_table("Geometric means")
     for heading in ("cell", "mode"):
         table.add_column(heading)
     for heading in ("rows", "× torch", "× best other"):
@@ -132,7 +133,7 @@ def _means_table(means: list[dict[str, Any]]) -> Table:
 
 
 def _memory_table(entries: list[dict[str, Any]]) -> Table:
-    table = _new_table("Peak memory of a training step")
+    table = new_table("Peak memory of a training step")
     for heading in ("cell", "batch", "time", "hidden", "ours", "checkpointed", "torch", "ours / torch"):
         table.add_column(heading, justify="left" if heading == "cell" else "right")
     for entry in entries:
@@ -145,7 +146,7 @@ def _memory_table(entries: list[dict[str, Any]]) -> Table:
 
 
 def _first_use_table(entries: list[dict[str, Any]]) -> Table:
-    table = _new_table("First call of a custom cell in training: compile time in seconds")
+    table = new_table("First call of a custom cell in training: compile time in seconds")
     for heading in ("cell", "time", "hidden", "runtime", "seconds"):
         table.add_column(heading, justify="right" if heading in ("time", "hidden", "seconds") else "left")
     for entry in entries:
@@ -155,7 +156,8 @@ def _first_use_table(entries: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _new_table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """Return an empty table in the style of the report."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
 
 
@@ -164,12 +166,14 @@ def _print_table(console: Console, table: Table) -> None:
     console.print()
 
 
-def _format_setup(setup: dict[str, Any]) -> str:
+def format_setup(setup: dict[str, Any]) -> str:
+    """Format the versions, the processor and the number of threads."""
     versions = ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
     return f"\nunrolled {setup['unrolled']} on {setup['processor']}, {setup['threads']} threads; {versions}\n"
 
 
-def _format_time(seconds: float | None) -> str:
+def format_time(seconds: float | None) -> str:
+    """Format a time with three digits and its unit."""
     if seconds is None:
         return "–"
     for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):

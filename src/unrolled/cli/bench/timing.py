@@ -28,7 +28,11 @@ class Timing:
     calls: int
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    before_block: Callable[[str], object] = lambda name: None,
+) -> dict[str, Timing]:
     """Time calls in turn, in rounds of one block per call, shuffled so that disturbances affect all alike.
 
     The first call of a block is discarded if there are more, because the cache holds the data of another one.
@@ -37,9 +41,11 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
         calls: The functions to call, by name.
         seconds: The total time for each name. A call that is longer than its share of a round is still called
             once per round.
+        before_block: Called with the name before each block of calls, and before the calls that warm up.
     """
     durations: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    for name, call in calls.items():
+        before_block(name)
         for _ in range(_WARMUP_CALLS):
             if _time_call(call) > seconds:
                 break
@@ -48,6 +54,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
     for _ in range(_ROUNDS):
         shuffle(order)
         for name in order:
+            before_block(name)
             durations[name] += _time_block(calls[name], seconds / _ROUNDS)
     return {name: summarize(values) for name, values in durations.items()}
 
