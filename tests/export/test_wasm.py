@@ -53,10 +53,15 @@ class Speller(nn.Module):
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 @pytest.mark.parametrize("simd", [True, False])
 @pytest.mark.parametrize(
-    ("create", "x"),
-    [(lambda: ur.LSTM(1, 32), torch.randn(300, 1)), (Speller, torch.randint(7, (20,)))],
+    ("create", "x", "tolerance"),
+    [
+        (lambda: ur.LSTM(1, 32), torch.randn(300, 1), 5e-7),
+        (Speller, torch.randint(7, (20,)), 5e-7),
+        # Without fused multiply-adds, an activation is sometimes rounded to the next integer.
+        (lambda: ur.quantize(ur.LSTM(1, 32).eval()), torch.randn(300, 1), 0.01),
+    ],
 )
-def test_its_numbers(create: Any, x: torch.Tensor, simd: bool, tmp_path: Path) -> None:
+def test_its_numbers(create: Any, x: torch.Tensor, tolerance: float, simd: bool, tmp_path: Path) -> None:
     model = create()
     path = tmp_path / "model.wasm"
     result = ur.export.wasm(model, path, simd)
@@ -71,7 +76,7 @@ def test_its_numbers(create: Any, x: torch.Tensor, simd: bool, tmp_path: Path) -
     expected = (expected[0] if kind == "float" else expected).detach()
     assert not done["failed"]
     outputs = torch.tensor(done["outputs"]).reshape(len(x), result.output)
-    torch.testing.assert_close(outputs, expected.reshape(len(x), -1), atol=5e-7, rtol=0)
+    torch.testing.assert_close(outputs, expected.reshape(len(x), -1), atol=tolerance, rtol=0)
 
 
 @pytest.mark.slow

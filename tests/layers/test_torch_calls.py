@@ -266,3 +266,13 @@ def test_weights_are_put_into_one_buffer(monkeypatch: pytest.MonkeyPatch) -> Non
     flattened.clear()
     lazy(torch.randn(3, 4, 5))
     assert flattened == [lazy]
+
+
+def test_quantized_modules_compute_their_own_products(calls: Calls) -> None:
+    """torch's functions would compute them in float32."""
+    for module, x in ((ur.LSTM(5, 7), torch.randn(3, 2, 5)), (ur.GRUCell(5, 7), torch.randn(2, 5))):
+        quantized = ur.quantize(module.eval())
+        expected = quantized(x)[0]
+        quantized._frozen = quantized._packed = None  # on a GPU, weights aren't packed
+        torch.testing.assert_close(quantized(x)[0], expected)
+    assert not calls

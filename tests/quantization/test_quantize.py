@@ -337,22 +337,5 @@ def test_what_needs_the_float_layer() -> None:
     quantized = ur.quantize(ur.LSTM(3, 4).eval())
     with pytest.raises(ValueError, match="trace doesn't support int8 weights"):
         ur.trace(quantized, X)
-    with pytest.raises(ValueError, match="an ONNX model doesn't support int8 weights"):
-        ur.io.to_onnx(quantized)
-    with pytest.raises(ValueError, match="LSTM has int8 weights, but exported C code"):
-        ur.export.c(quantized, "unused")
     with pytest.warns(UserWarning, match="it has int8 weights"):
         ur.revert(quantized)
-
-
-@pytest.mark.slow
-def test_torch_onnx_export_is_refused(tmp_path: Any) -> None:
-    pytest.importorskip("onnxscript")
-    quantized = ur.quantize(ur.LSTM(3, 4).eval())
-    with pytest.raises(torch.onnx.errors.OnnxExporterError) as raised:
-        torch.onnx.export(quantized, (X,), tmp_path / "model.onnx")
-    causes, error = [], raised.value
-    while error is not None:
-        causes.append(str(error))
-        error = error.__cause__ or error.__context__
-    assert any("doesn't support int8 weights: export the float32 model" in cause for cause in causes)

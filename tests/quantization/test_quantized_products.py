@@ -81,6 +81,12 @@ def test_int8_is_the_product_of_whole_numbers(batch: int, depth: int, width: int
     assert ((result - exact).abs() <= 1.01 * bound).all()
 
 
+def test_rows_are_divided_once() -> None:
+    """The inverse of a scale is rounded like a quotient, not like a product with a reciprocal."""
+    x, matrix = torch.rand(400_000, 2) + 0.5, torch.tensor([[127.0], [1.0]])
+    assert numpy.array_equal(quantized_mm(x, matrix, "int8", 0.0).numpy(), expected_int8(x, matrix))
+
+
 def test_scales_and_whole_numbers_survive_a_round_trip() -> None:
     """Weights that are whole numbers times their scale are stored without a loss."""
     for shape, dim in (((50, 70), 1), ((50, 70), 0), ((3, 20, 30), 1)):

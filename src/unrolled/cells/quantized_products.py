@@ -18,6 +18,7 @@ MAX_TERMS = 133_000  # of a sum: more products of 127 by 127 could overflow int3
 LARGEST = 127
 SMALLEST = 2.0**-100  # rows with smaller values count as zeros, so that the inverse of a scale is finite
 LARGEST_FLOAT16 = 65504.0
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _SPARE_BITS = 0x7F  # of the float32 of a scale
 
 
@@ -38,7 +39,8 @@ def row_scales(x: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
     else:
         is_zero = largest < SMALLEST
         scales = torch.where(is_zero, 0.0, largest / LARGEST)
-        inverse = torch.where(is_zero, 0.0, LARGEST / largest)
+        # A number divided by a tensor would be multiplied by the tensor's reciprocal, and rounded twice.
+        inverse = torch.where(is_zero, 0.0, torch.full_like(largest, LARGEST) / largest)
     finite = largest < torch.inf
     return torch.where(finite, scales, torch.nan), torch.where(finite, inverse, 0.0)
 
@@ -71,9 +73,12 @@ def quantize_weights(weights: Tensor, scales: Tensor) -> Tensor:
 
 def round_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
     """Return weights in float32, rounded to bfloat16 or float16, where values beyond ±65504 become ±65504."""
-    if dtype is torch.float16:
-        weights = weights.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
-    return weights.to(dtype).to(torch.float32)
+    return saturated(weights, dtype).to(dtype).to(torch.float32)
+
+
+def saturated(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return weights without values that float16 doesn't reach. For other dtypes, return them as they are."""
+    return weights.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16) if dtype is torch.float16 else weights
 
 
 @torch.library.custom_op("unrolled::quantized_mm", mutates_args=())
@@ -150,9 +155,9 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and func._can_decompose():
-            with self:  # such as linear, which torch doesn't decompose before this mode in inference mode
-                return func.decompose(*args, **kwargs)
+        if self._is_composite(func):
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         result = self._multiply(func, args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
@@ -162,6 +167,16 @@ class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(leaf, Tensor):
                     self._add_source(leaf, source)
         return result
+
+    @staticmethod
+    def _is_composite(func: Any) -> bool:
+        """Return whether a function, such as linear, consists of others that torch hasn't called instead.
+
+        torch doesn't call them before this mode in inference mode, and in an export to ONNX.
+        """
+        if not isinstance(func, OpOverload) or not (torch.is_inference_mode_enabled() or func.py_kernels):
+            return False
+        return torch._C._dispatch_has_kernel_for_dispatch_key(str(func._name), _COMPOSITE)
 
     def _add_source(self, tensor: Tensor, source: int) -> None:
         self._sources[id(tensor)] = self._sources.get(id(tensor), 0) | source

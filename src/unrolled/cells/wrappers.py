@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unrolled.cells.base import Cell
 from unrolled.cells.draws import ColumnSource, Draws, ReplaceDraws, draw_width
-from unrolled.cells.quantized_products import QuantizedProducts
+from unrolled.cells.quantized_products import ProductMode, QuantizedProducts
 
 States = tuple[Tensor, ...]
 WrapperSpec = tuple[tuple[str, tuple[Any, ...]], ...]  # stored names and arguments, innermost wrapper first
@@ -241,14 +241,24 @@ class QuantizedWrapper(CellWrapper):
     """
 
     stored_name = "Quantized"
+    _product_mode: Callable[..., ProductMode] = QuantizedProducts  # an export to ONNX replaces it
 
     def __init__(self, inner: Cell, weights: str, quantize_input: bool, scales: tuple[float, ...]) -> None:
         super().__init__(inner, arguments=(weights, quantize_input, scales))
 
     def step(self, x: Tensor, *states: Tensor) -> Any:
         """Run the inner step with quantized products."""
-        with QuantizedProducts(x, states, *self.arguments):
+        with self._product_mode(x, states, *self.arguments):
             return self.inner_step(x, *states)
+
+
+def rounds_activations(cell: Cell) -> bool:
+    """Return whether a cell, or one that it wraps, computes products in int8."""
+    while isinstance(cell, CellWrapper):
+        if isinstance(cell, QuantizedWrapper) and cell.arguments[0] == "int8":
+            return True
+        cell = cell.inner
+    return False
 
 
 _PRODUCTS = {

@@ -6,7 +6,6 @@ from torch import nn
 
 from unrolled.cells.base import Cell
 from unrolled.cells.wrappers import ZoneoutWrapper
-from unrolled.export.errors import ExportError
 from unrolled.export.program import Lookup, Stage, Value
 from unrolled.export.stateless import Call, Stateless, convolution
 from unrolled.layers.recurrent import Recurrent
@@ -43,11 +42,6 @@ class Builder:
 
     @staticmethod
     def _cell(layer: Recurrent, suffix: str) -> Cell:
-        if layer.weight_storage is not None:
-            raise ExportError(
-                f"{type(layer).__name__} has {layer.weight_storage.weights} weights, but exported C code "
-                "computes in float32: export the float32 module instead"
-            )
         cell = layer._bind(suffix)
         cell.training = False
         return cell

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from unrolled.engines.compiler.kernel_ir import (
     Apply,
     Buffer,
+    Group,
     Instruction,
     Load,
     Memory,
@@ -18,10 +21,12 @@ from unrolled.engines.compiler.kernel_ir import (
     Sum,
 )
 from unrolled.export.c_ops import C, literal, reduction
-from unrolled.export.kernels import StepKernel
+from unrolled.export.kernels import PlacedGroup, QuantizedRow, StepKernel, quantized_row
 
-# The arguments of all functions of a step: weights, input, states before and after, memory between passes.
-ARGUMENTS = "const float *w, const float *x, const float *old, float *next, float *work"
+# The arguments of all functions of a step: weights, quantized matrices if there are any, input, states before
+# and after, memory between passes.
+_WEIGHTS, _WORDS = ("const float *w",), ("const uint32_t *words",)
+_VALUES = ("const float *x", "const float *old", "float *next", "float *work")
 _POINTERS = {Memory.STATE: "old", Memory.NEW_STATE: "next", Memory.SCRATCH: "work"}
 
 
@@ -35,48 +40,88 @@ def step_functions(name: str, step: StepKernel) -> str:
     functions: list[str] = []
     body: list[str] = []
     kernel = step.kernel
+    arguments = _arguments(step)
+    ready: set[QuantizedRow] = set()
     count = 0
     for level in kernel.levels:
+        ready = {row for row in ready if row[0].memory in (Memory.INPUT, Memory.STATE)}
         for scalar in level.scalars:
             body += _scalar(step, scalar)
         for phase in level.phases:
             functions += [*_phase(f"{name}_{count}", step, phase, step.groups[count]), ""]
-            products = max([len(group.products) for group in phase.groups], default=1)
-            body.append(f"RUN({name}_{count}, {products}, {phase.width});")
+            body += _quantized_rows(step, phase, ready)
+            passed = ", ".join([*_names(arguments), "scalars"])
+            body.append(f"RUN({name}_{count}, {_product_count(phase)}, {phase.width}, {passed});")
             count += 1
     lines = [
         *functions,
-        f"static void {name}({ARGUMENTS}) {{",
+        f"static void {name}({', '.join(arguments)}) {{",
         f"  float scalars[{max(1, kernel.scalar_count)}];",
-        "  (void)w, (void)x, (void)old, (void)next, (void)work, (void)scalars;",
+        f"  {_unused(arguments)}",
         *_indented(body),
         "}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _phase(name: str, step: StepKernel, phase: Phase, matrices: list[int]) -> Iterator[str]:
+def _product_count(phase: Phase) -> str:
+    """Return the size of the largest group of products of a phase, as C."""
+    count = max([len(group.products) for group in phase.groups], default=1)
+    has_int8 = any(group.dtype is torch.int8 for group in phase.groups)
+    return f"INT8_SUMS({count})" if has_int8 else str(count)
+
+
+def _arguments(step: StepKernel) -> tuple[str, ...]:
+    """Return the declarations of the arguments."""
+    return (*_WEIGHTS, *(_WORDS if step.words.numel() else ()), *_VALUES)
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    return [argument.rpartition("*")[2] for argument in arguments]
+
+
+def _unused(arguments: Sequence[str]) -> str:
+    """Return a statement that keeps compilers from warning of arguments that aren't read."""
+    return ", ".join(f"(void){name}" for name in [*_names(arguments), "scalars"]) + ";"
+
+
+def _quantized_rows(step: StepKernel, phase: Phase, ready: set[QuantizedRow]) -> Iterator[str]:
+    """Yield the statements that quantize the rows that products of a phase read in int8.
+
+    Args:
+        step: The step.
+        phase: The phase.
+        ready: The rows that are quantized already. Those of the phase are added.
+    """
+    for group in phase.groups:
+        if group.dtype is not torch.int8 or (row := quantized_row(group)) in ready:
+            continue
+        ready.add(row)
+        source, to = _pointer(step, row[0], 0), _sum("work", step.row_offsets[row])
+        yield f"v_quantize_row({source}, {group.depth}, {literal(row[1])}, {to});"
+
+
+def _phase(name: str, step: StepKernel, phase: Phase, places: list[PlacedGroup]) -> Iterator[str]:
     """Yield the function that computes some panels of columns of a phase.
 
     Args:
         name: Its name.
         step: The step.
         phase: The phase.
-        matrices: First index in the weights of each group.
+        places: Where the matrices of each group lie.
     """
+    arguments = _arguments(step)
     yield (
-        f"ALWAYS_INLINE void {name}({ARGUMENTS}, const float *scalars, const int first, const int panels) {{"
+        f"ALWAYS_INLINE void {name}({', '.join(arguments)}, const float *scalars, const int first, "
+        "const int panels) {"
     )
-    yield "  (void)w, (void)x, (void)old, (void)next, (void)work, (void)scalars;"
+    yield f"  {_unused(arguments)}"
     if phase.groups:
         yield "  V " + ", ".join(f"sum{k}[16]" for k in range(len(phase.groups))) + ";"
-    for number, group in enumerate(phase.groups):
-        assert group.buffer is not None
-        row, count = _pointer(step, group.buffer, 0), len(group.products)
-        matrix = _sum("w", matrices[number])
-        yield (
-            f"  multiply(sum{number}, {row}, {matrix}, {group.depth}, {count}, {phase.width}, first, panels);"
-        )
+    for number, (group, place) in enumerate(zip(phase.groups, places, strict=True)):
+        function, operands = _product(step, group, place)
+        sizes = f"{group.depth}, {len(group.products)}, {phase.width}"
+        yield f"  {function}(sum{number}, {', '.join(operands)}, {sizes}, first, panels);"
     yield "  UNROLL for (int u = 0; u < panels; u++) {"
     yield f"    const int i = first + u * LANES, n = {phase.width} - i;"
     yield from _indented(_instructions(step, phase.instructions, phase), 4)
@@ -84,6 +129,18 @@ def _phase(name: str, step: StepKernel, phase: Phase, matrices: list[int]) -> It
         yield f"    v_store({_pointer(step, store.buffer, store.offset)} + i, {_operand(store.value)}, n);"
     yield "  }"
     yield "}"
+
+
+def _product(step: StepKernel, group: Group, place: PlacedGroup) -> tuple[str, list[str]]:
+    """Return the function for the products of a group, and its pointers to the row and the matrices."""
+    assert group.buffer is not None
+    row, words = _pointer(step, group.buffer, 0), _sum("words", place.words)
+    if group.dtype is group.sum_dtype:
+        return "multiply", [row, _sum("w", place.weights)]
+    if group.dtype is not torch.int8:
+        return f"v_multiply_{str(group.dtype).removeprefix('torch.')}", [row, words]
+    row = _sum("work", step.row_offsets[quantized_row(group)])
+    return "v_multiply_int8", [row, words, _sum("w", place.weights)]
 
 
 def _scalar(step: StepKernel, scalar: Scalar) -> Iterator[str]:

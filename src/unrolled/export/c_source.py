@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 
 import numpy
-import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from unrolled._version import __version__
 from unrolled.export.c_functions import step_functions
 from unrolled.export.c_ops import in_c
+from unrolled.export.kernels import ALIGNMENT
 from unrolled.export.layout import PADDING, Layout, PlacedStage
 from unrolled.export.program import Value, largest
 from unrolled.export.templates import fill, template
@@ -21,7 +22,6 @@ FORMAT = (
     1  # of the weights, the memory and the functions; a change that old code can't read gets the next number
 )
 _MAGIC = 0x57524E55  # "UNRW"
-_TOLERANCE = 1e-4  # of the self-test, relative to the largest output
 # The parts of the runtime in order, each with the parts that it needs.
 _RUNTIME = {
     "vectors": (),
@@ -32,7 +32,12 @@ _RUNTIME = {
     "logarithm": ("exponential",),
     "wide": ("roots", "integers"),
     "trigonometric": ("wide", "exponential"),
+    "int8": (),
+    "sixteen_bits": (),
 }
+
+
+_DEFINITION = r"^(?:ALWAYS_INLINE|static inline) \w+ (v_\w+)\("
 
 
 class CSource:
@@ -51,6 +56,8 @@ class CSource:
     ) -> None:
         self.name, self.layout, self.in_file = name, layout, weights_in_file
         self.program = layout.program
+        self.has_words = bool(layout.words.numel())
+        self.has_int8 = any(placed.step.row_offsets for placed in layout.stages)
         self.example, self.expected = example, expected
         self.functions = self._functions()
 
@@ -77,7 +84,7 @@ class CSource:
             input=self.program.input.width,
             output=self.program.output.width,
             memory=self.layout.memory,
-            bytes=4 * (self.layout.weights.numel() + PADDING),
+            bytes=4 * self._size(),
             x=x,
             pointer="  const float *weights; /* set by init */\n" if self.in_file else "",
             init=self.init_declaration(),
@@ -141,7 +148,7 @@ class CSource:
         needed = {"vectors"}
         for part in reversed(_RUNTIME):
             if part in needed or not used.isdisjoint(re.findall(r"\b(v_\w+)\(", texts[part])):
-                defined = set(re.findall(r"^ALWAYS_INLINE \w+ (v_\w+)\(", texts[part], re.MULTILINE))
+                defined = set(re.findall(_DEFINITION, texts[part], re.MULTILINE))
                 if part in needed or used & defined:
                     needed |= {part, *_RUNTIME[part]}
         yield from (texts[part] for part in _RUNTIME if part in needed)
@@ -149,15 +156,37 @@ class CSource:
     def _weights(self) -> str:
         if self.in_file:
             return ""
-        return f"static const float WEIGHTS[] ALIGNED = {{\n{_numbers(self._padded_weights())}\n}};\n"
+        text = f"static const float WEIGHTS[] ALIGNED = {{\n{_numbers(self._padded_weights())}\n}};\n"
+        if self.has_words:
+            text += f"static const uint32_t WORDS[] ALIGNED = {{\n{_words(self._padded_words())}\n}};\n"
+        return text
 
     def _padded_weights(self) -> Tensor:
-        return torch.cat([self.layout.weights, torch.zeros(PADDING)])
+        padding = PADDING
+        if self.has_words:  # those in a file begin at a cache line, too
+            padding += -(self.layout.weights.numel() + PADDING) % ALIGNMENT
+        return F.pad(self.layout.weights, (0, padding))
+
+    def _padded_words(self) -> Tensor:
+        return F.pad(self.layout.words, (0, PADDING if self.has_words else 0))
+
+    def _size(self) -> int:
+        """Return how many numbers and words there are."""
+        return self._padded_weights().numel() + self._padded_words().numel()
 
     def weights_file(self) -> bytes:
         """Return the content of the file with the weights: a header of 64 bytes, and the weights."""
-        weights = self._padded_weights().numpy().astype("<f4")
-        return numpy.array([_MAGIC, FORMAT, len(weights), 0], "<u4").tobytes() + bytes(48) + weights.tobytes()
+        header = numpy.array([_MAGIC, FORMAT, self._size(), 0], "<u4").tobytes() + bytes(48)
+        weights = self._padded_weights().numpy().astype("<f4").tobytes()
+        return header + weights + self._padded_words().numpy().astype("<i4").tobytes()
+
+    def _pointers(self) -> list[str]:
+        """Return the statements that define the pointers to the weights."""
+        lines = [f"const float *const w = {'state->weights' if self.in_file else 'WEIGHTS'};"]
+        if self.has_words:
+            start = f"(const uint32_t *)(w + {self._padded_weights().numel()})"
+            lines.append(f"const uint32_t *const words = {start if self.in_file else 'WORDS'};")
+        return lines
 
     def _api(self) -> Iterator[str]:
         name, layout = self.name, self.layout
@@ -170,11 +199,11 @@ class CSource:
         yield f"void {name}_reset({name}_state *state) {{\n{self._reset(weights)}}}\n"
         sizes = self.program.input.width, self.program.output.width
         if self.program.bidirectional:
-            yield self._sequence(weights)
+            yield self._sequence()
         else:
             yield (
                 f"void {name}_step({name}_state *state, const {self.x_type()} *x, float *y) {{\n"
-                f"  const float *const w = {weights};\n"
+                f"{_lines(self._pointers())}"
                 f"  float *const old = state->values + state->turn * {layout.states};\n"
                 f"  float *const next = state->values + (1 - state->turn) * {layout.states};\n"
                 f"  float *const work = state->values + {2 * layout.states};\n"
@@ -224,7 +253,8 @@ class CSource:
         old, new = f"{old}{states}", f"{new}{states}"
         if not placed.stage.has_state:
             new = self._result(placed)
-        return f"{self.functions[index]}(w + {placed.weights}, {x}, {old}, {new}, work);"
+        words = f"words + {placed.words}, " if placed.step.words.numel() else ""
+        return f"{self.functions[index]}(w + {placed.weights}, {words}{x}, {old}, {new}, work);"
 
     def _row(self, index: str) -> str:
         """Return the row of the lookup's table, for an index that is clamped to the table."""
@@ -245,7 +275,7 @@ class CSource:
     def _sequence_width(self) -> int:
         return sum(value.width for value in self._between()) if self.program.bidirectional else 0
 
-    def _sequence(self, weights: str) -> str:
+    def _sequence(self) -> str:
         """Return the function that runs stage by stage over a sequence."""
         program, layout = self.program, self.layout
         places, at = {program.input: "x", program.output: "y"}, 0
@@ -253,7 +283,7 @@ class CSource:
             places[value] = f"work_steps + {at} * steps" if at else "work_steps"
             at += value.width
         lines = [
-            f"const float *const w = {weights};",
+            *self._pointers(),
             f"float *const work = state->values + {2 * layout.states};",
         ]
         lines += [f"{self.name}_reset(state);", "(void)work_steps;"]
@@ -303,7 +333,7 @@ class CSource:
             x=", ".join(map(str, x.tolist())) if kind == "int32_t" else _numbers(x),
             y=_numbers(self.expected.reshape(-1)),
             steps=len(self.expected),
-            tolerance=f"{_TOLERANCE * largest(self.expected):.9g}f",
+            tolerance=f"{self.program.tolerance * largest(self.expected):.9g}f",
             work=max(1, self._sequence_width() * len(self.expected)),
         )
 
@@ -328,3 +358,9 @@ def _numbers(values: Tensor) -> str:
     """Return float32 numbers as C, with all their bits."""
     texts = list(map(in_c, map(str, values.numpy())))
     return "\n".join(", ".join(texts[k : k + 8]) + "," for k in range(0, len(texts), 8))
+
+
+def _words(values: Tensor) -> str:
+    """Return words of 32 bits as C."""
+    texts = [f"0x{value:08x}" for value in values.numpy().view(numpy.uint32).tolist()]
+    return "\n".join(", ".join(texts[k : k + 9]) + "," for k in range(0, len(texts), 9))

@@ -17,9 +17,62 @@ from unrolled.engines.compiler.partition import LoopPartition
 from unrolled.engines.errors import UnavailableError
 from unrolled.engines.native.backend import BACKEND
 from unrolled.engines.native.cpp_ops import check
+from unrolled.export.words import pack_16_bits, pack_int8, row_size
 
 _CPU = torch.device("cpu")
 ALIGNMENT = 16  # numbers in a cache line
+
+
+class Array:
+    """Numbers one after another.
+
+    Args:
+        dtype: Their dtype.
+
+    Attributes:
+        size: How many there are.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.size = 0
+        self._dtype, self._parts = dtype, list[Tensor]()
+
+    def add(self, part: Tensor, aligned: bool = True) -> int:
+        """Append numbers, and return the index of the first.
+
+        Args:
+            part: The numbers.
+            aligned: Whether they begin at a multiple of 64 bytes: loads that cross cache lines take twice
+                the time.
+        """
+        if aligned and self.size % ALIGNMENT:
+            self.add(torch.zeros(-self.size % ALIGNMENT), aligned=False)
+        self._parts.append(part.detach().to(self._dtype).reshape(-1))
+        self.size += part.numel()
+        return self.size - part.numel()
+
+    def tensor(self) -> Tensor:
+        """Return all numbers."""
+        return torch.cat(self._parts) if self._parts else torch.empty(0, dtype=self._dtype)
+
+
+@dataclass(frozen=True)
+class PlacedGroup:
+    """Where the matrices of a group of products lie.
+
+    Attributes:
+        weights: First index in the weights: of the matrices, ``(term, product, column)``, or if they are in
+            int8, of their scales, ``(product, column)``.
+        words: First index in the words of quantized matrices, ``(term / n, product, column)`` for n terms in
+            a word.
+    """
+
+    weights: int = 0
+    words: int = 0
+
+
+QuantizedRow = tuple[Buffer, float]
+"""A row that is quantized to int8, and its fixed scale, or 0."""
 
 
 @dataclass
@@ -29,29 +82,29 @@ class StepKernel:
     Attributes:
         kernel: What it computes.
         weights: Its parameters, and what is computed from parameters only: one array.
+        words: Its quantized matrices.
         inputs: For each input of the kernel its first index in the weights, or None if it is ``x``.
-        groups: For each phase, the first index in the weights of each group of products, which is packed as
-            ``(term, product, column)``.
+        groups: For each phase, the places of its groups of products.
         state_offsets: First index of each state among all states of the cell.
         scratch_offsets: First index of each scratch buffer.
+        row_offsets: First index of each row in int8, in the same memory.
+        scratch_size: Number of values of this memory.
     """
 
     kernel: KernelIR
     weights: Tensor
+    words: Tensor
     inputs: list[int | None]
-    groups: list[list[int]]
+    groups: list[list[PlacedGroup]]
     state_offsets: list[int]
     scratch_offsets: list[int]
+    row_offsets: dict[QuantizedRow, int]
+    scratch_size: int
 
     @property
     def state_size(self) -> int:
         """Number of values of all states."""
         return sum(state.width for state in self.kernel.states)
-
-    @property
-    def scratch_size(self) -> int:
-        """Number of values of all scratch buffers."""
-        return sum(buffer.width for buffer in self.kernel.scratch)
 
     def offset(self, buffer: Buffer) -> int:
         """Return the first index of a buffer in the memory that it is in."""
@@ -103,8 +156,7 @@ class _Packer:
         needed = [one.node for one in self.kernel.inputs if not is_batched(one.node)]
         needed += [product.matrix for group in groups for product in group.products]
         self.values = _constant_values(cell, captured, partition, list(dict.fromkeys(needed)))
-        self.parts: list[Tensor] = []
-        self.size = 0
+        self.weights, self.words = Array(torch.float32), Array(torch.int32)
 
     def pack(self) -> StepKernel:
         kernel = self.kernel
@@ -116,28 +168,46 @@ class _Packer:
                     f"its step reads {one.node} for each row, and C code has no such input"
                 )
             inputs.append(None if one.node is self.x else self.add(self.values[one.node].reshape(-1)))
-        weights = torch.cat(self.parts) if self.parts else torch.empty(0)
-        states = _offsets([state.width for state in kernel.states])
+        buffers = [one.width for one in kernel.scratch]
+        rows = self.quantized_rows()
+        places = _offsets([*buffers, *rows.values()])
         return StepKernel(
-            kernel, weights, inputs, groups, states, _offsets([one.width for one in kernel.scratch])
+            kernel,
+            self.weights.tensor(),
+            self.words.tensor(),
+            inputs,
+            groups,
+            _offsets([state.width for state in kernel.states]),
+            places[: len(buffers)],
+            dict(zip(rows, places[len(buffers) :], strict=True)),
+            sum(buffers) + sum(rows.values()),
         )
 
-    def add_group(self, group: Group, columns: int) -> int:
-        """Append the matrices of a group, and return their first index."""
+    def add_group(self, group: Group, columns: int) -> PlacedGroup:
+        """Append the matrices of a group, and return their place."""
         starts = [(self.values[product.matrix], product.offset) for product in group.products]
-        return self.add(torch.stack([matrix[:, start : start + columns] for matrix, start in starts], 1))
+        matrices = torch.stack([matrix[:, start : start + columns] for matrix, start in starts], 1)
+        if group.dtype is group.sum_dtype:
+            return PlacedGroup(weights=self.add(matrices))
+        if group.dtype is not torch.int8:
+            return PlacedGroup(words=self.words.add(pack_16_bits(matrices, group.dtype)))
+        words, scales = pack_int8(matrices)
+        return PlacedGroup(self.add(scales), self.words.add(words))
+
+    def quantized_rows(self) -> dict[QuantizedRow, int]:
+        """Return the rows that products in int8 read, each with its size."""
+        groups = [group for phase in self.kernel.phases() for group in phase.groups]
+        return {quantized_row(one): row_size(one.depth) for one in groups if one.dtype is torch.int8}
 
     def add(self, value: Tensor) -> int:
-        """Append a value to the weights, and return its first index.
+        """Append a value to the weights, and return its first index."""
+        return self.weights.add(value, aligned=value.dim() > 1)
 
-        Matrices begin at a multiple of 64 bytes: loads that cross cache lines take twice the time.
-        """
-        if value.dim() > 1 and self.size % ALIGNMENT:
-            self.add(torch.zeros(-self.size % ALIGNMENT))
-        part = value.detach().to(torch.float32).reshape(-1)
-        self.parts.append(part)
-        self.size += part.numel()
-        return self.size - part.numel()
+
+def quantized_row(group: Group) -> QuantizedRow:
+    """Return the row that a group in int8 reads."""
+    assert group.buffer is not None
+    return group.buffer, group.row_scale
 
 
 def _constant_values(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from unrolled.engines.compiler.ir import UnsupportedError
 from unrolled.export.errors import ExportError
-from unrolled.export.kernels import ALIGNMENT, StepKernel, step_kernel
+from unrolled.export.kernels import Array, StepKernel, step_kernel
 from unrolled.export.program import Program, Stage, Value
 
 PADDING = 15  # numbers after the last one of an array, because a vector of 16 may be loaded from any of them
@@ -23,6 +22,7 @@ class PlacedStage:
         stage: The stage.
         step: Its kernel.
         weights: First index of its weights.
+        words: First index of its quantized matrices.
         initial: First index in the weights of its initial states. None if they are zeros.
         states: First index of its states in the block of all states.
         gathered: First index in the work memory of its inputs side by side. None if it has one input.
@@ -31,6 +31,7 @@ class PlacedStage:
     stage: Stage
     step: StepKernel
     weights: int
+    words: int
     initial: int | None
     states: int
     gathered: int | None
@@ -50,7 +51,8 @@ class Layout:
 
     Attributes:
         stages: The stages.
-        weights: All weights.
+        weights: All weights in float32.
+        words: All quantized matrices.
         table: First index of the table of the lookup in the weights.
         states: Number of values of all states.
         work: Number of values of the work memory.
@@ -62,36 +64,27 @@ class Layout:
         self.values: dict[Value, int] = {}
         self.stages: list[PlacedStage] = []
         self.states = 0
-        self._parts: list[Tensor] = []
-        self._size = 0
-        self.table = 0 if program.lookup is None else self._add(program.lookup.table)
+        self._weights, self._words = Array(torch.float32), Array(torch.int32)
+        self.table = 0 if program.lookup is None else self._weights.add(program.lookup.table)
         steps = [_compile(stage) for stage in program.stages]
         self.work = max([step.scratch_size for step in steps], default=0)
         for stage, step in zip(program.stages, steps, strict=True):
             self._place(stage, step)
-        self.weights = torch.cat(self._parts) if self._parts else torch.zeros(1)
+        self.weights = self._weights.tensor() if self._weights.size else torch.zeros(1)
+        self.words = self._words.tensor()
 
     def _place(self, stage: Stage, step: StepKernel) -> None:
         initial = None
         if any(bool(state.any()) for state in stage.initial):
-            initial = self._add(torch.cat(stage.initial))
+            initial = self._weights.add(torch.cat(stage.initial))
         gathered = None
         if len(stage.inputs) > 1:
             gathered = self._reserve(sum(value.width for value in stage.inputs))
         if not stage.has_state:
             self.values[stage.output] = self._reserve(stage.output.width)
-        weights = self._add(step.weights)
-        self.stages.append(PlacedStage(stage, step, weights, initial, self.states, gathered))
+        weights, words = self._weights.add(step.weights), self._words.add(step.words)
+        self.stages.append(PlacedStage(stage, step, weights, words, initial, self.states, gathered))
         self.states += step.state_size if stage.has_state else 0
-
-    def _add(self, part: Tensor) -> int:
-        """Append numbers to the weights, and return the index of the first."""
-        if self._size % ALIGNMENT:
-            self._parts.append(torch.zeros(-self._size % ALIGNMENT))
-            self._size += len(self._parts[-1])
-        self._parts.append(part.detach().reshape(-1))
-        self._size += part.numel()
-        return self._size - part.numel()
 
     def _reserve(self, width: int) -> int:
         """Add numbers to the work memory, and return the index of the first."""

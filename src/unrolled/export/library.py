@@ -73,11 +73,12 @@ def c(
     ``nn.Linear``, causal ``nn.Conv1d``, ``nn.BatchNorm1d``, ``nn.LayerNorm``, an ``nn.Embedding`` of its
     input, activations, and elementwise functions of values of the same time step.
 
-    The output of a layer has the bits of :class:`unrolled.Stream` on the same instruction set.
+    The output of a layer has the bits of :class:`unrolled.Stream` on the same instruction set. Layers that
+    :func:`unrolled.quantize` returned keep their weights in int8 or 16 bits.
 
     Args:
         module: A layer of unrolled or torch.nn, or a model with one input that contains some, in float32 on
-            the CPU. It isn't changed.
+            the CPU, also with quantized weights. It isn't changed.
         out: The output folder. It is created if it doesn't exist; files of the same names are replaced.
         name: Prefix of all files and functions, a C identifier.
         weights: ``"array"``: the weights are an array in ``name.c``. ``"file"``: they are the file
@@ -111,7 +112,7 @@ def c(
         _write(Path(out), contents),
         program.input.width,
         program.output.width,
-        4 * layout.weights.numel(),
+        4 * (layout.weights.numel() + layout.words.numel()),
         4 * layout.memory + (16 if weights == "file" else 4),
         program.bidirectional,
     )

@@ -22,8 +22,6 @@ from unrolled.layers.convert import convert
 from unrolled.layers.module import CellModule
 from unrolled.layers.recurrent import Recurrent
 
-_TOLERANCE = 1e-4  # relative to the largest output: far above rounding, far below another formula
-
 
 def read_module(module: nn.Module) -> tuple[Program, Tensor, Tensor]:
     """Return a module as a program, and a sequence with its output to test the program with.
@@ -58,7 +56,7 @@ def read_module(module: nn.Module) -> tuple[Program, Tensor, Tensor]:
         )
     program = Program(source, builder.value("output", result), builder.stages, builder.lookup)
     x, expected = _example(program, reader)
-    _check_same(type(module).__name__, program.run(x), expected)
+    _check_same(type(module).__name__, program, x, expected)
     return program, x, expected
 
 
@@ -135,9 +133,9 @@ def _example(program: Program, reader: GraphReader) -> tuple[Tensor, Tensor]:
         return x, reader.run(x)
 
 
-def _check_same(name: str, result: Tensor, expected: Tensor) -> None:
+def _check_same(name: str, program: Program, x: Tensor, expected: Tensor) -> None:
     """Check that the stages compute what the model computes."""
-    tolerance = _TOLERANCE * largest(expected)
+    result, tolerance = program.run(x), program.tolerance * largest(expected)
     same = result.shape == expected.shape
     if not same or not torch.allclose(result, expected, rtol=0, atol=tolerance, equal_nan=True):
         raise ExportError(

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import rounds_activations
+
+# How far outputs may differ if sums are rounded in another way, relative to the largest output: far above
+# rounding, far below another formula. In int8, a value may also be rounded to the next whole number.
+_TOLERANCE, _TOLERANCE_INT8 = 1e-4, 0.05
 
 
 def largest(values: Tensor) -> float:
@@ -98,6 +103,12 @@ class Program:
     def bidirectional(self) -> bool:
         """Whether a stage runs from the last time step to the first."""
         return any(stage.reverse for stage in self.stages)
+
+    @property
+    def tolerance(self) -> float:
+        """The difference between results on two processors that counts as equal, for outputs up to 1."""
+        has_int8 = any(rounds_activations(stage.cell) for stage in self.stages)
+        return _TOLERANCE_INT8 if has_int8 else _TOLERANCE
 
     def run(self, x: Tensor) -> Tensor:
         """Return the output for a sequence, computed by torch stage by stage.

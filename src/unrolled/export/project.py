@@ -9,6 +9,7 @@ from unrolled.export.c_source import CSource
 from unrolled.export.templates import fill, template
 
 _LEVELS = ("v1", "v3", "v4")  # of x86-64: baseline, AVX2 with FMA, AVX-512
+_INT8_LEVEL = "vnni"  # AVX-512 with products of int8
 
 
 def project_files(code: CSource) -> dict[str, str]:
@@ -16,7 +17,7 @@ def project_files(code: CSource) -> dict[str, str]:
     version = re.match(r"[\d.]*\d", __version__)
     names = {"name": code.name, "NAME": code.name.upper(), "version": version[0] if version else "0"}
     return {
-        "CMakeLists.txt": fill(template("CMakeLists.txt"), **names),
+        "CMakeLists.txt": fill(template("CMakeLists.txt"), levels=" ".join(_levels(code)), **names),
         f"{code.name}.pc.in": fill(template("model.pc.in"), **names),
         f"{code.name}_dispatch.c": _dispatch(code),
         "example.c": _example(code),
@@ -33,13 +34,19 @@ def _example(code: CSource) -> str:
     return fill(template("example.c"), **names, start=fill(start, **names), use=fill(use, **names))
 
 
+def _levels(code: CSource) -> tuple[str, ...]:
+    """Return the names of the instruction sets that the code is compiled for on x86-64."""
+    return (*_LEVELS, _INT8_LEVEL) if code.has_int8 else _LEVELS
+
+
 def _dispatch(code: CSource) -> str:
     """Return the source that chooses an instruction set of x86-64 at run time."""
-    text = fill(template("dispatch.c"), name=code.name)
+    widest = '(__builtin_cpu_supports("avx512vnni") ? 3 : 2)' if code.has_int8 else "2"
+    text = fill(template("dispatch.c"), name=code.name, widest=widest)
     for function, declaration in code.declarations().items():
         arguments = ", ".join(re.findall(r"(\w+)[,)]", declaration))
         returns, end = ("", " return;") if declaration.startswith("void") else ("return ", "")
-        variants = [f"{function}_{level}" for level in _LEVELS]
+        variants = [f"{function}_{level}" for level in _levels(code)]
         text += "".join(f"{declaration.replace(f'{function}(', f'{one}(')};\n" for one in variants)
         calls = [f"{returns}{one}({arguments});{end}" for one in variants]
         cases = [f"    case {number}: {call}\n" for number, call in enumerate(calls) if number]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from unrolled.cells.base import Cell
 from unrolled.cells.onnx_operators import OnnxOperator, onnx_attributes, onnx_operator
+from unrolled.cells.onnx_products import float_equivalent, is_quantized
 from unrolled.io.onnx_packages import import_package
+from unrolled.io.quantized_step import quantized_step
 from unrolled.io.weights import layer_weights
 from unrolled.layers.recurrent import Recurrent
 
@@ -27,7 +29,8 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
     ``final_c`` and so on, one for each state, of shape ``(num_layers * num_directions, batch, hidden)``.
 
     An RNN, GRU or LSTM in float32 becomes the ONNX operator of that name. Any other cell becomes a Scan whose
-    body is the step of the cell, exported by torch.onnx. So do float64 layers and layers with projections.
+    body is the step of the cell, exported by torch.onnx. So do float64 layers, layers with projections, and
+    layers with int8 weights, whose products become MatMulInteger. The model contains the quantized weights.
 
     Args:
         layer: The layer to export, in evaluation mode or without dropout.
@@ -45,7 +48,7 @@ def to_onnx(layer: Recurrent, file: str | Path | None = None, states: bool = Fal
     """
     onnx = import_package("onnx", "to_onnx")
     weights = layer_weights(layer, "to_onnx")
-    layer.check_only_step("an ONNX model")
+    layer.check_only_step("an ONNX model", allow_quantized=True)
     if layer.training and layer.dropout:
         raise ValueError(
             f"{type(layer).__name__}: dropout makes the model random; call .eval() before the export"
@@ -108,7 +111,7 @@ class _Graph:
 
     def _operator(self) -> OnnxOperator | None:
         """Return the ONNX operator for this layer, or None if it needs a Scan."""
-        return onnx_operator(self._layer._first, self._dtype)
+        return onnx_operator(float_equivalent(self._layer._first), self._dtype)
 
     def _add_operator(self, suffixes: list[str], x: str, initial: dict[str, str]) -> tuple[str, list[str]]:
         """Add one node for all directions of a layer; return the joined output and the final states."""
@@ -120,10 +123,10 @@ class _Graph:
             """Stack a parameter of all directions, with the gates in ONNX's order."""
             return torch.stack([operator.reorder(self._weights[name + suffix]) for suffix in suffixes])
 
-        inputs = [x, self._constant(gates("weight_ih")), self._constant(gates("weight_hh"))]
+        inputs = [x, *(self._weight(gates(name), name + suffixes[0]) for name in ("weight_ih", "weight_hh"))]
         bias = torch.cat((gates("bias_ih"), gates("bias_hh")), 1) if layer.bias else None
         inputs += ["" if bias is None else self._constant(bias), "", *initial.values()]
-        options = onnx_attributes(layer._first, len(suffixes))
+        options = onnx_attributes(float_equivalent(layer._first), len(suffixes))
         outputs = [self._new_name() for _ in range(1 + len(initial))]
         self._nodes.append(self._onnx.helper.make_node(operator.name, inputs, outputs, **options))
         y = self._node("Transpose", [outputs[0]], perm=[0, 2, 1, 3])  # (time, batch, directions, hidden)
@@ -165,13 +168,15 @@ class _Graph:
         cell.training = False
         states = [torch.zeros(2, size, dtype=self._dtype) for size in cell.state_sizes().values()]
         example = (*states, torch.zeros(2, cell.input, dtype=self._dtype))
+        axes = tuple({0: "batch"} for _ in example)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about axis names and about its own internals
+            step = quantized_step(cell, example) if is_quantized(cell) else _Step(cell)
             program: Any = torch.onnx.export(
-                _Step(cell).eval(),
+                step.eval(),
                 example,
                 dynamo=True,
-                dynamic_shapes=(tuple({0: "batch"} for _ in example),),
+                dynamic_shapes=(axes,),
                 opset_version=_OPSET,
                 verbose=False,
             )
@@ -215,6 +220,18 @@ class _Graph:
         name = self._new_name()
         self._nodes.append(self._onnx.helper.make_node(operator, list(inputs), [name], **attributes))
         return name
+
+    def _weight(self, value: Tensor, name: str) -> str:
+        """Add a weight: in the format of 16 bits in which the layer stores it, if there is one."""
+        storage = self._layer.weight_storage
+        if storage is None or not storage.is_stored(name):
+            return self._constant(value)
+        helper, proto, stored = self._onnx.helper, self._onnx.TensorProto, self._new_name()
+        dtype = proto.FLOAT16 if storage.weights == "float16" else proto.BFLOAT16
+        values = value.to(getattr(torch, storage.weights)).contiguous()
+        content = values.view(torch.int16).numpy().astype("<i2").tobytes()
+        self._initializers.append(helper.make_tensor(stored, dtype, value.shape, content, raw=True))
+        return self._node("Cast", [stored], to=proto.FLOAT)
 
     def _constant(self, value: Tensor) -> str:
         name = self._new_name()

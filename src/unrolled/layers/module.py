@@ -33,6 +33,9 @@ class WeightStorage(Protocol):
 
     weights: str
 
+    def is_stored(self, name: str) -> bool:
+        """Return whether a parameter is stored in this format."""
+
     def save(self, state_dict: Any, prefix: str) -> None:
         """Convert the weights of a state dict to their format."""
 

@@ -325,15 +325,15 @@ class Recurrent(CellModule):
         """Whether the layer has no regularization and starts from zeros."""
         return self._noise is None and self.initial_state == "zeros"
 
-    def check_only_step(self, what: str) -> None:
-        """Raise ValueError if the layer changes the step of its cell.
-
-        Dropout over time, zoneout and quantized weights do.
+    def check_only_step(self, what: str, allow_quantized: bool = False) -> None:
+        """Raise ValueError if the layer has dropout over time, zoneout or quantized weights.
 
         Args:
             what: The operation that doesn't support them, for the error message.
+            allow_quantized: Whether quantized weights are supported.
         """
-        self.check_float(what)
+        if not allow_quantized:
+            self.check_float(what)
         if self._noise is not None and self._noise.is_active(self.training):
             raise ValueError(
                 f"{self._label}: {what} doesn't support dropout over time or zoneout. Create a layer without "

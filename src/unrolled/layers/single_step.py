@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from unrolled.cells.base import Cell
+from unrolled.cells.wrappers import rounds_activations
 from unrolled.engines import dispatch, memory
 from unrolled.engines.call_plans.signature import CallSignature
 from unrolled.engines.selection import engine
@@ -153,13 +154,15 @@ class SingleStep(CellModule):
         return states if batched else tuple(part.unsqueeze(0) for part in states)
 
 
-def _run_step(*args: Any, **kwargs: Any) -> Any:
+def _run_step(cells: list[Cell], *args: Any, **kwargs: Any) -> Any:
     """Run a single step on the selected engine, but for ONNX in torch's own operations."""
     try:
-        return dispatch.run(*args, **kwargs)
+        return dispatch.run(cells, *args, **kwargs)
     except OnnxExportError:
+        if any(map(rounds_activations, cells)):  # the export would contain products in float
+            raise
         with engine("reference"):
-            return dispatch.run(*args, **kwargs)
+            return dispatch.run(cells, *args, **kwargs)
 
 
 def _signature(module: SingleStep, x: Tensor, stateful: bool) -> CallSignature:

@@ -128,13 +128,14 @@ class DropInLayer(Recurrent, RNNBaseAttributes):
                 checkpoint=checkpoint,
             )
         except OnnxExportError:
-            if all_states or not (self.plain and lengths is mask is resets is None):
+            rounds_activations = self.weight_storage is not None and self.weight_storage.weights == "int8"
+            if all_states or rounds_activations or not (self.plain and lengths is mask is resets is None):
                 raise
             torch_forward: Any = self.torch_class.forward  # reads only attributes that this class has, too
             return torch_forward(self, input, hx)
 
     def _run_by_torch(self, sequence: SequenceBatch, initial: States | None) -> tuple[Tensor, States] | None:
-        if self.plain and torch_calls.are_answered(sequence.steps):
+        if self.plain and self.weight_storage is None and torch_calls.are_answered(sequence.steps):
             return torch_calls.run_layer(self, sequence, initial)
         return None
 
@@ -234,7 +235,8 @@ class DropInCell(SingleStep, nn.RNNCellBase):
         return super().forward(input, hx)
 
     def _run_by_torch(self, rows: Tensor, initial: States | None) -> States | None:
-        return torch_calls.run_cell(self, rows, initial) if torch_calls.are_answered(rows) else None
+        is_answered = self.weight_storage is None and torch_calls.are_answered(rows)
+        return torch_calls.run_cell(self, rows, initial) if is_answered else None
 
 
 class RNNCell(DropInCell, nn.RNNCell):

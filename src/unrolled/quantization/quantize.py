@@ -51,7 +51,8 @@ def quantize(
 
     Weights that are also used outside of matrix products stay in float32. Use the copy like the original, for
     instance in :class:`unrolled.Stream`. Its weights stay packed between calls. Its state dict contains the
-    quantized weights and their scales. The copy can also load the state dict of the original.
+    quantized weights and their scales. The copy can also load the state dict of the original. It can be
+    exported to C and ONNX, but not traced by :func:`unrolled.trace`.
 
     Args:
         module: A layer or a model in eval mode, in float32. It isn't changed.

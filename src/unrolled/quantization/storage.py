@@ -32,6 +32,10 @@ class Storage:
     weights: str
     dims: dict[str, int]
 
+    def is_stored(self, name: str) -> bool:
+        """Return whether a parameter is stored in this format."""
+        return name in self.dims
+
     def rounded(self, name: str, weights: Tensor) -> Tensor:
         """Return a parameter in float32, rounded to the values of the format."""
         if self.weights != "int8":

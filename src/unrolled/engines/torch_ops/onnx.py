@@ -2,6 +2,7 @@
 
 torch.onnx decomposes operators that it doesn't know. ``unrolled::recurrence`` decomposes to an ``RNN``,
 ``GRU`` or ``LSTM`` if ONNX has the cell, and otherwise to torch's scan, which becomes a Scan.
+Weights in int8 are computed before the Scan, from the parameters in float32.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unrolled.cells.onnx_operators import OnnxOperator, onnx_attributes, onnx_operator
-from unrolled.cells.wrappers import QuantizedWrapper
+from unrolled.cells.onnx_products import float_equivalent, is_quantized, quantized_factors, use_factors
 from unrolled.engines._torch_private import (
     get_proxy_mode,
     in_onnx_export,
@@ -35,7 +36,6 @@ PACKED = (
     "torch.onnx.export doesn't support packed sequences of {}: pass a padded input and lengths, or export "
     "the model after unrolled.revert(model)"
 )
-QUANTIZED = "torch.onnx.export doesn't support {} weights: export the float32 model instead"
 
 
 @register_decomposition(torch.ops.unrolled.recurrence.default)
@@ -51,11 +51,7 @@ def _decompose(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, lanes
     directions = checked_directions(x, tensors, sizes, lanes)
     if sizes is not None:
         raise OnnxExportError(PACKED.format(type(directions[0].cell.innermost).__name__))
-    wrappers = dict(directions[0].cell._wrapper_spec)
-    if QuantizedWrapper.stored_name in wrappers:
-        weights, *_ = wrappers[QuantizedWrapper.stored_name]
-        raise OnnxExportError(QUANTIZED.format(weights))
-    operator = onnx_operator(directions[0].cell, x.dtype)
+    operator = onnx_operator(float_equivalent(directions[0].cell), x.dtype)
     if operator is not None and [one.reverse for one in directions] in ([False], [False, True]):
         return _standard_node(operator, directions, x)
     return [result for direction in directions for result in _scan(direction, x)]
@@ -63,7 +59,7 @@ def _decompose(x: Tensor, tensors: Sequence[Tensor], sizes: Tensor | None, lanes
 
 def _standard_node(operator: OnnxOperator, directions: list[SerializedDirection], x: Tensor) -> list[Tensor]:
     """Return the results of one node for one or both directions, in the order of ``unrolled::recurrence``."""
-    cell, count = directions[0].cell, len(directions)
+    cell, count = float_equivalent(directions[0].cell), len(directions)
     bound = [direction.bound() for direction in directions]
     inputs: list[Tensor | None] = [x]
     inputs += [
@@ -100,14 +96,22 @@ def _scan(direction: SerializedDirection, x: Tensor) -> list[Tensor]:
     # Without gradients: torch would add what a backward pass needs to the results of the scan.
     tensors = [tensor.detach() for tensor in direction.tensors[len(direction.states) :]]
     names = (*cell.shapes(), *direction.tensor_attributes)
+    factors = []
+    if is_quantized(cell):
+        factors = quantized_factors(cell.bind(dict(zip(names, tensors, strict=True))), x[0], states)
 
     def step(*values: Tensor) -> tuple[Tensor, ...]:
         old, row, own = values[: len(states)], values[len(states)], values[len(states) + 1 :]
-        new = cell.bind(dict(zip(names, own, strict=True))).step(row, *old)
+        bound = cell.bind(dict(zip(names, own, strict=False)))
+        matrices = iter(own[len(names) :])
+        use_factors(bound, [tuple(next(matrices) for _ in factor) for factor in factors])
+        new = bound.step(row, *old)
         new = new if isinstance(new, tuple) else (new,)
         # Copies: the results of a scan must not share memory, nor be one of its inputs.
         return tuple([part.clone() for part in (*new, new[0])])
 
+    # Floats that were rounded to 16 bits are converted once, and not in each step.
+    tensors += [part.float() if part.is_floating_point() else part for factor in factors for part in factor]
     if isinstance(x.shape[0], int) and x.shape[0] == 1:
         *final, output = step(*states, x[0], *tensors)
         return [output.unsqueeze(0), *final]

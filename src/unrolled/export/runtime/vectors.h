@@ -183,10 +183,10 @@ ALWAYS_INLINE void multiply(V *s, const float *x, const float *w, const int term
 #define FITS(panels, products, width) ((panels) * (products) <= MAX_SUMS && (panels) * LANES <= (width))
 #define PANELS(products, width) (FITS(4, products, width) ? 4 : FITS(2, products, width) ? 2 : 1)
 
-/* Runs a pass over `width` columns whose largest group of products has `products`. */
-#define RUN(pass, products, width)                                                                     \
-  do {                                                                                                 \
-    enum { TILE = PANELS(products, width) * LANES, WHOLE = (width) / TILE * TILE };                    \
-    for (int at = 0; at < WHOLE; at += TILE) pass(w, x, old, next, work, scalars, at, TILE / LANES);   \
-    for (int at = WHOLE; at < (width); at += LANES) pass(w, x, old, next, work, scalars, at, 1);       \
+/* Runs a pass over `width` columns whose largest group of products has `products`. Its arguments follow. */
+#define RUN(pass, products, width, ...)                                               \
+  do {                                                                                \
+    enum { TILE = PANELS(products, width) * LANES, WHOLE = (width) / TILE * TILE };   \
+    for (int at = 0; at < WHOLE; at += TILE) pass(__VA_ARGS__, at, TILE / LANES);     \
+    for (int at = WHOLE; at < (width); at += LANES) pass(__VA_ARGS__, at, 1);         \
   } while (0)

@@ -7,6 +7,6 @@ static int level(void) {
   const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512vl");
-  return wide ? 2 : 1;
+  return wide ? @widest@ : 1;
 }
 
