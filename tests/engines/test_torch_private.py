@@ -27,6 +27,7 @@ ALLOWED = {
     # Cells may not import engines.
     "cells/wrappers.py": "torch.utils._pytree",
     "cells/quantized_products.py": (
+        "torch._C._dispatch_has_kernel_for_dispatch_key",
         "torch._C._functorch",
         "torch._ops",
         "torch.utils._python_dispatch",
