@@ -1,4 +1,4 @@
-"""Extreme sizes: empty batches, and tensors with more than 2**31 elements."""
+"""Extreme sizes: empty batches, tensors with more than 2**31 elements, and sizes that an export varies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import unrolled as ur
 from helpers.layer_pairs import LAYERS, NEEDS_COMPILER, assert_close, gradients, pair, tensors
@@ -162,3 +163,22 @@ def test_error_for_a_parameter_of_the_wrong_shape(engine: str, shape: tuple[int,
         cell.bias_hh = torch.nn.Parameter(torch.ones(1))
         with pytest.raises(ValueError, match="GRUCell: the parameter bias_hh should have the shape"):
             cell(x[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ur.LSTMCell, ur.GRUCell])
+def test_cells_with_a_state_are_exported_with_a_dynamic_batch(make: Any) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = make(3, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            state = self.cell(x[0])
+            return self.cell(x[1], state)
+
+    module, sizes = Loop().eval(), {"x": {1: torch.export.Dim("batch", max=64)}}
+    exported = torch.export.export(module, (torch.randn(2, 2, 3),), dynamic_shapes=sizes).module()
+    for batch in (1, 5):
+        x = torch.randn(2, batch, 3)
+        torch.testing.assert_close(exported(x), module(x))

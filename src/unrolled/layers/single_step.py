@@ -147,10 +147,12 @@ class SingleStep(CellModule):
                 raise InputError(
                     f"hidden{index} has inconsistent hidden_size: got {part.shape[-1]}, expected {size}"
                 )
-            if batched and len(part) != len(rows):
-                raise InputError(
-                    f"Input batch size {len(rows)} doesn't match hidden{index} batch size {len(part)}"
-                )
+            batch, own = (
+                rows.shape[0],
+                part.shape[0],
+            )  # not len(), which would fix a size that torch.export varies
+            if batched and own != batch:
+                raise InputError(f"Input batch size {batch} doesn't match hidden{index} batch size {own}")
         return states if batched else tuple(part.unsqueeze(0) for part in states)
 
 

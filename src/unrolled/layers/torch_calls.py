@@ -85,7 +85,7 @@ def run_cell(cell: Any, rows: Tensor, initial: States | None) -> States | None:
     """
     bound = cell._bind("")
     if initial is None:
-        initial = tuple([rows.new_zeros(len(rows), size) for size in bound.state_sizes().values()])
+        initial = tuple([rows.new_zeros(rows.shape[0], size) for size in bound.state_sizes().values()])
     weights: list[Any] = [getattr(bound, name) for name in bound.shapes()]
     if not _supported([rows, *initial, *weights]):
         return None
