@@ -146,6 +146,7 @@ def test_workers_survive_a_crash() -> None:
     assert len({one["process"] for k, one in enumerate(results) if k != 2}) == 3
 
 
+@pytest.mark.slow
 def test_workers_end_in_time() -> None:
     tasks = [{"do": "run", "value": 1}, {"do": "sleep", "value": 2}, {"do": "run", "value": 3}]
     results = workers.run_tasks(tasks, 1, 2, [sys.executable, "-c", PROGRAM])

@@ -208,6 +208,7 @@ def test_an_interrupt_between_two_runs(run_here: Any, monkeypatch: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_table_json_and_a_chart(run_here: Any, tmp_path: Path) -> None:
     path, plot = tmp_path / "all.json", tmp_path / "all.svg"
     arguments = ("--cells", "rnn,GRU,gru", *SMALL, "--steps", 60, "--json", path, "--plot", plot)

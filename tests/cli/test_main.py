@@ -75,6 +75,7 @@ def test_a_terminal_with_zero_columns_counts_as_80() -> None:
     assert run("show", columns=0) == run("show", columns=80)
 
 
+@pytest.mark.slow
 def test_the_lstm_shows_its_gates_and_both_states() -> None:
     code, out, _ = run("show", "--cell", "lstm")
     assert code == 0

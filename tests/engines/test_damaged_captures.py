@@ -121,6 +121,7 @@ def test_a_damaged_file_is_replaced(kind: str, captured_cells: list[str], captur
         assert file.is_dir() or file.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_wrong_random_numbers_are_planned_again(captured_cells: list[str], capture_folder: Path) -> None:
     results(fresh_layer(Plain))
     for wrong in ([["uniform", [1.5]]], [["other", [3]]], [3], "text", {"a": 1}, None):

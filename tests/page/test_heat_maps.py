@@ -72,6 +72,7 @@ def test_order_of_units(open_page: OpenPage) -> None:
     assert read(tab, 7, 3).startswith(f"f, step 7, unit {order[3]}: ")
 
 
+@pytest.mark.slow
 def test_zoom(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 12), wave(40))
     tab = open_page(trace, address="#step=12&unit=3&number=h&order=weights")

@@ -64,6 +64,7 @@ def test_labels_and_messages(open_page: OpenPage) -> None:
     assert paper.get_attribute("href") == f"https://arxiv.org/abs/{paper.text_content()[6:]}"
 
 
+@pytest.mark.slow
 def test_gradients_and_the_comparison_with_torch(open_page: OpenPage) -> None:
     layer = ur.LSTM(2, 3)
     weights = layer.weight_hh_l0[:3].detach().numpy()

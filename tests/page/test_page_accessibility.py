@@ -93,6 +93,7 @@ READ_TABLES = """(selector) => [...document.querySelectorAll(`${selector} [role=
       [...cell.querySelectorAll('button')].map((one) => one.textContent).join(' ') || cell.textContent))])"""
 
 
+@pytest.mark.slow
 def test_numbers_are_in_tables(open_page: OpenPage) -> None:
     trace = ur.trace(ur.GRU(2, 3), torch.randn(3, 2))
     tab = open_page(trace)

@@ -121,6 +121,7 @@ def test_softmax_has_shares_and_lerp_a_slider(open_page: OpenPage) -> None:
     assert tab.locator(".share.mine").count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [pytest.param(360, marks=pytest.mark.slow), 1366])
 def test_long_equations_are_not_cut_off(width: int, open_page: OpenPage) -> None:
     tab = open_page(small_trace(ur.cells.RHN), width=width)

@@ -213,6 +213,7 @@ def test_changes_of_every_cell(name: str, open_page: OpenPage) -> None:
         assert_page_shows(tab, part, run_changed(trace.layers, [hold])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_a_typed_value_replaces_the_old_one(dtype: torch.dtype, open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype))

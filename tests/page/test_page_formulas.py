@@ -176,6 +176,7 @@ def equations(layers: list[ur.Recurrent], folder: Path, what: str = "equations")
     return [parts[0] for parts in run_javascript(what, pages, folder)]
 
 
+@pytest.mark.slow
 def test_parentheses(tmp_path: Path) -> None:
     found = equations([own_layer(step) for step in STEPS], tmp_path)
     for (step, expected), lines in zip(STEPS.items(), found, strict=True):

@@ -82,6 +82,7 @@ CUT_NUMBERS = """(selector) => [...document.querySelectorAll(selector)].filter((
 }).map((cell) => cell.textContent)"""
 
 
+@pytest.mark.slow
 def test_numbers_of_the_strip_fit(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.RNN(8, 6), -torch.rand(20, 8)))
     for width in (768, 1366, 1920):

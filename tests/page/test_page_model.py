@@ -68,6 +68,7 @@ def cards(tab: Any) -> list[dict[str, str]]:
     return list(tab.locator(".calls .call").evaluate_all(READ_CARDS))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_overview_shows_the_calls_in_order(open_model: OpenModel) -> None:
     rec = recorded(calls=2)

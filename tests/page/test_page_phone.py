@@ -29,6 +29,7 @@ def click(tab: Any, selector: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_arithmetic_is_below_the_tapped_block(open_page: OpenPage) -> None:
     trace = ur.trace(ur.LSTM(2, 3), torch.randn(4, 2))
     tab = open_page(trace, width=390, height=844)

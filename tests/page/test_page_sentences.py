@@ -131,6 +131,7 @@ LEAKS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_javascript
 @pytest.mark.parametrize(
     "cells",

@@ -70,6 +70,7 @@ def passages_on_page(tab: Any) -> list[tuple[str, int, int]]:
     return [tuple(one) for one in tab.locator(".passages li").evaluate_all(script)]
 
 
+@pytest.mark.slow
 def test_colors_and_numbers_are_those_of_the_trace(open_page: OpenPage) -> None:
     t = text_trace()
     tab = open_page(t, labels=TEXT, address="#step=7&unit=5&number=h")

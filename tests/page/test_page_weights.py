@@ -109,6 +109,7 @@ def test_numbers_and_weights_of_a_simple_layer_are_shown_together(open_page: Ope
     assert not tab.locator(".weights .n").first.is_visible()
 
 
+@pytest.mark.slow
 def test_omitted_numbers_are_mentioned(open_page: OpenPage) -> None:
     tab = open_page(ur.trace(ur.LSTM(3, 8), torch.randn(20, 3)))
     captions = tab.locator(".captions")

@@ -143,6 +143,7 @@ def test_number_of_rows() -> None:
             assert records_by_quantity(watch)["h"]["mean"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_training_is_unchanged() -> None:
     def create_model() -> nn.Module:
         torch.manual_seed(4)
