@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from unrolled.cells.quantized_products import (
     LARGEST,
     SMALLEST,
     ProductMode,
+    QuantizedProducts,
     quantize_weights,
     row_scales,
     saturated,
@@ -95,55 +97,34 @@ def _set_mode(cell: Cell, mode: Callable[..., ProductMode]) -> None:
             one.__dict__["_product_mode"] = mode
 
 
-class _Matrices(ProductMode):  # type: ignore[no-untyped-call]
+class _Matrices(QuantizedProducts):  # type: ignore[no-untyped-call]
     """Quantize the matrices of all quantized products of a step, and add them to a list."""
 
-    def __init__(
-        self,
-        factors: list[Factor],
-        x: Tensor,
-        states: tuple[Tensor, ...],
-        weights: str,
-        quantize_input: bool,
-        scales: tuple[float, ...],
-    ) -> None:
-        super().__init__(x, states)
-        self._factors, self._weights, self._quantize_input = factors, weights, quantize_input
+    def __init__(self, factors: list[Factor], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._factors = factors
 
-    def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
+    def quantized_product(self, x: Tensor, matrix: Tensor, scale: float) -> Tensor:
         """Return the product in float, and add the matrix."""
-        if from_state or self._quantize_input:
-            matrix_32 = matrix.float()
-            if self._weights == "int8":
-                scales = column_scales(matrix_32)
-                self._factors.append((quantize_weights(matrix_32, scales), scales))
-            else:
-                dtype = FORMATS[self._weights]
-                self._factors.append((saturated(matrix_32, dtype).to(dtype),))
+        matrix_32 = matrix.float()
+        if self._weights == "int8":
+            scales = column_scales(matrix_32)
+            self._factors.append((quantize_weights(matrix_32, scales), scales))
+        else:
+            dtype = FORMATS[self._weights]
+            self._factors.append((saturated(matrix_32, dtype).to(dtype),))
         return x @ matrix
 
 
-class _OnnxProducts(ProductMode):  # type: ignore[no-untyped-call]
+class _OnnxProducts(QuantizedProducts):  # type: ignore[no-untyped-call]
     """Compute the products of a step with matrices that are quantized already."""
 
-    def __init__(
-        self,
-        factors: Sequence[Factor],
-        x: Tensor,
-        states: tuple[Tensor, ...],
-        weights: str,
-        quantize_input: bool,
-        scales: tuple[float, ...],
-    ) -> None:
-        super().__init__(x, states)
-        self._factors, self._scales = iter(factors), iter(scales)
-        self._weights, self._quantize_input = weights, quantize_input
+    def __init__(self, factors: Sequence[Factor], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._factors = iter(factors)
 
-    def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
+    def quantized_product(self, x: Tensor, matrix: Tensor, scale: float) -> Tensor:
         """Return the product, see :func:`unrolled.cells.quantized_products.quantized_mm`."""
-        scale = next(self._scales, 0.0)
-        if not from_state and not self._quantize_input:
-            return x @ matrix
         factor, values = next(self._factors), x.float()
         if self._weights != "int8":
             return (values @ factor[0].float()).to(x.dtype)

@@ -232,9 +232,19 @@ class QuantizedProducts(ProductMode):  # type: ignore[no-untyped-call]
         self._weights, self._quantize_input, self._scales = weights, quantize_input, iter(scales)
 
     def product(self, x: Tensor, matrix: Tensor, from_state: bool) -> Tensor:
-        """Return the product with the quantized matrix."""
+        """Return the product, with the quantized matrix if this product is included."""
         scale = next(self._scales, 0.0)
         if not from_state and not self._quantize_input:
             return x @ matrix
+        return self.quantized_product(x, matrix, scale)
+
+    def quantized_product(self, x: Tensor, matrix: Tensor, scale: float) -> Tensor:
+        """Return ``x @ matrix`` with the matrix in the format of the weights.
+
+        Args:
+            x: The activations.
+            matrix: The matrix in float.
+            scale: For int8: the fixed scale of the activations, or 0.
+        """
         product: Tensor = quantized_mm(x, matrix, self._weights, scale)
         return product

@@ -1,6 +1,6 @@
 // The address of the page: the chosen number, what is shown of it, and the reader's changes.
 
-/** The address of what a view shows, as the part after #. */
+/** Return the address of the chosen number and of what is shown of it: the part after #. */
 export function addressText(view) {
   const { number, model, mapView: { order, zoom } } = view;
   const entries = { ...view.inModel?.entries, ...(view.mode === "this" ? {} : { show: view.mode }), ...(view.rowIndex ? { row: view.rowNumbers[view.rowIndex] } : {}), ...(view.layerIndex ? { layer: view.layerIndex } : {}),

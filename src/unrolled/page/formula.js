@@ -54,7 +54,7 @@ export function callFormula({ operation, glyph }, inner) {
 
 const writeCall = (name, inner) => ({ markup: `<span class="rm">${escape(name)}</span>(${inner})`, precedence: ATOM });
 
-/** Return the formula of a term as {markup, precedence}. In its text, the formula of what it reads takes the place of {}. */
+/** Return the formula of a term as {markup, precedence}. The formula of its operand replaces {} in its text. */
 export function termFormula(term, source) {
   if (term.text === "{}") return source;
   const [before, after = ""] = term.text.split("{}");

@@ -62,7 +62,7 @@ export class Symbols {
     return this.read(source, time).markup;
   }
 
-  /** Return the formula of what a term reads, as {markup, precedence}. */
+  /** Return the formula of a term's operand as {markup, precedence}. */
   read(source, time) {
     const isNode = source && source !== "x" && !source.startsWith("before:");
     if (isNode && !this.model.labels.get(source)) return this.#formula(this.model.nodesById.get(source), null, time);

@@ -118,7 +118,7 @@ function keepsState(model, source, state) {
   return node?.operation === "product" && node.terms.some((term) => term.source === `before:${state.name}`);
 }
 
-/** The sum that a new state is, of what is left of the old one and what is new; null if it is anything else. */
+/** Return the node that computes a new state as a sum of two terms, one of which is a part of the old state; otherwise null. */
 function mixOf(model, state) {
   const node = model.nodesById.get(state.end);
   const isMixed = node?.operation === "sum" && node.terms.length === 2 && node.terms.every(({ sign, source }) => sign > 0 && source);
