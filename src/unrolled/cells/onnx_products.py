@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from unrolled.cells.quantized_products import (
     row_scales,
     saturated,
 )
-from unrolled.cells.wrappers import CellWrapper, QuantizedWrapper
+from unrolled.cells.wrappers import QuantizedWrapper, wrapped_cells
 
 Factor = tuple[Tensor, ...]  # a matrix in int8 and the scales of its columns, or a matrix in 16 bits
 
@@ -37,7 +37,7 @@ def float_equivalent(cell: Cell) -> Cell:
 
 def is_quantized(cell: Cell) -> bool:
     """Return whether a cell or one that it wraps has quantized products."""
-    return any(isinstance(one, QuantizedWrapper) for one in _chain(cell))
+    return any(isinstance(one, QuantizedWrapper) for one in wrapped_cells(cell))
 
 
 def quantized_factors(cell: Cell, x: Tensor, states: Sequence[Tensor]) -> list[Factor]:
@@ -83,16 +83,8 @@ def _rounded_to_17_bits(values: Tensor) -> Tensor:
     return scaled - (scaled - values)
 
 
-def _chain(cell: Cell) -> Iterator[Cell]:
-    """Yield a cell and all cells that it wraps."""
-    yield cell
-    while isinstance(cell, CellWrapper):
-        cell = cell.inner
-        yield cell
-
-
 def _set_mode(cell: Cell, mode: Callable[..., ProductMode]) -> None:
-    for one in _chain(cell):
+    for one in wrapped_cells(cell):
         if isinstance(one, QuantizedWrapper):
             one.__dict__["_product_mode"] = mode
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -252,13 +252,19 @@ class QuantizedWrapper(CellWrapper):
             return self.inner_step(x, *states)
 
 
+def wrapped_cells(cell: Cell) -> Iterator[Cell]:
+    """Yield a cell and all cells that it wraps, from the outside in."""
+    yield cell
+    while isinstance(cell, CellWrapper):
+        cell = cell.inner
+        yield cell
+
+
 def rounds_activations(cell: Cell) -> bool:
     """Return whether a cell, or one that it wraps, computes products in int8."""
-    while isinstance(cell, CellWrapper):
-        if isinstance(cell, QuantizedWrapper) and cell.arguments[0] == "int8":
-            return True
-        cell = cell.inner
-    return False
+    return any(
+        isinstance(one, QuantizedWrapper) and one.arguments[0] == "int8" for one in wrapped_cells(cell)
+    )
 
 
 _PRODUCTS = {
