@@ -1,10 +1,21 @@
-"""Common subexpression elimination."""
+"""Remove the operations of a graph that nothing uses, and repeated ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import fx
+
+from unrolled.engines._torch_private import OpOverload
+
+
+def eliminate_unused(graph: fx.Graph) -> None:
+    """Remove each operation whose result nothing uses. Checks, which have no result, stay."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or _has_no_result(node))
+
+
+def _has_no_result(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and not node.target._schema.returns
 
 
 def eliminate_common(graph: fx.Graph) -> None:

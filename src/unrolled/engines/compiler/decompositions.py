@@ -18,6 +18,7 @@ from unrolled.engines._torch_private import (
     make_fx,
     tree_leaves,
 )
+from unrolled.engines.compiler.cse import eliminate_unused
 from unrolled.engines.compiler.ir import is_quantized
 from unrolled.engines.compiler.lowering.padding import PADDING_RULES
 from unrolled.engines.compiler.source_location import (
@@ -62,7 +63,7 @@ def trace_decomposed(function: Callable[..., Any], arguments: tuple[Any, ...]) -
     if any(map(_is_in_place, module.graph.nodes)):  # some decompositions use in-place operations themselves
         functional = torch.func.functionalize(LocationInterpreter(module).run)
         module = make_fx(functional, decomposition_table=table)(*tree_leaves(arguments))
-    module.graph.eliminate_dead_code()
+    eliminate_unused(module.graph)
     _check_graph(module)
     return module
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from unrolled.engines._torch_private import FakeTensor, disable_current_modes, make_fx, tree_map
-from unrolled.engines.compiler.cse import eliminate_common
+from unrolled.engines.compiler.cse import eliminate_common, eliminate_unused
 from unrolled.engines.compiler.ir import BATCH_SYMBOL, MIXES_ROWS, UnsupportedError
 from unrolled.engines.compiler.lowering.arithmetic import ARITHMETIC_RULES
 from unrolled.engines.compiler.lowering.columns import BITWISE_OPS, Columns, ColumnView, without_batch
@@ -67,7 +67,7 @@ def lower(
         return _Lowering(module, recurrent, dtype).lower(values)
 
     lowered = make_fx(run)(*arguments)
-    lowered.graph.eliminate_dead_code()
+    eliminate_unused(lowered.graph)
     eliminate_common(lowered.graph)
     for node in lowered.graph.nodes:
         node.meta.setdefault("val", None)  # of an operation without a result, such as a check
