@@ -133,7 +133,7 @@ class Case:
 
 
 CELLS = "LSTMCell", "GRUCell", "RNNCell", "Leaky"
-LAYERS = "LSTM", "GRU", "RNN", "2 layers", "3 steps", "batch_first", "no state"
+LAYERS = "LSTM", "GRU", "RNN", "2 layers", "3 steps", "batch_first", "batch_first, 3 steps", "no state"
 MODULES = *CELLS, *LAYERS
 
 
@@ -144,21 +144,23 @@ def sampled(names: Sequence[str], fast: Sequence[str]) -> list[Any]:
 
 def new_case(name: str, rows: int = 3, width: int = 5, hidden: int = 4, dtype: Any = torch.float32) -> Case:
     """Return a case by its name in ``MODULES``."""
-    states = 2 if name in ("LSTMCell", "LSTM", "Leaky", "2 layers", "batch_first") else name != "no state"
-    layers, steps = 2 if name == "2 layers" else 1, 3 if name == "3 steps" else 1
+    batch_first = name.startswith("batch_first")
+    two_states = batch_first or name in ("LSTMCell", "LSTM", "Leaky", "2 layers")
+    states = 2 if two_states else name != "no state"
+    layers, steps = 2 if name == "2 layers" else 1, 3 if name.endswith("3 steps") else 1
     options: dict[str, Any] = {"dtype": dtype}
     if name == "Leaky":
         module: Any = SingleStep(Leaky, width, hidden, **options)
     elif name.endswith("Cell"):
         module = getattr(ur, name)(width, hidden, **options)
-    elif name == "batch_first":
+    elif batch_first:
         module = ur.LSTM(width, hidden, batch_first=True, **options)
     else:
         kind = {"2 layers": "LSTM", "3 steps": "GRU", "no state": "LSTM"}.get(name, name)
         module = getattr(ur, kind)(width, hidden, num_layers=layers, **options)
     first = () if name in CELLS else (layers,)
     x = torch.randn(*(() if name in CELLS else (steps,)), rows, width, dtype=dtype)
-    x = x.transpose(0, 1).contiguous() if name == "batch_first" else x
+    x = x.transpose(0, 1).contiguous() if batch_first else x
     return Case(module, x, tuple(torch.randn(*first, rows, hidden, dtype=dtype) for _ in range(states)))
 
 

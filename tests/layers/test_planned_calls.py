@@ -156,6 +156,24 @@ def test_options_of_a_layer(plan_spy: PlanSpy) -> None:
             torch.testing.assert_close(learned(case.x)[0], expected)
 
 
+@pytest.mark.parametrize(("steps", "batch", "planned"), [(120, 3, True), (1, 300, True), (129, 64, False)])
+def test_long_calls_have_plans(steps: int, batch: int, planned: bool, plan_spy: PlanSpy) -> None:
+    torch.manual_seed(steps)
+    layer, x = ur.LSTM(3, 4), torch.randn(steps, batch, 3)
+    theirs = nn.LSTM(3, 4)
+    theirs.load_state_dict(layer.state_dict())
+    for _ in range(3):
+        layer.zero_grad()
+        (output, _), ran = plan_spy.ran(lambda: layer(x))
+        output.square().sum().backward()
+    assert ran == planned
+    expected, _ = theirs(x)
+    expected.square().sum().backward()
+    torch.testing.assert_close(output, expected)
+    for ours, other in zip(layer.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max())
+
+
 def test_a_subclass_with_its_own_unroll(plan_spy: PlanSpy) -> None:
     class Doubled(ur.GRU):
         def unroll(self, x: Any, *args: Any, **options: Any) -> Any:

@@ -18,7 +18,17 @@ from helpers.planned import Case, PlanSpy, flat, new_case, outcome, plan_spy, sa
 
 __all__ = ["plan_spy"]  # a fixture
 
-MODULES = "LSTMCell", "GRUCell", "RNNCell", "LSTM", "GRU", "Leaky", "3 steps", "batch_first", "no state"
+MODULES = (
+    "LSTMCell",
+    "GRUCell",
+    "RNNCell",
+    "LSTM",
+    "GRU",
+    "Leaky",
+    "3 steps",
+    "batch_first, 3 steps",
+    "no state",
+)
 
 
 def leaves(case: Case) -> list[Tensor]:
@@ -302,7 +312,7 @@ WAYS = (
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about anomaly mode and checkpoints
-@pytest.mark.parametrize("name", sampled(MODULES, ["LSTMCell", "Leaky", "batch_first", "no state"]))
+@pytest.mark.parametrize("name", sampled(MODULES, ["LSTMCell", "Leaky", "batch_first, 3 steps", "no state"]))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_ways_to_differentiate(way: Way, name: str, plan_spy: PlanSpy) -> None:
     case = new_case(name)

@@ -54,6 +54,7 @@ __all__ = [
     "DisableTorchFunction",
     "DispatchModeKey",
     "DynamicOutputShapeException",
+    "EagerDispatchMode",
     "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
@@ -124,6 +125,14 @@ dispatch_mode_count = torch._C._len_torch_dispatch_stack  # also those that torc
 function_mode_count = torch._C._len_torch_function_stack
 function_modes: Callable[[], list[Any]] = _get_current_function_mode_stack  # those in with statements
 any_global_module_hook: Callable[[], bool] = _has_any_global_hook  # a hook that all modules call
+
+
+class EagerDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode whose first use doesn't import the modules of torch.compile, which takes a second."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def forward_mode_active() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrolled.engines._torch_private import TorchDispatchMode, tree_leaves
+from unrolled.engines._torch_private import EagerDispatchMode, tree_leaves
 from unrolled.engines.call_plans.launches import (
     BulkLaunch,
     Copy,
@@ -36,7 +36,7 @@ class NotRecordableError(Exception):
     """A call does something else than to allocate and copy tensors and to launch kernels."""
 
 
-class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CallRecorder(EagerDispatchMode):  # type: ignore[no-untyped-call]
     """Records what a call does in :meth:`recording`. Kernels are not run.
 
     Args:

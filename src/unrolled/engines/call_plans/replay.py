@@ -45,7 +45,10 @@ class Replay:
             return self._run_in_python(tensors)
         results: Sequence[Tensor] | None = self._native.run(*tensors)
         if results is None:
-            contiguous = list(map(_contiguous, tensors))
+            try:
+                contiguous = list(map(_contiguous, tensors))
+            except RuntimeError:  # a batch of gradients, which has no copy, or no memory left
+                return None
             if any(copy is not tensor for copy, tensor in zip(contiguous, tensors, strict=True)):
                 results = self._native.run(*contiguous)
         return results
