@@ -174,6 +174,28 @@ def test_long_calls_have_plans(steps: int, batch: int, planned: bool, plan_spy: 
         torch.testing.assert_close(ours.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max())
 
 
+@pytest.mark.parametrize("cell", [ur.cells.SRU, ur.cells.SCRN, ur.cells.BRC])
+def test_training_is_planned_with_its_backward_pass_or_not_at_all(
+    cell: type[ur.Cell], plan_spy: PlanSpy
+) -> None:
+    """Otherwise, each backward pass would compute the forward pass again."""
+    layer, x = ur.Recurrent(cell, 3, 4), torch.randn(2, 3, 3, requires_grad=True)
+    for _ in range(4):
+        layer(x)[0].sum().backward()
+    assert plan_spy.calls == plan_spy.backwards
+
+
+def test_training_that_saves_much_has_no_plan(plan_spy: PlanSpy) -> None:
+    layer, x = ur.LSTM(2, 128), torch.randn(50, 33, 2)  # it saves 4.1 MB
+    for _ in range(3):
+        layer(x)[0].sum().backward()
+    assert plan_spy.calls == 0
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+    assert plan_spy.calls == 1
+
+
 def test_a_subclass_with_its_own_unroll(plan_spy: PlanSpy) -> None:
     class Doubled(ur.GRU):
         def unroll(self, x: Any, *args: Any, **options: Any) -> Any:

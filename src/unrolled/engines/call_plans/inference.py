@@ -12,7 +12,7 @@ from unrolled.engines.call_plans import native_replay
 from unrolled.engines.call_plans.conditions import native_conditions
 from unrolled.engines.call_plans.launches import RecordedFunction
 from unrolled.engines.call_plans.native_replay import NativeInference
-from unrolled.engines.call_plans.recorder import CallRecorder
+from unrolled.engines.call_plans.recorder import MAX_SCRATCH, CallRecorder
 from unrolled.engines.call_plans.replay import Replay
 from unrolled.engines.call_plans.signature import CallSignature, CompiledCall, check_recorded, state_tensors
 from unrolled.engines.run_compiled import DirectionCall, infer
@@ -52,7 +52,7 @@ class InferencePlan:
                 stacked = list(finals[0])
         results = stacked if signature.output is None else [steps, *stacked]
         check_recorded(recorder, results)
-        launches = recorder.finish([[tensor] for tensor in (*inputs, *results)])
+        launches = recorder.finish([[tensor] for tensor in (*inputs, *results)], MAX_SCRATCH)
         function = RecordedFunction(signature.dtype, call.input_shapes, call.result_shapes, launches)
         self._replay = Replay(function)
 

@@ -31,6 +31,8 @@ _ZEROS = {aten.zeros, aten.zeros_like, aten.new_zeros}
 _NUMBERS = 11  # of an operation of run_bulk
 _ADDRESSES = (0, 2, 5)  # which of them are addresses
 
+MAX_SCRATCH = 16 * 2**20  # bytes; malloc asks the system for larger blocks anew in each call
+
 
 class NotRecordableError(Exception):
     """A call does something else than to allocate and copy tensors and to launch kernels."""
@@ -88,16 +90,18 @@ class CallRecorder(EagerDispatchMode):  # type: ignore[no-untyped-call]
         self._launches.append(BulkLaunch(function, tuple(operations), ()))
         self._pointers.append([])
 
-    def finish(self, slots: Sequence[Sequence[Tensor]]) -> LaunchList:
+    def finish(self, slots: Sequence[Sequence[Tensor]], max_scratch: int | None = None) -> LaunchList:
         """Return the launches so far, and begin a new list.
 
         Args:
             slots: The tensors in each slot but slot 0, which is null. Several tensors of a slot lie one after
                 another, each at a multiple of 64 bytes. All other tensors that the launches use become
                 scratch memory in another slot at the end.
+            max_scratch: How many bytes of it there may be.
 
         Raises:
-            NotRecordableError: If two slots have the same memory, or a launch uses memory of another tensor.
+            NotRecordableError: If two slots have the same memory, a launch uses memory of another tensor, or
+                there would be too much scratch memory.
         """
         places: dict[int, tuple[int, int]] = {}  # of storages, by their addresses
         for slot, tensors in enumerate(slots, 1):
@@ -135,6 +139,8 @@ class CallRecorder(EagerDispatchMode):  # type: ignore[no-untyped-call]
                 target, source, size = launch
                 launches.append(Copy(place(0, target), None if source is None else place(0, source), size))
         self.clear()
+        if max_scratch is not None and scratch > max_scratch:
+            raise NotRecordableError("it needs much scratch memory")
         return LaunchList(launches, scratch)
 
     def is_whole(self, tensor: Tensor) -> bool:

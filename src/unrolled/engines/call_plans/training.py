@@ -23,7 +23,7 @@ from unrolled.engines.autograd import (
     reference_gradients,
 )
 from unrolled.engines.call_plans.launches import RecordedFunction
-from unrolled.engines.call_plans.recorder import CallRecorder, NotRecordableError
+from unrolled.engines.call_plans.recorder import MAX_SCRATCH, CallRecorder, NotRecordableError
 from unrolled.engines.call_plans.replay import Replay
 from unrolled.engines.call_plans.signature import CallSignature, CompiledCall, check_recorded, state_tensors
 from unrolled.engines.directions import DirectionSpec
@@ -33,6 +33,11 @@ from unrolled.engines.missing_gradients import (
     existing_gradients,
     unused_states_spread,
 )
+
+# Bytes that the forward pass may save in one block. The backward pass needs several times as much scratch
+# memory. If that is more than 32 MiB, glibc asks the system for it anew in each call, which costs more than a
+# plan saves.
+MAX_KEPT = 4 * 2**20
 
 
 class TrainingPlan:
@@ -60,7 +65,10 @@ class TrainingPlan:
         self._all_gradients_exist = all_complete(self._specs)
         self._result_count = len(call.result_shapes)
         self._forward = _record_forward(call, self._specs)
-        self._backwards: dict[tuple[tuple[bool, ...], tuple[bool, ...]], _Backward | None] = {}
+        # Without a plan, the backward pass would compute the forward pass again.
+        given, needed = (True,) * self._result_count, (True,) * len(call.input_shapes)
+        first = _Backward(_Recorded(call, self._specs, given), needed)
+        self._backwards: dict[tuple[Any, Any], _Backward | None] = {(given, needed): first}
 
     def is_current(self) -> bool:
         """Return whether the plan is for the present number of threads, default dtype and Python values."""
@@ -189,7 +197,10 @@ def _record_forward(call: CompiledCall, specs: tuple[DirectionSpec, ...]) -> Rep
     dtype, kept = call.signature.dtype, [recorded.kept] if recorded.kept else []
     slots = [*([tensor] for tensor in (*recorded.inputs, *recorded.results)), *kept]
     outputs = [*call.result_shapes, *map(_shape_of_kept, kept)]
-    return Replay(RecordedFunction(dtype, call.input_shapes, outputs, recorded.recorder.finish(slots)))
+    launches = recorded.recorder.finish(slots, MAX_SCRATCH)
+    if sum(map(CallRecorder.slot_size, kept)) > MAX_KEPT:
+        raise NotRecordableError("it saves much for the backward pass")
+    return Replay(RecordedFunction(dtype, call.input_shapes, outputs, launches))
 
 
 def _shape_of_kept(kept: Sequence[Tensor]) -> torch.Size:
