@@ -22,7 +22,7 @@ from helpers import planned
 from helpers.forks import exit_code_of_child
 from helpers.layer_pairs import COMPILER_ERROR
 from helpers.planned import PlanSpy, flat, new_case, outcome, plan_spy, same
-from unrolled.engines.call_plans import native_replay
+from unrolled.engines.call_plans import inference, native_replay
 from unrolled.layers import planned_calls
 
 __all__ = ["plan_spy"]  # a fixture
@@ -194,6 +194,20 @@ def test_training_that_saves_much_has_no_plan(plan_spy: PlanSpy) -> None:
         for _ in range(3):
             layer(x)
     assert plan_spy.calls == 1
+
+
+def test_calls_with_much_scratch_memory_have_no_plan(
+    monkeypatch: pytest.MonkeyPatch, plan_spy: PlanSpy
+) -> None:
+    layer, x = ur.LSTM(4, 4, num_layers=2), torch.randn(20, 8, 4)
+    between = 20 * 8 * 4 * 4  # bytes of the first layer's output
+    for limit in (between // 2, 100 * between):
+        monkeypatch.setattr(inference, "MAX_SCRATCH", limit)
+        with torch.no_grad():
+            new_layer = copy.deepcopy(layer)
+            for _ in range(3):
+                new_layer(x)
+        assert (plan_spy.calls > 0) == (limit > between)
 
 
 def test_a_subclass_with_its_own_unroll(plan_spy: PlanSpy) -> None:

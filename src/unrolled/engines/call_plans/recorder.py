@@ -31,7 +31,7 @@ _ZEROS = {aten.zeros, aten.zeros_like, aten.new_zeros}
 _NUMBERS = 11  # of an operation of run_bulk
 _ADDRESSES = (0, 2, 5)  # which of them are addresses
 
-MAX_SCRATCH = 16 * 2**20  # bytes; malloc asks the system for larger blocks anew in each call
+MAX_SCRATCH = 16 * 2**20  # bytes; glibc asks the system for blocks above 32 MiB anew in each call
 
 
 class NotRecordableError(Exception):

@@ -13,6 +13,7 @@ from unrolled.engines.call_plans import native_replay
 from unrolled.engines.call_plans.conditions import address_of
 from unrolled.engines.call_plans.launches import RecordedFunction
 from unrolled.engines.call_plans.native_replay import NativeReplay
+from unrolled.engines.memory import all_readable
 
 
 class Replay:
@@ -75,10 +76,12 @@ class Replay:
 
 
 def _contiguous(tensor: Any) -> Any:
-    """Return a tensor, or a contiguous copy of it; any other value unchanged."""
+    """Return a contiguous tensor with the same values, or the value itself if it isn't an ordinary tensor."""
     kind = type(tensor)
     if (kind is not Tensor and kind is not Parameter) or tensor.is_contiguous():
         return tensor
-    if tensor.layout is not torch.strided or not tensor.is_cpu or tensor.is_nested:
+    if tensor.layout is not torch.strided or not tensor.is_cpu or tensor.is_nested or tensor.is_neg():
+        return tensor
+    if not all_readable([tensor]):
         return tensor
     return tensor.detach().contiguous()
